@@ -1,0 +1,218 @@
+//! Batches without padding, reachable at random.
+//!
+//! The sequences of a batch stand one behind the other; `boundaries` says where each begins and ends. Linear maps
+//! then work on a plain `[tokens, width]` matrix and no time goes into padding; only attention looks at the
+//! boundaries.
+
+use crate::error::DataError;
+use crate::example::{Example, Target};
+use crate::order::Order;
+
+/// The targets of a batch.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Targets {
+    /// One class id a sequence.
+    Classes(Vec<usize>),
+    /// One number a sequence.
+    Values(Vec<f32>),
+    /// One label a token, aligned with the ids; [`crate::IGNORED`] where it does not count. The first label of a
+    /// sequence is never predicted, since the model shifts within each sequence.
+    Tokens(Vec<i64>),
+    /// Nothing is known.
+    Absent,
+}
+
+/// Some sequences, joined.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Batch {
+    /// Token ids of all sequences: `[tokens]`.
+    pub ids: Vec<u32>,
+    /// Segment ids: `[tokens]`.
+    pub type_ids: Vec<u32>,
+    /// Cumulative lengths, from 0 to `tokens`: sequence `i` is `boundaries[i]..boundaries[i + 1]`.
+    pub boundaries: Vec<usize>,
+    /// What is to be predicted.
+    pub targets: Targets,
+    /// Where each sequence stands in the data set, from 0.
+    pub positions: Vec<usize>,
+}
+
+impl Batch {
+    /// Joins examples, each given with its position in the data set.
+    ///
+    /// # Errors
+    /// [`DataError::MixedTargets`] where examples of different tasks meet.
+    pub fn join<'a>(
+        examples: impl IntoIterator<Item = (usize, &'a Example)>,
+    ) -> Result<Self, DataError> {
+        let mut batch = Self {
+            ids: Vec::new(),
+            type_ids: Vec::new(),
+            boundaries: vec![0],
+            targets: Targets::Absent,
+            positions: Vec::new(),
+        };
+        for (index, (position, example)) in examples.into_iter().enumerate() {
+            batch.ids.extend(&example.ids);
+            batch.type_ids.extend(&example.type_ids);
+            batch.boundaries.push(batch.ids.len());
+            batch.positions.push(position);
+            if index == 0 {
+                batch.targets = match example.target {
+                    Target::Class(_) => Targets::Classes(Vec::new()),
+                    Target::Value(_) => Targets::Values(Vec::new()),
+                    Target::Tokens(_) => Targets::Tokens(Vec::new()),
+                    Target::Absent => Targets::Absent,
+                };
+            }
+            match (&mut batch.targets, &example.target) {
+                (Targets::Classes(classes), Target::Class(class)) => classes.push(*class),
+                (Targets::Values(values), Target::Value(value)) => values.push(*value),
+                (Targets::Tokens(labels), Target::Tokens(more)) => labels.extend(more),
+                (Targets::Absent, Target::Absent) => {}
+                _ => return Err(DataError::MixedTargets { index }),
+            }
+        }
+        Ok(batch)
+    }
+
+    /// The number of sequences.
+    pub fn sequences(&self) -> usize {
+        self.positions.len()
+    }
+
+    /// The number of tokens in all sequences.
+    pub fn tokens(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// The length of the longest sequence, in tokens; 0 for a batch without sequences.
+    pub fn longest(&self) -> usize {
+        self.boundaries
+            .windows(2)
+            .map(|ends| ends[1] - ends[0])
+            .max()
+            .unwrap_or(0)
+    }
+}
+
+/// A data set cut into batches, epoch after epoch.
+///
+/// ```
+/// use epiphyte_data::{Batches, Example, Order, Target, Targets};
+///
+/// let example = |length: u32, class| Example {
+///     ids: (0..length).collect(),
+///     type_ids: vec![0; length as usize],
+///     target: Target::Class(class),
+/// };
+/// let examples = vec![example(3, 0), example(5, 1), example(2, 0)];
+/// let batches = Batches::new(examples, 2, Order::Sequential)?;
+/// assert_eq!(batches.per_epoch(), 2);
+///
+/// let batch = batches.batch(0, 0)?;
+/// assert_eq!(batch.boundaries, [0, 3, 8]);
+/// assert_eq!(batch.targets, Targets::Classes(vec![0, 1]));
+/// # Ok::<(), epiphyte_data::DataError>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Batches {
+    examples: Vec<Example>,
+    lengths: Vec<usize>,
+    batch_size: usize,
+    order: Order,
+}
+
+impl Batches {
+    /// A data set with its batch size (in sequences) and order.
+    ///
+    /// # Errors
+    /// [`DataError::ZeroBatchSize`]; [`DataError::MixedTargets`] where examples belong to different tasks.
+    pub fn new(examples: Vec<Example>, batch_size: usize, order: Order) -> Result<Self, DataError> {
+        if batch_size == 0 {
+            return Err(DataError::ZeroBatchSize);
+        }
+        let kind = |example: &Example| std::mem::discriminant(&example.target);
+        if let Some(index) = examples
+            .iter()
+            .position(|example| kind(example) != kind(&examples[0]))
+        {
+            return Err(DataError::MixedTargets { index });
+        }
+        let lengths = examples.iter().map(|example| example.ids.len()).collect();
+        Ok(Self {
+            examples,
+            lengths,
+            batch_size,
+            order,
+        })
+    }
+
+    /// The examples in the order of the file.
+    pub fn examples(&self) -> &[Example] {
+        &self.examples
+    }
+
+    /// Batches in an epoch; the last may be smaller than the others, none is dropped.
+    pub fn per_epoch(&self) -> usize {
+        self.examples.len().div_ceil(self.batch_size)
+    }
+
+    /// An epoch, its order worked out once.
+    pub fn epoch(&self, epoch: u64) -> Epoch<'_> {
+        Epoch {
+            batches: self,
+            positions: self.order.positions(&self.lengths, self.batch_size, epoch),
+        }
+    }
+
+    /// One batch of an epoch, both counted from 0. To go through an epoch, [`Batches::epoch`] is faster.
+    ///
+    /// # Errors
+    /// [`DataError::NoSuchBatch`].
+    pub fn batch(&self, epoch: u64, index: usize) -> Result<Batch, DataError> {
+        self.epoch(epoch).batch(index)
+    }
+}
+
+/// One epoch of a data set.
+#[derive(Debug, Clone)]
+pub struct Epoch<'a> {
+    batches: &'a Batches,
+    positions: Vec<usize>,
+}
+
+impl Epoch<'_> {
+    /// The positions of the examples in the order of this epoch.
+    pub fn positions(&self) -> &[usize] {
+        &self.positions
+    }
+
+    /// Batch `index`, from 0.
+    ///
+    /// # Errors
+    /// [`DataError::NoSuchBatch`].
+    pub fn batch(&self, index: usize) -> Result<Batch, DataError> {
+        let positions = self
+            .positions
+            .chunks(self.batches.batch_size)
+            .nth(index)
+            .ok_or(DataError::NoSuchBatch {
+                index,
+                count: self.batches.per_epoch(),
+            })?;
+        Batch::join(
+            positions
+                .iter()
+                .map(|&position| (position, &self.batches.examples[position])),
+        )
+    }
+
+    /// The batches from `start` on, which is how a run goes on where it stopped.
+    pub fn batches_from(
+        &self,
+        start: usize,
+    ) -> impl Iterator<Item = Result<Batch, DataError>> + '_ {
+        (start..self.batches.per_epoch()).map(|index| self.batch(index))
+    }
+}

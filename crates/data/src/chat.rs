@@ -1,0 +1,345 @@
+//! Chat templates: a conversation becomes the text that the model was made to read.
+//!
+//! A template is Jinja, rendered as `transformers` renders it: `trim_blocks` and `lstrip_blocks`, Python's string
+//! and dictionary methods, `raise_exception`, `strftime_now`, and a `tojson` that leaves `<`, `>` and `&` alone.
+//!
+//! Training also asks which part of the text the assistant wrote. A template may say so itself, with
+//! `{% generation %} … {% endgeneration %}`. For one that does not, the parts are found by rendering prefixes of
+//! the conversation: what a turn adds to the text rendered so far (generation prompt included) is what the model
+//! would have to write.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+use std::ops::Range;
+use std::sync::LazyLock;
+use std::time::SystemTime;
+
+use chrono::{DateTime, Local};
+use indexmap::IndexMap;
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Serde};
+use minijinja::{Environment, ErrorKind, Value};
+use minijinja_contrib::pycompat;
+use regex::Regex;
+use serde::Serialize;
+use serde_json::Value as Json;
+
+use crate::error::DataError;
+
+/// Stand around what `{% generation %}` encloses until its place in the text is noted. Unicode reserves both code
+/// points for uses like this; a conversation that holds one is refused.
+const GENERATION_START: char = '\u{fdd0}';
+const GENERATION_END: char = '\u{fdd1}';
+
+/// The name under which the template is registered.
+const NAME: &str = "chat_template";
+
+/// A parsed chat template together with the special tokens that it may write.
+#[derive(Debug, Clone)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    special_tokens: IndexMap<String, String>,
+    marks_generation: bool,
+}
+
+impl ChatTemplate {
+    /// Parses a template. `special_tokens` are the variables `bos_token`, `eos_token` and so on.
+    /// `strftime_now` gives the moment of this call, so that all examples of a run see the same date; see
+    /// [`ChatTemplate::at`].
+    ///
+    /// # Errors
+    /// [`DataError::ChatTemplate`] with the line of the fault.
+    pub fn new(source: &str, special_tokens: &IndexMap<String, String>) -> Result<Self, DataError> {
+        let (source, marks_generation) = name_generation_blocks(source);
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build();
+        environment.set_syntax(syntax.map_err(template_error)?);
+        environment.set_unknown_method_callback(pycompat::unknown_method_callback);
+        environment.add_function(
+            "raise_exception",
+            |message: String| -> Result<Value, minijinja::Error> {
+                Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+            },
+        );
+        environment.add_filter("tojson", tojson);
+        environment.add_filter("generation", |text: String| {
+            format!("{GENERATION_START}{text}{GENERATION_END}")
+        });
+        environment
+            .add_template_owned(NAME, source.into_owned())
+            .map_err(template_error)?;
+        let template = Self {
+            environment,
+            special_tokens: special_tokens.clone(),
+            marks_generation,
+        };
+        Ok(template.at(SystemTime::now()))
+    }
+
+    /// The same template with `strftime_now` fixed at `time` (shown in the local time zone): with it, a run that
+    /// is resumed another day sees the same text.
+    #[must_use]
+    pub fn at(mut self, time: SystemTime) -> Self {
+        let time = DateTime::<Local>::from(time);
+        self.environment
+            .add_function("strftime_now", move |format: String| {
+                let mut text = String::new();
+                match write!(text, "{}", time.format(&format)) {
+                    Ok(()) => Ok(text),
+                    Err(_) => {
+                        let reason = format!("strftime_now does not know the format `{format}`");
+                        Err(minijinja::Error::new(ErrorKind::InvalidOperation, reason))
+                    }
+                }
+            });
+        self
+    }
+
+    /// The text of a conversation: a list of objects with `role` and `content` (and whatever else the template
+    /// reads). `add_generation_prompt` ends it with the opening of the assistant's next turn.
+    ///
+    /// # Errors
+    /// [`DataError::ChatTemplate`] where a message is not such an object, or the template refuses.
+    pub fn render(
+        &self,
+        messages: &[Json],
+        add_generation_prompt: bool,
+    ) -> Result<String, DataError> {
+        Ok(self.render_marked(messages, add_generation_prompt)?.0)
+    }
+
+    /// The text of a conversation and the byte ranges of it that the assistant wrote, in order: what the model is
+    /// to learn.
+    ///
+    /// # Errors
+    /// [`DataError::ChatTemplate`]: as [`ChatTemplate::render`]; no turn of the assistant; or a template without
+    /// `{% generation %}` that renders an earlier turn differently once a later one follows.
+    pub fn render_for_training(
+        &self,
+        messages: &[Json],
+    ) -> Result<(String, Vec<Range<usize>>), DataError> {
+        let (text, mut spans) = self.render_marked(messages, false)?;
+        if !self.marks_generation {
+            for (turn, message) in messages.iter().enumerate() {
+                if message["role"] == "assistant" {
+                    spans.push(self.span_of_turn(messages, turn, &text)?);
+                }
+            }
+        }
+        if spans.iter().all(Range::is_empty) {
+            return Err(refused(
+                "the conversation has no turn with role `assistant` to learn from",
+            ));
+        }
+        Ok((text, spans))
+    }
+
+    /// The part of `text` that turn `turn` adds to its beginning.
+    fn span_of_turn(
+        &self,
+        messages: &[Json],
+        turn: usize,
+        text: &str,
+    ) -> Result<Range<usize>, DataError> {
+        let before = match turn {
+            0 => String::new(),
+            _ => self.render(&messages[..turn], true)?,
+        };
+        let through = self.render(&messages[..=turn], false)?;
+        if through.starts_with(&before) && text.starts_with(&through) {
+            return Ok(before.len()..through.len());
+        }
+        Err(refused(&format!(
+            "message {} is rendered differently once other messages follow, so its place in the text is \
+             unknown: enclose what the assistant writes in `{{% generation %}}` … `{{% endgeneration %}}` in \
+             the template",
+            turn + 1
+        )))
+    }
+
+    /// Renders, and takes the marks of `{% generation %}` out again.
+    fn render_marked(
+        &self,
+        messages: &[Json],
+        add_generation_prompt: bool,
+    ) -> Result<(String, Vec<Range<usize>>), DataError> {
+        let messages: Vec<Json> = messages
+            .iter()
+            .map(checked_message)
+            .collect::<Result<_, _>>()?;
+        let template = self
+            .environment
+            .get_template(NAME)
+            .map_err(template_error)?;
+        let special_tokens = self
+            .special_tokens
+            .iter()
+            .map(|(name, token)| (name.as_str(), Value::from(token)));
+        let variables = [
+            ("messages", Value::from(Serde(&messages))),
+            ("tools", Value::from(())),
+            ("documents", Value::from(())),
+            ("add_generation_prompt", Value::from(add_generation_prompt)),
+        ];
+        let context = Value::from_pairs(special_tokens.chain(variables));
+        let marked = template.render(context).map_err(template_error)?;
+
+        let mut text = String::with_capacity(marked.len());
+        let mut spans = Vec::new();
+        let mut start = 0;
+        for character in marked.chars() {
+            match character {
+                GENERATION_START => start = text.len(),
+                GENERATION_END => spans.push(start..text.len()),
+                _ => text.push(character),
+            }
+        }
+        Ok((text, spans))
+    }
+}
+
+/// `{% generation %}` blocks as blocks of the filter of that name, and whether there are any.
+fn name_generation_blocks(source: &str) -> (Cow<'_, str>, bool) {
+    static TAG: LazyLock<Regex> = LazyLock::new(|| {
+        Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").expect("the pattern is constant")
+    });
+    let replaced = TAG.replace_all(source, |tag: &regex::Captures<'_>| {
+        let block = if tag.get(2).is_some() {
+            "endfilter"
+        } else {
+            "filter generation"
+        };
+        format!("{{%{} {block} {}%}}", &tag[1], &tag[3])
+    });
+    let any = matches!(replaced, Cow::Owned(_));
+    (replaced, any)
+}
+
+/// The message without its null members, which templates take for absent ones.
+fn checked_message(message: &Json) -> Result<Json, DataError> {
+    let members = message
+        .as_object()
+        .ok_or_else(|| refused("a message is not an object"))?;
+    if !members.get("role").is_some_and(Json::is_string) {
+        return Err(refused(
+            "a message has no text `role`: give it `user`, `assistant` or `system`",
+        ));
+    }
+    if message
+        .to_string()
+        .contains([GENERATION_START, GENERATION_END])
+    {
+        return Err(refused(
+            "a message holds U+FDD0 or U+FDD1, which no text should: remove them",
+        ));
+    }
+    let present = members.iter().filter(|(_, value)| !value.is_null());
+    Ok(Json::Object(
+        present
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect(),
+    ))
+}
+
+/// Python's `json.dumps(value, ensure_ascii=False)`, as `transformers` defines the filter; Jinja's own escapes
+/// HTML.
+fn tojson(value: Value, kwargs: Kwargs) -> Result<Value, minijinja::Error> {
+    let indent: Option<usize> = kwargs.get("indent")?;
+    let ensure_ascii: Option<bool> = kwargs.get("ensure_ascii")?;
+    let sort_keys: Option<bool> = kwargs.get("sort_keys")?;
+    kwargs.assert_all_used()?;
+    let failed = |error: serde_json::Error| {
+        minijinja::Error::new(ErrorKind::BadSerialization, error.to_string())
+    };
+    let mut json = serde_json::to_value(&value).map_err(failed)?;
+    if sort_keys == Some(true) {
+        json.sort_all_objects();
+    }
+    let indent = indent.map(|width| " ".repeat(width));
+    let mut bytes = Vec::new();
+    match &indent {
+        Some(indent) => {
+            let pretty = serde_json::ser::PrettyFormatter::with_indent(indent.as_bytes());
+            json.serialize(&mut serde_json::Serializer::with_formatter(
+                &mut bytes, pretty,
+            ))
+        }
+        None => json.serialize(&mut serde_json::Serializer::with_formatter(
+            &mut bytes,
+            PythonSeparators,
+        )),
+    }
+    .map_err(failed)?;
+    let mut text = String::from_utf8(bytes)
+        .map_err(|error| minijinja::Error::new(ErrorKind::BadSerialization, error.to_string()))?;
+    if ensure_ascii == Some(true) {
+        text = ascii_escaped(&text);
+    }
+    Ok(Value::from_safe_string(text))
+}
+
+/// Only strings hold non-ASCII characters in JSON, so each can be replaced where it stands.
+fn ascii_escaped(json: &str) -> String {
+    let mut escaped = String::with_capacity(json.len());
+    for character in json.chars() {
+        if character.is_ascii() {
+            escaped.push(character);
+        } else {
+            for unit in character.encode_utf16(&mut [0; 2]) {
+                escaped.push_str(&format!("\\u{unit:04x}"));
+            }
+        }
+    }
+    escaped
+}
+
+/// `", "` and `": "`, where serde_json writes no spaces.
+struct PythonSeparators;
+
+impl serde_json::ser::Formatter for PythonSeparators {
+    fn begin_array_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        if first {
+            Ok(())
+        } else {
+            writer.write_all(b", ")
+        }
+    }
+
+    fn begin_object_key<W: ?Sized + std::io::Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        if first {
+            Ok(())
+        } else {
+            writer.write_all(b", ")
+        }
+    }
+
+    fn begin_object_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        writer: &mut W,
+    ) -> std::io::Result<()> {
+        writer.write_all(b": ")
+    }
+}
+
+fn refused(reason: &str) -> DataError {
+    DataError::ChatTemplate {
+        reason: reason.to_owned(),
+    }
+}
+
+fn template_error(error: minijinja::Error) -> DataError {
+    DataError::ChatTemplate {
+        reason: error.to_string(),
+    }
+}

@@ -1,0 +1,225 @@
+//! The label set of a classification task: names in the order of the classifier's outputs.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::error::DataError;
+use crate::table::{Table, Value};
+
+/// Label names; a label's position is its class id, as in `id2label` of a Hugging Face config.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LabelSet {
+    names: Vec<String>,
+}
+
+impl LabelSet {
+    /// The labels that occur in a column, sorted: by number where all are integers, else by their bytes, so that
+    /// the same data give the same ids on every machine.
+    ///
+    /// # Errors
+    /// [`DataError::MissingColumn`]; [`DataError::WrongType`] for a cell that cannot be a label.
+    pub fn from_column(table: &Table, column: &str) -> Result<Self, DataError> {
+        let mut distinct = BTreeSet::new();
+        for (row, value) in table.column(column)?.iter().enumerate() {
+            distinct
+                .insert(label_name(value).ok_or_else(|| table.wrong_type(row, column, "a label"))?);
+        }
+        let mut names: Vec<String> = distinct.into_iter().collect();
+        // Only canonical integers count as numbers, so that `01` and `1` stay two labels in a stable order.
+        let number = |name: &String| {
+            name.parse::<i64>()
+                .ok()
+                .filter(|number| number.to_string() == *name)
+        };
+        if names.iter().all(|name| number(name).is_some()) {
+            names.sort_by_key(number);
+        }
+        Ok(Self { names })
+    }
+
+    /// The labels of a model's config (`id2label`), whose ids must be 0, 1, … without a gap.
+    ///
+    /// # Errors
+    /// [`DataError::LabelSet`].
+    pub fn from_id2label(id2label: &BTreeMap<usize, String>) -> Result<Self, DataError> {
+        if let Some((expected, id)) = id2label
+            .keys()
+            .enumerate()
+            .find(|(expected, id)| expected != *id)
+        {
+            return Err(DataError::LabelSet {
+                reason: format!("id {id} stands where {expected} should"),
+            });
+        }
+        Self::from_names(id2label.values().cloned())
+    }
+
+    /// The labels in the order of their ids.
+    ///
+    /// # Errors
+    /// [`DataError::LabelSet`] where there is none, or one occurs twice.
+    pub fn from_names(names: impl IntoIterator<Item = String>) -> Result<Self, DataError> {
+        let names: Vec<String> = names.into_iter().collect();
+        if names.is_empty() {
+            return Err(DataError::LabelSet {
+                reason: "it is empty".to_owned(),
+            });
+        }
+        let mut seen = BTreeSet::new();
+        if let Some(twice) = names.iter().find(|name| !seen.insert(name.as_str())) {
+            return Err(DataError::LabelSet {
+                reason: format!("`{twice}` occurs twice"),
+            });
+        }
+        Ok(Self { names })
+    }
+
+    /// The number of labels.
+    #[expect(
+        clippy::len_without_is_empty,
+        reason = "an empty label set is an error where it is made"
+    )]
+    pub fn len(&self) -> usize {
+        self.names.len()
+    }
+
+    /// The labels in the order of their ids.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// The class ids of a column, one a row. A cell is looked up by name; an integer that names no label is taken
+    /// as an id, which is how data labelled `0` and `1` meet a model whose labels are `NEGATIVE` and `POSITIVE`.
+    ///
+    /// # Errors
+    /// [`DataError::UnknownLabel`] naming the row and the set; [`DataError::MissingColumn`];
+    /// [`DataError::WrongType`].
+    pub fn ids(&self, table: &Table, column: &str) -> Result<Vec<usize>, DataError> {
+        let values = table.column(column)?;
+        values
+            .iter()
+            .enumerate()
+            .map(|(row, value)| {
+                let label =
+                    label_name(value).ok_or_else(|| table.wrong_type(row, column, "a label"))?;
+                self.id(&label).ok_or_else(|| DataError::UnknownLabel {
+                    path: table.path().to_owned(),
+                    row: row + 1,
+                    column: column.to_owned(),
+                    label,
+                    known: self.names.clone(),
+                })
+            })
+            .collect()
+    }
+
+    /// The id of one label, by name or, where the names are not themselves integers, by number.
+    pub fn id(&self, label: &str) -> Option<usize> {
+        let by_name = self.names.iter().position(|name| name == label);
+        by_name.or_else(|| {
+            let ids_are_free = self.names.iter().all(|name| name.parse::<i64>().is_err());
+            label
+                .parse()
+                .ok()
+                .filter(|id: &usize| ids_are_free && *id < self.len())
+        })
+    }
+}
+
+/// How a cell is spelled as a label; `None` where it cannot be one.
+fn label_name(value: &Value) -> Option<String> {
+    match value {
+        Value::Text(text) => Some(text.trim())
+            .filter(|text| !text.is_empty())
+            .map(str::to_owned),
+        Value::Integer(number) => Some(number.to_string()),
+        Value::Bool(truth) => Some(truth.to_string()),
+        Value::Float(number) if number.fract() == 0.0 && number.abs() < 1e15 => {
+            Some((*number as i64).to_string())
+        }
+        Value::Null | Value::Float(_) | Value::Json(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(labels: &[Value]) -> Table {
+        Table::from_columns("train.jsonl", [("label".to_owned(), labels.to_vec())]).unwrap()
+    }
+
+    fn texts(labels: &[&str]) -> Table {
+        table(
+            &labels
+                .iter()
+                .map(|&label| Value::Text(label.to_owned()))
+                .collect::<Vec<_>>(),
+        )
+    }
+
+    #[test]
+    fn integers_sort_by_number_and_names_by_bytes() {
+        let set = LabelSet::from_column(&texts(&["10", "9", "-1", "9"]), "label").unwrap();
+        assert_eq!(set.names(), ["-1", "9", "10"]);
+        let set =
+            LabelSet::from_column(&texts(&["neutral", "entailment", "10", "9"]), "label").unwrap();
+        assert_eq!(set.names(), ["10", "9", "entailment", "neutral"]);
+        let set = LabelSet::from_column(&table(&[Value::Float(2.0), Value::Integer(1)]), "label")
+            .unwrap();
+        assert_eq!(set.names(), ["1", "2"]);
+    }
+
+    #[test]
+    fn an_unseen_label_names_the_row_and_the_set() {
+        let set = LabelSet::from_column(&texts(&["no", "yes"]), "label").unwrap();
+        let error = set
+            .ids(&texts(&["yes", "no", "maybe"]), "label")
+            .unwrap_err();
+        let message = error.to_string();
+        assert!(
+            matches!(error, DataError::UnknownLabel { row: 3, .. }),
+            "{message}"
+        );
+        assert!(
+            message.contains("`maybe`") && message.contains("`no`, `yes`"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn integers_are_ids_only_where_no_name_is_an_integer() {
+        let config = [(0, "NEGATIVE".to_owned()), (1, "POSITIVE".to_owned())].into();
+        let set = LabelSet::from_id2label(&config).unwrap();
+        assert_eq!(
+            set.ids(&texts(&["1", "NEGATIVE"]), "label").unwrap(),
+            [1, 0]
+        );
+        assert_eq!(set.id("2"), None);
+        let set = LabelSet::from_column(&texts(&["1", "2"]), "label").unwrap();
+        assert_eq!(
+            set.id("0"),
+            None,
+            "0 is not a label of this set, and must not mean its first"
+        );
+    }
+
+    #[test]
+    fn bad_sets_and_cells_are_refused() {
+        assert!(matches!(
+            LabelSet::from_id2label(&[(0, "a".to_owned()), (2, "b".to_owned())].into()),
+            Err(DataError::LabelSet { .. })
+        ));
+        assert!(matches!(
+            LabelSet::from_names(["a".into(), "a".into()]),
+            Err(DataError::LabelSet { .. })
+        ));
+        for bad in [Value::Null, Value::Float(0.5), Value::Text(" ".into())] {
+            let error =
+                LabelSet::from_column(&table(&[Value::Integer(1), bad]), "label").unwrap_err();
+            assert!(
+                matches!(error, DataError::WrongType { row: 2, .. }),
+                "{error}"
+            );
+        }
+    }
+}

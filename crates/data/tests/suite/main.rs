@@ -1,0 +1,10 @@
+//! The crate's integration tests, one binary so that it links once.
+
+mod batches;
+mod chat;
+mod examples;
+mod golden;
+mod readers;
+mod real_data;
+mod support;
+mod tokenizer;

@@ -1,0 +1,359 @@
+//! Reading files: what is read, and what is refused with which words.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use arrow::array::{
+    ArrayRef, BooleanArray, Date32Array, Float64Array, Int32Array, ListBuilder, RecordBatch,
+    StringArray, StringBuilder, StringDictionaryBuilder, StructBuilder, UInt64Array,
+};
+use arrow::datatypes::{DataType, Field, Int32Type};
+use epiphyte_data::{DataError, Format, ReadOptions, Table, Value};
+use parquet::arrow::ArrowWriter;
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+fn file(name: &str, content: impl AsRef<[u8]>) -> (TempDir, PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(name);
+    std::fs::write(&path, content).unwrap();
+    (directory, path)
+}
+
+fn read(name: &str, content: impl AsRef<[u8]>, options: &ReadOptions) -> Result<Table, DataError> {
+    let (_directory, path) = file(name, content);
+    Table::read(path, options)
+}
+
+fn read_default(name: &str, content: impl AsRef<[u8]>) -> Result<Table, DataError> {
+    read(name, content, &ReadOptions::default())
+}
+
+#[test]
+fn csv_takes_quotes_byte_order_mark_and_newlines_in_fields() {
+    let content = "\u{feff}text,label\r\n\"a, \"\"b\"\"\r\nc\",1\r\n\r\nplain 5\" pipe,0\r\n";
+    let table = read_default("a.csv", content).unwrap();
+    assert_eq!(table.column_names().collect::<Vec<_>>(), ["text", "label"]);
+    assert_eq!(
+        table.texts("text").unwrap(),
+        ["a, \"b\"\r\nc", "plain 5\" pipe"]
+    );
+    assert_eq!(table.texts("label").unwrap(), ["1", "0"]);
+}
+
+#[test]
+fn tsv_takes_quotes_literally_unless_told() {
+    let content = "s1\ts2\n\"He said\tso.\"\n";
+    let table = read_default("a.tsv", content).unwrap();
+    assert_eq!(table.texts("s1").unwrap(), ["\"He said"]);
+    let quoting = ReadOptions {
+        quoting: Some(true),
+        ..ReadOptions::default()
+    };
+    let error = read("a.tsv", content, &quoting).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            DataError::RaggedRow {
+                line: 2,
+                expected: 2,
+                found: 1,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    let table = read("a.tsv", "s1\ts2\n\"a\tb\"\tc\n", &quoting).unwrap();
+    assert_eq!(table.texts("s1").unwrap(), ["a\tb"]);
+}
+
+#[test]
+fn a_file_without_header_numbers_its_columns() {
+    let options = ReadOptions {
+        header: false,
+        limit: Some(2),
+        ..ReadOptions::default()
+    };
+    let table = read("a.tsv", "a\tb\nc\td\ne\tf", &options).unwrap();
+    assert_eq!(table.texts("0").unwrap(), ["a", "c"]);
+    assert_eq!(table.texts("1").unwrap(), ["b", "d"]);
+}
+
+#[test]
+fn json_comes_by_line_and_as_an_array() {
+    let lines = "{\"text\": \"a\\u00e9\\n\", \"label\": 1}\n\n{\"label\": -2.5, \"more\": [1]}\n";
+    let array = "  [{\"text\": \"a\\u00e9\\n\", \"label\": 1},\n {\"label\": -2.5, \"more\": [1]}]";
+    for (name, content) in [
+        ("a.jsonl", lines),
+        ("a.json", lines),
+        ("a.json", array),
+        ("a.ndjson", array),
+    ] {
+        let table = read_default(name, content).unwrap();
+        assert_eq!(
+            table.column("text").unwrap(),
+            [Value::Text("aé\n".into()), Value::Null]
+        );
+        assert_eq!(
+            table.column("label").unwrap(),
+            [Value::Integer(1), Value::Float(-2.5)]
+        );
+        assert_eq!(
+            table.column("more").unwrap(),
+            [Value::Null, Value::Json(serde_json::json!([1]))]
+        );
+        let first = read(
+            name,
+            content,
+            &ReadOptions {
+                limit: Some(1),
+                ..ReadOptions::default()
+            },
+        )
+        .unwrap();
+        assert_eq!(first.len(), 1);
+    }
+}
+
+#[test]
+fn text_is_one_row() {
+    let table = read_default("a.txt", "\u{feff}line\nline\n").unwrap();
+    assert_eq!(table.texts("text").unwrap(), ["line\nline\n"]);
+}
+
+#[test]
+fn the_format_can_be_named() {
+    let options = ReadOptions {
+        format: Some(Format::Tsv),
+        ..ReadOptions::default()
+    };
+    let table = read("msr_paraphrase_train.txt", "a\tb\n1\t2\n", &options).unwrap();
+    assert_eq!(table.texts("b").unwrap(), ["2"]);
+    assert_eq!("jsonl".parse::<Format>().unwrap(), Format::Json);
+    assert!(matches!(
+        "xml".parse::<Format>(),
+        Err(DataError::UnknownFormat { .. })
+    ));
+    for name in ["data", "data.xml", "data.csv.gz"] {
+        let error = read_default(name, "a").unwrap_err();
+        assert!(
+            matches!(error, DataError::UnknownExtension { .. }),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn empty_files_are_refused_in_every_format() {
+    for (name, content) in [
+        ("a.csv", ""),
+        ("a.csv", "text,label\n"),
+        ("a.tsv", "\n\n"),
+        ("a.jsonl", " \n"),
+        ("a.json", "[]"),
+        ("a.txt", " \n"),
+    ] {
+        let error = read_default(name, content).unwrap_err();
+        assert!(
+            matches!(error, DataError::EmptyFile { .. }),
+            "{name}: {error}"
+        );
+        assert!(error.to_string().contains(name), "{error}");
+    }
+    let error = read_default("a.parquet", "").unwrap_err();
+    assert!(matches!(error, DataError::Parquet { .. }), "{error}");
+    assert!(matches!(
+        Table::read("no/such/file.csv", &ReadOptions::default()),
+        Err(DataError::Io { .. })
+    ));
+}
+
+#[test]
+fn invalid_utf8_names_line_and_byte() {
+    for name in ["a.csv", "a.tsv", "a.jsonl", "a.txt"] {
+        let error = read_default(name, b"text\nfine\nb\xe9d\n").unwrap_err();
+        assert!(
+            matches!(
+                error,
+                DataError::InvalidUtf8 {
+                    line: 3,
+                    offset: 11,
+                    ..
+                }
+            ),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn ragged_rows_name_their_line() {
+    for (content, at, count) in [
+        ("a,b\n1,2\n3\n", 3, 1),
+        ("a,b\n\"1\n1\",2\n3,4,5\n", 4, 3),
+        ("a,b\n\n\n1,2\n\n3,4,5", 6, 3),
+    ] {
+        let error = read_default("a.csv", content).unwrap_err();
+        let DataError::RaggedRow {
+            line,
+            expected: 2,
+            found,
+            ..
+        } = error
+        else {
+            panic!("{error}")
+        };
+        assert_eq!((line, found), (at, count), "{content:?}");
+    }
+}
+
+#[test]
+fn an_unclosed_quote_is_not_swallowed() {
+    for content in ["a,b\n1,2\n\"3,4\n5,6\n", "a\n1\n\"", "a,b\n1,2\n3,\"4\n5,6"] {
+        let error = read_default("a.csv", content).unwrap_err();
+        assert!(
+            matches!(error, DataError::UnclosedQuote { line: 3, .. }),
+            "{content:?}: {error}"
+        );
+    }
+}
+
+#[test]
+fn a_doubled_column_is_refused() {
+    let error = read_default("a.csv", "x,y,x\n1,2,3\n").unwrap_err();
+    assert!(
+        matches!(&error, DataError::DuplicateColumn { column, .. } if column == "x"),
+        "{error}"
+    );
+}
+
+#[test]
+fn broken_json_names_its_line() {
+    for (name, content, at) in [
+        ("a.jsonl", "{\"a\": 1}\n\n{\"a\": }\n", 3),
+        ("a.jsonl", "{\"a\": 1}\n[1]\n", 2),
+        ("a.json", "[{\"a\": 1},\n 7]", 2),
+        ("a.json", "[{\"a\": 1},\n {\"a\": 2}", 2),
+    ] {
+        let error = read_default(name, content).unwrap_err();
+        let DataError::InvalidJson { line, .. } = error else {
+            panic!("{error}")
+        };
+        assert_eq!(line, at, "{content:?}");
+    }
+}
+
+#[test]
+fn parquet_keeps_types_and_nests_messages() {
+    let mut messages = ListBuilder::new(StructBuilder::from_fields(
+        vec![
+            Field::new("role", DataType::Utf8, true),
+            Field::new("content", DataType::Utf8, true),
+        ],
+        2,
+    ));
+    for (role, content) in [("user", Some("Hi")), ("assistant", None)] {
+        let message = messages.values();
+        message
+            .field_builder::<StringBuilder>(0)
+            .unwrap()
+            .append_value(role);
+        message
+            .field_builder::<StringBuilder>(1)
+            .unwrap()
+            .append_option(content);
+        message.append(true);
+        if role == "assistant" {
+            messages.append(true);
+        }
+    }
+    messages.append(false);
+    let mut category = StringDictionaryBuilder::<Int32Type>::new();
+    category.append_value("qa");
+    category.append_null();
+    let columns: Vec<(&str, ArrayRef)> = vec![
+        ("text", Arc::new(StringArray::from(vec![Some("a"), None]))),
+        ("label", Arc::new(Int32Array::from(vec![3, -1]))),
+        ("large", Arc::new(UInt64Array::from(vec![u64::MAX, 1]))),
+        ("score", Arc::new(Float64Array::from(vec![0.5, f64::NAN]))),
+        ("flag", Arc::new(BooleanArray::from(vec![true, false]))),
+        ("category", Arc::new(category.finish())),
+        ("messages", Arc::new(messages.finish())),
+        ("day", Arc::new(Date32Array::from(vec![0, 1]))),
+    ];
+    let batch = RecordBatch::try_from_iter_with_nullable(
+        columns.into_iter().map(|(name, array)| (name, array, true)),
+    )
+    .unwrap();
+    let (_directory, path) = file("a.parquet", "");
+    let mut writer =
+        ArrowWriter::try_new(File::create(&path).unwrap(), batch.schema(), None).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+
+    let table = Table::read(&path, &ReadOptions::default()).unwrap();
+    let column = |name| table.column(name).unwrap();
+    assert_eq!(column("text"), [Value::Text("a".into()), Value::Null]);
+    assert_eq!(column("label"), [Value::Integer(3), Value::Integer(-1)]);
+    assert_eq!(
+        column("large"),
+        [Value::Float(18446744073709551615.0), Value::Integer(1)]
+    );
+    assert_eq!(column("score"), [Value::Float(0.5), Value::Null]);
+    assert_eq!(column("flag"), [Value::Bool(true), Value::Bool(false)]);
+    assert_eq!(column("category"), [Value::Text("qa".into()), Value::Null]);
+    assert_eq!(
+        column("day"),
+        [
+            Value::Text("1970-01-01".into()),
+            Value::Text("1970-01-02".into())
+        ]
+    );
+    let expected = serde_json::json!([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": null}]);
+    assert_eq!(column("messages"), [Value::Json(expected), Value::Null]);
+
+    let one = Table::read(
+        &path,
+        &ReadOptions {
+            limit: Some(1),
+            ..ReadOptions::default()
+        },
+    )
+    .unwrap();
+    assert_eq!(one.len(), 1);
+    let whole = std::fs::read(&path).unwrap();
+    let error = read_default("cut.parquet", &whole[..whole.len() / 2]).unwrap_err();
+    assert!(matches!(error, DataError::Parquet { .. }), "{error}");
+}
+
+proptest! {
+    /// What Rust's `csv` writes, quotes, newlines, separators and all, is read back cell for cell.
+    #[test]
+    fn csv_round_trips(
+        rows in prop::collection::vec(prop::collection::vec("[a-zé,\"\n\r\t' ]{0,8}", 3), 1..20),
+        tabs: bool,
+    ) {
+        let mut writer = csv::WriterBuilder::new().delimiter(if tabs { b'\t' } else { b',' }).from_writer(vec![]);
+        writer.write_record(["x", "y", "z"]).unwrap();
+        for row in &rows {
+            writer.write_record(row).unwrap();
+        }
+        let content = writer.into_inner().unwrap();
+        let options = ReadOptions { quoting: Some(true), ..ReadOptions::default() };
+        let table = read(if tabs { "a.tsv" } else { "a.csv" }, content, &options).unwrap();
+        for (index, name) in ["x", "y", "z"].into_iter().enumerate() {
+            let column: Vec<&str> = rows.iter().map(|row| row[index].as_str()).collect();
+            prop_assert_eq!(table.texts(name).unwrap(), column);
+        }
+    }
+
+    /// No input makes a reader panic.
+    #[test]
+    fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), text in "[\\[\\]{},:\"\n\t a0é]{0,80}") {
+        for name in ["a.csv", "a.tsv", "a.json", "a.txt", "a.parquet"] {
+            let _ = read_default(name, &bytes);
+            let _ = read_default(name, &text);
+        }
+    }
+}

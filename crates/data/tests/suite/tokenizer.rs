@@ -1,0 +1,162 @@
+//! The tokenizer on small files written here; `golden.rs` compares real ones with `transformers`.
+
+use epiphyte_data::{DataError, Tokenizer, check_max_length};
+use serde_json::json;
+
+use crate::support::{
+    character_file, character_tokenizer, directory, language_tokenizer, word_tokenizer,
+};
+
+#[test]
+fn pairs_truncate_longest_first_and_keep_special_tokens() {
+    let tokenizer = word_tokenizer();
+    let encoding = tokenizer.encode("W0 w1 nothing", None, None).unwrap();
+    assert_eq!(encoding.ids, [2, 20, 21, 1, 3]);
+    assert!(!encoding.truncated);
+    let encoding = tokenizer
+        .encode("w0 w1 w2 w3 w4", Some("w9 w8"), Some(7))
+        .unwrap();
+    assert_eq!(encoding.ids, [2, 20, 21, 3, 29, 28, 3]);
+    assert_eq!(encoding.type_ids, [0, 0, 0, 0, 1, 1, 1]);
+    assert!(encoding.truncated);
+    assert!(matches!(
+        tokenizer.encode("w0", Some("w1"), Some(3)),
+        Err(DataError::MaxLengthTooShort {
+            max_length: 3,
+            least: 4
+        })
+    ));
+    assert!(matches!(
+        tokenizer.encode("w0", None, Some(0)),
+        Err(DataError::MaxLengthTooShort { .. })
+    ));
+}
+
+#[test]
+fn configuration_says_special_tokens_and_limits() {
+    let tokenizer = word_tokenizer();
+    assert_eq!(tokenizer.special_id("cls_token").unwrap(), 2);
+    assert_eq!(tokenizer.model_max_length(), None);
+    assert_eq!(tokenizer.vocabulary_size(), 104);
+    let error = tokenizer.special_id("eos_token").unwrap_err();
+    assert!(matches!(
+        error,
+        DataError::SpecialTokenMissing {
+            token: "eos_token",
+            ..
+        }
+    ));
+
+    let map = json!({"eos_token": {"content": "</s>", "lstrip": false}, "bos_token": "<s>"});
+    let config = json!({"bos_token": "<|im_start|>", "model_max_length": 512});
+    let directory = directory(&[
+        ("tokenizer.json", &character_file(&json!(null))),
+        ("tokenizer_config.json", &config),
+        ("special_tokens_map.json", &map),
+    ]);
+    let tokenizer = Tokenizer::load(directory.path()).unwrap();
+    assert_eq!(
+        tokenizer.special_id("bos_token").unwrap(),
+        200,
+        "tokenizer_config.json goes first"
+    );
+    assert_eq!(tokenizer.special_id("eos_token").unwrap(), 203);
+    assert_eq!(tokenizer.model_max_length(), Some(512));
+}
+
+/// As `transformers` 5 has it.
+#[test]
+fn tokenizer_json_alone_says_which_special_tokens_are_added() {
+    let tokenizer = character_tokenizer(&json!({"bos_token": "<s>", "add_bos_token": true}));
+    assert_eq!(tokenizer.encode("ab", None, None).unwrap().ids, [97, 98]);
+    let pair = tokenizer.encode("ab", Some("c"), None).unwrap();
+    assert_eq!((pair.ids, pair.type_ids), (vec![97, 98, 99], vec![0, 0, 1]));
+    assert_eq!(
+        language_tokenizer().encode("ab", None, None).unwrap().ids,
+        [202, 97, 98]
+    );
+}
+
+#[test]
+fn the_left_side_is_cut_where_the_configuration_says() {
+    let tokenizer = character_tokenizer(&json!({"truncation_side": "left"}));
+    assert_eq!(
+        tokenizer.encode("abcd", None, Some(2)).unwrap().ids,
+        [99, 100]
+    );
+}
+
+#[test]
+fn ids_decode_to_the_text() {
+    let tokenizer = character_tokenizer(&json!({}));
+    let text = "<s>Two words,\na line</s>";
+    let ids = tokenizer.align(text, false).unwrap().ids;
+    assert_eq!((ids[0], ids[1]), (202, u32::from(b'T')));
+    assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
+    assert_eq!(tokenizer.decode(&ids, true).unwrap(), "Two words,\na line");
+    assert_eq!(tokenizer.id("<s>"), Some(202));
+    assert_eq!(tokenizer.token(202).as_deref(), Some("<s>"));
+    assert_eq!(tokenizer.id("absent"), None);
+}
+
+/// The hash of these exact bytes as `sha256sum` gives it.
+#[test]
+fn the_hash_is_that_of_the_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let bytes = r#"{"version":"1.0","model":{"type":"WordLevel","vocab":{"a":0},"unk_token":"a"}}"#;
+    std::fs::write(directory.path().join("tokenizer.json"), bytes).unwrap();
+    let tokenizer = Tokenizer::load(directory.path()).unwrap();
+    assert_eq!(
+        tokenizer.content_hash(),
+        "9ac3871b9881b026833cf12cd5cf9c8ccf66df4755653c723dadc24949a945e7"
+    );
+}
+
+#[test]
+fn absent_and_broken_files_are_named() {
+    let empty = tempfile::tempdir().unwrap();
+    let error = Tokenizer::load(empty.path()).unwrap_err();
+    assert!(matches!(
+        error,
+        DataError::TokenizerMissing {
+            file: "tokenizer.json",
+            ..
+        }
+    ));
+    assert!(error.to_string().contains("save_pretrained"), "{error}");
+
+    std::fs::write(empty.path().join("tokenizer.json"), "{\"version\"").unwrap();
+    let error = Tokenizer::load(empty.path()).unwrap_err();
+    assert!(
+        matches!(&error, DataError::TokenizerInvalid { path, .. } if path.ends_with("tokenizer.json"))
+    );
+
+    let directory = directory(&[
+        ("tokenizer.json", &character_file(&json!(null))),
+        ("tokenizer_config.json", &json!([])),
+    ]);
+    let error = Tokenizer::load(directory.path()).unwrap_err();
+    assert!(
+        matches!(&error, DataError::TokenizerInvalid { path, .. } if path.ends_with("tokenizer_config.json"))
+    );
+}
+
+#[test]
+fn max_length_is_checked_where_it_is_set() {
+    assert!(check_max_length(512, 512).is_ok());
+    let error = check_max_length(513, 512).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            DataError::MaxLengthOverLimit {
+                max_length: 513,
+                limit: 512
+            }
+        ),
+        "{error}"
+    );
+    assert!(matches!(
+        check_max_length(0, 512),
+        Err(DataError::MaxLengthTooShort { .. })
+    ));
+}

@@ -1,0 +1,491 @@
+//! Attention over sequences without padding, forward and backward, without stored scores.
+//!
+//! `softmax(scale · q kᵀ + bias) v` per sequence and head. A block of scores lives only while it
+//! is used: the forward pass keeps a running maximum and sum (Milakov and Gimelshein 2018), and
+//! leaves the logarithm of that sum, from which the backward pass computes each probability again
+//! (Dao et al. 2022, FlashAttention). What is saved grows with the tokens, not with their square.
+//!
+//! Hidden states are `[tokens, heads * head_dim]`; sequences lie one after the other and
+//! `boundaries` says where each starts. Blocks are counted from the start of a sequence, so
+//! neither its neighbours nor the number of threads change a byte of its result.
+//!
+//! ```
+//! use epiphyte_kernels::attention::Attention;
+//!
+//! // Two sequences of two and one tokens, one head of width 1. Equal keys: the mean of the values.
+//! let attention = Attention { causal: true, ..Attention::new(&[0, 2, 3], 1, 1) };
+//! let (mut out, mut lse) = ([0.0; 3], [0.0; 3]);
+//! attention.forward(&[1.0; 3], &[0.5; 3], &[2.0, 4.0, 8.0], &mut out, &mut lse)?;
+//! assert_eq!(out, [2.0, 3.0, 8.0]);
+//! # Ok::<(), epiphyte_kernels::KernelError>(())
+//! ```
+
+mod backward;
+mod forward;
+
+use std::ops::Range;
+
+use crate::KernelError;
+use crate::dropout::{self, Dropout};
+use crate::tile;
+
+/// Queries of a block.
+const QUERIES: usize = 128;
+/// Keys of a block; a multiple of [`crate::dropout::BLOCK`] and of a tile's columns.
+const KEYS: usize = 128;
+
+/// What attends to what.
+#[derive(Clone, Copy, Debug)]
+pub struct Attention<'a> {
+    /// Where each sequence starts among the query tokens, and where the last one ends:
+    /// `[sequences + 1]`.
+    pub boundaries: &'a [usize],
+    /// The same for the keys where they are other tokens: cross-attention, or decoding against a
+    /// cache. The last query of a sequence then stands at its last key.
+    pub key_boundaries: Option<&'a [usize]>,
+    /// Heads of the queries.
+    pub heads: usize,
+    /// Heads of keys and values; a divisor of `heads`, each shared by as many successive query
+    /// heads (grouped-query attention, Ainslie et al. 2023).
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// What the product of query and key is multiplied by.
+    pub scale: f32,
+    /// Whether a query sees no later key.
+    pub causal: bool,
+    /// How far a query sees: keys at a distance below it, as `sliding_window` in Hugging Face's
+    /// configurations (to both sides when not causal).
+    pub window: Option<usize>,
+    /// Keys and values before every sequence.
+    pub prefix: Option<Prefix<'a>>,
+    /// Added to the scores.
+    pub bias: Option<Bias<'a>>,
+    /// Zeroes probabilities at random.
+    pub dropout: Option<AttentionDropout<'a>>,
+}
+
+/// Keys and values that every query of every sequence sees, whatever mask and window
+/// (Prefix-tuning, Li and Liang 2021).
+#[derive(Clone, Copy, Debug)]
+pub struct Prefix<'a> {
+    /// `[prefix_len, kv_heads * head_dim]`.
+    pub keys: &'a [f32],
+    /// `[prefix_len, kv_heads * head_dim]`.
+    pub values: &'a [f32],
+}
+
+/// A number for each head, query and key, such as T5's relative position bias; minus infinity
+/// hides the key.
+#[derive(Clone, Copy, Debug)]
+pub struct Bias<'a> {
+    /// `[heads, max_queries, prefix_len + max_keys]`; the prefix's columns come first.
+    pub values: &'a [f32],
+    /// Queries of the longest sequence at least.
+    pub max_queries: usize,
+    /// Keys of the longest sequence at least, the prefix not counted.
+    pub max_keys: usize,
+}
+
+/// Dropout of attention probabilities.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionDropout<'a> {
+    /// The probability that a probability is zeroed.
+    pub probability: f32,
+    /// A key for each sequence (see [`crate::dropout`]), so that a mask belongs to a sequence and
+    /// not to its place in the batch. Row `query * heads + head`, column the key, prefix first.
+    pub keys: &'a [u64],
+}
+
+/// What [`Attention::backward`] starts from: the forward pass's operands and results.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionBackward<'a> {
+    /// Queries, `[tokens, heads * head_dim]`.
+    pub q: &'a [f32],
+    /// Keys, `[key tokens, kv_heads * head_dim]`.
+    pub k: &'a [f32],
+    /// Values, `[key tokens, kv_heads * head_dim]`.
+    pub v: &'a [f32],
+    /// Output, `[tokens, heads * head_dim]`.
+    pub out: &'a [f32],
+    /// Log-sum-exp, `[heads, tokens]`.
+    pub lse: &'a [f32],
+    /// Gradient of the output, `[tokens, heads * head_dim]`.
+    pub d_out: &'a [f32],
+}
+
+/// The gradients that [`Attention::backward`] shall compute; what is `None` costs nothing.
+#[derive(Debug, Default)]
+pub struct AttentionGradients<'a> {
+    /// Receives that of the queries, `[tokens, heads * head_dim]`.
+    pub dq: Option<&'a mut [f32]>,
+    /// Receives that of the keys, `[key tokens, kv_heads * head_dim]`.
+    pub dk: Option<&'a mut [f32]>,
+    /// Receives that of the values, `[key tokens, kv_heads * head_dim]`.
+    pub dv: Option<&'a mut [f32]>,
+    /// Receives that of the prefix keys, `[prefix_len, kv_heads * head_dim]`.
+    pub d_prefix_keys: Option<&'a mut [f32]>,
+    /// Receives that of the prefix values, `[prefix_len, kv_heads * head_dim]`.
+    pub d_prefix_values: Option<&'a mut [f32]>,
+}
+
+impl<'a> Attention<'a> {
+    /// Every token of a sequence attends to every one, with `heads` heads of `head_dim` and the
+    /// scale 1 / √head_dim. Other attentions are this one with fields changed.
+    pub fn new(boundaries: &'a [usize], heads: usize, head_dim: usize) -> Self {
+        Self {
+            boundaries,
+            key_boundaries: None,
+            heads,
+            kv_heads: heads,
+            head_dim,
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            causal: false,
+            window: None,
+            prefix: None,
+            bias: None,
+            dropout: None,
+        }
+    }
+
+    /// Computes the output `out` (`[tokens, heads * head_dim]`) and the log-sum-exp of the scores
+    /// `lse` (`[heads, tokens]`), from `q` (`[tokens, heads * head_dim]`), `k` and `v` (`[key
+    /// tokens, kv_heads * head_dim]`).
+    ///
+    /// A query that sees no key gets zeros and the log-sum-exp minus infinity.
+    ///
+    /// # Errors
+    /// [`KernelError::Length`], [`KernelError::Boundaries`] or [`KernelError::Parameter`] when
+    /// shapes do not fit together.
+    pub fn forward(
+        &self,
+        q: &[f32],
+        k: &[f32],
+        v: &[f32],
+        out: &mut [f32],
+        lse: &mut [f32],
+    ) -> Result<(), KernelError> {
+        let tokens = self.check(q, k, v)?;
+        KernelError::check_length("out", out, &[tokens, self.heads, self.head_dim])?;
+        KernelError::check_length("lse", lse, &[self.heads, tokens])?;
+        forward::forward(self, Operands { q, k, v }, out, lse);
+        Ok(())
+    }
+
+    /// Computes the gradients that are asked for.
+    ///
+    /// # Errors
+    /// As [`Attention::forward`].
+    pub fn backward(
+        &self,
+        from: AttentionBackward<'_>,
+        gradients: AttentionGradients<'_>,
+    ) -> Result<(), KernelError> {
+        let tokens = self.check(from.q, from.k, from.v)?;
+        let outputs = [tokens, self.heads, self.head_dim];
+        KernelError::check_length("out", from.out, &outputs)?;
+        KernelError::check_length("d_out", from.d_out, &outputs)?;
+        KernelError::check_length("lse", from.lse, &[self.heads, tokens])?;
+        let key_tokens = from.k.len() / (self.kv_heads * self.head_dim);
+        let keys = [key_tokens, self.kv_heads, self.head_dim];
+        let prefix = [self.prefix_len(), self.kv_heads, self.head_dim];
+        for (operand, gradient, shape) in [
+            ("dq", &gradients.dq, &outputs),
+            ("dk", &gradients.dk, &keys),
+            ("dv", &gradients.dv, &keys),
+            ("d_prefix_keys", &gradients.d_prefix_keys, &prefix),
+            ("d_prefix_values", &gradients.d_prefix_values, &prefix),
+        ] {
+            if let Some(gradient) = gradient {
+                KernelError::check_length(operand, gradient, shape)?;
+            }
+        }
+        backward::backward(self, from, gradients);
+        Ok(())
+    }
+
+    /// Checks everything but the outputs, and counts the query tokens.
+    fn check(&self, q: &[f32], k: &[f32], v: &[f32]) -> Result<usize, KernelError> {
+        let Self {
+            heads,
+            kv_heads,
+            head_dim,
+            ..
+        } = *self;
+        if head_dim == 0 {
+            let (got, allowed) = (head_dim.to_string(), "at least 1");
+            return Err(KernelError::Parameter {
+                parameter: "head_dim",
+                got,
+                allowed,
+            });
+        }
+        if heads == 0 || kv_heads == 0 || heads % kv_heads != 0 {
+            let (got, allowed) = (kv_heads.to_string(), "a divisor of heads, both at least 1");
+            return Err(KernelError::Parameter {
+                parameter: "kv_heads",
+                got,
+                allowed,
+            });
+        }
+        let tokens = KernelError::count_rows("q", q, heads * head_dim)?;
+        let key_tokens = KernelError::count_rows("k", k, kv_heads * head_dim)?;
+        KernelError::check_length("v", v, &[key_tokens, kv_heads, head_dim])?;
+        check_boundaries("boundaries", self.boundaries, tokens)?;
+        check_boundaries("key_boundaries", self.key_boundaries(), key_tokens)?;
+        KernelError::check_length(
+            "key_boundaries",
+            self.key_boundaries(),
+            &[self.boundaries.len()],
+        )?;
+        if let Some(Prefix { keys, values }) = self.prefix {
+            let length = KernelError::count_rows("prefix.keys", keys, kv_heads * head_dim)?;
+            KernelError::check_length("prefix.values", values, &[length, kv_heads, head_dim])?;
+        }
+        if let Some(bias) = self.bias {
+            let longest = |boundaries: &[usize]| {
+                boundaries
+                    .windows(2)
+                    .map(|pair| pair[1] - pair[0])
+                    .max()
+                    .unwrap_or(0)
+            };
+            let queries = bias.max_queries.max(longest(self.boundaries));
+            let keys = bias.max_keys.max(longest(self.key_boundaries()));
+            let shape = [heads, queries, self.prefix_len() + keys];
+            KernelError::check_length("bias.values", bias.values, &shape)?;
+        }
+        if let Some(dropout) = self.dropout {
+            Dropout::new(dropout.probability, 0)?;
+            KernelError::check_length("dropout.keys", dropout.keys, &[self.sequences()])?;
+        }
+        Ok(tokens)
+    }
+
+    fn sequences(&self) -> usize {
+        self.boundaries.len() - 1
+    }
+
+    fn prefix_len(&self) -> usize {
+        self.prefix.map_or(0, |prefix| {
+            prefix.keys.len() / (self.kv_heads * self.head_dim)
+        })
+    }
+
+    fn key_boundaries(&self) -> &'a [usize] {
+        self.key_boundaries.unwrap_or(self.boundaries)
+    }
+
+    /// `head_dim` rounded up to whole panels.
+    fn padded_dim(&self) -> usize {
+        tile::padded(self.head_dim)
+    }
+}
+
+fn check_boundaries(
+    operand: &'static str,
+    boundaries: &[usize],
+    tokens: usize,
+) -> Result<(), KernelError> {
+    let ends = (boundaries.first(), boundaries.last()) == (Some(&0), Some(&tokens));
+    match ends && boundaries.is_sorted() {
+        true => Ok(()),
+        false => Err(KernelError::Boundaries { operand, tokens }),
+    }
+}
+
+/// Queries, keys and values of all sequences.
+#[derive(Clone, Copy)]
+struct Operands<'a> {
+    q: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
+}
+
+/// One head of one sequence. Its keys are counted from the first of the prefix.
+#[derive(Clone, Copy)]
+struct Head<'a> {
+    attention: &'a Attention<'a>,
+    operands: Operands<'a>,
+    head: usize,
+    /// Its query tokens, and its key tokens without the prefix.
+    queries: (usize, usize),
+    key_tokens: (usize, usize),
+    prefix_len: usize,
+    dropout: Option<Dropout>,
+}
+
+impl<'a> Head<'a> {
+    #[inline(always)]
+    fn new(
+        attention: &'a Attention<'a>,
+        operands: Operands<'a>,
+        sequence: usize,
+        head: usize,
+    ) -> Self {
+        let range = |boundaries: &[usize]| (boundaries[sequence], boundaries[sequence + 1]);
+        Self {
+            attention,
+            operands,
+            head,
+            queries: range(attention.boundaries),
+            key_tokens: range(attention.key_boundaries()),
+            prefix_len: attention.prefix_len(),
+            dropout: attention
+                .dropout
+                .and_then(|dropout| Dropout::new(dropout.probability, dropout.keys[sequence]).ok()),
+        }
+    }
+
+    /// How many queries it has.
+    #[inline(always)]
+    fn query_count(&self) -> usize {
+        self.queries.1 - self.queries.0
+    }
+
+    /// How many keys it has, with the prefix.
+    #[inline(always)]
+    fn key_count(&self) -> usize {
+        self.prefix_len + self.key_tokens.1 - self.key_tokens.0
+    }
+
+    /// The rows of a `[tokens, heads * head_dim]` matrix from query `first` on, as a left operand.
+    #[inline(always)]
+    fn query_rows<'b>(&self, matrix: &'b [f32], first: usize) -> tile::Left<'b> {
+        let stride = self.attention.heads * self.attention.head_dim;
+        let data =
+            &matrix[(self.queries.0 + first) * stride + self.head * self.attention.head_dim..];
+        tile::Left { data, stride }
+    }
+
+    /// A row of such a matrix.
+    #[inline(always)]
+    fn query_row<'b>(&self, matrix: &'b [f32], query: usize) -> &'b [f32] {
+        &self.query_rows(matrix, query).data[..self.attention.head_dim]
+    }
+
+    #[inline(always)]
+    fn key(&self, key: usize) -> &'a [f32] {
+        self.key_row(
+            self.attention.prefix.map_or(&[], |prefix| prefix.keys),
+            self.operands.k,
+            key,
+        )
+    }
+
+    #[inline(always)]
+    fn value(&self, key: usize) -> &'a [f32] {
+        self.key_row(
+            self.attention.prefix.map_or(&[], |prefix| prefix.values),
+            self.operands.v,
+            key,
+        )
+    }
+
+    #[inline(always)]
+    fn key_row(&self, prefix: &'a [f32], own: &'a [f32], key: usize) -> &'a [f32] {
+        let Attention {
+            heads,
+            kv_heads,
+            head_dim,
+            ..
+        } = *self.attention;
+        let (matrix, row) = match key.checked_sub(self.prefix_len) {
+            None => (prefix, key),
+            Some(key) => (own, self.key_tokens.0 + key),
+        };
+        let head = self.head / (heads / kv_heads);
+        &matrix[(row * kv_heads + head) * head_dim..][..head_dim]
+    }
+
+    /// The keys that a query sees besides the prefix; perhaps none.
+    #[inline(always)]
+    fn visible(&self, query: usize) -> Range<usize> {
+        let count = self.key_count() - self.prefix_len;
+        let position = (query + count) as isize - self.query_count() as isize;
+        let (start, end) = match (self.attention.window, self.attention.causal) {
+            (None, true) => (0, position + 1),
+            (None, false) => (0, count as isize),
+            (Some(window), true) => ((position + 1).saturating_sub_unsigned(window), position + 1),
+            (Some(window), false) => (
+                (position + 1).saturating_sub_unsigned(window),
+                position.saturating_add_unsigned(window),
+            ),
+        };
+        let within = |key: isize| self.prefix_len + key.clamp(0, count as isize) as usize;
+        within(start.min(end))..within(end)
+    }
+
+    /// Whether one of these queries sees one of these keys.
+    #[inline(always)]
+    fn meet(&self, queries: &Range<usize>, keys: &Range<usize>) -> bool {
+        // Both ends of what is visible grow with the query.
+        let start = self.visible(queries.start).start;
+        let end = self.visible(queries.end - 1).end;
+        keys.start < self.prefix_len || (keys.start < end && start < keys.end)
+    }
+
+    /// Turns products of a query with these keys into scores: scaled, biased, and minus infinity
+    /// where hidden.
+    #[inline(always)]
+    fn finish_scores(&self, query: usize, keys: &Range<usize>, scores: &mut [f32]) {
+        let scale = self.attention.scale;
+        scores.iter_mut().for_each(|score| *score *= scale);
+        if let Some(bias) = self.attention.bias {
+            let row = (self.head * bias.max_queries + query) * (self.prefix_len + bias.max_keys);
+            let bias = &bias.values[row + keys.start..];
+            scores
+                .iter_mut()
+                .zip(bias)
+                .for_each(|(score, bias)| *score += bias);
+        }
+        let visible = self.visible(query);
+        for hidden in [self.prefix_len..visible.start, visible.end..keys.end] {
+            let start = hidden.start.max(keys.start).min(keys.end);
+            let end = hidden.end.max(start).min(keys.end);
+            scores[start - keys.start..end - keys.start].fill(f32::NEG_INFINITY);
+        }
+    }
+
+    /// What dropout multiplies the probabilities of a query and these keys by.
+    #[inline(always)]
+    fn dropout_factors(&self, dropout: Dropout, query: usize, keys: &Range<usize>) -> [f32; KEYS] {
+        let row = (query * self.attention.heads + self.head) as u64;
+        let mut factors = [0.0; KEYS];
+        for (block, factors) in factors
+            .as_chunks_mut::<{ dropout::BLOCK }>()
+            .0
+            .iter_mut()
+            .enumerate()
+        {
+            *factors = dropout.factors(row, keys.start / dropout::BLOCK + block);
+        }
+        factors
+    }
+}
+
+/// Cuts a `[tokens, heads * head_dim]` matrix into the rows of each sequence and head, at index
+/// `sequence * heads + head`.
+fn by_head<'b>(
+    matrix: &'b mut [f32],
+    boundaries: &[usize],
+    heads: usize,
+    head_dim: usize,
+) -> Vec<Vec<&'b mut [f32]>> {
+    let mut rows = matrix.chunks_exact_mut(heads * head_dim);
+    let mut parts = Vec::with_capacity((boundaries.len() - 1) * heads);
+    for pair in boundaries.windows(2) {
+        let count = pair[1] - pair[0];
+        let first = parts.len();
+        parts.resize_with(first + heads, || Vec::with_capacity(count));
+        for row in rows.by_ref().take(count) {
+            for (part, row) in parts[first..]
+                .iter_mut()
+                .zip(row.chunks_exact_mut(head_dim))
+            {
+                part.push(row);
+            }
+        }
+    }
+    parts
+}

@@ -1,0 +1,211 @@
+//! The product around the register tile: cut for the caches, spread over the threads.
+//!
+//! A task is a rectangle of the result. It walks the reduction block by block; for each block it
+//! packs its rows of the left operand once, and meets them with one panel of the right operand
+//! after the other:
+//!
+//! - the packed rows (at most [`ROWS`] x [`BLOCK`] words) stay in the second cache for all panels,
+//! - a block of a panel ([`BLOCK`] x [`PANEL`] words) stays near the core for all rows.
+//!
+//! The blocks of the reduction follow from its length alone and their sums are added in order, so
+//! that neither the number of threads nor the other rows change a bit of the result.
+
+#![expect(unsafe_code, reason = "tasks write disjoint rectangles of one slice")]
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use super::tile::{BLOCK, Kernel, PANEL, ROW, Tile};
+use crate::{scratch, threads};
+
+/// The most rows that a task packs.
+const ROWS: usize = 256;
+
+/// The most panels of a task.
+const PANELS: usize = 24;
+
+/// Panels whose finished columns are handed over together, while they are still in a cache.
+const FINISHED: usize = 4;
+
+/// The most columns that [`Product::run`] hands to `finish` at once.
+pub(super) const PIECE: usize = FINISHED * PANEL;
+
+/// The left operand, `[rows, words]`.
+pub(super) trait Left: Sync {
+    /// Writes `words` of row `rows.start + i` to `to[i * ROW..]`.
+    fn pack(&self, rows: Range<usize>, words: Range<usize>, to: &mut [u32]);
+}
+
+/// The right operand, `[words, columns]`, in panels of [`PANEL`] columns.
+pub(super) trait Right: Sync {
+    /// `words` of a panel, [`PANEL`] columns each (what is past the operand's edge has no meaning
+    /// but must not be read beyond a slice): either where they lie or copied to `scratch`.
+    fn panel<'a>(&'a self, panel: usize, words: Range<usize>, scratch: &'a mut [u32]) -> &'a [u32];
+}
+
+/// `result (+)= scale * left * right`.
+pub(super) struct Product<L, R> {
+    pub(super) kernel: Kernel,
+    /// Rows of the left operand and of the result.
+    pub(super) rows: usize,
+    /// Columns of the right operand and of the result.
+    pub(super) columns: usize,
+    /// Length of the reduction.
+    pub(super) words: usize,
+    pub(super) left: L,
+    pub(super) right: R,
+    pub(super) scale: f32,
+    pub(super) accumulate: bool,
+}
+
+impl<L: Left, R: Right> Product<L, R> {
+    /// Computes the product into `result`, `[rows, columns]`.
+    ///
+    /// Each piece of a row that is complete is handed to `finish(columns, piece, twin)`, once,
+    /// with the same piece of a second matrix `twin` where there is one.
+    pub(super) fn run(
+        &self,
+        result: &mut [f32],
+        twin: Option<&mut [f32]>,
+        finish: impl Fn(Range<usize>, &mut [f32], Option<&mut [f32]>) + Sync,
+    ) {
+        let length = self.rows * self.columns;
+        assert!(result.len() == length && twin.as_ref().is_none_or(|twin| twin.len() == length));
+        let (result, twin) = (Shared::new(result), twin.map(Shared::new));
+        let panels = self.columns.div_ceil(PANEL);
+        let (tall, wide) = self.task(panels);
+        let down = self.rows.div_ceil(tall);
+        threads::for_each(0..down * panels.div_ceil(wide), |task| {
+            let (row, panel) = (task % down * tall, task / down * wide);
+            let rows = row..self.rows.min(row + tall);
+            let panels = panel..panels.min(panel + wide);
+            self.rectangle(rows, panels, &result, |row, columns| {
+                let piece = row * self.columns + columns.start..row * self.columns + columns.end;
+                // SAFETY: pieces of this task's rectangle, which no other task touches.
+                let (result, twin) = unsafe {
+                    (result.piece(piece.clone()), twin.as_ref().map(|twin| twin.piece(piece)))
+                };
+                finish(columns, result, twin);
+            });
+        });
+    }
+
+    /// Rows and panels of one task: as many as the caches like, fewer where that would leave
+    /// threads without work.
+    fn task(&self, panels: usize) -> (usize, usize) {
+        let even = |total: usize, most: usize| total.div_ceil(total.div_ceil(most).max(1)).max(1);
+        let (mut tall, mut wide) = (even(self.rows, ROWS), even(panels, PANELS));
+        let wanted = 4 * threads::threads();
+        while self.rows.div_ceil(tall) * panels.div_ceil(wide) < wanted {
+            if wide > 4 {
+                wide = wide.div_ceil(2);
+            } else if tall > 8 * self.kernel.rows() {
+                tall = tall.div_ceil(2);
+            } else if wide > 1 {
+                wide = wide.div_ceil(2);
+            } else {
+                break;
+            }
+        }
+        (tall.next_multiple_of(self.kernel.rows()), wide)
+    }
+
+    /// Computes one task's rectangle, which no other task touches; `finish(row, columns)` is told
+    /// what is complete.
+    fn rectangle(
+        &self,
+        rows: Range<usize>,
+        panels: Range<usize>,
+        result: &Shared<'_>,
+        finish: impl Fn(usize, Range<usize>),
+    ) {
+        let block = block_of(self.words);
+        let last = self.words.saturating_sub(1) / block * block;
+        let columns_of = |panels: Range<usize>| panels.start * PANEL..self.columns.min(panels.end * PANEL);
+        scratch::with(rows.len() * ROW, |left| {
+            scratch::with(block * PANEL, |right| {
+                for start in (0..=last).step_by(block) {
+                    let words = start..self.words.min(start + block);
+                    self.left.pack(rows.clone(), words.clone(), left);
+                    for group in panels.clone().step_by(FINISHED) {
+                        let group = group..panels.end.min(group + FINISHED);
+                        for panel in group.clone() {
+                            let right = self.right.panel(panel, words.clone(), right);
+                            self.strip(rows.clone(), columns_of(panel..panel + 1), &words, left, right, result);
+                        }
+                        if start == last {
+                            rows.clone().for_each(|row| finish(row, columns_of(group.clone())));
+                        }
+                    }
+                }
+            });
+        });
+    }
+
+    /// Meets the packed rows with one panel, over one block of the reduction.
+    fn strip(
+        &self,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        words: &Range<usize>,
+        left: &[u32],
+        right: &[u32],
+        result: &Shared<'_>,
+    ) {
+        assert!(left.len() >= rows.len() * ROW && right.len() >= words.len() * PANEL);
+        for row in rows.clone().step_by(self.kernel.rows()) {
+            let height = self.kernel.rows().min(rows.end - row);
+            let tile = Tile {
+                words: words.len(),
+                left: left[(row - rows.start) * ROW..].as_ptr(),
+                right: right.as_ptr(),
+                result: result.at(row * self.columns + columns.start),
+                stride: self.columns,
+                scale: self.scale,
+                accumulate: self.accumulate || words.start > 0,
+            };
+            // SAFETY: `left` holds the rows and `right` the words, as just asserted; the part of
+            // the result lies in this task's rectangle; the kernel was chosen for `Isa::current`.
+            unsafe { self.kernel.run(height, columns.len(), tile) };
+        }
+    }
+}
+
+/// Words in a block of a reduction of `words`: nearly equal blocks, whole squares of a packed weight.
+fn block_of(words: usize) -> usize {
+    words.div_ceil(words.div_ceil(BLOCK).max(1)).max(1).next_multiple_of(PANEL)
+}
+
+/// A mutable slice of which several tasks use different parts.
+struct Shared<'a> {
+    start: *mut f32,
+    length: usize,
+    slice: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: only `piece` and the pointer of `at` reach the floats, and whoever uses them promises
+// that no other task does.
+unsafe impl Sync for Shared<'_> {}
+
+impl<'a> Shared<'a> {
+    fn new(slice: &'a mut [f32]) -> Self {
+        Self { start: slice.as_mut_ptr(), length: slice.len(), slice: PhantomData }
+    }
+
+    /// Where element `index` lies.
+    fn at(&self, index: usize) -> *mut f32 {
+        assert!(index <= self.length);
+        self.start.wrapping_add(index)
+    }
+
+    /// A part of the slice.
+    ///
+    /// # Safety
+    /// Nobody else uses this part while the reference lives.
+    #[expect(clippy::mut_from_ref, reason = "the parts of different tasks do not overlap")]
+    unsafe fn piece(&self, range: Range<usize>) -> &mut [f32] {
+        assert!(range.start <= range.end && range.end <= self.length);
+        // SAFETY: inside the slice, and the caller promises that it is not shared.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
+    }
+}

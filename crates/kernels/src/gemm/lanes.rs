@@ -1,0 +1,296 @@
+//! One vector register of f32 sums, for each instruction set.
+//!
+//! The reduction reads its factors in *words* of four bytes. A word is one f32 or, where the
+//! processor multiplies bf16 itself, two bf16 that follow each other in the reduction. The code
+//! above this file moves words and need not know which.
+
+#![expect(unsafe_code, reason = "intrinsics over raw pointers")]
+
+/// A vector of f32 sums and the operations that the register tile needs.
+///
+/// # Safety of all functions
+/// The processor has the instruction set, and pointers cover what the function reads or writes;
+/// they need no alignment beyond that of their type.
+pub(super) trait Lanes: Copy {
+    /// How many sums.
+    const COUNT: usize;
+
+    /// As many words.
+    type Words: Copy;
+
+    /// All zero.
+    unsafe fn zero() -> Self;
+
+    /// `COUNT` words from memory.
+    unsafe fn words(from: *const u32) -> Self::Words;
+
+    /// One word from memory, in every lane.
+    unsafe fn spread(from: *const u32) -> Self::Words;
+
+    /// `self + a * b`.
+    unsafe fn add_product(self, a: Self::Words, b: Self::Words) -> Self;
+
+    /// `to = scale * self`, or `to += scale * self`.
+    unsafe fn store(self, scale: f32, accumulate: bool, to: *mut f32);
+
+    /// Asks for the cache line of `address`, which may be any.
+    #[inline(always)]
+    fn prefetch(_address: *const f32) {}
+}
+
+/// Eight sums in plain Rust.
+#[derive(Clone, Copy)]
+pub(super) struct Portable([f32; 8]);
+
+impl Lanes for Portable {
+    const COUNT: usize = 8;
+    type Words = [f32; 8];
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        Self([0.0; 8])
+    }
+
+    #[inline(always)]
+    unsafe fn words(from: *const u32) -> [f32; 8] {
+        // SAFETY: the caller's pointer covers 8 words.
+        unsafe { from.cast::<[f32; 8]>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    unsafe fn spread(from: *const u32) -> [f32; 8] {
+        // SAFETY: the caller's pointer covers 1 word.
+        [f32::from_bits(unsafe { *from }); 8]
+    }
+
+    #[inline(always)]
+    unsafe fn add_product(mut self, a: [f32; 8], b: [f32; 8]) -> Self {
+        for lane in 0..8 {
+            self.0[lane] += a[lane] * b[lane];
+        }
+        self
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, scale: f32, accumulate: bool, to: *mut f32) {
+        let to = to.cast::<[f32; 8]>();
+        // SAFETY: the caller's pointer covers 8 floats.
+        let mut result = if accumulate { unsafe { to.read_unaligned() } } else { [0.0; 8] };
+        for lane in 0..8 {
+            result[lane] += scale * self.0[lane];
+        }
+        // SAFETY: as above.
+        unsafe { to.write_unaligned(result) }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(super) use x86::{Avx2, Avx512, Avx512Bf16};
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::Lanes;
+
+    /// Eight sums, f32 words.
+    #[derive(Clone, Copy)]
+    pub(in crate::gemm) struct Avx2(__m256);
+
+    /// Sixteen sums, f32 words.
+    #[derive(Clone, Copy)]
+    pub(in crate::gemm) struct Avx512(__m512);
+
+    /// Sixteen sums, words of two bf16.
+    #[derive(Clone, Copy)]
+    pub(in crate::gemm) struct Avx512Bf16(__m512);
+
+    #[inline(always)]
+    fn prefetch(address: *const f32) {
+        // SAFETY: a prefetch touches no memory that the program could observe.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+
+    impl Lanes for Avx2 {
+        const COUNT: usize = 8;
+        type Words = __m256;
+
+        #[inline(always)]
+        unsafe fn zero() -> Self {
+            // SAFETY: the caller has AVX2.
+            Self(unsafe { _mm256_setzero_ps() })
+        }
+
+        #[inline(always)]
+        unsafe fn words(from: *const u32) -> __m256 {
+            // SAFETY: the caller has AVX2, and 8 words there.
+            unsafe { _mm256_loadu_ps(from.cast()) }
+        }
+
+        #[inline(always)]
+        unsafe fn spread(from: *const u32) -> __m256 {
+            // SAFETY: the caller has AVX2, and a word there.
+            unsafe { _mm256_set1_ps(*from.cast()) }
+        }
+
+        #[inline(always)]
+        unsafe fn add_product(self, a: __m256, b: __m256) -> Self {
+            // SAFETY: the caller has FMA.
+            Self(unsafe { _mm256_fmadd_ps(a, b, self.0) })
+        }
+
+        #[inline(always)]
+        unsafe fn store(self, scale: f32, accumulate: bool, to: *mut f32) {
+            // SAFETY: the caller has AVX2 and FMA, and 8 floats there.
+            unsafe {
+                let scale = _mm256_set1_ps(scale);
+                let before = if accumulate { _mm256_loadu_ps(to) } else { _mm256_setzero_ps() };
+                _mm256_storeu_ps(to, _mm256_fmadd_ps(scale, self.0, before));
+            }
+        }
+
+        #[inline(always)]
+        fn prefetch(address: *const f32) {
+            prefetch(address);
+        }
+    }
+
+    impl Lanes for Avx512 {
+        const COUNT: usize = 16;
+        type Words = __m512;
+
+        #[inline(always)]
+        unsafe fn zero() -> Self {
+            // SAFETY: the caller has AVX-512.
+            Self(unsafe { _mm512_setzero_ps() })
+        }
+
+        #[inline(always)]
+        unsafe fn words(from: *const u32) -> __m512 {
+            // SAFETY: the caller has AVX-512, and 16 words there.
+            unsafe { _mm512_loadu_ps(from.cast()) }
+        }
+
+        #[inline(always)]
+        unsafe fn spread(from: *const u32) -> __m512 {
+            // SAFETY: the caller has AVX-512, and a word there.
+            unsafe { _mm512_set1_ps(*from.cast()) }
+        }
+
+        #[inline(always)]
+        unsafe fn add_product(self, a: __m512, b: __m512) -> Self {
+            // SAFETY: the caller has AVX-512.
+            Self(unsafe { _mm512_fmadd_ps(a, b, self.0) })
+        }
+
+        #[inline(always)]
+        unsafe fn store(self, scale: f32, accumulate: bool, to: *mut f32) {
+            // SAFETY: the caller has AVX-512, and 16 floats there.
+            unsafe {
+                let scale = _mm512_set1_ps(scale);
+                let before = if accumulate { _mm512_loadu_ps(to) } else { _mm512_setzero_ps() };
+                _mm512_storeu_ps(to, _mm512_fmadd_ps(scale, self.0, before));
+            }
+        }
+
+        #[inline(always)]
+        fn prefetch(address: *const f32) {
+            prefetch(address);
+        }
+    }
+
+    impl Lanes for Avx512Bf16 {
+        const COUNT: usize = 16;
+        type Words = __m512i;
+
+        #[inline(always)]
+        unsafe fn zero() -> Self {
+            // SAFETY: the caller has AVX-512.
+            Self(unsafe { _mm512_setzero_ps() })
+        }
+
+        #[inline(always)]
+        unsafe fn words(from: *const u32) -> __m512i {
+            // SAFETY: the caller has AVX-512, and 16 words there.
+            unsafe { _mm512_loadu_si512(from.cast()) }
+        }
+
+        #[inline(always)]
+        unsafe fn spread(from: *const u32) -> __m512i {
+            // SAFETY: the caller has AVX-512, and a word there.
+            unsafe { _mm512_set1_epi32(*from.cast()) }
+        }
+
+        #[inline(always)]
+        unsafe fn add_product(self, a: __m512i, b: __m512i) -> Self {
+            // SAFETY: the caller has AVX512_BF16; __m512i and __m512bh are the same 64 bytes.
+            unsafe {
+                let (a, b) = (std::mem::transmute(a), std::mem::transmute(b));
+                Self(_mm512_dpbf16_ps(self.0, a, b))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn store(self, scale: f32, accumulate: bool, to: *mut f32) {
+            // SAFETY: passed on to the caller.
+            unsafe { Avx512(self.0).store(scale, accumulate, to) }
+        }
+
+        #[inline(always)]
+        fn prefetch(address: *const f32) {
+            prefetch(address);
+        }
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+pub(super) use aarch64::Neon;
+
+#[cfg(target_arch = "aarch64")]
+mod aarch64 {
+    use std::arch::aarch64::*;
+
+    use super::Lanes;
+
+    /// Four sums, f32 words.
+    #[derive(Clone, Copy)]
+    pub(in crate::gemm) struct Neon(float32x4_t);
+
+    impl Lanes for Neon {
+        const COUNT: usize = 4;
+        type Words = float32x4_t;
+
+        #[inline(always)]
+        unsafe fn zero() -> Self {
+            // SAFETY: every AArch64 processor that Rust targets has NEON.
+            Self(unsafe { vdupq_n_f32(0.0) })
+        }
+
+        #[inline(always)]
+        unsafe fn words(from: *const u32) -> float32x4_t {
+            // SAFETY: the caller has 4 words there.
+            unsafe { vld1q_f32(from.cast()) }
+        }
+
+        #[inline(always)]
+        unsafe fn spread(from: *const u32) -> float32x4_t {
+            // SAFETY: the caller has a word there.
+            unsafe { vld1q_dup_f32(from.cast()) }
+        }
+
+        #[inline(always)]
+        unsafe fn add_product(self, a: float32x4_t, b: float32x4_t) -> Self {
+            // SAFETY: as for `zero`.
+            Self(unsafe { vfmaq_f32(self.0, a, b) })
+        }
+
+        #[inline(always)]
+        unsafe fn store(self, scale: f32, accumulate: bool, to: *mut f32) {
+            // SAFETY: the caller has 4 floats there.
+            unsafe {
+                let before = if accumulate { vld1q_f32(to) } else { vdupq_n_f32(0.0) };
+                vst1q_f32(to, vfmaq_n_f32(before, self.0, scale));
+            }
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! Matrix products.
+//!
+//! A frozen weight never changes, so it is packed once, as a [`PackedWeight`], in the order in
+//! which the product reads it, and serves both passes of training from that one copy:
+//! `y = x Wᵀ` going forward and `dx = g W` going back. Whatever else needs a product (trained
+//! weights, low-rank paths, weight gradients) packs as it goes: [`matmul`].
+//!
+//! Both run the same code, and both keep two promises on one instruction set:
+//!
+//! - the result has the same bytes on any number of threads;
+//! - a row of the result depends on that row of the left operand alone, not on how many other
+//!   rows there are. So adapters trained together, their rows in one batch, get the same bytes as
+//!   each alone.
+//!
+//! ```
+//! use epiphyte_kernels::gemm::{Epilogue, PackedWeight, Precision};
+//!
+//! // [out = 2, in = 3]
+//! let weight = PackedWeight::pack(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 2, 3, Precision::F32)?;
+//! let mut y = [0.0; 2];
+//! weight.forward(&[1.0, 0.0, -1.0], Epilogue { bias: Some(&[10.0, 20.0]), ..Default::default() }, &mut y)?;
+//! assert_eq!(y, [8.0, 18.0]);
+//! let mut dx = [1.0; 3];
+//! weight.backward_input(&[1.0, 1.0], &mut dx, true)?;
+//! assert_eq!(dx, [6.0, 8.0, 10.0]);
+//! # Ok::<(), epiphyte_kernels::KernelError>(())
+//! ```
+
+mod blocked;
+mod lanes;
+mod matmul;
+mod tile;
+mod weight;
+mod words;
+
+pub use matmul::{Operand, matmul};
+pub use weight::{Epilogue, PackedWeight, Precision};

@@ -1,0 +1,381 @@
+//! A frozen weight, packed once for both passes.
+
+use std::ops::Range;
+
+use bytemuck::Zeroable;
+use half::bf16;
+
+use super::blocked::{Left, PIECE, Product, Right};
+use super::tile::{Kernel, PANEL, ROW};
+use super::words::{Matrix, prefetch, repair, round, round_pairs, transpose, widen};
+use crate::activation::Activation;
+use crate::scratch::{self, Line};
+use crate::{Isa, KernelError, threads};
+
+/// In which numbers a frozen weight is kept and multiplied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Precision {
+    /// f32 throughout.
+    F32,
+    /// The weight in bf16. The other factor is rounded to bf16 too (to nearest, ties to even) when
+    /// it is packed; the sums are f32. Where the processor multiplies bf16 itself, it takes
+    /// denormal factors as zero.
+    Bf16,
+}
+
+/// What happens to each element of `x Wᵀ` while it is still in a cache: `y = activation(x Wᵀ + bias)`.
+#[derive(Debug, Default)]
+pub struct Epilogue<'a> {
+    /// Added to each row, `[out]`.
+    pub bias: Option<&'a [f32]>,
+    /// Applied last.
+    pub activation: Option<Activation>,
+    /// Receives `x Wᵀ + bias`, `[tokens, out]`: what the activation's backward pass reads.
+    pub before_activation: Option<&'a mut [f32]>,
+}
+
+/// A frozen weight `[out, in]`, packed.
+///
+/// It is cut into squares of [`PANEL`] x [`PANEL`] (the edges filled with zeros), the squares of
+/// 32 outputs one after the other, and each square stored with the outputs side by side:
+/// `x Wᵀ` reads its panels where they lie. `g W` reads the squares in the other order and
+/// transposes each in registers while it copies a block of them, which costs a small part of the
+/// multiplications done with it, and no second copy of the weight.
+///
+/// In bf16 a word is a pair of inputs of one output, as the processor's dot product wants it.
+/// The layout is that of any instruction set; those without bf16 products widen the block to f32
+/// while they copy it.
+pub struct PackedWeight {
+    lines: Vec<Line>,
+    out: usize,
+    input: usize,
+    precision: Precision,
+}
+
+impl std::fmt::Debug for PackedWeight {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "PackedWeight([{}, {}], {:?})", self.out, self.input, self.precision)
+    }
+}
+
+impl PackedWeight {
+    /// Packs a row-major f32 weight `[out, in]`.
+    ///
+    /// # Errors
+    /// [`KernelError::Length`] when the slice is not `out * input` long.
+    pub fn pack(weight: &[f32], out: usize, input: usize, precision: Precision) -> Result<Self, KernelError> {
+        KernelError::check_length("weight", weight, &[out, input])?;
+        let row = |row: usize, to: &mut [f32]| to.copy_from_slice(&weight[row * input..][..input]);
+        Ok(Self::pack_rows(row, out, input, precision))
+    }
+
+    /// Packs a row-major bf16 weight `[out, in]`, as checkpoints store it.
+    ///
+    /// # Errors
+    /// [`KernelError::Length`] when the slice is not `out * input` long.
+    pub fn pack_bf16(weight: &[bf16], out: usize, input: usize, precision: Precision) -> Result<Self, KernelError> {
+        KernelError::check_length("weight", weight, &[out, input])?;
+        let row = |row: usize, to: &mut [f32]| {
+            for (to, from) in to.iter_mut().zip(&weight[row * input..][..input]) {
+                *to = from.to_f32();
+            }
+        };
+        Ok(Self::pack_rows(row, out, input, precision))
+    }
+
+    /// `row(i, to)` writes row i of the weight to `to`.
+    fn pack_rows(row: impl Fn(usize, &mut [f32]) + Sync, out: usize, input: usize, precision: Precision) -> Self {
+        let mut packed = Self { lines: Vec::new(), out, input, precision };
+        let panel_words = packed.squares() * packed.square_words();
+        let panels = out.div_ceil(PANEL);
+        packed.lines = vec![Line::zeroed(); panels * panel_words / Line::WORDS];
+        let words: &mut [u32] = bytemuck::cast_slice_mut(&mut packed.lines);
+        threads::for_each(words.chunks_mut(panel_words.max(1)).enumerate(), |(panel, to)| {
+            let rows = panel * PANEL..out.min((panel + 1) * PANEL);
+            let row_words = precision.words(input);
+            scratch::with(rows.len() * row_words, |from| {
+                scratch::with(input, |floats| {
+                    let floats: &mut [f32] = bytemuck::cast_slice_mut(floats);
+                    for (i, words) in rows.clone().zip(from.chunks_mut(row_words.max(1))) {
+                        row(i, floats);
+                        match precision {
+                            Precision::F32 => words.copy_from_slice(bytemuck::cast_slice(floats)),
+                            Precision::Bf16 => round_pairs(floats, words),
+                        }
+                    }
+                });
+                let from = Matrix { words: &*from, stride: row_words };
+                transpose(rows.len(), row_words, from, Matrix { words: to, stride: PANEL });
+            });
+        });
+        packed
+    }
+
+    /// The weight as it was packed, row-major `[out, in]`; in bf16, the rounded values.
+    pub fn unpack(&self) -> Vec<f32> {
+        let mut weight = vec![0.0; self.out * self.input];
+        let row_words = self.precision.words(self.input);
+        threads::for_each(weight.chunks_mut((PANEL * self.input).max(1)).enumerate(), |(panel, rows)| {
+            let from = Matrix { words: self.panel_words(panel), stride: PANEL };
+            let count = rows.len() / self.input;
+            scratch::with(count * row_words, |words| {
+                transpose(row_words, count, from, Matrix { words, stride: row_words });
+                for (row, words) in rows.chunks_mut(self.input).zip(words.chunks(row_words)) {
+                    match self.precision {
+                        Precision::F32 => row.copy_from_slice(bytemuck::cast_slice(words)),
+                        Precision::Bf16 => {
+                            for (index, value) in row.iter_mut().enumerate() {
+                                let pair = words[index / 2];
+                                *value = f32::from_bits(if index % 2 == 0 { pair << 16 } else { pair & 0xffff_0000 });
+                            }
+                        }
+                    }
+                }
+            });
+        });
+        weight
+    }
+
+    /// Rows of the weight: the width of y.
+    pub fn out(&self) -> usize {
+        self.out
+    }
+
+    /// Columns of the weight: the width of x.
+    pub fn input(&self) -> usize {
+        self.input
+    }
+
+    /// In which numbers it is kept.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Bytes of memory that the weight takes.
+    pub fn bytes(&self) -> usize {
+        size_of_val(&self.lines[..])
+    }
+
+    /// `y = activation(x Wᵀ + bias)`.
+    ///
+    /// # Shapes
+    /// - x: `[tokens, in]`
+    /// - y: `[tokens, out]`
+    ///
+    /// # Errors
+    /// [`KernelError::Rows`] when x (or y, for an empty weight) is not whole rows,
+    /// [`KernelError::Length`] when y, the bias or `before_activation` does not fit.
+    pub fn forward(&self, x: &[f32], epilogue: Epilogue<'_>, y: &mut [f32]) -> Result<(), KernelError> {
+        let tokens = self.tokens(("x", x, self.input), ("y", y, self.out))?;
+        let Epilogue { bias, activation, before_activation } = epilogue;
+        if let Some(bias) = bias {
+            KernelError::check_length("bias", bias, &[self.out])?;
+        }
+        if let Some(before) = &before_activation {
+            KernelError::check_length("before_activation", before, &[tokens, self.out])?;
+        }
+        self.product(tokens, x, Direction::Forward, false).run(y, before_activation, |columns, y, before| {
+            if let Some(bias) = bias {
+                y.iter_mut().zip(&bias[columns]).for_each(|(y, bias)| *y += bias);
+            }
+            let mut aside = [0.0; PIECE];
+            let before = match before {
+                Some(before) => before,
+                None if activation.is_some() => &mut aside[..y.len()],
+                None => return,
+            };
+            before.copy_from_slice(y);
+            if let Some(activation) = activation {
+                activation.forward(before, y).expect("both are one piece of a row");
+            }
+        });
+        Ok(())
+    }
+
+    /// `dx = g W`, or `dx += g W` to accumulate.
+    ///
+    /// # Shapes
+    /// - g: `[tokens, out]`
+    /// - dx: `[tokens, in]`
+    ///
+    /// # Errors
+    /// [`KernelError::Rows`] when g (or dx, for an empty weight) is not whole rows,
+    /// [`KernelError::Length`] when dx does not fit.
+    pub fn backward_input(&self, g: &[f32], dx: &mut [f32], accumulate: bool) -> Result<(), KernelError> {
+        let tokens = self.tokens(("g", g, self.out), ("dx", dx, self.input))?;
+        self.product(tokens, g, Direction::Backward, accumulate).run(dx, None, |_, _, _| {});
+        Ok(())
+    }
+
+    /// Squares from one row of squares to the next.
+    fn squares(&self) -> usize {
+        self.input.div_ceil(PANEL)
+    }
+
+    /// Words of one square.
+    fn square_words(&self) -> usize {
+        self.precision.words(PANEL) * PANEL
+    }
+
+    /// All squares of 32 outputs.
+    fn panel_words(&self, panel: usize) -> &[u32] {
+        let length = self.squares() * self.square_words();
+        &bytemuck::cast_slice(&self.lines)[panel * length..][..length]
+    }
+
+    /// Checks that two matrices have the same number of rows, and counts them.
+    fn tokens(
+        &self,
+        (name, from, width): (&'static str, &[f32], usize),
+        (to_name, to, to_width): (&'static str, &[f32], usize),
+    ) -> Result<usize, KernelError> {
+        let tokens = match width {
+            0 => KernelError::count_rows(to_name, to, to_width)?,
+            _ => KernelError::count_rows(name, from, width)?,
+        };
+        KernelError::check_length(name, from, &[tokens, width])?;
+        KernelError::check_length(to_name, to, &[tokens, to_width])?;
+        Ok(tokens)
+    }
+
+    fn product<'a>(
+        &'a self,
+        tokens: usize,
+        left: &'a [f32],
+        direction: Direction,
+        accumulate: bool,
+    ) -> Product<Rows<'a>, Panels<'a>> {
+        let isa = Isa::current();
+        let (kernel, words) = match (self.precision, Kernel::bf16(isa)) {
+            (Precision::F32, _) => (Kernel::f32(isa), Words::F32),
+            (Precision::Bf16, Some(kernel)) => (kernel, Words::Pairs),
+            (Precision::Bf16, None) => (Kernel::f32(isa), Words::Widened),
+        };
+        let (width, columns) = match direction {
+            Direction::Forward => (self.input, self.out),
+            Direction::Backward => (self.out, self.input),
+        };
+        Product {
+            kernel,
+            rows: tokens,
+            columns,
+            words: if words == Words::Pairs { width.div_ceil(2) } else { width },
+            left: Rows { x: left, width, words },
+            right: Panels { weight: self, direction, words },
+            scale: 1.0,
+            accumulate,
+        }
+    }
+}
+
+impl Precision {
+    /// Words that a row of `elements` takes.
+    fn words(self, elements: usize) -> usize {
+        match self {
+            Self::F32 => elements,
+            Self::Bf16 => elements.div_ceil(2),
+        }
+    }
+}
+
+/// Which of the two products.
+#[derive(Clone, Copy)]
+enum Direction {
+    Forward,
+    Backward,
+}
+
+/// What the words are that the register tile multiplies.
+#[derive(Clone, Copy, PartialEq)]
+enum Words {
+    /// An f32 each.
+    F32,
+    /// An f32 each, which is a bf16 widened.
+    Widened,
+    /// Two bf16 each.
+    Pairs,
+}
+
+/// The left operand: x or g, `[tokens, width]`.
+struct Rows<'a> {
+    x: &'a [f32],
+    width: usize,
+    words: Words,
+}
+
+impl Left for Rows<'_> {
+    fn pack(&self, rows: Range<usize>, words: Range<usize>, to: &mut [u32]) {
+        let columns = match self.words {
+            Words::Pairs => 2 * words.start..self.width.min(2 * words.end),
+            Words::F32 | Words::Widened => words.clone(),
+        };
+        let row_of = |row: usize| &self.x[row * self.width..][columns.clone()];
+        for (row, to) in rows.clone().zip(to.chunks_mut(ROW)) {
+            if row + AHEAD < rows.end {
+                prefetch(row_of(row + AHEAD));
+            }
+            let from = row_of(row);
+            let to = &mut to[..words.len()];
+            match self.words {
+                Words::F32 => to.copy_from_slice(bytemuck::cast_slice(from)),
+                Words::Widened => round(from, to),
+                Words::Pairs => round_pairs(from, to),
+            }
+        }
+    }
+}
+
+/// How many rows ahead of the one that is packed the memory is asked for.
+const AHEAD: usize = 2;
+
+/// The right operand: the weight, read in one of its two directions.
+struct Panels<'a> {
+    weight: &'a PackedWeight,
+    direction: Direction,
+    words: Words,
+}
+
+impl Right for Panels<'_> {
+    fn panel<'a>(&'a self, panel: usize, words: Range<usize>, scratch: &'a mut [u32]) -> &'a [u32] {
+        if let (Direction::Forward, Words::F32 | Words::Pairs) = (self.direction, self.words) {
+            return &self.weight.panel_words(panel)[words.start * PANEL..words.end * PANEL];
+        }
+        // Blocks of the reduction begin at whole squares.
+        let depth = if self.words == Words::Pairs { PANEL / 2 } else { PANEL };
+        let squares = words.start / depth..words.end.div_ceil(depth);
+        let length = self.weight.square_words();
+        let square_of = |square: usize| {
+            let (panel, square) = match self.direction {
+                Direction::Forward => (panel, square),
+                Direction::Backward => (square, panel),
+            };
+            &self.weight.panel_words(panel)[square * length..][..length]
+        };
+        for (square, to) in squares.clone().zip(scratch.chunks_exact_mut(depth * PANEL)) {
+            if square + 1 < squares.end {
+                prefetch(square_of(square + 1));
+            }
+            let from = square_of(square);
+            match (self.words, self.direction) {
+                (Words::F32, _) => transpose_square(PANEL, from, to),
+                (Words::Pairs, _) => {
+                    let mut rows = [0; PANEL * PANEL / 2];
+                    transpose_square(PANEL / 2, from, &mut rows);
+                    repair(&rows, to);
+                }
+                (Words::Widened, Direction::Forward) => widen(from, to),
+                (Words::Widened, Direction::Backward) => {
+                    let mut columns = [0; PANEL * PANEL];
+                    widen(from, &mut columns);
+                    transpose_square(PANEL, &columns, to);
+                }
+            }
+        }
+        scratch
+    }
+}
+
+/// Transposes the words of a square: `rows` rows of [`PANEL`] words.
+fn transpose_square(rows: usize, from: &[u32], to: &mut [u32]) {
+    transpose(rows, PANEL, Matrix { words: from, stride: PANEL }, Matrix { words: to, stride: rows });
+}

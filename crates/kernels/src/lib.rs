@@ -1,0 +1,26 @@
+//! CPU kernels for training over a frozen transformer: slices in, slices out, no framework.
+//!
+//! - Every kernel picks its code at run time by [`Isa::current`]: AVX-512 (with bf16), AVX2, NEON or portable Rust.
+//! - Work goes to rayon's pool through [`threads::for_each`]; the result never depends on the number of threads.
+//! - A wrong shape is a [`KernelError`], not a panic.
+//! - Matrices are row-major and dense; hidden states are `[tokens, width]`, without padding.
+
+pub mod activation;
+pub mod adamw;
+pub mod attention;
+pub mod cross_entropy;
+pub mod dropout;
+pub mod embedding;
+mod error;
+pub mod gemm;
+pub mod isa;
+mod math;
+pub mod norm;
+pub mod rope;
+mod scratch;
+mod simd;
+pub mod threads;
+mod tile;
+
+pub use error::KernelError;
+pub use isa::Isa;

@@ -1,0 +1,114 @@
+//! How many threads compute, and the one way in which work is handed to them.
+//!
+//! Every kernel cuts its work into parts whose results do not depend on each other nor on who
+//! computes them: no sum is ever split by the number of threads. That is why one seed gives the
+//! same bytes on 1, 2 or 8 threads.
+//!
+//! ```
+//! let mut squares = vec![0.0f32; 1000];
+//! epiphyte_kernels::threads::for_each(squares.chunks_mut(64).enumerate(), |(part, chunk)| {
+//!     for (offset, value) in chunk.iter_mut().enumerate() {
+//!         *value = ((part * 64 + offset) as f32).powi(2);
+//!     }
+//! });
+//! assert_eq!(squares[999], 998001.0);
+//! ```
+
+use std::sync::{Mutex, PoisonError};
+
+use crate::{Isa, KernelError};
+
+/// Sets how many threads compute in this process; 0 means as many as the process may use.
+///
+/// It starts rayon's global pool, which other crates share. Call it before the first kernel runs;
+/// without it, the pool starts with [`std::thread::available_parallelism`] threads.
+///
+/// # Errors
+/// [`KernelError::ThreadsFixed`] when the pool already runs with another number of threads.
+pub fn set_threads(threads: usize) -> Result<(), KernelError> {
+    let started = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    let running = rayon::current_num_threads();
+    match started {
+        Err(_) if threads != 0 && threads != running => {
+            Err(KernelError::ThreadsFixed { running, asked: threads })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// How many threads the next kernel uses: those of the rayon pool that this thread belongs to,
+/// else those of the global pool.
+pub fn threads() -> usize {
+    rayon::current_num_threads()
+}
+
+/// Calls `body` once with each of `parts`, in any order, spread over [`threads()`] threads.
+///
+/// `parts` is whatever cuts the work: a range of numbers, `chunks_mut` of a slice, a zip of
+/// several. The threads take parts one by one, in order, so uneven ones balance. Each thread runs
+/// under the caller's [`Isa::current`].
+pub fn for_each<P>(parts: P, body: impl Fn(P::Item) + Sync)
+where
+    P: IntoIterator<IntoIter: ExactSizeIterator + Send, Item: Send>,
+{
+    let parts = parts.into_iter();
+    let workers = threads().min(parts.len());
+    if workers <= 1 {
+        return parts.for_each(body);
+    }
+    let isa = Isa::current();
+    let parts = Mutex::new(parts);
+    let take = || parts.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let work = || {
+        isa.with(|| {
+            while let Some(part) = take() {
+                body(part);
+            }
+        });
+    };
+    rayon::scope(|scope| {
+        for _ in 1..workers {
+            scope.spawn(|_| work());
+        }
+        work();
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn in_pool<T: Send>(threads: usize, body: impl FnOnce() -> T + Send) -> T {
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(body)
+    }
+
+    #[test]
+    fn every_part_is_visited_once() {
+        for threads in [1, 2, 8] {
+            for length in [0, 1, 7, 1000] {
+                let mut visits = vec![0u8; length];
+                in_pool(threads, || for_each(visits.chunks_mut(3), |part| part.iter_mut().for_each(|n| *n += 1)));
+                assert!(visits.iter().all(|&n| n == 1), "{threads} threads, {length} items");
+            }
+        }
+    }
+
+    #[test]
+    fn workers_inherit_the_instruction_set() {
+        in_pool(2, || {
+            Isa::Portable.with(|| for_each(0..100, |_| assert_eq!(Isa::current(), Isa::Portable)));
+        });
+    }
+
+    #[test]
+    fn a_started_pool_keeps_its_size() {
+        set_threads(0).unwrap();
+        let running = threads();
+        set_threads(running).unwrap();
+        let asked = running + 1;
+        assert!(matches!(
+            set_threads(asked),
+            Err(KernelError::ThreadsFixed { running: r, asked: a }) if (r, a) == (running, asked)
+        ));
+    }
+}

@@ -1,0 +1,163 @@
+//! Bottleneck adapters: what Houlsby's, Pfeiffer's and their kin share.
+//!
+//! `u = f(z W_dᵀ + b_d) W_uᵀ + b_u` narrows the states to `m` values, applies `f`, and widens them
+//! again. Methods differ in where `z` is taken and where `u` is added; that is in their own files.
+//!
+//! | | |
+//! | --- | --- |
+//! | one bottleneck trains | `2 d m + m + d` |
+//! | file | `<module>.adapter_down.weight` `[m, d]`, `.adapter_down.bias`, `<module>.adapter_up.weight` `[d, m]`, `.adapter_up.bias`, where `<module>` is the one that holds the sub-layer's last linear map |
+//! | merges | no: `f` stands between the two maps |
+
+use burn::tensor::Tensor;
+use epiphyte_models::{Base, Role};
+use epiphyte_ops::Activation;
+use serde::{Deserialize, Serialize};
+
+use crate::dense::Dense;
+use crate::parameters::{Init, ParameterSet};
+use crate::MethodError;
+
+/// How a bottleneck's matrices start; biases start at zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum InitWeights {
+    /// Both normal with standard deviation 0.001, cut at twice that (Houlsby et al. 2019): nearly
+    /// nothing changes at first.
+    #[serde(rename = "houlsby")]
+    Houlsby,
+    /// Both normal with standard deviation 0.02, as BERT starts.
+    #[serde(rename = "bert")]
+    Bert,
+    /// Down uniform in `±1/√d`, up zero (He et al. 2022): nothing changes at first.
+    #[serde(rename = "mam_adapter", alias = "zero-up")]
+    MamAdapter,
+}
+
+impl InitWeights {
+    /// How the maps down and up start, weight and bias each.
+    fn inits(self, width: usize) -> [(Init, Init); 2] {
+        let (down, up) = match self {
+            Self::Houlsby => (Init::TruncatedNormal { std: 1e-3 }, Init::TruncatedNormal { std: 1e-3 }),
+            Self::Bert => (Init::Normal { std: 0.02 }, Init::Normal { std: 0.02 }),
+            Self::MamAdapter => (Init::Uniform { bound: 1.0 / (width as f64).sqrt() }, Init::Zeros),
+        };
+        [(down, Init::Zeros), (up, Init::Zeros)]
+    }
+}
+
+/// What a configuration says about its bottlenecks.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings<'a> {
+    /// The method, for messages.
+    pub method: &'static str,
+    /// The width of the bottleneck.
+    pub bottleneck_dim: Option<usize>,
+    /// The model's width divided by the bottleneck's, instead.
+    pub reduction_factor: Option<f64>,
+    /// The bottleneck's width where neither is given, by the model's width.
+    pub default_dim: fn(width: usize) -> usize,
+    /// The activation function, under Hugging Face's names.
+    pub non_linearity: &'a str,
+    /// How the matrices start.
+    pub init_weights: InitWeights,
+}
+
+impl Settings<'_> {
+    /// The width of the bottleneck in a model of this width.
+    ///
+    /// # Errors
+    /// If the settings contradict each other or leave the range from 1 to `width`.
+    pub fn dim(&self, width: usize) -> Result<usize, MethodError> {
+        let value = |key, value: String, expected: String| MethodError::Value {
+            method: self.method,
+            key,
+            value,
+            expected,
+        };
+        let dim = match (self.bottleneck_dim, self.reduction_factor) {
+            (Some(_), Some(_)) => {
+                return Err(MethodError::Configuration {
+                    method: self.method,
+                    reason: "`bottleneck_dim` and `reduction_factor` say the same; give one of them".to_owned(),
+                });
+            }
+            (Some(dim), None) => dim,
+            (None, Some(factor)) if factor >= 1.0 => ((width as f64 / factor) as usize).max(1),
+            (None, Some(factor)) => {
+                let expected = "it must be at least 1".to_owned();
+                return Err(value("reduction_factor", factor.to_string(), expected));
+            }
+            (None, None) => (self.default_dim)(width),
+        };
+        if dim == 0 || dim > width {
+            let expected = format!("it must be from 1 to the model's width, {width}");
+            return Err(value("bottleneck_dim", dim.to_string(), expected));
+        }
+        Ok(dim)
+    }
+
+    /// How many values one bottleneck trains in a model of this width: `2 d m + m + d`.
+    ///
+    /// # Errors
+    /// As [`Settings::dim`].
+    pub fn count(&self, width: usize) -> Result<usize, MethodError> {
+        let dim = self.dim(width)?;
+        Ok(Dense::count([dim, width]) + Dense::count([width, dim]))
+    }
+
+    /// Declares a bottleneck in each layer, at the module that holds the map of role `at`.
+    ///
+    /// # Errors
+    /// As [`Settings::dim`], and if the activation function is unknown.
+    pub fn declare(
+        &self,
+        base: &Base,
+        at: Role,
+        parameters: &mut ParameterSet,
+    ) -> Result<Vec<Bottleneck>, MethodError> {
+        let width = base.dimensions.width;
+        let dim = self.dim(width)?;
+        let activation: Activation = self.non_linearity.parse().map_err(|error| {
+            MethodError::Configuration { method: self.method, reason: format!("`non_linearity`: {error}") }
+        })?;
+        let maps = base.linears().iter().filter(|linear| linear.site.role == at);
+        let modules = maps.filter_map(|linear| linear.site.path.rsplit_once('.'));
+        Ok(modules
+            .map(|(module, _)| {
+                let [down, up] = self.init_weights.inits(width);
+                let path = |name| format!("{module}.{name}");
+                Bottleneck {
+                    down: Dense::declare(parameters, &path("adapter_down"), [dim, width], down),
+                    up: Dense::declare(parameters, &path("adapter_up"), [width, dim], up),
+                    activation,
+                }
+            })
+            .collect())
+    }
+}
+
+/// One bottleneck: down, activation, up.
+#[derive(Debug)]
+pub struct Bottleneck {
+    down: Dense,
+    up: Dense,
+    activation: Activation,
+}
+
+impl Bottleneck {
+    /// `u`, without any residual.
+    ///
+    /// # Shapes
+    /// - `z`, result: `[tokens, width]`
+    pub fn forward(&self, z: Tensor<2>) -> Tensor<2> {
+        self.up.forward(self.activation.apply(self.down.forward(z)))
+    }
+}
+
+/// Why no bottleneck adapter merges.
+pub(crate) fn not_mergeable(method: &'static str) -> MethodError {
+    MethodError::NotMergeable {
+        method,
+        reason: "an activation function stands between its two linear maps",
+    }
+}

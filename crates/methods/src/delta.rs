@@ -1,0 +1,106 @@
+//! Methods that change a linear map's weight: what they share.
+//!
+//! A [`Delta`] says what one map becomes. Forward pass, merging, targets and counts are written here
+//! once over it; a method's own file holds the equation, the parameters and nothing else.
+
+use std::collections::HashMap;
+use std::fmt::Debug;
+
+use burn::tensor::Tensor;
+use epiphyte_models::{Adapter, Base, LinearInfo, Product, Site};
+use epiphyte_ops::Sequences;
+
+use crate::{Method, MethodError};
+
+/// The change of one linear map.
+pub trait Delta: Debug + Send + Sync {
+    /// What goes into the map, `[tokens, in]`.
+    fn input(&self, x: Tensor<2>) -> Tensor<2> {
+        x
+    }
+
+    /// What comes out, `[tokens, out]`.
+    fn output(&self, site: &Site, product: Product, sequences: &Sequences) -> Tensor<2> {
+        let _ = (site, sequences);
+        product.compute()
+    }
+
+    /// The weight, `[out, in]`, of the plain linear map that does the same without dropout.
+    fn weight(&self, weight: Tensor<2>) -> Tensor<2>;
+
+    /// Its bias, `[out]`.
+    fn bias(&self, bias: Tensor<1>) -> Tensor<1> {
+        bias
+    }
+
+    /// Whether [`Delta::bias`] does anything.
+    const CHANGES_BIAS: bool = false;
+}
+
+/// A [`Delta`] for each of the chosen linear maps.
+#[derive(Debug)]
+pub struct Deltas<D> {
+    by_path: HashMap<String, D>,
+    changed: usize,
+}
+
+impl<D: Delta> Deltas<D> {
+    /// Makes a delta for each target.
+    pub fn new<'a>(
+        targets: impl IntoIterator<Item = &'a LinearInfo>,
+        mut make: impl FnMut(&LinearInfo) -> D,
+    ) -> Self {
+        let mut changed = 0;
+        let by_path = targets
+            .into_iter()
+            .map(|linear| {
+                changed += linear.inputs * linear.outputs;
+                if D::CHANGES_BIAS && linear.bias {
+                    changed += linear.outputs;
+                }
+                (linear.site.path.clone(), make(linear))
+            })
+            .collect();
+        Self { by_path, changed }
+    }
+}
+
+impl<D: Delta> Adapter for Deltas<D> {
+    fn linear_input(&self, site: &Site, x: Tensor<2>, _sequences: &Sequences) -> Tensor<2> {
+        match self.by_path.get(&site.path) {
+            Some(delta) => delta.input(x),
+            None => x,
+        }
+    }
+
+    fn linear(&self, site: &Site, product: Product, sequences: &Sequences) -> Tensor<2> {
+        match self.by_path.get(&site.path) {
+            Some(delta) => delta.output(site, product, sequences),
+            None => product.compute(),
+        }
+    }
+}
+
+impl<D: Delta> Method for Deltas<D> {
+    fn merged(&self, name: &str, base: &Base) -> Result<Option<Tensor<1>>, MethodError> {
+        let Some((path, parameter)) = name.rsplit_once('.') else {
+            return Ok(None);
+        };
+        let (Some(delta), Some(tensor)) = (self.by_path.get(path), base.tensor(name)) else {
+            return Ok(None);
+        };
+        let flat = tensor.to_flat();
+        Ok(match (parameter, tensor.shape().as_slice()) {
+            ("weight", &[outputs, inputs]) => {
+                let weight = delta.weight(flat.reshape([outputs, inputs]));
+                Some(weight.reshape([outputs * inputs]))
+            }
+            ("bias", _) if D::CHANGES_BIAS => Some(delta.bias(flat)),
+            _ => None,
+        })
+    }
+
+    fn changed(&self) -> usize {
+        self.changed
+    }
+}

@@ -1,0 +1,147 @@
+//! What can be wrong with a method's configuration or an adapter's files.
+
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+/// A method cannot be built, or an adapter cannot be read or written.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum MethodError {
+    /// No method of that name.
+    #[error("unknown method `{name}`; known are {known}")]
+    UnknownMethod {
+        /// The name that was asked for.
+        name: String,
+        /// The names there are, separated by commas.
+        known: String,
+    },
+    /// A configuration value is of the wrong type, or a key is unknown.
+    #[error("{method}: {reason}")]
+    Configuration {
+        /// The method.
+        method: &'static str,
+        /// What is wrong, naming the key.
+        reason: String,
+    },
+    /// A configuration value is out of range.
+    #[error("{method}: `{key}` is {value}, but {expected}")]
+    Value {
+        /// The method.
+        method: &'static str,
+        /// The configuration key.
+        key: &'static str,
+        /// What it was set to.
+        value: String,
+        /// What it may be.
+        expected: String,
+    },
+    /// No linear map matches the target modules.
+    #[error(
+        "{method}: target modules {targets} match nothing in this {model_type} model; it has {available}"
+    )]
+    NoTarget {
+        /// The method.
+        method: &'static str,
+        /// What was asked for.
+        targets: String,
+        /// The model's type.
+        model_type: String,
+        /// The last components of the model's linear maps.
+        available: String,
+    },
+    /// The method has nothing to act on in this model.
+    #[error("{method} cannot act on this {model_type} model: {reason}")]
+    NotApplicable {
+        /// The method.
+        method: &'static str,
+        /// The model's type.
+        model_type: String,
+        /// Why not, and what to use instead.
+        reason: String,
+    },
+    /// The method changes more than weights, so it cannot be folded into them.
+    #[error("{method} cannot be merged into the base: {reason}")]
+    NotMergeable {
+        /// The method.
+        method: &'static str,
+        /// What it adds beside the weights.
+        reason: &'static str,
+    },
+    /// A file cannot be read or written.
+    #[error("cannot {action} `{}`: {source}", path.display())]
+    File {
+        /// `read` or `write`.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file is not what it should be.
+    #[error("`{}`: {reason}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, naming the key or tensor.
+        reason: String,
+    },
+    /// `adapter_config.json` asks for something that is not implemented.
+    #[error("`{}`: `{key}` = {value} is not supported", path.display())]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// Its value.
+        value: String,
+    },
+    /// Tensors and parameters do not pair up.
+    #[error(
+        "`{}` does not fit the method:{}{}{}",
+        path.display(),
+        list(" missing tensors", missing),
+        list(" unexpected tensors", unexpected),
+        list(" wrong shapes", misshapen)
+    )]
+    Tensors {
+        /// The file.
+        path: PathBuf,
+        /// Keys that the method has and the file lacks.
+        missing: Vec<String>,
+        /// Keys that the file has and the method lacks.
+        unexpected: Vec<String>,
+        /// Keys whose shapes differ, with both shapes.
+        misshapen: Vec<String>,
+    },
+    /// The base or a tensor file cannot be used.
+    #[error(transparent)]
+    Model(#[from] epiphyte_models::ModelError),
+    /// The adapter was trained over another base or tokenizer.
+    #[error(
+        "`{}` was trained over another {what} (its sha256 begins {expected}, this one's {found}); pass \
+         --allow-other-base to use it all the same",
+        path.display()
+    )]
+    OtherBase {
+        /// The adapter's directory.
+        path: PathBuf,
+        /// `base` or `tokenizer`.
+        what: &'static str,
+        /// The start of the hash that the adapter names.
+        expected: String,
+        /// The start of the hash at hand.
+        found: String,
+    },
+}
+
+fn list(title: &str, names: &[String]) -> String {
+    const SHOWN: usize = 5;
+    if names.is_empty() {
+        return String::new();
+    }
+    let shown = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect::<Vec<_>>();
+    let more = names.len().saturating_sub(SHOWN);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("{title}: {}{more};", shown.join(", "))
+}

@@ -1,0 +1,350 @@
+//! Adapter directories: `adapter_config.json` and `adapter_model.safetensors`, as HF PEFT writes them.
+//!
+//! Methods that PEFT has are written so that PEFT reads them, and read as PEFT wrote them. The others
+//! use the same two files with a `peft_type` of their own. What PEFT's files do not say (the hash of
+//! the base, the task's columns and labels) stands under the key `epiphyte`, which PEFT passes over.
+//!
+//! Reading is strict: a key that asks for something unknown, a tensor too many, too few or of the wrong
+//! shape is an error that names it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{Device, Tensor, TensorData};
+use epiphyte_models::atomic_file::write_atomically;
+use epiphyte_models::safetensors_file::{TensorToWrite, write_safetensors};
+use epiphyte_models::{Base, Checkpoint};
+use safetensors::Dtype;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::registry::{AnyConfig, Definition, by_name, by_peft_type};
+use crate::{MethodError, Param, Tuned};
+
+/// The configuration's file.
+pub const CONFIG_FILE: &str = "adapter_config.json";
+/// The tensors' file.
+pub const TENSORS_FILE: &str = "adapter_model.safetensors";
+
+/// Modules that PEFT saves beside every adapter of a sequence classification model.
+const HEADS: [&str; 2] = ["classifier", "score"];
+
+/// What only our files say, under the key `epiphyte`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Provenance {
+    /// The version that wrote the file.
+    pub version: String,
+    /// The method's name, which says more than `peft_type` where several share one.
+    pub method: String,
+    /// SHA-256 of the base's tensors.
+    pub base_sha256: String,
+    /// SHA-256 of the base's `tokenizer.json`.
+    pub tokenizer_sha256: String,
+    /// The task, its columns and labels, as the trainer describes them.
+    pub task: Value,
+}
+
+/// What a saved adapter says about itself beside its method.
+#[derive(Clone, Debug, PartialEq)]
+pub struct About {
+    /// Name or path of the base model.
+    pub base_model: String,
+    /// PEFT's `task_type`, such as `SEQ_CLS`.
+    pub task_type: String,
+    /// What only our files say.
+    pub provenance: Provenance,
+}
+
+/// Writes an adapter into `dir`, each file whole or not at all, the configuration last.
+///
+/// # Errors
+/// If a file cannot be written; the directory's old files are then still there.
+pub fn save(dir: &Path, tuned: &Tuned, base: &Base, about: &About) -> Result<(), MethodError> {
+    fs::create_dir_all(dir).map_err(|source| MethodError::File {
+        action: "create",
+        path: dir.to_owned(),
+        source,
+    })?;
+    let keys = tuned.config().definition().keys;
+    let method = tuned.stored().into_iter().map(|stored| (keys.prefix(), stored));
+    let head = tuned.stored_head().into_iter().map(|stored| (keys.head_prefix(), stored));
+    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = method
+        .chain(head)
+        .map(|(prefix, stored)| {
+            let bytes = stored.values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            (format!("{prefix}{}", stored.key), stored.shape, bytes)
+        })
+        .collect();
+    let tensors: Vec<TensorToWrite<'_>> = tensors
+        .iter()
+        .map(|(name, shape, bytes)| TensorToWrite { name, dtype: Dtype::F32, shape, bytes })
+        .collect();
+    write_safetensors(&dir.join(TENSORS_FILE), &tensors, &[("format", "pt")])?;
+    let text = serde_json::to_string_pretty(&config_json(tuned.config(), base, about))
+        .expect("JSON values print");
+    write_atomically(&dir.join(CONFIG_FILE), |file| file.write_all(text.as_bytes()))?;
+    Ok(())
+}
+
+/// `adapter_config.json`: PEFT's keys, sorted, then ours.
+fn config_json(config: &dyn AnyConfig, base: &Base, about: &About) -> Value {
+    let definition = config.definition();
+    let mut all = (definition.peft_defaults)();
+    all.extend(config.resolved(base));
+    all.extend(config.computed(base));
+    let common = json!({
+        "auto_mapping": null,
+        "base_model_name_or_path": about.base_model,
+        "inference_mode": true,
+        "modules_to_save": base.task_head.as_ref().map(|_| HEADS),
+        "peft_type": definition.peft_type,
+        "peft_version": "0.21.2",
+        "revision": null,
+        "task_type": about.task_type,
+        "epiphyte": about.provenance,
+    });
+    if let Value::Object(common) = common {
+        all.extend(common);
+    }
+    let mut sorted: Vec<(String, Value)> = all.into_iter().collect();
+    sorted.sort_by(|a, b| a.0.cmp(&b.0));
+    Value::Object(sorted.into_iter().collect())
+}
+
+/// An adapter's directory, its configuration read and its tensors not yet.
+#[derive(Debug)]
+pub struct AdapterFile {
+    dir: PathBuf,
+    config: Box<dyn AnyConfig>,
+    json: Map<String, Value>,
+    provenance: Option<Provenance>,
+}
+
+impl AdapterFile {
+    /// Reads `adapter_config.json` of `dir`.
+    ///
+    /// # Errors
+    /// If the file is missing or malformed, or asks for something that is not implemented.
+    pub fn open(dir: &Path) -> Result<Self, MethodError> {
+        let path = dir.join(CONFIG_FILE);
+        let text = fs::read_to_string(&path)
+            .map_err(|source| MethodError::File { action: "read", path: path.clone(), source })?;
+        let malformed = |reason: String| MethodError::Malformed { path: path.clone(), reason };
+        let json: Map<String, Value> =
+            serde_json::from_str(&text).map_err(|error| malformed(error.to_string()))?;
+        let provenance: Option<Provenance> = match json.get("epiphyte") {
+            Some(ours) => Some(
+                serde_json::from_value(ours.clone())
+                    .map_err(|error| malformed(format!("`epiphyte`: {error}")))?,
+            ),
+            None => None,
+        };
+        let peft_type = json.get("peft_type").and_then(Value::as_str);
+        let peft_type = peft_type.ok_or_else(|| malformed("`peft_type` is missing".to_owned()))?;
+        let definition = match &provenance {
+            Some(provenance) => by_name(&provenance.method)?,
+            None => by_peft_type(peft_type).ok_or_else(|| unsupported(&path, "peft_type", &json["peft_type"]))?,
+        };
+        if definition.peft_type != peft_type {
+            return Err(malformed(format!(
+                "`peft_type` is {peft_type}, but the method `{}` writes {}",
+                definition.name, definition.peft_type
+            )));
+        }
+        let config = definition.configure(settings(definition, &json, &path)?)?;
+        Ok(Self { dir: dir.to_owned(), config, json, provenance })
+    }
+
+    /// The method's configuration.
+    pub fn config(&self) -> &dyn AnyConfig {
+        &*self.config
+    }
+
+    /// What only our files say; none in PEFT's own.
+    pub fn provenance(&self) -> Option<&Provenance> {
+        self.provenance.as_ref()
+    }
+
+    /// PEFT's `task_type`, such as `SEQ_CLS`.
+    pub fn task_type(&self) -> Option<&str> {
+        self.json.get("task_type").and_then(Value::as_str)
+    }
+
+    /// The base that the file names.
+    pub fn base_model(&self) -> Option<&str> {
+        self.json.get("base_model_name_or_path").and_then(Value::as_str)
+    }
+
+    /// The tensors as they are stored.
+    ///
+    /// # Errors
+    /// If the file is missing or malformed.
+    pub fn tensors(&self) -> Result<Checkpoint, MethodError> {
+        Ok(Checkpoint::open_file(&self.dir.join(TENSORS_FILE))?)
+    }
+
+    /// Checks that the adapter was trained over this base and tokenizer, if it says over which.
+    ///
+    /// # Errors
+    /// [`MethodError::OtherBase`].
+    pub fn check_base(&self, base_sha256: &str, tokenizer_sha256: &str) -> Result<(), MethodError> {
+        let Some(ours) = &self.provenance else { return Ok(()) };
+        let pairs = [
+            ("base", &ours.base_sha256, base_sha256),
+            ("tokenizer", &ours.tokenizer_sha256, tokenizer_sha256),
+        ];
+        for (what, expected, found) in pairs {
+            if expected != found {
+                return Err(MethodError::OtherBase {
+                    path: self.dir.clone(),
+                    what,
+                    expected: expected.chars().take(12).collect(),
+                    found: found.chars().take(12).collect(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the adapter to work on `base`.
+    ///
+    /// # Errors
+    /// If the method does not fit the base, or the tensors do not fit the method.
+    pub fn load(&self, base: &Base, device: &Device) -> Result<Tuned, MethodError> {
+        for (key, expected) in self.config.computed(base) {
+            if let Some(found) = self.json.get(&key)
+                && !found.is_null()
+                && *found != expected
+            {
+                return Err(MethodError::Malformed {
+                    path: self.dir.join(CONFIG_FILE),
+                    reason: format!("`{key}` is {found}, but this base has {expected}"),
+                });
+            }
+        }
+        let tuned = Tuned::new(self.config.stored(), base, device, 0)?;
+        let checkpoint = self.tensors()?;
+        let keys = self.config.definition().keys;
+        let method = tuned.parameters().iter().map(|param| (keys.prefix(), param));
+        let head = tuned.head_parameters().iter().map(|param| (keys.head_prefix(), param));
+        let mut pairing = Pairing::new(&checkpoint);
+        for (prefix, param) in method.chain(head) {
+            pairing.fill(prefix, param, device)?;
+        }
+        pairing.finish(&self.dir.join(TENSORS_FILE))?;
+        Ok(tuned)
+    }
+}
+
+/// Tensors of a file and parameters of a method, pair by pair.
+struct Pairing<'c> {
+    checkpoint: &'c Checkpoint,
+    used: Vec<String>,
+    missing: Vec<String>,
+    misshapen: Vec<String>,
+}
+
+impl<'c> Pairing<'c> {
+    fn new(checkpoint: &'c Checkpoint) -> Self {
+        Self { checkpoint, used: Vec::new(), missing: Vec::new(), misshapen: Vec::new() }
+    }
+
+    fn fill(&mut self, prefix: &str, param: &Param, device: &Device) -> Result<(), MethodError> {
+        let Some(name) = self.stored_name(prefix, param.key()) else {
+            self.missing.push(format!("{prefix}{}", param.key()));
+            return Ok(());
+        };
+        let view = self.checkpoint.tensor(&name).expect("`stored_name` found it");
+        let shape = view.shape.to_vec();
+        if shape == param.shape() {
+            let values = self.checkpoint.to_f32(&name, &shape)?;
+            let values = TensorData::new(values, [param.count()]);
+            param.set(Tensor::from_data(values, &device.clone().inner()));
+        } else {
+            self.misshapen.push(format!("{name} {shape:?}, expected {:?}", param.shape()));
+        }
+        self.used.push(name);
+        Ok(())
+    }
+
+    /// The parameter's key as the file spells it: over a base without head, PEFT's paths lack the
+    /// base's own prefix.
+    fn stored_name(&self, prefix: &str, key: &str) -> Option<String> {
+        let full = format!("{prefix}{key}");
+        let bare = ["bert.", "model."]
+            .iter()
+            .find_map(|base| key.strip_prefix(base))
+            .map(|rest| format!("{prefix}{rest}"));
+        std::iter::once(full).chain(bare).find(|name| self.checkpoint.contains(name))
+    }
+
+    fn finish(self, path: &Path) -> Result<(), MethodError> {
+        // PEFT leaks these two beside a saved head when biases are saved as well.
+        let leaked = |name: &str| name.contains(".original_module.") || name.contains(".modules_to_save.");
+        let unexpected: Vec<String> = self
+            .checkpoint
+            .names()
+            .filter(|name| !self.used.iter().any(|used| used == name) && !leaked(name))
+            .map(str::to_owned)
+            .collect();
+        if self.missing.is_empty() && self.misshapen.is_empty() && unexpected.is_empty() {
+            return Ok(());
+        }
+        Err(MethodError::Tensors {
+            path: path.to_owned(),
+            missing: self.missing,
+            unexpected,
+            misshapen: self.misshapen,
+        })
+    }
+}
+
+/// The method's settings out of the file; every other key must say "off".
+fn settings(
+    definition: &Definition,
+    json: &Map<String, Value>,
+    path: &Path,
+) -> Result<Map<String, Value>, MethodError> {
+    const COMMON: [&str; 8] = [
+        "auto_mapping",
+        "base_model_name_or_path",
+        "epiphyte",
+        "inference_mode",
+        "peft_type",
+        "peft_version",
+        "revision",
+        "task_type",
+    ];
+    let known = definition.configure(Map::new())?.settings();
+    let defaults = (definition.peft_defaults)();
+    let mut settings = Map::new();
+    for (key, value) in json {
+        let is_off = match value {
+            Value::Null | Value::Bool(false) => true,
+            Value::Array(items) => items.is_empty(),
+            Value::Object(items) => items.is_empty(),
+            _ => false,
+        };
+        if key == "modules_to_save" {
+            let saved = value.as_array().into_iter().flatten();
+            if let Some(other) = saved.into_iter().find(|name| !HEADS.iter().any(|head| **name == *head)) {
+                return Err(unsupported(path, key, other));
+            }
+        } else if known.contains_key(key) {
+            if !value.is_null() {
+                settings.insert(key.clone(), value.clone());
+            }
+        } else if !COMMON.contains(&key.as_str())
+            && !definition.computed.contains(&key.as_str())
+            && !is_off
+            && defaults.get(key) != Some(value)
+        {
+            return Err(unsupported(path, key, value));
+        }
+    }
+    Ok(settings)
+}
+
+fn unsupported(path: &Path, key: &str, value: &Value) -> MethodError {
+    MethodError::Unsupported { path: path.to_owned(), key: key.to_owned(), value: value.to_string() }
+}

@@ -1,0 +1,119 @@
+//! Freeze: the last layers are trained, all below stay frozen.
+//!
+//! Lee, Tang, Lin, "What Would Elsa Do? Freezing Layers During Transformer Fine-Tuning", 2019, arXiv
+//! 1911.03090. As surveys define the method, the feed-forwards of the last `k` layers are trained;
+//! `freeze_trainable_modules` = `all` trains those layers whole. Keys are LLaMA-Factory's.
+//!
+//! | | |
+//! | --- | --- |
+//! | trains, changes | `k (2 d ff + ff + d)` on BERT, `3 k d ff` on Llama; whole layers with `all` |
+//! | file | each tensor under its own name |
+//! | merges | tensors are put in place |
+//!
+//! Nothing below the last `k` layers is tracked, so the backward pass ends there and no activation
+//! below is kept.
+
+use epiphyte_models::{Base, Role};
+use serde::{Deserialize, Serialize};
+
+use crate::method::{Flag, FlagKind, KeyStyle, Method, MethodConfig};
+use crate::replace::{Replaced, count};
+use crate::{MethodError, ParameterSet};
+
+/// The settings of Freeze, under LLaMA-Factory's names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FreezeConfig {
+    /// How many of the last layers are trained.
+    pub freeze_trainable_layers: usize,
+    /// What is trained in them.
+    pub freeze_trainable_modules: TrainableModules,
+}
+
+/// What Freeze trains in a layer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TrainableModules {
+    /// The feed-forward.
+    #[default]
+    FeedForward,
+    /// The whole layer.
+    All,
+}
+
+impl Default for FreezeConfig {
+    fn default() -> Self {
+        Self { freeze_trainable_layers: 2, freeze_trainable_modules: TrainableModules::default() }
+    }
+}
+
+impl FreezeConfig {
+    fn chooses(self, base: &Base) -> impl Fn(&str) -> bool {
+        let first = base.dimensions.layers.saturating_sub(self.freeze_trainable_layers);
+        let roles = [Role::FeedForwardIn, Role::FeedForwardGate, Role::FeedForwardOut];
+        let feed_forward: Vec<String> = base
+            .linears()
+            .iter()
+            .filter(|linear| roles.contains(&linear.site.role))
+            .map(|linear| format!("{}.", linear.site.path))
+            .collect();
+        move |name| {
+            Base::layer_of(name).is_some_and(|layer| layer >= first)
+                && match self.freeze_trainable_modules {
+                    TrainableModules::All => true,
+                    TrainableModules::FeedForward => {
+                        feed_forward.iter().any(|path| name.starts_with(path.as_str()))
+                    }
+                }
+        }
+    }
+}
+
+impl MethodConfig for FreezeConfig {
+    const NAME: &'static str = "freeze";
+    const PEFT_TYPE: &'static str = "FREEZE";
+    const IN_PEFT: bool = false;
+    const SUMMARY: &'static str = "the feed-forwards, or all, of the last layers";
+    const PAPER: &'static str = "Lee et al. 2019, arXiv 1911.03090";
+    const KEYS: KeyStyle = KeyStyle::WeightSpace;
+    const FLAGS: &'static [Flag] = &[
+        Flag {
+            flag: "freeze-trainable-layers",
+            key: "freeze_trainable_layers",
+            help: "how many of the last layers are trained",
+            kind: FlagKind::Integer,
+        },
+        Flag {
+            flag: "freeze-trainable-modules",
+            key: "freeze_trainable_modules",
+            help: "what is trained in them: feed-forward or all",
+            kind: FlagKind::Text,
+        },
+    ];
+
+    fn build(
+        &self,
+        base: &Base,
+        parameters: &mut ParameterSet,
+    ) -> Result<Box<dyn Method>, MethodError> {
+        self.count(base)?;
+        Ok(Box::new(Replaced::new(base, parameters, self.chooses(base))))
+    }
+
+    fn count(&self, base: &Base) -> Result<usize, MethodError> {
+        let layers = base.dimensions.layers;
+        if !(1..=layers).contains(&self.freeze_trainable_layers) {
+            return Err(MethodError::Value {
+                method: Self::NAME,
+                key: "freeze_trainable_layers",
+                value: self.freeze_trainable_layers.to_string(),
+                expected: format!("it must be from 1 to the model's {layers} layers"),
+            });
+        }
+        Ok(count(base, self.chooses(base)))
+    }
+
+    fn resolved(&self, _base: &Base) -> Self {
+        *self
+    }
+}

@@ -1,0 +1,165 @@
+//! (IA)³: learned vectors that rescale keys, values and the feed-forward's middle.
+//!
+//! Liu et al., "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context
+//! Learning", NeurIPS 2022, arXiv 2205.05638, section 3.3.
+//!
+//! On keys and values `y = l ⊙ (x Wᵀ + b)`, on the map out of the feed-forward's middle
+//! `y = (l ⊙ x) Wᵀ + b`; every `l` starts at one, so nothing changes at first.
+//!
+//! | | |
+//! | --- | --- |
+//! | trains | `Σ out` over rescaled outputs, `Σ in` over rescaled inputs |
+//! | changes | `Σ in · out`, and the biases of rescaled outputs |
+//! | file | `<path>.ia3_l` `[out, 1]`, for feed-forward targets `[1, in]` |
+//! | merges | `diag(l) W` and `l ⊙ b`; `W diag(l)` |
+
+use burn::tensor::Tensor;
+use epiphyte_models::{Base, LinearInfo, Product, Site};
+use epiphyte_ops::Sequences;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::delta::{Delta, Deltas};
+use crate::method::{Flag, FlagKind, KeyStyle, Method, MethodConfig};
+use crate::parameters::{Init, Param, ParameterSet};
+use crate::targets::{Modules, Selection};
+use crate::MethodError;
+
+/// The settings of (IA)³, under HF PEFT's names.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Ia3Config {
+    /// Which linear maps; keys, values and the map out of the feed-forward if not given.
+    pub target_modules: Option<Modules>,
+    /// Which of the targets are rescaled at their input.
+    pub feedforward_modules: Option<Modules>,
+    /// Which maps to leave out.
+    pub exclude_modules: Option<Modules>,
+}
+
+impl Ia3Config {
+    fn selection(&self) -> Selection<'_> {
+        Selection {
+            method: Self::NAME,
+            target_modules: self.target_modules.as_ref(),
+            exclude_modules: self.exclude_modules.as_ref(),
+            layers_to_transform: None,
+            defaults: |model_type| match model_type {
+                "bert" => &["key", "value", "output.dense"],
+                _ => &["k_proj", "v_proj", "down_proj"],
+            },
+        }
+    }
+
+    /// Which targets are rescaled at their input.
+    fn feed_forward(&self, base: &Base) -> Modules {
+        self.feedforward_modules.clone().unwrap_or_else(|| {
+            let name = if base.dimensions.model_type == "bert" { "output.dense" } else { "down_proj" };
+            Modules::Endings(vec![name.to_owned()])
+        })
+    }
+
+    /// The targets, each with whether its input is rescaled.
+    fn targets<'b>(&self, base: &'b Base) -> Result<Vec<(&'b LinearInfo, bool)>, MethodError> {
+        let feed_forward = self.feed_forward(base);
+        let targets = self.selection().of(base)?;
+        targets
+            .into_iter()
+            .map(|linear| match feed_forward.matches(&linear.site.path) {
+                Ok(at_input) => Ok((linear, at_input)),
+                Err(error) => Err(MethodError::Configuration {
+                    method: Self::NAME,
+                    reason: format!("`feedforward_modules` is not a regular expression: {error}"),
+                }),
+            })
+            .collect()
+    }
+}
+
+impl MethodConfig for Ia3Config {
+    const NAME: &'static str = "ia3";
+    const PEFT_TYPE: &'static str = "IA3";
+    const IN_PEFT: bool = true;
+    const SUMMARY: &'static str = "vectors that rescale keys, values and the feed-forward's middle";
+    const PAPER: &'static str = "Liu et al. 2022, arXiv 2205.05638";
+    const KEYS: KeyStyle = KeyStyle::WeightSpace;
+    const FLAGS: &'static [Flag] = &[
+        Flag { flag: "target-modules", key: "target_modules", help: "linear maps to adapt: names, a regular expression, or all-linear", kind: FlagKind::Modules },
+        Flag { flag: "feedforward-modules", key: "feedforward_modules", help: "targets that are rescaled at their input", kind: FlagKind::Modules },
+        Flag { flag: "exclude-modules", key: "exclude_modules", help: "linear maps to leave out", kind: FlagKind::Modules },
+    ];
+
+    fn build(
+        &self,
+        base: &Base,
+        parameters: &mut ParameterSet,
+    ) -> Result<Box<dyn Method>, MethodError> {
+        let targets = self.targets(base)?;
+        let mut sides = targets.iter();
+        Ok(Box::new(Deltas::new(targets.iter().map(|target| target.0), |linear| {
+            let &(_, at_input) = sides.next().expect("one delta a target");
+            let shape = if at_input { [1, linear.inputs] } else { [linear.outputs, 1] };
+            let key = format!("{}.ia3_l", linear.site.path);
+            Ia3 { l: parameters.declare(key, &shape, Init::Ones), at_input }
+        })))
+    }
+
+    fn count(&self, base: &Base) -> Result<usize, MethodError> {
+        let width = |(linear, at_input): &(&LinearInfo, bool)| {
+            if *at_input { linear.inputs } else { linear.outputs }
+        };
+        Ok(self.targets(base)?.iter().map(width).sum())
+    }
+
+    fn resolved(&self, base: &Base) -> Self {
+        Self {
+            target_modules: Some(self.selection().targets(base)),
+            feedforward_modules: Some(self.feed_forward(base)),
+            ..self.clone()
+        }
+    }
+
+    fn peft_defaults() -> Map<String, Value> {
+        Map::from_iter([
+            ("fan_in_fan_out".to_owned(), Value::Bool(false)),
+            ("init_ia3_weights".to_owned(), Value::Bool(true)),
+            ("modules_to_save".to_owned(), Value::Null),
+        ])
+    }
+}
+
+/// (IA)³ on one linear map.
+#[derive(Debug)]
+struct Ia3 {
+    l: Param,
+    at_input: bool,
+}
+
+impl Ia3 {
+    /// `[1, width]`
+    fn row(&self) -> Tensor<2> {
+        self.l.flat().unsqueeze()
+    }
+}
+
+impl Delta for Ia3 {
+    const CHANGES_BIAS: bool = true;
+
+    fn input(&self, x: Tensor<2>) -> Tensor<2> {
+        if self.at_input { x * self.row() } else { x }
+    }
+
+    fn output(&self, _site: &Site, product: Product, _sequences: &Sequences) -> Tensor<2> {
+        let y = product.compute();
+        if self.at_input { y } else { y * self.row() }
+    }
+
+    fn weight(&self, weight: Tensor<2>) -> Tensor<2> {
+        let l = self.row().inner();
+        if self.at_input { weight * l } else { weight * l.transpose() }
+    }
+
+    fn bias(&self, bias: Tensor<1>) -> Tensor<1> {
+        if self.at_input { bias } else { bias * self.l.flat().inner() }
+    }
+}

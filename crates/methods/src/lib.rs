@@ -1,0 +1,45 @@
+//! Parameter-efficient fine-tuning methods, one file each, and the adapter files of HF PEFT.
+//!
+//! A method's file holds all of it: paper, equation, shapes, parameters, file keys, tests. It acts on
+//! a model through the seam ([`epiphyte_models::Adapter`]) alone; the registry ([`METHODS`]) is the
+//! only other file that names it. Methods of one kind share what is the same: [`delta`] for changes
+//! of a linear map's weight, [`replace`] for tensors that stand in for the base's, [`bottleneck`] for
+//! small networks beside the layers.
+//!
+//! ```
+//! let lora = epiphyte_methods::by_name("lora")?;
+//! let settings = serde_json::json!({ "rank": 4, "target_modules": ["query"] });
+//! let config = lora.configure(settings.as_object().unwrap().clone())?;
+//! assert_eq!(config.settings()["r"], 4);
+//! # Ok::<(), epiphyte_methods::MethodError>(())
+//! ```
+
+pub mod bitfit;
+pub mod bottleneck;
+pub mod delta;
+mod dense;
+mod error;
+pub mod file;
+pub mod freeze;
+pub mod full;
+pub mod houlsby;
+pub mod ia3;
+pub mod lora;
+mod method;
+pub mod p_tuning_v2;
+mod parameters;
+pub mod pfeiffer;
+pub mod prefix_tuning;
+pub mod prompt_tuning;
+mod registry;
+pub mod replace;
+pub mod targets;
+mod tuned;
+mod virtual_tokens;
+
+pub use error::MethodError;
+pub use method::{Flag, FlagKind, KeyStyle, Method, MethodConfig, Moment, Stored};
+pub use parameters::{Init, Param, ParameterSet};
+pub use registry::{AnyConfig, Definition, METHODS, by_name, by_peft_type};
+pub use targets::Modules;
+pub use tuned::{Account, Tuned};

@@ -1,0 +1,259 @@
+//! LoRA: a low-rank path beside a frozen linear map.
+//!
+//! Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, arXiv 2106.09685,
+//! section 4.1; rank-stabilised scaling from Kalajdzievski 2023, arXiv 2312.03732.
+//!
+//! `y = x Wᵀ + b + s · (dropout(x) Aᵀ) Bᵀ`, with `A: [r, in]`, `B: [out, r]` and `s = α / r`, or
+//! `α / √r` with `use_rslora`. `A` starts uniform in `±1/√in` (Kaiming with a = √5) or normal with
+//! standard deviation `1/r` (`gaussian`), `B` starts at zero, so nothing changes at first.
+//!
+//! | | |
+//! | --- | --- |
+//! | trains | `Σ r (in + out)` over the targets |
+//! | changes | `Σ in · out`, by a matrix of rank `≤ r` each |
+//! | file | `<path>.lora_A.weight` `[r, in]`, `<path>.lora_B.weight` `[out, r]` |
+//! | merges | `W + s B A` |
+
+use burn::tensor::Tensor;
+use epiphyte_models::{Base, LinearInfo, Product, Site};
+use epiphyte_ops::{Sequences, dropout};
+use indexmap::IndexMap;
+use regex::Regex;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::delta::{Delta, Deltas};
+use crate::method::{Flag, FlagKind, KeyStyle, Method, MethodConfig};
+use crate::parameters::{Init, Param, ParameterSet};
+use crate::targets::{Modules, Selection, query_and_value};
+use crate::MethodError;
+
+/// The settings of LoRA, under HF PEFT's names.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LoraConfig {
+    /// Rank of the update.
+    #[serde(alias = "rank")]
+    pub r: usize,
+    /// The update is scaled by `alpha / r`.
+    #[serde(alias = "alpha")]
+    pub lora_alpha: f64,
+    /// Dropout on what enters the low-rank path.
+    #[serde(alias = "dropout")]
+    pub lora_dropout: f64,
+    /// Which linear maps; queries and values if not given.
+    pub target_modules: Option<Modules>,
+    /// Which of them to leave out.
+    pub exclude_modules: Option<Modules>,
+    /// Only in these layers.
+    pub layers_to_transform: Option<Vec<usize>>,
+    /// Scale by `alpha / √r` instead.
+    pub use_rslora: bool,
+    /// Other ranks for some modules: a regular expression for the end of the path, first match wins.
+    pub rank_pattern: IndexMap<String, usize>,
+    /// Other alphas for some modules.
+    pub alpha_pattern: IndexMap<String, f64>,
+    /// How `A` starts.
+    pub init_lora_weights: LoraInit,
+}
+
+/// How LoRA's `A` starts; `B` starts at zero.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LoraInit {
+    /// Uniform in `±1/√in`; `true` in the file.
+    #[default]
+    Kaiming,
+    /// Normal with standard deviation `1/r`; `"gaussian"` in the file.
+    Gaussian,
+}
+
+impl Serialize for LoraInit {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Kaiming => serializer.serialize_bool(true),
+            Self::Gaussian => serializer.serialize_str("gaussian"),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for LoraInit {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Value::deserialize(deserializer)? {
+            Value::Bool(true) => Ok(Self::Kaiming),
+            Value::String(name) if name == "kaiming" => Ok(Self::Kaiming),
+            Value::String(name) if name == "gaussian" => Ok(Self::Gaussian),
+            other => Err(serde::de::Error::custom(format!(
+                "init_lora_weights is {other}, but only true, \"kaiming\" and \"gaussian\" leave the base as it is"
+            ))),
+        }
+    }
+}
+
+impl Default for LoraConfig {
+    fn default() -> Self {
+        Self {
+            r: 8,
+            lora_alpha: 16.0,
+            lora_dropout: 0.0,
+            target_modules: None,
+            exclude_modules: None,
+            layers_to_transform: None,
+            use_rslora: false,
+            rank_pattern: IndexMap::new(),
+            alpha_pattern: IndexMap::new(),
+            init_lora_weights: LoraInit::default(),
+        }
+    }
+}
+
+impl LoraConfig {
+    fn selection(&self) -> Selection<'_> {
+        Selection {
+            method: Self::NAME,
+            target_modules: self.target_modules.as_ref(),
+            exclude_modules: self.exclude_modules.as_ref(),
+            layers_to_transform: self.layers_to_transform.as_deref(),
+            defaults: query_and_value,
+        }
+    }
+
+    /// The targets, each with its rank and scaling.
+    fn targets<'b>(&self, base: &'b Base) -> Result<Vec<(&'b LinearInfo, usize, f64)>, MethodError> {
+        if !(0.0..1.0).contains(&self.lora_dropout) {
+            return Err(self.value("lora_dropout", self.lora_dropout, "it must be in [0, 1)".into()));
+        }
+        let targets = self.selection().of(base)?;
+        targets
+            .into_iter()
+            .map(|linear| {
+                let path = &linear.site.path;
+                let rank = self.first_match(&self.rank_pattern, path)?.unwrap_or(self.r);
+                let alpha = self.first_match(&self.alpha_pattern, path)?.unwrap_or(self.lora_alpha);
+                let most = linear.inputs.min(linear.outputs);
+                if rank == 0 || rank > most {
+                    let expected = format!("it must be from 1 to {most}, the smaller side of `{path}`");
+                    return Err(self.value("r", rank, expected));
+                }
+                let divisor = if self.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
+                Ok((linear, rank, alpha / divisor))
+            })
+            .collect()
+    }
+
+    /// The value of the first key that matches the end of `path`, as PEFT matches them.
+    fn first_match<T: Copy>(
+        &self,
+        pattern: &IndexMap<String, T>,
+        path: &str,
+    ) -> Result<Option<T>, MethodError> {
+        for (key, value) in pattern {
+            let regex = Regex::new(&format!(r"^(?:.*\.)?(?:{key})$")).map_err(|error| {
+                MethodError::Configuration {
+                    method: Self::NAME,
+                    reason: format!("`{key}` in a rank or alpha pattern is not a regular expression: {error}"),
+                }
+            })?;
+            if regex.is_match(path) {
+                return Ok(Some(*value));
+            }
+        }
+        Ok(None)
+    }
+
+    fn value(&self, key: &'static str, value: impl ToString, expected: String) -> MethodError {
+        MethodError::Value { method: Self::NAME, key, value: value.to_string(), expected }
+    }
+}
+
+impl MethodConfig for LoraConfig {
+    const NAME: &'static str = "lora";
+    const PEFT_TYPE: &'static str = "LORA";
+    const IN_PEFT: bool = true;
+    const SUMMARY: &'static str = "a low-rank path beside chosen linear maps";
+    const PAPER: &'static str = "Hu et al. 2021, arXiv 2106.09685";
+    const KEYS: KeyStyle = KeyStyle::WeightSpace;
+    const FLAGS: &'static [Flag] = &[
+        Flag { flag: "rank", key: "r", help: "rank of the update", kind: FlagKind::Integer },
+        Flag { flag: "alpha", key: "lora_alpha", help: "the update is scaled by alpha / rank", kind: FlagKind::Number },
+        Flag { flag: "dropout", key: "lora_dropout", help: "dropout on what enters the adapter", kind: FlagKind::Number },
+        Flag { flag: "target-modules", key: "target_modules", help: "linear maps to adapt: names, a regular expression, or all-linear", kind: FlagKind::Modules },
+        Flag { flag: "exclude-modules", key: "exclude_modules", help: "linear maps to leave out", kind: FlagKind::Modules },
+        Flag { flag: "layers-to-transform", key: "layers_to_transform", help: "adapt only these layers", kind: FlagKind::Integers },
+        Flag { flag: "use-rslora", key: "use_rslora", help: "scale by alpha / sqrt(rank)", kind: FlagKind::Switch },
+        Flag { flag: "rank-pattern", key: "rank_pattern", help: "other ranks for some modules: name=rank,...", kind: FlagKind::Pattern },
+        Flag { flag: "alpha-pattern", key: "alpha_pattern", help: "other alphas for some modules: name=alpha,...", kind: FlagKind::Pattern },
+        Flag { flag: "init-lora-weights", key: "init_lora_weights", help: "how A starts: kaiming or gaussian", kind: FlagKind::Text },
+    ];
+
+    fn build(
+        &self,
+        base: &Base,
+        parameters: &mut ParameterSet,
+    ) -> Result<Box<dyn Method>, MethodError> {
+        let targets = self.targets(base)?;
+        let mut scaled = targets.iter();
+        Ok(Box::new(Deltas::new(targets.iter().map(|target| target.0), |linear| {
+            let &(_, rank, scaling) = scaled.next().expect("one delta a target");
+            let path = &linear.site.path;
+            let init = match self.init_lora_weights {
+                LoraInit::Kaiming => Init::Uniform { bound: 1.0 / (linear.inputs as f64).sqrt() },
+                LoraInit::Gaussian => Init::Normal { std: 1.0 / rank as f64 },
+            };
+            Lora {
+                a: parameters.declare(format!("{path}.lora_A.weight"), &[rank, linear.inputs], init),
+                b: parameters.declare(
+                    format!("{path}.lora_B.weight"),
+                    &[linear.outputs, rank],
+                    Init::Zeros,
+                ),
+                scaling: scaling as f32,
+                dropout: self.lora_dropout,
+            }
+        })))
+    }
+
+    fn count(&self, base: &Base) -> Result<usize, MethodError> {
+        let targets = self.targets(base)?;
+        Ok(targets.iter().map(|(linear, rank, _)| rank * (linear.inputs + linear.outputs)).sum())
+    }
+
+    fn resolved(&self, base: &Base) -> Self {
+        Self { target_modules: Some(self.selection().targets(base)), ..self.clone() }
+    }
+
+    fn peft_defaults() -> Map<String, Value> {
+        let Value::Object(defaults) = json!({
+            "alora_invocation_tokens": null, "arrow_config": null, "bias": "none",
+            "corda_config": null, "ensure_weight_tying": false, "eva_config": null,
+            "fan_in_fan_out": false, "kasa_config": null, "layer_replication": null,
+            "layers_pattern": null, "loftq_config": {}, "lora_bias": false, "lora_ga_config": null,
+            "megatron_config": null, "megatron_core": "megatron.core", "modules_to_save": null,
+            "monteclora_config": null, "qalora_group_size": 16, "target_parameters": null,
+            "trainable_token_indices": null, "use_bdlora": null, "use_dora": false,
+            "use_qalora": false, "velora_config": null,
+        }) else {
+            unreachable!("the literal is an object");
+        };
+        defaults
+    }
+}
+
+/// LoRA on one linear map.
+#[derive(Debug)]
+struct Lora {
+    a: Param,
+    b: Param,
+    scaling: f32,
+    dropout: f64,
+}
+
+impl Delta for Lora {
+    fn output(&self, site: &Site, product: Product, sequences: &Sequences) -> Tensor<2> {
+        let x = dropout(product.input().clone(), self.dropout, !site.id(), sequences);
+        product.add_low_rank(x, self.a.get(), self.b.get(), self.scaling)
+    }
+
+    fn weight(&self, weight: Tensor<2>) -> Tensor<2> {
+        weight + self.b.get::<2>().inner().matmul(self.a.get::<2>().inner()) * self.scaling
+    }
+}

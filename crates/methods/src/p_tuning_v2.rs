@@ -1,0 +1,77 @@
+//! P-Tuning v2: a prefix in every layer, for understanding tasks and small models.
+//!
+//! Liu, Ji, Fu, Tam, Du, Yang, Tang, "P-Tuning v2: Prompt Tuning Can Be Comparable to Fine-tuning
+//! Universally Across Scales and Tasks", ACL 2022, arXiv 2110.07602.
+//!
+//! The computation is that of [`prefix_tuning`](crate::prefix_tuning), whose configuration it shares;
+//! the paper's code differs in the start, normal with standard deviation 0.02 (biases zero), in the
+//! dropout of 0.1 on keys and values, and in 512 values in the middle of the optional network. Its
+//! learning rates, 0.005 and more, need that start. HF PEFT reads the files as `PREFIX_TUNING`.
+//!
+//! | | |
+//! | --- | --- |
+//! | trains | `2 L p kv`; with the projection as Prefix-Tuning |
+//! | changes | `2 L p kv` |
+//! | file | `prompt_embeddings` `[p, 2 L kv]` |
+//! | merges | no |
+
+use epiphyte_models::Base;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::method::{Flag, KeyStyle, Method, MethodConfig};
+use crate::parameters::{Init, ParameterSet};
+use crate::prefix_tuning::{FLAGS, PrefixTuningConfig, Variant};
+use crate::{MethodError, virtual_tokens};
+
+/// The settings of P-Tuning v2: those of Prefix-Tuning, other defaults where they are left open.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PTuningV2Config(pub PrefixTuningConfig);
+
+const P_TUNING_V2: Variant = Variant {
+    method: PTuningV2Config::NAME,
+    embedding: Init::Normal { std: 0.02 },
+    dense: |_inputs| (Init::Normal { std: 0.02 }, Init::Zeros),
+    hidden_size: |_kv_width| 512,
+    dropout: 0.1,
+};
+
+impl MethodConfig for PTuningV2Config {
+    const NAME: &'static str = "p-tuning-v2";
+    const PEFT_TYPE: &'static str = "PREFIX_TUNING";
+    const IN_PEFT: bool = true;
+    const SUMMARY: &'static str = "prefix tuning with a small start and dropout, for understanding tasks";
+    const PAPER: &'static str = "Liu et al. 2022, arXiv 2110.07602";
+    const KEYS: KeyStyle = KeyStyle::PromptLearning;
+    const FLAGS: &'static [Flag] = FLAGS;
+    const COMPUTED: &'static [&'static str] = virtual_tokens::COMPUTED;
+
+    fn build(
+        &self,
+        base: &Base,
+        parameters: &mut ParameterSet,
+    ) -> Result<Box<dyn Method>, MethodError> {
+        self.0.build_as(&P_TUNING_V2, base, parameters)
+    }
+
+    fn count(&self, base: &Base) -> Result<usize, MethodError> {
+        self.0.count_as(&P_TUNING_V2, base)
+    }
+
+    fn resolved(&self, base: &Base) -> Self {
+        Self(self.0.resolved_as(&P_TUNING_V2, base))
+    }
+
+    fn stored(&self) -> Self {
+        Self(self.0.flat())
+    }
+
+    fn computed(&self, base: &Base) -> Map<String, Value> {
+        PrefixTuningConfig::computed_of(base)
+    }
+
+    fn peft_defaults() -> Map<String, Value> {
+        PrefixTuningConfig::peft_defaults()
+    }
+}

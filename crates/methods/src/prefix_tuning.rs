@@ -1,0 +1,326 @@
+//! Prefix-Tuning: trained keys and values in front of those of every layer.
+//!
+//! Li and Liang, "Prefix-Tuning: Optimizing Continuous Prompts for Generation", ACL 2021, arXiv
+//! 2101.00190.
+//!
+//! In layer `l` attention runs over `[P_K; K]` and `[P_V; V]`, with `P_K, P_V: [p, kv]` and `kv` the
+//! width of all key heads together; every query sees the whole prefix. As in HF PEFT, the text's own
+//! tokens start at position `p`, and rotary positions do not turn the prefix. A prefix of zeros is not
+//! the identity: it takes its share of the softmax.
+//!
+//! `P: [p, 2 L kv]` holds keys and values of layer 0, then of layer 1, and so on. With
+//! `prefix_projection` it is not trained itself but is what a network makes of a small one while
+//! training, `P = tanh(E W₁ᵀ + b₁) W₂ᵀ + b₂` with `E: [p, kv]` and `h` values in the middle, and the
+//! file holds its result. `W₂` is kept in a piece for each layer, so that a layer computes its own.
+//! `P` and `E` start normal with standard deviation one, the maps as PyTorch starts them, or `P` at
+//! zero with `init_weights` = `zero`. `prefix_dropout` drops elements of the keys and values while
+//! training; as all sequences of a batch share the prefix, they share the draw.
+//!
+//! | | |
+//! | --- | --- |
+//! | trains | `2 L p kv`; with the projection `p kv + (kv h + h) + (2 L kv h + 2 L kv)` |
+//! | changes | `2 L p kv` |
+//! | file | `prompt_embeddings` `[p, 2 L kv]` |
+//! | merges | no |
+
+use burn::tensor::Tensor;
+use epiphyte_models::seam::name_id;
+use epiphyte_models::{Adapter, Base};
+use epiphyte_ops::{Activation, Prefix, Sequences, dropout};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::dense::Dense;
+use crate::method::{Flag, FlagKind, KeyStyle, Method, MethodConfig, Stored};
+use crate::parameters::{Init, Param, ParameterSet};
+use crate::virtual_tokens::{self, KEY};
+use crate::MethodError;
+
+/// The settings of Prefix-Tuning, under HF PEFT's names.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PrefixTuningConfig {
+    /// How many keys and values in each layer.
+    pub num_virtual_tokens: usize,
+    /// Whether a network makes them while training.
+    pub prefix_projection: bool,
+    /// Values in the middle of that network; the width of the keys if not given.
+    pub encoder_hidden_size: Option<usize>,
+    /// How they start; at random if not given.
+    pub init_weights: Option<PrefixInit>,
+    /// Dropout on them; none if not given.
+    pub prefix_dropout: Option<f64>,
+}
+
+/// How a prefix starts, if not at random.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PrefixInit {
+    /// All keys and values zero.
+    Zero,
+}
+
+impl Default for PrefixTuningConfig {
+    fn default() -> Self {
+        Self {
+            num_virtual_tokens: 20,
+            prefix_projection: false,
+            encoder_hidden_size: None,
+            init_weights: None,
+            prefix_dropout: None,
+        }
+    }
+}
+
+/// What a method with prefixes does where its configuration leaves it open.
+pub(crate) struct Variant {
+    /// The method's name.
+    pub(crate) method: &'static str,
+    /// How tables of vectors start.
+    pub(crate) embedding: Init,
+    /// How weight and bias of a map with so many inputs start.
+    pub(crate) dense: fn(inputs: usize) -> (Init, Init),
+    /// Values in the middle of the network, by the width of the keys.
+    pub(crate) hidden_size: fn(kv_width: usize) -> usize,
+    /// Dropout on keys and values.
+    pub(crate) dropout: f64,
+}
+
+/// Prefix-Tuning as HF PEFT has it.
+const PREFIX_TUNING: Variant = Variant {
+    method: PrefixTuningConfig::NAME,
+    embedding: Init::Normal { std: 1.0 },
+    dense: |inputs| {
+        let bound = 1.0 / (inputs as f64).sqrt();
+        (Init::Uniform { bound }, Init::Uniform { bound })
+    },
+    hidden_size: |kv_width| kv_width,
+    dropout: 0.0,
+};
+
+/// The flags of every method with prefixes.
+pub(crate) const FLAGS: &[Flag] = &[
+    Flag { flag: "num-virtual-tokens", key: "num_virtual_tokens", help: "how many keys and values in each layer", kind: FlagKind::Integer },
+    Flag { flag: "prefix-projection", key: "prefix_projection", help: "let a network make them while training", kind: FlagKind::Switch },
+    Flag { flag: "encoder-hidden-size", key: "encoder_hidden_size", help: "values in the middle of that network", kind: FlagKind::Integer },
+    Flag { flag: "init-weights", key: "init_weights", help: "zero, instead of random", kind: FlagKind::Text },
+    Flag { flag: "prefix-dropout", key: "prefix_dropout", help: "dropout on keys and values", kind: FlagKind::Number },
+];
+
+/// Width of all key heads together, which is also that of all value heads.
+fn kv_width(base: &Base) -> usize {
+    base.dimensions.kv_heads * base.dimensions.head_dim
+}
+
+impl PrefixTuningConfig {
+    fn hidden_size(&self, variant: &Variant, base: &Base) -> usize {
+        self.encoder_hidden_size.unwrap_or_else(|| (variant.hidden_size)(kv_width(base)))
+    }
+
+    fn dropout(&self, variant: &Variant) -> f64 {
+        self.prefix_dropout.unwrap_or(variant.dropout)
+    }
+
+    fn check(&self, variant: &Variant, base: &Base) -> Result<(), MethodError> {
+        virtual_tokens::check(variant.method, self.num_virtual_tokens, base)?;
+        let value = |key, value: String, expected: &str| {
+            let expected = expected.to_owned();
+            Err(MethodError::Value { method: variant.method, key, value, expected })
+        };
+        if self.encoder_hidden_size == Some(0) {
+            return value("encoder_hidden_size", "0".to_owned(), "it must be at least 1");
+        }
+        let dropout = self.dropout(variant);
+        if !(0.0..1.0).contains(&dropout) {
+            return value("prefix_dropout", dropout.to_string(), "it must be in [0, 1)");
+        }
+        Ok(())
+    }
+
+    /// As [`MethodConfig::build`].
+    pub(crate) fn build_as(
+        &self,
+        variant: &Variant,
+        base: &Base,
+        parameters: &mut ParameterSet,
+    ) -> Result<Box<dyn Method>, MethodError> {
+        self.check(variant, base)?;
+        let (layers, length, width) = (base.dimensions.layers, self.num_virtual_tokens, kv_width(base));
+        let zero = self.init_weights == Some(PrefixInit::Zero);
+        let source = if self.prefix_projection {
+            let hidden = self.hidden_size(variant, base);
+            let embedding = parameters.declare("embedding.weight", &[length, width], variant.embedding.clone());
+            let inward =
+                Dense::declare(parameters, "transform.0", [hidden, width], (variant.dense)(width));
+            let outward = (0..layers).map(|layer| {
+                let init = if zero { (Init::Zeros, Init::Zeros) } else { (variant.dense)(hidden) };
+                Dense::declare(parameters, &format!("transform.2.{layer}"), [2 * width, hidden], init)
+            });
+            Source::Projection { embedding, inward, outward: outward.collect() }
+        } else {
+            let init = if zero { Init::Zeros } else { variant.embedding.clone() };
+            Source::Table(parameters.declare(KEY, &[length, 2 * layers * width], init))
+        };
+        Ok(Box::new(Prefixes {
+            method: variant.method,
+            source,
+            length,
+            layers,
+            width,
+            dropout: self.dropout(variant),
+        }))
+    }
+
+    /// As [`MethodConfig::count`].
+    pub(crate) fn count_as(&self, variant: &Variant, base: &Base) -> Result<usize, MethodError> {
+        self.check(variant, base)?;
+        let (length, width) = (self.num_virtual_tokens, kv_width(base));
+        let all = 2 * base.dimensions.layers * width;
+        if !self.prefix_projection {
+            return Ok(length * all);
+        }
+        let hidden = self.hidden_size(variant, base);
+        Ok(length * width + Dense::count([hidden, width]) + Dense::count([all, hidden]))
+    }
+
+    /// As [`MethodConfig::resolved`].
+    pub(crate) fn resolved_as(&self, variant: &Variant, base: &Base) -> Self {
+        Self {
+            encoder_hidden_size: Some(self.hidden_size(variant, base)),
+            prefix_dropout: Some(self.dropout(variant)),
+            ..self.clone()
+        }
+    }
+
+    /// The configuration whose parameters are what the file stores: the table, with no network.
+    pub(crate) fn flat(&self) -> Self {
+        Self { prefix_projection: false, ..self.clone() }
+    }
+
+    /// As [`MethodConfig::computed`].
+    pub(crate) fn computed_of(base: &Base) -> Map<String, Value> {
+        virtual_tokens::computed(base, base.dimensions.kv_heads, kv_width(base))
+    }
+}
+
+impl MethodConfig for PrefixTuningConfig {
+    const NAME: &'static str = "prefix-tuning";
+    const PEFT_TYPE: &'static str = "PREFIX_TUNING";
+    const IN_PEFT: bool = true;
+    const SUMMARY: &'static str = "trained keys and values in front of those of every layer";
+    const PAPER: &'static str = "Li and Liang 2021, arXiv 2101.00190";
+    const KEYS: KeyStyle = KeyStyle::PromptLearning;
+    const FLAGS: &'static [Flag] = FLAGS;
+    const COMPUTED: &'static [&'static str] = virtual_tokens::COMPUTED;
+
+    fn build(
+        &self,
+        base: &Base,
+        parameters: &mut ParameterSet,
+    ) -> Result<Box<dyn Method>, MethodError> {
+        self.build_as(&PREFIX_TUNING, base, parameters)
+    }
+
+    fn count(&self, base: &Base) -> Result<usize, MethodError> {
+        self.count_as(&PREFIX_TUNING, base)
+    }
+
+    fn resolved(&self, base: &Base) -> Self {
+        self.resolved_as(&PREFIX_TUNING, base)
+    }
+
+    fn stored(&self) -> Self {
+        self.flat()
+    }
+
+    fn computed(&self, base: &Base) -> Map<String, Value> {
+        Self::computed_of(base)
+    }
+
+    fn peft_defaults() -> Map<String, Value> {
+        Map::from_iter([("modules_to_save".to_owned(), Value::Null)])
+    }
+}
+
+/// Keys and values for every layer.
+#[derive(Debug)]
+struct Prefixes {
+    method: &'static str,
+    source: Source,
+    length: usize,
+    layers: usize,
+    width: usize,
+    dropout: f64,
+}
+
+/// Where the keys and values come from.
+#[derive(Debug)]
+enum Source {
+    /// They are trained: `[length, 2 · layers · width]`.
+    Table(Param),
+    /// A network makes them: `[length, width]`, the map to its middle, a map out of it for each layer.
+    Projection { embedding: Param, inward: Dense, outward: Vec<Dense> },
+}
+
+impl Prefixes {
+    /// Keys and values of a layer side by side, `[length, 2 · width]`.
+    fn of_layer(&self, layer: usize) -> Tensor<2> {
+        match &self.source {
+            Source::Table(table) => table.get::<2>().narrow(1, 2 * layer * self.width, 2 * self.width),
+            Source::Projection { embedding, inward, outward } => {
+                let middle = Activation::Tanh.apply(inward.forward(embedding.get()));
+                outward[layer].forward(middle)
+            }
+        }
+    }
+
+    /// Dropout with the key of the batch's first sequence, for all sequences alike.
+    fn dropped(&self, x: Tensor<2>, place: &str, sequences: &Sequences) -> Tensor<2> {
+        let rows = Sequences::new(vec![0, self.length]);
+        match sequences.keys().and_then(<[u64]>::first) {
+            Some(&key) => dropout(x, self.dropout, name_id(place), &rows.with_keys(vec![key])),
+            None => x,
+        }
+    }
+}
+
+impl Adapter for Prefixes {
+    fn prefix_length(&self) -> usize {
+        self.length
+    }
+
+    fn prefix(&self, layer: usize, _x: &Tensor<2>, sequences: &Sequences) -> Option<Prefix> {
+        let both = self.dropped(self.of_layer(layer), &format!("prefix.{layer}"), sequences);
+        Some(Prefix {
+            keys: both.clone().narrow(1, 0, self.width),
+            values: both.narrow(1, self.width, self.width),
+        })
+    }
+}
+
+impl Method for Prefixes {
+    fn stored(&self, parameters: &ParameterSet) -> Vec<Stored> {
+        match &self.source {
+            Source::Table(_) => parameters.iter().map(Stored::of).collect(),
+            Source::Projection { .. } => {
+                let layers = (0..self.layers).map(|layer| self.of_layer(layer).inner());
+                let table = Tensor::cat(layers.collect(), 1);
+                let shape = table.dims().to_vec();
+                let values = table.try_into_vec_as::<f32>();
+                let values = values.expect("parameters are f32 and on a device that can be read");
+                vec![Stored { key: KEY.to_owned(), shape, values }]
+            }
+        }
+    }
+
+    fn merged(&self, _name: &str, _base: &Base) -> Result<Option<Tensor<1>>, MethodError> {
+        Err(MethodError::NotMergeable {
+            method: self.method,
+            reason: "its keys and values depend on no input",
+        })
+    }
+
+    fn changed(&self) -> usize {
+        2 * self.layers * self.length * self.width
+    }
+}

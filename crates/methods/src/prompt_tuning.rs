@@ -1,0 +1,254 @@
+//! Prompt tuning: trained vectors in front of the input's embeddings.
+//!
+//! Lester, Al-Rfou, Constant, "The Power of Scale for Parameter-Efficient Prompt Tuning", EMNLP 2021,
+//! arXiv 2104.08691.
+//!
+//! `E' = [P; E(x)]` with `P: [p, d]`: the layers see `p` tokens more. They take the first positions
+//! and segment 0, as in HF PEFT, so the text's own tokens move `p` positions on, and BERT's pooler reads
+//! the first virtual token. Language models have no loss on them; the last one predicts the text's
+//! first token.
+//!
+//! `P` starts normal with standard deviation one (`RANDOM`, far from real embeddings and slow to
+//! train), as rows of the word embeddings drawn with replacement (`SAMPLE_VOCAB`), as those of a text,
+//! repeated or cut to length (`TEXT`), or, section 3.2 of the paper, with a row for each class label,
+//! the mean of the label's tokens, and the rest drawn (`LABELS`). A base knows no tokenizer: whoever
+//! has one turns texts into token numbers.
+//!
+//! | | |
+//! | --- | --- |
+//! | trains, changes | `p d` |
+//! | file | `prompt_embeddings` `[p, d]` |
+//! | merges | no |
+
+use burn::tensor::Tensor;
+use epiphyte_models::seam::name_id;
+use epiphyte_models::{Adapter, Base, BaseTensor, Embedded};
+use epiphyte_ops::{FrozenMatrix, random, rows};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::method::{Flag, FlagKind, KeyStyle, Method, MethodConfig};
+use crate::parameters::{Init, Param, ParameterSet};
+use crate::virtual_tokens::{self, KEY};
+use crate::MethodError;
+
+/// The settings of prompt tuning, under HF PEFT's names.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PromptTuningConfig {
+    /// How many vectors.
+    pub num_virtual_tokens: usize,
+    /// How they start.
+    pub prompt_tuning_init: PromptTuningInit,
+    /// For `TEXT`: the text.
+    pub prompt_tuning_init_text: Option<String>,
+    /// For `TEXT`: where HF PEFT finds the tokenizer; it refuses a file that does not say.
+    pub tokenizer_name_or_path: Option<String>,
+    /// For `TEXT`: the text's tokens. Not in the file: once trained, the start is of no use.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_tuning_init_token_ids: Option<Vec<u32>>,
+    /// For `LABELS`: the tokens of each label. Not in the file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_tuning_init_label_token_ids: Option<Vec<Vec<u32>>>,
+}
+
+/// How the vectors of prompt tuning start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum PromptTuningInit {
+    /// Normal with standard deviation one.
+    #[default]
+    Random,
+    /// Rows of the word embeddings, drawn with replacement.
+    SampleVocab,
+    /// The embeddings of a text.
+    Text,
+    /// The mean embedding of each label, then as [`PromptTuningInit::SampleVocab`].
+    Labels,
+}
+
+impl Default for PromptTuningConfig {
+    fn default() -> Self {
+        Self {
+            num_virtual_tokens: 20,
+            prompt_tuning_init: PromptTuningInit::default(),
+            prompt_tuning_init_text: None,
+            tokenizer_name_or_path: None,
+            prompt_tuning_init_token_ids: None,
+            prompt_tuning_init_label_token_ids: None,
+        }
+    }
+}
+
+impl PromptTuningConfig {
+    fn init(&self, base: &Base, seed: u64) -> Result<Init, MethodError> {
+        let table = word_embeddings(base);
+        let count = self.num_virtual_tokens;
+        let start = match self.prompt_tuning_init {
+            PromptTuningInit::Random => return Ok(Init::Normal { std: 1.0 }),
+            PromptTuningInit::SampleVocab => table.gather(&sampled(table, count, seed)),
+            PromptTuningInit::Text => {
+                let ids = self.prompt_tuning_init_token_ids.as_deref().unwrap_or_default();
+                check_ids("prompt_tuning_init_token_ids", "prompt_tuning_init_text", ids, table)?;
+                let repeated: Vec<u32> = ids.iter().copied().cycle().take(count).collect();
+                table.gather(&repeated)
+            }
+            PromptTuningInit::Labels => {
+                let labels = self.prompt_tuning_init_label_token_ids.as_deref().unwrap_or_default();
+                if labels.is_empty() || labels.len() > count {
+                    return Err(MethodError::Value {
+                        method: Self::NAME,
+                        key: "prompt_tuning_init",
+                        value: "LABELS".to_owned(),
+                        expected: format!(
+                            "{count} virtual tokens cannot start as {} labels",
+                            labels.len()
+                        ),
+                    });
+                }
+                let mut start = Vec::new();
+                for ids in labels {
+                    check_ids("prompt_tuning_init_label_token_ids", "every label", ids, table)?;
+                    start.push(table.gather(ids).mean_dim(0));
+                }
+                if labels.len() < count {
+                    start.push(table.gather(&sampled(table, count - labels.len(), seed)));
+                }
+                Tensor::cat(start, 0)
+            }
+        };
+        let [_, width] = table.shape();
+        Ok(Init::Base(start.reshape([count * width])))
+    }
+}
+
+fn word_embeddings(base: &Base) -> &FrozenMatrix {
+    match base.tensor(&base.word_embeddings) {
+        Some(BaseTensor::Matrix(table)) => table,
+        _ => unreachable!("a base has its table of word embeddings"),
+    }
+}
+
+/// Token numbers drawn with replacement.
+fn sampled(table: &FrozenMatrix, count: usize, seed: u64) -> Vec<u32> {
+    let [vocabulary, _] = table.shape();
+    let draws = random::uniform(seed ^ name_id("prompt_tuning.sample_vocab"), count, 0.0, vocabulary as f64);
+    draws.into_iter().map(|draw| (draw as u32).min(vocabulary as u32 - 1)).collect()
+}
+
+/// Checks that `text` has tokens and all of them are in the vocabulary.
+fn check_ids(
+    key: &'static str,
+    text: &'static str,
+    ids: &[u32],
+    table: &FrozenMatrix,
+) -> Result<(), MethodError> {
+    let [vocabulary, _] = table.shape();
+    let expected = match ids.iter().find(|&&id| id as usize >= vocabulary) {
+        Some(id) => format!("token {id} is not in the vocabulary of {vocabulary}"),
+        None if ids.is_empty() => format!("{text} must have at least one token"),
+        None => return Ok(()),
+    };
+    Err(MethodError::Value {
+        method: PromptTuningConfig::NAME,
+        key,
+        value: format!("{ids:?}"),
+        expected,
+    })
+}
+
+impl MethodConfig for PromptTuningConfig {
+    const NAME: &'static str = "prompt-tuning";
+    const PEFT_TYPE: &'static str = "PROMPT_TUNING";
+    const IN_PEFT: bool = true;
+    const SUMMARY: &'static str = "trained vectors in front of the input's embeddings";
+    const PAPER: &'static str = "Lester et al. 2021, arXiv 2104.08691";
+    const KEYS: KeyStyle = KeyStyle::PromptLearning;
+    const FLAGS: &'static [Flag] = &[
+        Flag { flag: "num-virtual-tokens", key: "num_virtual_tokens", help: "how many vectors", kind: FlagKind::Integer },
+        Flag { flag: "prompt-tuning-init", key: "prompt_tuning_init", help: "how they start: RANDOM, SAMPLE_VOCAB, TEXT or LABELS", kind: FlagKind::Text },
+        Flag { flag: "prompt-tuning-init-text", key: "prompt_tuning_init_text", help: "the text of TEXT", kind: FlagKind::Text },
+        Flag { flag: "tokenizer-name-or-path", key: "tokenizer_name_or_path", help: "where HF PEFT finds the tokenizer of TEXT; the base's own directory if not given", kind: FlagKind::Text },
+    ];
+    const COMPUTED: &'static [&'static str] = virtual_tokens::COMPUTED;
+
+    fn build(
+        &self,
+        base: &Base,
+        parameters: &mut ParameterSet,
+    ) -> Result<Box<dyn Method>, MethodError> {
+        virtual_tokens::check(Self::NAME, self.num_virtual_tokens, base)?;
+        let init = self.init(base, parameters.seed())?;
+        let shape = [self.num_virtual_tokens, base.dimensions.width];
+        Ok(Box::new(PromptTuning { prompt: parameters.declare(KEY, &shape, init) }))
+    }
+
+    fn count(&self, base: &Base) -> Result<usize, MethodError> {
+        virtual_tokens::check(Self::NAME, self.num_virtual_tokens, base)?;
+        Ok(self.num_virtual_tokens * base.dimensions.width)
+    }
+
+    fn resolved(&self, _base: &Base) -> Self {
+        Self {
+            prompt_tuning_init_token_ids: None,
+            prompt_tuning_init_label_token_ids: None,
+            ..self.clone()
+        }
+    }
+
+    /// The same without asking for the tokens that only a start needs.
+    fn stored(&self) -> Self {
+        Self { num_virtual_tokens: self.num_virtual_tokens, ..Self::default() }
+    }
+
+    fn computed(&self, base: &Base) -> Map<String, Value> {
+        virtual_tokens::computed(base, base.dimensions.heads, base.dimensions.width)
+    }
+
+    fn peft_defaults() -> Map<String, Value> {
+        Map::from_iter([
+            ("modules_to_save".to_owned(), Value::Null),
+            ("tokenizer_kwargs".to_owned(), Value::Null),
+        ])
+    }
+}
+
+/// The trained vectors.
+#[derive(Debug)]
+struct PromptTuning {
+    /// `[virtual tokens, width]`
+    prompt: Param,
+}
+
+impl Adapter for PromptTuning {
+    fn embeddings(&self, embedded: Embedded) -> Embedded {
+        let Embedded { states, type_ids, sequences } = embedded;
+        let count = self.prompt.shape()[0];
+        let mut order = Vec::with_capacity(sequences.tokens() + count * sequences.count());
+        let mut with_prompt = Vec::with_capacity(order.capacity());
+        for pair in sequences.boundaries().windows(2) {
+            order.extend(0..count);
+            order.extend((pair[0]..pair[1]).map(|row| count + row));
+            with_prompt.extend(std::iter::repeat_n(0, count));
+            with_prompt.extend_from_slice(&type_ids[pair[0]..pair[1]]);
+        }
+        Embedded {
+            states: rows(Tensor::cat(vec![self.prompt.get(), states], 0), &order),
+            type_ids: with_prompt,
+            sequences: sequences.prepended(count),
+        }
+    }
+}
+
+impl Method for PromptTuning {
+    fn merged(&self, _name: &str, _base: &Base) -> Result<Option<Tensor<1>>, MethodError> {
+        Err(MethodError::NotMergeable {
+            method: PromptTuningConfig::NAME,
+            reason: "its vectors are part of the input",
+        })
+    }
+
+    fn changed(&self) -> usize {
+        self.prompt.count()
+    }
+}

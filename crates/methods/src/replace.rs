@@ -1,0 +1,86 @@
+//! Trained tensors that stand in for tensors of the base: what full fine-tuning, Freeze, BitFit and
+//! every task's head share.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::Tensor;
+use epiphyte_models::{Adapter, Base};
+
+use crate::parameters::{Init, Param, ParameterSet};
+use crate::{Method, MethodError};
+
+/// Trained tensors by the name of the base tensor that each replaces; they start as copies.
+#[derive(Debug, Default)]
+pub struct Replaced {
+    by_name: BTreeMap<String, Param>,
+}
+
+impl Replaced {
+    /// Replaces the tensors whose names `choose` accepts. The task's head is not offered: it is
+    /// trained with every method.
+    pub fn new(base: &Base, parameters: &mut ParameterSet, choose: impl Fn(&str) -> bool) -> Self {
+        Self::of(chosen(base, choose), base, parameters)
+    }
+
+    /// Replaces the task's head, if the base has one.
+    pub fn head(base: &Base, parameters: &mut ParameterSet) -> Self {
+        let names = base.tensors().keys().filter(|name| in_head(base, name));
+        Self::of(names.map(String::as_str).collect(), base, parameters)
+    }
+
+    fn of(names: Vec<&str>, base: &Base, parameters: &mut ParameterSet) -> Self {
+        let by_name = names
+            .into_iter()
+            .map(|name| {
+                let tensor = base.tensor(name).expect("names are the base's own");
+                let init = Init::Base(tensor.to_flat());
+                (name.to_owned(), parameters.declare(name, &tensor.shape(), init))
+            })
+            .collect();
+        Self { by_name }
+    }
+
+    /// The parameters, by the name of the tensor that each replaces.
+    pub fn params(&self) -> impl Iterator<Item = &Param> {
+        self.by_name.values()
+    }
+
+    /// Whether nothing is replaced.
+    pub fn is_empty(&self) -> bool {
+        self.by_name.is_empty()
+    }
+}
+
+/// Names of the base's tensors that `choose` accepts, without the task's head.
+fn chosen(base: &Base, choose: impl Fn(&str) -> bool) -> Vec<&str> {
+    let names = base.tensors().keys().map(String::as_str);
+    names.filter(|name| !in_head(base, name) && choose(name)).collect()
+}
+
+/// How many values the tensors hold that `choose` accepts: the closed count of a replacing method.
+pub fn count(base: &Base, choose: impl Fn(&str) -> bool) -> usize {
+    let tensors = chosen(base, choose).into_iter().filter_map(|name| base.tensor(name));
+    tensors.map(|tensor| tensor.count()).sum()
+}
+
+/// Whether a tensor belongs to the task's head.
+fn in_head(base: &Base, name: &str) -> bool {
+    let Some(head) = &base.task_head else { return false };
+    name.strip_prefix(head.as_str()).is_some_and(|rest| rest.starts_with('.'))
+}
+
+impl Adapter for Replaced {
+    fn parameter(&self, name: &str) -> Option<Tensor<1>> {
+        self.by_name.get(name).map(Param::flat)
+    }
+}
+
+impl Method for Replaced {
+    fn merged(&self, name: &str, _base: &Base) -> Result<Option<Tensor<1>>, MethodError> {
+        Ok(self.by_name.get(name).map(|param| param.flat().inner()))
+    }
+
+    fn changed(&self) -> usize {
+        self.by_name.values().map(Param::count).sum()
+    }
+}

@@ -1,0 +1,163 @@
+//! Which linear maps a method acts on, by HF PEFT's rules.
+//!
+//! `target_modules` is a list (a module matches if its path is an entry or ends with `.entry`), a
+//! regular expression that must match the whole path, or `all-linear`, which is every linear map but
+//! the head. `exclude_modules` removes, `layers_to_transform` narrows.
+
+use epiphyte_models::{Base, LinearInfo, Role};
+use regex::Regex;
+use serde::{Deserialize, Serialize};
+
+use crate::MethodError;
+
+/// The word for every linear map but the head.
+pub const ALL_LINEAR: &str = "all-linear";
+
+/// Names of modules: a list of path endings, or a regular expression for whole paths.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Modules {
+    /// Path endings.
+    Endings(Vec<String>),
+    /// A regular expression, or `all-linear`.
+    Pattern(String),
+}
+
+impl Modules {
+    /// From the command line: names separated by commas, or anything else as a pattern.
+    pub fn parse(text: &str) -> Self {
+        let is_name = |name: &str| {
+            !name.is_empty() && name.chars().all(|c| c.is_alphanumeric() || "_.".contains(c))
+        };
+        let names: Vec<&str> = text.split(',').map(str::trim).collect();
+        if text != ALL_LINEAR && names.iter().all(|name| is_name(name)) {
+            Self::Endings(names.into_iter().map(str::to_owned).collect())
+        } else {
+            Self::Pattern(text.to_owned())
+        }
+    }
+
+    /// Whether a module's path matches.
+    ///
+    /// # Errors
+    /// If the pattern is not a regular expression.
+    pub fn matches(&self, path: &str) -> Result<bool, regex::Error> {
+        Ok(match self {
+            Self::Endings(endings) => endings.iter().any(|ending| ends_with(path, ending)),
+            Self::Pattern(pattern) => Regex::new(&format!("^(?:{pattern})$"))?.is_match(path),
+        })
+    }
+}
+
+impl std::fmt::Display for Modules {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Endings(endings) => write!(f, "`{}`", endings.join(",")),
+            Self::Pattern(pattern) => write!(f, "`{pattern}`"),
+        }
+    }
+}
+
+/// Whether `path` is `ending` or ends with it after a dot.
+pub fn ends_with(path: &str, ending: &str) -> bool {
+    path.strip_suffix(ending).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+/// The choice of linear maps in a configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct Selection<'a> {
+    /// The method, for messages.
+    pub method: &'static str,
+    /// What to take; the family's default where none is given.
+    pub target_modules: Option<&'a Modules>,
+    /// What to leave out.
+    pub exclude_modules: Option<&'a Modules>,
+    /// Only these layers.
+    pub layers_to_transform: Option<&'a [usize]>,
+    /// What to take where the configuration names nothing, by model type.
+    pub defaults: fn(model_type: &str) -> &'static [&'static str],
+}
+
+impl Selection<'_> {
+    /// The linear maps of `base` that are selected.
+    ///
+    /// # Errors
+    /// [`MethodError::NoTarget`] if there are none, [`MethodError::Configuration`] if a pattern is
+    /// not a regular expression.
+    pub fn of<'b>(&self, base: &'b Base) -> Result<Vec<&'b LinearInfo>, MethodError> {
+        let targets = self.targets(base);
+        let invalid = |error: regex::Error| MethodError::Configuration {
+            method: self.method,
+            reason: format!("a module pattern is not a regular expression: {error}"),
+        };
+        let mut chosen = Vec::new();
+        for linear in base.linears() {
+            let path = &linear.site.path;
+            let taken = match &targets {
+                Modules::Pattern(word) if word == ALL_LINEAR => linear.site.role != Role::Head,
+                modules => modules.matches(path).map_err(invalid)?,
+            };
+            let excluded = match self.exclude_modules {
+                Some(modules) => modules.matches(path).map_err(invalid)?,
+                None => false,
+            };
+            let in_layers = self.layers_to_transform.is_none_or(|layers| {
+                linear.site.layer.is_some_and(|layer| layers.contains(&layer))
+            });
+            let in_head = base.task_head.as_deref() == Some(path);
+            if taken && !excluded && in_layers && !in_head {
+                chosen.push(linear);
+            }
+        }
+        if chosen.is_empty() {
+            let mut available: Vec<&str> =
+                base.linears().iter().filter_map(|l| l.site.path.rsplit('.').next()).collect();
+            available.sort_unstable();
+            available.dedup();
+            return Err(MethodError::NoTarget {
+                method: self.method,
+                targets: targets.to_string(),
+                model_type: base.dimensions.model_type.clone(),
+                available: available.join(", "),
+            });
+        }
+        Ok(chosen)
+    }
+
+    /// What is taken: as configured, or the default of the model's family.
+    pub fn targets(&self, base: &Base) -> Modules {
+        self.target_modules.cloned().unwrap_or_else(|| {
+            let names = (self.defaults)(&base.dimensions.model_type);
+            Modules::Endings(names.iter().map(|&name| name.to_owned()).collect())
+        })
+    }
+}
+
+/// HF PEFT's default targets of LoRA and its kin: queries and values.
+pub fn query_and_value(model_type: &str) -> &'static [&'static str] {
+    match model_type {
+        "bert" => &["query", "value"],
+        _ => &["q_proj", "v_proj"],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Modules, ends_with};
+
+    #[test]
+    fn endings_stop_at_dots() {
+        assert!(ends_with("bert.encoder.layer.0.output.dense", "output.dense"));
+        assert!(ends_with("bert.encoder.layer.0.attention.output.dense", "output.dense"));
+        assert!(!ends_with("bert.encoder.layer.0.my_query", "query"));
+        assert!(ends_with("classifier", "classifier"));
+    }
+
+    #[test]
+    fn patterns_match_whole_paths() {
+        let pattern = Modules::parse(r".*layer\.[01]\..*query");
+        assert!(pattern.matches("bert.encoder.layer.1.attention.self.query").unwrap());
+        assert!(!pattern.matches("bert.encoder.layer.1.attention.self.query.x").unwrap());
+        assert_eq!(Modules::parse("query,value"), Modules::Endings(vec!["query".into(), "value".into()]));
+    }
+}

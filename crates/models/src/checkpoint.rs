@@ -1,0 +1,444 @@
+//! The weights of a Hugging Face directory, memory-mapped.
+//!
+//! [`Checkpoint::open`] reads headers only; a tensor's bytes are touched when they are asked for, so
+//! opening a model of many gigabytes costs milliseconds and no memory. Every header is checked
+//! against its file before a single tensor is handed out (see [`crate::safetensors_file`]).
+//!
+//! What a *model* needs of a checkpoint — prefixes, old names, what may be missing — is the business
+//! of [`crate::keys`].
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Component, Path, PathBuf};
+use std::sync::OnceLock;
+
+use half::{bf16, f16};
+use memmap2::Mmap;
+use safetensors::Dtype;
+use sha2::{Digest, Sha256};
+
+use crate::ModelError;
+use crate::error::{HeaderProblem, TensorProblems, WrongDtype, WrongShape};
+use crate::json::JsonObject;
+use crate::safetensors_file::Header;
+
+/// The single-file checkpoint's name.
+const SINGLE_FILE: &str = "model.safetensors";
+/// The name of the list of shards.
+const INDEX_FILE: &str = "model.safetensors.index.json";
+
+const ADVICE: &str = "place the model's weights there (model.safetensors, or \
+    model.safetensors.index.json with all its shards), from the model's page on huggingface.co or a \
+    copy of it; a model that only has pytorch_model.bin is converted by loading it in Python with \
+    transformers and calling save_pretrained";
+const INDEX_ADVICE: &str = "download it again";
+
+/// Hashing this many bytes takes long enough to say so in the log.
+const WORTH_A_LOG_LINE: usize = 1 << 30;
+
+/// The named tensors of a model, in one safetensors file or in several shards.
+///
+/// # Example
+/// ```no_run
+/// use epiphyte_models::checkpoint::Checkpoint;
+/// let checkpoint = Checkpoint::open("bert-base-uncased".as_ref())?;
+/// for name in checkpoint.names() {
+///     let tensor = checkpoint.tensor(name).unwrap();
+///     tracing::info!(name, dtype = %tensor.dtype, shape = ?tensor.shape);
+/// }
+/// let norm = checkpoint.to_f32("bert.embeddings.LayerNorm.weight", &[768])?;
+/// # Ok::<(), epiphyte_models::ModelError>(())
+/// ```
+#[derive(Debug)]
+pub struct Checkpoint {
+    path: PathBuf,
+    shards: Vec<Shard>,
+    tensors: BTreeMap<String, Location>,
+    metadata: BTreeMap<String, String>,
+    content_hash: OnceLock<String>,
+}
+
+/// A mapped file.
+#[derive(Debug)]
+struct Shard {
+    path: PathBuf,
+    map: Mmap,
+}
+
+/// Where a tensor is; the range has been checked against the mapped file.
+#[derive(Debug)]
+struct Location {
+    shard: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Range<usize>,
+}
+
+/// A tensor of a checkpoint, as it is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TensorView<'a> {
+    /// Data type of the elements.
+    pub dtype: Dtype,
+    /// Shape, outermost dimension first.
+    pub shape: &'a [usize],
+    /// The elements in row-major order, little-endian, at any alignment.
+    pub bytes: &'a [u8],
+}
+
+impl Checkpoint {
+    /// Opens `model.safetensors`, or the shards of `model.safetensors.index.json`, in `dir`.
+    ///
+    /// # Errors
+    /// [`ModelError::MissingDirectory`], [`ModelError::MissingFile`], [`ModelError::MissingShard`],
+    /// [`ModelError::Header`] and the other errors of files, each with the path of the file.
+    pub fn open(dir: &Path) -> Result<Self, ModelError> {
+        if !dir.is_dir() {
+            return Err(ModelError::MissingDirectory {
+                dir: dir.to_owned(),
+            });
+        }
+        let single = dir.join(SINGLE_FILE);
+        let index = dir.join(INDEX_FILE);
+        let mut checkpoint = if single.exists() || !index.exists() {
+            Self::open_file(&single)?
+        } else {
+            Self::open_shards(dir, &index)?
+        };
+        checkpoint.path = dir.to_owned();
+        Ok(checkpoint)
+    }
+
+    /// Opens one safetensors file, for example an adapter's.
+    ///
+    /// # Errors
+    /// [`ModelError::MissingFile`], [`ModelError::Header`] and [`ModelError::Io`].
+    pub fn open_file(path: &Path) -> Result<Self, ModelError> {
+        let mut checkpoint = Self::empty(path);
+        checkpoint.add_shard(path, &|_| None)?;
+        Ok(checkpoint)
+    }
+
+    fn open_shards(dir: &Path, index: &Path) -> Result<Self, ModelError> {
+        let weight_map: BTreeMap<String, String> =
+            JsonObject::read(index, INDEX_ADVICE)?.require("weight_map")?;
+        let mut shards: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for (tensor, shard) in &weight_map {
+            shards.entry(shard).or_default().push(tensor);
+        }
+        let mut checkpoint = Self::empty(dir);
+        for (shard, tensors) in shards {
+            if !is_file_name(shard) {
+                return Err(ModelError::ShardName {
+                    path: index.to_owned(),
+                    shard: shard.to_owned(),
+                });
+            }
+            let path = dir.join(shard);
+            if !path.exists() {
+                return Err(ModelError::MissingShard {
+                    path,
+                    tensors: tensors.len(),
+                    example: tensors[0].to_owned(),
+                });
+            }
+            let placed_in = |tensor: &str| weight_map.get(tensor).map(String::as_str);
+            checkpoint.add_shard(&path, &|tensor| {
+                placed_in(tensor).map(|other| other == shard)
+            })?;
+            if let Some(tensor) = tensors.iter().find(|&&t| !checkpoint.contains(t)) {
+                return Err(ModelError::NotInShard {
+                    path,
+                    tensor: (*tensor).to_owned(),
+                });
+            }
+        }
+        Ok(checkpoint)
+    }
+
+    fn empty(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            shards: Vec::new(),
+            tensors: BTreeMap::new(),
+            metadata: BTreeMap::new(),
+            content_hash: OnceLock::new(),
+        }
+    }
+
+    /// Maps a file and lists its tensors, except those for which `belongs` says that the index
+    /// places them elsewhere. `None` means that the index does not say.
+    fn add_shard(
+        &mut self,
+        path: &Path,
+        belongs: &dyn Fn(&str) -> Option<bool>,
+    ) -> Result<(), ModelError> {
+        let map = map_file(path)?;
+        let header = Header::parse(&map).map_err(|problem| header_error(path, problem))?;
+        let shard = self.shards.len();
+        for (name, info) in header.tensors {
+            if belongs(&name) == Some(false) {
+                continue;
+            }
+            let (start, end) = info.data_offsets;
+            let location = Location {
+                shard,
+                dtype: info.dtype,
+                shape: info.shape,
+                bytes: header.data_start + start..header.data_start + end,
+            };
+            if let Some(other) = self.tensors.get(&name) {
+                return Err(ModelError::TensorInTwoShards {
+                    first: self.shards[other.shard].path.clone(),
+                    second: path.to_owned(),
+                    tensor: name,
+                });
+            }
+            self.tensors.insert(name, location);
+        }
+        self.metadata.extend(header.metadata);
+        self.shards.push(Shard {
+            path: path.to_owned(),
+            map,
+        });
+        Ok(())
+    }
+
+    /// The directory or file that was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The names of all tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// The number of tensors.
+    pub fn len(&self) -> usize {
+        self.tensors.len()
+    }
+
+    /// Whether there are no tensors at all.
+    pub fn is_empty(&self) -> bool {
+        self.tensors.is_empty()
+    }
+
+    /// Whether there is a tensor of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// The free text of `__metadata__`, such as `format = pt`; empty where there is none.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// The bytes of all tensors together.
+    pub fn total_bytes(&self) -> usize {
+        self.tensors.values().map(|at| at.bytes.len()).sum()
+    }
+
+    /// A tensor as it is stored, without copying it.
+    pub fn tensor(&self, name: &str) -> Option<TensorView<'_>> {
+        let location = self.tensors.get(name)?;
+        Some(TensorView {
+            dtype: location.dtype,
+            shape: &location.shape,
+            bytes: &self.shards[location.shard].map[location.bytes.clone()],
+        })
+    }
+
+    /// The elements of a tensor of this shape as `f32`, in row-major order.
+    ///
+    /// # Errors
+    /// [`ModelError::Tensors`] where the tensor is missing, has another shape, or is not of type
+    /// F64, F32, F16 or BF16.
+    pub fn to_f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
+        let view = self.checked(name, shape)?;
+        view.to_f32()
+            .ok_or_else(|| self.wrong_dtype(name, view.dtype))
+    }
+
+    /// The elements of a tensor of this shape as `bf16`, rounded to nearest even, in row-major order.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::to_f32`].
+    pub fn to_bf16(&self, name: &str, shape: &[usize]) -> Result<Vec<bf16>, ModelError> {
+        let view = self.checked(name, shape)?;
+        view.to_bf16()
+            .ok_or_else(|| self.wrong_dtype(name, view.dtype))
+    }
+
+    fn checked(&self, name: &str, expected: &[usize]) -> Result<TensorView<'_>, ModelError> {
+        let Some(view) = self.tensor(name) else {
+            return Err(self.one_problem(|it| it.missing.push(name.to_owned())));
+        };
+        if view.shape != expected {
+            return Err(self.one_problem(|it| {
+                it.wrong_shape.push(WrongShape {
+                    tensor: name.to_owned(),
+                    expected: expected.to_owned(),
+                    found: view.shape.to_owned(),
+                });
+            }));
+        }
+        Ok(view)
+    }
+
+    fn wrong_dtype(&self, name: &str, found: Dtype) -> ModelError {
+        self.one_problem(|it| {
+            it.wrong_dtype.push(WrongDtype {
+                tensor: name.to_owned(),
+                found,
+            });
+        })
+    }
+
+    fn one_problem(&self, add: impl FnOnce(&mut TensorProblems)) -> ModelError {
+        let mut problems = Box::new(TensorProblems {
+            path: self.path.clone(),
+            wanted: 1,
+            ..TensorProblems::default()
+        });
+        add(&mut problems);
+        ModelError::Tensors(problems)
+    }
+
+    /// The SHA-256 of the content, as 64 hexadecimal digits: what an adapter remembers of its base.
+    ///
+    /// It depends on the tensors alone, not on how they are spread over files, on their order in a
+    /// file, or on metadata. Hashed are, in this order, the bytes `epiphyte-tensors-v1` and then for
+    /// every tensor, sorted by name as bytes:
+    ///
+    /// | | |
+    /// | --- | --- |
+    /// | length of the name in bytes, the name | `u64`, UTF-8 |
+    /// | length of the data type's name, the name as in the header (`F32`, `BF16`, …) | `u64`, UTF-8 |
+    /// | number of dimensions, each dimension | `u64`, `u64`… |
+    /// | number of bytes, the bytes as stored | `u64`, bytes |
+    ///
+    /// with every `u64` little-endian. The first call reads every tensor, at about a gigabyte per
+    /// second and more; the result is kept for the next.
+    pub fn content_hash(&self) -> &str {
+        self.content_hash.get_or_init(|| {
+            let total = self.total_bytes();
+            if total >= WORTH_A_LOG_LINE {
+                tracing::info!(path = %self.path.display(), bytes = total, "hashing the base model");
+            }
+            let mut hash = Sha256::new();
+            hash.update(b"epiphyte-tensors-v1");
+            let (mut done, mut said) = (0, 0);
+            for name in self.names() {
+                let Some(tensor) = self.tensor(name) else {
+                    continue;
+                };
+                hash_sized(&mut hash, name.as_bytes());
+                hash_sized(&mut hash, tensor.dtype.to_string().as_bytes());
+                hash.update((tensor.shape.len() as u64).to_le_bytes());
+                for &size in tensor.shape {
+                    hash.update((size as u64).to_le_bytes());
+                }
+                hash_sized(&mut hash, tensor.bytes);
+                done += tensor.bytes.len();
+                if done - said >= WORTH_A_LOG_LINE {
+                    said = done;
+                    tracing::info!(done, bytes = total, "hashing the base model");
+                }
+            }
+            hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        })
+    }
+}
+
+/// Feeds the number of bytes, then the bytes.
+fn hash_sized(hash: &mut Sha256, bytes: &[u8]) {
+    hash.update((bytes.len() as u64).to_le_bytes());
+    hash.update(bytes);
+}
+
+impl TensorView<'_> {
+    /// The elements as `f32`; `None` where the type is not F64, F32, F16 or BF16.
+    pub fn to_f32(&self) -> Option<Vec<f32>> {
+        let bytes = self.bytes;
+        Some(match self.dtype {
+            Dtype::F32 => elements(bytes, f32::from_le_bytes),
+            Dtype::F64 => elements(bytes, |b| f64::from_le_bytes(b) as f32),
+            Dtype::F16 => elements(bytes, |b| f16::from_le_bytes(b).to_f32()),
+            Dtype::BF16 => elements(bytes, |b| bf16::from_le_bytes(b).to_f32()),
+            _ => return None,
+        })
+    }
+
+    /// The elements as `bf16`, by way of `f32` and rounded to nearest even, as PyTorch does it;
+    /// `None` where the type is not F64, F32, F16 or BF16.
+    pub fn to_bf16(&self) -> Option<Vec<bf16>> {
+        let bytes = self.bytes;
+        Some(match self.dtype {
+            Dtype::BF16 => elements(bytes, bf16::from_le_bytes),
+            Dtype::F32 => elements(bytes, |b| bf16::from_f32(f32::from_le_bytes(b))),
+            Dtype::F64 => elements(bytes, |b| bf16::from_f32(f64::from_le_bytes(b) as f32)),
+            Dtype::F16 => elements(bytes, |b| bf16::from_f32(f16::from_le_bytes(b).to_f32())),
+            _ => return None,
+        })
+    }
+
+    /// Whether [`TensorView::to_f32`] and [`TensorView::to_bf16`] can read this tensor.
+    pub fn is_float(&self) -> bool {
+        matches!(
+            self.dtype,
+            Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16
+        )
+    }
+}
+
+/// Reads elements of `N` bytes each.
+fn elements<const N: usize, T>(bytes: &[u8], read: impl Fn([u8; N]) -> T) -> Vec<T> {
+    let (chunks, _) = bytes.as_chunks::<N>();
+    chunks.iter().map(|&chunk| read(chunk)).collect()
+}
+
+/// Maps a file that has at least the eight bytes of a header's length.
+#[expect(
+    unsafe_code,
+    reason = "a map is how gigabytes of frozen weights are read without copying them"
+)]
+fn map_file(path: &Path) -> Result<Mmap, ModelError> {
+    let failed = |action| {
+        move |source: std::io::Error| match source.kind() {
+            std::io::ErrorKind::NotFound => ModelError::MissingFile {
+                path: path.to_owned(),
+                advice: ADVICE,
+            },
+            _ => ModelError::Io {
+                action,
+                path: path.to_owned(),
+                source,
+            },
+        }
+    };
+    let file = File::open(path).map_err(failed("read"))?;
+    let length = file.metadata().map_err(failed("read"))?.len();
+    if length < 8 {
+        return Err(header_error(path, HeaderProblem::TooShort { length }));
+    }
+    // SAFETY: the map is read-only and every access is bounds-checked against its length. What the
+    // type system cannot promise is that no other process rewrites or truncates the file meanwhile;
+    // that is asked of the user for as long as a model is loaded, and our own writer never does it:
+    // it replaces files by renaming, which leaves an open map on the old content.
+    unsafe { Mmap::map(&file) }.map_err(failed("map"))
+}
+
+fn header_error(path: &Path, problem: HeaderProblem) -> ModelError {
+    ModelError::Header {
+        path: path.to_owned(),
+        problem: Box::new(problem),
+    }
+}
+
+/// Whether a shard's name stays inside the model's directory.
+fn is_file_name(name: &str) -> bool {
+    let mut components = Path::new(name).components();
+    matches!(components.next(), Some(Component::Normal(part)) if part == name)
+        && components.next().is_none()
+}

@@ -1,0 +1,255 @@
+//! The numbers of the Llama family: transformers' `models/{llama,mistral,qwen2}/configuration_*.py`.
+//!
+//! The three differ in defaults, in which linear maps have a bias and in which layers look through a
+//! sliding window. They are read into one form, in which those differences are plain values: model
+//! code never asks which of the three it is.
+
+use super::{
+    Labels, architectures, dropout, epsilon, hidden_act, in_range, num_hidden_layers, rope, size,
+    token,
+};
+use crate::ModelError;
+use crate::generation_config::token_ids;
+use crate::json::JsonObject;
+use crate::rope::RotaryEmbedding;
+
+/// The members of the family, which differ in their defaults.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LlamaKind {
+    /// `llama` (Touvron et al. 2023, arXiv:2302.13971).
+    Llama,
+    /// `mistral` (Jiang et al. 2023, arXiv:2310.06825).
+    Mistral,
+    /// `qwen2` (Yang et al. 2024, arXiv:2407.10671).
+    Qwen2,
+}
+
+/// The configuration of a decoder of the Llama family.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LlamaConfig {
+    /// `llama`, `mistral` or `qwen2`.
+    pub model_type: String,
+    /// The transformers classes that saved the model.
+    pub architectures: Vec<String>,
+    /// Rows of the embeddings and of the head; default 32000, Qwen2 151936.
+    pub vocab_size: usize,
+    /// Width of the hidden states; default 4096.
+    pub hidden_size: usize,
+    /// Width inside the feed-forward block; default 11008, Mistral 14336, Qwen2 22016.
+    pub intermediate_size: usize,
+    /// Number of layers; default 32.
+    pub num_hidden_layers: usize,
+    /// Query heads of a layer; default 32.
+    pub num_attention_heads: usize,
+    /// Key and value heads of a layer, which divide the query heads; by default as many, Mistral 8,
+    /// Qwen2 32.
+    pub num_key_value_heads: usize,
+    /// Dimensions of a head; by default `hidden_size / num_attention_heads`.
+    pub head_dim: usize,
+    /// Activation of the gate; default `silu`.
+    pub hidden_act: String,
+    /// The longest sequence that the model was made for; default 2048, Mistral 131072, Qwen2 32768.
+    pub max_position_embeddings: usize,
+    /// Standard deviation of newly initialised weights; default 0.02.
+    pub initializer_range: f64,
+    /// Epsilon of the norms; default 1e-6.
+    pub rms_norm_eps: f64,
+    /// Whether the head is the embedding matrix; default false.
+    pub tie_word_embeddings: bool,
+    /// How queries and keys are turned: `rope_parameters`, or `rope_theta` and `rope_scaling`.
+    pub rope: RotaryEmbedding,
+    /// Whether query, key and value have a bias: `attention_bias`, and always for Qwen2.
+    pub qkv_bias: bool,
+    /// Whether the attention's output has a bias: `attention_bias`, never for Qwen2.
+    pub attention_output_bias: bool,
+    /// Whether the three maps of the feed-forward block have a bias; default false.
+    pub mlp_bias: bool,
+    /// Dropout on attention probabilities; default 0.
+    pub attention_dropout: f64,
+    /// For every layer, how many tokens a query sees, itself included; `None` is all before it.
+    pub sliding_windows: Vec<Option<usize>>,
+    /// The token that starts a text; default 1, Qwen2 none.
+    pub bos_token_id: Option<u32>,
+    /// The tokens that end a text; default 2, Qwen2 none. See also
+    /// [`GenerationConfig`](crate::generation_config::GenerationConfig), which comes before this.
+    pub eos_token_ids: Vec<u32>,
+    /// The padding token; default none.
+    pub pad_token_id: Option<u32>,
+    /// The classes of a classification head.
+    pub labels: Labels,
+}
+
+/// What differs between the members of the family where a key is absent.
+struct Defaults {
+    vocab_size: usize,
+    intermediate_size: usize,
+    num_key_value_heads: Option<usize>,
+    max_position_embeddings: usize,
+    bos_token_id: Option<u32>,
+    eos_token_id: Option<u32>,
+}
+
+impl LlamaKind {
+    fn model_type(self) -> &'static str {
+        match self {
+            Self::Llama => "llama",
+            Self::Mistral => "mistral",
+            Self::Qwen2 => "qwen2",
+        }
+    }
+
+    fn defaults(self) -> Defaults {
+        let llama = Defaults {
+            vocab_size: 32000,
+            intermediate_size: 11008,
+            num_key_value_heads: None,
+            max_position_embeddings: 2048,
+            bos_token_id: Some(1),
+            eos_token_id: Some(2),
+        };
+        match self {
+            Self::Llama => llama,
+            Self::Mistral => Defaults {
+                intermediate_size: 14336,
+                num_key_value_heads: Some(8),
+                max_position_embeddings: 4096 * 32,
+                ..llama
+            },
+            Self::Qwen2 => Defaults {
+                vocab_size: 151936,
+                intermediate_size: 22016,
+                num_key_value_heads: Some(32),
+                max_position_embeddings: 32768,
+                bos_token_id: None,
+                eos_token_id: None,
+            },
+        }
+    }
+}
+
+impl LlamaConfig {
+    pub(super) fn from_json(json: &JsonObject, kind: LlamaKind) -> Result<Self, ModelError> {
+        let defaults = kind.defaults();
+        let vocab_size = size(json, "vocab_size", defaults.vocab_size)?;
+        let hidden_size = size(json, "hidden_size", 4096)?;
+        let num_hidden_layers = num_hidden_layers(json, 32)?;
+        let num_attention_heads = size(json, "num_attention_heads", 32)?;
+        let num_key_value_heads = json
+            .get("num_key_value_heads", defaults.num_key_value_heads)?
+            .unwrap_or(num_attention_heads);
+        if num_key_value_heads == 0 || !num_attention_heads.is_multiple_of(num_key_value_heads) {
+            return Err(json.invalid(
+                "num_key_value_heads",
+                format!("{num_key_value_heads} does not divide {num_attention_heads} query heads"),
+            ));
+        }
+        let max_position_embeddings = size(
+            json,
+            "max_position_embeddings",
+            defaults.max_position_embeddings,
+        )?;
+        let head_dim = head_dim(json, kind, hidden_size, num_attention_heads)?;
+        let attention_bias = kind != LlamaKind::Mistral && json.get("attention_bias", false)?;
+        Ok(Self {
+            model_type: kind.model_type().to_owned(),
+            architectures: architectures(json)?,
+            vocab_size,
+            hidden_size,
+            intermediate_size: size(json, "intermediate_size", defaults.intermediate_size)?,
+            num_hidden_layers,
+            num_attention_heads,
+            num_key_value_heads,
+            head_dim,
+            hidden_act: hidden_act(json, "silu")?,
+            max_position_embeddings,
+            initializer_range: epsilon(json, "initializer_range", 0.02)?,
+            rms_norm_eps: epsilon(json, "rms_norm_eps", 1e-6)?,
+            tie_word_embeddings: json.get("tie_word_embeddings", false)?,
+            rope: rope::from_json(json, head_dim, max_position_embeddings)?,
+            qkv_bias: attention_bias || kind == LlamaKind::Qwen2,
+            attention_output_bias: attention_bias && kind == LlamaKind::Llama,
+            mlp_bias: kind == LlamaKind::Llama && json.get("mlp_bias", false)?,
+            attention_dropout: dropout(json, "attention_dropout", 0.0)?,
+            sliding_windows: sliding_windows(json, kind, num_hidden_layers)?,
+            bos_token_id: token(json, "bos_token_id", defaults.bos_token_id, vocab_size)?,
+            eos_token_ids: token_ids(json, "eos_token_id", defaults.eos_token_id)?,
+            pad_token_id: token(json, "pad_token_id", None, vocab_size)?,
+            labels: Labels::from_json(json)?,
+        })
+    }
+
+    /// How many tokens a query of this layer sees, itself included; `None` is all before it.
+    pub fn window_of_layer(&self, layer: usize) -> Option<usize> {
+        self.sliding_windows.get(layer).copied().flatten()
+    }
+}
+
+fn head_dim(
+    json: &JsonObject,
+    kind: LlamaKind,
+    hidden_size: usize,
+    num_attention_heads: usize,
+) -> Result<usize, ModelError> {
+    let stated: Option<usize> = json.get("head_dim", None)?;
+    let divides = hidden_size.is_multiple_of(num_attention_heads);
+    if !divides && (stated.is_none() || kind == LlamaKind::Llama) {
+        return Err(json.invalid(
+            "num_attention_heads",
+            format!("{num_attention_heads} heads do not divide hidden_size {hidden_size}"),
+        ));
+    }
+    let head_dim = stated.unwrap_or(hidden_size / num_attention_heads);
+    in_range(json, "head_dim", head_dim, super::LARGEST_SIZE)?;
+    if head_dim.is_multiple_of(2) {
+        Ok(head_dim)
+    } else {
+        Err(json.invalid(
+            "head_dim",
+            format!("{head_dim} is odd; rotary positions turn pairs of dimensions"),
+        ))
+    }
+}
+
+/// The window of every layer: Mistral has one for all, Qwen2 where `layer_types` says so or, without
+/// that, from layer `max_window_layers` on, and only with `use_sliding_window`.
+fn sliding_windows(
+    json: &JsonObject,
+    kind: LlamaKind,
+    layers: usize,
+) -> Result<Vec<Option<usize>>, ModelError> {
+    let windowed = match kind {
+        LlamaKind::Llama => false,
+        LlamaKind::Mistral => true,
+        LlamaKind::Qwen2 => json.get("use_sliding_window", false)?,
+    };
+    let window: Option<usize> = json.get("sliding_window", Some(4096))?;
+    let Some(window) = window.filter(|_| windowed) else {
+        return Ok(vec![None; layers]);
+    };
+    in_range(json, "sliding_window", window, super::LARGEST_SIZE)?;
+    if kind == LlamaKind::Mistral {
+        return Ok(vec![Some(window); layers]);
+    }
+    let Some(types) = json.get::<Option<Vec<String>>>("layer_types", None)? else {
+        let full: usize = json.get("max_window_layers", 28)?;
+        return Ok((0..layers)
+            .map(|layer| (layer >= full).then_some(window))
+            .collect());
+    };
+    if types.len() != layers {
+        let problem = format!("{} types for {layers} layers", types.len());
+        return Err(json.invalid("layer_types", problem));
+    }
+    types
+        .iter()
+        .map(|it| match it.as_str() {
+            "full_attention" => Ok(None),
+            "sliding_attention" => Ok(Some(window)),
+            _ => Err(json.unsupported(
+                "layer_types",
+                format!("`{it}`"),
+                "full_attention, sliding_attention",
+            )),
+        })
+        .collect()
+}

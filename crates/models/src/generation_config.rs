@@ -1,0 +1,89 @@
+//! `generation_config.json`: where a text starts and where generation stops.
+//!
+//! The file is optional and comes before `config.json`: chat models keep the tokens that end a
+//! turn here, several of them, while their `config.json` has only the end of a document.
+
+use std::path::Path;
+
+use crate::ModelError;
+use crate::config::ModelConfig;
+use crate::json::JsonObject;
+
+/// The file's name in a model directory.
+const FILE: &str = "generation_config.json";
+
+/// The special tokens of generation.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct GenerationConfig {
+    /// The token that starts a text.
+    pub bos_token_id: Option<u32>,
+    /// The tokens that end it; empty where the model has none.
+    pub eos_token_ids: Vec<u32>,
+    /// The padding token.
+    pub pad_token_id: Option<u32>,
+}
+
+impl GenerationConfig {
+    /// Reads `generation_config.json` in a model directory; without it, takes what `config` says.
+    ///
+    /// # Errors
+    /// [`ModelError::NotUtf8`], [`ModelError::Json`] and [`ModelError::InvalidConfig`].
+    pub fn open(dir: &Path, config: &ModelConfig) -> Result<Self, ModelError> {
+        match JsonObject::read(&dir.join(FILE), "") {
+            Ok(json) => Self::from_json(&json),
+            Err(ModelError::MissingFile { .. }) => Ok(Self::from_config(config)),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn from_config(config: &ModelConfig) -> Self {
+        match config {
+            ModelConfig::Bert(config) => Self {
+                pad_token_id: config.pad_token_id,
+                ..Self::default()
+            },
+            ModelConfig::Llama(config) => Self {
+                bos_token_id: config.bos_token_id,
+                eos_token_ids: config.eos_token_ids.clone(),
+                pad_token_id: config.pad_token_id,
+            },
+        }
+    }
+
+    fn from_json(json: &JsonObject) -> Result<Self, ModelError> {
+        let first = |key| -> Result<Option<u32>, ModelError> {
+            Ok(token_ids(json, key, None)?.first().copied())
+        };
+        Ok(Self {
+            bos_token_id: first("bos_token_id")?,
+            eos_token_ids: token_ids(json, "eos_token_id", None)?,
+            pad_token_id: first("pad_token_id")?,
+        })
+    }
+}
+
+/// A key that holds one token id, a list of them, or `null`. Negative ids, which some published
+/// files have for "none", are left out.
+pub(crate) fn token_ids(
+    json: &JsonObject,
+    key: &str,
+    default: Option<u32>,
+) -> Result<Vec<u32>, ModelError> {
+    #[derive(serde::Deserialize)]
+    #[serde(untagged)]
+    enum Ids {
+        One(i64),
+        Many(Vec<i64>),
+    }
+    let ids = match json.get(key, default.map(|id| Ids::One(id.into())))? {
+        None => Vec::new(),
+        Some(Ids::One(id)) => vec![id],
+        Some(Ids::Many(ids)) => ids,
+    };
+    ids.into_iter()
+        .filter(|&id| id >= 0)
+        .map(|id| {
+            u32::try_from(id).map_err(|_| json.invalid(key, format!("{id} is not a token id")))
+        })
+        .collect()
+}

@@ -1,0 +1,117 @@
+//! Reading the JSON files of a Hugging Face directory with errors that name file, line and key.
+//!
+//! Unknown keys are never refused: these files are Hugging Face's, and every release adds some.
+
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use crate::ModelError;
+
+/// A JSON object and where it came from.
+#[derive(Debug, Clone)]
+pub(crate) struct JsonObject {
+    path: PathBuf,
+    /// Dotted path of this object inside the file, empty for the file itself.
+    prefix: String,
+    entries: Map<String, Value>,
+}
+
+impl JsonObject {
+    /// Reads a file; `advice` says how to obtain it should it be missing.
+    pub(crate) fn read(path: &Path, advice: &'static str) -> Result<Self, ModelError> {
+        let bytes = std::fs::read(path).map_err(|source| match source.kind() {
+            std::io::ErrorKind::NotFound => ModelError::MissingFile {
+                path: path.to_owned(),
+                advice,
+            },
+            _ => ModelError::Io {
+                action: "read",
+                path: path.to_owned(),
+                source,
+            },
+        })?;
+        Self::parse(path, &bytes)
+    }
+
+    /// Parses the bytes of the file at `path`.
+    pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Self, ModelError> {
+        let text = std::str::from_utf8(bytes).map_err(|error| ModelError::NotUtf8 {
+            path: path.to_owned(),
+            offset: error.valid_up_to(),
+        })?;
+        let entries = serde_json::from_str(text).map_err(|error| ModelError::Json {
+            path: path.to_owned(),
+            line: error.line(),
+            column: error.column(),
+            problem: error.to_string(),
+        })?;
+        Ok(Self {
+            path: path.to_owned(),
+            prefix: String::new(),
+            entries,
+        })
+    }
+
+    /// The file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether the key is there, `null` included.
+    pub(crate) fn has(&self, key: &str) -> bool {
+        self.entries.contains_key(key)
+    }
+
+    /// The value of a key, or `default` where the key is absent. For an optional `T`, `null` is `None`.
+    pub(crate) fn get<T: DeserializeOwned>(&self, key: &str, default: T) -> Result<T, ModelError> {
+        match self.entries.get(key) {
+            None => Ok(default),
+            Some(value) => serde_json::from_value(value.clone())
+                .map_err(|error| self.invalid(key, error.to_string())),
+        }
+    }
+
+    /// The value of a key that has to be there and not `null`.
+    pub(crate) fn require<T: DeserializeOwned>(&self, key: &str) -> Result<T, ModelError> {
+        self.get(key, None)?
+            .ok_or_else(|| self.invalid(key, "is missing".to_owned()))
+    }
+
+    /// The object under a key; `None` where it is absent, `null` or empty, which Python reads alike.
+    pub(crate) fn object(&self, key: &str) -> Result<Option<Self>, ModelError> {
+        let entries: Option<Map<String, Value>> = self.get(key, None)?;
+        Ok(entries
+            .filter(|entries| !entries.is_empty())
+            .map(|entries| Self {
+                path: self.path.clone(),
+                prefix: format!("{}{key}.", self.prefix),
+                entries,
+            }))
+    }
+
+    /// The error for a key whose value is wrong.
+    pub(crate) fn invalid(&self, key: &str, problem: impl Into<String>) -> ModelError {
+        ModelError::InvalidConfig {
+            path: self.path.clone(),
+            key: format!("{}{key}", self.prefix),
+            problem: problem.into(),
+        }
+    }
+
+    /// The error for a key whose value is not implemented.
+    pub(crate) fn unsupported(
+        &self,
+        key: &str,
+        found: impl Into<String>,
+        supported: &'static str,
+    ) -> ModelError {
+        ModelError::UnsupportedConfig {
+            path: self.path.clone(),
+            key: format!("{}{key}", self.prefix),
+            found: found.into(),
+            supported,
+        }
+    }
+}

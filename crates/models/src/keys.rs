@@ -1,0 +1,191 @@
+//! From the tensor names that a model wants to those that a checkpoint has.
+//!
+//! The same weights come under several names: `BertModel` saves `encoder.layer.0…`,
+//! `BertForSequenceClassification` saves `bert.encoder.layer.0…`, and checkpoints converted from the
+//! original TensorFlow release call a norm's weight and bias `gamma` and `beta`. A family asks under
+//! one spelling and declares what else a checkpoint may hold ([`KeyRules`]); a [`TensorReader`] finds
+//! the tensors, and at the end knows which ones nobody asked for.
+
+use std::collections::BTreeSet;
+
+use half::bf16;
+
+use crate::ModelError;
+use crate::checkpoint::{Checkpoint, TensorView};
+use crate::error::TensorProblems;
+
+/// Old spellings of parameter names, still found in checkpoints: (today, then). As in transformers'
+/// `conversion_mapping.py`, entry `legacy`.
+const LEGACY_SPELLINGS: [(&str, &str); 2] = [
+    ("LayerNorm.weight", "LayerNorm.gamma"),
+    ("LayerNorm.bias", "LayerNorm.beta"),
+];
+
+/// How the checkpoints of a family name their tensors.
+///
+/// # Example
+/// ```
+/// use epiphyte_models::keys::KeyRules;
+/// const BERT: KeyRules = KeyRules {
+///     base_prefix: "bert.",
+///     ignorable: &["embeddings.position_ids", "cls.predictions.", "cls.seq_relationship."],
+/// };
+/// assert!(BERT.may_ignore("bert.embeddings.position_ids"));
+/// assert!(BERT.may_ignore("cls.predictions.transform.dense.weight"));
+/// assert!(!BERT.may_ignore("bert.embeddings.word_embeddings.weight"));
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeyRules {
+    /// What precedes the base model's tensors in checkpoints with a head, and is absent in those
+    /// without: `bert.` or `model.`.
+    pub base_prefix: &'static str,
+    /// Tensors that a checkpoint may hold beyond those wanted, without a word. An entry that ends
+    /// with a dot is the beginning of names (`cls.predictions.`), any other is the end of names, cut
+    /// at a dot (`rotary_emb.inv_freq`).
+    pub ignorable: &'static [&'static str],
+}
+
+impl KeyRules {
+    /// Whether a tensor that is not wanted may be passed over.
+    pub fn may_ignore(&self, name: &str) -> bool {
+        self.ignorable.iter().any(|&entry| {
+            if entry.ends_with('.') {
+                name.starts_with(entry)
+            } else {
+                name.strip_suffix(entry)
+                    .is_some_and(|before| before.is_empty() || before.ends_with('.'))
+            }
+        })
+    }
+
+    /// The names under which a wanted tensor may be stored, the most likely first.
+    fn spellings(&self, wanted: &str) -> Vec<String> {
+        let mut names = vec![wanted.to_owned()];
+        names.extend(wanted.strip_prefix(self.base_prefix).map(str::to_owned));
+        for (today, then) in LEGACY_SPELLINGS {
+            if wanted.ends_with(today) {
+                let old: Vec<_> = names.iter().map(|name| name.replace(today, then)).collect();
+                names.extend(old);
+            }
+        }
+        names
+    }
+}
+
+/// Reads a model's tensors from a checkpoint, whatever their prefix and spelling, and keeps account
+/// of those that were used.
+///
+/// # Example
+/// ```no_run
+/// use epiphyte_models::checkpoint::Checkpoint;
+/// use epiphyte_models::keys::{KeyRules, TensorReader};
+/// let checkpoint = Checkpoint::open("all-MiniLM-L6-v2".as_ref())?; // saved without `bert.`
+/// let rules = KeyRules { base_prefix: "bert.", ignorable: &["embeddings.position_ids"] };
+/// let mut reader = TensorReader::new(&checkpoint, rules);
+/// let scale = reader.to_f32("bert.embeddings.LayerNorm.weight", &[384])?;
+/// // … every other tensor …
+/// reader.finish()?; // is anything left over?
+/// # Ok::<(), epiphyte_models::ModelError>(())
+/// ```
+#[derive(Debug)]
+pub struct TensorReader<'c> {
+    checkpoint: &'c Checkpoint,
+    rules: KeyRules,
+    used: BTreeSet<String>,
+}
+
+impl<'c> TensorReader<'c> {
+    /// A reader that has not read anything yet.
+    pub fn new(checkpoint: &'c Checkpoint, rules: KeyRules) -> Self {
+        Self {
+            checkpoint,
+            rules,
+            used: BTreeSet::new(),
+        }
+    }
+
+    /// The name under which the checkpoint has a wanted tensor.
+    pub fn stored_name(&self, wanted: &str) -> Option<String> {
+        let mut spellings = self.rules.spellings(wanted).into_iter();
+        spellings.find(|name| self.checkpoint.contains(name))
+    }
+
+    /// Whether the checkpoint has a wanted tensor, such as a task's head.
+    pub fn contains(&self, wanted: &str) -> bool {
+        self.stored_name(wanted).is_some()
+    }
+
+    /// A wanted tensor as it is stored, without using it.
+    pub fn tensor(&self, wanted: &str) -> Option<TensorView<'c>> {
+        self.checkpoint.tensor(&self.stored_name(wanted)?)
+    }
+
+    /// The elements of a wanted tensor as `f32`, in row-major order.
+    ///
+    /// # Errors
+    /// [`ModelError::Tensors`] where the tensor is missing, has another shape, or is not of type
+    /// F64, F32, F16 or BF16.
+    pub fn to_f32(&mut self, wanted: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
+        let stored = self.use_up(wanted);
+        self.checkpoint.to_f32(&stored, shape)
+    }
+
+    /// The elements of a wanted tensor as `bf16`, rounded to nearest even, in row-major order.
+    ///
+    /// # Errors
+    /// As [`TensorReader::to_f32`].
+    pub fn to_bf16(&mut self, wanted: &str, shape: &[usize]) -> Result<Vec<bf16>, ModelError> {
+        let stored = self.use_up(wanted);
+        self.checkpoint.to_bf16(&stored, shape)
+    }
+
+    /// Marks a wanted tensor as used, so that [`TensorReader::finish`] does not report it.
+    pub fn skip(&mut self, wanted: &str) {
+        self.use_up(wanted);
+    }
+
+    /// Whether `copy` is absent or equal to `original`, bit for bit: `lm_head.weight` beside the
+    /// embeddings that it is tied to. If so, `copy` counts as used. If not, the checkpoint's head is
+    /// its own, and transformers does not tie it, whatever `tie_word_embeddings` says.
+    pub fn is_tied(&mut self, copy: &str, original: &str) -> bool {
+        let tied = match self.tensor(copy) {
+            None => true,
+            stored => stored == self.tensor(original),
+        };
+        if tied {
+            self.skip(copy);
+        }
+        tied
+    }
+
+    /// The stored name of a wanted tensor, from now on used; its own name where it is missing.
+    fn use_up(&mut self, wanted: &str) -> String {
+        let stored = self.stored_name(wanted).unwrap_or(wanted.to_owned());
+        self.used.insert(stored.clone());
+        stored
+    }
+
+    /// The tensors that nobody asked for and that may not be ignored.
+    pub fn extra(&self) -> impl Iterator<Item = &'c str> {
+        let names = self.checkpoint.names();
+        names.filter(|&name| !self.used.contains(name) && !self.rules.may_ignore(name))
+    }
+
+    /// Checks that the checkpoint holds nothing that the model has no place for.
+    ///
+    /// # Errors
+    /// [`ModelError::Tensors`] with every tensor that is left over.
+    pub fn finish(self) -> Result<(), ModelError> {
+        let extra: Vec<String> = self.extra().map(str::to_owned).collect();
+        if extra.is_empty() {
+            return Ok(());
+        }
+        Err(ModelError::Tensors(Box::new(TensorProblems {
+            path: self.checkpoint.path().to_owned(),
+            loaded: self.used.len(),
+            wanted: self.used.len(),
+            extra,
+            ..TensorProblems::default()
+        })))
+    }
+}

@@ -1,0 +1,189 @@
+//! From a Hugging Face directory, or from nothing, to a model.
+
+use std::path::Path;
+
+use burn::tensor::Device;
+use epiphyte_ops::{Activation, Precision, random};
+
+use crate::base::{Builder, Source};
+use crate::bert::Bert;
+use crate::checkpoint::Checkpoint;
+use crate::config::ModelConfig;
+use crate::keys::{KeyRules, TensorReader};
+use crate::llama::Llama;
+use crate::model::{Task, Transformer};
+use crate::seam::name_id;
+use crate::ModelError;
+
+/// A model read from a directory.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The model.
+    pub model: Box<dyn Transformer>,
+    /// Its `config.json`.
+    pub config: ModelConfig,
+    /// SHA-256 of the checkpoint's tensors, in hexadecimal.
+    pub content_hash: String,
+    /// Whether the checkpoint brought the task's head, instead of its starting at random.
+    pub has_head: bool,
+}
+
+/// What may be said about loading beside the directory and the task.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct LoadOptions {
+    /// In which type frozen matrices are kept.
+    pub precision: Precision,
+    /// From what a head that the checkpoint does not have starts.
+    pub seed: u64,
+    /// The base's dropout, in place of what its configuration says.
+    pub base_dropout: Option<f64>,
+}
+
+/// Reads the model of a Hugging Face directory for a task.
+///
+/// A head that the checkpoint does not have starts at random from `seed`, as transformers starts it:
+/// normal with the configuration's `initializer_range`, bias zero.
+///
+/// # Errors
+/// If a file is missing or malformed, or tensors are missing, extra, or of the wrong shape or type.
+pub fn load(
+    dir: &Path,
+    task: Task,
+    device: &Device,
+    options: &LoadOptions,
+) -> Result<Loaded, ModelError> {
+    let mut config = ModelConfig::open(dir)?;
+    if let Some(p) = options.base_dropout {
+        set_dropout(&mut config, p);
+    }
+    let checkpoint = Checkpoint::open(dir)?;
+    let mut source = FromCheckpoint {
+        reader: TensorReader::new(&checkpoint, rules(&config, task)),
+        initializer_range: initializer_range(&config),
+        seed: options.seed,
+        has_head: true,
+    };
+    let tied = match &config {
+        ModelConfig::Llama(llama) if llama.tie_word_embeddings => {
+            source.reader.is_tied("lm_head.weight", "model.embed_tokens.weight")
+        }
+        _ => false,
+    };
+    let model = build(&config, task, tied, Builder::new(&mut source, device, options.precision))?;
+    let has_head = source.has_head;
+    source.reader.finish()?;
+    let content_hash = checkpoint.content_hash().to_owned();
+    Ok(Loaded { model, config, content_hash, has_head })
+}
+
+/// A model of this configuration with random weights: normal with the configuration's
+/// `initializer_range`, biases zero, norms one, as transformers starts a model.
+///
+/// # Errors
+/// If the configuration and the task do not fit.
+pub fn random_model(
+    config: &ModelConfig,
+    task: Task,
+    device: &Device,
+    seed: u64,
+) -> Result<Box<dyn Transformer>, ModelError> {
+    let mut source = Random { initializer_range: initializer_range(config), seed };
+    build(config, task, true, Builder::new(&mut source, device, Precision::F32))
+}
+
+fn build(
+    config: &ModelConfig,
+    task: Task,
+    tied: bool,
+    builder: Builder<'_>,
+) -> Result<Box<dyn Transformer>, ModelError> {
+    Ok(match config {
+        ModelConfig::Bert(config) => Box::new(Bert::build(config, task, builder)?),
+        ModelConfig::Llama(config) => Box::new(Llama::build(config, task, tied, builder)?),
+    })
+}
+
+/// The activation function of a configuration.
+pub(crate) fn activation(name: &str) -> Result<Activation, ModelError> {
+    name.parse().map_err(|_| ModelError::UnsupportedConfig {
+        path: "config.json".into(),
+        key: "hidden_act".to_owned(),
+        found: name.to_owned(),
+        supported: "gelu, gelu_new, gelu_pytorch_tanh, relu, silu, swish, tanh",
+    })
+}
+
+/// What checkpoints of a family may hold beyond what the model for `task` wants.
+fn rules(config: &ModelConfig, task: Task) -> KeyRules {
+    match (config, task.outputs()) {
+        (ModelConfig::Bert(_), _) => KeyRules {
+            base_prefix: "bert.",
+            ignorable: &["embeddings.position_ids", "cls.predictions.", "cls.seq_relationship."],
+        },
+        (ModelConfig::Llama(_), Some(_)) => {
+            KeyRules { base_prefix: "model.", ignorable: &["rotary_emb.inv_freq", "lm_head.weight"] }
+        }
+        (ModelConfig::Llama(_), None) => {
+            KeyRules { base_prefix: "model.", ignorable: &["rotary_emb.inv_freq", "score.weight"] }
+        }
+    }
+}
+
+fn set_dropout(config: &mut ModelConfig, p: f64) {
+    match config {
+        ModelConfig::Bert(config) => {
+            config.hidden_dropout_prob = p;
+            config.attention_probs_dropout_prob = p;
+            config.classifier_dropout = None;
+        }
+        ModelConfig::Llama(config) => config.attention_dropout = p,
+    }
+}
+
+fn initializer_range(config: &ModelConfig) -> f64 {
+    match config {
+        ModelConfig::Bert(config) => config.initializer_range,
+        ModelConfig::Llama(config) => config.initializer_range,
+    }
+}
+
+/// A checkpoint, with a random head where it has none.
+struct FromCheckpoint<'c> {
+    reader: TensorReader<'c>,
+    initializer_range: f64,
+    seed: u64,
+    has_head: bool,
+}
+
+impl Source for FromCheckpoint<'_> {
+    fn values(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
+        let is_head = ["classifier.", "score."].iter().any(|head| name.starts_with(head));
+        if is_head && !self.reader.contains(name) {
+            self.has_head = false;
+            return Ok(initial(name, shape, self.initializer_range, self.seed));
+        }
+        self.reader.to_f32(name, shape)
+    }
+}
+
+/// Nothing but a seed.
+struct Random {
+    initializer_range: f64,
+    seed: u64,
+}
+
+impl Source for Random {
+    fn values(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
+        Ok(initial(name, shape, self.initializer_range, self.seed))
+    }
+}
+
+/// Matrices normal, biases zero, scales of norms one.
+fn initial(name: &str, shape: &[usize], std: f64, seed: u64) -> Vec<f32> {
+    let count = shape.iter().product();
+    match (shape.len(), name.ends_with(".bias")) {
+        (1, true) => vec![0.0; count],
+        (1, false) => vec![1.0; count],
+        _ => random::normal(seed ^ name_id(name), count, std),
+    }
+}

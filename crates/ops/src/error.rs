@@ -1,0 +1,25 @@
+//! What can be wrong with an operation's arguments.
+
+use thiserror::Error;
+
+/// An operation was asked for something that it cannot do.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OpsError {
+    /// Values do not fill the shape that they are said to have.
+    #[error("{what} has shape {found:?}, expected {expected:?}")]
+    Shape {
+        /// The argument.
+        what: &'static str,
+        /// The shape it should have.
+        expected: Vec<usize>,
+        /// The shape it has.
+        found: Vec<usize>,
+    },
+    /// An activation function of an unknown name.
+    #[error(
+        "unknown activation function `{0}`; known are gelu, gelu_new, gelu_pytorch_tanh, relu, silu, \
+         swish and tanh"
+    )]
+    UnknownActivation(String),
+}

@@ -1,0 +1,193 @@
+//! The bridge between a slice kernel and Burn's autodiff.
+//!
+//! An operation says what goes forward and what comes back, over plain slices ([`Fused`]); this
+//! file, and only this file, knows how Burn stores a CPU tensor, records a backward step and which
+//! operands are tracked. An operand that no trained tensor reaches gets no gradient, and nothing is
+//! saved on its account.
+
+use std::fmt::Debug;
+
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::flex::FlexTensor;
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Autodiff, DispatchDevice, Flex};
+use burn::tensor::{DType, Shape, Tensor, TensorData};
+
+type Tracked = FloatTensor<Autodiff<Flex>>;
+
+/// Which of `N` things are wanted.
+pub(crate) type Wanted<const N: usize> = [bool; N];
+
+/// An operation on `N` dense f32 operands with one result, and its gradient.
+pub(crate) trait Fused<const N: usize>: Clone + Debug + Send + 'static {
+    /// What the forward pass computes besides its result and the backward pass reads.
+    type Saved: Clone + Debug + Send + 'static;
+
+    /// The result (row-major, of shape [`Fused::shape`]) and what is worth keeping for the way back.
+    fn forward(&self, inputs: [&[f32]; N]) -> (Vec<f32>, Self::Saved);
+
+    /// The shape of the result.
+    fn shape(&self) -> Vec<usize>;
+
+    /// Which operands, and whether the result itself, must live until the way back, given which
+    /// operands are tracked. By default every operand and not the result.
+    fn keeps(&self, _tracked: Wanted<N>) -> (Wanted<N>, bool) {
+        ([true; N], false)
+    }
+
+    /// Gradients of the wanted operands. Operands and result that [`Fused::keeps`] did not ask for
+    /// come as empty slices.
+    fn backward(
+        &self,
+        kept: Kept<'_, N, Self::Saved>,
+        gradient: &[f32],
+        wanted: Wanted<N>,
+    ) -> [Option<Vec<f32>>; N];
+}
+
+/// What the way back may read.
+pub(crate) struct Kept<'a, const N: usize, Saved> {
+    pub(crate) inputs: [&'a [f32]; N],
+    pub(crate) output: &'a [f32],
+    pub(crate) saved: &'a Saved,
+}
+
+/// Whether `tensor` lives where fused operations run: in plain memory, as f32.
+pub(crate) fn runs_here<const D: usize>(tensor: &Tensor<D>) -> bool {
+    tensor.dtype() == DType::F32 && is_cpu(tensor.device().as_dispatch())
+}
+
+/// Whether a device is plain memory (Burn's flex backend).
+#[expect(unreachable_patterns, reason = "other devices exist only with their features")]
+pub(crate) fn is_cpu(device: &DispatchDevice) -> bool {
+    match device {
+        DispatchDevice::Flex(_) => true,
+        DispatchDevice::Autodiff(device) => is_cpu(device),
+        _ => false,
+    }
+}
+
+/// An operand, taken apart.
+pub(crate) enum Operand {
+    /// On an autodiff device: it may be tracked.
+    Autodiff(Tracked),
+    /// A constant.
+    Plain(FlexTensor),
+}
+
+impl Operand {
+    fn primitive(&self) -> &FlexTensor {
+        match self {
+            Self::Autodiff(tensor) => tensor.primitive(),
+            Self::Plain(tensor) => tensor,
+        }
+    }
+}
+
+impl<const D: usize> From<Tensor<D>> for Operand {
+    fn from(tensor: Tensor<D>) -> Self {
+        if tensor.is_autodiff() {
+            let tracked = tensor.try_into_primitive::<Autodiff<Flex>>();
+            Self::Autodiff(tracked.expect("the caller checked `runs_here`"))
+        } else {
+            let plain = tensor.try_into_primitive::<Flex>();
+            Self::Plain(plain.expect("the caller checked `runs_here`"))
+        }
+    }
+}
+
+/// Runs `op` and records its way back where a tracked operand asks for it.
+///
+/// Every operand must satisfy [`runs_here`]; `D` is the rank of the result.
+pub(crate) fn apply<const N: usize, const D: usize, Op: Fused<N>>(
+    op: Op,
+    operands: [Operand; N],
+) -> Tensor<D> {
+    let dense: [FlexTensor; N] =
+        std::array::from_fn(|index| operands[index].primitive().to_contiguous());
+    let shapes = dense.each_ref().map(|tensor| tensor.layout().shape().to_vec());
+    let (values, saved) = op.forward(dense.each_ref().map(slice));
+    let output = flex(values, op.shape());
+
+    if operands.iter().all(|operand| matches!(operand, Operand::Plain(_))) {
+        return Tensor::from_primitive::<Flex>(output);
+    }
+    let operands = operands.map(|operand| match operand {
+        Operand::Autodiff(tensor) => tensor,
+        Operand::Plain(tensor) => Tracked::new(tensor),
+    });
+    let tracked = operands.each_ref().map(Tracked::is_tracked);
+    let nodes = operands.map(|operand| operand.into_parts().1);
+    let output = match (Step { op: op.clone() }).prepare::<NoCheckpointing>(nodes).compute_bound().stateful() {
+        OpsKind::UnTracked(step) => step.finish(output),
+        OpsKind::Tracked(step) => {
+            let (inputs, keep_output) = op.keeps(tracked);
+            let mut kept = dense.map(Some);
+            for (tensor, keep) in kept.iter_mut().zip(inputs) {
+                if !keep {
+                    *tensor = None;
+                }
+            }
+            let state = State {
+                inputs: kept,
+                output: keep_output.then(|| output.clone()),
+                shapes,
+                saved,
+            };
+            step.finish(state, output)
+        }
+    };
+    Tensor::from_primitive::<Autodiff<Flex>>(output)
+}
+
+/// What a recorded step holds.
+#[derive(Clone, Debug)]
+struct State<const N: usize, Saved> {
+    inputs: [Option<FlexTensor>; N],
+    output: Option<FlexTensor>,
+    shapes: [Vec<usize>; N],
+    saved: Saved,
+}
+
+#[derive(Clone, Debug)]
+struct Step<Op> {
+    op: Op,
+}
+
+impl<const N: usize, Op: Fused<N>> Backward<Flex, N> for Step<Op> {
+    type State = State<N, Op::Saved>;
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, N>,
+        gradients: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        let gradient = gradients.consume::<Flex>(&ops.node).to_contiguous();
+        let wanted = ops.parents.each_ref().map(Option::is_some);
+        let kept = Kept {
+            inputs: ops.state.inputs.each_ref().map(|input| input.as_ref().map_or(&[][..], slice)),
+            output: ops.state.output.as_ref().map_or(&[][..], slice),
+            saved: &ops.state.saved,
+        };
+        let results = self.op.backward(kept, slice(&gradient), wanted);
+        for ((parent, result), shape) in ops.parents.iter().zip(results).zip(ops.state.shapes) {
+            if let (Some(parent), Some(values)) = (parent, result) {
+                gradients.register::<Flex>(parent.id, flex(values, shape));
+            }
+        }
+    }
+}
+
+/// The values of a dense tensor.
+fn slice(tensor: &FlexTensor) -> &[f32] {
+    tensor.as_slice().expect("operands are dense f32: `apply` made them so")
+}
+
+/// A tensor over `values`, which are not copied.
+fn flex(values: Vec<f32>, shape: Vec<usize>) -> FlexTensor {
+    FlexTensor::from_data(TensorData::new(values, Shape::from(shape)))
+}

@@ -1,0 +1,45 @@
+//! Differentiable operations for training over a frozen transformer.
+//!
+//! Each operation is written twice at most: composed of Burn's own operations, which runs on every
+//! Burn backend, and fused over `epiphyte_kernels`, which runs on the CPU and does in one pass over
+//! memory what the composition does in ten. The caller does not choose: the device does.
+//!
+//! Hidden states are `[tokens, width]` matrices without padding; [`Sequences`] says where each
+//! sequence begins and ends, and only attention and dropout ask.
+//!
+//! ```
+//! use burn::tensor::{Device, Tensor};
+//! use epiphyte_ops::{Activation, layer_norm};
+//!
+//! let device = Device::default().autodiff();
+//! let x = Tensor::<2>::from_floats([[1.0, 2.0, 4.0, 8.0]], &device).require_grad();
+//! let ones = Tensor::<1>::ones([4], &device);
+//! let y = Activation::Gelu.apply(layer_norm(x.clone(), ones.clone(), ones.zeros_like(), 1e-5));
+//! let gradients = y.sum().backward();
+//! assert_eq!(x.grad(&gradients).unwrap().dims(), [1, 4]);
+//! ```
+
+mod activation;
+mod attention;
+mod dropout;
+mod error;
+#[cfg(feature = "flex")]
+mod fused;
+mod linear;
+mod loss;
+mod norm;
+mod optimizer;
+pub mod random;
+mod rope;
+mod sequences;
+
+pub use activation::Activation;
+pub use attention::{Attention, Prefix, attention};
+pub use dropout::dropout;
+pub use error::OpsError;
+pub use linear::{FrozenMatrix, Precision, Weight, add_low_rank, linear, rows};
+pub use loss::{IGNORED, cross_entropy, language_model_loss, mean_squared_error};
+pub use norm::{layer_norm, rms_norm};
+pub use optimizer::{AdamW, Moments};
+pub use rope::rotate;
+pub use sequences::Sequences;

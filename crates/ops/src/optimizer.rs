@@ -1,0 +1,63 @@
+//! AdamW, as PyTorch defines it.
+
+use burn::tensor::Tensor;
+
+/// The settings of AdamW (Loshchilov and Hutter 2019), with PyTorch's defaults.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamW {
+    /// Decay of the running mean of gradients.
+    pub beta1: f64,
+    /// Decay of the running mean of squared gradients.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub epsilon: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+}
+
+impl Default for AdamW {
+    fn default() -> Self {
+        Self { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 }
+    }
+}
+
+/// The two running means that AdamW keeps for a tensor.
+#[derive(Clone, Debug)]
+pub struct Moments {
+    /// Running mean of gradients, `[values]`.
+    pub first: Tensor<1>,
+    /// Running mean of squared gradients, `[values]`.
+    pub second: Tensor<1>,
+}
+
+impl Moments {
+    /// Moments before the first step, like `value`.
+    pub fn zeros(value: &Tensor<1>) -> Self {
+        let zeros = value.clone().inner().zeros_like();
+        Self { first: zeros.clone(), second: zeros }
+    }
+}
+
+impl AdamW {
+    /// One step: the new value, and the moments moved on.
+    ///
+    /// `step` counts from 1. All tensors are flat and without autodiff.
+    pub fn step(
+        &self,
+        value: Tensor<1>,
+        gradient: Tensor<1>,
+        moments: Moments,
+        learning_rate: f64,
+        step: usize,
+    ) -> (Tensor<1>, Moments) {
+        let step = i32::try_from(step).unwrap_or(i32::MAX);
+        let first = moments.first * self.beta1 + gradient.clone() * (1.0 - self.beta1);
+        let second = moments.second * self.beta2 + gradient.square() * (1.0 - self.beta2);
+        let correction1 = 1.0 - self.beta1.powi(step);
+        let correction2 = (1.0 - self.beta2.powi(step)).sqrt();
+        let denominator = second.clone().sqrt() / correction2 + self.epsilon;
+        let decayed = value * (1.0 - learning_rate * self.weight_decay);
+        let value = decayed - first.clone() / denominator * (learning_rate / correction1);
+        (value, Moments { first, second })
+    }
+}

@@ -1,0 +1,246 @@
+//! What can go wrong around a training run, one small enum per concern.
+//!
+//! The trainer's own error wraps these with `#[from]`; each message names the file, key or row and
+//! says what to do next.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+/// A file or directory of a run could not be read, written or moved.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum FileError {
+    /// The disk, or the user's quota, is full. What stood at `path` before is untouched.
+    #[error(
+        "no space left to write `{path}`; whatever stood there before is unchanged: free some space or \
+         choose another output directory, then continue with --resume"
+    )]
+    StorageFull {
+        /// The file that was to be written.
+        path: PathBuf,
+        /// The system's report.
+        source: io::Error,
+    },
+    /// Any other failure of the file system.
+    #[error("could not {action} `{path}`")]
+    Io {
+        /// What was tried, as a verb: "read", "write", "rename".
+        action: &'static str,
+        /// The file or directory concerned.
+        path: PathBuf,
+        /// The system's report.
+        source: io::Error,
+    },
+}
+
+impl FileError {
+    /// Names the file in an [`io::Error`]; a full disk or quota becomes [`FileError::StorageFull`].
+    ///
+    /// ```
+    /// use std::io;
+    /// use std::path::Path;
+    /// use epiphyte_train::error::FileError;
+    ///
+    /// let full = io::Error::from(io::ErrorKind::StorageFull);
+    /// let error = FileError::new("write", Path::new("out/adapter_model.safetensors"), full);
+    /// assert!(matches!(error, FileError::StorageFull { .. }));
+    /// ```
+    #[must_use]
+    pub fn new(action: &'static str, path: &Path, source: io::Error) -> Self {
+        let path = path.to_path_buf();
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                Self::StorageFull { path, source }
+            }
+            _ => Self::Io {
+                action,
+                path,
+                source,
+            },
+        }
+    }
+
+    /// The adapter for `map_err`: `fs::read(path).map_err(FileError::at("read", path))`.
+    pub fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::new(action, path, source)
+    }
+}
+
+/// The JSON Lines log cannot be continued.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum JournalError {
+    /// The file could not be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A line before the last one is not a journal record; only a last line can be torn by a kill.
+    #[error(
+        "line {line} of `{path}` is not a journal record: repair or remove the file, then run again"
+    )]
+    InvalidLine {
+        /// The journal.
+        path: PathBuf,
+        /// The line's number, from 1.
+        line: usize,
+        /// What the JSON parser found.
+        source: serde_json::Error,
+    },
+}
+
+/// A learning-rate schedule is asked for that does not exist.
+#[derive(Debug, Error, PartialEq)]
+#[non_exhaustive]
+pub enum ScheduleError {
+    /// No schedule has this name.
+    #[error(
+        "unknown learning-rate schedule `{0}`: use linear, cosine, constant or constant_with_warmup"
+    )]
+    UnknownKind(String),
+    /// The warm-up ratio is not a share of the run.
+    #[error("warmup_ratio is {0}, but it is a share of all steps: give a number from 0 to 1")]
+    WarmupRatio(f64),
+}
+
+/// Predictions and labels that cannot be scored.
+#[derive(Debug, Error, PartialEq)]
+#[non_exhaustive]
+pub enum MetricError {
+    /// There is nothing to score.
+    #[error("no examples to score: the evaluation data is empty")]
+    Empty,
+    /// Predictions and labels do not pair up.
+    #[error("{predictions} predictions but {labels} labels: one of each is needed per example")]
+    Lengths {
+        /// How many predictions were given.
+        predictions: usize,
+        /// How many labels were given.
+        labels: usize,
+    },
+    /// A class index outside `0..classes`.
+    #[error(
+        "example {example} has class {class}, but the task has {classes} classes, numbered from 0"
+    )]
+    ClassOutOfRange {
+        /// The example's index, from 0.
+        example: usize,
+        /// The offending class.
+        class: usize,
+        /// The number of classes of the task.
+        classes: usize,
+    },
+    /// A NaN or infinite prediction or target of a regression.
+    #[error(
+        "example {example} has the value {value}, which cannot be scored: predictions and targets are finite"
+    )]
+    NotFinite {
+        /// The example's index, from 0.
+        example: usize,
+        /// The offending value.
+        value: f64,
+    },
+    /// The metric to select the best checkpoint by is not measured by this task.
+    #[error(
+        "metric `{name}` is not among the evaluation's results ({available}): choose one of these"
+    )]
+    NotMeasured {
+        /// The metric asked for.
+        name: String,
+        /// The names there are, separated by commas.
+        available: String,
+    },
+}
+
+/// A run, an evaluation or a prediction cannot go on.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// The configuration is wrong.
+    #[error("configuration: {0}")]
+    Config(String),
+    /// Data cannot be used.
+    #[error(transparent)]
+    Data(#[from] epiphyte_data::DataError),
+    /// The base model cannot be used.
+    #[error(transparent)]
+    Model(#[from] epiphyte_models::ModelError),
+    /// The method or an adapter's files cannot be used.
+    #[error(transparent)]
+    Method(#[from] epiphyte_methods::MethodError),
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The log cannot be read or written.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The schedule is wrong.
+    #[error(transparent)]
+    Schedule(#[from] ScheduleError),
+    /// There is nothing to score.
+    #[error(transparent)]
+    Metric(#[from] MetricError),
+    /// A checkpoint's state is malformed.
+    #[error("`{}`: {reason}; delete this checkpoint to go on from an earlier one", path.display())]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The output directory holds another run.
+    #[error(
+        "`{}` belongs to a run with other settings; give them again, or choose another --output",
+        path.display()
+    )]
+    OtherRun {
+        /// The checkpoint.
+        path: PathBuf,
+    },
+    /// The output directory is taken.
+    #[error(
+        "`{}` already holds a run; pass --resume to go on with it, --overwrite to begin anew, or choose \
+         another --output",
+        path.display()
+    )]
+    OutputTaken {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A token is not in the model's vocabulary.
+    #[error(
+        "token {id} is not in the model's vocabulary of {vocabulary}: tokenizer.json belongs to another model"
+    )]
+    Vocabulary {
+        /// The token.
+        id: u32,
+        /// The vocabulary's size.
+        vocabulary: usize,
+    },
+    /// A batch has no target.
+    #[error("step {step} has no target to learn from: every label is ignored")]
+    NothingToLearn {
+        /// The step.
+        step: u64,
+    },
+    /// Trained parameters do not reach the loss.
+    #[error("no gradient reaches {}: the method trains what the loss does not depend on", names.join(", "))]
+    NoGradient {
+        /// The parameters' keys.
+        names: Vec<String>,
+    },
+    /// A number is NaN or infinite.
+    #[error(
+        "step {step}: {what} is not finite; lower the learning rate, or raise warm-up, and resume from the \
+         last checkpoint"
+    )]
+    NonFinite {
+        /// The tensor.
+        what: String,
+        /// The step.
+        step: u64,
+    },
+    /// The model cannot generate.
+    #[error("this model has no language-model head, so it cannot generate")]
+    CannotGenerate,
+}

@@ -1,0 +1,161 @@
+//! Scores and predictions of a model over a data set.
+
+use burn::tensor::Tensor;
+use epiphyte_data::{Batch, Batches, TaskKind, Targets};
+use epiphyte_models::{Adapter, Tokens, Transformer};
+use epiphyte_ops::Sequences;
+
+use crate::TrainError;
+use crate::metrics::{self, Metrics};
+
+/// The model's tokens of a batch.
+pub(crate) fn tokens(batch: &Batch) -> Tokens<'_> {
+    Tokens {
+        ids: &batch.ids,
+        type_ids: &batch.type_ids,
+        sequences: Sequences::new(batch.boundaries.clone()),
+    }
+}
+
+/// The model's targets of a batch.
+pub(crate) struct OwnedTargets {
+    classes: Vec<i64>,
+}
+
+impl OwnedTargets {
+    /// Prepares a batch's targets.
+    pub(crate) fn of(batch: &Batch) -> Self {
+        let classes = match &batch.targets {
+            Targets::Classes(classes) => classes.iter().map(|&class| class as i64).collect(),
+            _ => Vec::new(),
+        };
+        Self { classes }
+    }
+
+    /// As the model takes them; none where nothing is known.
+    pub(crate) fn get<'a>(&'a self, batch: &'a Batch) -> Option<epiphyte_models::Targets<'a>> {
+        match &batch.targets {
+            Targets::Classes(_) => Some(epiphyte_models::Targets::Classes(&self.classes)),
+            Targets::Values(values) => Some(epiphyte_models::Targets::Values(values)),
+            Targets::Tokens(labels) => Some(epiphyte_models::Targets::Tokens(labels)),
+            Targets::Absent => None,
+        }
+    }
+}
+
+/// Logits of every sequence of a data set, in the order of the file.
+///
+/// # Errors
+/// If a logit is not finite.
+pub fn predict(
+    model: &dyn Transformer,
+    adapter: &dyn Adapter,
+    batches: &Batches,
+) -> Result<Vec<Vec<f32>>, TrainError> {
+    let mut logits = Vec::with_capacity(batches.examples().len());
+    for batch in batches.epoch(0).batches_from(0) {
+        let batch = batch?;
+        let values = to_vec(model.logits(&tokens(&batch), adapter));
+        let width = values.len() / batch.sequences().max(1);
+        for (row, position) in values.chunks(width.max(1)).zip(&batch.positions) {
+            if row.iter().any(|value| !value.is_finite()) {
+                return Err(TrainError::NonFinite {
+                    what: format!("logits of example {}", position + 1),
+                    step: 0,
+                });
+            }
+            logits.push(row.to_vec());
+        }
+    }
+    Ok(logits)
+}
+
+/// Scores over a data set with targets: for classification `accuracy`, `f1`, `matthews`, …; for
+/// regression `pearson`, `spearman`, `mse`, `mae`; for language models `perplexity`; always `loss`.
+///
+/// # Errors
+/// If there is nothing to score, or a number is not finite.
+pub fn evaluate(
+    model: &dyn Transformer,
+    adapter: &dyn Adapter,
+    batches: &Batches,
+    task: TaskKind,
+) -> Result<Metrics, TrainError> {
+    if task == TaskKind::CausalLanguageModelling {
+        return language_modelling(model, adapter, batches);
+    }
+    let logits = predict(model, adapter, batches)?;
+    let examples = batches.examples();
+    if task == TaskKind::Regression {
+        let predictions: Vec<f64> = logits.iter().map(|row| f64::from(row[0])).collect();
+        let targets: Vec<f64> = examples
+            .iter()
+            .filter_map(|example| match example.target {
+                epiphyte_data::Target::Value(value) => Some(f64::from(value)),
+                _ => None,
+            })
+            .collect();
+        let mut metrics = metrics::regression(&predictions, &targets)?;
+        metrics.insert("loss", metrics.get("mse").unwrap_or(f64::NAN));
+        return Ok(metrics);
+    }
+    let labels: Vec<usize> = examples
+        .iter()
+        .filter_map(|example| match example.target {
+            epiphyte_data::Target::Class(class) => Some(class),
+            _ => None,
+        })
+        .collect();
+    let predictions: Vec<usize> = logits.iter().map(|row| argmax(row)).collect();
+    let mut metrics = metrics::classification(&predictions, &labels, logits[0].len())?;
+    let losses = logits.iter().zip(&labels).map(|(row, &label)| negative_log_likelihood(row, label));
+    metrics.insert("loss", losses.sum::<f64>() / labels.len() as f64);
+    Ok(metrics)
+}
+
+fn language_modelling(
+    model: &dyn Transformer,
+    adapter: &dyn Adapter,
+    batches: &Batches,
+) -> Result<Metrics, TrainError> {
+    let (mut sum, mut count) = (0.0, 0);
+    for batch in batches.epoch(0).batches_from(0) {
+        let batch = batch?;
+        let targets = OwnedTargets::of(&batch);
+        let Some(targets) = targets.get(&batch) else { continue };
+        if let Some(loss) = model.loss(&tokens(&batch), targets, 0.0, adapter) {
+            sum += f64::from(value(loss.mean)) * loss.targets as f64;
+            count += loss.targets;
+        }
+    }
+    if count == 0 {
+        return Err(crate::error::MetricError::Empty.into());
+    }
+    Ok(metrics::language_modelling(sum / count as f64))
+}
+
+/// The class with the largest logit, the first of equals.
+pub fn argmax(row: &[f32]) -> usize {
+    let mut best = 0;
+    for (class, value) in row.iter().enumerate() {
+        if *value > row[best] {
+            best = class;
+        }
+    }
+    best
+}
+
+fn negative_log_likelihood(row: &[f32], label: usize) -> f64 {
+    let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = row.iter().map(|&value| f64::from(value - largest).exp()).sum();
+    sum.ln() - f64::from(row[label] - largest)
+}
+
+fn to_vec(tensor: Tensor<2>) -> Vec<f32> {
+    tensor.inner().try_into_vec_as::<f32>().expect("logits are f32 on a device that can be read")
+}
+
+/// The one value of a loss.
+pub(crate) fn value(tensor: Tensor<1>) -> f32 {
+    tensor.inner().into_scalar()
+}

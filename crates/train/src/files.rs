@@ -1,0 +1,407 @@
+//! Writing so that a kill, a crash or a full disk never leaves half a file where a whole one is expected.
+//!
+//! New content goes to a temporary neighbour in the same directory, is forced to the disk, and is then
+//! renamed over the old one; POSIX rename is atomic, so a reader sees the old file or the new one. A
+//! directory cannot be renamed over a directory that has content, so [`write_directory`] first moves the
+//! old one aside; [`clean_up`] undoes or finishes that if the process dies between the two renames.
+//!
+//! Everything temporary has a name that begins with `.epiphyte-`, so cleaning up never touches a file
+//! of the user's.
+//!
+//! ```
+//! use epiphyte_train::files;
+//!
+//! let output = tempfile::tempdir()?;
+//! let path = output.path().join("adapter_config.json");
+//! files::write(&path, br#"{"peft_type": "LORA"}"#)?;
+//! assert_eq!(std::fs::read(&path)?, br#"{"peft_type": "LORA"}"#);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use tempfile::{Builder, TempDir};
+
+use crate::error::FileError;
+
+/// Begins the names of what is not finished yet, or no longer wanted: [`clean_up`] removes it.
+const TEMPORARY: &str = ".epiphyte-tmp-";
+
+/// Begins the name of a directory that is being replaced: [`clean_up`] restores it if its successor is
+/// not in place.
+const REPLACED: &str = ".epiphyte-old-";
+
+/// Writes `contents` to `path`, replacing what stands there in one step.
+///
+/// # Errors
+/// [`FileError`], naming `path`; the old file is then unchanged and nothing temporary is left.
+pub fn write(path: &Path, contents: &[u8]) -> Result<(), FileError> {
+    write_with(path, |file| file.write_all(contents))
+}
+
+/// Replaces `path` in one step by what `fill` writes into a buffered temporary file.
+///
+/// # Errors
+/// [`FileError`], naming `path`, if `fill` or the file system fails; the old file is then unchanged and
+/// nothing temporary is left.
+pub fn write_with(
+    path: &Path,
+    fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<(), FileError> {
+    let attempt = || {
+        let (directory, name) = parent_and_name(path)?;
+        let prefix = format!("{TEMPORARY}{name}-");
+        let mut temporary = builder(&prefix, 0o666).tempfile_in(directory)?;
+        fill_buffered(&mut temporary, fill)?;
+        temporary.as_file().sync_all()?;
+        temporary.persist(path)?;
+        sync_directory(directory)
+    };
+    attempt().map_err(FileError::at("write", path))
+}
+
+/// Replaces the directory `path` by one that `fill` writes its files into.
+///
+/// `fill` gets an empty temporary directory beside `path`, whose parent must exist. The old directory
+/// stays until the new one is complete and on the disk. If the process dies between moving the old one
+/// aside and the new one in, [`clean_up`] puts the old one back.
+///
+/// # Errors
+/// What `fill` returns, or a [`FileError`] naming `path`; the old directory is then in its place and
+/// nothing temporary is left.
+pub fn write_directory<E: From<FileError>>(
+    path: &Path,
+    fill: impl FnOnce(&Path) -> Result<(), E>,
+) -> Result<(), E> {
+    let failed = |error: io::Error| FileError::new("write", path, error);
+    let (parent, name) = parent_and_name(path).map_err(failed)?;
+    let temporary = temporary_directory(parent, name).map_err(failed)?;
+    fill(temporary.path())?;
+    sync_contents(temporary.path()).map_err(failed)?;
+    let replaced = parent.join(format!("{REPLACED}{name}"));
+    move_into_place(temporary, path, &replaced).map_err(failed)?;
+    if replaced.exists() {
+        remove_directory(&replaced)?;
+    }
+    Ok(())
+}
+
+/// Deletes the directory `path` in a way that never leaves a part of it under its name.
+///
+/// # Errors
+/// [`FileError`], naming `path`.
+pub fn remove_directory(path: &Path) -> Result<(), FileError> {
+    let attempt = || {
+        let (parent, name) = parent_and_name(path)?;
+        let doomed = temporary_directory(parent, name)?;
+        fs::rename(path, doomed.path().join(name))?;
+        sync_directory(parent)?;
+        doomed.close()
+    };
+    attempt().map_err(FileError::at("remove", path))
+}
+
+/// Clears `directory` of what a killed run left behind: half-written files and directories go, and a
+/// directory whose replacement never arrived is put back. Call it before a run begins to write there,
+/// and never while another process does.
+///
+/// # Errors
+/// [`FileError`], naming what could not be read, removed or put back.
+pub fn clean_up(directory: &Path) -> Result<(), FileError> {
+    let unreadable = |error| FileError::new("read", directory, error);
+    let entries = fs::read_dir(directory).map_err(unreadable)?;
+    // All names first, since the loop changes the directory.
+    let entries: io::Result<Vec<_>> = entries.collect();
+    for entry in entries.map_err(unreadable)? {
+        let path = entry.path();
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
+            continue;
+        };
+        if let Some(original) = name.strip_prefix(REPLACED) {
+            let original = directory.join(original);
+            if original.exists() {
+                remove_directory(&path)?;
+            } else {
+                fs::rename(&path, &original).map_err(FileError::at("restore", &original))?;
+            }
+        } else if name.starts_with(TEMPORARY) {
+            let removed = if path.is_dir() {
+                fs::remove_dir_all(&path)
+            } else {
+                fs::remove_file(&path)
+            };
+            removed.map_err(FileError::at("remove", &path))?;
+        }
+    }
+    sync_directory(directory).map_err(FileError::at("write", directory))
+}
+
+/// Lets `fill` write to `file` through a buffer; what fails when the buffer is emptied is an error too.
+fn fill_buffered(
+    file: impl Write,
+    fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut buffered = BufWriter::new(file);
+    fill(&mut buffered)?;
+    buffered.flush()
+}
+
+/// Moves `temporary` to `path`; a directory that stands there is moved to `replaced` first.
+fn move_into_place(temporary: TempDir, path: &Path, replaced: &Path) -> io::Result<()> {
+    let replaces = path.exists();
+    if replaces {
+        fs::rename(path, replaced)?;
+    }
+    if let Err(error) = fs::rename(temporary.path(), path) {
+        if replaces {
+            fs::rename(replaced, path)?;
+        }
+        return Err(error);
+    }
+    // The name that dropping `temporary` would remove is gone.
+    let _ = temporary.keep();
+    let (parent, _) = parent_and_name(path)?;
+    sync_directory(parent)
+}
+
+fn temporary_directory(parent: &Path, name: &str) -> io::Result<TempDir> {
+    builder(&format!("{TEMPORARY}{name}-"), 0o777).tempdir_in(parent)
+}
+
+/// Names with this prefix and, on Unix, the permissions that a plain `open` or `mkdir` would give: `mode`
+/// less the user's umask, where `tempfile` alone would keep the file to its owner.
+fn builder<'a>(prefix: &'a str, mode: u32) -> Builder<'a, 'static> {
+    let mut builder = Builder::new();
+    builder.prefix(prefix);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(fs::Permissions::from_mode(mode));
+    }
+    #[cfg(not(unix))]
+    let _ = mode;
+    builder
+}
+
+/// The directory that holds `path` and the name in it.
+fn parent_and_name(path: &Path) -> io::Result<(&Path, &str)> {
+    let name = path.file_name().and_then(|name| name.to_str());
+    let name = name.ok_or_else(|| {
+        io::Error::new(
+            io::ErrorKind::InvalidFilename,
+            "the path does not end in a name of valid UTF-8",
+        )
+    })?;
+    let parent = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    Ok((parent.unwrap_or(Path::new(".")), name))
+}
+
+/// Forces every file and directory below and including `directory` to the disk.
+fn sync_contents(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let path: PathBuf = entry?.path();
+        if path.is_dir() {
+            sync_contents(&path)?;
+        } else {
+            File::open(&path)?.sync_all()?;
+        }
+    }
+    sync_directory(directory)
+}
+
+/// Forces a directory's entries to the disk, without which a rename may be lost when the power fails.
+/// Only Unix can open a directory for that.
+fn sync_directory(directory: &Path) -> io::Result<()> {
+    if cfg!(unix) {
+        File::open(directory)?.sync_all()
+    } else {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Names in `directory`, hidden ones included, sorted.
+    fn names(directory: &Path) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(directory)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    fn fill_with(contents: &str) -> impl FnOnce(&Path) -> Result<(), FileError> {
+        move |directory| write(&directory.join("state.json"), contents.as_bytes())
+    }
+
+    #[test]
+    fn a_writer_that_fails_part_way_leaves_the_old_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("adapter_model.safetensors");
+        write(&path, b"old").unwrap();
+        let error = write_with(&path, |file| {
+            // More than the buffer holds, so that part of it is in the temporary file.
+            file.write_all(&[7; 100_000])?;
+            Err(io::ErrorKind::StorageFull.into())
+        })
+        .unwrap_err();
+        assert!(matches!(&error, FileError::StorageFull { path: named, .. } if *named == path));
+        assert!(error.to_string().contains("adapter_model.safetensors"));
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(names(directory.path()), ["adapter_model.safetensors"]);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_systems_own_report_of_a_full_disk_is_recognised() {
+        let full = || File::options().write(true).open("/dev/full").unwrap();
+        let small = fill_buffered(full(), |file| file.write_all(b"fits into the buffer"));
+        let large = fill_buffered(full(), |file| file.write_all(&[7; 100_000]));
+        for error in [small.unwrap_err(), large.unwrap_err()] {
+            let error = FileError::new("write", Path::new("adapter_model.safetensors"), error);
+            assert!(matches!(error, FileError::StorageFull { .. }), "{error:?}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn who_has_the_old_file_open_keeps_it_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("adapter_model.safetensors");
+        write(&path, b"old").unwrap();
+        let reader = File::open(&path).unwrap();
+        write(&path, b"newer").unwrap();
+        assert_eq!(io::read_to_string(reader).unwrap(), "old");
+        assert_eq!(fs::read(&path).unwrap(), b"newer");
+    }
+
+    #[test]
+    fn a_missing_directory_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("missing/state.json");
+        let error = write(&path, b"new").unwrap_err();
+        assert!(
+            matches!(&error, FileError::Io { action: "write", path: named, .. } if *named == path)
+        );
+        assert!(matches!(
+            write(Path::new("/"), b""),
+            Err(FileError::Io { .. })
+        ));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn files_and_directories_get_the_permissions_of_any_other() {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        fs::write(at("plain"), b"").unwrap();
+        write(&at("atomic"), b"").unwrap();
+        assert_eq!(mode(&at("atomic")), mode(&at("plain")));
+        fs::create_dir(at("plain-directory")).unwrap();
+        write_directory(&at("atomic-directory"), |_| Ok::<(), FileError>(())).unwrap();
+        assert_eq!(mode(&at("atomic-directory")), mode(&at("plain-directory")));
+    }
+
+    #[test]
+    fn a_directory_appears_whole_replaces_and_survives_a_failure() {
+        let output = tempfile::tempdir().unwrap();
+        let path = output.path().join("checkpoint-1");
+        let state = || fs::read_to_string(path.join("state.json")).unwrap();
+        write_directory(&path, fill_with("first")).unwrap();
+        assert_eq!(state(), "first");
+        write_directory(&path, fill_with("second")).unwrap();
+        assert_eq!(state(), "second");
+        let error = write_directory(&path, |directory| {
+            fill_with("third")(directory)?;
+            Err(FileError::new(
+                "write",
+                &directory.join("optimizer"),
+                io::ErrorKind::StorageFull.into(),
+            ))
+        });
+        assert!(matches!(error, Err(FileError::StorageFull { .. })));
+        assert_eq!(state(), "second");
+        assert_eq!(names(output.path()), ["checkpoint-1"]);
+    }
+
+    #[test]
+    fn a_kill_at_any_moment_leaves_the_old_directory_or_the_new_one() {
+        // The states on the disk between two steps of `write_directory`, replacing "old" by "new".
+        let temporary = format!("{TEMPORARY}checkpoint-1-abc");
+        let replaced = format!("{REPLACED}checkpoint-1");
+        for (before, expected) in [
+            (vec![("checkpoint-1", "old"), (&temporary, "ne")], "old"),
+            (vec![(&replaced, "old"), (&temporary, "new")], "old"),
+            (vec![(&replaced, "old"), ("checkpoint-1", "new")], "new"),
+            (vec![("checkpoint-1", "new")], "new"),
+        ] {
+            let output = tempfile::tempdir().unwrap();
+            for (name, contents) in before {
+                fs::create_dir(output.path().join(name)).unwrap();
+                fill_with(contents)(&output.path().join(name)).unwrap();
+            }
+            clean_up(output.path()).unwrap();
+            assert_eq!(names(output.path()), ["checkpoint-1"]);
+            let state = fs::read_to_string(output.path().join("checkpoint-1/state.json")).unwrap();
+            assert_eq!(state, expected);
+        }
+    }
+
+    #[test]
+    fn cleaning_up_leaves_the_users_files_alone() {
+        let output = tempfile::tempdir().unwrap();
+        for name in ["notes.tmp", ".hidden", "checkpoint-1.tmp"] {
+            fs::write(output.path().join(name), b"").unwrap();
+        }
+        fs::write(
+            output.path().join(format!("{TEMPORARY}state.json-x1")),
+            b"half",
+        )
+        .unwrap();
+        clean_up(output.path()).unwrap();
+        assert_eq!(
+            names(output.path()),
+            [".hidden", "checkpoint-1.tmp", "notes.tmp"]
+        );
+    }
+
+    #[test]
+    fn a_removed_directory_is_gone_and_a_missing_one_is_named() {
+        let output = tempfile::tempdir().unwrap();
+        let path = output.path().join("checkpoint-1");
+        write_directory(&path, fill_with("state")).unwrap();
+        remove_directory(&path).unwrap();
+        assert!(names(output.path()).is_empty());
+        assert!(matches!(
+            remove_directory(&path),
+            Err(FileError::Io { action: "remove", path: named, .. }) if named == path
+        ));
+        assert!(names(output.path()).is_empty());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        #[test]
+        fn what_is_written_is_read(contents in prop::collection::vec(any::<Vec<u8>>(), 1..4)) {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("file");
+            for contents in contents {
+                write(&path, &contents).unwrap();
+                prop_assert_eq!(fs::read(&path).unwrap(), contents);
+            }
+            prop_assert_eq!(names(directory.path()), ["file"]);
+        }
+    }
+}

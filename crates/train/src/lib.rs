@@ -1,0 +1,51 @@
+//! The trainer: optimiser, schedules, metrics, exact resume, logs.
+//!
+//! [`train`] takes a [`RunConfig`] from files to an adapter's directory; [`Workbench`] and
+//! [`mod@evaluate`] serve what comes after. A run is a function of its configuration: stopped at any
+//! moment and resumed, it ends with the same bytes.
+//!
+//! ```no_run
+//! use epiphyte_train::{Interrupt, RunConfig, RunOptions, train};
+//!
+//! let run = RunConfig {
+//!     model: "bert-base-uncased".into(),
+//!     train_data: "train.jsonl".into(),
+//!     text_columns: vec!["text".into()],
+//!     method: "lora".into(),
+//!     output: "adapter".into(),
+//!     ..RunConfig::default()
+//! };
+//! let report = train(&run, &RunOptions::default(), &Interrupt::default())?;
+//! println!("{} values trained", report.account.trainable_parameters);
+//! # Ok::<(), epiphyte_train::TrainError>(())
+//! ```
+
+pub mod checkpoints;
+pub mod config;
+pub mod early_stopping;
+pub mod error;
+pub mod evaluate;
+pub mod files;
+mod generate;
+pub mod interrupt;
+pub mod journal;
+pub mod memory;
+mod merge;
+pub mod metrics;
+pub mod model_card;
+pub mod progress;
+mod run;
+pub mod schedule;
+mod state;
+mod task;
+pub mod tensorboard;
+mod trainer;
+
+pub use config::RunConfig;
+pub use error::TrainError;
+pub use generate::{Generation, generate};
+pub use interrupt::Interrupt;
+pub use merge::{Merged, merge};
+pub use run::{Report, RunOptions, Tuning, open_adapter, train};
+pub use task::{TaskSpec, Workbench};
+pub use trainer::{End, Outcome, Plan};

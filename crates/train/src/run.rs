@@ -1,0 +1,284 @@
+//! A run from its files to its adapter.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+use epiphyte_data::Order;
+use epiphyte_methods::file::{self, About, AdapterFile, Provenance};
+use epiphyte_methods::{Account, Tuned, by_name};
+use epiphyte_models::LoadOptions;
+use serde::Serialize;
+
+use crate::config::RunConfig;
+use crate::interrupt::Interrupt;
+use crate::metrics::Metrics;
+use crate::model_card::{Counts, DataSource, ModelCard, Scores};
+use crate::task::{TaskSpec, Workbench};
+use crate::trainer::{End, Trainer, Workload};
+use crate::{TrainError, files, memory};
+
+/// How a run is carried out, beside what it is.
+#[derive(Clone, Debug, Default)]
+pub struct RunOptions {
+    /// Go on with the newest checkpoint in the output directory, if there is one.
+    pub resume: bool,
+    /// Begin anew in an output directory that holds a run.
+    pub overwrite: bool,
+    /// No progress bar.
+    pub quiet: bool,
+    /// The command, for the model card.
+    pub command: Vec<String>,
+    /// Where tensors live.
+    pub device: Device,
+}
+
+/// What came of a run.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// The adapter's directory.
+    pub output: PathBuf,
+    /// The method.
+    pub method: String,
+    /// `finished`, `stopped_early` or `interrupted`.
+    pub status: &'static str,
+    /// Optimiser steps done.
+    pub steps: u64,
+    /// Mean training loss over the last logged steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub train_loss: Option<f64>,
+    /// Scores of the saved adapter on the evaluation data.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<Metrics>,
+    /// Parameters.
+    #[serde(flatten)]
+    pub account: Account,
+    /// Bytes of the adapter's tensors on disk.
+    pub bytes: u64,
+    /// Seconds of training.
+    pub seconds: f64,
+    /// Training tokens a second.
+    pub tokens_per_second: f64,
+    /// The most memory that the process held.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peak_memory_bytes: Option<u64>,
+}
+
+/// Trains, and writes the adapter and its model card.
+///
+/// # Errors
+/// Whatever is wrong with configuration, data, model, method or files; each error names it.
+pub fn train(
+    run: &RunConfig,
+    options: &RunOptions,
+    interrupt: &Interrupt,
+) -> Result<Report, TrainError> {
+    run.check()?;
+    let config = by_name(&run.method)?.configure(run.method_settings.clone())?;
+    make_room(&run.output, options)?;
+
+    let reading = run.reading()?;
+    let table = epiphyte_data::Table::read(
+        &run.train_data,
+        &epiphyte_data::ReadOptions { limit: run.max_train_rows, ..reading.clone() },
+    )?;
+    let spec = TaskSpec::of_run(run, &table)?;
+    let load = LoadOptions {
+        precision: run.precision.into(),
+        seed: run.seed,
+        base_dropout: run.base_dropout,
+    };
+    let device = &options.device;
+    let bench = Workbench::open(&run.model, spec, device, &load)?;
+    let train = bench.batches(&table, true, run.batch_size, run.order())?;
+    let eval = match &run.eval_data {
+        Some(path) => {
+            let table = bench.spec.read(path, &reading, run.max_eval_rows)?;
+            let size = run.eval_batch_size.unwrap_or(run.batch_size);
+            Some(bench.batches(&table, true, size, Order::Sequential)?)
+        }
+        None => None,
+    };
+
+    let model = &*bench.loaded.model;
+    let mut tuned = Tuned::new(config, model.base(), device, run.seed)?;
+    let work = Workload { run, model, train: &train, eval: eval.as_ref(), device };
+    let mut trainer = Trainer::new(work, &tuned, options.resume)?;
+    if trainer.step() > 0 {
+        tracing::info!("going on after step {}", trainer.step());
+    }
+    let outcome = trainer.train(&mut tuned, interrupt, options.quiet)?;
+    let mut metrics = outcome.metrics;
+    if run.load_best_model_at_end && outcome.end != End::Interrupted {
+        trainer.load_best(&tuned)?;
+        metrics = None;
+    }
+    if let (None, Some(eval)) = (&metrics, &eval) {
+        metrics = Some(crate::evaluate::evaluate(model, &tuned, eval, run.task)?);
+    }
+
+    let about = about(run, &bench);
+    file::save(&run.output, &tuned, model.base(), &about)?;
+    let account = tuned.account(model.base());
+    let bytes = size(&run.output.join(file::TENSORS_FILE));
+    let report = Report {
+        output: run.output.clone(),
+        method: run.method.clone(),
+        status: match outcome.end {
+            End::Finished => "finished",
+            End::StoppedEarly => "stopped_early",
+            End::Interrupted => "interrupted",
+        },
+        steps: outcome.steps,
+        train_loss: Some(outcome.loss).filter(|loss| loss.is_finite()),
+        metrics,
+        account,
+        bytes,
+        seconds: outcome.seconds,
+        tokens_per_second: outcome.tokens_per_second,
+        peak_memory_bytes: memory::peak_resident_bytes(),
+    };
+    let card = card(run, options, &report, train.examples().len(), eval.as_ref().map(|eval| eval.examples().len()));
+    files::write(&run.output.join("README.md"), card.to_string().as_bytes())?;
+    Ok(report)
+}
+
+/// Refuses an output directory that holds a run, unless told what to do with it.
+fn make_room(output: &Path, options: &RunOptions) -> Result<(), TrainError> {
+    let taken = [file::CONFIG_FILE, "log.jsonl"].iter().any(|name| output.join(name).exists());
+    if !taken || options.resume {
+        return Ok(());
+    }
+    if !options.overwrite {
+        return Err(TrainError::OutputTaken { path: output.to_owned() });
+    }
+    for checkpoint in crate::checkpoints::Checkpoints::open(output)?.list()? {
+        files::remove_directory(&checkpoint.path)?;
+    }
+    Ok(())
+}
+
+fn about(run: &RunConfig, bench: &Workbench) -> About {
+    About {
+        base_model: run.model.display().to_string(),
+        task_type: bench.spec.peft_task_type().to_owned(),
+        provenance: Provenance {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            method: run.method.clone(),
+            base_sha256: bench.loaded.content_hash.clone(),
+            tokenizer_sha256: bench.tokenizer.content_hash().to_owned(),
+            task: serde_json::to_value(&bench.spec).expect("a task is plain values"),
+        },
+    }
+}
+
+fn size(path: &Path) -> u64 {
+    std::fs::metadata(path).map(|file| file.len()).unwrap_or(0)
+}
+
+fn card(
+    run: &RunConfig,
+    options: &RunOptions,
+    report: &Report,
+    train: usize,
+    eval: Option<usize>,
+) -> ModelCard {
+    let source = |role, path: &Path, examples: usize| DataSource {
+        role,
+        name: path.display().to_string(),
+        examples: examples as u64,
+    };
+    let mut data = vec![source("training", &run.train_data, train)];
+    data.extend(run.eval_data.as_ref().zip(eval).map(|(path, count)| source("evaluation", path, count)));
+    let settings = serde_json::to_value(run).expect("a run is plain values");
+    let settings = settings.as_object().into_iter().flatten();
+    ModelCard {
+        base_model: run.model.display().to_string(),
+        method: run.method.clone(),
+        task: run.task.to_string(),
+        pipeline_tag: Some(
+            match run.task {
+                epiphyte_data::TaskKind::CausalLanguageModelling => "text-generation",
+                _ => "text-classification",
+            }
+            .to_owned(),
+        ),
+        counts: Counts {
+            base: report.account.base_parameters as u64,
+            trainable: report.account.trainable_parameters as u64,
+            changed: report.account.changed_parameters as u64,
+            stored: report.account.stored_parameters as u64,
+            bytes: report.bytes,
+        },
+        scores: report
+            .metrics
+            .iter()
+            .zip(&run.eval_data)
+            .map(|(metrics, path)| Scores { data: path.display().to_string(), metrics: metrics.clone() })
+            .collect(),
+        hyperparameters: settings
+            .filter(|(_, value)| !value.is_null())
+            .map(|(key, value)| (key.clone(), value.to_string()))
+            .collect(),
+        command: options.command.clone(),
+        data,
+    }
+}
+
+/// A base with an adapter on it, or without.
+#[derive(Debug)]
+pub struct Tuning {
+    /// The base.
+    pub bench: Workbench,
+    /// The adapter.
+    pub tuned: Option<Tuned>,
+}
+
+impl Tuning {
+    /// The adapter, or one that does nothing.
+    pub fn adapter(&self) -> &dyn epiphyte_models::Adapter {
+        match &self.tuned {
+            Some(tuned) => tuned,
+            None => &epiphyte_models::Identity,
+        }
+    }
+}
+
+/// Opens a base for a task, with an adapter on it if one is given.
+///
+/// `spec` goes before what the adapter says about its task; it is needed for adapters that PEFT wrote
+/// and for a base alone.
+///
+/// # Errors
+/// If files are missing or malformed, the adapter does not fit the base, or nobody says the task.
+pub fn open_adapter(
+    model: &Path,
+    adapter: Option<&Path>,
+    spec: Option<TaskSpec>,
+    allow_other_base: bool,
+    device: &Device,
+    load: &LoadOptions,
+) -> Result<Tuning, TrainError> {
+    let file = adapter.map(AdapterFile::open).transpose()?;
+    let told = file.as_ref().and_then(AdapterFile::provenance).map(|ours| ours.task.clone());
+    let spec = match (spec, told) {
+        (Some(spec), _) => spec,
+        (None, Some(task)) => serde_json::from_value(task)
+            .map_err(|error| TrainError::Config(format!("the adapter's `epiphyte.task`: {error}")))?,
+        (None, None) => {
+            return Err(TrainError::Config(
+                "the task is not known: pass --task, --text-columns and --label-column".to_owned(),
+            ));
+        }
+    };
+    let bench = Workbench::open(model, spec, device, load)?;
+    let tuned = match file {
+        Some(file) => {
+            if !allow_other_base {
+                file.check_base(&bench.loaded.content_hash, bench.tokenizer.content_hash())?;
+            }
+            Some(file.load(bench.loaded.model.base(), device)?)
+        }
+        None => None,
+    };
+    Ok(Tuning { bench, tuned })
+}

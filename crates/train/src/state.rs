@@ -1,0 +1,93 @@
+//! What a checkpoint holds beside the adapter: everything that the next step depends on.
+//!
+//! `training_state.safetensors` has each trained tensor with AdamW's two moments; `trainer_state.json`
+//! has where the run stands. Order and dropout follow from the seed and the position, so nothing else
+//! is needed to go on exactly.
+
+use std::fs;
+use std::path::Path;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use epiphyte_methods::{Param, Tuned};
+use epiphyte_models::Checkpoint;
+use epiphyte_models::safetensors_file::{TensorToWrite, write_safetensors};
+use epiphyte_ops::Moments;
+use safetensors::Dtype;
+use serde::{Deserialize, Serialize};
+
+use crate::TrainError;
+use crate::config::RunConfig;
+use crate::early_stopping::EarlyStopping;
+use crate::files;
+
+/// Where a run stands.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunState {
+    /// The run, so that another is not continued by mistake.
+    pub run: RunConfig,
+    /// Optimiser steps done.
+    pub step: u64,
+    /// Seconds spent.
+    pub elapsed: f64,
+    /// The best evaluation and the patience left.
+    pub early_stopping: EarlyStopping,
+    /// Whether the run is over.
+    pub finished: bool,
+}
+
+const STATE_FILE: &str = "trainer_state.json";
+const TENSORS_FILE: &str = "training_state.safetensors";
+
+impl RunState {
+    /// Writes the state of a run into `dir`.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn save(&self, dir: &Path, tuned: &Tuned, moments: &[Moments]) -> Result<(), TrainError> {
+        let mut tensors = Vec::new();
+        for (param, moments) in tuned.trained().zip(moments) {
+            let key = param.key();
+            tensors.push((format!("value/{key}"), bytes(&param.flat())));
+            tensors.push((format!("first/{key}"), bytes(&moments.first)));
+            tensors.push((format!("second/{key}"), bytes(&moments.second)));
+        }
+        let shapes: Vec<[usize; 1]> = tensors.iter().map(|(_, bytes)| [bytes.len() / 4]).collect();
+        let tensors: Vec<TensorToWrite<'_>> = tensors
+            .iter()
+            .zip(&shapes)
+            .map(|((name, bytes), shape)| TensorToWrite { name, dtype: Dtype::F32, shape, bytes })
+            .collect();
+        write_safetensors(&dir.join(TENSORS_FILE), &tensors, &[])?;
+        let text = serde_json::to_vec_pretty(self).expect("a run's state is plain values");
+        Ok(files::write(&dir.join(STATE_FILE), &text)?)
+    }
+
+    /// Reads the state of a run from `dir` into its parameters.
+    ///
+    /// # Errors
+    /// If a file is missing or malformed, or belongs to another method.
+    pub fn load(dir: &Path, tuned: &Tuned, device: &Device) -> Result<(Self, Vec<Moments>), TrainError> {
+        let path = dir.join(STATE_FILE);
+        let text = fs::read(&path).map_err(crate::error::FileError::at("read", &path))?;
+        let state: Self = serde_json::from_slice(&text)
+            .map_err(|error| TrainError::State { path, reason: error.to_string() })?;
+        let tensors = Checkpoint::open_file(&dir.join(TENSORS_FILE))?;
+        let read = |kind: &str, param: &Param| -> Result<Tensor<1>, TrainError> {
+            let values = tensors.to_f32(&format!("{kind}/{}", param.key()), &[param.count()])?;
+            let values = TensorData::new(values, [param.count()]);
+            Ok(Tensor::from_data(values, &device.clone().inner()))
+        };
+        let mut moments = Vec::new();
+        for param in tuned.trained() {
+            param.set(read("value", param)?);
+            moments.push(Moments { first: read("first", param)?, second: read("second", param)? });
+        }
+        Ok((state, moments))
+    }
+}
+
+fn bytes(tensor: &Tensor<1>) -> Vec<u8> {
+    let values = tensor.clone().inner().try_into_vec_as::<f32>();
+    let values = values.expect("parameters are f32 on a device that can be read");
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+}

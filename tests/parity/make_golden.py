@@ -1,0 +1,337 @@
+"""Make the golden files of `tests/parity/golden` with transformers and peft.
+
+Tiny seeded base models are saved as Hugging Face directories. For every method a case directory
+holds the adapter as PEFT saves it, and what PyTorch computes with it: logits, loss, the gradient of
+every trainable tensor, five AdamW steps. `golden/README.md` says what is in each file.
+
+    python make_golden.py            # rewrite the golden files
+    python make_golden.py --check    # make them anew elsewhere and compare with the committed ones
+
+Everything is computed in float64 from float32 weights and stored as float32, so that the numbers
+are a reference and not one more rounding of the same sum.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import peft
+import torch
+import transformers
+from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from tiny import BASES, Base, peft_config, randomise, seeded
+
+GOLDEN = Path(__file__).parent / "golden"
+OPTIMIZER = {"lr": 1e-2, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
+STEPS = 5
+
+
+def make_batch(base: Base, vocabulary: int) -> dict:
+    """Input ids from 5 upwards (0 is padding), segment ids for a pair, labels; plain lists without padding."""
+    generator = seeded(base.name, "inputs")
+    rows = [torch.randint(5, vocabulary, (n,), generator=generator).tolist() for n in base.lengths]
+    batch = {"input_ids": rows}
+    if base.pair:
+        batch["token_type_ids"] = [[int(i >= 2 * len(row) // 3) for i in range(len(row))] for row in rows]
+    if base.task == "SEQ_CLS":
+        batch["labels"] = base.labels
+    else:
+        # Two rows of plain text, two of prompt and completion (no loss on the prompt).
+        half = len(rows) // 2
+        masked = [[-100] * (len(row) // 2) + row[len(row) // 2 :] for row in rows[half:]]
+        batch["labels"] = rows[:half] + masked
+    return batch
+
+
+def pad(rows: list[list[int]], value: int) -> torch.Tensor:
+    """Pad to the longest row, on the right."""
+    width = max(map(len, rows))
+    return torch.tensor([row + [value] * (width - len(row)) for row in rows])
+
+
+def to_torch(batch: dict) -> dict[str, torch.Tensor]:
+    """The keyword arguments of a Hugging Face model for this batch."""
+    tensors = {
+        "input_ids": pad(batch["input_ids"], 0),
+        "attention_mask": pad([[1] * len(row) for row in batch["input_ids"]], 0),
+    }
+    if "token_type_ids" in batch:
+        tensors["token_type_ids"] = pad(batch["token_type_ids"], 0)
+    labels = batch["labels"]
+    if isinstance(labels[0], list):
+        tensors["labels"] = pad(labels, -100)
+    else:
+        tensors["labels"] = torch.tensor(labels, dtype=torch.float64 if isinstance(labels[0], float) else None)
+    return tensors
+
+
+def forward(model, base: Base, method: str, batch: dict):
+    """Loss and logits without padding: `[rows, labels]`, or `[tokens, vocabulary]` for language models."""
+    if base.name == "llama_classifier" and method == "prompt_tuning":
+        # With embeddings as input transformers pools the last position even if it is padding: run each row alone.
+        alone = [{key: value[i : i + 1] for key, value in batch.items()} for i in range(len(batch["labels"]))]
+        outputs = [model(**to_torch(row)) for row in alone]
+        return sum(o.loss for o in outputs) / len(outputs), torch.cat([o.logits for o in outputs])
+    output = model(**to_torch(batch))
+    if base.task == "SEQ_CLS":
+        return output.loss, output.logits
+    prompts = output.logits.shape[1] - max(map(len, batch["input_ids"]))
+    lengths = map(len, batch["input_ids"])
+    return output.loss, torch.cat([row[prompts : prompts + n] for row, n in zip(output.logits, lengths)])
+
+
+def selected(base: Base, method: str, name: str) -> bool:
+    """Whether a selective method trains the base's parameter `name`."""
+    last = "layer.1." if base.name.startswith("bert") else "layers.1."
+    head = name.startswith(("classifier.", "score."))
+    match method:
+        case "full":
+            return True
+        case "bitfit":
+            return head or "bias" in name
+        case "bitfit_subset":
+            # The reference code adds the pooler's bias to whatever is chosen.
+            chosen = ("attention.self.query.bias", "intermediate.dense.bias", "pooler.dense.bias")
+            return head or any(part in name for part in chosen)
+        case "freeze":
+            dense = last in name and "attention" not in name and "LayerNorm" not in name
+            return head or dense if base.name.startswith("bert") else last in name and ".mlp." in name
+    raise ValueError(f"unknown method {method}")
+
+
+def saved_key(name: str, method: str) -> str:
+    """PEFT's file key of a live parameter; the prefix MLP, which PEFT never saves, keeps its live name."""
+    name = name.replace(".modules_to_save.default", "")
+    if name.startswith("prompt_encoder."):
+        return name.replace(".default", "") if method == "prefix_tuning_mlp" else "prompt_embeddings"
+    return name.replace(".default", "")
+
+
+def adapt(model, base: Base, method: str, directory: Path) -> dict[str, torch.nn.Parameter]:
+    """Wrap `model` for `method`, randomise and save the adapter; returns the model and its trainable tensors by key."""
+    config = peft_config(base, method)
+    # The adapter's config names its base; a path of this machine has no place there.
+    model.name_or_path = f"tiny/{base.name}"
+    if config is None:
+        for name, value in model.named_parameters():
+            value.requires_grad_(selected(base, method, name))
+        return model, {name: value for name, value in model.named_parameters() if value.requires_grad}
+    model = get_peft_model(model, config)
+    live = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    randomise(live.items(), seeded(base.name, method))
+    model.save_pretrained(directory, save_embedding_layers=False)
+    (directory / "README.md").unlink()
+    sort_targets(directory / "adapter_config.json")
+    trainable = {saved_key(name, method): value for name, value in live.items()}
+    on_disk = set(load_file(directory / "adapter_model.safetensors"))
+    if method != "prefix_tuning_mlp" and set(trainable) != on_disk:
+        raise AssertionError(f"{base.name}/{method}: keys differ: {set(trainable) ^ on_disk}")
+    return model, trainable
+
+
+def sort_targets(path: Path) -> None:
+    """Sort the target lists of an adapter_config.json: PEFT writes sets, whose order changes from run to run."""
+    config = json.loads(path.read_text())
+    for key in ("target_modules", "feedforward_modules"):
+        if isinstance(config.get(key), list):
+            config[key].sort()
+    path.write_text(json.dumps(config, indent=2, sort_keys=True))
+
+
+def record_positions(model) -> tuple[dict, list]:
+    """Hooks that note which position ids the model sees and which position the pooler reads."""
+    seen = {}
+
+    def note_embedding(_module, arguments):
+        seen["position_ids"] = arguments[0].flatten().tolist()
+
+    def note_rotary(_module, arguments, keywords):
+        seen["position_ids"] = keywords.get("position_ids", arguments[-1]).flatten().tolist()
+
+    def note_pooler(_module, arguments, keywords, output):
+        states = arguments[0] if arguments else keywords["hidden_states"]
+        pooled = [i for i in range(states.shape[1]) if torch.equal(_module.activation(_module.dense(states[:, i])), output)]
+        seen["pooled_position"], seen["states_length"] = pooled, states.shape[1]
+
+    hooks = []
+    for name, module in model.named_modules():
+        if name.endswith("embeddings.position_embeddings"):
+            hooks.append(module.register_forward_pre_hook(note_embedding))
+        elif name.endswith("rotary_emb"):
+            hooks.append(module.register_forward_pre_hook(note_rotary, with_kwargs=True))
+        elif name.endswith("pooler"):
+            hooks.append(module.register_forward_hook(note_pooler, with_kwargs=True))
+    return seen, hooks
+
+
+def make_case(base: Base, method: str, batch: dict, directory: Path) -> None:
+    """Write one case: adapter, logits, loss, gradients and five AdamW steps."""
+    directory.mkdir()
+    model = type(base.make()).from_pretrained(directory.parent / "base")
+    model, trainable = adapt(model, base, method, directory)
+    model.double().eval()
+
+    tensors = {}
+    if method == "prefix_tuning_mlp":
+        tensors |= {f"initial/{key}": value.detach().clone() for key, value in trainable.items()}
+
+    seen, hooks = record_positions(model)
+    optimizer = torch.optim.AdamW(trainable.values(), **OPTIMIZER)
+    losses = []
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        loss, logits = forward(model, base, method, batch)
+        loss.backward()
+        losses.append(loss.detach())
+        if step == 0:
+            for hook in hooks:
+                hook.remove()
+            tensors |= {"logits": logits.detach().clone(), "loss": loss.detach().clone()}
+            tensors |= {f"grad/{key}": value.grad.clone() for key, value in trainable.items()}
+        optimizer.step()
+    tensors |= {f"after/{key}": value.detach().clone() for key, value in trainable.items()}
+    tensors |= {"losses": torch.stack(losses), "loss_after": forward(model, base, method, batch)[0].detach()}
+    if method == "prefix_tuning_mlp":
+        tensors["after/prompt_embeddings"] = model.get_prompt_embedding_to_save("default")
+
+    if (directory / "adapter_config.json").is_file():
+        check_reload(base, method, batch, directory, tensors["logits"])
+
+    largest = max(value.abs().max() for key, value in tensors.items() if key.startswith("grad/"))
+    zero = [key for key in trainable if tensors[f"grad/{key}"].abs().max() < 1e-9 * largest]
+    write_tensors(directory / "expected.safetensors", tensors)
+    write_json(
+        directory / "expected.json",
+        {
+            "base": base.name,
+            "method": method,
+            "task_type": base.task,
+            "trainable": {key: list(value.shape) for key, value in trainable.items()},
+            "trainable_parameters": sum(value.numel() for value in trainable.values()),
+            "zero_gradient": zero,
+            "losses": [float(loss) for loss in losses],
+            "optimizer": {"name": "torch.optim.AdamW", **OPTIMIZER, "steps": STEPS},
+            **seen,
+        },
+    )
+
+
+def check_reload(base: Base, method: str, batch: dict, directory: Path, logits: torch.Tensor) -> None:
+    """The saved folder, read again by PEFT, gives the same logits; for the prefix MLP this checks its folding."""
+    model = type(base.make()).from_pretrained(directory.parent / "base")
+    model = PeftModel.from_pretrained(model, directory).double().eval()
+    with torch.no_grad():
+        difference = (forward(model, base, method, batch)[1] - logits).abs().max()
+    if not difference < 1e-5:
+        raise AssertionError(f"{base.name}/{method}: the saved adapter gives other logits: {difference:.1e}")
+
+
+def row_alone(model_class, base: Base, batch: dict, row: int, directory: Path) -> torch.Tensor:
+    """Logits of one row in a fresh model: dynamic scaling looks at the longest row and remembers it."""
+    model = model_class.from_pretrained(directory / "base").double().eval()
+    return forward(model, base, "base", {key: value[row : row + 1] for key, value in batch.items()})[1]
+
+
+def make_base(base: Base, directory: Path) -> None:
+    """Write one base model, its batch, its own outputs and all its cases."""
+    model = base.make()
+    randomise(model.named_parameters(), seeded(base.name))
+    model.tie_weights()
+    model.save_pretrained(directory / "base")
+    batch = make_batch(base, model.config.vocab_size)
+    write_json(directory / "inputs.json", batch)
+
+    model = type(model).from_pretrained(directory / "base").double().eval()
+    with torch.no_grad():
+        loss, logits = forward(model, base, "base", batch)
+        states = model.base_model(
+            **{key: value for key, value in to_torch(batch).items() if key != "labels"}, output_hidden_states=True
+        ).hidden_states
+        tensors = {"loss": loss, "logits": logits}
+        for i, state in enumerate(states):
+            tensors[f"hidden_states/{i}"] = torch.cat([row[:n] for row, n in zip(state, base.lengths)])
+        if base.name == "llama_rope_dynamic":
+            tensors["logits_alone"] = torch.cat([row_alone(type(model), base, batch, i, directory) for i in range(4)])
+    write_tensors(directory / "expected.safetensors", tensors)
+
+    for method in base.methods:
+        make_case(base, method, batch, directory / method)
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Store as float32. One metadata key only: their order in the file is random."""
+    plain = {key: value.detach().to(torch.float32).contiguous() for key, value in tensors.items()}
+    save_file(plain, path, metadata={"format": "pt"})
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Store indented, long lists on one line each, with a final newline."""
+    lines = [f"  {json.dumps(key)}: {json.dumps(item)}" for key, item in value.items()]
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def versions() -> dict[str, str]:
+    """The versions of the libraries that made the files."""
+    return {
+        "torch": torch.__version__.split("+")[0],
+        "transformers": transformers.__version__,
+        "peft": peft.__version__,
+    }
+
+
+def make_all(output: Path) -> None:
+    """Write every base and case under `output`, keeping its README.md."""
+    for base in BASES:
+        shutil.rmtree(output / base.name, ignore_errors=True)
+        (output / base.name).mkdir(parents=True)
+        make_base(base, output / base.name)
+    write_json(output / "versions.json", versions())
+
+
+def compare(left: Path, right: Path, tolerance: float) -> list[str]:
+    """Files and tensors of `left` that `right` lacks or has with other values."""
+    differences = []
+    for path in sorted(left.rglob("*.safetensors")):
+        name = path.relative_to(left)
+        if not (right / name).is_file():
+            differences.append(f"{name}: missing")
+            continue
+        expected, found = load_file(path), load_file(right / name)
+        if set(expected) != set(found):
+            differences.append(f"{name}: keys differ: {sorted(set(expected) ^ set(found))}")
+            continue
+        for key, value in expected.items():
+            if value.shape != found[key].shape:
+                differences.append(f"{name}: {key}: shapes {tuple(value.shape)} and {tuple(found[key].shape)}")
+            elif not torch.allclose(value, found[key], rtol=tolerance, atol=tolerance):
+                differences.append(f"{name}: {key}: differs by {(value - found[key]).abs().max():.2e}")
+    return differences
+
+
+def main() -> int:
+    """Parse the arguments; make the files or check them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="compare with the committed files and write nothing")
+    parser.add_argument("--tolerance", type=float, default=1e-5, help="absolute and relative, for --check")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    transformers.utils.logging.disable_progress_bar()
+    torch.use_deterministic_algorithms(True)
+    if not arguments.check:
+        make_all(GOLDEN)
+        return 0
+    with tempfile.TemporaryDirectory() as directory:
+        make_all(Path(directory))
+        differences = compare(GOLDEN, Path(directory), arguments.tolerance)
+    print("\n".join(differences) or "the golden files are as this environment makes them")
+    return bool(differences)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
