@@ -49,33 +49,35 @@ def is_bias_or_head(name: str) -> bool:
     return name.endswith(".bias") or name.startswith("classifier.")
 
 
-# Learning rates: the best of a coarse search on the Python side.
+# Learning rates from a coarse search on the Python side (SST-2, one seed, 60 to 75 steps): enough to learn clearly.
 METHODS = {
     "lora": Method(
-        1e-3,
+        2e-3,
         ["--rank", "8", "--alpha", "16", "--dropout", "0.1", "--target-modules", "query,value"],
         peft=lambda: LoraConfig(
             task_type="SEQ_CLS", r=8, lora_alpha=16, lora_dropout=0.1, target_modules=["query", "value"]
         ),
     ),
     "full": Method(1e-4, [], trains=lambda name: True),
-    "bitfit": Method(2e-3, [], trains=is_bias_or_head),
+    "bitfit": Method(5e-3, [], trains=is_bias_or_head),
     "ia3": Method(
-        1e-2,
+        2e-2,
         ["--target-modules", "key,value,output.dense", "--feedforward-modules", "output.dense"],
         peft=lambda: IA3Config(
             task_type="SEQ_CLS", target_modules=["key", "value", "output.dense"], feedforward_modules=["output.dense"]
         ),
     ),
     "prefix-tuning": Method(
-        1e-2,
+        3e-2,
         ["--num-virtual-tokens", "20"],
         peft=lambda: PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=20),
     ),
     "prompt-tuning": Method(
         3e-2,
-        ["--num-virtual-tokens", "20"],
-        peft=lambda: PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=20),
+        ["--num-virtual-tokens", "20", "--prompt-tuning-init", "SAMPLE_VOCAB"],
+        peft=lambda: PromptTuningConfig(
+            task_type="SEQ_CLS", num_virtual_tokens=20, prompt_tuning_init="SAMPLE_VOCAB"
+        ),
     ),
 }
 

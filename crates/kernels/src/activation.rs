@@ -65,7 +65,7 @@ impl Curve for GeluErf {
 }
 
 impl GeluTanh {
-    const SCALE: f32 = 1.595_769_1; // 2 √(2/π)
+    const SCALE: f32 = 1.595_769; // 2 √(2/π)
     const CUBIC: f32 = 0.044_715;
 }
 

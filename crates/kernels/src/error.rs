@@ -27,7 +27,9 @@ pub enum KernelError {
         got: usize,
     },
     /// Offsets of sequences do not cut the tokens into sequences.
-    #[error("`{operand}` must start with 0, never fall and end with {tokens}, the number of tokens")]
+    #[error(
+        "`{operand}` must start with 0, never fall and end with {tokens}, the number of tokens"
+    )]
     Boundaries {
         /// The parameter's name.
         operand: &'static str,
@@ -57,7 +59,9 @@ pub enum KernelError {
         allowed: &'static str,
     },
     /// The thread pool runs already and cannot be resized.
-    #[error("{running} threads are already running, so {asked} cannot be set: set the number of threads before anything else runs")]
+    #[error(
+        "{running} threads are already running, so {asked} cannot be set: set the number of threads before anything else runs"
+    )]
     ThreadsFixed {
         /// Threads in the running pool.
         running: usize,
@@ -68,19 +72,35 @@ pub enum KernelError {
 
 impl KernelError {
     /// Checks that `slice`, the parameter called `operand`, fills `shape`.
-    pub(crate) fn check_length<T>(operand: &'static str, slice: &[T], shape: &[usize]) -> Result<(), Self> {
+    pub(crate) fn check_length<T>(
+        operand: &'static str,
+        slice: &[T],
+        shape: &[usize],
+    ) -> Result<(), Self> {
         match slice.len() == shape.iter().product::<usize>() {
             true => Ok(()),
-            false => Err(Self::Length { operand, shape: shape.to_vec(), got: slice.len() }),
+            false => Err(Self::Length {
+                operand,
+                shape: shape.to_vec(),
+                got: slice.len(),
+            }),
         }
     }
 
     /// Checks that `slice`, the parameter called `operand`, is whole rows of `width`, and counts them.
-    pub(crate) fn count_rows<T>(operand: &'static str, slice: &[T], width: usize) -> Result<usize, Self> {
+    pub(crate) fn count_rows<T>(
+        operand: &'static str,
+        slice: &[T],
+        width: usize,
+    ) -> Result<usize, Self> {
         match (slice.len(), width) {
             (0, _) => Ok(0),
             (got, width) if width > 0 && got % width == 0 => Ok(got / width),
-            (got, width) => Err(Self::Rows { operand, width, got }),
+            (got, width) => Err(Self::Rows {
+                operand,
+                width,
+                got,
+            }),
         }
     }
 }

@@ -35,10 +35,16 @@ impl Isa {
 
     /// Every set that this processor can run, weakest first.
     pub fn available() -> Vec<Self> {
-        [Self::Portable, Self::Neon, Self::Avx2, Self::Avx512, Self::Avx512Bf16]
-            .into_iter()
-            .filter(|isa| isa.is_available())
-            .collect()
+        [
+            Self::Portable,
+            Self::Neon,
+            Self::Avx2,
+            Self::Avx512,
+            Self::Avx512Bf16,
+        ]
+        .into_iter()
+        .filter(|isa| isa.is_available())
+        .collect()
     }
 
     /// Whether this processor can run the set.

@@ -20,7 +20,6 @@ pub mod rope;
 mod scratch;
 mod simd;
 pub mod threads;
-mod tile;
 
 pub use error::KernelError;
 pub use isa::Isa;

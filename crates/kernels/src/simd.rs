@@ -11,9 +11,6 @@
 
 /// An instruction set, as a type.
 pub(crate) trait Simd {
-    /// Columns of the register tile of [`crate::tile`]; its rows follow from it.
-    const TILE_COLUMNS: usize;
-
     /// `a * b + c`.
     fn mul_add(a: f32, b: f32, c: f32) -> f32;
 }
@@ -34,8 +31,6 @@ pub(crate) struct Avx2;
 pub(crate) struct Avx512;
 
 impl Simd for Portable {
-    const TILE_COLUMNS: usize = 8;
-
     #[inline(always)]
     fn mul_add(a: f32, b: f32, c: f32) -> f32 {
         a * b + c
@@ -43,11 +38,9 @@ impl Simd for Portable {
 }
 
 macro_rules! fused {
-    ($(#[$attribute:meta] $simd:ident: $columns:literal,)*) => {$(
+    ($(#[$attribute:meta] $simd:ident,)*) => {$(
         #[$attribute]
         impl Simd for $simd {
-            const TILE_COLUMNS: usize = $columns;
-
             #[inline(always)]
             fn mul_add(a: f32, b: f32, c: f32) -> f32 {
                 a.mul_add(b, c)
@@ -57,9 +50,9 @@ macro_rules! fused {
 }
 
 fused! {
-    #[cfg(target_arch = "aarch64")] Neon: 16,
-    #[cfg(target_arch = "x86_64")] Avx2: 16,
-    #[cfg(target_arch = "x86_64")] Avx512: 32,
+    #[cfg(target_arch = "aarch64")] Neon,
+    #[cfg(target_arch = "x86_64")] Avx2,
+    #[cfg(target_arch = "x86_64")] Avx512,
 }
 
 /// Defines a function that runs the best copy of its body: `fn name<S>(..) { .. }`, where `S` is
@@ -72,7 +65,10 @@ macro_rules! kernel {
         ) $(-> $result:ty)? $body:block
     ) => {
         $(#[$attribute])*
-        #[expect(unsafe_code, reason = "calls code compiled for more than the baseline")]
+        #[cfg_attr(
+            target_arch = "x86_64",
+            expect(unsafe_code, reason = "calls code compiled for more than the baseline")
+        )]
         $visibility fn $name<$($generic: $bound),*>($($argument: $type),*) $(-> $result)? {
             #[inline(always)]
             fn body<$simd: $crate::simd::Simd $(, $generic: $bound)*>(

@@ -26,12 +26,15 @@ use crate::{Isa, KernelError};
 /// # Errors
 /// [`KernelError::ThreadsFixed`] when the pool already runs with another number of threads.
 pub fn set_threads(threads: usize) -> Result<(), KernelError> {
-    let started = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    let started = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global();
     let running = rayon::current_num_threads();
     match started {
-        Err(_) if threads != 0 && threads != running => {
-            Err(KernelError::ThreadsFixed { running, asked: threads })
-        }
+        Err(_) if threads != 0 && threads != running => Err(KernelError::ThreadsFixed {
+            running,
+            asked: threads,
+        }),
         _ => Ok(()),
     }
 }
@@ -79,7 +82,11 @@ mod tests {
     use super::*;
 
     fn in_pool<T: Send>(threads: usize, body: impl FnOnce() -> T + Send) -> T {
-        rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(body)
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap()
+            .install(body)
     }
 
     #[test]
@@ -87,8 +94,15 @@ mod tests {
         for threads in [1, 2, 8] {
             for length in [0, 1, 7, 1000] {
                 let mut visits = vec![0u8; length];
-                in_pool(threads, || for_each(visits.chunks_mut(3), |part| part.iter_mut().for_each(|n| *n += 1)));
-                assert!(visits.iter().all(|&n| n == 1), "{threads} threads, {length} items");
+                in_pool(threads, || {
+                    for_each(visits.chunks_mut(3), |part| {
+                        part.iter_mut().for_each(|n| *n += 1)
+                    })
+                });
+                assert!(
+                    visits.iter().all(|&n| n == 1),
+                    "{threads} threads, {length} items"
+                );
             }
         }
     }

@@ -22,7 +22,16 @@ fn values(length: usize, seed: u32) -> Vec<f32> {
 
 /// The same, a third of them replaced by zeros, denormals, tiny and huge numbers (up to `huge`).
 fn extremes(length: usize, seed: u32, huge: f32) -> Vec<f32> {
-    let odd = [0.0, -0.0, 1e-40, -1e-45, 1e-30, huge, -huge, f32::MIN_POSITIVE];
+    let odd = [
+        0.0,
+        -0.0,
+        1e-40,
+        -1e-45,
+        1e-30,
+        huge,
+        -huge,
+        f32::MIN_POSITIVE,
+    ];
     let mut values = values(length, seed);
     for (i, value) in values.iter_mut().enumerate().filter(|(i, _)| i % 3 == 0) {
         *value = odd[(i / 3 + seed as usize) % odd.len()];
@@ -42,11 +51,17 @@ fn as_multiplied(x: &[f32], precision: Precision) -> Vec<f32> {
 }
 
 fn transposed(x: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    (0..rows * columns).map(|i| x[i % rows * columns + i / rows]).collect()
+    (0..rows * columns)
+        .map(|i| x[i % rows * columns + i / rows])
+        .collect()
 }
 
 fn in_pool<T: Send>(threads: usize, body: impl FnOnce() -> T + Send) -> T {
-    rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(body)
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .unwrap()
+        .install(body)
 }
 
 fn bits(x: &[f32]) -> Vec<u32> {
@@ -71,7 +86,10 @@ fn check([m, k, n]: [usize; 3], a: &[f32], b: &[f32], before: &[f32], c: &[f32],
             }
             let bound = (2 * k + 2) as f64 * UNIT * size + lost;
             let got = f64::from(c[row * n + column]);
-            assert!((got - exact).abs() <= bound, "{what}: [{row}, {column}] is {got}, not {exact} (±{bound:e})");
+            assert!(
+                (got - exact).abs() <= bound,
+                "{what}: [{row}, {column}] is {got}, not {exact} (±{bound:e})"
+            );
         }
     }
 }
@@ -84,24 +102,49 @@ fn check_packed([tokens, input, out]: [usize; 3], x: &[f32], weight: &[f32], g: 
         for isa in Isa::available() {
             let what = format!("{isa:?} {precision:?} {tokens} x {input} x {out}");
             isa.with(|| {
-                assert_eq!(bits(&packed.unpack()), bits(&multiplied), "{what}: unpacked");
+                assert_eq!(
+                    bits(&packed.unpack()),
+                    bits(&multiplied),
+                    "{what}: unpacked"
+                );
                 let again = PackedWeight::pack(weight, out, input, precision).unwrap();
                 assert_eq!(bits(&again.unpack()), bits(&multiplied), "{what}: packed");
 
                 let mut y = vec![f32::NAN; tokens * out];
                 packed.forward(x, Epilogue::default(), &mut y).unwrap();
                 let x = as_multiplied(x, precision);
-                check([tokens, input, out], &x, &transposed(&multiplied, out, input), &vec![0.0; y.len()], &y, &what);
+                check(
+                    [tokens, input, out],
+                    &x,
+                    &transposed(&multiplied, out, input),
+                    &vec![0.0; y.len()],
+                    &y,
+                    &what,
+                );
 
                 let mut dx = vec![f32::NAN; tokens * input];
                 packed.backward_input(g, &mut dx, false).unwrap();
                 let g_multiplied = as_multiplied(g, precision);
-                check([tokens, out, input], &g_multiplied, &multiplied, &vec![0.0; dx.len()], &dx, &what);
+                check(
+                    [tokens, out, input],
+                    &g_multiplied,
+                    &multiplied,
+                    &vec![0.0; dx.len()],
+                    &dx,
+                    &what,
+                );
 
                 let before = values(dx.len(), 7);
                 let mut sum = before.clone();
                 packed.backward_input(g, &mut sum, true).unwrap();
-                check([tokens, out, input], &g_multiplied, &multiplied, &before, &sum, &what);
+                check(
+                    [tokens, out, input],
+                    &g_multiplied,
+                    &multiplied,
+                    &before,
+                    &sum,
+                    &what,
+                );
             });
         }
     }
@@ -158,7 +201,11 @@ const LONG: [[usize; 3]; 3] = [[37, 1111, 67], [300, 70, 1500], [1, 2100, 33]];
 #[test]
 fn long_reductions() {
     for [tokens, input, out] in LONG {
-        let (x, weight, g) = (values(tokens * input, 1), values(out * input, 2), values(tokens * out, 3));
+        let (x, weight, g) = (
+            values(tokens * input, 1),
+            values(out * input, 2),
+            values(tokens * out, 3),
+        );
         check_packed([tokens, input, out], &x, &weight, &g);
     }
 }
@@ -166,26 +213,47 @@ fn long_reductions() {
 #[test]
 fn the_number_of_threads_changes_no_byte() {
     for [tokens, input, out] in LONG {
-        let (x, weight, g) = (values(tokens * input, 1), values(out * input, 2), values(tokens * out, 3));
-        for (isa, precision) in Isa::available().into_iter().flat_map(|isa| PRECISIONS.map(|p| (isa, p))) {
+        let (x, weight, g) = (
+            values(tokens * input, 1),
+            values(out * input, 2),
+            values(tokens * out, 3),
+        );
+        for (isa, precision) in Isa::available()
+            .into_iter()
+            .flat_map(|isa| PRECISIONS.map(|p| (isa, p)))
+        {
             let run = |threads| {
                 in_pool(threads, || {
                     isa.with(|| {
                         let packed = PackedWeight::pack(&weight, out, input, precision).unwrap();
                         let (mut y, mut dx) = (vec![0.0; tokens * out], vec![0.5; tokens * input]);
                         let mut dw = vec![0.0; out * input];
-                        let epilogue = Epilogue { activation: Some(Activation::GeluErf), ..Default::default() };
+                        let epilogue = Epilogue {
+                            activation: Some(Activation::GeluErf),
+                            ..Default::default()
+                        };
                         packed.forward(&x, epilogue, &mut y).unwrap();
                         packed.backward_input(&g, &mut dx, true).unwrap();
                         let shape = [out, tokens, input];
-                        matmul(shape, 1.0, Operand::Transposed(&g), Operand::Plain(&x), 0.0, &mut dw).unwrap();
+                        matmul(
+                            shape,
+                            1.0,
+                            Operand::Transposed(&g),
+                            Operand::Plain(&x),
+                            0.0,
+                            &mut dw,
+                        )
+                        .unwrap();
                         [bits(&y), bits(&dx), bits(&dw)]
                     })
                 })
             };
             let one = run(1);
             for threads in [2, 3, 8] {
-                assert!(run(threads) == one, "{isa:?} {precision:?}: {threads} threads");
+                assert!(
+                    run(threads) == one,
+                    "{isa:?} {precision:?}: {threads} threads"
+                );
             }
         }
     }
@@ -194,8 +262,15 @@ fn the_number_of_threads_changes_no_byte() {
 #[test]
 fn other_rows_change_no_byte() {
     let [tokens, input, out] = [61, 700, 90];
-    let (x, weight, g) = (values(tokens * input, 1), values(out * input, 2), values(tokens * out, 3));
-    for (isa, precision) in Isa::available().into_iter().flat_map(|isa| PRECISIONS.map(|p| (isa, p))) {
+    let (x, weight, g) = (
+        values(tokens * input, 1),
+        values(out * input, 2),
+        values(tokens * out, 3),
+    );
+    for (isa, precision) in Isa::available()
+        .into_iter()
+        .flat_map(|isa| PRECISIONS.map(|p| (isa, p)))
+    {
         isa.with(|| {
             let packed = PackedWeight::pack(&weight, out, input, precision).unwrap();
             let run = |rows: std::ops::Range<usize>| {
@@ -206,9 +281,19 @@ fn other_rows_change_no_byte() {
                 );
                 let x = &x[rows.start * input..rows.end * input];
                 packed.forward(x, Epilogue::default(), &mut y).unwrap();
-                packed.backward_input(&g[rows.start * out..rows.end * out], &mut dx, false).unwrap();
+                packed
+                    .backward_input(&g[rows.start * out..rows.end * out], &mut dx, false)
+                    .unwrap();
                 let shape = [rows.len(), input, out];
-                matmul(shape, 1.0, Operand::Plain(x), Operand::Transposed(&weight), 0.0, &mut z).unwrap();
+                matmul(
+                    shape,
+                    1.0,
+                    Operand::Plain(x),
+                    Operand::Transposed(&weight),
+                    0.0,
+                    &mut z,
+                )
+                .unwrap();
                 [bits(&y), bits(&dx), bits(&z)]
             };
             let together = run(0..tokens);
@@ -216,8 +301,13 @@ fn other_rows_change_no_byte() {
                 for start in (0..tokens).step_by(count) {
                     let rows = start..tokens.min(start + count);
                     let alone = run(rows.clone());
-                    for (alone, (together, width)) in alone.iter().zip(together.iter().zip([out, input, out])) {
-                        assert!(alone[..] == together[rows.start * width..rows.end * width], "{isa:?} {precision:?} {rows:?}");
+                    for (alone, (together, width)) in
+                        alone.iter().zip(together.iter().zip([out, input, out]))
+                    {
+                        assert!(
+                            alone[..] == together[rows.start * width..rows.end * width],
+                            "{isa:?} {precision:?} {rows:?}"
+                        );
                     }
                 }
             }
@@ -228,9 +318,22 @@ fn other_rows_change_no_byte() {
 #[test]
 fn the_epilogue_is_the_separate_operations() {
     let [tokens, input, out] = [31, 50, 333];
-    let (x, weight, bias) = (values(tokens * input, 1), values(out * input, 2), values(out, 3));
-    let activations = [Activation::GeluErf, Activation::GeluTanh, Activation::Relu, Activation::Silu, Activation::Tanh];
-    for (isa, precision) in Isa::available().into_iter().flat_map(|isa| PRECISIONS.map(|p| (isa, p))) {
+    let (x, weight, bias) = (
+        values(tokens * input, 1),
+        values(out * input, 2),
+        values(out, 3),
+    );
+    let activations = [
+        Activation::GeluErf,
+        Activation::GeluTanh,
+        Activation::Relu,
+        Activation::Silu,
+        Activation::Tanh,
+    ];
+    for (isa, precision) in Isa::available()
+        .into_iter()
+        .flat_map(|isa| PRECISIONS.map(|p| (isa, p)))
+    {
         isa.with(|| {
             let packed = PackedWeight::pack(&weight, out, input, precision).unwrap();
             let forward = |epilogue: Epilogue<'_>| {
@@ -239,21 +342,47 @@ fn the_epilogue_is_the_separate_operations() {
                 y
             };
             let plain = forward(Epilogue::default());
-            let biased: Vec<f32> = plain.iter().enumerate().map(|(i, y)| y + bias[i % out]).collect();
+            let biased: Vec<f32> = plain
+                .iter()
+                .enumerate()
+                .map(|(i, y)| y + bias[i % out])
+                .collect();
             let bias = Some(&bias[..]);
-            assert_eq!(bits(&forward(Epilogue { bias, ..Default::default() })), bits(&biased));
+            assert_eq!(
+                bits(&forward(Epilogue {
+                    bias,
+                    ..Default::default()
+                })),
+                bits(&biased)
+            );
             let mut before = vec![f32::NAN; tokens * out];
-            let y = forward(Epilogue { bias, activation: None, before_activation: Some(&mut before) });
+            let y = forward(Epilogue {
+                bias,
+                activation: None,
+                before_activation: Some(&mut before),
+            });
             assert_eq!((bits(&y), bits(&before)), (bits(&biased), bits(&biased)));
             for activation in activations {
                 let mut expected = vec![0.0; tokens * out];
                 activation.forward(&biased, &mut expected).unwrap();
                 let activation = Some(activation);
-                let y = forward(Epilogue { bias, activation, before_activation: None });
+                let y = forward(Epilogue {
+                    bias,
+                    activation,
+                    before_activation: None,
+                });
                 assert_eq!(bits(&y), bits(&expected), "{isa:?} {activation:?}");
                 let mut before = vec![f32::NAN; tokens * out];
-                let y = forward(Epilogue { bias, activation, before_activation: Some(&mut before) });
-                assert_eq!((bits(&y), bits(&before)), (bits(&expected), bits(&biased)), "{isa:?} {activation:?}");
+                let y = forward(Epilogue {
+                    bias,
+                    activation,
+                    before_activation: Some(&mut before),
+                });
+                assert_eq!(
+                    (bits(&y), bits(&before)),
+                    (bits(&expected), bits(&biased)),
+                    "{isa:?} {activation:?}"
+                );
             }
         });
     }
@@ -262,7 +391,11 @@ fn the_epilogue_is_the_separate_operations() {
 #[test]
 fn a_weight_takes_the_memory_of_its_numbers() {
     let weight = values(96 * 64, 1);
-    let bytes = PRECISIONS.map(|precision| PackedWeight::pack(&weight, 96, 64, precision).unwrap().bytes());
+    let bytes = PRECISIONS.map(|precision| {
+        PackedWeight::pack(&weight, 96, 64, precision)
+            .unwrap()
+            .bytes()
+    });
     assert_eq!(bytes, [96 * 64 * 4, 96 * 64 * 2]);
 }
 
@@ -280,22 +413,87 @@ fn a_bf16_checkpoint_packs_as_its_values() {
 #[test]
 fn wrong_shapes_are_refused() {
     let error = PackedWeight::pack(&[0.0; 5], 2, 3, Precision::F32).unwrap_err();
-    assert_eq!(error, KernelError::Length { operand: "weight", shape: vec![2, 3], got: 5 });
-    assert_eq!(error.to_string(), "`weight` has 5 elements, but its shape [2, 3] needs 6");
+    assert_eq!(
+        error,
+        KernelError::Length {
+            operand: "weight",
+            shape: vec![2, 3],
+            got: 5
+        }
+    );
+    assert_eq!(
+        error.to_string(),
+        "`weight` has 5 elements, but its shape [2, 3] needs 6"
+    );
 
     let weight = PackedWeight::pack(&[0.0; 6], 2, 3, Precision::Bf16).unwrap();
     let refused = |x: &[f32], epilogue, y: &mut [f32]| weight.forward(x, epilogue, y).unwrap_err();
     let none = Epilogue::default;
-    assert_eq!(refused(&[0.0; 4], none(), &mut [0.0; 2]), KernelError::Rows { operand: "x", width: 3, got: 4 });
-    let error = KernelError::Length { operand: "y", shape: vec![2, 2], got: 3 };
+    assert_eq!(
+        refused(&[0.0; 4], none(), &mut [0.0; 2]),
+        KernelError::Rows {
+            operand: "x",
+            width: 3,
+            got: 4
+        }
+    );
+    let error = KernelError::Length {
+        operand: "y",
+        shape: vec![2, 2],
+        got: 3,
+    };
     assert_eq!(refused(&[0.0; 6], none(), &mut [0.0; 3]), error);
-    let error = KernelError::Length { operand: "bias", shape: vec![2], got: 1 };
-    assert_eq!(refused(&[0.0; 3], Epilogue { bias: Some(&[0.0]), ..none() }, &mut [0.0; 2]), error);
-    let epilogue = Epilogue { before_activation: Some(&mut []), ..none() };
-    let error = KernelError::Length { operand: "before_activation", shape: vec![1, 2], got: 0 };
+    let error = KernelError::Length {
+        operand: "bias",
+        shape: vec![2],
+        got: 1,
+    };
+    assert_eq!(
+        refused(
+            &[0.0; 3],
+            Epilogue {
+                bias: Some(&[0.0]),
+                ..none()
+            },
+            &mut [0.0; 2]
+        ),
+        error
+    );
+    let epilogue = Epilogue {
+        before_activation: Some(&mut []),
+        ..none()
+    };
+    let error = KernelError::Length {
+        operand: "before_activation",
+        shape: vec![1, 2],
+        got: 0,
+    };
     assert_eq!(refused(&[0.0; 3], epilogue, &mut [0.0; 2]), error);
-    let error = weight.backward_input(&[0.0; 3], &mut [0.0; 3], false).unwrap_err();
-    assert_eq!(error, KernelError::Rows { operand: "g", width: 2, got: 3 });
-    let error = matmul([2, 3, 4], 1.0, Operand::Transposed(&[0.0; 6]), Operand::Plain(&[0.0; 11]), 0.0, &mut []);
-    assert_eq!(error, Err(KernelError::Length { operand: "b", shape: vec![3, 4], got: 11 }));
+    let error = weight
+        .backward_input(&[0.0; 3], &mut [0.0; 3], false)
+        .unwrap_err();
+    assert_eq!(
+        error,
+        KernelError::Rows {
+            operand: "g",
+            width: 2,
+            got: 3
+        }
+    );
+    let error = matmul(
+        [2, 3, 4],
+        1.0,
+        Operand::Transposed(&[0.0; 6]),
+        Operand::Plain(&[0.0; 11]),
+        0.0,
+        &mut [],
+    );
+    assert_eq!(
+        error,
+        Err(KernelError::Length {
+            operand: "b",
+            shape: vec![3, 4],
+            got: 11
+        })
+    );
 }

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::registry::{AnyConfig, Definition, by_name, by_peft_type};
-use crate::{MethodError, Param, Tuned};
+use crate::{Account, MethodError, Param, Tuned};
 
 /// The configuration's file.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -42,6 +42,9 @@ pub struct Provenance {
     pub tokenizer_sha256: String,
     /// The task, its columns and labels, as the trainer describes them.
     pub task: Value,
+    /// The method's account, so that it can be told without the base.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account: Option<Account>,
 }
 
 /// What a saved adapter says about itself beside its method.
@@ -222,7 +225,7 @@ impl AdapterFile {
                 });
             }
         }
-        let tuned = Tuned::new(self.config.stored(), base, device, 0)?;
+        let tuned = Tuned::stored_of(&*self.config, base, device)?;
         let checkpoint = self.tensors()?;
         let keys = self.config.definition().keys;
         let method = tuned.parameters().iter().map(|param| (keys.prefix(), param));

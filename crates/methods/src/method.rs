@@ -125,8 +125,6 @@ pub enum FlagKind {
     Boolean,
     /// A text.
     Text,
-    /// `true` or `false`.
-    Truth,
     /// Texts separated by commas.
     Texts,
     /// Module names separated by commas, a regular expression, or `all-linear`.

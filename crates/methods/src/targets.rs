@@ -4,7 +4,7 @@
 //! regular expression that must match the whole path, or `all-linear`, which is every linear map but
 //! the head. `exclude_modules` removes, `layers_to_transform` narrows.
 
-use epiphyte_models::{Base, LinearInfo, Role};
+use epiphyte_models::{Base, BaseTensor, LinearInfo, Role};
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
@@ -82,25 +82,20 @@ impl Selection<'_> {
     /// The linear maps of `base` that are selected.
     ///
     /// # Errors
-    /// [`MethodError::NoTarget`] if there are none, [`MethodError::Configuration`] if a pattern is
-    /// not a regular expression.
+    /// [`MethodError::NoTarget`] if there are none, [`MethodError::Value`] if a table of embeddings or
+    /// the language model's head is asked for, [`MethodError::Configuration`] if a pattern is not a
+    /// regular expression.
     pub fn of<'b>(&self, base: &'b Base) -> Result<Vec<&'b LinearInfo>, MethodError> {
         let targets = self.targets(base);
-        let invalid = |error: regex::Error| MethodError::Configuration {
-            method: self.method,
-            reason: format!("a module pattern is not a regular expression: {error}"),
-        };
+        self.check(&targets, base)?;
         let mut chosen = Vec::new();
         for linear in base.linears() {
             let path = &linear.site.path;
             let taken = match &targets {
                 Modules::Pattern(word) if word == ALL_LINEAR => linear.site.role != Role::Head,
-                modules => modules.matches(path).map_err(invalid)?,
+                modules => self.matches(modules, path)?,
             };
-            let excluded = match self.exclude_modules {
-                Some(modules) => modules.matches(path).map_err(invalid)?,
-                None => false,
-            };
+            let excluded = self.is_excluded(path)?;
             let in_layers = self.layers_to_transform.is_none_or(|layers| {
                 linear.site.layer.is_some_and(|layer| layers.contains(&layer))
             });
@@ -122,6 +117,45 @@ impl Selection<'_> {
             });
         }
         Ok(chosen)
+    }
+
+    /// Refuses targets that exist but are no linear map inside of the layers: tables of embeddings, the
+    /// language model's head. HF PEFT has forms of LoRA for them; passing over them would be silent.
+    fn check(&self, targets: &Modules, base: &Base) -> Result<(), MethodError> {
+        if *targets == Modules::Pattern(ALL_LINEAR.to_owned()) {
+            return Ok(());
+        }
+        let linears = base.linears();
+        let tables = base.tensors().iter().filter_map(|(name, tensor)| {
+            let path = name.strip_suffix(".weight")?;
+            let is_table = matches!(tensor, BaseTensor::Matrix(_)) && linears.iter().all(|linear| linear.site.path != path);
+            is_table.then_some((path, "a table of embeddings"))
+        });
+        let heads = linears.iter().filter(|linear| linear.site.role == Role::Head);
+        let heads = heads.map(|linear| (linear.site.path.as_str(), "the language model's head"));
+        let heads = heads.filter(|(path, _)| base.task_head.as_deref() != Some(path));
+        for (path, what) in tables.chain(heads) {
+            if self.matches(targets, path)? && !self.is_excluded(path)? {
+                return Err(MethodError::Value {
+                    method: self.method,
+                    key: "target_modules",
+                    value: targets.to_string(),
+                    expected: format!("`{path}` is {what}; only linear maps in front of the head can be adapted"),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn matches(&self, modules: &Modules, path: &str) -> Result<bool, MethodError> {
+        modules.matches(path).map_err(|error| MethodError::Configuration {
+            method: self.method,
+            reason: format!("a module pattern is not a regular expression: {error}"),
+        })
+    }
+
+    fn is_excluded(&self, path: &str) -> Result<bool, MethodError> {
+        self.exclude_modules.map_or(Ok(false), |modules| self.matches(modules, path))
     }
 
     /// What is taken: as configured, or the default of the model's family.

@@ -49,9 +49,34 @@ impl Tuned {
     ) -> Result<Self, MethodError> {
         let mut parameters = ParameterSet::new(device, seed);
         let method = config.build(base, &mut parameters)?;
-        let mut head_parameters = ParameterSet::new(device, seed);
+        Ok(Self::with_head(config, method, base, parameters))
+    }
+
+    /// Puts what an adapter's file stores to work on `base`: without the tensors that only training
+    /// used, but under the configuration that the file has.
+    ///
+    /// # Errors
+    /// As [`crate::MethodConfig::build`].
+    pub fn stored_of(
+        config: &dyn AnyConfig,
+        base: &Base,
+        device: &Device,
+    ) -> Result<Self, MethodError> {
+        let mut parameters = ParameterSet::new(device, 0);
+        let method = config.stored().build(base, &mut parameters)?;
+        let config = config.definition().configure(config.settings())?;
+        Ok(Self::with_head(config, method, base, parameters))
+    }
+
+    fn with_head(
+        config: Box<dyn AnyConfig>,
+        method: Box<dyn Method>,
+        base: &Base,
+        parameters: ParameterSet,
+    ) -> Self {
+        let mut head_parameters = ParameterSet::new(parameters.device(), parameters.seed());
         let head = Replaced::head(base, &mut head_parameters);
-        Ok(Self { config, method, head, parameters, head_parameters })
+        Self { config, method, head, parameters, head_parameters }
     }
 
     /// The configuration.

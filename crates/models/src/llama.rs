@@ -5,7 +5,7 @@
 //! Face's `LlamaForCausalLM` and `LlamaForSequenceClassification`.
 
 use burn::tensor::Tensor;
-use epiphyte_ops::{Activation, Attention, Sequences, attention, rms_norm, rotate, rows};
+use epiphyte_ops::{Activation, Angles, Attention, Sequences, attention, rms_norm, rotate, rows};
 
 use crate::base::{Base, Builder, Dimensions, Linear, Matrix, Vector};
 use crate::config::LlamaConfig;
@@ -123,7 +123,7 @@ impl Llama {
         &self,
         index: usize,
         x: Tensor<2>,
-        (cos, sin): (&[f32], &[f32]),
+        angles: &Angles,
         adapter: &dyn Adapter,
         sequences: &Sequences,
     ) -> Tensor<2> {
@@ -141,8 +141,8 @@ impl Llama {
         let q = layer.query.forward(normed.clone(), adapter, sequences);
         let k = layer.key.forward(normed.clone(), adapter, sequences);
         let v = layer.value.forward(normed.clone(), adapter, sequences);
-        let q = rotate(q, cos, sin, config.head_dim);
-        let k = rotate(k, cos, sin, config.head_dim);
+        let q = rotate(q, angles, config.head_dim);
+        let k = rotate(k, angles, config.head_dim);
         let prefix = adapter.prefix(index, &normed, sequences);
         let context = attention(&shape, sequences, q, k, v, prefix, layer.query.site().id());
         let output = layer.attention_output.forward(context, adapter, sequences);
@@ -186,9 +186,10 @@ impl Transformer for Llama {
         let offset = adapter.prefix_length();
         let positions: Vec<usize> = sequences.positions().map(|at| at + offset).collect();
         let (cos, sin) = self.config.rope.tables(&positions);
+        let angles = Angles::new(cos, sin);
         for index in 0..self.layers.len() {
             states = adapter.hidden(index, states, &sequences);
-            states = self.layer(index, states, (&cos, &sin), adapter, &sequences);
+            states = self.layer(index, states, &angles, adapter, &sequences);
         }
         let states = adapter.hidden(self.layers.len(), states, &sequences);
         let states = rms_norm(states, self.norm.get(adapter), self.config.rms_norm_eps);

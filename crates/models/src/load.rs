@@ -85,10 +85,11 @@ pub fn random_model(
     config: &ModelConfig,
     task: Task,
     device: &Device,
+    precision: Precision,
     seed: u64,
 ) -> Result<Box<dyn Transformer>, ModelError> {
     let mut source = Random { initializer_range: initializer_range(config), seed };
-    build(config, task, true, Builder::new(&mut source, device, Precision::F32))
+    build(config, task, true, Builder::new(&mut source, device, precision))
 }
 
 fn build(

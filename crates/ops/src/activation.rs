@@ -3,8 +3,11 @@
 use std::str::FromStr;
 
 use burn::tensor::{Tensor, activation};
+use epiphyte_kernels::activation as kernels;
 
 use crate::OpsError;
+use crate::fused::{Fused, Kept, Wanted, apply, runs_here};
+use crate::linear::SHAPES;
 
 /// An activation function, as `hidden_act` in a model's `config.json` names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,6 +30,9 @@ impl Activation {
     /// # Shapes
     /// - `x`, result: `[tokens, width]`
     pub fn apply(self, x: Tensor<2>) -> Tensor<2> {
+        if runs_here(&x) {
+            return apply(Elementwise { curve: self.into(), shape: x.dims() }, [x.into()]);
+        }
         match self {
             Self::Gelu => activation::gelu(x),
             Self::GeluTanh => activation::gelu_approximate(x),
@@ -41,7 +47,69 @@ impl Activation {
     /// # Shapes
     /// - `gate`, `up`, result: `[tokens, width]`
     pub fn gate(self, gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
+        if runs_here(&gate) && runs_here(&up) {
+            let op = Elementwise { curve: self.into(), shape: gate.dims() };
+            return apply(op, [gate.into(), up.into()]);
+        }
         self.apply(gate) * up
+    }
+}
+
+/// `f(x)`, or over two operands `f(gate) ⊙ up`.
+#[derive(Clone, Debug)]
+struct Elementwise {
+    curve: kernels::Activation,
+    shape: [usize; 2],
+}
+
+impl<const N: usize> Fused<N> for Elementwise {
+    type Saved = ();
+
+    fn forward(&self, operands: [&[f32]; N]) -> (Vec<f32>, ()) {
+        let mut y = vec![0.0; operands[0].len()];
+        match operands.get(1) {
+            Some(up) => self.curve.gated_forward(operands[0], up, &mut y),
+            None => self.curve.forward(operands[0], &mut y),
+        }
+        .expect(SHAPES);
+        (y, ())
+    }
+
+    fn shape(&self) -> Vec<usize> {
+        self.shape.to_vec()
+    }
+
+    fn backward(
+        &self,
+        kept: Kept<'_, N, ()>,
+        gradient: &[f32],
+        wanted: Wanted<N>,
+    ) -> [Option<Vec<f32>>; N] {
+        let x = kept.inputs[0];
+        let mut dx = vec![0.0; x.len()];
+        let mut d_up = Vec::new();
+        match kept.inputs.get(1) {
+            Some(up) => {
+                d_up = vec![0.0; x.len()];
+                self.curve.gated_backward(x, up, gradient, &mut dx, &mut d_up)
+            }
+            None => self.curve.backward(x, gradient, &mut dx),
+        }
+        .expect(SHAPES);
+        let mut gradients = [dx, d_up].into_iter();
+        wanted.map(|wanted| gradients.next().filter(|_| wanted))
+    }
+}
+
+impl From<Activation> for kernels::Activation {
+    fn from(activation: Activation) -> Self {
+        match activation {
+            Activation::Gelu => Self::GeluErf,
+            Activation::GeluTanh => Self::GeluTanh,
+            Activation::Relu => Self::Relu,
+            Activation::Silu => Self::Silu,
+            Activation::Tanh => Self::Tanh,
+        }
     }
 }
 

@@ -1,9 +1,13 @@
 //! Scaled dot-product attention over unpadded sequences.
 
 use burn::tensor::{Tensor, TensorData, activation};
+use epiphyte_kernels::attention as kernels;
+use epiphyte_kernels::dropout::Dropout;
 
-use crate::linear::index;
-use crate::{Sequences, dropout};
+use crate::Sequences;
+use crate::dropout::place;
+use crate::fused::{Fused, Kept, Wanted, apply, runs_here};
+use crate::linear::{SHAPES, index};
 
 /// The shape of an attention and who sees whom.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,7 +28,8 @@ pub struct Attention {
     pub dropout: f64,
 }
 
-/// Keys and values that every query sees besides those of its own sequence.
+/// Keys and values that every query sees besides those of its own sequence. They take the positions in
+/// front of it, so that with a window later queries no longer see them.
 #[derive(Clone, Debug)]
 pub struct Prefix {
     /// `[length, kv_heads * head_dim]`
@@ -33,7 +38,7 @@ pub struct Prefix {
     pub values: Tensor<2>,
 }
 
-/// `softmax(q kᵀ · scale + mask) v`, each sequence by itself, the prefix visible to all.
+/// `softmax(q kᵀ · scale + mask) v`, each sequence by itself, the prefix in front of each.
 ///
 /// # Shapes
 /// - `q`, result: `[tokens, heads * head_dim]`
@@ -49,7 +54,105 @@ pub fn attention(
     prefix: Option<Prefix>,
     site: u64,
 ) -> Tensor<2> {
+    let prefix_here = prefix.as_ref().is_none_or(|p| runs_here(&p.keys) && runs_here(&p.values));
+    if [&q, &k, &v].into_iter().all(runs_here) && prefix_here {
+        let op = Fusion { shape: shape.clone(), sequences: sequences.clone(), site };
+        return match prefix {
+            Some(Prefix { keys, values }) => {
+                apply(op, [q.into(), k.into(), v.into(), keys.into(), values.into()])
+            }
+            None => apply(op, [q.into(), k.into(), v.into()]),
+        };
+    }
     composed(shape, sequences, q, k, v, prefix, site)
+}
+
+/// Attention over `q`, `k` and `v`, or these and a prefix's keys and values, without stored scores.
+#[derive(Clone, Debug)]
+struct Fusion {
+    shape: Attention,
+    sequences: Sequences,
+    site: u64,
+}
+
+impl Fusion {
+    /// Calls `body` with the kernel's view of this attention.
+    fn with<T, const N: usize>(
+        &self,
+        operands: [&[f32]; N],
+        body: impl FnOnce(kernels::Attention<'_>) -> T,
+    ) -> T {
+        let keys = self.sequences.keys().filter(|_| self.shape.dropout > 0.0);
+        let keys: Option<Vec<u64>> =
+            keys.map(|keys| keys.iter().map(|&key| place(key, self.site)).collect());
+        let shape = &self.shape;
+        body(kernels::Attention {
+            scale: shape.scale,
+            kv_heads: shape.kv_heads,
+            causal: shape.causal,
+            window: shape.window,
+            prefix: operands
+                .get(3)
+                .zip(operands.get(4))
+                .map(|(keys, values)| kernels::Prefix { keys, values }),
+            dropout: keys.as_ref().map(|keys| kernels::AttentionDropout {
+                probability: shape.dropout as f32,
+                keys,
+            }),
+            ..kernels::Attention::new(self.sequences.boundaries(), shape.heads, shape.head_dim)
+        })
+    }
+}
+
+impl<const N: usize> Fused<N> for Fusion {
+    /// Log-sum-exp of the scores, `[heads, tokens]`.
+    type Saved = Vec<f32>;
+
+    fn forward(&self, operands: [&[f32]; N]) -> (Vec<f32>, Vec<f32>) {
+        let [q, k, v] = [operands[0], operands[1], operands[2]];
+        let mut out = vec![0.0; q.len()];
+        let mut lse = vec![0.0; self.shape.heads * self.sequences.tokens()];
+        self.with(operands, |kernel| kernel.forward(q, k, v, &mut out, &mut lse)).expect(SHAPES);
+        (out, lse)
+    }
+
+    fn shape(&self) -> Vec<usize> {
+        vec![self.sequences.tokens(), self.shape.heads * self.shape.head_dim]
+    }
+
+    fn keeps(&self, _tracked: Wanted<N>) -> (Wanted<N>, bool) {
+        ([true; N], true)
+    }
+
+    fn backward(
+        &self,
+        kept: Kept<'_, N, Vec<f32>>,
+        gradient: &[f32],
+        wanted: Wanted<N>,
+    ) -> [Option<Vec<f32>>; N] {
+        let from = kernels::AttentionBackward {
+            q: kept.inputs[0],
+            k: kept.inputs[1],
+            v: kept.inputs[2],
+            out: kept.output,
+            lse: kept.saved,
+            d_out: gradient,
+        };
+        let mut results: [Option<Vec<f32>>; N] = std::array::from_fn(|operand| {
+            wanted[operand].then(|| vec![0.0; kept.inputs[operand].len()])
+        });
+        let mut slots = results.iter_mut().map(Option::as_deref_mut);
+        let mut next = || slots.next().flatten();
+        let gradients = kernels::AttentionGradients {
+            dq: next(),
+            dk: next(),
+            dv: next(),
+            d_prefix_keys: next(),
+            d_prefix_values: next(),
+        };
+        self.with(kept.inputs, |kernel| kernel.backward(from, gradients)).expect(SHAPES);
+        results
+    }
 }
 
 /// The same from Burn's own operations: sequences are padded to the longest, scores are stored.
@@ -104,20 +207,10 @@ fn composed(
     let mask = Tensor::<4>::from_data(mask, &device.clone().inner());
     let scores = q.matmul(k.swap_dims(2, 3)) * shape.scale + mask;
     let mut weights = activation::softmax(scores, 3);
-    if let (Some(keys), true) = (sequences.keys(), shape.dropout > 0.0) {
-        let mut kept = vec![0.0; batch * shape.heads * longest * columns];
-        for (sequence, (key, length)) in keys.iter().zip(sequences.lengths()).enumerate() {
-            for head in 0..shape.heads {
-                for query in 0..length {
-                    let row = (sequence * shape.heads + head) * longest + query;
-                    let row = &mut kept[row * columns..][..prefix_length + length];
-                    let place = dropout::place(*key, site);
-                    dropout::mask(place, head * length + query, shape.dropout, row);
-                }
-            }
-        }
-        let kept = TensorData::new(kept, [batch, shape.heads, longest, columns]);
-        weights = weights * Tensor::from_data(kept, &device.clone().inner());
+    if sequences.keys().is_some() && shape.dropout > 0.0 {
+        let factors = dropout_factors(shape, sequences, prefix_length, site);
+        let factors = TensorData::new(factors, [batch, shape.heads, longest, columns]);
+        weights = weights * Tensor::from_data(factors, &device.clone().inner());
     }
     let real_rows = sequences
         .lengths()
@@ -130,6 +223,33 @@ fn composed(
         .select(0, index(real_rows, sequences.tokens(), &device))
 }
 
+/// What dropout multiplies attention weights by, `[sequences, heads, longest, prefix + longest]`: the
+/// fused kernel's own numbers.
+fn dropout_factors(
+    shape: &Attention,
+    sequences: &Sequences,
+    prefix: usize,
+    site: u64,
+) -> Vec<f32> {
+    let longest = sequences.longest();
+    let columns = prefix + longest;
+    let mut factors = vec![0.0; sequences.count() * shape.heads * longest * columns];
+    let keys = sequences.keys().unwrap_or_default();
+    for (sequence, (&key, length)) in keys.iter().zip(sequences.lengths()).enumerate() {
+        let mask = Dropout::new(shape.dropout as f32, place(key, site)).expect("p is in [0, 1)");
+        for head in 0..shape.heads {
+            for query in 0..length {
+                let row = (sequence * shape.heads + head) * longest + query;
+                let row = &mut factors[row * columns..][..prefix + length];
+                row.fill(1.0);
+                let number = (query * shape.heads + head) as u64;
+                mask.apply(row, prefix + length, number).expect(SHAPES);
+            }
+        }
+    }
+    factors
+}
+
 /// 0 where a query sees a key, a very negative number where it does not: row-major
 /// `[sequences, longest, prefix + longest]`.
 fn mask(shape: &Attention, sequences: &Sequences, prefix: usize) -> Vec<f32> {
@@ -137,11 +257,12 @@ fn mask(shape: &Attention, sequences: &Sequences, prefix: usize) -> Vec<f32> {
     let mut mask = Vec::with_capacity(sequences.count() * longest * (prefix + longest));
     for length in sequences.lengths() {
         for query in 0..longest {
-            mask.extend(std::iter::repeat_n(0.0, prefix));
-            mask.extend((0..longest).map(|key| {
+            // The prefix takes the positions in front of the sequence's own.
+            let query = prefix + query;
+            mask.extend((0..prefix + longest).map(|key| {
                 let past = !shape.causal || key <= query;
                 let near = shape.window.is_none_or(|window| query < key + window);
-                if key < length && past && near { 0.0 } else { f32::MIN }
+                if key < prefix + length && past && near { 0.0 } else { f32::MIN }
             }));
         }
     }

@@ -1,8 +1,11 @@
 //! Dropout whose decisions follow from where an element stands, not from when it is drawn.
 
 use burn::tensor::{Tensor, TensorData};
+use epiphyte_kernels::dropout::{Dropout, derive_key};
 
 use crate::Sequences;
+use crate::fused::{Fused, Kept, Wanted, apply, runs_here};
+use crate::linear::SHAPES;
 
 /// Drops elements with probability `p` and scales the others by `1 / (1 - p)` (Srivastava et al.
 /// 2014), while the sequences carry keys; otherwise returns `x` as it is.
@@ -12,40 +15,76 @@ use crate::Sequences;
 ///
 /// # Shapes
 /// - `x`, result: `[tokens, width]`
+///
+/// # Panics
+/// If `p` is not in `[0, 1)`; configurations are checked where they are read.
 pub fn dropout(x: Tensor<2>, p: f64, site: u64, sequences: &Sequences) -> Tensor<2> {
-    let (Some(keys), true) = (sequences.keys(), p > 0.0) else {
+    if sequences.keys().is_none() || p == 0.0 {
         return x;
-    };
-    let [tokens, width] = x.dims();
-    let mut kept = vec![0.0; tokens * width];
-    for (key, pair) in keys.iter().zip(sequences.boundaries().windows(2)) {
-        for row in pair[0]..pair[1] {
-            mask(place(*key, site), row - pair[0], p, &mut kept[row * width..][..width]);
+    }
+    let op = Mask { shape: x.dims(), p: p as f32, site, sequences: sequences.clone() };
+    if runs_here(&x) {
+        return apply(op, [x.into()]);
+    }
+    let mut factors = vec![1.0; op.shape[0] * op.shape[1]];
+    op.apply(&mut factors);
+    let factors = TensorData::new(factors, op.shape);
+    x.clone() * Tensor::from_data(factors, &x.device().inner())
+}
+
+/// The key from which a site of a sequence draws.
+pub(crate) fn place(key: u64, site: u64) -> u64 {
+    derive_key(key, site)
+}
+
+/// Dropout of every sequence by its own key.
+#[derive(Clone, Debug)]
+struct Mask {
+    shape: [usize; 2],
+    p: f32,
+    site: u64,
+    sequences: Sequences,
+}
+
+impl Mask {
+    /// Multiplies each element by its factor, forward and backward alike.
+    fn apply(&self, x: &mut [f32]) {
+        let width = self.shape[1];
+        let keys = self.sequences.keys().unwrap_or_default();
+        for (key, pair) in keys.iter().zip(self.sequences.boundaries().windows(2)) {
+            let mask = Dropout::new(self.p, place(*key, self.site)).expect("p is in [0, 1)");
+            mask.apply(&mut x[pair[0] * width..pair[1] * width], width, 0).expect(SHAPES);
         }
     }
-    let kept = TensorData::new(kept, [tokens, width]);
-    x.clone() * Tensor::from_data(kept, &x.device().inner())
 }
 
-/// One key for one site of one sequence.
-pub(crate) fn place(key: u64, site: u64) -> u64 {
-    mix(key ^ site.rotate_left(32))
-}
+impl Fused<1> for Mask {
+    type Saved = ();
 
-/// Fills `row` with 0 (dropped) or `1 / (1 - p)` (kept).
-pub(crate) fn mask(place: u64, row_number: usize, p: f64, row: &mut [f32]) {
-    let scale = (1.0 / (1.0 - p)) as f32;
-    let threshold = (p * 2f64.powi(32)) as u64;
-    for (column, kept) in row.iter_mut().enumerate() {
-        let draw = mix(place ^ ((row_number as u64) << 32 | column as u64)) >> 32;
-        *kept = if draw < threshold { 0.0 } else { scale };
+    fn forward(&self, [x]: [&[f32]; 1]) -> (Vec<f32>, ()) {
+        let mut y = x.to_vec();
+        self.apply(&mut y);
+        (y, ())
     }
-}
 
-/// SplitMix64's finaliser (Steele et al. 2014).
-fn mix(mut x: u64) -> u64 {
-    x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
+    fn shape(&self) -> Vec<usize> {
+        self.shape.to_vec()
+    }
+
+    fn keeps(&self, _tracked: Wanted<1>) -> (Wanted<1>, bool) {
+        ([false], false)
+    }
+
+    fn backward(
+        &self,
+        _kept: Kept<'_, 1, ()>,
+        gradient: &[f32],
+        [wanted]: Wanted<1>,
+    ) -> [Option<Vec<f32>>; 1] {
+        [wanted.then(|| {
+            let mut dx = gradient.to_vec();
+            self.apply(&mut dx);
+            dx
+        })]
+    }
 }

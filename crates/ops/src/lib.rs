@@ -1,7 +1,7 @@
 //! Differentiable operations for training over a frozen transformer.
 //!
 //! Each operation is written twice at most: composed of Burn's own operations, which runs on every
-//! Burn backend, and fused over `epiphyte_kernels`, which runs on the CPU and does in one pass over
+//! Burn backend, and fused over [`epiphyte_kernels`], which runs on the CPU and does in one pass over
 //! memory what the composition does in ten. The caller does not choose: the device does.
 //!
 //! Hidden states are `[tokens, width]` matrices without padding; [`Sequences`] says where each
@@ -23,7 +23,6 @@ mod activation;
 mod attention;
 mod dropout;
 mod error;
-#[cfg(feature = "flex")]
 mod fused;
 mod linear;
 mod loss;
@@ -41,5 +40,7 @@ pub use linear::{FrozenMatrix, Precision, Weight, add_low_rank, linear, rows};
 pub use loss::{IGNORED, cross_entropy, language_model_loss, mean_squared_error};
 pub use norm::{layer_norm, rms_norm};
 pub use optimizer::{AdamW, Moments};
-pub use rope::rotate;
+pub use rope::{Angles, rotate};
 pub use sequences::Sequences;
+
+pub use epiphyte_kernels::threads::{set_threads, threads};

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use epiphyte_kernels::gemm::{self, Epilogue, Operand, PackedWeight, matmul};
 
 use crate::OpsError;
+use crate::fused::{Fused, Kept, Wanted, apply, is_cpu, runs_here};
 
 /// In which type a frozen matrix is kept and multiplied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -27,8 +29,10 @@ pub struct FrozenMatrix {
     values: Arc<Values>,
 }
 
+/// On the CPU packed once, in the order in which both passes read it; elsewhere a tensor.
 #[derive(Debug)]
 enum Values {
+    Packed(PackedWeight, Device),
     Dense(Tensor<2>),
 }
 
@@ -40,7 +44,7 @@ impl FrozenMatrix {
     pub fn new(
         values: Vec<f32>,
         [rows, columns]: [usize; 2],
-        _precision: Precision,
+        precision: Precision,
         device: &Device,
     ) -> Result<Self, OpsError> {
         if values.len() != rows * columns {
@@ -50,8 +54,15 @@ impl FrozenMatrix {
                 found: vec![values.len()],
             });
         }
-        let dense = Tensor::from_data(TensorData::new(values, [rows, columns]), &device.clone().inner());
-        Ok(Self { rows, columns, values: Arc::new(Values::Dense(dense)) })
+        let device = device.clone().inner();
+        let values = if is_cpu(device.as_dispatch()) {
+            let packed = PackedWeight::pack(&values, rows, columns, precision.into())
+                .expect("the number of values was checked");
+            Values::Packed(packed, device)
+        } else {
+            Values::Dense(Tensor::from_data(TensorData::new(values, [rows, columns]), &device))
+        };
+        Ok(Self { rows, columns, values: Arc::new(values) })
     }
 
     /// Rows and columns; for a linear map, its outputs and inputs.
@@ -62,6 +73,10 @@ impl FrozenMatrix {
     /// The values as a tensor `[rows, columns]`.
     pub fn to_tensor(&self) -> Tensor<2> {
         match &*self.values {
+            Values::Packed(packed, device) => {
+                let values = TensorData::new(packed.unpack(), self.shape());
+                Tensor::from_data(values, device)
+            }
             Values::Dense(dense) => dense.clone(),
         }
     }
@@ -69,7 +84,31 @@ impl FrozenMatrix {
     /// The rows with the given numbers, `[ids, columns]`: an embedding look-up.
     pub fn gather(&self, ids: &[u32]) -> Tensor<2> {
         match &*self.values {
+            Values::Packed(packed, device) => {
+                let mut rows = vec![0.0; ids.len() * self.columns];
+                for (&id, row) in ids.iter().zip(rows.chunks_mut(self.columns.max(1))) {
+                    packed.row(id as usize, row).expect("token ids are below the vocabulary");
+                }
+                Tensor::from_data(TensorData::new(rows, [ids.len(), self.columns]), device)
+            }
             Values::Dense(dense) => gather(dense.clone(), ids),
+        }
+    }
+
+    /// The packed weight, where there is one.
+    pub(crate) fn packed(&self) -> Option<&PackedWeight> {
+        match &*self.values {
+            Values::Packed(packed, _) => Some(packed),
+            Values::Dense(_) => None,
+        }
+    }
+}
+
+impl From<Precision> for gemm::Precision {
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::F32 => Self::F32,
+            Precision::Bf16 => Self::Bf16,
         }
     }
 }
@@ -117,11 +156,154 @@ impl Weight {
 /// - `bias`: `[out]`
 /// - result: `[tokens, out]`
 pub fn linear(x: Tensor<2>, weight: &Weight, bias: Option<Tensor<1>>) -> Tensor<2> {
-    let y = x.matmul(weight.to_tensor().transpose());
-    match bias {
-        Some(bias) => y + bias.unsqueeze::<2>(),
-        None => y,
+    let bias_runs_here = bias.as_ref().is_none_or(runs_here);
+    match weight {
+        Weight::Frozen(matrix) if matrix.packed().is_some() && runs_here(&x) && bias_runs_here => {
+            let tokens = x.dims()[0];
+            let op = FrozenLinear { matrix: matrix.clone(), tokens };
+            match bias {
+                Some(bias) => apply(op, [x.into(), bias.into()]),
+                None => apply(op, [x.into()]),
+            }
+        }
+        Weight::Trained(weight) if runs_here(&x) && runs_here(weight) && bias_runs_here => {
+            let ([tokens, inputs], [outputs, _]) = (x.dims(), weight.dims());
+            let op = TrainedLinear { tokens, inputs, outputs };
+            match bias {
+                Some(bias) => apply(op, [x.into(), weight.clone().into(), bias.into()]),
+                None => apply(op, [x.into(), weight.clone().into()]),
+            }
+        }
+        weight => {
+            let y = x.matmul(weight.to_tensor().transpose());
+            match bias {
+                Some(bias) => y + bias.unsqueeze::<2>(),
+                None => y,
+            }
+        }
     }
+}
+
+/// `x Wᵀ`, or with a second operand `x Wᵀ + b`, over a packed weight.
+#[derive(Clone, Debug)]
+struct FrozenLinear {
+    matrix: FrozenMatrix,
+    tokens: usize,
+}
+
+impl FrozenLinear {
+    fn packed(&self) -> &PackedWeight {
+        self.matrix.packed().expect("`linear` chose this operation for a packed weight")
+    }
+}
+
+impl<const N: usize> Fused<N> for FrozenLinear {
+    type Saved = ();
+
+    fn forward(&self, inputs: [&[f32]; N]) -> (Vec<f32>, ()) {
+        let mut y = vec![0.0; self.tokens * self.matrix.rows];
+        let epilogue = Epilogue { bias: inputs.get(1).copied(), ..Epilogue::default() };
+        self.packed().forward(inputs[0], epilogue, &mut y).expect(SHAPES);
+        (y, ())
+    }
+
+    fn shape(&self) -> Vec<usize> {
+        vec![self.tokens, self.matrix.rows]
+    }
+
+    fn keeps(&self, _tracked: Wanted<N>) -> (Wanted<N>, bool) {
+        ([false; N], false)
+    }
+
+    fn backward(
+        &self,
+        _kept: Kept<'_, N, ()>,
+        gradient: &[f32],
+        wanted: Wanted<N>,
+    ) -> [Option<Vec<f32>>; N] {
+        std::array::from_fn(|operand| match operand {
+            0 if wanted[0] => {
+                let mut dx = vec![0.0; self.tokens * self.matrix.columns];
+                self.packed().backward_input(gradient, &mut dx, false).expect(SHAPES);
+                Some(dx)
+            }
+            1 if wanted[1] => Some(column_sums(gradient, self.matrix.rows)),
+            _ => None,
+        })
+    }
+}
+
+/// `x Wᵀ`, or with a third operand `x Wᵀ + b`, over a weight that is trained.
+#[derive(Clone, Debug)]
+struct TrainedLinear {
+    tokens: usize,
+    inputs: usize,
+    outputs: usize,
+}
+
+impl<const N: usize> Fused<N> for TrainedLinear {
+    type Saved = ();
+
+    fn forward(&self, operands: [&[f32]; N]) -> (Vec<f32>, ()) {
+        let Self { tokens, inputs, outputs } = *self;
+        let mut y = match operands.get(2) {
+            Some(bias) => bias.repeat(tokens),
+            None => vec![0.0; tokens * outputs],
+        };
+        let (x, w) = (Operand::Plain(operands[0]), Operand::Transposed(operands[1]));
+        matmul([tokens, inputs, outputs], 1.0, x, w, 1.0, &mut y).expect(SHAPES);
+        (y, ())
+    }
+
+    fn shape(&self) -> Vec<usize> {
+        vec![self.tokens, self.outputs]
+    }
+
+    fn keeps(&self, tracked: Wanted<N>) -> (Wanted<N>, bool) {
+        (std::array::from_fn(|operand| operand < 2 && tracked[1 - operand]), false)
+    }
+
+    fn backward(
+        &self,
+        kept: Kept<'_, N, ()>,
+        gradient: &[f32],
+        wanted: Wanted<N>,
+    ) -> [Option<Vec<f32>>; N] {
+        let Self { tokens, inputs, outputs } = *self;
+        std::array::from_fn(|operand| match operand {
+            0 if wanted[0] => {
+                let (g, w) = (Operand::Plain(gradient), Operand::Plain(kept.inputs[1]));
+                Some(product([tokens, outputs, inputs], 1.0, g, w))
+            }
+            1 if wanted[1] => {
+                let (g, x) = (Operand::Transposed(gradient), Operand::Plain(kept.inputs[0]));
+                Some(product([outputs, tokens, inputs], 1.0, g, x))
+            }
+            2 if wanted[2] => Some(column_sums(gradient, outputs)),
+            _ => None,
+        })
+    }
+}
+
+/// Operands are checked where tensors are made; a kernel that still refuses one is a bug here.
+pub(crate) const SHAPES: &str = "the operation computes its shapes from its operands";
+
+/// `alpha a b` in new memory.
+fn product(shape: [usize; 3], alpha: f32, a: Operand<'_>, b: Operand<'_>) -> Vec<f32> {
+    let mut c = vec![0.0; shape[0] * shape[2]];
+    matmul(shape, alpha, a, b, 0.0, &mut c).expect(SHAPES);
+    c
+}
+
+/// The sum of each column of a row-major matrix, row after row.
+fn column_sums(matrix: &[f32], columns: usize) -> Vec<f32> {
+    let mut sums = vec![0.0; columns];
+    for row in matrix.chunks(columns.max(1)) {
+        for (sum, value) in sums.iter_mut().zip(row) {
+            *sum += value;
+        }
+    }
+    sums
 }
 
 /// `y + scale · (x Aᵀ) Bᵀ`: a low-rank path beside a linear map (Hu et al. 2021, section 4.1).
@@ -133,7 +315,71 @@ pub fn linear(x: Tensor<2>, weight: &Weight, bias: Option<Tensor<1>>) -> Tensor<
 /// - `b`: `[out, rank]`
 /// - result: `[tokens, out]`
 pub fn add_low_rank(y: Tensor<2>, x: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scale: f32) -> Tensor<2> {
+    if [&y, &x, &a, &b].into_iter().all(runs_here) {
+        let ([tokens, inputs], [outputs, rank]) = (x.dims(), b.dims());
+        let op = LowRank { tokens, inputs, outputs, rank, scale };
+        return apply(op, [y.into(), x.into(), a.into(), b.into()]);
+    }
     y + x.matmul(a.transpose()).matmul(b.transpose()) * scale
+}
+
+/// [`add_low_rank`], over `y`, `x`, `A` and `B`.
+#[derive(Clone, Debug)]
+struct LowRank {
+    tokens: usize,
+    inputs: usize,
+    outputs: usize,
+    rank: usize,
+    scale: f32,
+}
+
+impl Fused<4> for LowRank {
+    /// `x Aᵀ`, `[tokens, rank]`.
+    type Saved = Vec<f32>;
+
+    fn forward(&self, [y, x, a, b]: [&[f32]; 4]) -> (Vec<f32>, Vec<f32>) {
+        let Self { tokens, inputs, outputs, rank, scale } = *self;
+        let low = product([tokens, inputs, rank], 1.0, Operand::Plain(x), Operand::Transposed(a));
+        let mut sum = y.to_vec();
+        let (left, right) = (Operand::Plain(&low[..]), Operand::Transposed(b));
+        matmul([tokens, rank, outputs], scale, left, right, 1.0, &mut sum).expect(SHAPES);
+        (sum, low)
+    }
+
+    fn shape(&self) -> Vec<usize> {
+        vec![self.tokens, self.outputs]
+    }
+
+    fn keeps(&self, [_, _, a, _]: Wanted<4>) -> (Wanted<4>, bool) {
+        ([false, a, true, true], false)
+    }
+
+    fn backward(
+        &self,
+        kept: Kept<'_, 4, Vec<f32>>,
+        gradient: &[f32],
+        wanted: Wanted<4>,
+    ) -> [Option<Vec<f32>>; 4] {
+        let Self { tokens, inputs, outputs, rank, scale } = *self;
+        let [_, x, a, b] = kept.inputs;
+        let low = &kept.saved[..];
+        let g = Operand::Plain(gradient);
+        // s g B, [tokens, rank]: what reaches x Aᵀ.
+        let back = product([tokens, outputs, rank], scale, g, Operand::Plain(b));
+        [
+            wanted[0].then(|| gradient.to_vec()),
+            wanted[1].then(|| {
+                product([tokens, rank, inputs], 1.0, Operand::Plain(&back), Operand::Plain(a))
+            }),
+            wanted[2].then(|| {
+                product([rank, tokens, inputs], 1.0, Operand::Transposed(&back), Operand::Plain(x))
+            }),
+            wanted[3].then(|| {
+                let g = Operand::Transposed(gradient);
+                product([outputs, tokens, rank], scale, g, Operand::Plain(low))
+            }),
+        ]
+    }
 }
 
 fn gather(table: Tensor<2>, ids: &[u32]) -> Tensor<2> {

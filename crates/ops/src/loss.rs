@@ -1,8 +1,10 @@
 //! Losses, averaged over what has a target.
 
 use burn::tensor::{Int, Tensor, TensorData, activation};
+use epiphyte_kernels::cross_entropy::{CrossEntropy, DenseHead, HeadGradients};
 
-use crate::linear::{Weight, linear, rows};
+use crate::fused::{Fused, Kept, Wanted, apply, runs_here};
+use crate::linear::{FrozenMatrix, SHAPES, Weight, linear, rows};
 
 /// The target that says "no loss here", as in PyTorch and Hugging Face.
 pub const IGNORED: i64 = -100;
@@ -50,11 +52,126 @@ pub fn language_model_loss(
     smoothing: f64,
 ) -> Option<Tensor<1>> {
     let counted: Vec<usize> = (0..targets.len()).filter(|&row| targets[row] != IGNORED).collect();
-    let chosen: Vec<i64> = counted.iter().map(|&row| targets[row]).collect();
     if counted.is_empty() {
         return None;
     }
-    cross_entropy(linear(rows(hidden, &counted), head, None), &chosen, smoothing)
+    let chosen: Vec<i64> = counted.iter().map(|&row| targets[row]).collect();
+    let hidden = if counted.len() == targets.len() { hidden } else { rows(hidden, &counted) };
+    match head {
+        Weight::Frozen(matrix) if matrix.packed().is_some() && runs_here(&hidden) => {
+            let tracked = hidden.is_autodiff() && hidden.is_tracked();
+            let op = FrozenHead { matrix: matrix.clone(), targets: chosen, smoothing, tracked };
+            Some(apply(op, [hidden.into()]))
+        }
+        Weight::Trained(weight) if runs_here(weight) && runs_here(&hidden) => {
+            let tracked = weight.is_autodiff() || hidden.is_autodiff();
+            let op = TrainedHead { shape: weight.dims(), targets: chosen, smoothing, tracked };
+            Some(apply(op, [hidden.into(), weight.clone().into()]))
+        }
+        head => cross_entropy(linear(hidden, head, None), &chosen, smoothing),
+    }
+}
+
+/// The mean loss of a frozen head over `hidden`; its gradient is found on the way forward, chunk by
+/// chunk, while the logits are there.
+#[derive(Clone, Debug)]
+struct FrozenHead {
+    matrix: FrozenMatrix,
+    targets: Vec<i64>,
+    smoothing: f64,
+    tracked: bool,
+}
+
+/// The same with a head that is trained.
+#[derive(Clone, Debug)]
+struct TrainedHead {
+    shape: [usize; 2],
+    targets: Vec<i64>,
+    smoothing: f64,
+    tracked: bool,
+}
+
+fn kernel(smoothing: f64) -> CrossEntropy {
+    CrossEntropy { ignore_index: IGNORED, label_smoothing: smoothing as f32 }
+}
+
+/// `values` times a gradient of the mean over `count` targets.
+fn scaled(values: &[f32], gradient: f32, count: usize) -> Vec<f32> {
+    let factor = gradient / count as f32;
+    values.iter().map(|value| value * factor).collect()
+}
+
+impl Fused<1> for FrozenHead {
+    type Saved = Vec<f32>;
+
+    fn forward(&self, [hidden]: [&[f32]; 1]) -> (Vec<f32>, Vec<f32>) {
+        let head = self.matrix.packed().expect("the caller chose this operation for a packed head");
+        let mut losses = vec![0.0; self.targets.len()];
+        let mut d_hidden = vec![0.0; if self.tracked { hidden.len() } else { 0 }];
+        let gradients = HeadGradients {
+            d_hidden: self.tracked.then_some(&mut d_hidden[..]),
+            d_weight: None,
+        };
+        let loss = kernel(self.smoothing)
+            .with_head(head, hidden, &self.targets, &mut losses, gradients)
+            .expect(SHAPES);
+        (vec![(loss.sum / loss.targets as f64) as f32], d_hidden)
+    }
+
+    fn shape(&self) -> Vec<usize> {
+        vec![1]
+    }
+
+    fn keeps(&self, _tracked: Wanted<1>) -> (Wanted<1>, bool) {
+        ([false], false)
+    }
+
+    fn backward(
+        &self,
+        kept: Kept<'_, 1, Vec<f32>>,
+        gradient: &[f32],
+        [wanted]: Wanted<1>,
+    ) -> [Option<Vec<f32>>; 1] {
+        [wanted.then(|| scaled(kept.saved, gradient[0], self.targets.len()))]
+    }
+}
+
+impl Fused<2> for TrainedHead {
+    type Saved = [Vec<f32>; 2];
+
+    fn forward(&self, [hidden, weight]: [&[f32]; 2]) -> (Vec<f32>, [Vec<f32>; 2]) {
+        let head = DenseHead { weight, width: self.shape[1] };
+        let mut losses = vec![0.0; self.targets.len()];
+        let length = |values: &[f32]| if self.tracked { values.len() } else { 0 };
+        let (mut d_hidden, mut d_weight) = (vec![0.0; length(hidden)], vec![0.0; length(weight)]);
+        let gradients = HeadGradients {
+            d_hidden: self.tracked.then_some(&mut d_hidden[..]),
+            d_weight: self.tracked.then_some(&mut d_weight[..]),
+        };
+        let loss = kernel(self.smoothing)
+            .with_head(&head, hidden, &self.targets, &mut losses, gradients)
+            .expect(SHAPES);
+        (vec![(loss.sum / loss.targets as f64) as f32], [d_hidden, d_weight])
+    }
+
+    fn shape(&self) -> Vec<usize> {
+        vec![1]
+    }
+
+    fn keeps(&self, _tracked: Wanted<2>) -> (Wanted<2>, bool) {
+        ([false; 2], false)
+    }
+
+    fn backward(
+        &self,
+        kept: Kept<'_, 2, [Vec<f32>; 2]>,
+        gradient: &[f32],
+        wanted: Wanted<2>,
+    ) -> [Option<Vec<f32>>; 2] {
+        std::array::from_fn(|operand| {
+            wanted[operand].then(|| scaled(&kept.saved[operand], gradient[0], self.targets.len()))
+        })
+    }
 }
 
 /// Mean squared error, over rows of one value each.

@@ -1,6 +1,12 @@
 //! AdamW, as PyTorch defines it.
 
+use burn::backend::Flex;
+use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
+use epiphyte_kernels::adamw;
+
+use crate::fused::runs_here;
+use crate::linear::SHAPES;
 
 /// The settings of AdamW (Loshchilov and Hutter 2019), with PyTorch's defaults.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -50,6 +56,9 @@ impl AdamW {
         learning_rate: f64,
         step: usize,
     ) -> (Tensor<1>, Moments) {
+        if runs_here(&value) && runs_here(&gradient) {
+            return self.step_in_place(value, gradient, moments, learning_rate, step);
+        }
         let step = i32::try_from(step).unwrap_or(i32::MAX);
         let first = moments.first * self.beta1 + gradient.clone() * (1.0 - self.beta1);
         let second = moments.second * self.beta2 + gradient.square() * (1.0 - self.beta2);
@@ -59,5 +68,33 @@ impl AdamW {
         let decayed = value * (1.0 - learning_rate * self.weight_decay);
         let value = decayed - first.clone() / denominator * (learning_rate / correction1);
         (value, Moments { first, second })
+    }
+
+    /// The same in one pass over memory. Tensors that nobody else holds are changed where they are.
+    fn step_in_place(
+        &self,
+        value: Tensor<1>,
+        gradient: Tensor<1>,
+        moments: Moments,
+        learning_rate: f64,
+        step: usize,
+    ) -> (Tensor<1>, Moments) {
+        let plain = |tensor: Tensor<1>| -> FlexTensor {
+            let tensor = tensor.try_into_primitive::<Flex>();
+            tensor.expect("`step` is given tensors without autodiff").to_contiguous()
+        };
+        let (mut value, gradient) = (plain(value), plain(gradient));
+        let (mut first, mut second) = (plain(moments.first), plain(moments.second));
+        let kernel = adamw::AdamW {
+            learning_rate,
+            betas: (self.beta1, self.beta2),
+            epsilon: self.epsilon,
+            weight_decay: self.weight_decay,
+        };
+        let (value_slice, m, v) =
+            (value.storage_mut(), first.storage_mut(), second.storage_mut());
+        kernel.step(step as u64, value_slice, gradient.storage(), m, v).expect(SHAPES);
+        let tensor = Tensor::from_primitive::<Flex>;
+        (tensor(value), Moments { first: tensor(first), second: tensor(second) })
     }
 }

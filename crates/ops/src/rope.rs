@@ -1,24 +1,47 @@
 //! Rotary position embedding.
 
+use std::sync::Arc;
+
 use burn::tensor::{Tensor, TensorData};
+use epiphyte_kernels::rope::Rope;
+
+use crate::fused::{Fused, Kept, Wanted, apply, runs_here};
+use crate::linear::SHAPES;
+
+/// The cosines and sines of the tokens of one forward pass, shared by all layers.
+#[derive(Clone, Debug)]
+pub struct Angles {
+    cos: Arc<[f32]>,
+    sin: Arc<[f32]>,
+}
+
+impl Angles {
+    /// Angles from cosines and sines, `tokens * head_dim / 2` values each, row-major.
+    pub fn new(cos: Vec<f32>, sin: Vec<f32>) -> Self {
+        Self { cos: cos.into(), sin: sin.into() }
+    }
+}
 
 /// Rotates every head of `x` by its token's angles (Su et al. 2021), in the half-split layout of
 /// Hugging Face's Llama: element `i` is paired with element `i + head_dim / 2`.
 ///
 /// # Shapes
 /// - `x`, result: `[tokens, heads * head_dim]`
-/// - `cos`, `sin`: `tokens * head_dim / 2` values, row-major
 ///
 /// # Panics
-/// If the shapes do not fit.
-pub fn rotate(x: Tensor<2>, cos: &[f32], sin: &[f32], head_dim: usize) -> Tensor<2> {
+/// If the angles are not those of as many tokens.
+pub fn rotate(x: Tensor<2>, angles: &Angles, head_dim: usize) -> Tensor<2> {
     let [tokens, width] = x.dims();
+    if runs_here(&x) {
+        let op = Rotation { shape: [tokens, width], angles: angles.clone(), head_dim };
+        return apply(op, [x.into()]);
+    }
     let (heads, half) = (width / head_dim, head_dim / 2);
     let device = x.device().inner();
-    let angles = |values: &[f32]| {
+    let table = |values: &[f32]| {
         Tensor::<3>::from_data(TensorData::new(values.to_vec(), [tokens, 1, half]), &device)
     };
-    let (cos, sin) = (angles(cos), angles(sin));
+    let (cos, sin) = (table(&angles.cos), table(&angles.sin));
     let x = x.reshape([tokens, heads, head_dim]);
     let first = x.clone().narrow(2, 0, half);
     let second = x.narrow(2, half, half);
@@ -30,4 +53,54 @@ pub fn rotate(x: Tensor<2>, cos: &[f32], sin: &[f32], head_dim: usize) -> Tensor
         2,
     );
     rotated.reshape([tokens, width])
+}
+
+/// The rotation; its gradient is the rotation back.
+#[derive(Clone, Debug)]
+struct Rotation {
+    shape: [usize; 2],
+    angles: Angles,
+    head_dim: usize,
+}
+
+impl Rotation {
+    fn turn(&self, x: &[f32], back: bool) -> Vec<f32> {
+        let mut turned = x.to_vec();
+        let rope = Rope {
+            cos: &self.angles.cos,
+            sin: &self.angles.sin,
+            rotary_dim: self.head_dim,
+            head_dim: self.head_dim,
+        };
+        let rows: Vec<u32> = (0..self.shape[0] as u32).collect();
+        let result =
+            if back { rope.backward(&mut turned, &rows) } else { rope.forward(&mut turned, &rows) };
+        result.expect(SHAPES);
+        turned
+    }
+}
+
+impl Fused<1> for Rotation {
+    type Saved = ();
+
+    fn forward(&self, [x]: [&[f32]; 1]) -> (Vec<f32>, ()) {
+        (self.turn(x, false), ())
+    }
+
+    fn shape(&self) -> Vec<usize> {
+        self.shape.to_vec()
+    }
+
+    fn keeps(&self, _tracked: Wanted<1>) -> (Wanted<1>, bool) {
+        ([false], false)
+    }
+
+    fn backward(
+        &self,
+        _kept: Kept<'_, 1, ()>,
+        gradient: &[f32],
+        [wanted]: Wanted<1>,
+    ) -> [Option<Vec<f32>>; 1] {
+        [wanted.then(|| self.turn(gradient, true))]
+    }
 }

@@ -204,7 +204,7 @@ impl RunConfig {
         flag("messages-column", "messages_column", FlagKind::Text, "language modelling: column of the chat messages"),
         flag("format", "format", FlagKind::Text, "format of the data: json, jsonl, csv, tsv, parquet or text [default: by extension]"),
         flag("no-header", "no_header", FlagKind::Switch, "CSV and TSV without a header line; columns are called 0, 1, ..."),
-        flag("quoting", "quoting", FlagKind::Truth, "whether \" quotes fields: true or false [default: CSV true, TSV false]"),
+        flag("quoting", "quoting", FlagKind::Boolean, "whether \" quotes fields: true or false [default: CSV true, TSV false]"),
         flag("max-train-rows", "max_train_rows", FlagKind::Integer, "use only the first N training rows"),
         flag("max-eval-rows", "max_eval_rows", FlagKind::Integer, "use only the first N evaluation rows"),
         flag("packing", "packing", FlagKind::Switch, "plain text: join all rows, cut into examples of max-length"),

@@ -48,4 +48,4 @@ pub use interrupt::Interrupt;
 pub use merge::{Merged, merge};
 pub use run::{Report, RunOptions, Tuning, open_adapter, train};
 pub use task::{TaskSpec, Workbench};
-pub use trainer::{End, Outcome, Plan};
+pub use trainer::{End, Outcome, Plan, Trainer, Workload};

@@ -116,9 +116,8 @@ pub fn train(
         metrics = Some(crate::evaluate::evaluate(model, &tuned, eval, run.task)?);
     }
 
-    let about = about(run, &bench);
-    file::save(&run.output, &tuned, model.base(), &about)?;
     let account = tuned.account(model.base());
+    file::save(&run.output, &tuned, model.base(), &about(run, &bench, account))?;
     let bytes = size(&run.output.join(file::TENSORS_FILE));
     let report = Report {
         output: run.output.clone(),
@@ -157,7 +156,7 @@ fn make_room(output: &Path, options: &RunOptions) -> Result<(), TrainError> {
     Ok(())
 }
 
-fn about(run: &RunConfig, bench: &Workbench) -> About {
+fn about(run: &RunConfig, bench: &Workbench, account: Account) -> About {
     About {
         base_model: run.model.display().to_string(),
         task_type: bench.spec.peft_task_type().to_owned(),
@@ -167,6 +166,7 @@ fn about(run: &RunConfig, bench: &Workbench) -> About {
             base_sha256: bench.loaded.content_hash.clone(),
             tokenizer_sha256: bench.tokenizer.content_hash().to_owned(),
             task: serde_json::to_value(&bench.spec).expect("a task is plain values"),
+            account: Some(account),
         },
     }
 }

@@ -7,10 +7,15 @@
 
 use std::ops::Range;
 
-use super::{Attention, AttentionBackward, AttentionGradients, Head, KEYS, Operands, QUERIES, by_head};
+use super::{
+    Attention, AttentionBackward, AttentionGradients, Head, KEYS, Operands, QUERIES, SCORES,
+    by_head,
+};
+use crate::gemm::block::{
+    ROW, multiply, pack_columns, pack_left, pack_rows, panels_len, transpose_left,
+};
 use crate::math::exp;
 use crate::simd::{dot, kernel};
-use crate::tile::{Left, multiply, pack_columns, pack_rows};
 use crate::{scratch, threads};
 
 /// Rows of keys or values whose gradients a thread sums at a time.
@@ -22,8 +27,19 @@ pub(super) fn backward(
     from: AttentionBackward<'_>,
     gradients: AttentionGradients<'_>,
 ) {
-    let Attention { boundaries, heads, head_dim, .. } = *attention;
-    let AttentionGradients { dq, dk, dv, d_prefix_keys, d_prefix_values } = gradients;
+    let Attention {
+        boundaries,
+        heads,
+        head_dim,
+        ..
+    } = *attention;
+    let AttentionGradients {
+        dq,
+        dk,
+        dv,
+        d_prefix_keys,
+        d_prefix_values,
+    } = gradients;
     let mut dk = KeyGradient::new(attention, dk, d_prefix_keys);
     let mut dv = KeyGradient::new(attention, dv, d_prefix_values);
 
@@ -32,24 +48,34 @@ pub(super) fn backward(
     let tasks: Vec<_> = sites
         .zip(dq)
         .zip(dk.tasks(attention).zip(dv.tasks(attention)))
-        .map(|(((sequence, head), dq), (dk, dv))| Task { sequence, head, dq, dk, dv })
+        .map(|(((sequence, head), dq), (dk, dv))| Task {
+            sequence,
+            head,
+            dq,
+            dk,
+            dv,
+        })
         .collect();
     threads::for_each(tasks, |task| {
-        let operands = Operands { q: from.q, k: from.k, v: from.v };
+        let operands = Operands {
+            q: from.q,
+            k: from.k,
+            v: from.v,
+        };
         let head = Head::new(attention, operands, task.sequence, task.head);
-        let (dim, padded) = (head_dim, attention.padded_dim());
         let queries = QUERIES.min(head.query_count());
         let memory = [
             head.query_count(),
-            queries * KEYS,
-            queries * KEYS,
-            KEYS * dim,
-            KEYS * dim,
-            KEYS * padded,
-            queries * padded,
-            KEYS * padded,
-            KEYS * padded,
-            task.dq.len() * padded,
+            queries.max(KEYS) * ROW,
+            queries * SCORES,
+            queries * SCORES,
+            panels_len(head_dim, KEYS),
+            panels_len(head_dim, KEYS),
+            panels_len(KEYS, head_dim),
+            panels_len(queries, head_dim),
+            KEYS * head_dim,
+            KEYS * head_dim,
+            task.dq.len() * head_dim,
         ];
         scratch::floats(memory, |memory| backward_head(head, from, task, memory));
     });
@@ -75,22 +101,20 @@ struct KeyRows<'a> {
 
 impl KeyRows<'_> {
     /// Whether somebody asks for one of these keys.
-    #[inline(always)]
     fn want(&self, keys: &Range<usize>, prefix_len: usize) -> bool {
         (keys.start < prefix_len && !self.prefix.is_empty())
             || (keys.end > prefix_len && !self.own.is_empty())
     }
 
-    /// Takes the rows of these keys, which lie `stride` apart in `block`.
-    #[inline(always)]
-    fn store(&mut self, keys: &Range<usize>, prefix_len: usize, block: &[f32], stride: usize) {
-        for (key, gradient) in keys.clone().zip(block.chunks_exact(stride)) {
+    /// Takes the rows of these keys, `[keys, dim]`.
+    fn store(&mut self, keys: &Range<usize>, prefix_len: usize, block: &[f32], dim: usize) {
+        for (key, gradient) in keys.clone().zip(block.chunks_exact(dim)) {
             let row = match key.checked_sub(prefix_len) {
                 None => self.prefix.get_mut(key),
                 Some(key) => self.own.get_mut(key),
             };
             if let Some(row) = row {
-                row.copy_from_slice(&gradient[..row.len()]);
+                row.copy_from_slice(gradient);
             }
         }
     }
@@ -108,7 +132,9 @@ impl<'g> KeyGradient<'g> {
         own: Option<&'g mut [f32]>,
         prefix: Option<&'g mut [f32]>,
     ) -> Self {
-        let prefixes = (0..=attention.sequences()).map(|s| s * attention.prefix_len()).collect();
+        let prefixes = (0..=attention.sequences())
+            .map(|s| s * attention.prefix_len())
+            .collect();
         Self {
             own: SharedRows::new(attention, own, attention.key_boundaries().to_vec()),
             prefix: SharedRows::new(attention, prefix, prefixes),
@@ -144,13 +170,21 @@ impl<'g> SharedRows<'g> {
         boundaries: Vec<usize>,
     ) -> Self {
         let written = boundaries[attention.sequences()] * attention.heads * attention.head_dim;
-        let shared = gradient.as_ref().is_some_and(|gradient| gradient.len() != written);
-        Self { gradient, copies: shared.then(|| vec![0.0; written]), boundaries }
+        let shared = gradient
+            .as_ref()
+            .is_some_and(|gradient| gradient.len() != written);
+        Self {
+            gradient,
+            copies: shared.then(|| vec![0.0; written]),
+            boundaries,
+        }
     }
 
     /// The rows that each task writes.
     fn tasks(&mut self, attention: &Attention<'_>) -> impl Iterator<Item = Vec<&mut [f32]>> {
-        let Attention { heads, head_dim, .. } = *attention;
+        let Attention {
+            heads, head_dim, ..
+        } = *attention;
         let target = match (&mut self.gradient, &mut self.copies) {
             (Some(_), Some(copies)) => Some(copies.as_mut_slice()),
             (Some(gradient), None) => Some(&mut **gradient),
@@ -160,8 +194,15 @@ impl<'g> SharedRows<'g> {
     }
 
     fn finish(self, attention: &Attention<'_>) {
-        let (Some(gradient), Some(copies)) = (self.gradient, self.copies) else { return };
-        let Attention { heads, kv_heads, head_dim, .. } = *attention;
+        let (Some(gradient), Some(copies)) = (self.gradient, self.copies) else {
+            return;
+        };
+        let Attention {
+            heads,
+            kv_heads,
+            head_dim,
+            ..
+        } = *attention;
         let (width, group) = (kv_heads * head_dim, heads / kv_heads);
         let copy_len = gradient.len() * group;
         let parts = gradient.chunks_mut(SUMMED_ROWS * width).enumerate();
@@ -172,7 +213,9 @@ impl<'g> SharedRows<'g> {
                 let heads = copy[first..].chunks_exact(group * head_dim);
                 for (sum, group) in gradient.chunks_exact_mut(head_dim).zip(heads) {
                     for head in group.chunks_exact(head_dim) {
-                        sum.iter_mut().zip(head).for_each(|(sum, head)| *sum += head);
+                        sum.iter_mut()
+                            .zip(head)
+                            .for_each(|(sum, head)| *sum += head);
                     }
                 }
             }
@@ -181,105 +224,150 @@ impl<'g> SharedRows<'g> {
 }
 
 /// The rows of each task, or no rows for any task.
-fn rows_of_tasks<'b>(
-    rows: Option<Vec<Vec<&'b mut [f32]>>>,
-) -> impl Iterator<Item = Vec<&'b mut [f32]>> {
-    rows.into_iter().flatten().chain(std::iter::repeat_with(Vec::new))
+fn rows_of_tasks(rows: Option<Vec<Vec<&mut [f32]>>>) -> impl Iterator<Item = Vec<&mut [f32]>> {
+    rows.into_iter()
+        .flatten()
+        .chain(std::iter::repeat_with(Vec::new))
+}
+
+fn backward_head(
+    head: Head<'_>,
+    from: AttentionBackward<'_>,
+    task: Task<'_>,
+    memory: [&mut [f32]; 11],
+) {
+    // A left operand; P, later F P; dP, later dS; right operands; gradients.
+    let [
+        delta,
+        left,
+        p,
+        ds,
+        key_columns,
+        value_columns,
+        key_rows,
+        query_rows,
+        dk_block,
+        dv_block,
+        dq_rows,
+    ] = memory;
+    let Task {
+        mut dq,
+        mut dk,
+        mut dv,
+        ..
+    } = task;
+    let (dim, count, prefix_len) = (head.attention.head_dim, head.query_count(), head.prefix_len);
+    let tokens = from.lse.len() / head.attention.heads;
+    let lse = &from.lse[head.head * tokens + head.queries.0..][..count];
+    output_dots(&head, from, delta);
+    dq_rows.fill(0.0);
+
+    for start in (0..head.key_count()).step_by(KEYS) {
+        let keys = start..head.key_count().min(start + KEYS);
+        let (want_k, want_v) = (dk.want(&keys, prefix_len), dv.want(&keys, prefix_len));
+        if dq.is_empty() && !want_k && !want_v {
+            continue;
+        }
+        pack_left(keys.clone().map(|key| head.key(key)), left);
+        pack_columns((dim, keys.len()), left, key_columns);
+        pack_left(keys.clone().map(|key| head.value(key)), left);
+        pack_columns((dim, keys.len()), left, value_columns);
+        pack_rows(
+            (keys.len(), dim),
+            keys.clone().map(|key| head.key(key)),
+            key_rows,
+        );
+        dk_block.fill(0.0);
+        dv_block.fill(0.0);
+
+        for first in (0..count).step_by(QUERIES) {
+            let queries = first..count.min(first + QUERIES);
+            if !head.meet(&queries, &keys) {
+                continue;
+            }
+            let rows = |matrix| {
+                queries
+                    .clone()
+                    .map(move |query| head.query_row(matrix, query))
+            };
+            let shape = (queries.len(), keys.len(), dim);
+            pack_left(rows(from.q), left);
+            multiply(shape, left, key_columns, (p, SCORES), false);
+            pack_left(rows(from.d_out), left);
+            multiply(shape, left, value_columns, (ds, SCORES), false);
+            score_gradients(&head, &queries, &keys, lse, delta, p, ds);
+
+            if !dq.is_empty() {
+                let dq = &mut dq_rows[first * dim..];
+                multiply(
+                    (queries.len(), dim, keys.len()),
+                    ds,
+                    key_rows,
+                    (dq, dim),
+                    true,
+                );
+            }
+            let shape = (keys.len(), dim, queries.len());
+            if want_k {
+                transpose_left((keys.len(), queries.len()), ds, left);
+                pack_rows((queries.len(), dim), rows(from.q), query_rows);
+                multiply(shape, left, query_rows, (dk_block, dim), true);
+            }
+            if want_v {
+                transpose_left((keys.len(), queries.len()), p, left);
+                pack_rows((queries.len(), dim), rows(from.d_out), query_rows);
+                multiply(shape, left, query_rows, (dv_block, dim), true);
+            }
+        }
+        dk.store(&keys, prefix_len, dk_block, dim);
+        dv.store(&keys, prefix_len, dv_block, dim);
+    }
+
+    for (row, gradient) in dq.iter_mut().zip(dq_rows.chunks_exact(dim)) {
+        row.copy_from_slice(gradient);
+    }
 }
 
 kernel! {
-    fn backward_head<S>(
-        head: Head<'_>, from: AttentionBackward<'_>, task: Task<'_>, memory: [&mut [f32]; 10],
-    ) {
-        let Task { mut dq, mut dk, mut dv, .. } = task;
-        let (dim, padded) = (head.attention.head_dim, head.attention.padded_dim());
-        let (count, prefix_len) = (head.query_count(), head.prefix_len);
-        let tokens = from.lse.len() / head.attention.heads;
-        let lse = &from.lse[head.head * tokens + head.queries.0..][..count];
-        // P, later F P; dP, later dS; operands packed; gradients.
-        let [
-            delta, p, ds,
-            key_columns, value_columns, key_rows, query_rows,
-            dk_block, dv_block, dq_rows,
-        ] = memory;
-        dq_rows.fill(0.0);
+    /// δ of every query.
+    fn output_dots<S>(head: &Head<'_>, from: AttentionBackward<'_>, delta: &mut [f32]) {
         for (query, delta) in delta.iter_mut().enumerate() {
             *delta = dot::<S>(head.query_row(from.d_out, query), head.query_row(from.out, query));
         }
+    }
+}
 
-        for start in (0..head.key_count()).step_by(KEYS) {
-            let keys = start..head.key_count().min(start + KEYS);
-            let (want_k, want_v) = (dk.want(&keys, prefix_len), dv.want(&keys, prefix_len));
-            if dq.is_empty() && !want_k && !want_v {
+kernel! {
+    /// Turns the products q kᵀ into F P, and dP into dS times the scale.
+    fn score_gradients<S>(
+        head: &Head<'_>, queries: &Range<usize>, keys: &Range<usize>,
+        lse: &[f32], delta: &[f32], p: &mut [f32], ds: &mut [f32],
+    ) {
+        let scale = head.attention.scale;
+        let rows = p.chunks_exact_mut(SCORES).zip(ds.chunks_exact_mut(SCORES));
+        for (query, (p, ds)) in queries.clone().zip(rows) {
+            let (p, ds) = (&mut p[..keys.len()], &mut ds[..keys.len()]);
+            let (lse, delta) = (lse[query], delta[query]);
+            if lse == f32::NEG_INFINITY {
+                p.fill(0.0);
+                ds.fill(0.0);
                 continue;
             }
-            pack_columns::<S>(dim, keys.len(), |key| head.key(start + key), key_columns);
-            pack_columns::<S>(dim, keys.len(), |key| head.value(start + key), value_columns);
-            pack_rows::<S>(keys.len(), dim, |key| head.key(start + key), key_rows);
-            dk_block.fill(0.0);
-            dv_block.fill(0.0);
-
-            for first in (0..count).step_by(QUERIES) {
-                let queries = first..count.min(first + QUERIES);
-                if !head.meet(&queries, &keys) {
-                    continue;
+            head.finish_scores(query, keys, p);
+            for p in p.iter_mut() {
+                *p = exp::<S>(*p - lse);
+            }
+            if let Some(dropout) = head.dropout {
+                let factors = head.dropout_factors(dropout, query, keys);
+                for ((p, ds), factor) in p.iter_mut().zip(ds).zip(factors) {
+                    *ds = scale * *p * S::mul_add(factor, *ds, -delta);
+                    *p *= factor;
                 }
-                let shape = (queries.len(), keys.len(), dim);
-                let q = head.query_rows(from.q, first);
-                let d_out = head.query_rows(from.d_out, first);
-                multiply::<S, false, false>(shape, q, key_columns, p, KEYS);
-                multiply::<S, false, false>(shape, d_out, value_columns, ds, KEYS);
-
-                let rows = p.chunks_exact_mut(KEYS).zip(ds.chunks_exact_mut(KEYS));
-                for (query, (p, ds)) in queries.clone().zip(rows) {
-                    let (p, ds) = (&mut p[..keys.len()], &mut ds[..keys.len()]);
-                    let (lse, delta) = (lse[query], delta[query]);
-                    if lse == f32::NEG_INFINITY {
-                        p.fill(0.0);
-                        ds.fill(0.0);
-                        continue;
-                    }
-                    head.finish_scores(query, &keys, p);
-                    for p in p.iter_mut() {
-                        *p = exp::<S>(*p - lse);
-                    }
-                    let scale = head.attention.scale;
-                    if let Some(dropout) = head.dropout {
-                        let factors = head.dropout_factors(dropout, query, &keys);
-                        for ((p, ds), factor) in p.iter_mut().zip(ds).zip(factors) {
-                            *ds = scale * *p * S::mul_add(factor, *ds, -delta);
-                            *p *= factor;
-                        }
-                    } else {
-                        for (p, ds) in p.iter_mut().zip(ds) {
-                            *ds = scale * *p * (*ds - delta);
-                        }
-                    }
-                }
-
-                let (p, ds) = (Left { data: p, stride: KEYS }, Left { data: ds, stride: KEYS });
-                if !dq.is_empty() {
-                    let shape = (queries.len(), dim, keys.len());
-                    multiply::<S, false, true>(shape, ds, key_rows, &mut dq_rows[first * padded..], padded);
-                }
-                let shape = (keys.len(), dim, queries.len());
-                if want_k {
-                    let row = |query| head.query_row(from.q, first + query);
-                    pack_rows::<S>(queries.len(), dim, row, query_rows);
-                    multiply::<S, true, true>(shape, ds, query_rows, dk_block, padded);
-                }
-                if want_v {
-                    let row = |query| head.query_row(from.d_out, first + query);
-                    pack_rows::<S>(queries.len(), dim, row, query_rows);
-                    multiply::<S, true, true>(shape, p, query_rows, dv_block, padded);
+            } else {
+                for (p, ds) in p.iter_mut().zip(ds) {
+                    *ds = scale * *p * (*ds - delta);
                 }
             }
-            dk.store(&keys, prefix_len, dk_block, padded);
-            dv.store(&keys, prefix_len, dv_block, padded);
-        }
-
-        for (row, gradient) in dq.iter_mut().zip(dq_rows.chunks_exact(padded)) {
-            row.copy_from_slice(&gradient[..dim]);
         }
     }
 }

@@ -1,9 +1,11 @@
 //! The forward pass: one task for each block of queries of each head of each sequence.
 
-use super::{Attention, Head, KEYS, Operands, QUERIES, by_head};
+use std::ops::Range;
+
+use super::{Attention, Head, KEYS, Operands, QUERIES, SCORES, by_head};
+use crate::gemm::block::{ROW, multiply, pack_columns, pack_left, pack_rows, panels_len};
 use crate::math::exp;
 use crate::simd::{kernel, max, sum};
-use crate::tile::{Left, multiply, pack_columns, pack_rows};
 use crate::{scratch, threads};
 
 /// A block of queries and where its results go.
@@ -22,84 +24,144 @@ pub(super) fn forward(
     out: &mut [f32],
     lse: &mut [f32],
 ) {
-    let Attention { boundaries, heads, head_dim, .. } = *attention;
+    let Attention {
+        boundaries,
+        heads,
+        head_dim,
+        ..
+    } = *attention;
     let tokens = out.len() / (heads * head_dim);
-    let mut out = by_head(out, boundaries, heads, head_dim).into_iter().map(Vec::into_iter);
+    let mut out = by_head(out, boundaries, heads, head_dim)
+        .into_iter()
+        .map(Vec::into_iter);
     let mut lse: Vec<_> = lse.chunks_exact_mut(tokens.max(1)).collect();
     let mut blocks = Vec::new();
     for (sequence, pair) in boundaries.windows(2).enumerate() {
         let count = pair[1] - pair[0];
         for (head, (lse, mut out)) in lse.iter_mut().zip(out.by_ref().take(heads)).enumerate() {
-            let Some(lse) = lse.split_off_mut(..count) else { continue };
+            let Some(lse) = lse.split_off_mut(..count) else {
+                continue;
+            };
             for (block, lse) in lse.chunks_mut(QUERIES).enumerate() {
                 let out = out.by_ref().take(QUERIES).collect();
-                blocks.push(Block { sequence, head, first: block * QUERIES, out, lse });
+                blocks.push(Block {
+                    sequence,
+                    head,
+                    first: block * QUERIES,
+                    out,
+                    lse,
+                });
             }
         }
     }
     threads::for_each(blocks, |block| {
         let head = Head::new(attention, operands, block.sequence, block.head);
-        let (count, padded) = (block.out.len(), attention.padded_dim());
-        let memory = [count * KEYS, KEYS * padded, count * padded];
+        let count = block.out.len();
+        let memory = [
+            count * ROW,
+            KEYS * ROW,
+            count * SCORES,
+            panels_len(head_dim, KEYS).max(panels_len(KEYS, head_dim)),
+            count * head_dim,
+        ];
         scratch::floats(memory, |memory| forward_block(head, block, memory));
     });
 }
 
+fn forward_block(head: Head<'_>, block: Block<'_>, memory: [&mut [f32]; 5]) {
+    let Block {
+        first, out, lse, ..
+    } = block;
+    let [q, k, scores, panels, result] = memory;
+    let (dim, count) = (head.attention.head_dim, out.len());
+    let queries = first..first + count;
+    let mut running = Running {
+        largest: [f32::NEG_INFINITY; QUERIES],
+        total: [0.0; QUERIES],
+    };
+    pack_left(
+        queries
+            .clone()
+            .map(|query| head.query_row(head.operands.q, query)),
+        q,
+    );
+    result.fill(0.0);
+
+    for start in (0..head.key_count()).step_by(KEYS) {
+        let keys = start..head.key_count().min(start + KEYS);
+        if !head.meet(&queries, &keys) {
+            continue;
+        }
+        pack_left(keys.clone().map(|key| head.key(key)), k);
+        pack_columns((dim, keys.len()), k, panels);
+        multiply((count, keys.len(), dim), q, panels, (scores, SCORES), false);
+        exponentiate(&head, &queries, &keys, scores, &mut running, result);
+        pack_rows(
+            (keys.len(), dim),
+            keys.clone().map(|key| head.value(key)),
+            panels,
+        );
+        multiply(
+            (count, dim, keys.len()),
+            scores,
+            panels,
+            (result, dim),
+            true,
+        );
+    }
+
+    let rows = result
+        .chunks_exact(dim)
+        .zip(running.largest.into_iter().zip(running.total));
+    for ((out, lse), (result, (largest, total))) in out.into_iter().zip(lse).zip(rows) {
+        let unseen = total == 0.0;
+        let scale = if unseen { 0.0 } else { 1.0 / total };
+        *lse = if unseen {
+            f32::NEG_INFINITY
+        } else {
+            largest + total.ln()
+        };
+        out.iter_mut()
+            .zip(result)
+            .for_each(|(out, result)| *out = result * scale);
+    }
+}
+
+/// Of each query's scores so far: the largest, and the sum of exponentials relative to it.
+struct Running {
+    largest: [f32; QUERIES],
+    total: [f32; QUERIES],
+}
+
 kernel! {
-    fn forward_block<S>(head: Head<'_>, block: Block<'_>, memory: [&mut [f32]; 3]) {
-        let Block { first, mut out, lse, .. } = block;
-        let [scores, panels, result] = memory;
-        let (dim, padded, count) = (head.attention.head_dim, head.attention.padded_dim(), out.len());
-        let queries = first..first + count;
-        let q = head.query_rows(head.operands.q, first);
-
-        result.fill(0.0);
-        // Of the scores so far: the largest, and the sum of exponentials relative to it.
-        let mut largest = [f32::NEG_INFINITY; QUERIES];
-        let mut total = [0.0f32; QUERIES];
-
-        for start in (0..head.key_count()).step_by(KEYS) {
-            let keys = start..head.key_count().min(start + KEYS);
-            if !head.meet(&queries, &keys) {
+    /// Turns products of queries and keys into probabilities that lack only their common divisor,
+    /// and scales the results so far to where their scores would have put them.
+    fn exponentiate<S>(
+        head: &Head<'_>, queries: &Range<usize>, keys: &Range<usize>,
+        scores: &mut [f32], running: &mut Running, result: &mut [f32],
+    ) {
+        let dim = head.attention.head_dim;
+        let rows = scores.chunks_exact_mut(SCORES).zip(result.chunks_exact_mut(dim));
+        let running = running.largest.iter_mut().zip(&mut running.total);
+        for ((query, (scores, result)), (largest, total)) in queries.clone().zip(rows).zip(running) {
+            let scores = &mut scores[..keys.len()];
+            head.finish_scores(query, keys, scores);
+            let larger = max(scores).max(*largest);
+            if larger == f32::NEG_INFINITY {
+                scores.fill(0.0);
                 continue;
             }
-            pack_columns::<S>(dim, keys.len(), |key| head.key(start + key), panels);
-            multiply::<S, false, false>((count, keys.len(), dim), q, panels, scores, KEYS);
-
-            for (row, scores) in scores.chunks_exact_mut(KEYS).enumerate() {
-                let scores = &mut scores[..keys.len()];
-                head.finish_scores(first + row, &keys, scores);
-                let larger = max(scores).max(largest[row]);
-                if larger == f32::NEG_INFINITY {
-                    scores.fill(0.0);
-                    continue;
-                }
-                let shrink = exp::<S>(largest[row] - larger);
-                for score in scores.iter_mut() {
-                    *score = exp::<S>(*score - larger);
-                }
-                total[row] = total[row] * shrink + sum(scores);
-                largest[row] = larger;
-                if let Some(dropout) = head.dropout {
-                    let factors = head.dropout_factors(dropout, first + row, &keys);
-                    scores.iter_mut().zip(factors).for_each(|(score, factor)| *score *= factor);
-                }
-                let result = &mut result[row * padded..][..padded];
-                result.iter_mut().for_each(|result| *result *= shrink);
+            let shrink = exp::<S>(*largest - larger);
+            for score in scores.iter_mut() {
+                *score = exp::<S>(*score - larger);
             }
-
-            pack_rows::<S>(keys.len(), dim, |key| head.value(start + key), panels);
-            let probabilities = Left { data: scores, stride: KEYS };
-            multiply::<S, false, true>((count, dim, keys.len()), probabilities, panels, result, padded);
-        }
-
-        for (row, (out, lse)) in out.iter_mut().zip(lse).enumerate() {
-            let unseen = total[row] == 0.0;
-            let scale = if unseen { 0.0 } else { 1.0 / total[row] };
-            *lse = if unseen { f32::NEG_INFINITY } else { largest[row] + total[row].ln() };
-            for (out, result) in out.iter_mut().zip(&result[row * padded..]) {
-                *out = result * scale;
+            *total = *total * shrink + sum(scores);
+            *largest = larger;
+            if let Some(dropout) = head.dropout {
+                let factors = head.dropout_factors(dropout, query, keys);
+                scores.iter_mut().zip(factors).for_each(|(score, factor)| *score *= factor);
             }
+            result.iter_mut().for_each(|result| *result *= shrink);
         }
     }
 }

@@ -27,12 +27,14 @@ use std::ops::Range;
 
 use crate::KernelError;
 use crate::dropout::{self, Dropout};
-use crate::tile;
+use crate::gemm::block::{LONGEST, ROW};
 
 /// Queries of a block.
 const QUERIES: usize = 128;
-/// Keys of a block; a multiple of [`crate::dropout::BLOCK`] and of a tile's columns.
+/// Keys of a block; whole blocks of [`crate::dropout`].
 const KEYS: usize = 128;
+/// From the scores of one query to those of the next.
+const SCORES: usize = ROW;
 
 /// What attends to what.
 #[derive(Clone, Copy, Debug)]
@@ -65,8 +67,8 @@ pub struct Attention<'a> {
     pub dropout: Option<AttentionDropout<'a>>,
 }
 
-/// Keys and values that every query of every sequence sees, whatever mask and window
-/// (Prefix-tuning, Li and Liang 2021).
+/// Keys and values in front of those of every sequence (Prefix-tuning, Li and Liang 2021). Every query
+/// sees them, but for those that its window does not reach: they take the positions before the first key.
 #[derive(Clone, Copy, Debug)]
 pub struct Prefix<'a> {
     /// `[prefix_len, kv_heads * head_dim]`.
@@ -212,8 +214,8 @@ impl<'a> Attention<'a> {
             head_dim,
             ..
         } = *self;
-        if head_dim == 0 {
-            let (got, allowed) = (head_dim.to_string(), "at least 1");
+        if head_dim == 0 || head_dim > LONGEST {
+            let (got, allowed) = (head_dim.to_string(), "between 1 and 512");
             return Err(KernelError::Parameter {
                 parameter: "head_dim",
                 got,
@@ -274,11 +276,6 @@ impl<'a> Attention<'a> {
 
     fn key_boundaries(&self) -> &'a [usize] {
         self.key_boundaries.unwrap_or(self.boundaries)
-    }
-
-    /// `head_dim` rounded up to whole panels.
-    fn padded_dim(&self) -> usize {
-        tile::padded(self.head_dim)
     }
 }
 
@@ -349,19 +346,13 @@ impl<'a> Head<'a> {
         self.prefix_len + self.key_tokens.1 - self.key_tokens.0
     }
 
-    /// The rows of a `[tokens, heads * head_dim]` matrix from query `first` on, as a left operand.
-    #[inline(always)]
-    fn query_rows<'b>(&self, matrix: &'b [f32], first: usize) -> tile::Left<'b> {
-        let stride = self.attention.heads * self.attention.head_dim;
-        let data =
-            &matrix[(self.queries.0 + first) * stride + self.head * self.attention.head_dim..];
-        tile::Left { data, stride }
-    }
-
-    /// A row of such a matrix.
+    /// A query's row of a `[tokens, heads * head_dim]` matrix.
     #[inline(always)]
     fn query_row<'b>(&self, matrix: &'b [f32], query: usize) -> &'b [f32] {
-        &self.query_rows(matrix, query).data[..self.attention.head_dim]
+        let Attention {
+            heads, head_dim, ..
+        } = *self.attention;
+        &matrix[((self.queries.0 + query) * heads + self.head) * head_dim..][..head_dim]
     }
 
     #[inline(always)]
@@ -398,22 +389,24 @@ impl<'a> Head<'a> {
         &matrix[(row * kv_heads + head) * head_dim..][..head_dim]
     }
 
-    /// The keys that a query sees besides the prefix; perhaps none.
+    /// The keys that a query sees; perhaps none. The prefix stands at the positions in front of the
+    /// sequence's own keys: always in the past, but not always within the window.
     #[inline(always)]
     fn visible(&self, query: usize) -> Range<usize> {
         let count = self.key_count() - self.prefix_len;
         let position = (query + count) as isize - self.query_count() as isize;
-        let (start, end) = match (self.attention.window, self.attention.causal) {
-            (None, true) => (0, position + 1),
-            (None, false) => (0, count as isize),
-            (Some(window), true) => ((position + 1).saturating_sub_unsigned(window), position + 1),
-            (Some(window), false) => (
-                (position + 1).saturating_sub_unsigned(window),
-                position.saturating_add_unsigned(window),
-            ),
+        let prefix_len = self.prefix_len as isize;
+        let start = match self.attention.window {
+            None => 0,
+            Some(window) => (prefix_len + position + 1).saturating_sub_unsigned(window),
         };
-        let within = |key: isize| self.prefix_len + key.clamp(0, count as isize) as usize;
-        within(start.min(end))..within(end)
+        let end = match (self.attention.window, self.attention.causal) {
+            (_, true) => position + 1,
+            (None, false) => count as isize,
+            (Some(window), false) => position.saturating_add_unsigned(window),
+        };
+        let end = self.prefix_len + end.clamp(0, count as isize) as usize;
+        end.min(start.max(0) as usize)..end
     }
 
     /// Whether one of these queries sees one of these keys.
@@ -422,7 +415,7 @@ impl<'a> Head<'a> {
         // Both ends of what is visible grow with the query.
         let start = self.visible(queries.start).start;
         let end = self.visible(queries.end - 1).end;
-        keys.start < self.prefix_len || (keys.start < end && start < keys.end)
+        keys.start < end && start < keys.end
     }
 
     /// Turns products of a query with these keys into scores: scaled, biased, and minus infinity
@@ -440,7 +433,7 @@ impl<'a> Head<'a> {
                 .for_each(|(score, bias)| *score += bias);
         }
         let visible = self.visible(query);
-        for hidden in [self.prefix_len..visible.start, visible.end..keys.end] {
+        for hidden in [0..visible.start, visible.end..keys.end] {
             let start = hidden.start.max(keys.start).min(keys.end);
             let end = hidden.end.max(start).min(keys.end);
             scores[start - keys.start..end - keys.start].fill(f32::NEG_INFINITY);

@@ -16,6 +16,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::tile::{BLOCK, Kernel, PANEL, ROW, Tile};
+use super::words::Matrix;
 use crate::{scratch, threads};
 
 /// The most rows that a task packs.
@@ -38,9 +39,14 @@ pub(super) trait Left: Sync {
 
 /// The right operand, `[words, columns]`, in panels of [`PANEL`] columns.
 pub(super) trait Right: Sync {
-    /// `words` of a panel, [`PANEL`] columns each (what is past the operand's edge has no meaning
-    /// but must not be read beyond a slice): either where they lie or copied to `scratch`.
-    fn panel<'a>(&'a self, panel: usize, words: Range<usize>, scratch: &'a mut [u32]) -> &'a [u32];
+    /// `words` of a panel, as a `[words, PANEL]` matrix: either where they lie or copied to
+    /// `scratch`. Columns past the operand's last may hold anything.
+    fn panel<'a>(
+        &'a self,
+        panel: usize,
+        words: Range<usize>,
+        scratch: &'a mut [u32],
+    ) -> Matrix<&'a [u32]>;
 }
 
 /// `result (+)= scale * left * right`.
@@ -83,7 +89,10 @@ impl<L: Left, R: Right> Product<L, R> {
                 let piece = row * self.columns + columns.start..row * self.columns + columns.end;
                 // SAFETY: pieces of this task's rectangle, which no other task touches.
                 let (result, twin) = unsafe {
-                    (result.piece(piece.clone()), twin.as_ref().map(|twin| twin.piece(piece)))
+                    (
+                        result.piece(piece.clone()),
+                        twin.as_ref().map(|twin| twin.piece(piece)),
+                    )
                 };
                 finish(columns, result, twin);
             });
@@ -121,7 +130,8 @@ impl<L: Left, R: Right> Product<L, R> {
     ) {
         let block = block_of(self.words);
         let last = self.words.saturating_sub(1) / block * block;
-        let columns_of = |panels: Range<usize>| panels.start * PANEL..self.columns.min(panels.end * PANEL);
+        let columns_of =
+            |panels: Range<usize>| panels.start * PANEL..self.columns.min(panels.end * PANEL);
         scratch::with(rows.len() * ROW, |left| {
             scratch::with(block * PANEL, |right| {
                 for start in (0..=last).step_by(block) {
@@ -131,10 +141,18 @@ impl<L: Left, R: Right> Product<L, R> {
                         let group = group..panels.end.min(group + FINISHED);
                         for panel in group.clone() {
                             let right = self.right.panel(panel, words.clone(), right);
-                            self.strip(rows.clone(), columns_of(panel..panel + 1), &words, left, right, result);
+                            self.strip(
+                                rows.clone(),
+                                columns_of(panel..panel + 1),
+                                &words,
+                                left,
+                                &right,
+                                result,
+                            );
                         }
                         if start == last {
-                            rows.clone().for_each(|row| finish(row, columns_of(group.clone())));
+                            rows.clone()
+                                .for_each(|row| finish(row, columns_of(group.clone())));
                         }
                     }
                 }
@@ -149,18 +167,20 @@ impl<L: Left, R: Right> Product<L, R> {
         columns: Range<usize>,
         words: &Range<usize>,
         left: &[u32],
-        right: &[u32],
+        right: &Matrix<&[u32]>,
         result: &Shared<'_>,
     ) {
-        assert!(left.len() >= rows.len() * ROW && right.len() >= words.len() * PANEL);
+        assert!(left.len() >= rows.len() * ROW);
+        assert!(words.is_empty() || right.words.len() >= (words.len() - 1) * right.stride + PANEL);
         for row in rows.clone().step_by(self.kernel.rows()) {
             let height = self.kernel.rows().min(rows.end - row);
             let tile = Tile {
                 words: words.len(),
                 left: left[(row - rows.start) * ROW..].as_ptr(),
-                right: right.as_ptr(),
+                right: right.words.as_ptr(),
+                right_stride: right.stride,
                 result: result.at(row * self.columns + columns.start),
-                stride: self.columns,
+                result_stride: self.columns,
                 scale: self.scale,
                 accumulate: self.accumulate || words.start > 0,
             };
@@ -173,7 +193,10 @@ impl<L: Left, R: Right> Product<L, R> {
 
 /// Words in a block of a reduction of `words`: nearly equal blocks, whole squares of a packed weight.
 fn block_of(words: usize) -> usize {
-    words.div_ceil(words.div_ceil(BLOCK).max(1)).max(1).next_multiple_of(PANEL)
+    words
+        .div_ceil(words.div_ceil(BLOCK).max(1))
+        .max(1)
+        .next_multiple_of(PANEL)
 }
 
 /// A mutable slice of which several tasks use different parts.
@@ -189,7 +212,11 @@ unsafe impl Sync for Shared<'_> {}
 
 impl<'a> Shared<'a> {
     fn new(slice: &'a mut [f32]) -> Self {
-        Self { start: slice.as_mut_ptr(), length: slice.len(), slice: PhantomData }
+        Self {
+            start: slice.as_mut_ptr(),
+            length: slice.len(),
+            slice: PhantomData,
+        }
     }
 
     /// Where element `index` lies.
@@ -202,7 +229,10 @@ impl<'a> Shared<'a> {
     ///
     /// # Safety
     /// Nobody else uses this part while the reference lives.
-    #[expect(clippy::mut_from_ref, reason = "the parts of different tasks do not overlap")]
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "the parts of different tasks do not overlap"
+    )]
     unsafe fn piece(&self, range: Range<usize>) -> &mut [f32] {
         assert!(range.start <= range.end && range.end <= self.length);
         // SAFETY: inside the slice, and the caller promises that it is not shared.

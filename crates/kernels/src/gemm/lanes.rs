@@ -73,14 +73,11 @@ impl Lanes for Portable {
 
     #[inline(always)]
     unsafe fn store(self, scale: f32, accumulate: bool, to: *mut f32) {
-        let to = to.cast::<[f32; 8]>();
-        // SAFETY: the caller's pointer covers 8 floats.
-        let mut result = if accumulate { unsafe { to.read_unaligned() } } else { [0.0; 8] };
-        for lane in 0..8 {
-            result[lane] += scale * self.0[lane];
+        // SAFETY: the caller's pointer covers 8 floats that nobody else uses.
+        let to = unsafe { &mut *to.cast::<[f32; 8]>() };
+        for (to, sum) in to.iter_mut().zip(self.0) {
+            *to = scale * sum + if accumulate { *to } else { 0.0 };
         }
-        // SAFETY: as above.
-        unsafe { to.write_unaligned(result) }
     }
 }
 
@@ -90,6 +87,7 @@ pub(super) use x86::{Avx2, Avx512, Avx512Bf16};
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::*;
+    use std::mem::transmute;
 
     use super::Lanes;
 
@@ -144,7 +142,11 @@ mod x86 {
             // SAFETY: the caller has AVX2 and FMA, and 8 floats there.
             unsafe {
                 let scale = _mm256_set1_ps(scale);
-                let before = if accumulate { _mm256_loadu_ps(to) } else { _mm256_setzero_ps() };
+                let before = if accumulate {
+                    _mm256_loadu_ps(to)
+                } else {
+                    _mm256_setzero_ps()
+                };
                 _mm256_storeu_ps(to, _mm256_fmadd_ps(scale, self.0, before));
             }
         }
@@ -188,7 +190,11 @@ mod x86 {
             // SAFETY: the caller has AVX-512, and 16 floats there.
             unsafe {
                 let scale = _mm512_set1_ps(scale);
-                let before = if accumulate { _mm512_loadu_ps(to) } else { _mm512_setzero_ps() };
+                let before = if accumulate {
+                    _mm512_loadu_ps(to)
+                } else {
+                    _mm512_setzero_ps()
+                };
                 _mm512_storeu_ps(to, _mm512_fmadd_ps(scale, self.0, before));
             }
         }
@@ -225,8 +231,8 @@ mod x86 {
         unsafe fn add_product(self, a: __m512i, b: __m512i) -> Self {
             // SAFETY: the caller has AVX512_BF16; __m512i and __m512bh are the same 64 bytes.
             unsafe {
-                let (a, b) = (std::mem::transmute(a), std::mem::transmute(b));
-                Self(_mm512_dpbf16_ps(self.0, a, b))
+                let bf16 = transmute::<__m512i, __m512bh>;
+                Self(_mm512_dpbf16_ps(self.0, bf16(a), bf16(b)))
             }
         }
 
@@ -288,7 +294,11 @@ mod aarch64 {
         unsafe fn store(self, scale: f32, accumulate: bool, to: *mut f32) {
             // SAFETY: the caller has 4 floats there.
             unsafe {
-                let before = if accumulate { vld1q_f32(to) } else { vdupq_n_f32(0.0) };
+                let before = if accumulate {
+                    vld1q_f32(to)
+                } else {
+                    vdupq_n_f32(0.0)
+                };
                 vst1q_f32(to, vfmaq_n_f32(before, self.0, scale));
             }
         }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::blocked::{Left, Product, Right};
 use super::tile::{Kernel, PANEL, ROW};
-use super::words::{Matrix, transpose};
+use super::words::{Matrix, prefetch, rows_ahead, transpose};
 use crate::{Isa, KernelError};
 
 /// A matrix as a factor of [`matmul`].
@@ -19,13 +19,22 @@ pub enum Operand<'a> {
 impl<'a> Operand<'a> {
     /// Checks that the slice holds `[rows, columns]` as multiplied, and gives its words and the
     /// distances from row to row and from column to column.
-    fn view(self, name: &'static str, rows: usize, columns: usize) -> Result<View<'a>, KernelError> {
+    fn view(
+        self,
+        name: &'static str,
+        rows: usize,
+        columns: usize,
+    ) -> Result<View<'a>, KernelError> {
         let (slice, stored, transposed) = match self {
             Self::Plain(slice) => (slice, [rows, columns], false),
             Self::Transposed(slice) => (slice, [columns, rows], true),
         };
         KernelError::check_length(name, slice, &stored)?;
-        Ok(View { words: bytemuck::cast_slice(slice), stride: stored[1], transposed })
+        Ok(View {
+            words: bytemuck::cast_slice(slice),
+            stride: stored[1],
+            transposed,
+        })
     }
 }
 
@@ -59,13 +68,19 @@ pub fn matmul(
     if beta != 0.0 && beta != 1.0 {
         c.iter_mut().for_each(|c| *c *= beta);
     }
+    let kernel = Kernel::f32(Isa::current());
+    let in_place = !right.transposed && m <= 2 * kernel.rows();
     let product = Product {
-        kernel: Kernel::f32(Isa::current()),
+        kernel,
         rows: m,
         columns: n,
         words: k,
         left,
-        right: Panels { matrix: right, columns: n },
+        right: Panels {
+            matrix: right,
+            columns: n,
+            in_place,
+        },
         scale: alpha,
         accumulate: beta != 0.0,
     };
@@ -84,8 +99,15 @@ struct View<'a> {
 
 impl View<'_> {
     fn from(&self, row: usize, column: usize) -> Matrix<&[u32]> {
-        let (row, column) = if self.transposed { (column, row) } else { (row, column) };
-        Matrix { words: &self.words[row * self.stride + column..], stride: self.stride }
+        let (row, column) = if self.transposed {
+            (column, row)
+        } else {
+            (row, column)
+        };
+        Matrix {
+            words: &self.words[row * self.stride + column..],
+            stride: self.stride,
+        }
     }
 
     /// Writes a rectangle with `stride` words from row to row.
@@ -97,16 +119,27 @@ impl View<'_> {
         if self.transposed {
             return transpose(columns.len(), rows.len(), from, to);
         }
+        let row_of = |row: usize| &from.words[row * from.stride..][..columns.len()];
+        let ahead = rows_ahead(columns.len());
         for row in 0..rows.len() {
-            let from = &from.words[row * from.stride..][..columns.len()];
-            to.words[row * to.stride..][..columns.len()].copy_from_slice(from);
+            if row + ahead < rows.len() {
+                prefetch(row_of(row + ahead));
+            }
+            to.words[row * to.stride..][..columns.len()].copy_from_slice(row_of(row));
         }
     }
 }
 
 impl Left for View<'_> {
     fn pack(&self, rows: Range<usize>, words: Range<usize>, to: &mut [u32]) {
-        self.copy(rows, words, Matrix { words: to, stride: ROW });
+        self.copy(
+            rows,
+            words,
+            Matrix {
+                words: to,
+                stride: ROW,
+            },
+        );
     }
 }
 
@@ -114,12 +147,32 @@ impl Left for View<'_> {
 struct Panels<'a> {
     matrix: View<'a>,
     columns: usize,
+    /// Whether full panels are read where they lie, for want of enough rows to repay the copy.
+    in_place: bool,
 }
 
 impl Right for Panels<'_> {
-    fn panel<'a>(&'a self, panel: usize, words: Range<usize>, scratch: &'a mut [u32]) -> &'a [u32] {
+    fn panel<'a>(
+        &'a self,
+        panel: usize,
+        words: Range<usize>,
+        scratch: &'a mut [u32],
+    ) -> Matrix<&'a [u32]> {
         let columns = panel * PANEL..self.columns.min((panel + 1) * PANEL);
-        self.matrix.copy(words, columns, Matrix { words: scratch, stride: PANEL });
-        scratch
+        if self.in_place && columns.len() == PANEL {
+            return self.matrix.from(words.start, columns.start);
+        }
+        self.matrix.copy(
+            words,
+            columns,
+            Matrix {
+                words: scratch,
+                stride: PANEL,
+            },
+        );
+        Matrix {
+            words: scratch,
+            stride: PANEL,
+        }
     }
 }

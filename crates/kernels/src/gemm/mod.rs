@@ -26,6 +26,7 @@
 //! # Ok::<(), epiphyte_kernels::KernelError>(())
 //! ```
 
+pub(crate) mod block;
 mod blocked;
 mod lanes;
 mod matmul;

@@ -5,7 +5,10 @@
 //! whatever the size of the tile that it falls in. So the rows and columns beside an element never
 //! change it, and tiles may be cut anywhere.
 
-#![expect(unsafe_code, reason = "calls code compiled for more than the baseline, over raw pointers")]
+#![expect(
+    unsafe_code,
+    reason = "calls code compiled for more than the baseline, over raw pointers"
+)]
 
 use super::lanes::{self, Lanes};
 use crate::Isa;
@@ -44,11 +47,14 @@ pub(super) struct Tile {
     pub(super) accumulate: bool,
 }
 
+/// Functions that compute tiles of one width, that of `i + 1` rows at index i.
+type Heights = &'static [unsafe fn(Tile)];
+
 /// The tiles of one instruction set and kind of word.
 #[derive(Clone, Copy)]
 pub(super) struct Kernel {
-    /// `widths[i].0` columns, widest first; `widths[i].1[rows - 1]` computes so many rows.
-    widths: &'static [(usize, &'static [unsafe fn(Tile)])],
+    /// Columns and heights of each width, the widest first.
+    widths: &'static [(usize, Heights)],
 }
 
 impl Kernel {
@@ -56,12 +62,20 @@ impl Kernel {
     pub(super) fn f32(isa: Isa) -> Self {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Avx512Bf16 => Self { widths: const { &[(32, &AVX512_2), (16, &AVX512_1), (8, &AVX512_HALF)] } },
+            Isa::Avx512 | Isa::Avx512Bf16 => Self {
+                widths: const { &[(32, &AVX512_2), (16, &AVX512_1), (8, &AVX512_HALF)] },
+            },
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => Self { widths: const { &[(16, &AVX2_2), (8, &AVX2_1)] } },
+            Isa::Avx2 => Self {
+                widths: const { &[(16, &AVX2_2), (8, &AVX2_1)] },
+            },
             #[cfg(target_arch = "aarch64")]
-            Isa::Neon => Self { widths: const { &[(16, &NEON_4), (8, &NEON_2)] } },
-            _ => Self { widths: const { &[(8, &PORTABLE)] } },
+            Isa::Neon => Self {
+                widths: const { &[(16, &NEON_4), (8, &NEON_2)] },
+            },
+            _ => Self {
+                widths: const { &[(8, &PORTABLE)] },
+            },
         }
     }
 
@@ -69,7 +83,9 @@ impl Kernel {
     pub(super) fn bf16(isa: Isa) -> Option<Self> {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Bf16 => Some(Self { widths: const { &[(32, &AVX512_BF16_2), (16, &AVX512_BF16_1)] } }),
+            Isa::Avx512Bf16 => Some(Self {
+                widths: const { &[(32, &AVX512_BF16_2), (16, &AVX512_BF16_1)] },
+            }),
             _ => None,
         }
     }
@@ -92,7 +108,11 @@ impl Kernel {
             let &(width, heights) = wide_enough.unwrap_or(&self.widths[0]);
             // SAFETY: `first < columns <= PANEL`.
             let mut part = unsafe {
-                Tile { right: tile.right.add(first), result: tile.result.add(first), ..tile }
+                Tile {
+                    right: tile.right.add(first),
+                    result: tile.result.add(first),
+                    ..tile
+                }
             };
             if width <= left {
                 // SAFETY: the caller's promise; `width` columns are left.
@@ -100,21 +120,22 @@ impl Kernel {
             } else {
                 // The tile is wider than the result: compute it aside, copy what exists.
                 let mut aside = [0.0; ROWS * PANEL];
-                for row in 0..rows {
-                    for column in 0..left {
-                        // SAFETY: the caller's promise; `left` columns are left.
-                        aside[row * width + column] = unsafe { *part.result.add(row * tile.result_stride + column) };
-                    }
-                }
-                let result = part.result;
+                let rows_of = |tile: Tile| {
+                    // SAFETY: `first..columns` of `rows` rows belong to the result.
+                    (0..rows).map(move |row| unsafe { tile.result.add(row * tile.result_stride) })
+                };
+                let result = rows_of(part);
                 (part.result, part.result_stride) = (aside.as_mut_ptr(), width);
-                // SAFETY: the caller's promise; `aside` holds the largest tile.
+                for (from, to) in result.clone().zip(rows_of(part)) {
+                    // SAFETY: `left` columns are left, and `aside` holds the largest tile.
+                    unsafe { from.copy_to_nonoverlapping(to, left) };
+                }
+                // SAFETY: the caller's promise; `width` columns of `right` are left, PANEL being a
+                // multiple of every width.
                 unsafe { heights[rows - 1](part) };
-                for row in 0..rows {
-                    for column in 0..left {
-                        // SAFETY: as above.
-                        unsafe { *result.add(row * tile.result_stride + column) = aside[row * width + column] };
-                    }
+                for (to, from) in result.zip(rows_of(part)) {
+                    // SAFETY: as above.
+                    unsafe { from.copy_to_nonoverlapping(to, left) };
                 }
             }
             first += width;
@@ -151,7 +172,9 @@ unsafe fn tile<L: Lanes, const M: usize, const V: usize>(tile: Tile) {
         }
         for (row, sums) in sums.iter().enumerate() {
             for (vector, sum) in sums.iter().enumerate() {
-                let to = tile.result.add(row * tile.result_stride + vector * L::COUNT);
+                let to = tile
+                    .result
+                    .add(row * tile.result_stride + vector * L::COUNT);
                 sum.store(tile.scale, tile.accumulate, to);
             }
         }

@@ -7,7 +7,7 @@ use half::bf16;
 
 use super::blocked::{Left, PIECE, Product, Right};
 use super::tile::{Kernel, PANEL, ROW};
-use super::words::{Matrix, prefetch, repair, round, round_pairs, transpose, widen};
+use super::words::{Matrix, prefetch, repair, round, round_pairs, rows_ahead, transpose, widen};
 use crate::activation::Activation;
 use crate::scratch::{self, Line};
 use crate::{Isa, KernelError, threads};
@@ -36,7 +36,7 @@ pub struct Epilogue<'a> {
 
 /// A frozen weight `[out, in]`, packed.
 ///
-/// It is cut into squares of [`PANEL`] x [`PANEL`] (the edges filled with zeros), the squares of
+/// It is cut into squares of 32 x 32 (the edges filled with zeros), the squares of
 /// 32 outputs one after the other, and each square stored with the outputs side by side:
 /// `x Wᵀ` reads its panels where they lie. `g W` reads the squares in the other order and
 /// transposes each in registers while it copies a block of them, which costs a small part of the
@@ -54,7 +54,11 @@ pub struct PackedWeight {
 
 impl std::fmt::Debug for PackedWeight {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "PackedWeight([{}, {}], {:?})", self.out, self.input, self.precision)
+        write!(
+            f,
+            "PackedWeight([{}, {}], {:?})",
+            self.out, self.input, self.precision
+        )
     }
 }
 
@@ -63,7 +67,12 @@ impl PackedWeight {
     ///
     /// # Errors
     /// [`KernelError::Length`] when the slice is not `out * input` long.
-    pub fn pack(weight: &[f32], out: usize, input: usize, precision: Precision) -> Result<Self, KernelError> {
+    pub fn pack(
+        weight: &[f32],
+        out: usize,
+        input: usize,
+        precision: Precision,
+    ) -> Result<Self, KernelError> {
         KernelError::check_length("weight", weight, &[out, input])?;
         let row = |row: usize, to: &mut [f32]| to.copy_from_slice(&weight[row * input..][..input]);
         Ok(Self::pack_rows(row, out, input, precision))
@@ -73,7 +82,12 @@ impl PackedWeight {
     ///
     /// # Errors
     /// [`KernelError::Length`] when the slice is not `out * input` long.
-    pub fn pack_bf16(weight: &[bf16], out: usize, input: usize, precision: Precision) -> Result<Self, KernelError> {
+    pub fn pack_bf16(
+        weight: &[bf16],
+        out: usize,
+        input: usize,
+        precision: Precision,
+    ) -> Result<Self, KernelError> {
         KernelError::check_length("weight", weight, &[out, input])?;
         let row = |row: usize, to: &mut [f32]| {
             for (to, from) in to.iter_mut().zip(&weight[row * input..][..input]) {
@@ -84,30 +98,56 @@ impl PackedWeight {
     }
 
     /// `row(i, to)` writes row i of the weight to `to`.
-    fn pack_rows(row: impl Fn(usize, &mut [f32]) + Sync, out: usize, input: usize, precision: Precision) -> Self {
-        let mut packed = Self { lines: Vec::new(), out, input, precision };
+    fn pack_rows(
+        row: impl Fn(usize, &mut [f32]) + Sync,
+        out: usize,
+        input: usize,
+        precision: Precision,
+    ) -> Self {
+        let mut packed = Self {
+            lines: Vec::new(),
+            out,
+            input,
+            precision,
+        };
         let panel_words = packed.squares() * packed.square_words();
         let panels = out.div_ceil(PANEL);
         packed.lines = vec![Line::zeroed(); panels * panel_words / Line::WORDS];
         let words: &mut [u32] = bytemuck::cast_slice_mut(&mut packed.lines);
-        threads::for_each(words.chunks_mut(panel_words.max(1)).enumerate(), |(panel, to)| {
-            let rows = panel * PANEL..out.min((panel + 1) * PANEL);
-            let row_words = precision.words(input);
-            scratch::with(rows.len() * row_words, |from| {
-                scratch::with(input, |floats| {
-                    let floats: &mut [f32] = bytemuck::cast_slice_mut(floats);
-                    for (i, words) in rows.clone().zip(from.chunks_mut(row_words.max(1))) {
-                        row(i, floats);
-                        match precision {
-                            Precision::F32 => words.copy_from_slice(bytemuck::cast_slice(floats)),
-                            Precision::Bf16 => round_pairs(floats, words),
+        threads::for_each(
+            words.chunks_mut(panel_words.max(1)).enumerate(),
+            |(panel, to)| {
+                let rows = panel * PANEL..out.min((panel + 1) * PANEL);
+                let row_words = precision.words(input);
+                scratch::with(rows.len() * row_words, |from| {
+                    scratch::with(input, |floats| {
+                        let floats: &mut [f32] = bytemuck::cast_slice_mut(floats);
+                        for (i, words) in rows.clone().zip(from.chunks_mut(row_words.max(1))) {
+                            row(i, floats);
+                            match precision {
+                                Precision::F32 => {
+                                    words.copy_from_slice(bytemuck::cast_slice(floats))
+                                }
+                                Precision::Bf16 => round_pairs(floats, words),
+                            }
                         }
-                    }
+                    });
+                    let from = Matrix {
+                        words: &*from,
+                        stride: row_words,
+                    };
+                    transpose(
+                        rows.len(),
+                        row_words,
+                        from,
+                        Matrix {
+                            words: to,
+                            stride: PANEL,
+                        },
+                    );
                 });
-                let from = Matrix { words: &*from, stride: row_words };
-                transpose(rows.len(), row_words, from, Matrix { words: to, stride: PANEL });
-            });
-        });
+            },
+        );
         packed
     }
 
@@ -115,25 +155,78 @@ impl PackedWeight {
     pub fn unpack(&self) -> Vec<f32> {
         let mut weight = vec![0.0; self.out * self.input];
         let row_words = self.precision.words(self.input);
-        threads::for_each(weight.chunks_mut((PANEL * self.input).max(1)).enumerate(), |(panel, rows)| {
-            let from = Matrix { words: self.panel_words(panel), stride: PANEL };
-            let count = rows.len() / self.input;
-            scratch::with(count * row_words, |words| {
-                transpose(row_words, count, from, Matrix { words, stride: row_words });
-                for (row, words) in rows.chunks_mut(self.input).zip(words.chunks(row_words)) {
-                    match self.precision {
-                        Precision::F32 => row.copy_from_slice(bytemuck::cast_slice(words)),
-                        Precision::Bf16 => {
-                            for (index, value) in row.iter_mut().enumerate() {
-                                let pair = words[index / 2];
-                                *value = f32::from_bits(if index % 2 == 0 { pair << 16 } else { pair & 0xffff_0000 });
+        threads::for_each(
+            weight.chunks_mut((PANEL * self.input).max(1)).enumerate(),
+            |(panel, rows)| {
+                let from = Matrix {
+                    words: self.panel_words(panel),
+                    stride: PANEL,
+                };
+                let count = rows.len() / self.input;
+                scratch::with(count * row_words, |words| {
+                    transpose(
+                        row_words,
+                        count,
+                        from,
+                        Matrix {
+                            words,
+                            stride: row_words,
+                        },
+                    );
+                    for (row, words) in rows.chunks_mut(self.input).zip(words.chunks(row_words)) {
+                        match self.precision {
+                            Precision::F32 => row.copy_from_slice(bytemuck::cast_slice(words)),
+                            Precision::Bf16 => {
+                                for (index, value) in row.iter_mut().enumerate() {
+                                    let pair = words[index / 2];
+                                    *value = f32::from_bits(if index % 2 == 0 {
+                                        pair << 16
+                                    } else {
+                                        pair & 0xffff_0000
+                                    });
+                                }
                             }
                         }
                     }
-                }
-            });
-        });
+                });
+            },
+        );
         weight
+    }
+
+    /// Reads row `index` of the weight as it was packed into `to`, `[in]`: an embedding look-up in
+    /// a table that is also a head.
+    ///
+    /// # Errors
+    /// [`KernelError::Index`] when there is no such row, [`KernelError::Length`] when `to` does
+    /// not fit.
+    pub fn row(&self, index: usize, to: &mut [f32]) -> Result<(), KernelError> {
+        KernelError::check_length("to", to, &[self.input])?;
+        if index >= self.out {
+            return Err(KernelError::Index {
+                operand: "index",
+                position: 0,
+                index: index as i64,
+                limit: self.out,
+            });
+        }
+        let words = &self.panel_words(index / PANEL)[index % PANEL..];
+        match self.precision {
+            Precision::F32 => {
+                for (value, word) in to.iter_mut().zip(words.iter().step_by(PANEL)) {
+                    *value = f32::from_bits(*word);
+                }
+            }
+            Precision::Bf16 => {
+                for (pair, word) in to.chunks_mut(2).zip(words.iter().step_by(PANEL)) {
+                    pair[0] = f32::from_bits(word << 16);
+                    if let Some(second) = pair.get_mut(1) {
+                        *second = f32::from_bits(word & 0xffff_0000);
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Rows of the weight: the width of y.
@@ -165,30 +258,47 @@ impl PackedWeight {
     /// # Errors
     /// [`KernelError::Rows`] when x (or y, for an empty weight) is not whole rows,
     /// [`KernelError::Length`] when y, the bias or `before_activation` does not fit.
-    pub fn forward(&self, x: &[f32], epilogue: Epilogue<'_>, y: &mut [f32]) -> Result<(), KernelError> {
+    pub fn forward(
+        &self,
+        x: &[f32],
+        epilogue: Epilogue<'_>,
+        y: &mut [f32],
+    ) -> Result<(), KernelError> {
         let tokens = self.tokens(("x", x, self.input), ("y", y, self.out))?;
-        let Epilogue { bias, activation, before_activation } = epilogue;
+        let Epilogue {
+            bias,
+            activation,
+            before_activation,
+        } = epilogue;
         if let Some(bias) = bias {
             KernelError::check_length("bias", bias, &[self.out])?;
         }
         if let Some(before) = &before_activation {
             KernelError::check_length("before_activation", before, &[tokens, self.out])?;
         }
-        self.product(tokens, x, Direction::Forward, false).run(y, before_activation, |columns, y, before| {
-            if let Some(bias) = bias {
-                y.iter_mut().zip(&bias[columns]).for_each(|(y, bias)| *y += bias);
-            }
-            let mut aside = [0.0; PIECE];
-            let before = match before {
-                Some(before) => before,
-                None if activation.is_some() => &mut aside[..y.len()],
-                None => return,
-            };
-            before.copy_from_slice(y);
-            if let Some(activation) = activation {
-                activation.forward(before, y).expect("both are one piece of a row");
-            }
-        });
+        self.product(tokens, x, Direction::Forward, false).run(
+            y,
+            before_activation,
+            |columns, y, before| {
+                if let Some(bias) = bias {
+                    y.iter_mut()
+                        .zip(&bias[columns])
+                        .for_each(|(y, bias)| *y += bias);
+                }
+                let mut aside = [0.0; PIECE];
+                let before = match before {
+                    Some(before) => before,
+                    None if activation.is_some() => &mut aside[..y.len()],
+                    None => return,
+                };
+                before.copy_from_slice(y);
+                if let Some(activation) = activation {
+                    activation
+                        .forward(before, y)
+                        .expect("both are one piece of a row");
+                }
+            },
+        );
         Ok(())
     }
 
@@ -201,9 +311,15 @@ impl PackedWeight {
     /// # Errors
     /// [`KernelError::Rows`] when g (or dx, for an empty weight) is not whole rows,
     /// [`KernelError::Length`] when dx does not fit.
-    pub fn backward_input(&self, g: &[f32], dx: &mut [f32], accumulate: bool) -> Result<(), KernelError> {
+    pub fn backward_input(
+        &self,
+        g: &[f32],
+        dx: &mut [f32],
+        accumulate: bool,
+    ) -> Result<(), KernelError> {
         let tokens = self.tokens(("g", g, self.out), ("dx", dx, self.input))?;
-        self.product(tokens, g, Direction::Backward, accumulate).run(dx, None, |_, _, _| {});
+        self.product(tokens, g, Direction::Backward, accumulate)
+            .run(dx, None, |_, _, _| {});
         Ok(())
     }
 
@@ -259,9 +375,21 @@ impl PackedWeight {
             kernel,
             rows: tokens,
             columns,
-            words: if words == Words::Pairs { width.div_ceil(2) } else { width },
-            left: Rows { x: left, width, words },
-            right: Panels { weight: self, direction, words },
+            words: if words == Words::Pairs {
+                width.div_ceil(2)
+            } else {
+                width
+            },
+            left: Rows {
+                x: left,
+                width,
+                words,
+            },
+            right: Panels {
+                weight: self,
+                direction,
+                words,
+            },
             scale: 1.0,
             accumulate,
         }
@@ -310,9 +438,10 @@ impl Left for Rows<'_> {
             Words::F32 | Words::Widened => words.clone(),
         };
         let row_of = |row: usize| &self.x[row * self.width..][columns.clone()];
+        let ahead = rows_ahead(columns.len());
         for (row, to) in rows.clone().zip(to.chunks_mut(ROW)) {
-            if row + AHEAD < rows.end {
-                prefetch(row_of(row + AHEAD));
+            if row + ahead < rows.end {
+                prefetch(row_of(row + ahead));
             }
             let from = row_of(row);
             let to = &mut to[..words.len()];
@@ -325,9 +454,6 @@ impl Left for Rows<'_> {
     }
 }
 
-/// How many rows ahead of the one that is packed the memory is asked for.
-const AHEAD: usize = 2;
-
 /// The right operand: the weight, read in one of its two directions.
 struct Panels<'a> {
     weight: &'a PackedWeight,
@@ -336,12 +462,25 @@ struct Panels<'a> {
 }
 
 impl Right for Panels<'_> {
-    fn panel<'a>(&'a self, panel: usize, words: Range<usize>, scratch: &'a mut [u32]) -> &'a [u32] {
+    fn panel<'a>(
+        &'a self,
+        panel: usize,
+        words: Range<usize>,
+        scratch: &'a mut [u32],
+    ) -> Matrix<&'a [u32]> {
         if let (Direction::Forward, Words::F32 | Words::Pairs) = (self.direction, self.words) {
-            return &self.weight.panel_words(panel)[words.start * PANEL..words.end * PANEL];
+            let words = &self.weight.panel_words(panel)[words.start * PANEL..words.end * PANEL];
+            return Matrix {
+                words,
+                stride: PANEL,
+            };
         }
         // Blocks of the reduction begin at whole squares.
-        let depth = if self.words == Words::Pairs { PANEL / 2 } else { PANEL };
+        let depth = if self.words == Words::Pairs {
+            PANEL / 2
+        } else {
+            PANEL
+        };
         let squares = words.start / depth..words.end.div_ceil(depth);
         let length = self.weight.square_words();
         let square_of = |square: usize| {
@@ -371,11 +510,25 @@ impl Right for Panels<'_> {
                 }
             }
         }
-        scratch
+        Matrix {
+            words: scratch,
+            stride: PANEL,
+        }
     }
 }
 
 /// Transposes the words of a square: `rows` rows of [`PANEL`] words.
 fn transpose_square(rows: usize, from: &[u32], to: &mut [u32]) {
-    transpose(rows, PANEL, Matrix { words: from, stride: PANEL }, Matrix { words: to, stride: rows });
+    transpose(
+        rows,
+        PANEL,
+        Matrix {
+            words: from,
+            stride: PANEL,
+        },
+        Matrix {
+            words: to,
+            stride: rows,
+        },
+    );
 }

@@ -67,6 +67,11 @@ kernel! {
     }
 }
 
+/// How many rows of `words` ahead of the one that is copied the memory is asked for.
+pub(super) fn rows_ahead(words: usize) -> usize {
+    (512 / words.max(1)).clamp(2, 16)
+}
+
 /// Asks for words that will be needed soon. The processor guesses well along one row, but not
 /// which row comes next.
 #[inline(always)]
@@ -104,8 +109,14 @@ pub(super) fn transpose(rows: usize, columns: usize, from: Matrix<&[u32]>, to: M
     for row in (0..rows).step_by(BLOCK) {
         for column in (0..columns).step_by(BLOCK) {
             let (rows, columns) = ((rows - row).min(BLOCK), (columns - column).min(BLOCK));
-            let from = Matrix { words: &from.words[row * from.stride + column..], stride: from.stride };
-            let to = Matrix { words: &mut to.words[column * to.stride + row..], stride: to.stride };
+            let from = Matrix {
+                words: &from.words[row * from.stride + column..],
+                stride: from.stride,
+            };
+            let to = Matrix {
+                words: &mut to.words[column * to.stride + row..],
+                stride: to.stride,
+            };
             match isa {
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx512 | Isa::Avx512Bf16 => avx512::transpose_block(rows, columns, from, to),
@@ -136,7 +147,12 @@ mod avx512 {
     ///
     /// # Panics
     /// If a slice is too short.
-    pub(super) fn transpose_block(rows: usize, columns: usize, from: Matrix<&[u32]>, to: Matrix<&mut [u32]>) {
+    pub(super) fn transpose_block(
+        rows: usize,
+        columns: usize,
+        from: Matrix<&[u32]>,
+        to: Matrix<&mut [u32]>,
+    ) {
         assert!((1..=16).contains(&rows) && (1..=16).contains(&columns));
         assert!(from.words.len() >= (rows - 1) * from.stride + columns);
         assert!(to.words.len() >= (columns - 1) * to.stride + rows);
@@ -180,8 +196,14 @@ mod avx512 {
         for j in 0..4 {
             let even = |a, b| _mm512_shuffle_i32x4::<0x88>(a, b);
             let odd = |a, b| _mm512_shuffle_i32x4::<0xdd>(a, b);
-            let (top_even, bottom_even) = (even(fours[j], fours[4 + j]), even(fours[8 + j], fours[12 + j]));
-            let (top_odd, bottom_odd) = (odd(fours[j], fours[4 + j]), odd(fours[8 + j], fours[12 + j]));
+            let (top_even, bottom_even) = (
+                even(fours[j], fours[4 + j]),
+                even(fours[8 + j], fours[12 + j]),
+            );
+            let (top_odd, bottom_odd) = (
+                odd(fours[j], fours[4 + j]),
+                odd(fours[8 + j], fours[12 + j]),
+            );
             columns_of[j] = even(top_even, bottom_even);
             columns_of[4 + j] = even(top_odd, bottom_odd);
             columns_of[8 + j] = odd(top_even, bottom_even);

@@ -6,8 +6,13 @@ use proptest::prelude::*;
 
 use crate::support::*;
 
-const ALL: [Activation; 5] =
-    [Activation::GeluErf, Activation::GeluTanh, Activation::Relu, Activation::Silu, Activation::Tanh];
+const ALL: [Activation; 5] = [
+    Activation::GeluErf,
+    Activation::GeluTanh,
+    Activation::Relu,
+    Activation::Silu,
+    Activation::Tanh,
+];
 
 fn value(activation: Activation, x: f64) -> f64 {
     match activation {
@@ -31,7 +36,8 @@ fn slope(activation: Activation, x: f64) -> f64 {
         Activation::GeluTanh => {
             let scale = (2.0 / std::f64::consts::PI).sqrt();
             let tanh = (scale * (x + 0.044715 * x.powi(3))).tanh();
-            0.5 * (1.0 + tanh) + 0.5 * x * (1.0 - tanh * tanh) * scale * (1.0 + 3.0 * 0.044715 * x * x)
+            0.5 * (1.0 + tanh)
+                + 0.5 * x * (1.0 - tanh * tanh) * scale * (1.0 + 3.0 * 0.044715 * x * x)
         }
         Activation::Relu => f64::from(u8::from(x > 0.0)),
         Activation::Silu => {
@@ -48,7 +54,11 @@ fn reference_slopes_are_those_of_the_reference() {
         let x: Vec<f64> = (-60..60).map(|x| f64::from(x) / 10.0 + 0.05).collect();
         let slopes: Vec<f64> = x.iter().map(|&x| slope(activation, x)).collect();
         let sum = |x: &[f64]| x.iter().map(|&x| value(activation, x)).sum();
-        assert_same_gradient(&format!("{activation:?}"), &slopes, &central_differences(sum, &x));
+        assert_same_gradient(
+            &format!("{activation:?}"),
+            &slopes,
+            &central_differences(sum, &x),
+        );
     }
 }
 
@@ -56,7 +66,9 @@ fn reference_slopes_are_those_of_the_reference() {
 fn inputs(length: usize, seed: u64) -> Vec<f32> {
     let mut x = normals(length, seed);
     x.iter_mut().for_each(|x| *x *= 3.0);
-    x.extend([0.0, -0.0, 1e-30, -1e-30, 0.625, -0.625, 1.312, -1.312, 12.0, -12.0, 90.0, -90.0, 1e5, -1e5]);
+    x.extend([
+        0.0, -0.0, 1e-30, -1e-30, 0.625, -0.625, 1.312, -1.312, 12.0, -12.0, 90.0, -90.0, 1e5, -1e5,
+    ]);
     x
 }
 
@@ -114,12 +126,31 @@ fn extremes_stay_finite_and_nan_stays() {
             activation.backward(&x, &[1.0; 5], &mut dx).unwrap();
             vec![y, dx]
         }) {
-            let [y, dx] = &results[..] else { unreachable!() };
-            let (high, flat) = if activation == Activation::Tanh { (1.0, 0.0) } else { (f32::MAX, 1.0) };
+            let [y, dx] = &results[..] else {
+                unreachable!()
+            };
+            let (high, flat) = if activation == Activation::Tanh {
+                (1.0, 0.0)
+            } else {
+                (f32::MAX, 1.0)
+            };
             assert_eq!((y[0], dx[0]), (high, flat), "{isa:?}, {activation:?}");
-            assert_eq!(y[1].abs(), if activation == Activation::Tanh { 1.0 } else { 0.0 });
-            assert!(dx[1].abs() < 1e-30 && y[2].is_finite() && y[3].is_finite(), "{isa:?}, {activation:?}");
-            assert!(dx[2].is_finite() && dx[3].is_finite(), "{isa:?}, {activation:?}");
+            assert_eq!(
+                y[1].abs(),
+                if activation == Activation::Tanh {
+                    1.0
+                } else {
+                    0.0
+                }
+            );
+            assert!(
+                dx[1].abs() < 1e-30 && y[2].is_finite() && y[3].is_finite(),
+                "{isa:?}, {activation:?}"
+            );
+            assert!(
+                dx[2].is_finite() && dx[3].is_finite(),
+                "{isa:?}, {activation:?}"
+            );
             assert!(y[4].is_nan(), "{isa:?}, {activation:?}");
         }
     }
@@ -130,7 +161,21 @@ fn lengths_that_do_not_fit_are_refused() {
     let x = [0.0; 3];
     let refused = |result| matches!(result, Err(KernelError::Length { .. }));
     assert!(refused(Activation::Relu.forward(&x, &mut [0.0; 2])));
-    assert!(refused(Activation::Relu.backward(&x, &[0.0; 2], &mut [0.0; 3])));
-    assert!(refused(Activation::Relu.gated_forward(&x, &[0.0; 4], &mut [0.0; 3])));
-    assert!(refused(Activation::Relu.gated_backward(&x, &x, &x, &mut [0.0; 3], &mut [0.0; 1])));
+    assert!(refused(Activation::Relu.backward(
+        &x,
+        &[0.0; 2],
+        &mut [0.0; 3]
+    )));
+    assert!(refused(Activation::Relu.gated_forward(
+        &x,
+        &[0.0; 4],
+        &mut [0.0; 3]
+    )));
+    assert!(refused(Activation::Relu.gated_backward(
+        &x,
+        &x,
+        &x,
+        &mut [0.0; 3],
+        &mut [0.0; 1]
+    )));
 }

@@ -10,10 +10,21 @@ use crate::support::*;
 fn six_steps_are_those_of_torch() {
     let lines: Vec<Vec<f64>> = include_str!("../adamw_reference.txt")
         .lines()
-        .map(|line| line.split(' ').map(|number| number.parse().unwrap()).collect())
+        .map(|line| {
+            line.split(' ')
+                .map(|number| number.parse().unwrap())
+                .collect()
+        })
         .collect();
-    let [learning_rate, beta_1, beta_2, epsilon, weight_decay] = lines[0][..] else { unreachable!() };
-    let adamw = AdamW { learning_rate, betas: (beta_1, beta_2), epsilon, weight_decay };
+    let [learning_rate, beta_1, beta_2, epsilon, weight_decay] = lines[0][..] else {
+        unreachable!()
+    };
+    let adamw = AdamW {
+        learning_rate,
+        betas: (beta_1, beta_2),
+        epsilon,
+        weight_decay,
+    };
     let f32s = |line: &[f64]| -> Vec<f32> { line.iter().map(|&x| x as f32).collect() };
 
     for (isa, results) in on_every_path(1e-6, || {
@@ -22,16 +33,23 @@ fn six_steps_are_those_of_torch() {
         let steps = lines[2..].chunks(2).zip(1..);
         steps
             .map(|(step, number)| {
-                adamw.step(number, &mut parameters, &f32s(&step[0]), &mut m, &mut v).unwrap();
+                adamw
+                    .step(number, &mut parameters, &f32s(&step[0]), &mut m, &mut v)
+                    .unwrap();
                 parameters.clone()
             })
             .collect()
     }) {
         assert_eq!(results.len(), 6);
-        for (step, (got, expected)) in results.iter().zip(lines[3..].iter().step_by(2)).enumerate() {
+        for (step, (got, expected)) in results.iter().zip(lines[3..].iter().step_by(2)).enumerate()
+        {
             for (got, expected) in got.iter().zip(expected) {
                 let error = (f64::from(*got) - expected).abs() / expected.abs();
-                assert!(error < 1e-6, "{isa:?}, step {}: {got}, not {expected}", step + 1);
+                assert!(
+                    error < 1e-6,
+                    "{isa:?}, step {}: {got}, not {expected}",
+                    step + 1
+                );
             }
         }
     }
@@ -74,7 +92,22 @@ proptest! {
 fn what_does_not_fit_is_refused() {
     let (mut p, mut m, mut v) = ([0.0; 2], [0.0; 2], [0.0; 2]);
     let adamw = AdamW::default();
-    assert!(matches!(adamw.step(0, &mut p, &[0.0; 2], &mut m, &mut v), Err(KernelError::Parameter { parameter: "step", .. })));
-    assert!(matches!(adamw.step(1, &mut p, &[0.0; 3], &mut m, &mut v), Err(KernelError::Length { operand: "gradients", .. })));
-    assert!(matches!(adamw.step(1, &mut p, &[0.0; 2], &mut [0.0; 1], &mut v), Err(KernelError::Length { operand: "m", .. })));
+    assert!(matches!(
+        adamw.step(0, &mut p, &[0.0; 2], &mut m, &mut v),
+        Err(KernelError::Parameter {
+            parameter: "step",
+            ..
+        })
+    ));
+    assert!(matches!(
+        adamw.step(1, &mut p, &[0.0; 3], &mut m, &mut v),
+        Err(KernelError::Length {
+            operand: "gradients",
+            ..
+        })
+    ));
+    assert!(matches!(
+        adamw.step(1, &mut p, &[0.0; 2], &mut [0.0; 1], &mut v),
+        Err(KernelError::Length { operand: "m", .. })
+    ));
 }

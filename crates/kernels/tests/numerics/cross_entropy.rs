@@ -8,7 +8,12 @@ use proptest::prelude::*;
 use crate::support::*;
 
 /// The losses of rows and the gradient of their sum.
-fn reference(logits: &[f64], classes: usize, targets: &[i64], smoothing: f64) -> (Vec<f64>, Vec<f64>) {
+fn reference(
+    logits: &[f64],
+    classes: usize,
+    targets: &[i64],
+    smoothing: f64,
+) -> (Vec<f64>, Vec<f64>) {
     let (mut losses, mut d_logits) = (Vec::new(), Vec::new());
     for (z, &target) in logits.chunks(classes).zip(targets) {
         if target == -100 {
@@ -21,7 +26,11 @@ fn reference(logits: &[f64], classes: usize, targets: &[i64], smoothing: f64) ->
         let mean = z.iter().sum::<f64>() / classes as f64;
         losses.push((1.0 - smoothing) * (lse - z[target as usize]) + smoothing * (lse - mean));
         for (class, z) in z.iter().enumerate() {
-            let hot = if class == target as usize { 1.0 - smoothing } else { 0.0 };
+            let hot = if class == target as usize {
+                1.0 - smoothing
+            } else {
+                0.0
+            };
             d_logits.push((z - lse).exp() - hot - smoothing / classes as f64);
         }
     }
@@ -31,7 +40,13 @@ fn reference(logits: &[f64], classes: usize, targets: &[i64], smoothing: f64) ->
 fn targets(rows: usize, classes: usize, seed: u64) -> Vec<i64> {
     (0..rows)
         .map(|row| (row * 31 + seed as usize) % (classes + classes.div_ceil(4)))
-        .map(|target| if target < classes { target as i64 } else { -100 })
+        .map(|target| {
+            if target < classes {
+                target as i64
+            } else {
+                -100
+            }
+        })
         .collect()
 }
 
@@ -79,11 +94,16 @@ proptest! {
 }
 
 fn check_head(rows: usize, width: usize, vocabulary: usize, smoothing: f32, seed: u64) {
-    let (hidden, weight) = (normals(rows * width, seed), normals(vocabulary * width, seed + 1));
+    let (hidden, weight) = (
+        normals(rows * width, seed),
+        normals(vocabulary * width, seed + 1),
+    );
     let targets = targets(rows, vocabulary, seed);
     let (h, w) = (f64s(&hidden), f64s(&weight));
-    let logits: Vec<f64> =
-        h.chunks(width).flat_map(|h| w.chunks(width).map(move |w| dot(h, w))).collect();
+    let logits: Vec<f64> = h
+        .chunks(width)
+        .flat_map(|h| w.chunks(width).map(move |w| dot(h, w)))
+        .collect();
     let (losses, d_logits) = reference(&logits, vocabulary, &targets, f64::from(smoothing));
     let (mut d_hidden, mut d_weight) = (vec![0.0; rows * width], vec![0.0; vocabulary * width]);
     for (index, d) in d_logits.iter().enumerate() {
@@ -95,22 +115,48 @@ fn check_head(rows: usize, width: usize, vocabulary: usize, smoothing: f32, seed
     }
     let expected = [losses, d_hidden, d_weight];
 
-    let loss = CrossEntropy { label_smoothing: smoothing, ..CrossEntropy::default() };
+    let loss = CrossEntropy {
+        label_smoothing: smoothing,
+        ..CrossEntropy::default()
+    };
     for (isa, results) in on_every_path(1e-5, || {
-        let dense = DenseHead { weight: &weight, width };
-        let (mut losses, mut d_hidden, mut d_weight) =
-            (vec![f32::NAN; rows], vec![f32::NAN; rows * width], vec![f32::NAN; vocabulary * width]);
-        let gradients = HeadGradients { d_hidden: Some(&mut d_hidden), d_weight: Some(&mut d_weight) };
-        let trained = loss.with_head(&dense, &hidden, &targets, &mut losses, gradients).unwrap();
+        let dense = DenseHead {
+            weight: &weight,
+            width,
+        };
+        let (mut losses, mut d_hidden, mut d_weight) = (
+            vec![f32::NAN; rows],
+            vec![f32::NAN; rows * width],
+            vec![f32::NAN; vocabulary * width],
+        );
+        let gradients = HeadGradients {
+            d_hidden: Some(&mut d_hidden),
+            d_weight: Some(&mut d_weight),
+        };
+        let trained = loss
+            .with_head(&dense, &hidden, &targets, &mut losses, gradients)
+            .unwrap();
 
         let packed = PackedWeight::pack(&weight, vocabulary, width, Precision::F32).unwrap();
-        let (mut packed_losses, mut packed_d_hidden) = (losses.clone(), vec![f32::NAN; rows * width]);
-        let gradients = HeadGradients { d_hidden: Some(&mut packed_d_hidden), d_weight: None };
-        let frozen = loss.with_head(&packed, &hidden, &targets, &mut packed_losses, gradients).unwrap();
+        let (mut packed_losses, mut packed_d_hidden) =
+            (losses.clone(), vec![f32::NAN; rows * width]);
+        let gradients = HeadGradients {
+            d_hidden: Some(&mut packed_d_hidden),
+            d_weight: None,
+        };
+        let frozen = loss
+            .with_head(&packed, &hidden, &targets, &mut packed_losses, gradients)
+            .unwrap();
         assert_eq!(trained.targets, frozen.targets);
         vec![losses, d_hidden, d_weight, packed_losses, packed_d_hidden]
     }) {
-        let names = ["losses", "d_hidden", "d_weight", "losses, packed", "d_hidden, packed"];
+        let names = [
+            "losses",
+            "d_hidden",
+            "d_weight",
+            "losses, packed",
+            "d_hidden, packed",
+        ];
         for (index, (name, got)) in names.iter().zip(&results).enumerate() {
             assert_close(&format!("{isa:?}, {name}"), got, &expected[index % 3], 5e-6);
         }
@@ -131,14 +177,22 @@ fn a_row_does_not_see_the_others() {
     let targets = targets(rows, vocabulary, 3);
     let run = |hidden: &[f32], targets: &[i64]| {
         let (mut losses, mut d_hidden) = (vec![0.0; targets.len()], vec![0.0; hidden.len()]);
-        let gradients = HeadGradients { d_hidden: Some(&mut d_hidden), d_weight: None };
-        CrossEntropy::default().with_head(&head, hidden, targets, &mut losses, gradients).unwrap();
+        let gradients = HeadGradients {
+            d_hidden: Some(&mut d_hidden),
+            d_weight: None,
+        };
+        CrossEntropy::default()
+            .with_head(&head, hidden, targets, &mut losses, gradients)
+            .unwrap();
         vec![losses, d_hidden]
     };
     let together = run(&hidden, &targets);
     for row in 0..rows {
         let alone = run(&hidden[row * width..][..width], &targets[row..=row]);
-        let expected = [together[0][row..=row].to_vec(), together[1][row * width..][..width].to_vec()];
+        let expected = [
+            together[0][row..=row].to_vec(),
+            together[1][row * width..][..width].to_vec(),
+        ];
         assert_eq!(bits(&alone), bits(&expected), "row {row}");
     }
 }
@@ -156,7 +210,9 @@ fn far_logits_neither_overflow_nor_vanish() {
     let logits = [1e30, -1e30, 0.0, 88.0, -90.0, f32::NEG_INFINITY];
     for (isa, results) in on_every_path(1e-6, || {
         let (mut losses, mut d_logits) = (vec![0.0; 2], vec![0.0; 6]);
-        CrossEntropy::default().forward_backward(&logits, 3, &[1, 0], &mut losses, &mut d_logits).unwrap();
+        CrossEntropy::default()
+            .forward_backward(&logits, 3, &[1, 0], &mut losses, &mut d_logits)
+            .unwrap();
         vec![losses, d_logits]
     }) {
         assert_eq!(results[0], [2e30, 0.0], "{isa:?}");
@@ -169,15 +225,60 @@ fn what_does_not_fit_is_refused() {
     let loss = CrossEntropy::default();
     let mut losses = [0.0; 2];
     for target in [3, -1, i64::MIN] {
-        let error = loss.forward(&[0.0; 6], 3, &[0, target], &mut losses).unwrap_err();
-        assert_eq!(error, KernelError::Index { operand: "targets", position: 1, index: target, limit: 3 });
+        let error = loss
+            .forward(&[0.0; 6], 3, &[0, target], &mut losses)
+            .unwrap_err();
+        assert_eq!(
+            error,
+            KernelError::Index {
+                operand: "targets",
+                position: 1,
+                index: target,
+                limit: 3
+            }
+        );
     }
-    assert!(matches!(loss.forward(&[0.0; 5], 3, &[0, 1], &mut losses), Err(KernelError::Length { operand: "logits", .. })));
-    assert!(matches!(loss.forward(&[0.0; 3], 3, &[0], &mut losses), Err(KernelError::Length { operand: "losses", .. })));
-    let smooth = CrossEntropy { label_smoothing: 1.5, ..loss };
-    assert!(matches!(smooth.forward(&[0.0; 6], 3, &[0, 1], &mut losses), Err(KernelError::Parameter { .. })));
-    let head = DenseHead { weight: &[0.0; 6], width: 2 };
-    let error = loss.with_head(&head, &[0.0; 3], &[0, 1], &mut losses, HeadGradients::default()).unwrap_err();
-    assert!(matches!(error, KernelError::Length { operand: "hidden", .. }));
+    assert!(matches!(
+        loss.forward(&[0.0; 5], 3, &[0, 1], &mut losses),
+        Err(KernelError::Length {
+            operand: "logits",
+            ..
+        })
+    ));
+    assert!(matches!(
+        loss.forward(&[0.0; 3], 3, &[0], &mut losses),
+        Err(KernelError::Length {
+            operand: "losses",
+            ..
+        })
+    ));
+    let smooth = CrossEntropy {
+        label_smoothing: 1.5,
+        ..loss
+    };
+    assert!(matches!(
+        smooth.forward(&[0.0; 6], 3, &[0, 1], &mut losses),
+        Err(KernelError::Parameter { .. })
+    ));
+    let head = DenseHead {
+        weight: &[0.0; 6],
+        width: 2,
+    };
+    let error = loss
+        .with_head(
+            &head,
+            &[0.0; 3],
+            &[0, 1],
+            &mut losses,
+            HeadGradients::default(),
+        )
+        .unwrap_err();
+    assert!(matches!(
+        error,
+        KernelError::Length {
+            operand: "hidden",
+            ..
+        }
+    ));
     loss.forward(&[], 3, &[], &mut []).unwrap();
 }

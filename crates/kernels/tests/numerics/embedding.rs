@@ -38,10 +38,24 @@ fn rows_that_do_not_exist_are_refused() {
     let mut y = [0.0; 4];
     for index in [2, -1, i64::MAX, i64::MIN] {
         let error = gather(&[0.0; 4], 2, &[0, index], &mut y).unwrap_err();
-        assert_eq!(error, KernelError::Index { operand: "indices", position: 1, index, limit: 2 });
+        assert_eq!(
+            error,
+            KernelError::Index {
+                operand: "indices",
+                position: 1,
+                index,
+                limit: 2
+            }
+        );
         scatter_add(&[0.0; 4], 2, &[0, index], &mut [0.0; 4]).unwrap_err();
     }
-    assert!(matches!(gather(&[0.0; 5], 2, &[0], &mut y), Err(KernelError::Rows { .. })));
-    assert!(matches!(gather(&[0.0; 4], 2, &[0], &mut y), Err(KernelError::Length { operand: "y", .. })));
+    assert!(matches!(
+        gather(&[0.0; 5], 2, &[0], &mut y),
+        Err(KernelError::Rows { .. })
+    ));
+    assert!(matches!(
+        gather(&[0.0; 4], 2, &[0], &mut y),
+        Err(KernelError::Length { operand: "y", .. })
+    ));
     gather(&[], 2, &[], &mut []).unwrap();
 }

@@ -12,7 +12,11 @@ fn reference(layer: bool, x: &[f64], gamma: &[f64], beta: &[f64]) -> Vec<f64> {
     let width = gamma.len() as f64;
     let mut y = Vec::new();
     for row in x.chunks(gamma.len()) {
-        let mean = if layer { row.iter().sum::<f64>() / width } else { 0.0 };
+        let mean = if layer {
+            row.iter().sum::<f64>() / width
+        } else {
+            0.0
+        };
         let square = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / width;
         let rstd = 1.0 / (square + EPSILON).sqrt();
         for (x, (gamma, beta)) in row.iter().zip(gamma.iter().zip(beta)) {
@@ -28,11 +32,19 @@ fn reference_gradients(layer: bool, x: &[f64], gamma: &[f64], dy: &[f64]) -> [Ve
     let (mut dx, mut d_gamma, mut d_beta) = (Vec::new(), vec![0.0; width], vec![0.0; width]);
     for (x, dy) in x.chunks(width).zip(dy.chunks(width)) {
         let n = width as f64;
-        let mean = if layer { x.iter().sum::<f64>() / n } else { 0.0 };
+        let mean = if layer {
+            x.iter().sum::<f64>() / n
+        } else {
+            0.0
+        };
         let rstd = 1.0 / (x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n + EPSILON).sqrt();
         let h: Vec<f64> = x.iter().map(|x| (x - mean) * rstd).collect();
         let g: Vec<f64> = dy.iter().zip(gamma).map(|(dy, gamma)| dy * gamma).collect();
-        let mean_g = if layer { g.iter().sum::<f64>() / n } else { 0.0 };
+        let mean_g = if layer {
+            g.iter().sum::<f64>() / n
+        } else {
+            0.0
+        };
         let mean_gh = dot(&g, &h) / n;
         for i in 0..width {
             dx.push(rstd * (g[i] - mean_g - h[i] * mean_gh));
@@ -47,38 +59,97 @@ fn check(layer: bool, rows: usize, width: usize, offset: f32, seed: u64) {
     let mut x = normals(rows * width, seed);
     x.iter_mut().for_each(|x| *x += offset);
     let residual = normals(rows * width, seed + 1);
-    let (gamma, beta, dy) = (normals(width, seed + 2), normals(width, seed + 3), normals(rows * width, seed + 4));
+    let (gamma, beta, dy) = (
+        normals(width, seed + 2),
+        normals(width, seed + 3),
+        normals(rows * width, seed + 4),
+    );
     let d_sum = normals(rows * width, seed + 5);
-    let sum: Vec<f32> = x.iter().zip(&residual).map(|(x, residual)| x + residual).collect();
+    let sum: Vec<f32> = x
+        .iter()
+        .zip(&residual)
+        .map(|(x, residual)| x + residual)
+        .collect();
 
     let y = reference(layer, &f64s(&x), &f64s(&gamma), &f64s(&beta));
     let y_of_sum = reference(layer, &f64s(&sum), &f64s(&gamma), &f64s(&beta));
     let [dx, d_gamma, d_beta] = reference_gradients(layer, &f64s(&sum), &f64s(&gamma), &f64s(&dy));
-    let carried: Vec<f64> = dx.iter().zip(&d_sum).map(|(dx, &d_sum)| dx + f64::from(d_sum)).collect();
-    let expected = [y, y_of_sum, f64s(&sum), dx, carried, d_gamma, if layer { d_beta } else { vec![] }];
+    let carried: Vec<f64> = dx
+        .iter()
+        .zip(&d_sum)
+        .map(|(dx, &d_sum)| dx + f64::from(d_sum))
+        .collect();
+    let expected = [
+        y,
+        y_of_sum,
+        f64s(&sum),
+        dx,
+        carried,
+        d_gamma,
+        if layer { d_beta } else { vec![] },
+    ];
 
     let tolerance = 3e-6 * f64::from(1.0 + offset.abs());
     for (isa, results) in on_every_path(tolerance, || {
         let epsilon = EPSILON as f32;
         let norm = match layer {
-            true => Norm::Layer { gamma: &gamma, beta: &beta, epsilon },
-            false => Norm::Rms { gamma: &gamma, epsilon },
+            true => Norm::Layer {
+                gamma: &gamma,
+                beta: &beta,
+                epsilon,
+            },
+            false => Norm::Rms {
+                gamma: &gamma,
+                epsilon,
+            },
         };
         let like_x = || vec![f32::NAN; rows * width];
-        let (mut y, mut y_of_sum, mut got_sum, mut dx, mut carried) = (like_x(), like_x(), like_x(), like_x(), like_x());
+        let (mut y, mut y_of_sum, mut got_sum, mut dx, mut carried) =
+            (like_x(), like_x(), like_x(), like_x(), like_x());
         let mut statistics = vec![RowStatistics::default(); rows];
         norm.forward(&x, None, &mut y, &mut statistics).unwrap();
-        let with = Residual { residual: &residual, sum: &mut got_sum };
-        norm.forward(&x, Some(with), &mut y_of_sum, &mut statistics).unwrap();
+        let with = Residual {
+            residual: &residual,
+            sum: &mut got_sum,
+        };
+        norm.forward(&x, Some(with), &mut y_of_sum, &mut statistics)
+            .unwrap();
 
-        let (mut d_gamma, mut d_beta) = (vec![f32::NAN; width], vec![f32::NAN; if layer { width } else { 0 }]);
-        let from = NormBackward { x: &got_sum, statistics: &statistics, dy: &dy, d_sum: None };
-        let parameters = NormGradients { d_gamma: &mut d_gamma, d_beta: &mut d_beta };
+        let (mut d_gamma, mut d_beta) = (
+            vec![f32::NAN; width],
+            vec![f32::NAN; if layer { width } else { 0 }],
+        );
+        let from = NormBackward {
+            x: &got_sum,
+            statistics: &statistics,
+            dy: &dy,
+            d_sum: None,
+        };
+        let parameters = NormGradients {
+            d_gamma: &mut d_gamma,
+            d_beta: &mut d_beta,
+        };
         norm.backward(from, &mut dx, Some(parameters)).unwrap();
-        norm.backward(NormBackward { d_sum: Some(&d_sum), ..from }, &mut carried, None).unwrap();
+        norm.backward(
+            NormBackward {
+                d_sum: Some(&d_sum),
+                ..from
+            },
+            &mut carried,
+            None,
+        )
+        .unwrap();
         vec![y, y_of_sum, got_sum, dx, carried, d_gamma, d_beta]
     }) {
-        let names = ["y", "y of the sum", "sum", "dx", "dx with d_sum", "d_gamma", "d_beta"];
+        let names = [
+            "y",
+            "y of the sum",
+            "sum",
+            "dx",
+            "dx with d_sum",
+            "d_gamma",
+            "d_beta",
+        ];
         for ((name, got), expected) in names.iter().zip(&results).zip(&expected) {
             assert_close(&format!("{isa:?}, {name}"), got, expected, tolerance);
         }
@@ -110,13 +181,21 @@ fn a_large_mean_does_not_drown_the_variance() {
 
 #[test]
 fn reference_gradients_are_those_of_the_reference() {
-    let (x, gamma, beta, dy) =
-        (f64s(&normals(15, 1)), f64s(&normals(5, 2)), f64s(&normals(5, 3)), f64s(&normals(15, 4)));
+    let (x, gamma, beta, dy) = (
+        f64s(&normals(15, 1)),
+        f64s(&normals(5, 2)),
+        f64s(&normals(5, 3)),
+        f64s(&normals(15, 4)),
+    );
     for layer in [true, false] {
         let [dx, d_gamma, d_beta] = reference_gradients(layer, &x, &gamma, &dy);
         let by_x = central_differences(|x| dot(&reference(layer, x, &gamma, &beta), &dy), &x);
-        let by_gamma = central_differences(|gamma| dot(&reference(layer, &x, gamma, &beta), &dy), &gamma);
-        let by_beta = central_differences(|beta| dot(&reference(layer, &x, &gamma, beta), &dy), &beta);
+        let by_gamma = central_differences(
+            |gamma| dot(&reference(layer, &x, gamma, &beta), &dy),
+            &gamma,
+        );
+        let by_beta =
+            central_differences(|beta| dot(&reference(layer, &x, &gamma, beta), &dy), &beta);
         assert_same_gradient("dx", &dx, &by_x);
         assert_same_gradient("d_gamma", &d_gamma, &by_gamma);
         if layer {
@@ -129,9 +208,15 @@ fn reference_gradients_are_those_of_the_reference() {
 fn a_row_does_not_see_the_others() {
     let (rows, width) = (150, 33);
     let (x, gamma) = (normals(rows * width, 1), normals(width, 2));
-    let norm = Norm::Rms { gamma: &gamma, epsilon: 1e-6 };
+    let norm = Norm::Rms {
+        gamma: &gamma,
+        epsilon: 1e-6,
+    };
     let run = |x: &[f32]| {
-        let (mut y, mut statistics) = (vec![0.0; x.len()], vec![RowStatistics::default(); x.len() / width]);
+        let (mut y, mut statistics) = (
+            vec![0.0; x.len()],
+            vec![RowStatistics::default(); x.len() / width],
+        );
         norm.forward(x, None, &mut y, &mut statistics).unwrap();
         y
     };
@@ -145,12 +230,41 @@ fn a_row_does_not_see_the_others() {
 fn shapes_that_do_not_fit_are_refused() {
     let (gamma, mut y, mut one) = ([1.0; 4], [0.0; 8], [RowStatistics::default(); 1]);
     let mut two = [RowStatistics::default(); 2];
-    let norm = Norm::Layer { gamma: &gamma, beta: &[0.0; 4], epsilon: 1e-5 };
-    assert!(matches!(norm.forward(&[0.0; 7], None, &mut y, &mut two), Err(KernelError::Rows { .. })));
-    assert!(matches!(norm.forward(&[0.0; 8], None, &mut y, &mut one), Err(KernelError::Length { operand: "statistics", .. })));
-    let crooked = Norm::Layer { gamma: &gamma, beta: &[0.0; 3], epsilon: 1e-5 };
-    assert!(matches!(crooked.forward(&[0.0; 8], None, &mut y, &mut two), Err(KernelError::Length { operand: "beta", .. })));
-    let residual = Residual { residual: &[0.0; 8], sum: &mut [0.0; 4] };
-    assert!(matches!(norm.forward(&[0.0; 8], Some(residual), &mut y, &mut two), Err(KernelError::Length { operand: "sum", .. })));
+    let norm = Norm::Layer {
+        gamma: &gamma,
+        beta: &[0.0; 4],
+        epsilon: 1e-5,
+    };
+    assert!(matches!(
+        norm.forward(&[0.0; 7], None, &mut y, &mut two),
+        Err(KernelError::Rows { .. })
+    ));
+    assert!(matches!(
+        norm.forward(&[0.0; 8], None, &mut y, &mut one),
+        Err(KernelError::Length {
+            operand: "statistics",
+            ..
+        })
+    ));
+    let crooked = Norm::Layer {
+        gamma: &gamma,
+        beta: &[0.0; 3],
+        epsilon: 1e-5,
+    };
+    assert!(matches!(
+        crooked.forward(&[0.0; 8], None, &mut y, &mut two),
+        Err(KernelError::Length {
+            operand: "beta",
+            ..
+        })
+    ));
+    let residual = Residual {
+        residual: &[0.0; 8],
+        sum: &mut [0.0; 4],
+    };
+    assert!(matches!(
+        norm.forward(&[0.0; 8], Some(residual), &mut y, &mut two),
+        Err(KernelError::Length { operand: "sum", .. })
+    ));
     norm.forward(&[], None, &mut [], &mut []).unwrap();
 }

@@ -46,7 +46,12 @@ proptest! {
 #[test]
 fn backward_is_the_transpose() {
     let (cos, sin) = (normals(12, 1), normals(12, 2));
-    let rope = Rope { cos: &cos, sin: &sin, rotary_dim: 6, head_dim: 7 };
+    let rope = Rope {
+        cos: &cos,
+        sin: &sin,
+        rotary_dim: 6,
+        head_dim: 7,
+    };
     let positions = [3, 0, 2];
     let (x, g) = (normals(3 * 14, 3), normals(3 * 14, 4));
     let (mut y, mut back) = (x.clone(), g.clone());
@@ -57,17 +62,45 @@ fn backward_is_the_transpose() {
 
 #[test]
 fn shapes_that_do_not_fit_are_refused() {
-    let rope = Rope { cos: &[1.0; 4], sin: &[0.0; 4], rotary_dim: 4, head_dim: 4 };
+    let rope = Rope {
+        cos: &[1.0; 4],
+        sin: &[0.0; 4],
+        rotary_dim: 4,
+        head_dim: 4,
+    };
     let mut x = [0.0; 8];
     rope.forward(&mut x, &[0, 1]).unwrap();
     rope.forward(&mut [], &[]).unwrap();
-    assert!(matches!(rope.forward(&mut x, &[0, 2]), Err(KernelError::Index { position: 1, index: 2, limit: 2, .. })));
-    assert!(matches!(rope.forward(&mut x, &[0, 0, 0]), Err(KernelError::Rows { operand: "x", .. })));
-    assert!(matches!(rope.forward(&mut x, &[]), Err(KernelError::Rows { operand: "x", .. })));
+    assert!(matches!(
+        rope.forward(&mut x, &[0, 2]),
+        Err(KernelError::Index {
+            position: 1,
+            index: 2,
+            limit: 2,
+            ..
+        })
+    ));
+    assert!(matches!(
+        rope.forward(&mut x, &[0, 0, 0]),
+        Err(KernelError::Rows { operand: "x", .. })
+    ));
+    assert!(matches!(
+        rope.forward(&mut x, &[]),
+        Err(KernelError::Rows { operand: "x", .. })
+    ));
     for rotary_dim in [0, 3, 6] {
         let rope = Rope { rotary_dim, ..rope };
-        assert!(matches!(rope.forward(&mut x, &[0, 1]), Err(KernelError::Parameter { .. })));
+        assert!(matches!(
+            rope.forward(&mut x, &[0, 1]),
+            Err(KernelError::Parameter { .. })
+        ));
     }
-    let rope = Rope { sin: &[0.0; 2], ..rope };
-    assert!(matches!(rope.forward(&mut x, &[0, 1]), Err(KernelError::Length { operand: "sin", .. })));
+    let rope = Rope {
+        sin: &[0.0; 2],
+        ..rope
+    };
+    assert!(matches!(
+        rope.forward(&mut x, &[0, 1]),
+        Err(KernelError::Length { operand: "sin", .. })
+    ));
 }

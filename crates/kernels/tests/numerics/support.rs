@@ -44,7 +44,11 @@ pub(crate) fn on_every_path(
         let one = with_threads(1, || isa.with(&kernel));
         for threads in [2, 8] {
             let many = with_threads(threads, || isa.with(&kernel));
-            assert_eq!(bits(&one), bits(&many), "{isa:?}: {threads} threads differ from one");
+            assert_eq!(
+                bits(&one),
+                bits(&many),
+                "{isa:?}: {threads} threads differ from one"
+            );
         }
         if let Some((_, portable)) = results.first() {
             for (index, (got, portable)) in one.iter().zip(portable).enumerate() {
@@ -58,11 +62,18 @@ pub(crate) fn on_every_path(
 }
 
 pub(crate) fn with_threads<T: Send>(threads: usize, body: impl FnOnce() -> T + Send) -> T {
-    rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(body)
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .unwrap()
+        .install(body)
 }
 
 pub(crate) fn bits(results: &[Vec<f32>]) -> Vec<Vec<u32>> {
-    results.iter().map(|result| result.iter().map(|x| x.to_bits()).collect()).collect()
+    results
+        .iter()
+        .map(|result| result.iter().map(|x| x.to_bits()).collect())
+        .collect()
 }
 
 /// The gradient of `function` at `x` by central differences.
@@ -88,7 +99,10 @@ pub(crate) fn central_differences(function: impl Fn(&[f64]) -> f64, x: &[f64]) -
 pub(crate) fn assert_same_gradient(what: &str, got: &[f64], differences: &[f64]) {
     for (index, (got, expected)) in got.iter().zip(differences).enumerate() {
         let error = (got - expected).abs();
-        assert!(error <= 1e-7 * (1.0 + expected.abs()), "{what}[{index}] is {got}, not {expected}");
+        assert!(
+            error <= 1e-7 * (1.0 + expected.abs()),
+            "{what}[{index}] is {got}, not {expected}"
+        );
     }
 }
 

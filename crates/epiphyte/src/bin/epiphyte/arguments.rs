@@ -1,0 +1,89 @@
+//! The command line: subcommands and the flags that all of them take.
+
+use anyhow::Result;
+use epiphyte::Device;
+use clap::{Args, Parser, Subcommand};
+
+use crate::commands::{eval, generate, inspect, merge, predict, train};
+use crate::device;
+
+/// Fine-tune a pretrained transformer without changing it: the base stays frozen, what is learned is a
+/// small file.
+#[derive(Debug, Parser)]
+#[command(name = "epiphyte", version, max_term_width = 110, after_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  epiphyte methods
+  epiphyte train --model bert-base-uncased --train-data train.jsonl --eval-data dev.jsonl \\
+      --text-columns text --method lora --output adapter
+  epiphyte eval --model bert-base-uncased --adapter adapter --data test.jsonl
+  epiphyte train --help";
+
+/// What every subcommand takes.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Everywhere")]
+pub(crate) struct Global {
+    /// Print the result as one JSON object
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Show neither progress nor notes
+    #[arg(long, short, global = true)]
+    pub(crate) quiet: bool,
+    /// Say more about what is done; twice for still more
+    #[arg(long, short, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+    /// How many threads compute [default: all cores]
+    #[arg(long, global = true, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+    /// Where tensors live: cpu, or a GPU backend that is built in (wgpu, vulkan, metal, cuda:0, rocm:0)
+    #[arg(long, global = true, default_value = device::DEFAULT)]
+    pub(crate) device: String,
+}
+
+impl Global {
+    /// Puts in force what concerns the whole process.
+    pub(crate) fn apply(&self) -> Result<()> {
+        if let Some(threads) = self.threads {
+            epiphyte::kernels::threads::set_threads(threads)?;
+        }
+        Ok(())
+    }
+
+    /// Where tensors live.
+    pub(crate) fn device(&self) -> Result<Device> {
+        device::parse(&self.device)
+    }
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Fine-tune a base model
+    #[command(after_help = train::EXAMPLES)]
+    Train(train::Arguments),
+    /// Score a model on data with labels
+    #[command(after_help = eval::EXAMPLES)]
+    Eval(eval::Arguments),
+    /// Write labels and logits for every example of a file
+    #[command(after_help = predict::EXAMPLES)]
+    Predict(predict::Arguments),
+    /// Continue a text
+    #[command(after_help = generate::EXAMPLES)]
+    Generate(generate::Arguments),
+    /// List the fine-tuning methods and their flags
+    #[command(after_help = "Examples:\n  epiphyte methods\n  epiphyte methods --json")]
+    Methods,
+    /// Say what an adapter or a base model consists of
+    #[command(after_help = inspect::EXAMPLES)]
+    Inspect(inspect::Arguments),
+    /// Fold an adapter into its base
+    #[command(after_help = merge::EXAMPLES)]
+    Merge(merge::Arguments),
+}

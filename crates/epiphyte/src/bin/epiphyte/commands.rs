@@ -1,0 +1,9 @@
+//! One file a subcommand.
+
+pub(crate) mod eval;
+pub(crate) mod generate;
+pub(crate) mod inspect;
+pub(crate) mod merge;
+pub(crate) mod methods;
+pub(crate) mod predict;
+pub(crate) mod train;

@@ -1,0 +1,53 @@
+//! `epiphyte eval`.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Args;
+use epiphyte::train::evaluate::evaluate;
+use epiphyte::train::metrics::Metrics;
+use serde::Serialize;
+
+use crate::arguments::Global;
+use crate::data_arguments::DataArguments;
+use crate::output;
+
+pub(crate) const EXAMPLES: &str = "\
+Examples:
+  An adapter, which says its task, columns and labels itself:
+    epiphyte eval --model bert-base-uncased --adapter adapter --data test.jsonl
+
+  An adapter that HF PEFT wrote, which does not:
+    epiphyte eval --model bert-base-uncased --adapter peft-adapter --data test.tsv --text-columns sentence
+
+  A base with a head of its own:
+    epiphyte eval --model fine-tuned-bert --task sequence-classification --text-columns text --data test.jsonl";
+
+#[derive(Args, Debug)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    data: DataArguments,
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Scores<'a> {
+    examples: usize,
+    #[serde(flatten)]
+    metrics: &'a Metrics,
+}
+
+pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
+    let opened = arguments.data.open(true, global)?;
+    let (bench, adapter) = (&opened.tuning.bench, opened.tuning.adapter());
+    let metrics = evaluate(&*bench.loaded.model, adapter, &opened.batches, bench.spec.task)?;
+    let examples = opened.batches.examples().len();
+    if global.json {
+        output::json(&Scores { examples, metrics: &metrics });
+    } else {
+        let mut rows = vec![("examples", output::count(examples as u64))];
+        rows.extend(metrics.iter().map(|(name, value)| (name, format!("{value:.4}"))));
+        output::pairs(&rows);
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,248 @@
+//! `epiphyte inspect`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use epiphyte::Device;
+use clap::Args;
+use epiphyte::methods::Account;
+use epiphyte::methods::file::{AdapterFile, CONFIG_FILE, TENSORS_FILE};
+use epiphyte::models::{Checkpoint, LoadOptions, ModelConfig, load};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::arguments::Global;
+use crate::data_arguments::spec_of_adapter;
+use crate::failure::UsageError;
+use crate::{hub, output};
+
+pub(crate) const EXAMPLES: &str = "\
+Examples:
+  epiphyte inspect adapter
+  epiphyte inspect peft-adapter --model bert-base-uncased
+  epiphyte inspect bert-base-uncased        # the linear maps that --target-modules may name";
+
+#[derive(Args, Debug)]
+pub(crate) struct Arguments {
+    /// Directory of an adapter or of a base model
+    path: PathBuf,
+    /// The adapter's base, for counts that an adapter of HF PEFT does not say
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+}
+
+pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
+    let path = match arguments.path.file_name() {
+        Some(name) if name == CONFIG_FILE => arguments.path.parent().unwrap_or(Path::new(".")).to_owned(),
+        _ => arguments.path.clone(),
+    };
+    if path.join(CONFIG_FILE).exists() {
+        adapter(&path, arguments.model.as_deref(), global)?;
+    } else if arguments.path.exists() && !path.join("config.json").exists() {
+        let problem = format!(
+            "`{}` is neither an adapter nor a model: it has no {CONFIG_FILE} and no config.json",
+            path.display()
+        );
+        return Err(UsageError::Other(problem).into());
+    } else {
+        base(&hub::resolve(&path)?, global)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A tensor as it is stored.
+#[derive(Serialize)]
+struct TensorSummary {
+    name: String,
+    dtype: String,
+    shape: Vec<usize>,
+}
+
+fn tensors(checkpoint: &Checkpoint) -> Vec<TensorSummary> {
+    let views = checkpoint.names().filter_map(|name| Some((name, checkpoint.tensor(name)?)));
+    views
+        .map(|(name, view)| TensorSummary {
+            name: name.to_owned(),
+            dtype: view.dtype.to_string(),
+            shape: view.shape.to_vec(),
+        })
+        .collect()
+}
+
+/// What `--json` prints of an adapter.
+#[derive(Serialize)]
+struct AdapterSummary {
+    method: &'static str,
+    peft_type: &'static str,
+    task: Option<Value>,
+    base_model: Option<String>,
+    trainable_parameters: Option<usize>,
+    changed_parameters: Option<usize>,
+    stored_parameters: usize,
+    head_parameters: Option<usize>,
+    base_parameters: Option<usize>,
+    bytes: u64,
+    settings: Value,
+    tensors: Vec<TensorSummary>,
+}
+
+fn adapter(dir: &Path, model: Option<&Path>, global: &Global) -> Result<()> {
+    let file = AdapterFile::open(dir)?;
+    let tensors = tensors(&file.tensors()?);
+    let account = account(&file, model, global)?;
+    let definition = file.config().definition();
+    let task = match file.provenance() {
+        Some(ours) => Some(ours.task.clone()),
+        None => file.task_type().map(Value::from),
+    };
+    let values = |tensor: &TensorSummary| tensor.shape.iter().product::<usize>();
+    let summary = AdapterSummary {
+        method: definition.name,
+        peft_type: definition.peft_type,
+        task,
+        base_model: file.base_model().map(str::to_owned),
+        trainable_parameters: account.map(|account| account.trainable_parameters),
+        changed_parameters: account.map(|account| account.changed_parameters),
+        stored_parameters: account
+            .map_or_else(|| tensors.iter().map(values).sum(), |account| account.stored_parameters),
+        head_parameters: account.map(|account| account.head_parameters),
+        base_parameters: account.map(|account| account.base_parameters),
+        bytes: fs::metadata(dir.join(TENSORS_FILE))?.len(),
+        settings: Value::Object(file.config().settings()),
+        tensors,
+    };
+    if global.json {
+        output::json(&summary);
+        return Ok(());
+    }
+    let count = |number: Option<usize>| number.map_or("?".to_owned(), |number| output::count(number as u64));
+    output::pairs(&[
+        ("method", summary.method.to_owned()),
+        ("peft_type", summary.peft_type.to_owned()),
+        ("task", summary.task.map_or("?".to_owned(), |task| task["task"].as_str().or(task.as_str()).unwrap_or("?").to_owned())),
+        ("base model", summary.base_model.unwrap_or_else(|| "?".to_owned())),
+        ("base parameters", count(summary.base_parameters)),
+        ("trainable parameters", count(summary.trainable_parameters)),
+        ("changed parameters", count(summary.changed_parameters)),
+        ("stored parameters", count(Some(summary.stored_parameters))),
+        ("head parameters", count(summary.head_parameters)),
+        ("file", output::bytes(summary.bytes)),
+        ("tensors", output::count(summary.tensors.len() as u64)),
+    ]);
+    print_tensors(&summary.tensors);
+    Ok(())
+}
+
+fn print_tensors(tensors: &[TensorSummary]) {
+    let width = tensors.iter().map(|tensor| tensor.name.len()).max().unwrap_or(0);
+    for TensorSummary { name, dtype, shape } in tensors {
+        output::print(&format!("  {name:width$}  {dtype} {shape:?}"));
+    }
+}
+
+/// The adapter's account: as it says itself, or from its base.
+fn account(file: &AdapterFile, model: Option<&Path>, global: &Global) -> Result<Option<Account>> {
+    if let Some(account) = file.provenance().and_then(|ours| ours.account) {
+        return Ok(Some(account));
+    }
+    let named = file.base_model().map(PathBuf::from).filter(|path| path.is_dir());
+    let Some(model) = model.map(hub::resolve).transpose()?.or(named) else {
+        if !global.quiet {
+            output::note("note: only the base tells how much is trained and changed: pass --model");
+        }
+        return Ok(None);
+    };
+    let device = Device::default();
+    let task = spec_of_adapter(file, &model)?.head();
+    let loaded = load(&model, task, &device, &LoadOptions::default())?;
+    let tuned = file.load(loaded.model.base(), &device)?;
+    Ok(Some(tuned.account(loaded.model.base())))
+}
+
+/// What `--json` prints of a base model.
+#[derive(Serialize)]
+struct BaseSummary {
+    architectures: Vec<String>,
+    layers: usize,
+    width: usize,
+    vocabulary: usize,
+    max_position_embeddings: usize,
+    labels: Vec<String>,
+    parameters: usize,
+    bytes: usize,
+    dtypes: Vec<String>,
+    linear_maps: Vec<LinearMaps>,
+}
+
+/// The linear maps that stand at one place of every layer.
+#[derive(PartialEq, Serialize)]
+struct LinearMaps {
+    /// The path, with `*` for the layer.
+    path: String,
+    /// `[out, in]`.
+    shape: Vec<usize>,
+    count: usize,
+}
+
+fn base(dir: &Path, global: &Global) -> Result<()> {
+    let config = ModelConfig::open(dir)?;
+    let checkpoint = Checkpoint::open(dir)?;
+    let tensors = tensors(&checkpoint);
+    let mut dtypes: Vec<String> = tensors.iter().map(|tensor| tensor.dtype.clone()).collect();
+    dtypes.sort_unstable();
+    dtypes.dedup();
+    let summary = BaseSummary {
+        architectures: config.architectures().to_vec(),
+        layers: config.num_hidden_layers(),
+        width: config.hidden_size(),
+        vocabulary: config.vocab_size(),
+        max_position_embeddings: config.max_position_embeddings(),
+        labels: config.labels().names().to_vec(),
+        parameters: tensors.iter().map(|tensor| tensor.shape.iter().product::<usize>()).sum(),
+        bytes: checkpoint.total_bytes(),
+        dtypes,
+        linear_maps: linear_maps(&tensors),
+    };
+    if global.json {
+        output::json(&summary);
+        return Ok(());
+    }
+    let count = |number: usize| output::count(number as u64);
+    output::pairs(&[
+        ("architecture", summary.architectures.join(", ")),
+        ("parameters", format!("{} ({})", count(summary.parameters), summary.dtypes.join(", "))),
+        ("weights", output::bytes(summary.bytes as u64)),
+        ("layers", count(summary.layers)),
+        ("width", count(summary.width)),
+        ("vocabulary", count(summary.vocabulary)),
+        ("longest sequence", count(summary.max_position_embeddings)),
+        ("labels", summary.labels.join(", ")),
+    ]);
+    output::print("linear maps, [out, in]:");
+    let width = summary.linear_maps.iter().map(|maps| maps.path.len()).max().unwrap_or(0);
+    for LinearMaps { path, shape, count } in &summary.linear_maps {
+        output::print(&format!("  {path:width$}  {shape:?} x {count}"));
+    }
+    Ok(())
+}
+
+/// Matrices that are not embedding tables, layers folded into one line.
+fn linear_maps(tensors: &[TensorSummary]) -> Vec<LinearMaps> {
+    let mut found: Vec<LinearMaps> = Vec::new();
+    for TensorSummary { name, shape, .. } in tensors {
+        let Some(path) = name.strip_suffix(".weight") else { continue };
+        if shape.len() != 2 || path.contains("embed") {
+            continue;
+        }
+        let parts: Vec<&str> =
+            path.split('.').map(|part| if part.parse::<usize>().is_ok() { "*" } else { part }).collect();
+        let path = parts.join(".");
+        match found.iter_mut().find(|maps| maps.path == path && maps.shape == *shape) {
+            Some(maps) => maps.count += 1,
+            None => found.push(LinearMaps { path, shape: shape.clone(), count: 1 }),
+        }
+    }
+    found
+}

@@ -1,0 +1,66 @@
+//! `epiphyte methods`.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use epiphyte::methods::{Definition, Flag, METHODS};
+use serde::Serialize;
+
+use crate::arguments::Global;
+use crate::output;
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Listing {
+    methods: Vec<MethodListing>,
+}
+
+/// A method.
+#[derive(Serialize)]
+struct MethodListing {
+    name: &'static str,
+    summary: &'static str,
+    paper: &'static str,
+    peft_type: &'static str,
+    in_peft: bool,
+    flags: Vec<FlagListing>,
+}
+
+/// A flag of a method.
+#[derive(Serialize)]
+struct FlagListing {
+    flag: &'static str,
+    key: &'static str,
+    help: &'static str,
+}
+
+pub(crate) fn run(global: &Global) -> Result<ExitCode> {
+    if global.json {
+        output::json(&Listing { methods: METHODS.iter().map(listing).collect() });
+        return Ok(ExitCode::SUCCESS);
+    }
+    for (at, method) in METHODS.iter().enumerate() {
+        if at > 0 {
+            output::print("");
+        }
+        let peft = if method.in_peft { " (files are HF PEFT's)" } else { "" };
+        output::print(&format!("{}: {}{peft}\n  {}", method.name, method.summary, method.paper));
+        let width = method.flags.iter().map(|flag| flag.flag.len()).max().unwrap_or(0);
+        for Flag { flag, help, .. } in method.flags {
+            output::print(&format!("    --{flag:width$}  {help}"));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn listing(method: &Definition) -> MethodListing {
+    let flags = method.flags.iter().map(|flag| FlagListing { flag: flag.flag, key: flag.key, help: flag.help });
+    MethodListing {
+        name: method.name,
+        summary: method.summary,
+        paper: method.paper,
+        peft_type: method.peft_type,
+        in_peft: method.in_peft,
+        flags: flags.collect(),
+    }
+}

@@ -1,0 +1,69 @@
+//! `epiphyte predict`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Args;
+use epiphyte::data::TaskKind;
+use epiphyte::train::evaluate::{argmax, predict};
+use epiphyte::train::files;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::arguments::Global;
+use crate::data_arguments::DataArguments;
+use crate::failure::UsageError;
+use crate::output;
+
+pub(crate) const EXAMPLES: &str = "\
+Examples:
+  epiphyte predict --model bert-base-uncased --adapter adapter --data new.jsonl --output labels.jsonl
+
+  The file need not have labels. Each line of the output belongs to a line of the input:
+    {\"label\":\"positive\",\"logits\":[-1.25,1.5]}";
+
+#[derive(Args, Debug)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    data: DataArguments,
+    /// Where the predictions go, one JSON object a line
+    #[arg(long, value_name = "FILE.jsonl")]
+    output: PathBuf,
+}
+
+/// A line of the output.
+#[derive(Serialize)]
+struct Prediction<'a> {
+    label: Value,
+    logits: &'a [f32],
+}
+
+pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
+    let opened = arguments.data.open(false, global)?;
+    let bench = &opened.tuning.bench;
+    if bench.spec.task == TaskKind::CausalLanguageModelling {
+        let problem = "predict is for classification and regression: use `epiphyte generate` or `epiphyte eval`";
+        return Err(UsageError::Other(problem.to_owned()).into());
+    }
+    let logits = predict(&*bench.loaded.model, opened.tuning.adapter(), &opened.batches)?;
+    let mut lines = String::new();
+    for row in &logits {
+        let label = match bench.spec.task {
+            TaskKind::Regression => json!(row[0]),
+            _ => json!(bench.spec.labels[argmax(row)]),
+        };
+        lines += &serde_json::to_string(&Prediction { label, logits: row }).expect("logits are finite");
+        lines.push('\n');
+    }
+    files::write(&arguments.output, lines.as_bytes())?;
+    if global.json {
+        output::json(&json!({ "examples": logits.len(), "output": arguments.output }));
+    } else {
+        output::pairs(&[
+            ("examples", output::count(logits.len() as u64)),
+            ("output", arguments.output.display().to_string()),
+        ]);
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,261 @@
+//! `epiphyte quickstart`: three adapters on a base model that the binary brings along.
+//!
+//! The base (`assets/quickstart/base`, made by `examples/quickstart_base.rs`) has read Shakespeare; the
+//! data is a lighthouse keeper's log in modern English. Each run is what `epiphyte train --config`
+//! makes of a file that stays in the output directory, so that it can be changed and run again.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use burn::tensor::Device;
+use clap::Args;
+use epiphyte::data::{Order, Table};
+use epiphyte::models::LoadOptions;
+use epiphyte::models::generation_config::GenerationConfig;
+use epiphyte::train::evaluate::evaluate;
+use epiphyte::train::{
+    Generation, Interrupt, RunConfig, RunOptions, TaskSpec, Tuning, generate, open_adapter, train,
+};
+use serde::Serialize;
+
+use crate::arguments::Global;
+use crate::commands::train::on_ctrl_c;
+use crate::failure::INTERRUPTED;
+use crate::output;
+use crate::settings::{GivenFlags, run_config};
+
+pub(crate) const EXAMPLES: &str = "\
+Examples:
+  epiphyte quickstart
+  epiphyte quickstart --output /tmp/first --json";
+
+#[derive(Args, Debug)]
+pub(crate) struct Arguments {
+    /// Where the base, the data and the adapters go
+    #[arg(long, value_name = "DIR", default_value = "epiphyte-quickstart")]
+    output: PathBuf,
+    /// So many steps for every method
+    #[arg(long, value_name = "N", hide = true)]
+    steps: Option<u64>,
+}
+
+macro_rules! asset {
+    ($name:literal) => {
+        ($name, include_bytes!(concat!("../../../../assets/quickstart/", $name)))
+    };
+}
+
+/// Files and where they go in the output directory.
+const ASSETS: [(&str, &[u8]); 7] = [
+    asset!("base/config.json"),
+    asset!("base/generation_config.json"),
+    asset!("base/model.safetensors"),
+    asset!("base/tokenizer.json"),
+    asset!("base/tokenizer_config.json"),
+    asset!("train.jsonl"),
+    asset!("eval.jsonl"),
+];
+
+/// Methods, and what their configuration files say beside what all say.
+const RUNS: [(&str, &str); 3] = [
+    ("lora", "rank = 8\nalpha = 16\ntarget_modules = \"all-linear\"\nlearning_rate = 5e-3\n"),
+    ("prefix-tuning", "num_virtual_tokens = 16\ninit_weights = \"zero\"\nlearning_rate = 2e-2\n"),
+    ("bitfit", "learning_rate = 1e-2\n"),
+];
+
+/// How every text begins that is generated.
+const PROMPT: &str = "Monday.";
+const NEW_TOKENS: usize = 70;
+const TEMPERATURE: f64 = 0.5;
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Summary {
+    output: PathBuf,
+    prompt: &'static str,
+    loss: f64,
+    text: String,
+    runs: Vec<Row>,
+}
+
+/// One method's line.
+#[derive(Serialize)]
+struct Row {
+    method: &'static str,
+    adapter: PathBuf,
+    trainable_parameters: usize,
+    bytes: u64,
+    loss_before: f64,
+    loss_after: f64,
+    seconds: f64,
+    text: String,
+}
+
+pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
+    let dir = &arguments.output;
+    let device = global.device()?;
+    let interrupt = on_ctrl_c(global.quiet)?;
+    let tell = |text: &str| {
+        if !global.quiet {
+            output::note(text);
+        }
+    };
+    unpack(dir)?;
+    let configs = RUNS.map(|(method, settings)| configure(dir, method, settings));
+    let configs = configs.into_iter().collect::<Result<Vec<RunConfig>>>()?;
+
+    let base = open(&configs[0], None, &device)?;
+    let (loss, text) = (loss(&base, &configs[0])?, sample(&base, &configs[0].model)?);
+    let parameters = output::count(base.bench.loaded.model.base().count() as u64);
+    tell(&format!(
+        "The base, {parameters} parameters, has read nothing but Shakespeare.\n\
+         On a lighthouse keeper's log its loss is {loss:.3}, and it writes:\n\n{}\n",
+        indented(&text)
+    ));
+
+    let mut summary = Summary { output: dir.clone(), prompt: PROMPT, loss, text, runs: Vec::new() };
+    for ((method, _), mut config) in RUNS.into_iter().zip(configs) {
+        config.max_steps = arguments.steps.or(config.max_steps);
+        tell(&format!("Training {method} on the log:"));
+        let Some(row) = tune(method, &config, loss, global, &device, &interrupt)? else {
+            return Ok(ExitCode::from(INTERRUPTED));
+        };
+        tell(&format!("Loss {:.3}, and it writes:\n\n{}\n", row.loss_after, indented(&row.text)));
+        summary.runs.push(row);
+    }
+    if global.json {
+        output::json(&summary);
+    } else {
+        print(&summary);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes base and data into the output directory.
+fn unpack(dir: &Path) -> Result<()> {
+    std::fs::create_dir_all(dir.join("base")).with_context(|| format!("cannot create `{}`", dir.display()))?;
+    for (name, bytes) in ASSETS {
+        epiphyte::train::files::write(&dir.join(name), bytes)?;
+    }
+    Ok(())
+}
+
+/// Writes a method's configuration file and reads it as `epiphyte train` does.
+fn configure(dir: &Path, method: &str, settings: &str) -> Result<RunConfig> {
+    let path = |name: &str| toml::Value::from(dir.join(name).display().to_string());
+    let text = format!(
+        "model = {base}\n\
+         train_data = {train}\n\
+         eval_data = {eval}\n\
+         output = {output}\n\
+         task = \"causal-language-modelling\"\n\
+         text_columns = [\"text\"]\n\
+         max_length = 128\n\
+         batch_size = 16\n\
+         max_steps = 150\n\
+         eval_steps = 50\n\
+         method = \"{method}\"\n\
+         {settings}",
+        base = path("base"),
+        train = path("train.jsonl"),
+        eval = path("eval.jsonl"),
+        output = path(method),
+    );
+    let file = dir.join(format!("{method}.toml"));
+    epiphyte::train::files::write(&file, text.as_bytes())?;
+    run_config(Some(&file), &GivenFlags::default())
+}
+
+/// The base with an adapter on it, or without.
+fn open(config: &RunConfig, adapter: Option<&Path>, device: &Device) -> Result<Tuning> {
+    let train = Table::read(&config.train_data, &config.reading()?)?;
+    let spec = TaskSpec::of_run(config, &train)?;
+    Ok(open_adapter(&config.model, adapter, Some(spec), false, device, &LoadOptions::default())?)
+}
+
+/// The loss on the evaluation data.
+fn loss(tuning: &Tuning, config: &RunConfig) -> Result<f64> {
+    let path = config.eval_data.as_ref().context("the configuration names evaluation data")?;
+    let table = Table::read(path, &config.reading()?)?;
+    let batches = tuning.bench.batches(&table, true, config.batch_size, Order::Sequential)?;
+    let metrics = evaluate(&*tuning.bench.loaded.model, tuning.adapter(), &batches, config.task)?;
+    metrics.get("loss").context("language models are scored by their loss")
+}
+
+/// The prompt with what the model makes of it.
+fn sample(tuning: &Tuning, base: &Path) -> Result<String> {
+    let bench = &tuning.bench;
+    let mut ids = bench.tokenizer.encode(PROMPT, None, None)?.ids;
+    let how = Generation {
+        max_new_tokens: NEW_TOKENS,
+        temperature: TEMPERATURE,
+        seed: 0,
+        stop: GenerationConfig::open(base, &bench.loaded.config)?.eos_token_ids,
+        max_length: bench.loaded.config.max_position_embeddings(),
+    };
+    ids.extend(generate(&*bench.loaded.model, tuning.adapter(), &ids, &how)?);
+    Ok(bench.tokenizer.decode(&ids, true)?)
+}
+
+/// Trains one method; nothing if it was interrupted.
+fn tune(
+    method: &'static str,
+    config: &RunConfig,
+    loss_before: f64,
+    global: &Global,
+    device: &Device,
+    interrupt: &Interrupt,
+) -> Result<Option<Row>> {
+    let options = RunOptions {
+        overwrite: true,
+        quiet: global.quiet,
+        command: std::env::args().collect(),
+        device: device.clone(),
+        ..RunOptions::default()
+    };
+    let report = train(config, &options, interrupt)?;
+    if report.status == "interrupted" {
+        return Ok(None);
+    }
+    let tuning = open(config, Some(&config.output), device)?;
+    Ok(Some(Row {
+        method,
+        adapter: report.output,
+        trainable_parameters: report.account.trainable_parameters,
+        bytes: report.bytes,
+        loss_before,
+        loss_after: loss(&tuning, config)?,
+        seconds: report.seconds,
+        text: sample(&tuning, &config.model)?,
+    }))
+}
+
+fn indented(text: &str) -> String {
+    text.lines().map(|line| format!("    {line}")).collect::<Vec<_>>().join("\n")
+}
+
+fn print(summary: &Summary) {
+    output::print("method         trained parameters   on disk    loss before   loss after   seconds");
+    for row in &summary.runs {
+        output::print(&format!(
+            "{:13}  {:>18}   {:>8}   {:>11.3}   {:>10.3}   {:>7.1}",
+            row.method,
+            output::count(row.trainable_parameters as u64),
+            output::bytes(row.bytes),
+            row.loss_before,
+            row.loss_after,
+            row.seconds,
+        ));
+    }
+    let dir = summary.output.display();
+    output::print(&format!(
+        "\nWhat next:\n  \
+         epiphyte generate --model {dir}/base --adapter {dir}/lora --prompt \"{PROMPT}\" \
+         --temperature {TEMPERATURE} --seed 1\n  \
+         epiphyte eval --model {dir}/base --adapter {dir}/bitfit --data {dir}/eval.jsonl\n  \
+         epiphyte train --config {dir}/lora.toml --rank 2 --output {dir}/lora-2\n  \
+         epiphyte inspect {dir}/prefix-tuning\n  \
+         epiphyte train --help        # your own model and data"
+    ));
+}

@@ -1,0 +1,140 @@
+//! `epiphyte train`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use epiphyte::train::{Interrupt, Report, RunOptions};
+
+use crate::arguments::Global;
+use crate::failure::INTERRUPTED;
+use crate::settings::{self, GivenFlags};
+use crate::{hub, output};
+
+pub(crate) const EXAMPLES: &str = "\
+Examples:
+  A classifier with LoRA:
+    epiphyte train --model bert-base-uncased --train-data train.tsv --eval-data dev.tsv \\
+        --text-columns sentence --method lora --rank 8 --alpha 16 --output adapter
+
+  The same from a file, with another seed (flags go before the file):
+    epiphyte train --config run.toml --seed 1 --output adapter-1
+
+  run.toml:
+    model = \"bert-base-uncased\"
+    train_data = \"train.tsv\"
+    eval_data = \"dev.tsv\"
+    text_columns = [\"sentence\"]
+    method = \"lora\"
+    rank = 8
+    target_modules = [\"query\", \"value\"]
+    output = \"adapter\"
+
+  A language model on prompts and their completions:
+    epiphyte train --model llama --task causal-language-modelling --train-data pairs.jsonl \\
+        --prompt-column prompt --completion-column answer --method prefix-tuning --output adapter
+
+  Go on after Ctrl-C or a crash: the same command with --resume.";
+
+#[derive(Args, Debug)]
+pub(crate) struct Arguments {
+    /// Settings from a TOML file; its keys are the flags, and flags go before it
+    #[arg(long, value_name = "FILE.toml")]
+    config: Option<PathBuf>,
+    /// Go on with the newest checkpoint in the output directory
+    #[arg(long, conflicts_with = "overwrite")]
+    resume: bool,
+    /// Begin anew in an output directory that holds a run
+    #[arg(long)]
+    overwrite: bool,
+    #[command(flatten)]
+    settings: GivenFlags,
+}
+
+pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
+    let mut run = settings::run_config(arguments.config.as_deref(), &arguments.settings)?;
+    run.model = hub::resolve(&run.model)?;
+    let command: Vec<String> = std::env::args().collect();
+    let options = RunOptions {
+        resume: arguments.resume,
+        overwrite: arguments.overwrite,
+        quiet: global.quiet,
+        command: command.clone(),
+        device: global.device()?,
+    };
+    let report = epiphyte::train::train(&run, &options, &on_ctrl_c(global.quiet)?)?;
+    if global.json {
+        output::json(&report);
+    } else {
+        print(&report);
+    }
+    if report.status != "interrupted" {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let resume = if arguments.resume { "" } else { " --resume" };
+    output::note(&format!("stopped after step {}; go on with:\n  {}{resume}", report.steps, shell(&command)));
+    Ok(ExitCode::from(INTERRUPTED))
+}
+
+/// The first Ctrl-C asks to save and stop, the second ends the process.
+fn on_ctrl_c(quiet: bool) -> Result<Interrupt> {
+    let interrupt = Interrupt::default();
+    let asked = interrupt.clone();
+    let handler = move || {
+        if asked.request() {
+            std::process::exit(INTERRUPTED.into());
+        }
+        if !quiet {
+            output::note("stopping after this step; Ctrl-C again to leave at once");
+        }
+    };
+    ctrlc::set_handler(handler).context("cannot listen to Ctrl-C")?;
+    Ok(interrupt)
+}
+
+fn print(report: &Report) {
+    let count = |number: usize| output::count(number as u64);
+    let account = &report.account;
+    let share = 100.0 * account.trainable_parameters as f64 / account.base_parameters.max(1) as f64;
+    let mut rows = vec![
+        ("output", report.output.display().to_string()),
+        ("method", report.method.clone()),
+        ("status", report.status.replace('_', " ")),
+        ("steps", output::count(report.steps)),
+    ];
+    rows.extend(report.train_loss.map(|loss| ("train loss", format!("{loss:.4}"))));
+    let metrics = report.metrics.iter().flat_map(|metrics| metrics.iter());
+    rows.extend(metrics.map(|(name, value)| (name, format!("{value:.4}"))));
+    rows.extend([
+        ("trainable parameters", format!("{} ({share:.3}% of the base)", count(account.trainable_parameters))),
+        ("changed parameters", count(account.changed_parameters)),
+        ("stored parameters", count(account.stored_parameters)),
+        ("head parameters", count(account.head_parameters)),
+        ("adapter file", output::bytes(report.bytes)),
+        ("time", format!("{:.1} s", report.seconds)),
+        ("speed", format!("{:.0} tokens/s", report.tokens_per_second)),
+    ]);
+    rows.extend(report.peak_memory_bytes.map(|peak| ("peak memory", output::bytes(peak))));
+    output::pairs(&rows);
+}
+
+/// A command as a shell reads it.
+fn shell(command: &[String]) -> String {
+    let plain = |word: &str| {
+        !word.is_empty() && word.chars().all(|c| c.is_ascii_alphanumeric() || "-_./=,:@%+".contains(c))
+    };
+    let words = command.iter().map(|word| {
+        if plain(word) { word.clone() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+    });
+    words.collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn commands_survive_a_shell() {
+        let words = ["epiphyte", "--prompt", "it's two words"].map(str::to_owned);
+        assert_eq!(super::shell(&words), r"epiphyte --prompt 'it'\''s two words'");
+    }
+}

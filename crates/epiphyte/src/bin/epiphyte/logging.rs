@@ -1,0 +1,25 @@
+//! What the libraries have to tell, on standard error.
+
+use std::io;
+
+use tracing_subscriber::EnvFilter;
+
+use crate::arguments::Global;
+
+/// Shows warnings; with `--verbose` what is done, too. `RUST_LOG` goes before both.
+pub(crate) fn start(global: &Global) {
+    let level = match (global.quiet, global.verbose) {
+        (true, _) => "error",
+        (false, 0) => "warn",
+        (false, 1) => "info",
+        (false, 2) => "debug",
+        (false, _) => "trace",
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_target(false)
+        .without_time()
+        .init();
+}

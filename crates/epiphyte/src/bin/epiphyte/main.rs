@@ -1,0 +1,35 @@
+//! The `epiphyte` command: what it is told, who does it, and how it ends.
+//!
+//! Results go to standard output (a table, or one JSON object with `--json`), everything else to
+//! standard error. Exit codes: 0 done, 1 failed, 2 asked wrongly, 130 interrupted.
+
+mod arguments;
+mod commands;
+mod data_arguments;
+mod device;
+mod failure;
+mod hub;
+mod logging;
+mod output;
+mod settings;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::arguments::{Arguments, Command};
+
+fn main() -> ExitCode {
+    let Arguments { global, command } = Arguments::parse();
+    logging::start(&global);
+    let done = global.apply().and_then(|()| match command {
+        Command::Train(arguments) => commands::train::run(arguments, &global),
+        Command::Eval(arguments) => commands::eval::run(arguments, &global),
+        Command::Predict(arguments) => commands::predict::run(arguments, &global),
+        Command::Generate(arguments) => commands::generate::run(arguments, &global),
+        Command::Methods => commands::methods::run(&global),
+        Command::Inspect(arguments) => commands::inspect::run(arguments, &global),
+        Command::Merge(arguments) => commands::merge::run(arguments, &global),
+    });
+    done.unwrap_or_else(|error| failure::report(&error))
+}

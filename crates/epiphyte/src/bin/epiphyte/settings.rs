@@ -1,0 +1,220 @@
+//! The settings of a run: a TOML file overlaid with flags, both checked against the tables of flags.
+//!
+//! Nothing here knows a single setting. The run's own are in [`RunConfig::FLAGS`], the methods' in
+//! [`METHODS`]; a new one becomes a flag and a key of the file by being in its table.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use clap::{Arg, ArgMatches, Command};
+use epiphyte::methods::{Flag, FlagKind, METHODS, Modules, by_name};
+use epiphyte::train::RunConfig;
+use serde_json::{Map, Value};
+
+use crate::failure::UsageError;
+
+/// Under which heading `--help` shows a run's flag: from the flag named to the next one named.
+const HEADINGS: [(&str, &str); 4] = [
+    ("model", "Model, task and data"),
+    ("method", "Method"),
+    ("epochs", "Training"),
+    ("eval-steps", "Evaluation, checkpoints and log"),
+];
+
+/// The flags of `train` that were given, by name, not yet parsed.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct GivenFlags(BTreeMap<&'static str, String>);
+
+impl clap::Args for GivenFlags {
+    fn augment_args(mut command: Command) -> Command {
+        let mut heading = HEADINGS[0].1;
+        for flag in RunConfig::FLAGS {
+            if let Some((_, next)) = HEADINGS.iter().find(|(first, _)| *first == flag.flag) {
+                heading = next;
+            }
+            command = command.arg(argument(flag, flag.help.to_owned()).help_heading(heading));
+        }
+        for (flag, owners) in method_flags() {
+            let help = format!("{} [{}]", flag.help, owners.join(", "));
+            command = command.arg(argument(flag, help).help_heading("Method's own settings"));
+        }
+        command
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl clap::FromArgMatches for GivenFlags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let methods = method_flags().into_iter().map(|(flag, _)| flag);
+        let all = RunConfig::FLAGS.iter().chain(methods);
+        let given = all.filter_map(|flag| {
+            Some((flag.flag, matches.get_one::<String>(flag.flag)?.clone()))
+        });
+        Ok(Self(given.collect()))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+/// All methods' flags in the order of the methods, each once, with the methods that have it.
+fn method_flags() -> Vec<(&'static Flag, Vec<&'static str>)> {
+    let mut flags: Vec<(&'static Flag, Vec<&'static str>)> = Vec::new();
+    for method in METHODS {
+        for flag in method.flags {
+            match flags.iter_mut().find(|(known, _)| known.flag == flag.flag) {
+                Some((_, owners)) => owners.push(method.name),
+                None => flags.push((flag, vec![method.name])),
+            }
+        }
+    }
+    flags
+}
+
+fn argument(flag: &'static Flag, help: String) -> Arg {
+    let argument = Arg::new(flag.flag).long(flag.flag).help(help).value_name(match flag.kind {
+        FlagKind::Integer => "N",
+        FlagKind::Number => "X",
+        FlagKind::Switch | FlagKind::Boolean => "true|false",
+        FlagKind::Text => "TEXT",
+        FlagKind::Texts => "A,B",
+        FlagKind::Modules => "NAMES",
+        FlagKind::Integers => "N,N",
+        FlagKind::Pattern => "NAME=X,..",
+    });
+    match flag.kind {
+        FlagKind::Switch => {
+            argument.num_args(0..=1).require_equals(true).default_missing_value("true").hide_possible_values(true)
+        }
+        FlagKind::Number | FlagKind::Integer => argument.allow_negative_numbers(true),
+        _ => argument,
+    }
+}
+
+/// The configuration of a run: what `file` says, then what flags say.
+pub(crate) fn run_config(file: Option<&Path>, given: &GivenFlags) -> Result<RunConfig> {
+    let mut entries = match file {
+        Some(path) => read(path)?,
+        None => Vec::new(),
+    };
+    entries.extend(given.0.iter().map(|(flag, text)| Entry {
+        place: format!("`--{flag}`"),
+        name: (*flag).to_owned(),
+        value: Value::String(text.clone()),
+    }));
+    let said = entries.iter().rev().find(|entry| entry.name == "method");
+    let name = said.and_then(|entry| entry.value.as_str().map(str::to_owned));
+    let method = by_name(&name.unwrap_or_else(|| RunConfig::default().method))?;
+
+    let mut settings = Map::new();
+    for Entry { place, name, value } in entries {
+        let is_called = |flag: &&Flag| flag.flag == name || flag.key == name.replace('-', "_");
+        let own = RunConfig::FLAGS.iter().find(is_called);
+        let Some(flag) = own.or_else(|| method.flags.iter().find(is_called)) else {
+            let owners: Vec<&str> = METHODS
+                .iter()
+                .filter(|other| other.flags.iter().any(|flag| is_called(&flag)))
+                .map(|other| other.name)
+                .collect();
+            if owners.is_empty() {
+                return Err(UsageError::UnknownKey { place }.into());
+            }
+            let (owners, method) = (owners.join(", "), method.name.to_owned());
+            return Err(UsageError::OtherMethod { place, owners, method }.into());
+        };
+        let value = convert(flag.kind, value).map_err(|problem| UsageError::Value { place, problem })?;
+        settings.insert(flag.key.to_owned(), value);
+    }
+    Ok(RunConfig::parse(settings)?)
+}
+
+/// One setting as somebody said it.
+struct Entry {
+    /// Flag, or key and file, for messages.
+    place: String,
+    /// With dashes, as the flag.
+    name: String,
+    value: Value,
+}
+
+/// The keys of a TOML file.
+fn read(path: &Path) -> Result<Vec<Entry>> {
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+    let table: toml::Table = toml::from_str(&text)
+        .map_err(|error| UsageError::Value { place: format!("`{}`", path.display()), problem: error.to_string() })?;
+    let entries = table.into_iter().map(|(key, value)| Entry {
+        place: format!("key `{key}` in `{}`", path.display()),
+        name: key.replace('_', "-"),
+        value: serde_json::to_value(value).expect("TOML values are JSON values"),
+    });
+    Ok(entries.collect())
+}
+
+/// A value as its key takes it. Text is read as a flag's; other values come from a file and must be of
+/// the right type already.
+fn convert(kind: FlagKind, value: Value) -> Result<Value, String> {
+    if let Value::String(text) = &value {
+        return parse(kind, text);
+    }
+    let (fits, expected) = match kind {
+        FlagKind::Integer => (value.is_i64() || value.is_u64(), "a whole number"),
+        FlagKind::Number => (value.is_number(), "a number"),
+        FlagKind::Switch | FlagKind::Boolean => (value.is_boolean(), "true or false"),
+        FlagKind::Text => (!value.is_array() && !value.is_object(), "a text"),
+        FlagKind::Texts | FlagKind::Modules => (is_list(&value, Value::is_string), "a list of texts"),
+        FlagKind::Integers => (is_list(&value, Value::is_u64), "a list of whole numbers"),
+        FlagKind::Pattern => (
+            value.as_object().is_some_and(|pattern| pattern.values().all(Value::is_number)),
+            "a table of numbers",
+        ),
+    };
+    if fits { Ok(value) } else { Err(format!("{value} is not {expected}")) }
+}
+
+fn is_list(value: &Value, of: fn(&Value) -> bool) -> bool {
+    value.as_array().is_some_and(|items| items.iter().all(of))
+}
+
+/// The value of a flag's text.
+fn parse(kind: FlagKind, text: &str) -> Result<Value, String> {
+    let items = || text.split(',').map(str::trim);
+    match kind {
+        FlagKind::Integer => integer(text),
+        FlagKind::Number => number(text),
+        FlagKind::Switch | FlagKind::Boolean => {
+            text.parse::<bool>().map(Value::from).map_err(|_| format!("`{text}` is neither true nor false"))
+        }
+        FlagKind::Text => Ok(Value::from(text)),
+        FlagKind::Texts => Ok(items().collect()),
+        FlagKind::Modules => {
+            Ok(serde_json::to_value(Modules::parse(text)).expect("module names are plain values"))
+        }
+        FlagKind::Integers => items().map(integer).collect(),
+        FlagKind::Pattern => {
+            let pairs = items().map(|pair| {
+                let (name, value) =
+                    pair.rsplit_once('=').ok_or_else(|| format!("`{pair}` is not of the form name=number"))?;
+                Ok((name.trim().to_owned(), number(value.trim())?))
+            });
+            pairs.collect::<Result<Map<_, _>, String>>().map(Value::Object)
+        }
+    }
+}
+
+fn integer(text: &str) -> Result<Value, String> {
+    text.parse::<i64>().map(Value::from).map_err(|_| format!("`{text}` is not a whole number"))
+}
+
+fn number(text: &str) -> Result<Value, String> {
+    let value: f64 = text.parse().map_err(|_| format!("`{text}` is not a number"))?;
+    integer(text).or_else(|_| {
+        serde_json::Number::from_f64(value).map(Value::Number).ok_or_else(|| format!("`{text}` is not finite"))
+    })
+}

@@ -1,0 +1,91 @@
+//! Runs that are stopped, killed and resumed end as if nothing had happened.
+
+use std::fs;
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::workplace::{CLASSIFY, Workplace};
+
+/// A run of many short steps, with everything on that a resume has to bring back.
+const LONG: &str = "--max-steps 150 --eval-steps 25 --save-steps 5 --gradient-accumulation-steps 2 \
+    --logging-steps 3 --dropout 0.1 --rank 4 --load-best-model-at-end --seed 3";
+
+fn start(here: &Workplace, arguments: &str) -> Child {
+    here.command(arguments).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+fn assert_same(here: &Workplace, one: &str, other: &str) {
+    for file in ["adapter_model.safetensors", "adapter_config.json"] {
+        let [one, other] = [one, other].map(|dir| fs::read(here.path(dir).join(file)).unwrap());
+        assert!(one == other, "{file} differs");
+    }
+}
+
+#[test]
+fn killed_runs_end_with_the_same_bytes() {
+    let here = Workplace::new();
+    let started = Instant::now();
+    here.json(&format!("{CLASSIFY} {LONG} --output whole"));
+    let whole = started.elapsed();
+
+    let mut chance = SystemTime::UNIX_EPOCH.elapsed().unwrap().subsec_nanos();
+    let mut kills = 0;
+    for run in 0.. {
+        let output = format!("killed-{run}");
+        let command = format!("{CLASSIFY} {LONG} --output {output} --resume");
+        loop {
+            let mut child = start(&here, &command);
+            chance = chance.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            sleep(whole.mul_f64(0.6 * f64::from(chance >> 8) / f64::from(1 << 24)));
+            child.kill().unwrap();
+            let ended = child.wait_with_output().unwrap();
+            match ended.status.code() {
+                None => kills += 1,
+                Some(code) => {
+                    assert_eq!(code, 0, "{}", String::from_utf8_lossy(&ended.stderr));
+                    break;
+                }
+            }
+            if kills >= 10 {
+                here.json(&command);
+                break;
+            }
+        }
+        assert_same(&here, "whole", &output);
+        if kills >= 10 {
+            return;
+        }
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn ctrl_c_saves_and_says_how_to_go_on() {
+    let here = Workplace::new();
+    here.json(&format!("{CLASSIFY} {LONG} --output whole"));
+    let command = format!("{CLASSIFY} {LONG} --output stopped");
+    let child = start(&here, &command);
+    while !fs::read_to_string(here.path("stopped/log.jsonl")).is_ok_and(|log| log.lines().count() > 2) {
+        sleep(Duration::from_millis(2));
+    }
+    Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    let ended = child.wait_with_output().unwrap();
+    let errors = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!(ended.status.code(), Some(130), "{errors}");
+    assert!(errors.contains("go on with:") && errors.trim_end().ends_with("--resume"), "{errors}");
+    here.json(&format!("{command} --resume"));
+    assert_same(&here, "whole", "stopped");
+}
+
+#[test]
+fn a_taken_directory_is_left_alone() {
+    let here = Workplace::new();
+    let command = format!("{CLASSIFY} --max-steps 2 --output adapter");
+    here.json(&command);
+    let errors = here.fail(1, &command);
+    assert!(errors.contains("`adapter` already holds a run; pass --resume"), "{errors}");
+    here.json(&format!("{command} --overwrite"));
+    let errors = here.fail(1, &format!("{command} --seed 1 --resume"));
+    assert!(errors.contains("belongs to a run with other settings"), "{errors}");
+}

@@ -1,0 +1,11 @@
+//! The `epiphyte` command as its users meet it: processes, files, exit codes, words.
+//!
+//! Every test gets a directory of its own with tiny models and data ([`workplace::Workplace`]).
+
+mod bad_input;
+mod interruptions;
+mod language;
+mod methods;
+mod scores;
+mod settings;
+mod workplace;

@@ -1,0 +1,210 @@
+//! A directory with tiny models and data, and commands that run in it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use epiphyte::Device;
+use epiphyte::models::safetensors_file::{TensorToWrite, write_safetensors};
+use epiphyte::models::{ModelConfig, Task, random_model};
+use safetensors::Dtype;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// Words of the tiny vocabulary; texts with one of the first five are positive.
+const WORDS: [&str; 20] = [
+    "good", "fine", "great", "lovely", "warm", "bad", "poor", "awful", "ugly", "cold", "a", "the", "film", "play",
+    "book", "was", "is", "very", "quite", "rather",
+];
+const SPECIAL: [&str; 6] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "<s>", "</s>"];
+
+/// A directory with:
+/// - `bert`: a BERT without head; `bert-head`: the same with a head for two classes
+/// - `llama`: a language model
+/// - `train.jsonl`, `dev.jsonl`: `text` and `label` (`negative`, `positive`)
+pub(crate) struct Workplace {
+    dir: TempDir,
+}
+
+impl Workplace {
+    pub(crate) fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let here = Self { dir };
+        let two = Task::SequenceClassification { labels: 2 };
+        write_model(&here.path("bert"), &bert_config(), two, false);
+        write_model(&here.path("bert-head"), &bert_config(), two, true);
+        write_model(&here.path("llama"), &llama_config(), Task::CausalLanguageModelling, true);
+        here.write("train.jsonl", &rows(0, 96));
+        here.write("dev.jsonl", &rows(1, 32));
+        here
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub(crate) fn write(&self, name: &str, contents: impl AsRef<[u8]>) {
+        fs::write(self.path(name), contents).unwrap();
+    }
+
+    pub(crate) fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).unwrap()
+    }
+
+    /// Changes one file of JSON.
+    pub(crate) fn edit(&self, name: &str, change: impl FnOnce(&mut Value)) {
+        let mut json: Value = serde_json::from_str(&self.read(name)).unwrap();
+        change(&mut json);
+        self.write(name, json.to_string());
+    }
+
+    /// The command, not yet started; arguments are separated by spaces.
+    pub(crate) fn command(&self, arguments: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_epiphyte"));
+        command.current_dir(self.dir.path()).args(arguments.split_whitespace());
+        command.env_remove("RUST_LOG").env("HF_HOME", self.path("hub"));
+        command
+    }
+
+    /// Runs the command.
+    pub(crate) fn run(&self, arguments: &str) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// Runs a command that must succeed; returns its standard output.
+    pub(crate) fn succeed(&self, arguments: &str) -> String {
+        let output = self.run(arguments);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "epiphyte {arguments}\n{errors}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Runs a command that must succeed and print one JSON object.
+    pub(crate) fn json(&self, arguments: &str) -> Value {
+        let text = self.succeed(&format!("{arguments} --json"));
+        assert_eq!(text.lines().count(), 1, "{text}");
+        serde_json::from_str(&text).unwrap()
+    }
+
+    /// Runs a command that must fail with this exit code; returns its standard error.
+    pub(crate) fn fail(&self, code: i32, arguments: &str) -> String {
+        let output = self.run(arguments);
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "epiphyte {arguments}\n{errors}");
+        assert!(output.stdout.is_empty(), "a failure prints to standard error alone");
+        errors
+    }
+}
+
+/// Flags of a short classification run.
+pub(crate) const CLASSIFY: &str = "train --model bert --train-data train.jsonl --eval-data dev.jsonl \
+    --text-columns text --batch-size 16 --max-length 16 --learning-rate 1e-2";
+
+/// Flags of a short run of a language model.
+pub(crate) const SPEAK: &str = "train --model llama --task causal-language-modelling --train-data train.jsonl \
+    --eval-data dev.jsonl --text-columns text --batch-size 16 --max-length 16 --learning-rate 1e-2";
+
+fn bert_config() -> Value {
+    json!({
+        "architectures": ["BertForMaskedLM"], "model_type": "bert", "hidden_size": 16, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 32, "type_vocab_size": 2,
+        "vocab_size": SPECIAL.len() + WORDS.len(), "initializer_range": 0.2, "pad_token_id": 0,
+        "id2label": { "0": "negative", "1": "positive" },
+    })
+}
+
+fn llama_config() -> Value {
+    json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 16, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 32,
+        "max_position_embeddings": 64, "vocab_size": SPECIAL.len() + WORDS.len(), "initializer_range": 0.2,
+        "bos_token_id": 4, "eos_token_id": 5, "pad_token_id": 0, "tie_word_embeddings": false,
+    })
+}
+
+fn write_model(dir: &Path, config: &Value, task: Task, with_head: bool) {
+    fs::create_dir_all(dir).unwrap();
+    let text = config.to_string();
+    fs::write(dir.join("config.json"), &text).unwrap();
+    let config = ModelConfig::parse(Path::new("config.json"), text.as_bytes()).unwrap();
+    let model = random_model(&config, task, &Device::default(), 0).unwrap();
+    let tensors = model.base().tensors().iter().filter(|(name, _)| with_head || !name.starts_with("classifier"));
+    let tensors: Vec<(&str, Vec<usize>, Vec<u8>)> = tensors
+        .map(|(name, tensor)| {
+            let values = tensor.to_flat().try_into_vec_as::<f32>().unwrap();
+            (name.as_str(), tensor.shape(), values.iter().flat_map(|value| value.to_le_bytes()).collect())
+        })
+        .collect();
+    let tensors: Vec<TensorToWrite<'_>> = tensors
+        .iter()
+        .map(|(name, shape, bytes)| TensorToWrite { name, dtype: Dtype::F32, shape, bytes })
+        .collect();
+    write_safetensors(&dir.join("model.safetensors"), &tensors, &[("format", "pt")]).unwrap();
+    fs::write(dir.join("tokenizer.json"), tokenizer(config.architectures()[0].starts_with("Bert")).to_string())
+        .unwrap();
+    let special = json!({ "eos_token": "</s>", "bos_token": "<s>", "pad_token": "[PAD]" });
+    fs::write(dir.join("tokenizer_config.json"), special.to_string()).unwrap();
+}
+
+/// A tokenizer of whole words: `[CLS] a [SEP] b [SEP]` for BERT, `<s> a` for Llama.
+fn tokenizer(is_bert: bool) -> Value {
+    let vocabulary: serde_json::Map<String, Value> =
+        SPECIAL.iter().chain(&WORDS).enumerate().map(|(id, word)| ((*word).to_owned(), id.into())).collect();
+    let special = |token: &str, segment: u32| json!({ "SpecialToken": { "id": token, "type_id": segment } });
+    let text = |id: &str, segment: u32| json!({ "Sequence": { "id": id, "type_id": segment } });
+    let (single, pair) = match is_bert {
+        true => (
+            json!([special("[CLS]", 0), text("A", 0), special("[SEP]", 0)]),
+            json!([special("[CLS]", 0), text("A", 0), special("[SEP]", 0), text("B", 1), special("[SEP]", 1)]),
+        ),
+        false => (
+            json!([special("<s>", 0), text("A", 0)]),
+            json!([special("<s>", 0), text("A", 0), text("B", 0)]),
+        ),
+    };
+    let specials: serde_json::Map<String, Value> = ["[CLS]", "[SEP]", "<s>"]
+        .iter()
+        .map(|token| {
+            let id = &vocabulary[*token];
+            ((*token).to_owned(), json!({ "id": token, "ids": [id], "tokens": [token] }))
+        })
+        .collect();
+    let added: Vec<Value> = SPECIAL
+        .iter()
+        .enumerate()
+        .map(|(id, token)| {
+            json!({
+                "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": true,
+            })
+        })
+        .collect();
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
+        "pre_tokenizer": { "type": "Whitespace" },
+        "post_processor": {
+            "type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": specials,
+        },
+        "decoder": null,
+        "model": { "type": "WordLevel", "vocab": vocabulary, "unk_token": "[UNK]" },
+    })
+}
+
+/// Rows whose label follows from one word of their text.
+fn rows(seed: u64, count: usize) -> String {
+    let mut state = seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut draw = |below: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % below
+    };
+    let mut lines = String::new();
+    for _ in 0..count {
+        let telling = draw(10);
+        let mut words: Vec<&str> = (0..2 + draw(4)).map(|_| WORDS[10 + draw(10)]).collect();
+        words.insert(draw(words.len()), WORDS[telling]);
+        let label = if telling < 5 { "positive" } else { "negative" };
+        lines += &json!({ "text": words.join(" "), "label": label }).to_string();
+        lines.push('\n');
+    }
+    lines
+}

@@ -1,0 +1,202 @@
+//! One method on one base: logits, loss, gradients, five optimiser steps.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::{Tensor, TensorData};
+use epiphyte_methods::file::{AdapterFile, CONFIG_FILE, TENSORS_FILE};
+use epiphyte_methods::{AnyConfig, Tuned, by_name};
+use epiphyte_ops::{AdamW, Moments};
+use serde_json::{Value, json};
+
+use crate::compare;
+use crate::forward::{OUTPUTS, logits, loss, values};
+use crate::golden::{Base, Expected, Facts, read_json};
+
+/// How near gradients must be, in units of the tensor's largest.
+const GRADIENTS: f32 = 1e-3;
+/// How near parameters must be after the optimiser's steps, absolute.
+const STEPS: f32 = 1e-3;
+
+/// Compares a case; returns how many trained tensors it has.
+pub(crate) fn check(base: &Base, method: &str, differences: &mut Vec<String>) -> usize {
+    let case = Case::open(base, method);
+    let mut same = |key: &str, found: &[f32], tolerance: f32| {
+        let expected = case.expected.get(key);
+        compare(&format!("{} {key}", case.name), found, &expected, tolerance, differences);
+    };
+    let (batch, model, tuned) = (base.batch(), &*base.model, &case.tuned);
+    if let Some(saved) = &case.saved {
+        same("logits", &logits(model, &batch, saved), OUTPUTS);
+    }
+    same("logits", &logits(model, &batch, tuned), OUTPUTS);
+
+    let how = &case.facts.optimizer;
+    let (beta1, beta2) = how.betas;
+    let adam = AdamW { beta1, beta2, epsilon: how.eps, weight_decay: how.weight_decay };
+    let mut moments: Vec<Moments> = tuned.trained().map(|param| Moments::zeros(&param.flat())).collect();
+    let mut losses = Vec::new();
+    tuned.track(true);
+    for step in 1..=how.steps {
+        let mean = loss(model, &batch, tuned);
+        losses.extend(values(mean.clone()));
+        let mut found = mean.backward();
+        let gradients: Vec<Tensor<1>> = tuned
+            .trained()
+            .map(|param| {
+                let gradient = param.flat().grad_remove(&mut found);
+                gradient.unwrap_or_else(|| panic!("{}: `{}` has no gradient", case.name, param.key()))
+            })
+            .collect();
+        if step == 1 {
+            for (key, found) in case.by_key(gradients.iter().map(|gradient| values(gradient.clone()))) {
+                same(&format!("grad/{key}"), &found, GRADIENTS * case.largest_gradient(&key));
+            }
+        }
+        for ((param, gradient), moments) in tuned.trained().zip(gradients).zip(&mut moments) {
+            let value = param.flat().inner();
+            let (value, moved) = adam.step(value, gradient, moments.clone(), how.lr, step);
+            *moments = moved;
+            param.set(value);
+        }
+    }
+    tuned.track(false);
+
+    same("losses", &losses, OUTPUTS);
+    same("loss_after", &values(loss(model, &batch, tuned)), OUTPUTS);
+    for (key, found) in case.by_key(tuned.trained().map(|param| param.to_vec())) {
+        if !case.facts.zero_gradient.contains(&key) {
+            same(&format!("after/{key}"), &found, STEPS);
+        }
+    }
+    if case.saved.is_some() {
+        same("after/prompt_embeddings", &tuned.stored()[0].values, STEPS);
+    }
+    case.facts.trainable.len()
+}
+
+/// A method at work, with what PyTorch says about it.
+struct Case {
+    name: String,
+    tuned: Tuned,
+    /// The same as its file has it, where training uses tensors that the file does not have.
+    saved: Option<Tuned>,
+    /// The golden key of each trained tensor.
+    keys: Vec<String>,
+    expected: Expected,
+    facts: Facts,
+}
+
+impl Case {
+    fn open(base: &Base, method: &str) -> Self {
+        let dir = base.dir.join(method);
+        let name = dir.strip_prefix(crate::folder()).expect("a base of the folder").display().to_string();
+        let expected = Expected::open(&dir.join("expected.safetensors"));
+        let facts = read_json(&dir.join("expected.json"));
+        let start = |config: Box<dyn AnyConfig>| {
+            Tuned::new(config, base.model.base(), &base.device, 0).unwrap_or_else(|error| panic!("{name}: {error}"))
+        };
+
+        if !dir.join(CONFIG_FILE).exists() {
+            let (method, settings) = settings(method);
+            let tuned = start(configuration(method, settings));
+            let keys = tuned.trained().map(|param| param.key().to_owned()).collect();
+            let case = Self { name, tuned, saved: None, keys, expected, facts };
+            return case.checked();
+        }
+        let file = AdapterFile::open(&dir).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let saved = file.load(base.model.base(), &base.device).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let network = expected.has("initial/prompt_encoder.embedding.weight");
+        let (tuned, saved) = if network {
+            (start(configuration("prefix-tuning", file.config().settings())), Some(saved))
+        } else {
+            (saved, None)
+        };
+        let style = file.config().definition().keys;
+        let key = |prefix: &str, key: &str| match key.strip_prefix("transform.2.") {
+            // One map in PEFT, a piece of it for each layer here.
+            Some(piece) => format!("prompt_encoder.transform.2.{}", piece.split_once('.').expect("layer, name").1),
+            None if network && prefix.is_empty() => format!("prompt_encoder.{key}"),
+            None => format!("{prefix}{key}"),
+        };
+        let own = tuned.parameters().iter().map(|param| key(style.prefix(), param.key()));
+        let head = tuned.head_parameters().iter().map(|param| key(style.head_prefix(), param.key()));
+        let keys = own.chain(head).collect();
+        let case = Self { name, tuned, saved, keys, expected, facts }.checked();
+        if network {
+            case.set_initial();
+            let stored = Expected::open(&dir.join(TENSORS_FILE)).get("prompt_embeddings");
+            let mut differences = Vec::new();
+            compare("folded", &case.tuned.stored()[0].values, &stored, OUTPUTS, &mut differences);
+            assert!(differences.is_empty(), "{}: {differences:?}", case.name);
+        }
+        case
+    }
+
+    /// Itself, once exactly those tensors are trained that should be.
+    fn checked(self) -> Self {
+        let counts = self.by_key(self.tuned.trained().map(|param| param.to_vec()));
+        let counts: BTreeMap<&String, usize> = counts.iter().map(|(key, values)| (key, values.len())).collect();
+        let trainable = self.facts.trainable.iter();
+        let expected: BTreeMap<&String, usize> =
+            trainable.map(|(key, shape)| (key, shape.iter().product())).collect();
+        assert_eq!(counts, expected, "{}", self.name);
+        assert_eq!(expected.values().sum::<usize>(), self.facts.trainable_parameters, "{}", self.name);
+        for (key, param) in self.keys.iter().zip(self.tuned.trained()) {
+            let pieces = self.keys.iter().filter(|other| *other == key).count();
+            assert!(pieces > 1 || param.shape() == self.facts.trainable[key], "{}: {key}", self.name);
+        }
+        self
+    }
+
+    /// What belongs to each trained tensor, by golden key; pieces of one tensor come together.
+    fn by_key(&self, of_each: impl Iterator<Item = Vec<f32>>) -> BTreeMap<String, Vec<f32>> {
+        let mut by_key: BTreeMap<String, Vec<f32>> = BTreeMap::new();
+        for (key, values) in self.keys.iter().zip(of_each) {
+            by_key.entry(key.clone()).or_default().extend(values);
+        }
+        by_key
+    }
+
+    /// Puts the values from before training in place.
+    fn set_initial(&self) {
+        let mut used: BTreeMap<&str, usize> = BTreeMap::new();
+        for (key, param) in self.keys.iter().zip(self.tuned.trained()) {
+            let values = self.expected.get(&format!("initial/{key}"));
+            let start = used.entry(key).or_default();
+            let piece = values[*start..*start + param.count()].to_vec();
+            *start += param.count();
+            let device = self.tuned.parameters().device();
+            param.set(Tensor::from_data(TensorData::new(piece, [param.count()]), device));
+        }
+    }
+
+    /// The largest gradient of a tensor; of all tensors, where it is zero in theory.
+    fn largest_gradient(&self, key: &str) -> f32 {
+        let largest = |key: &str| {
+            let gradient = self.expected.get(&format!("grad/{key}"));
+            gradient.into_iter().map(f32::abs).fold(0.0, f32::max)
+        };
+        if self.facts.zero_gradient.iter().any(|zero| zero == key) {
+            self.facts.trainable.keys().map(|key| largest(key)).fold(0.0, f32::max)
+        } else {
+            largest(key)
+        }
+    }
+}
+
+/// Method and settings of a case that PEFT has no file for.
+fn settings(case: &str) -> (&'static str, Value) {
+    match case {
+        "full" => ("full", json!({})),
+        "bitfit" => ("bitfit", json!({})),
+        "bitfit_subset" => ("bitfit", json!({ "bitfit_components": "query-intermediate" })),
+        "freeze" => ("freeze", json!({ "freeze_trainable_layers": 1 })),
+        other => panic!("the golden folder has a case `{other}` that nothing covers"),
+    }
+}
+
+fn configuration(method: &str, settings: impl Into<Value>) -> Box<dyn AnyConfig> {
+    let Value::Object(settings) = settings.into() else { unreachable!("settings are an object") };
+    let definition = by_name(method).expect("a method that there is");
+    definition.configure(settings).expect("settings that the method has")
+}

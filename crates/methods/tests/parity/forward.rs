@@ -1,0 +1,74 @@
+//! A forward pass and what it comes to.
+
+use std::sync::Mutex;
+
+use burn::tensor::Tensor;
+use epiphyte_models::{Adapter, Identity, Transformer};
+use epiphyte_ops::{Sequences, rows};
+
+use crate::compare;
+use crate::golden::{Base, Batch, Expected};
+
+/// How near outputs must be, absolute.
+pub(crate) const OUTPUTS: f32 = 1e-4;
+
+/// Compares a base without any adapter.
+pub(crate) fn check(base: &Base, differences: &mut Vec<String>) {
+    let expected = Expected::open(&base.dir.join("expected.safetensors"));
+    let name = base.dir.file_name().expect("a directory has a name").to_string_lossy();
+    let (batch, model) = (base.batch(), &*base.model);
+    let mut same = |key: &str, found: &[f32]| {
+        compare(&format!("{name} {key}"), found, &expected.get(key), OUTPUTS, differences);
+    };
+    same("logits", &logits(model, &batch, &Identity));
+    same("loss", &values(loss(model, &batch, &Identity)));
+
+    let layers = model.base().dimensions.layers;
+    let states = States::default();
+    let last = values(model.hidden(&batch.tokens(), &states).states);
+    let entering = states.0.into_inner().expect("no holder of the lock panics");
+    assert_eq!(entering.len(), layers + 1);
+    for (index, states) in entering.iter().take(layers).enumerate() {
+        same(&format!("hidden_states/{index}"), states);
+    }
+    same(&format!("hidden_states/{layers}"), &last);
+
+    if expected.has("logits_alone") {
+        let alone: Vec<f32> = base.each_row().flat_map(|row| logits(model, &row, &Identity)).collect();
+        same("logits_alone", &alone);
+    }
+}
+
+/// Keeps the states that enter each layer, and those that leave the last.
+#[derive(Default)]
+struct States(Mutex<Vec<Vec<f32>>>);
+
+impl Adapter for States {
+    fn hidden(&self, _layer: usize, states: Tensor<2>, _sequences: &Sequences) -> Tensor<2> {
+        self.0.lock().expect("no holder of the lock panics").push(values(states.clone()));
+        states
+    }
+}
+
+/// Logits of each sequence, or of each token of a language model, virtual tokens left out.
+pub(crate) fn logits(model: &dyn Transformer, batch: &Batch, adapter: &dyn Adapter) -> Vec<f32> {
+    let tokens = batch.tokens();
+    let Some(head) = model.language_head() else {
+        return values(model.logits(&tokens, adapter));
+    };
+    let hidden = model.hidden(&tokens, adapter);
+    let ends = hidden.sequences.boundaries()[1..].iter().zip(tokens.sequences.lengths());
+    let real: Vec<usize> = ends.flat_map(|(&end, length)| end - length..end).collect();
+    values(head.forward(rows(hidden.states, &real), adapter, &tokens.sequences))
+}
+
+/// The mean loss, one value.
+pub(crate) fn loss(model: &dyn Transformer, batch: &Batch, adapter: &dyn Adapter) -> Tensor<1> {
+    let loss = model.loss(&batch.tokens(), batch.targets(), 0.0, adapter);
+    loss.expect("every golden batch has targets").mean
+}
+
+/// The values of a tensor, row-major.
+pub(crate) fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.inner().try_into_vec_as::<f32>().expect("f32 on a device that can be read")
+}

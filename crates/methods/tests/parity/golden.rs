@@ -1,0 +1,165 @@
+//! The golden folder as it lies there: bases, their inputs, their cases.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+use epiphyte_models::{Checkpoint, LoadOptions, ModelConfig, Task, Targets, Tokens, Transformer, load};
+use epiphyte_ops::Sequences;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+/// `tests/parity/golden` of the repository.
+pub(crate) fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity/golden")
+}
+
+/// The names of the directories in `dir`, sorted.
+pub(crate) fn directories(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
+    let entries = entries.map(|entry| entry.expect("a directory that can be read"));
+    let directories = entries.filter(|entry| entry.path().is_dir());
+    let mut names: Vec<String> =
+        directories.map(|entry| entry.file_name().into_string().expect("names are UTF-8")).collect();
+    names.sort();
+    names
+}
+
+/// A base model with the batch that all its cases see.
+pub(crate) struct Base {
+    pub(crate) dir: PathBuf,
+    pub(crate) model: Box<dyn Transformer>,
+    pub(crate) device: Device,
+    inputs: Inputs,
+}
+
+/// `inputs.json`.
+#[derive(Deserialize)]
+struct Inputs {
+    input_ids: Vec<Vec<u32>>,
+    token_type_ids: Option<Vec<Vec<u32>>>,
+    labels: Labels,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Labels {
+    Classes(Vec<i64>),
+    Values(Vec<f32>),
+    Tokens(Vec<Vec<i64>>),
+}
+
+/// Sequences end to end, with what they should come to.
+pub(crate) struct Batch {
+    ids: Vec<u32>,
+    type_ids: Vec<u32>,
+    sequences: Sequences,
+    labels: Labels,
+}
+
+impl Base {
+    pub(crate) fn open(name: &str) -> Self {
+        let dir = folder().join(name);
+        let inputs: Inputs = read_json(&dir.join("inputs.json"));
+        let task = match &inputs.labels {
+            Labels::Classes(_) => {
+                let config = ModelConfig::open(&dir.join("base")).expect("a configuration");
+                Task::SequenceClassification { labels: config.labels().num_labels() }
+            }
+            Labels::Values(_) => Task::Regression,
+            Labels::Tokens(_) => Task::CausalLanguageModelling,
+        };
+        let device = Device::default();
+        let loaded = load(&dir.join("base"), task, &device, &LoadOptions::default())
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert!(loaded.has_head, "{name}: the head was not read");
+        Self { dir, model: loaded.model, device, inputs }
+    }
+
+    /// All rows in one batch.
+    pub(crate) fn batch(&self) -> Batch {
+        self.rows(0..self.inputs.input_ids.len())
+    }
+
+    /// Each row in a batch of its own.
+    pub(crate) fn each_row(&self) -> impl Iterator<Item = Batch> + '_ {
+        (0..self.inputs.input_ids.len()).map(|row| self.rows(row..row + 1))
+    }
+
+    fn rows(&self, rows: std::ops::Range<usize>) -> Batch {
+        let ids = &self.inputs.input_ids[rows.clone()];
+        let mut boundaries = vec![0];
+        boundaries.extend(ids.iter().scan(0, |end, row| {
+            *end += row.len();
+            Some(*end)
+        }));
+        let ids = ids.concat();
+        let type_ids = match &self.inputs.token_type_ids {
+            Some(type_ids) => type_ids[rows.clone()].concat(),
+            None => vec![0; ids.len()],
+        };
+        let labels = match &self.inputs.labels {
+            Labels::Classes(classes) => Labels::Classes(classes[rows].to_vec()),
+            Labels::Values(values) => Labels::Values(values[rows].to_vec()),
+            Labels::Tokens(tokens) => Labels::Tokens(vec![tokens[rows].concat()]),
+        };
+        Batch { ids, type_ids, sequences: Sequences::new(boundaries), labels }
+    }
+}
+
+impl Batch {
+    pub(crate) fn tokens(&self) -> Tokens<'_> {
+        Tokens { ids: &self.ids, type_ids: &self.type_ids, sequences: self.sequences.clone() }
+    }
+
+    pub(crate) fn targets(&self) -> Targets<'_> {
+        match &self.labels {
+            Labels::Classes(classes) => Targets::Classes(classes),
+            Labels::Values(values) => Targets::Values(values),
+            Labels::Tokens(tokens) => Targets::Tokens(&tokens[0]),
+        }
+    }
+}
+
+/// `expected.json` of a case.
+#[derive(Deserialize)]
+pub(crate) struct Facts {
+    pub(crate) trainable: BTreeMap<String, Vec<usize>>,
+    pub(crate) trainable_parameters: usize,
+    pub(crate) zero_gradient: Vec<String>,
+    pub(crate) optimizer: Optimizer,
+}
+
+/// The optimiser that PyTorch ran.
+#[derive(Deserialize)]
+pub(crate) struct Optimizer {
+    pub(crate) lr: f64,
+    pub(crate) betas: (f64, f64),
+    pub(crate) eps: f64,
+    pub(crate) weight_decay: f64,
+    pub(crate) steps: usize,
+}
+
+/// A safetensors file with expected values.
+pub(crate) struct Expected(Checkpoint);
+
+impl Expected {
+    pub(crate) fn open(path: &Path) -> Self {
+        Self(Checkpoint::open_file(path).unwrap_or_else(|error| panic!("{error}")))
+    }
+
+    pub(crate) fn has(&self, key: &str) -> bool {
+        self.0.contains(key)
+    }
+
+    pub(crate) fn get(&self, key: &str) -> Vec<f32> {
+        let view = self.0.tensor(key).unwrap_or_else(|| panic!("{} has no `{key}`", self.0.path().display()));
+        view.to_f32().expect("golden tensors are f32")
+    }
+}
+
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> T {
+    let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}

@@ -1,0 +1,57 @@
+//! Gradients against differences of the loss.
+
+use epiphyte_methods::Param;
+use epiphyte_models::seam::name_id;
+use epiphyte_ops::random;
+
+use crate::support::{everywhere, perturb, set, to_vec};
+
+/// Each tensor is moved along its gradient, where the slope of the loss is the gradient's length, and
+/// along a random direction. Four points give the slope up to the fourth power of the step.
+#[test]
+fn gradients_are_the_slopes_of_the_loss() {
+    everywhere(|name, _, family, model, tuned| {
+        perturb(&tuned);
+        tuned.track(true);
+        let gradients = family.loss(model, &tuned).backward();
+        let gradients: Vec<Vec<f32>> =
+            tuned.trained().map(|param| to_vec(param.flat().grad(&gradients).unwrap())).collect();
+        tuned.track(false);
+        for (param, gradient) in tuned.trained().zip(&gradients) {
+            let length = dot(gradient, gradient).sqrt();
+            let noise = random::normal(name_id(param.key()), param.count(), 1.0);
+            for direction in [gradient, &noise] {
+                let norm = dot(direction, direction).sqrt();
+                if norm == 0.0 {
+                    continue;
+                }
+                let unit: Vec<f32> = direction.iter().map(|d| (f64::from(*d) / norm) as f32).collect();
+                // Where the loss is steep it also bends.
+                let step = 0.01 / length.max(1.0) as f32;
+                let loss = || f64::from(to_vec(family.loss(model, &tuned))[0]);
+                let slope = slope(param, &unit, step, loss);
+                let expected = dot(gradient, &unit);
+                assert!(
+                    (slope - expected).abs() < 2e-3 * length + 2e-5,
+                    "{name}, {}: slope {slope}, gradient {expected} of length {length}",
+                    param.key()
+                );
+            }
+        }
+    });
+}
+
+fn slope(param: &Param, unit: &[f32], step: f32, loss: impl Fn() -> f64) -> f64 {
+    let start = param.to_vec();
+    let at = |steps: f32| {
+        set(param, start.iter().zip(unit).map(|(value, unit)| value + steps * step * unit).collect());
+        loss()
+    };
+    let slope = (8.0 * (at(1.0) - at(-1.0)) - (at(2.0) - at(-2.0))) / (12.0 * f64::from(step));
+    set(param, start);
+    slope
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+}

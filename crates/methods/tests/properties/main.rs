@@ -1,0 +1,9 @@
+//! What every registered method must satisfy on every family: a method joins by being registered.
+
+mod bottlenecks;
+mod counts;
+mod equivalence;
+mod finite_differences;
+mod gradients;
+mod support;
+mod virtual_tokens;

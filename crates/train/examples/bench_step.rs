@@ -1,0 +1,190 @@
+//! One measurement of training steps: the Rust side of `benches/against_pytorch`.
+//!
+//! Random weights in the shape that `--work` names, fixed tokens, no dropout, AdamW over what the method
+//! trains. Prints one JSON object with the median time of a step after warm-up, tokens a second, peak memory, and
+//! the time from the start of the process to the end of the first step.
+
+use std::error::Error;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use burn::tensor::Device;
+use epiphyte_data::{Batches, Example, Order, Target, TaskKind};
+use epiphyte_methods::{Tuned, by_name};
+use epiphyte_models::{ModelConfig, Task, random_model};
+use epiphyte_train::journal::{self, Record};
+use epiphyte_train::schedule::ScheduleKind;
+use epiphyte_train::{Interrupt, RunConfig, Trainer, Workload, memory};
+use serde_json::{Map, Value, json};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let started = Instant::now();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let value = |name: &str| {
+        let at = arguments.iter().position(|argument| argument == name)?;
+        arguments.get(at + 1).cloned()
+    };
+    let number = |name: &str, usual: usize| -> Result<usize, Box<dyn Error>> {
+        Ok(value(name).map(|text| text.parse()).transpose()?.unwrap_or(usual))
+    };
+    let work = value("--work").ok_or("pass --work, such as bert-base-lora")?;
+    let (steps, warmup) = (number("--steps", 5)?, number("--warmup", 2)?);
+    if let Some(threads) = value("--threads") {
+        epiphyte_ops::set_threads(threads.parse()?)?;
+    }
+    let precision = match value("--dtype").as_deref() {
+        Some("bf16") => epiphyte_train::config::Precision::Bf16,
+        _ => epiphyte_train::config::Precision::F32,
+    };
+
+    let (config, task) = shape(&work)?;
+    let (method, settings) = method(&work)?;
+    let examples = match value("--data") {
+        Some(path) => read(&path)?,
+        None => fixed(task, config.vocab_size()),
+    };
+    let batch_size = match task {
+        Task::CausalLanguageModelling => 4,
+        _ if work.starts_with("minilm") => 32,
+        _ => 16,
+    };
+    let output = std::env::temp_dir().join(format!("epiphyte-bench-{}", std::process::id()));
+    let run = RunConfig {
+        output: output.clone(),
+        task: match task {
+            Task::CausalLanguageModelling => TaskKind::CausalLanguageModelling,
+            _ => TaskKind::SequenceClassification,
+        },
+        max_steps: Some((steps + warmup) as u64),
+        batch_size,
+        learning_rate: 1e-4,
+        lr_scheduler_type: ScheduleKind::Constant,
+        logging_steps: 1,
+        max_grad_norm: 0.0,
+        precision,
+        ..RunConfig::default()
+    };
+    let device = Device::default();
+    let model = random_model(&config, task, &device, precision.into(), 0)?;
+    let config = by_name(method)?.configure(settings)?;
+    let mut tuned = Tuned::new(config, model.base(), &device, 0)?;
+    let batches = Batches::new(examples, batch_size, Order::Sequential)?;
+    let work = Workload { run: &run, model: &*model, train: &batches, eval: None, device: &device };
+    let mut trainer = Trainer::new(work, &tuned, false)?;
+    let before = since_start(started);
+    trainer.train(&mut tuned, &Interrupt::default(), true)?;
+    let records = journal::read(&output.join("log.jsonl"))?;
+    std::fs::remove_dir_all(&output)?;
+
+    let ends: Vec<(f64, f64)> = records
+        .iter()
+        .filter_map(|record| match record {
+            Record::Step(step) => Some((step.elapsed, step.loss)),
+            Record::Evaluation(_) => None,
+        })
+        .collect();
+    let mut times: Vec<f64> = ends.windows(2).map(|pair| pair[1].0 - pair[0].0).collect();
+    let mut times = times.split_off(warmup - 1);
+    let first = warmup as u64;
+    let tokens: usize = (first..first + times.len() as u64)
+        .map(|step| batches.batch(0, step as usize % batches.per_epoch()).map(|batch| batch.tokens()))
+        .sum::<Result<usize, _>>()?;
+    let tokens_per_s = tokens as f64 / times.iter().sum::<f64>();
+    times.sort_by(f64::total_cmp);
+    let report = json!({
+        "median_step_s": times[times.len() / 2],
+        "tokens_per_s": tokens_per_s,
+        "peak_rss_bytes": memory::peak_resident_bytes(),
+        "first_step_s": before + ends[0].0,
+        "loss": ends.last().map(|end| end.1),
+    });
+    println(&report.to_string());
+    Ok(())
+}
+
+#[expect(clippy::print_stdout, reason = "the result is this program's output")]
+fn println(line: &str) {
+    println!("{line}");
+}
+
+/// Seconds since the process was started, by `BENCH_START` if the caller set it.
+fn since_start(started: Instant) -> f64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64());
+    let start = std::env::var("BENCH_START").ok().and_then(|start| start.parse::<f64>().ok());
+    start.map_or(started.elapsed().as_secs_f64(), |start| now - start)
+}
+
+/// The model's shape and task.
+fn shape(work: &str) -> Result<(ModelConfig, Task), Box<dyn Error>> {
+    let classification = Task::SequenceClassification { labels: 2 };
+    let no_dropout = json!({ "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0 });
+    let (config, task) = if work.starts_with("bert-base") {
+        (json!({ "model_type": "bert", "num_hidden_layers": 12, "hidden_size": 768,
+            "num_attention_heads": 12, "intermediate_size": 3072 }), classification)
+    } else if work.starts_with("minilm") {
+        (json!({ "model_type": "bert", "num_hidden_layers": 6, "hidden_size": 384,
+            "num_attention_heads": 12, "intermediate_size": 1536 }), classification)
+    } else if work.starts_with("llama-0.5b") {
+        (json!({ "model_type": "llama", "num_hidden_layers": 24, "hidden_size": 896,
+            "num_attention_heads": 14, "num_key_value_heads": 2, "intermediate_size": 4864,
+            "vocab_size": 151_936, "tie_word_embeddings": true }), Task::CausalLanguageModelling)
+    } else {
+        return Err(format!("unknown work `{work}`").into());
+    };
+    let mut config = config;
+    if let (Some(config), Some(more)) = (config.as_object_mut(), no_dropout.as_object()) {
+        config.extend(more.clone());
+    }
+    Ok((ModelConfig::parse("config.json".as_ref(), config.to_string().as_bytes())?, task))
+}
+
+/// The method and its settings.
+fn method(work: &str) -> Result<(&'static str, Map<String, Value>), Box<dyn Error>> {
+    let (name, settings) = match work {
+        work if work.contains("-lora") => ("lora", json!({ "r": 8, "lora_alpha": 16 })),
+        work if work.ends_with("-full") => ("full", json!({})),
+        work if work.ends_with("-bitfit") => ("bitfit", json!({})),
+        work if work.ends_with("-houlsby") => ("houlsby", json!({ "bottleneck_dim": 64 })),
+        work if work.ends_with("-prefix") => ("prefix-tuning", json!({ "num_virtual_tokens": 20 })),
+        work if work.ends_with("-ia3") => ("ia3", json!({})),
+        other => return Err(format!("unknown work `{other}`").into()),
+    };
+    let Value::Object(settings) = settings else { unreachable!("the literals are objects") };
+    Ok((name, settings))
+}
+
+/// One batch of fixed tokens, the same as in `torch_side.py`.
+fn fixed(task: Task, vocabulary: usize) -> Vec<Example> {
+    let rows = if task == Task::CausalLanguageModelling { 4 } else { 16 };
+    (0..rows)
+        .map(|row| {
+            let ids: Vec<u32> = (row * 128..(row + 1) * 128)
+                .map(|index| (index * 7919 % (vocabulary - 1) + 1) as u32)
+                .collect();
+            let target = match task {
+                Task::CausalLanguageModelling => {
+                    Target::Tokens(ids.iter().map(|&id| i64::from(id)).collect())
+                }
+                _ => Target::Class(row % 2),
+            };
+            Example { type_ids: vec![0; ids.len()], ids, target }
+        })
+        .collect()
+}
+
+/// Token rows from JSONL: `input_ids`, `token_type_ids`, `label`.
+fn read(path: &str) -> Result<Vec<Example>, Box<dyn Error>> {
+    let numbers = |value: &Value| -> Vec<u32> {
+        value.as_array().into_iter().flatten().filter_map(Value::as_u64).map(|id| id as u32).collect()
+    };
+    std::fs::read_to_string(path)?
+        .lines()
+        .map(|line| {
+            let row: Value = serde_json::from_str(line)?;
+            Ok(Example {
+                ids: numbers(&row["input_ids"]),
+                type_ids: numbers(&row["token_type_ids"]),
+                target: Target::Class(row["label"].as_u64().unwrap_or(0) as usize),
+            })
+        })
+        .collect()
+}

@@ -1,0 +1,146 @@
+//! A small model and small data in a temporary directory.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+use epiphyte_models::safetensors_file::{TensorToWrite, write_safetensors};
+use epiphyte_models::{ModelConfig, Task, random_model};
+use epiphyte_ops::Precision;
+use epiphyte_train::RunConfig;
+use safetensors::Dtype;
+use serde_json::{Map, Value, json};
+use tempfile::TempDir;
+
+/// Words of the vocabulary, the first half of which makes a text good.
+const WORDS: usize = 12;
+
+pub(crate) struct World {
+    dir: TempDir,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        let world = Self { dir: tempfile::tempdir().expect("a temporary directory") };
+        let model = world.path("model");
+        fs::create_dir(&model).expect("a directory");
+        write_tokenizer(&model);
+        write_model(&model);
+        write_examples(&world.path("train.jsonl"), 0..30, |good| good);
+        write_examples(&world.path("eval.jsonl"), 30..40, |good| good);
+        write_examples(&world.path("opposite.jsonl"), 30..40, |good| !good);
+        world
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Evaluation data whose labels are the other way round.
+    pub(crate) fn opposite(&self) -> PathBuf {
+        self.path("opposite.jsonl")
+    }
+
+    /// A run with dropout, accumulation and evaluations: 12 steps, evaluated after 3, 6, 9 and 12.
+    pub(crate) fn run(&self, name: &str, method: &str, settings: &Value) -> RunConfig {
+        RunConfig {
+            model: self.path("model"),
+            output: self.path("runs").join(name),
+            train_data: self.path("train.jsonl"),
+            eval_data: Some(self.path("eval.jsonl")),
+            text_columns: vec!["text".to_owned()],
+            method: method.to_owned(),
+            method_settings: settings.as_object().expect("settings are an object").clone(),
+            batch_size: 4,
+            gradient_accumulation_steps: 2,
+            learning_rate: 2e-2,
+            weight_decay: 0.01,
+            epochs: 3.0,
+            eval_steps: Some(3),
+            logging_steps: 1,
+            ..RunConfig::default()
+        }
+    }
+
+    /// Removes all runs.
+    pub(crate) fn clear(&self) {
+        fs::remove_dir_all(self.path("runs")).expect("runs that can be removed");
+    }
+}
+
+/// Words `w0` to `w11` after the special tokens; `[CLS] text [SEP]`.
+fn write_tokenizer(dir: &Path) {
+    let special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"];
+    let words = (0..WORDS).map(|word| format!("w{word}"));
+    let tokens = special.map(str::to_owned).into_iter().chain(words);
+    let vocabulary: Map<String, Value> = tokens.enumerate().map(|(id, token)| (token, json!(id))).collect();
+    let added = special.iter().enumerate().map(|(id, token)| {
+        json!({
+            "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true,
+        })
+    });
+    let piece = |token: &str| json!({ "SpecialToken": { "id": token, "type_id": 0 } });
+    let text = json!({ "Sequence": { "id": "A", "type_id": 0 } });
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "decoder": null,
+        "added_tokens": added.collect::<Vec<Value>>(),
+        "pre_tokenizer": { "type": "WhitespaceSplit" },
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [piece("[CLS]"), text, piece("[SEP]")],
+            "pair": [piece("[CLS]"), text, piece("[SEP]"), { "Sequence": { "id": "B", "type_id": 1 } }],
+            "special_tokens": {
+                "[CLS]": { "id": "[CLS]", "ids": [2], "tokens": ["[CLS]"] },
+                "[SEP]": { "id": "[SEP]", "ids": [3], "tokens": ["[SEP]"] },
+            },
+        },
+        "model": { "type": "WordLevel", "vocab": vocabulary, "unk_token": "[UNK]" },
+    });
+    fs::write(dir.join("tokenizer.json"), tokenizer.to_string()).expect("a tokenizer");
+}
+
+/// A BERT of two layers with random weights and dropout.
+fn write_model(dir: &Path) {
+    let config = json!({
+        "model_type": "bert", "architectures": ["BertForSequenceClassification"],
+        "vocab_size": WORDS + 4, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "intermediate_size": 32, "max_position_embeddings": 32, "hidden_dropout_prob": 0.1,
+        "attention_probs_dropout_prob": 0.1, "initializer_range": 0.2,
+    })
+    .to_string();
+    fs::write(dir.join("config.json"), &config).expect("a configuration");
+    let config = ModelConfig::parse("config.json".as_ref(), config.as_bytes()).expect("a configuration");
+    let task = Task::SequenceClassification { labels: 2 };
+    let model = random_model(&config, task, &Device::default(), Precision::F32, 7).expect("a model");
+    let tensors: Vec<(&String, Vec<usize>, Vec<u8>)> = model
+        .base()
+        .tensors()
+        .iter()
+        .filter(|(name, _)| !name.starts_with("classifier."))
+        .map(|(name, tensor)| {
+            let values = tensor.to_flat().try_into_vec_as::<f32>().expect("f32 that can be read");
+            (name, tensor.shape(), values.iter().flat_map(|value| value.to_le_bytes()).collect())
+        })
+        .collect();
+    let tensors: Vec<TensorToWrite<'_>> = tensors
+        .iter()
+        .map(|(name, shape, bytes)| TensorToWrite { name, dtype: Dtype::F32, shape, bytes })
+        .collect();
+    write_safetensors(&dir.join("model.safetensors"), &tensors, &[("format", "pt")]).expect("a checkpoint");
+}
+
+/// Texts of 3 to 7 words, all from one half of the vocabulary, and whether it is the first half.
+fn write_examples(path: &Path, numbers: std::ops::Range<usize>, label: impl Fn(bool) -> bool) {
+    let lines = numbers.map(|number| {
+        let good = number % 2 == 0;
+        let words = (0..3 + number % 5).map(|at| {
+            let word = (number * 5 + at * 7) % (WORDS / 2) + if good { 0 } else { WORDS / 2 };
+            format!("w{word}")
+        });
+        let text = words.collect::<Vec<String>>().join(" ");
+        let label = if label(good) { "good" } else { "bad" };
+        format!("{}\n", json!({ "text": text, "label": label }))
+    });
+    fs::write(path, lines.collect::<String>()).expect("examples");
+}

@@ -1,0 +1,100 @@
+//! A language model that was really trained: stories260K of llama2.c, 260,032 parameters, in Hugging
+//! Face's layout. Its tokens and numbers were made by llama2.c and by a reference in f64.
+//!
+//! The model lies outside the project; without it the tests say that they were skipped.
+#![expect(clippy::print_stdout, reason = "a skipped test says so")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+use epiphyte_models::{Identity, LoadOptions, Loaded, Targets, Task, Tokens, load};
+use epiphyte_ops::Sequences;
+use epiphyte_train::{Generation, generate};
+use serde::Deserialize;
+
+/// How near logits and the mean loss must be to f64, absolute.
+const TOLERANCE: f64 = 1e-4;
+
+/// `golden_numbers.json`.
+#[derive(Deserialize)]
+struct Golden {
+    first_step_logits_0_7: Vec<f64>,
+    mean_nll_of_golden: f64,
+    n_tokens: usize,
+}
+
+struct Stories {
+    loaded: Loaded,
+    golden: Golden,
+    /// The beginning of the sequence and 256 greedy tokens.
+    ids: Vec<u32>,
+}
+
+impl Stories {
+    fn open() -> Option<Self> {
+        let dir = folder()?;
+        let ids = fs::read_to_string(dir.join("greedy_golden_ids.txt")).expect("ids");
+        let numbers = fs::read_to_string(dir.join("golden_numbers.json")).expect("numbers");
+        let task = Task::CausalLanguageModelling;
+        Some(Self {
+            loaded: load(&dir.join("hf"), task, &Device::default(), &LoadOptions::default()).expect("a model"),
+            golden: serde_json::from_str(&numbers).expect("JSON"),
+            ids: ids.split_whitespace().map(|id| id.parse().expect("a number")).collect(),
+        })
+    }
+}
+
+fn folder() -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/checkpoints/stories260K");
+    if path.is_dir() {
+        return Some(path);
+    }
+    println!("skipped: no stories260K beside the project");
+    None
+}
+
+#[test]
+fn greedy_generation_gives_the_golden_tokens() {
+    let Some(stories) = Stories::open() else { return };
+    let how = Generation {
+        max_new_tokens: stories.golden.n_tokens,
+        temperature: 0.0,
+        seed: 0,
+        stop: vec![2],
+        max_length: stories.loaded.config.max_position_embeddings(),
+    };
+    let (prompt, expected) = stories.ids.split_at(1);
+    let new = generate(&*stories.loaded.model, &Identity, prompt, &how).expect("a language model");
+    assert_eq!(expected.len(), stories.golden.n_tokens);
+    assert_eq!(new, expected);
+}
+
+#[test]
+fn logits_and_loss_are_those_of_the_f64_reference() {
+    let Some(stories) = Stories::open() else { return };
+    let Stories { loaded, golden, ids } = &stories;
+    let model = &*loaded.model;
+    let type_ids = vec![0; ids.len()];
+    let tokens = |length: usize| Tokens {
+        ids: &ids[..length],
+        type_ids: &type_ids[..length],
+        sequences: Sequences::new(vec![0, length]),
+    };
+
+    let hidden = model.hidden(&tokens(1), &Identity);
+    let head = model.language_head().expect("a language model");
+    let logits = head.forward(hidden.states, &Identity, &hidden.sequences);
+    let logits = logits.try_into_vec_as::<f32>().expect("f32 that can be read");
+    assert_eq!(golden.first_step_logits_0_7.len(), 8);
+    for (token, (&found, expected)) in logits.iter().zip(&golden.first_step_logits_0_7).enumerate() {
+        assert!((f64::from(found) - expected).abs() < TOLERANCE, "token {token}: {found}, expected {expected}");
+    }
+
+    let labels: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
+    let loss = model.loss(&tokens(ids.len()), Targets::Tokens(&labels), 0.0, &Identity);
+    let loss = loss.expect("there are targets");
+    assert_eq!(loss.targets, golden.n_tokens);
+    let (found, expected) = (f64::from(loss.mean.into_scalar::<f32>()), golden.mean_nll_of_golden);
+    assert!((found - expected).abs() < TOLERANCE, "loss {found}, expected {expected}");
+}
