@@ -17,6 +17,7 @@
 //! use epiphyte::Device;
 //! use epiphyte::methods::{Tuned, by_name};
 //! use epiphyte::models::{ModelConfig, Task, random_model};
+//! use epiphyte::ops::Precision;
 //!
 //! let config = br#"{
 //!     "model_type": "bert", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -24,7 +25,7 @@
 //! }"#;
 //! let config = ModelConfig::parse("config.json".as_ref(), config)?;
 //! let (task, device) = (Task::SequenceClassification { labels: 2 }, Device::default());
-//! let model = random_model(&config, task, &device, 0)?;
+//! let model = random_model(&config, task, &device, Default::default(), 0)?;
 //!
 //! let settings = serde_json::json!({ "rank": 8, "target_modules": ["query", "value"] });
 //! let lora = by_name("lora")?.configure(settings.as_object().unwrap().clone())?;

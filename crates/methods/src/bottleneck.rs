@@ -14,9 +14,9 @@ use epiphyte_models::{Base, Role};
 use epiphyte_ops::Activation;
 use serde::{Deserialize, Serialize};
 
+use crate::MethodError;
 use crate::dense::Dense;
 use crate::parameters::{Init, ParameterSet};
-use crate::MethodError;
 
 /// How a bottleneck's matrices start; biases start at zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,9 +37,17 @@ impl InitWeights {
     /// How the maps down and up start, weight and bias each.
     fn inits(self, width: usize) -> [(Init, Init); 2] {
         let (down, up) = match self {
-            Self::Houlsby => (Init::TruncatedNormal { std: 1e-3 }, Init::TruncatedNormal { std: 1e-3 }),
+            Self::Houlsby => (
+                Init::TruncatedNormal { std: 1e-3 },
+                Init::TruncatedNormal { std: 1e-3 },
+            ),
             Self::Bert => (Init::Normal { std: 0.02 }, Init::Normal { std: 0.02 }),
-            Self::MamAdapter => (Init::Uniform { bound: 1.0 / (width as f64).sqrt() }, Init::Zeros),
+            Self::MamAdapter => (
+                Init::Uniform {
+                    bound: 1.0 / (width as f64).sqrt(),
+                },
+                Init::Zeros,
+            ),
         };
         [(down, Init::Zeros), (up, Init::Zeros)]
     }
@@ -78,7 +86,9 @@ impl Settings<'_> {
             (Some(_), Some(_)) => {
                 return Err(MethodError::Configuration {
                     method: self.method,
-                    reason: "`bottleneck_dim` and `reduction_factor` say the same; give one of them".to_owned(),
+                    reason:
+                        "`bottleneck_dim` and `reduction_factor` say the same; give one of them"
+                            .to_owned(),
                 });
             }
             (Some(dim), None) => dim,
@@ -117,10 +127,17 @@ impl Settings<'_> {
     ) -> Result<Vec<Bottleneck>, MethodError> {
         let width = base.dimensions.width;
         let dim = self.dim(width)?;
-        let activation: Activation = self.non_linearity.parse().map_err(|error| {
-            MethodError::Configuration { method: self.method, reason: format!("`non_linearity`: {error}") }
-        })?;
-        let maps = base.linears().iter().filter(|linear| linear.site.role == at);
+        let activation: Activation =
+            self.non_linearity
+                .parse()
+                .map_err(|error| MethodError::Configuration {
+                    method: self.method,
+                    reason: format!("`non_linearity`: {error}"),
+                })?;
+        let maps = base
+            .linears()
+            .iter()
+            .filter(|linear| linear.site.role == at);
         let modules = maps.filter_map(|linear| linear.site.path.rsplit_once('.'));
         Ok(modules
             .map(|(module, _)| {

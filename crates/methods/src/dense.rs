@@ -32,7 +32,11 @@ impl Dense {
     /// - `x`: `[rows, in]`
     /// - result: `[rows, out]`
     pub(crate) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        linear(x, &Weight::Trained(self.weight.get()), Some(self.bias.get()))
+        linear(
+            x,
+            &Weight::Trained(self.weight.get()),
+            Some(self.bias.get()),
+        )
     }
 
     /// How many values such a map holds.

@@ -79,15 +79,41 @@ impl MethodConfig for HoulsbyConfig {
     const NAME: &'static str = "houlsby";
     const PEFT_TYPE: &'static str = "HOULSBY";
     const IN_PEFT: bool = false;
-    const SUMMARY: &'static str = "bottlenecks after attention and feed-forward, before the residual";
+    const SUMMARY: &'static str =
+        "bottlenecks after attention and feed-forward, before the residual";
     const PAPER: &'static str = "Houlsby et al. 2019, arXiv 1902.00751";
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const FLAGS: &'static [Flag] = &[
-        Flag { flag: "bottleneck-dim", key: "bottleneck_dim", help: "width of the bottlenecks", kind: FlagKind::Integer },
-        Flag { flag: "reduction-factor", key: "reduction_factor", help: "the model's width divided by the bottlenecks', instead", kind: FlagKind::Number },
-        Flag { flag: "non-linearity", key: "non_linearity", help: "activation function: gelu_new, relu, silu, ...", kind: FlagKind::Text },
-        Flag { flag: "init-weights", key: "init_weights", help: "how matrices start: houlsby, bert or mam_adapter (up zero)", kind: FlagKind::Text },
-        Flag { flag: "train-layer-norms", key: "train_layer_norms", help: "train the model's norms too: true or false", kind: FlagKind::Boolean },
+        Flag {
+            flag: "bottleneck-dim",
+            key: "bottleneck_dim",
+            help: "width of the bottlenecks",
+            kind: FlagKind::Integer,
+        },
+        Flag {
+            flag: "reduction-factor",
+            key: "reduction_factor",
+            help: "the model's width divided by the bottlenecks', instead",
+            kind: FlagKind::Number,
+        },
+        Flag {
+            flag: "non-linearity",
+            key: "non_linearity",
+            help: "activation function: gelu_new, relu, silu, ...",
+            kind: FlagKind::Text,
+        },
+        Flag {
+            flag: "init-weights",
+            key: "init_weights",
+            help: "how matrices start: houlsby, bert or mam_adapter (up zero)",
+            kind: FlagKind::Text,
+        },
+        Flag {
+            flag: "train-layer-norms",
+            key: "train_layer_norms",
+            help: "train the model's norms too: true or false",
+            kind: FlagKind::Boolean,
+        },
     ];
 
     fn build(
@@ -112,7 +138,11 @@ impl MethodConfig for HoulsbyConfig {
 
     fn resolved(&self, base: &Base) -> Self {
         match self.bottlenecks().dim(base.dimensions.width) {
-            Ok(dim) => Self { bottleneck_dim: Some(dim), reduction_factor: None, ..self.clone() },
+            Ok(dim) => Self {
+                bottleneck_dim: Some(dim),
+                reduction_factor: None,
+                ..self.clone()
+            },
             Err(_) => self.clone(),
         }
     }

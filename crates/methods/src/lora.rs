@@ -36,7 +36,7 @@ pub struct LoraConfig {
     #[serde(alias = "rank")]
     pub r: usize,
     /// The update is scaled by `alpha / r`.
-    #[serde(alias = "alpha")]
+    #[serde(alias = "alpha", serialize_with = "alpha")]
     pub lora_alpha: f64,
     /// Dropout on what enters the low-rank path.
     #[serde(alias = "dropout")]
@@ -52,9 +52,27 @@ pub struct LoraConfig {
     /// Other ranks for some modules: a regular expression for the end of the path, first match wins.
     pub rank_pattern: IndexMap<String, usize>,
     /// Other alphas for some modules.
+    #[serde(serialize_with = "alphas")]
     pub alpha_pattern: IndexMap<String, f64>,
     /// How `A` starts.
     pub init_lora_weights: LoraInit,
+}
+
+/// An alpha as HF PEFT writes it: without a point where it is a whole number.
+fn alpha<S: serde::Serializer>(alpha: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    written(*alpha).serialize(serializer)
+}
+
+fn alphas<S: serde::Serializer>(
+    alphas: &IndexMap<String, f64>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(alphas.iter().map(|(key, alpha)| (key, written(*alpha))))
+}
+
+fn written(alpha: f64) -> Value {
+    let whole = alpha as i64;
+    if whole as f64 == alpha { json!(whole) } else { json!(alpha) }
 }
 
 /// How LoRA's `A` starts; `B` starts at zero.

@@ -41,7 +41,8 @@ impl MethodConfig for PTuningV2Config {
     const NAME: &'static str = "p-tuning-v2";
     const PEFT_TYPE: &'static str = "PREFIX_TUNING";
     const IN_PEFT: bool = true;
-    const SUMMARY: &'static str = "prefix tuning with a small start and dropout, for understanding tasks";
+    const SUMMARY: &'static str =
+        "prefix tuning with a small start and dropout, for understanding tasks";
     const PAPER: &'static str = "Liu et al. 2022, arXiv 2110.07602";
     const KEYS: KeyStyle = KeyStyle::PromptLearning;
     const FLAGS: &'static [Flag] = FLAGS;

@@ -70,10 +70,30 @@ impl MethodConfig for PfeifferConfig {
     const PAPER: &'static str = "Pfeiffer et al. 2021, arXiv 2005.00247";
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const FLAGS: &'static [Flag] = &[
-        Flag { flag: "bottleneck-dim", key: "bottleneck_dim", help: "width of the bottleneck", kind: FlagKind::Integer },
-        Flag { flag: "reduction-factor", key: "reduction_factor", help: "the model's width divided by the bottleneck's, instead", kind: FlagKind::Number },
-        Flag { flag: "non-linearity", key: "non_linearity", help: "activation function: relu, gelu_new, silu, ...", kind: FlagKind::Text },
-        Flag { flag: "init-weights", key: "init_weights", help: "how matrices start: bert, houlsby or mam_adapter (up zero)", kind: FlagKind::Text },
+        Flag {
+            flag: "bottleneck-dim",
+            key: "bottleneck_dim",
+            help: "width of the bottleneck",
+            kind: FlagKind::Integer,
+        },
+        Flag {
+            flag: "reduction-factor",
+            key: "reduction_factor",
+            help: "the model's width divided by the bottleneck's, instead",
+            kind: FlagKind::Number,
+        },
+        Flag {
+            flag: "non-linearity",
+            key: "non_linearity",
+            help: "activation function: relu, gelu_new, silu, ...",
+            kind: FlagKind::Text,
+        },
+        Flag {
+            flag: "init-weights",
+            key: "init_weights",
+            help: "how matrices start: bert, houlsby or mam_adapter (up zero)",
+            kind: FlagKind::Text,
+        },
     ];
 
     fn build(
@@ -82,7 +102,9 @@ impl MethodConfig for PfeifferConfig {
         parameters: &mut ParameterSet,
     ) -> Result<Box<dyn Method>, MethodError> {
         Ok(Box::new(Pfeiffer {
-            feed_forward: self.bottlenecks().declare(base, Role::FeedForwardOut, parameters)?,
+            feed_forward: self
+                .bottlenecks()
+                .declare(base, Role::FeedForwardOut, parameters)?,
             changed: self.count(base)?,
         }))
     }
@@ -93,7 +115,11 @@ impl MethodConfig for PfeifferConfig {
 
     fn resolved(&self, base: &Base) -> Self {
         match self.bottlenecks().dim(base.dimensions.width) {
-            Ok(dim) => Self { bottleneck_dim: Some(dim), reduction_factor: None, ..self.clone() },
+            Ok(dim) => Self {
+                bottleneck_dim: Some(dim),
+                reduction_factor: None,
+                ..self.clone()
+            },
             Err(_) => self.clone(),
         }
     }

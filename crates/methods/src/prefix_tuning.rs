@@ -31,11 +31,11 @@ use epiphyte_ops::{Activation, Prefix, Sequences, dropout};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::MethodError;
 use crate::dense::Dense;
 use crate::method::{Flag, FlagKind, KeyStyle, Method, MethodConfig, Stored};
 use crate::parameters::{Init, Param, ParameterSet};
 use crate::virtual_tokens::{self, KEY};
-use crate::MethodError;
 
 /// The settings of Prefix-Tuning, under HF PEFT's names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -101,11 +101,36 @@ const PREFIX_TUNING: Variant = Variant {
 
 /// The flags of every method with prefixes.
 pub(crate) const FLAGS: &[Flag] = &[
-    Flag { flag: "num-virtual-tokens", key: "num_virtual_tokens", help: "how many keys and values in each layer", kind: FlagKind::Integer },
-    Flag { flag: "prefix-projection", key: "prefix_projection", help: "let a network make them while training", kind: FlagKind::Switch },
-    Flag { flag: "encoder-hidden-size", key: "encoder_hidden_size", help: "values in the middle of that network", kind: FlagKind::Integer },
-    Flag { flag: "init-weights", key: "init_weights", help: "zero, instead of random", kind: FlagKind::Text },
-    Flag { flag: "prefix-dropout", key: "prefix_dropout", help: "dropout on keys and values", kind: FlagKind::Number },
+    Flag {
+        flag: "num-virtual-tokens",
+        key: "num_virtual_tokens",
+        help: "how many keys and values in each layer",
+        kind: FlagKind::Integer,
+    },
+    Flag {
+        flag: "prefix-projection",
+        key: "prefix_projection",
+        help: "let a network make them while training",
+        kind: FlagKind::Switch,
+    },
+    Flag {
+        flag: "encoder-hidden-size",
+        key: "encoder_hidden_size",
+        help: "values in the middle of that network",
+        kind: FlagKind::Integer,
+    },
+    Flag {
+        flag: "init-weights",
+        key: "init_weights",
+        help: "zero, instead of random",
+        kind: FlagKind::Text,
+    },
+    Flag {
+        flag: "prefix-dropout",
+        key: "prefix_dropout",
+        help: "dropout on keys and values",
+        kind: FlagKind::Number,
+    },
 ];
 
 /// Width of all key heads together, which is also that of all value heads.
@@ -115,7 +140,8 @@ fn kv_width(base: &Base) -> usize {
 
 impl PrefixTuningConfig {
     fn hidden_size(&self, variant: &Variant, base: &Base) -> usize {
-        self.encoder_hidden_size.unwrap_or_else(|| (variant.hidden_size)(kv_width(base)))
+        self.encoder_hidden_size
+            .unwrap_or_else(|| (variant.hidden_size)(kv_width(base)))
     }
 
     fn dropout(&self, variant: &Variant) -> f64 {
@@ -126,14 +152,27 @@ impl PrefixTuningConfig {
         virtual_tokens::check(variant.method, self.num_virtual_tokens, base)?;
         let value = |key, value: String, expected: &str| {
             let expected = expected.to_owned();
-            Err(MethodError::Value { method: variant.method, key, value, expected })
+            Err(MethodError::Value {
+                method: variant.method,
+                key,
+                value,
+                expected,
+            })
         };
         if self.encoder_hidden_size == Some(0) {
-            return value("encoder_hidden_size", "0".to_owned(), "it must be at least 1");
+            return value(
+                "encoder_hidden_size",
+                "0".to_owned(),
+                "it must be at least 1",
+            );
         }
         let dropout = self.dropout(variant);
         if !(0.0..1.0).contains(&dropout) {
-            return value("prefix_dropout", dropout.to_string(), "it must be in [0, 1)");
+            return value(
+                "prefix_dropout",
+                dropout.to_string(),
+                "it must be in [0, 1)",
+            );
         }
         Ok(())
     }
@@ -146,20 +185,49 @@ impl PrefixTuningConfig {
         parameters: &mut ParameterSet,
     ) -> Result<Box<dyn Method>, MethodError> {
         self.check(variant, base)?;
-        let (layers, length, width) = (base.dimensions.layers, self.num_virtual_tokens, kv_width(base));
+        let (layers, length, width) = (
+            base.dimensions.layers,
+            self.num_virtual_tokens,
+            kv_width(base),
+        );
         let zero = self.init_weights == Some(PrefixInit::Zero);
         let source = if self.prefix_projection {
             let hidden = self.hidden_size(variant, base);
-            let embedding = parameters.declare("embedding.weight", &[length, width], variant.embedding.clone());
-            let inward =
-                Dense::declare(parameters, "transform.0", [hidden, width], (variant.dense)(width));
+            let embedding = parameters.declare(
+                "embedding.weight",
+                &[length, width],
+                variant.embedding.clone(),
+            );
+            let inward = Dense::declare(
+                parameters,
+                "transform.0",
+                [hidden, width],
+                (variant.dense)(width),
+            );
             let outward = (0..layers).map(|layer| {
-                let init = if zero { (Init::Zeros, Init::Zeros) } else { (variant.dense)(hidden) };
-                Dense::declare(parameters, &format!("transform.2.{layer}"), [2 * width, hidden], init)
+                let init = if zero {
+                    (Init::Zeros, Init::Zeros)
+                } else {
+                    (variant.dense)(hidden)
+                };
+                Dense::declare(
+                    parameters,
+                    &format!("transform.2.{layer}"),
+                    [2 * width, hidden],
+                    init,
+                )
             });
-            Source::Projection { embedding, inward, outward: outward.collect() }
+            Source::Projection {
+                embedding,
+                inward,
+                outward: outward.collect(),
+            }
         } else {
-            let init = if zero { Init::Zeros } else { variant.embedding.clone() };
+            let init = if zero {
+                Init::Zeros
+            } else {
+                variant.embedding.clone()
+            };
             Source::Table(parameters.declare(KEY, &[length, 2 * layers * width], init))
         };
         Ok(Box::new(Prefixes {
@@ -195,7 +263,10 @@ impl PrefixTuningConfig {
 
     /// The configuration whose parameters are what the file stores: the table, with no network.
     pub(crate) fn flat(&self) -> Self {
-        Self { prefix_projection: false, ..self.clone() }
+        Self {
+            prefix_projection: false,
+            ..self.clone()
+        }
     }
 
     /// As [`MethodConfig::computed`].
@@ -260,15 +331,27 @@ enum Source {
     /// They are trained: `[length, 2 · layers · width]`.
     Table(Param),
     /// A network makes them: `[length, width]`, the map to its middle, a map out of it for each layer.
-    Projection { embedding: Param, inward: Dense, outward: Vec<Dense> },
+    Projection {
+        embedding: Param,
+        inward: Dense,
+        outward: Vec<Dense>,
+    },
 }
 
 impl Prefixes {
     /// Keys and values of a layer side by side, `[length, 2 · width]`.
     fn of_layer(&self, layer: usize) -> Tensor<2> {
         match &self.source {
-            Source::Table(table) => table.get::<2>().narrow(1, 2 * layer * self.width, 2 * self.width),
-            Source::Projection { embedding, inward, outward } => {
+            Source::Table(table) => {
+                table
+                    .get::<2>()
+                    .narrow(1, 2 * layer * self.width, 2 * self.width)
+            }
+            Source::Projection {
+                embedding,
+                inward,
+                outward,
+            } => {
                 let middle = Activation::Tanh.apply(inward.forward(embedding.get()));
                 outward[layer].forward(middle)
             }
@@ -309,7 +392,11 @@ impl Method for Prefixes {
                 let shape = table.dims().to_vec();
                 let values = table.try_into_vec_as::<f32>();
                 let values = values.expect("parameters are f32 and on a device that can be read");
-                vec![Stored { key: KEY.to_owned(), shape, values }]
+                vec![Stored {
+                    key: KEY.to_owned(),
+                    shape,
+                    values,
+                }]
             }
         }
     }

@@ -27,10 +27,10 @@ use epiphyte_ops::{FrozenMatrix, random, rows};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::MethodError;
 use crate::method::{Flag, FlagKind, KeyStyle, Method, MethodConfig};
 use crate::parameters::{Init, Param, ParameterSet};
 use crate::virtual_tokens::{self, KEY};
-use crate::MethodError;
 
 /// The settings of prompt tuning, under HF PEFT's names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -88,13 +88,24 @@ impl PromptTuningConfig {
             PromptTuningInit::Random => return Ok(Init::Normal { std: 1.0 }),
             PromptTuningInit::SampleVocab => table.gather(&sampled(table, count, seed)),
             PromptTuningInit::Text => {
-                let ids = self.prompt_tuning_init_token_ids.as_deref().unwrap_or_default();
-                check_ids("prompt_tuning_init_token_ids", "prompt_tuning_init_text", ids, table)?;
+                let ids = self
+                    .prompt_tuning_init_token_ids
+                    .as_deref()
+                    .unwrap_or_default();
+                check_ids(
+                    "prompt_tuning_init_token_ids",
+                    "prompt_tuning_init_text",
+                    ids,
+                    table,
+                )?;
                 let repeated: Vec<u32> = ids.iter().copied().cycle().take(count).collect();
                 table.gather(&repeated)
             }
             PromptTuningInit::Labels => {
-                let labels = self.prompt_tuning_init_label_token_ids.as_deref().unwrap_or_default();
+                let labels = self
+                    .prompt_tuning_init_label_token_ids
+                    .as_deref()
+                    .unwrap_or_default();
                 if labels.is_empty() || labels.len() > count {
                     return Err(MethodError::Value {
                         method: Self::NAME,
@@ -108,7 +119,12 @@ impl PromptTuningConfig {
                 }
                 let mut start = Vec::new();
                 for ids in labels {
-                    check_ids("prompt_tuning_init_label_token_ids", "every label", ids, table)?;
+                    check_ids(
+                        "prompt_tuning_init_label_token_ids",
+                        "every label",
+                        ids,
+                        table,
+                    )?;
                     start.push(table.gather(ids).mean_dim(0));
                 }
                 if labels.len() < count {
@@ -132,8 +148,16 @@ fn word_embeddings(base: &Base) -> &FrozenMatrix {
 /// Token numbers drawn with replacement.
 fn sampled(table: &FrozenMatrix, count: usize, seed: u64) -> Vec<u32> {
     let [vocabulary, _] = table.shape();
-    let draws = random::uniform(seed ^ name_id("prompt_tuning.sample_vocab"), count, 0.0, vocabulary as f64);
-    draws.into_iter().map(|draw| (draw as u32).min(vocabulary as u32 - 1)).collect()
+    let draws = random::uniform(
+        seed ^ name_id("prompt_tuning.sample_vocab"),
+        count,
+        0.0,
+        vocabulary as f64,
+    );
+    draws
+        .into_iter()
+        .map(|draw| (draw as u32).min(vocabulary as u32 - 1))
+        .collect()
 }
 
 /// Checks that `text` has tokens and all of them are in the vocabulary.
@@ -165,10 +189,30 @@ impl MethodConfig for PromptTuningConfig {
     const PAPER: &'static str = "Lester et al. 2021, arXiv 2104.08691";
     const KEYS: KeyStyle = KeyStyle::PromptLearning;
     const FLAGS: &'static [Flag] = &[
-        Flag { flag: "num-virtual-tokens", key: "num_virtual_tokens", help: "how many vectors", kind: FlagKind::Integer },
-        Flag { flag: "prompt-tuning-init", key: "prompt_tuning_init", help: "how they start: RANDOM, SAMPLE_VOCAB, TEXT or LABELS", kind: FlagKind::Text },
-        Flag { flag: "prompt-tuning-init-text", key: "prompt_tuning_init_text", help: "the text of TEXT", kind: FlagKind::Text },
-        Flag { flag: "tokenizer-name-or-path", key: "tokenizer_name_or_path", help: "where HF PEFT finds the tokenizer of TEXT; the base's own directory if not given", kind: FlagKind::Text },
+        Flag {
+            flag: "num-virtual-tokens",
+            key: "num_virtual_tokens",
+            help: "how many vectors",
+            kind: FlagKind::Integer,
+        },
+        Flag {
+            flag: "prompt-tuning-init",
+            key: "prompt_tuning_init",
+            help: "how they start: RANDOM, SAMPLE_VOCAB, TEXT or LABELS",
+            kind: FlagKind::Text,
+        },
+        Flag {
+            flag: "prompt-tuning-init-text",
+            key: "prompt_tuning_init_text",
+            help: "the text of TEXT",
+            kind: FlagKind::Text,
+        },
+        Flag {
+            flag: "tokenizer-name-or-path",
+            key: "tokenizer_name_or_path",
+            help: "where HF PEFT finds the tokenizer of TEXT; the base's own directory if not given",
+            kind: FlagKind::Text,
+        },
     ];
     const COMPUTED: &'static [&'static str] = virtual_tokens::COMPUTED;
 
@@ -180,7 +224,9 @@ impl MethodConfig for PromptTuningConfig {
         virtual_tokens::check(Self::NAME, self.num_virtual_tokens, base)?;
         let init = self.init(base, parameters.seed())?;
         let shape = [self.num_virtual_tokens, base.dimensions.width];
-        Ok(Box::new(PromptTuning { prompt: parameters.declare(KEY, &shape, init) }))
+        Ok(Box::new(PromptTuning {
+            prompt: parameters.declare(KEY, &shape, init),
+        }))
     }
 
     fn count(&self, base: &Base) -> Result<usize, MethodError> {
@@ -198,7 +244,10 @@ impl MethodConfig for PromptTuningConfig {
 
     /// The same without asking for the tokens that only a start needs.
     fn stored(&self) -> Self {
-        Self { num_virtual_tokens: self.num_virtual_tokens, ..Self::default() }
+        Self {
+            num_virtual_tokens: self.num_virtual_tokens,
+            ..Self::default()
+        }
     }
 
     fn computed(&self, base: &Base) -> Map<String, Value> {
@@ -222,7 +271,11 @@ struct PromptTuning {
 
 impl Adapter for PromptTuning {
     fn embeddings(&self, embedded: Embedded) -> Embedded {
-        let Embedded { states, type_ids, sequences } = embedded;
+        let Embedded {
+            states,
+            type_ids,
+            sequences,
+        } = embedded;
         let count = self.prompt.shape()[0];
         let mut order = Vec::with_capacity(sequences.tokens() + count * sequences.count());
         let mut with_prompt = Vec::with_capacity(order.capacity());

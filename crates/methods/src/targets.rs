@@ -177,7 +177,11 @@ pub fn query_and_value(model_type: &str) -> &'static [&'static str] {
 
 #[cfg(test)]
 mod tests {
-    use super::{Modules, ends_with};
+    use burn::tensor::Device;
+    use epiphyte_models::{ModelConfig, Task, Transformer, random_model};
+    use epiphyte_ops::Precision;
+
+    use super::{ALL_LINEAR, Modules, Selection, ends_with, query_and_value};
 
     #[test]
     fn endings_stop_at_dots() {
@@ -193,5 +197,37 @@ mod tests {
         assert!(pattern.matches("bert.encoder.layer.1.attention.self.query").unwrap());
         assert!(!pattern.matches("bert.encoder.layer.1.attention.self.query.x").unwrap());
         assert_eq!(Modules::parse("query,value"), Modules::Endings(vec!["query".into(), "value".into()]));
+    }
+
+    fn llama() -> Box<dyn Transformer> {
+        let config = br#"{"model_type": "llama", "vocab_size": 8, "hidden_size": 8, "intermediate_size": 8,
+            "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 8}"#;
+        let config = ModelConfig::parse("config.json".as_ref(), config).unwrap();
+        let task = Task::CausalLanguageModelling;
+        random_model(&config, task, &Device::default(), Precision::F32, 0).unwrap()
+    }
+
+    #[test]
+    fn embeddings_and_language_heads_are_refused_by_name() {
+        let model = llama();
+        let chosen = |targets: &str, exclude: Option<&str>| {
+            let (targets, exclude) = (Modules::parse(targets), exclude.map(Modules::parse));
+            let selection = Selection {
+                method: "lora",
+                target_modules: Some(&targets),
+                exclude_modules: exclude.as_ref(),
+                layers_to_transform: None,
+                defaults: query_and_value,
+            };
+            selection.of(model.base()).map(|chosen| chosen.len()).map_err(|error| error.to_string())
+        };
+        assert_eq!(chosen("q_proj,v_proj", None), Ok(2));
+        assert_eq!(chosen(ALL_LINEAR, None), Ok(7));
+        let table = chosen("q_proj,embed_tokens", None).unwrap_err();
+        assert!(table.contains("`target_modules`") && table.contains("`model.embed_tokens` is a table"), "{table}");
+        let head = chosen("q_proj,lm_head", None).unwrap_err();
+        assert!(head.contains("`lm_head` is the language model's head"), "{head}");
+        assert!(chosen(".*", None).is_err());
+        assert_eq!(chosen(".*", Some("embed_tokens,lm_head")), Ok(7));
     }
 }

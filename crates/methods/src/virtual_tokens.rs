@@ -12,13 +12,26 @@ use crate::MethodError;
 pub(crate) const KEY: &str = "prompt_embeddings";
 
 /// The keys that HF PEFT fills in from the base.
-pub(crate) const COMPUTED: &[&str] =
-    &["num_attention_heads", "num_layers", "num_transformer_submodules", "token_dim"];
+pub(crate) const COMPUTED: &[&str] = &[
+    "num_attention_heads",
+    "num_layers",
+    "num_transformer_submodules",
+    "token_dim",
+];
 
 /// Their values, for vectors that are `heads` heads side by side and `token_dim` wide.
 pub(crate) fn computed(base: &Base, heads: usize, token_dim: usize) -> Map<String, Value> {
-    let values = [json!(heads), json!(base.dimensions.layers), json!(1), json!(token_dim)];
-    COMPUTED.iter().map(|&key| key.to_owned()).zip(values).collect()
+    let values = [
+        json!(heads),
+        json!(base.dimensions.layers),
+        json!(1),
+        json!(token_dim),
+    ];
+    COMPUTED
+        .iter()
+        .map(|&key| key.to_owned())
+        .zip(values)
+        .collect()
 }
 
 /// Checks that there is at least one virtual token and room for a real one.
@@ -31,6 +44,8 @@ pub(crate) fn check(method: &'static str, count: usize, base: &Base) -> Result<(
         method,
         key: "num_virtual_tokens",
         value: count.to_string(),
-        expected: format!("it must be from 1 to {most}: they take positions in front of the text's own"),
+        expected: format!(
+            "it must be from 1 to {most}: they take positions in front of the text's own"
+        ),
     })
 }

@@ -1,17 +1,21 @@
-//! Adapters that HF PEFT itself saved, one folder per method and variant: those that are supported are
-//! read, fit a base of their shape and are written again byte for byte; all others are refused by name.
+//! Adapters that HF PEFT itself saved: those that are supported are read, fit a base of their shape and
+//! are written again byte for byte; all others are refused by name.
 //!
-//! The folders lie outside the project; without them the test says that it was skipped.
-#![expect(clippy::print_stdout, reason = "a test says what it covered, or that it was skipped")]
+//! Some are the golden ones of the project. The others, one folder per method and variant that PEFT has,
+//! lie outside of it; without them that test says that it was skipped.
+#![expect(
+    clippy::print_stdout,
+    reason = "a test says what it covered, or that it was skipped"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
-use epiphyte_methods::file::{About, AdapterFile, CONFIG_FILE, Provenance, TENSORS_FILE, save};
 use epiphyte_methods::MethodError;
-use epiphyte_models::{ModelConfig, Task, Transformer, random_model};
+use epiphyte_methods::file::{About, AdapterFile, CONFIG_FILE, Provenance, TENSORS_FILE, save};
+use epiphyte_models::{LoadOptions, ModelConfig, Task, Transformer, load, random_model};
 use epiphyte_ops::Precision;
 use serde_json::{Value, json};
 
@@ -48,35 +52,73 @@ const EXPECTED: [(&str, Expect); 30] = [
     ("bert_lora_biasall", Unsupported("bias", "\"all\"")),
     ("bert_lora_emb_mts", Unsupported("bias", "\"lora_only\"")),
     // Saved from a model without head, so the classifier that every task here has is missing.
-    ("bert_lora_fe", Refused(Bert, "missing tensors: `base_model.model.classifier.bias`")),
+    (
+        "bert_lora_fe",
+        Refused(Bert, "missing tensors: `base_model.model.classifier.bias`"),
+    ),
     ("bert_prefix", Loads(Bert)),
     ("bert_prefixproj", Loads(Bert)),
     ("bert_prompt", Loads(Bert)),
     ("gpt2_ia3", Unsupported("fan_in_fan_out", "true")),
     ("gpt2_lora", Unsupported("fan_in_fan_out", "true")),
     ("gpt2_lora_bias", Unsupported("fan_in_fan_out", "true")),
-    ("gpt2_lora_emb_lmhead", Refused(FourKeyHeads, "`target_modules` is `lm_head,wte`, but `lm_head`")),
+    (
+        "gpt2_lora_emb_lmhead",
+        Refused(
+            FourKeyHeads,
+            "`target_modules` is `lm_head,wte`, but `lm_head`",
+        ),
+    ),
     ("gpt2_lora_notask", Unsupported("fan_in_fan_out", "true")),
     ("gpt2_prefix", Loads(FourKeyHeads)),
     ("gpt2_prefixproj", Loads(FourKeyHeads)),
     ("gpt2_prompt", Loads(FourKeyHeads)),
     ("llama_lora_alllinear", Loads(Llama)),
-    ("llama_lora_embtarget", Refused(Llama, "`target_modules` is `embed_tokens,q_proj`, but `model.embed_tokens`")),
-    ("llama_lora_mts", Unsupported("modules_to_save", "\"embed_tokens\"")),
-    ("llama_lora_tti", Unsupported("trainable_token_indices", "[1,2]")),
+    (
+        "llama_lora_embtarget",
+        Refused(
+            Llama,
+            "`target_modules` is `embed_tokens,q_proj`, but `model.embed_tokens`",
+        ),
+    ),
+    (
+        "llama_lora_mts",
+        Unsupported("modules_to_save", "\"embed_tokens\""),
+    ),
+    (
+        "llama_lora_tti",
+        Unsupported("trainable_token_indices", "[1,2]"),
+    ),
     ("llama_lora_two", Loads(Llama)),
     ("llama_lora_two/second", Loads(Llama)),
     ("llama_prefix", Loads(Llama)),
     ("llama_prefixproj", Loads(Llama)),
     ("llama_prompt", Loads(Llama)),
-    ("t5_lora", Refused(Llama, "target modules `v,q` match nothing")),
-    ("t5_prefix", Refused(FourKeyHeads, "`num_transformer_submodules` is 2")),
-    ("t5_prefixproj", Refused(FourKeyHeads, "`num_transformer_submodules` is 2")),
-    ("t5_prompt", Refused(FourKeyHeads, "`num_transformer_submodules` is 2")),
+    (
+        "t5_lora",
+        Refused(Llama, "target modules `v,q` match nothing"),
+    ),
+    (
+        "t5_prefix",
+        Refused(FourKeyHeads, "`num_transformer_submodules` is 2"),
+    ),
+    (
+        "t5_prefixproj",
+        Refused(FourKeyHeads, "`num_transformer_submodules` is 2"),
+    ),
+    (
+        "t5_prompt",
+        Refused(FourKeyHeads, "`num_transformer_submodules` is 2"),
+    ),
 ];
 
 /// Keys of the file that differ by right: ours, the version, and what [`About`] says.
-const ASIDE: [&str; 4] = ["epiphyte", "peft_version", "base_model_name_or_path", "prefix_dropout"];
+const ASIDE: [&str; 4] = [
+    "epiphyte",
+    "peft_version",
+    "base_model_name_or_path",
+    "prefix_dropout",
+];
 
 #[test]
 fn every_folder_is_read_as_it_should_be() {
@@ -96,7 +138,7 @@ fn every_folder_is_read_as_it_should_be() {
                 unknown += 1;
             }
             Some(&Loads(architecture)) => {
-                assert_same_when_written_again(&dir, &json, architecture);
+                assert_same_when_written_again(&dir, &json, &*architecture.model());
                 loaded += 1;
             }
             Some(&Unsupported(key, value)) => {
@@ -109,34 +151,82 @@ fn every_folder_is_read_as_it_should_be() {
             }
         }
     }
-    assert_eq!(loaded + refused, expected.len(), "a listed folder is not there");
-    println!("{loaded} folders loaded, {refused} refused for a setting or base, {unknown} for their method");
+    assert_eq!(
+        loaded + refused,
+        expected.len(),
+        "a listed folder is not there"
+    );
+    println!(
+        "{loaded} folders loaded, {refused} refused for a setting or base, {unknown} for their method"
+    );
+}
+
+#[test]
+fn golden_adapters_are_written_again_as_they_were() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity/golden");
+    let adapters = adapters(&golden);
+    for name in &adapters {
+        let dir = golden.join(name);
+        let json = read_json(&dir);
+        let base = dir.with_file_name("base");
+        let config = ModelConfig::open(&base).unwrap_or_else(|error| panic!("{error}"));
+        let task = match json["task_type"].as_str() {
+            Some("CAUSAL_LM") => Task::CausalLanguageModelling,
+            _ => Task::SequenceClassification {
+                labels: config.labels().num_labels(),
+            },
+        };
+        let loaded = load(&base, task, &Device::default(), &LoadOptions::default());
+        let loaded = loaded.unwrap_or_else(|error| panic!("{error}"));
+        assert_same_when_written_again(&dir, &json, &*loaded.model);
+    }
+    assert_eq!(adapters.len(), 25);
 }
 
 fn assert_unsupported(dir: &Path, key: &str, value: &str) {
     let error = AdapterFile::open(dir).expect_err(&dir.display().to_string());
-    let MethodError::Unsupported { key: found, value: said, .. } = &error else {
+    let MethodError::Unsupported {
+        key: found,
+        value: said,
+        ..
+    } = &error
+    else {
         panic!("{}: {error}", dir.display());
     };
-    assert_eq!((found.as_str(), said.as_str()), (key, value), "{}", dir.display());
+    assert_eq!(
+        (found.as_str(), said.as_str()),
+        (key, value),
+        "{}",
+        dir.display()
+    );
 }
 
 fn assert_refused(dir: &Path, architecture: Architecture, words: &str) {
     let file = AdapterFile::open(dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
     let model = architecture.model();
-    let error = file.load(model.base(), &Device::default()).expect_err(&dir.display().to_string());
-    assert!(error.to_string().contains(words), "{}: {error}", dir.display());
+    let error = file
+        .load(model.base(), &Device::default())
+        .expect_err(&dir.display().to_string());
+    assert!(
+        error.to_string().contains(words),
+        "{}: {error}",
+        dir.display()
+    );
 }
 
-fn assert_same_when_written_again(dir: &Path, json: &Value, architecture: Architecture) {
+fn assert_same_when_written_again(dir: &Path, json: &Value, model: &dyn Transformer) {
     let name = dir.display();
     let file = AdapterFile::open(dir).unwrap_or_else(|error| panic!("{name}: {error}"));
-    let model = architecture.model();
-    let tuned = file.load(model.base(), &Device::default()).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let tuned = file
+        .load(model.base(), &Device::default())
+        .unwrap_or_else(|error| panic!("{name}: {error}"));
     let written = tempfile::tempdir().expect("a temporary directory");
     let about = About {
         base_model: String::new(),
-        task_type: file.task_type().expect("the loaded ones have a task").to_owned(),
+        task_type: file
+            .task_type()
+            .expect("the loaded ones have a task")
+            .to_owned(),
         provenance: Provenance {
             version: String::new(),
             method: file.config().definition().name.to_owned(),
@@ -146,15 +236,26 @@ fn assert_same_when_written_again(dir: &Path, json: &Value, architecture: Archit
             account: None,
         },
     };
-    save(written.path(), &tuned, model.base(), &about).unwrap_or_else(|error| panic!("{name}: {error}"));
+    save(written.path(), &tuned, model.base(), &about)
+        .unwrap_or_else(|error| panic!("{name}: {error}"));
     let bytes = |dir: &Path| fs::read(dir.join(TENSORS_FILE)).expect("a file of tensors");
-    assert!(bytes(written.path()) == bytes(dir), "{name}: the tensors' file differs");
-    assert_eq!(comparable(&read_json(written.path())), comparable(json), "{name}");
+    assert!(
+        bytes(written.path()) == bytes(dir),
+        "{name}: the tensors' file differs"
+    );
+    assert_eq!(
+        comparable(&read_json(written.path())),
+        comparable(json),
+        "{name}"
+    );
 }
 
 /// The configuration without what differs by right, its lists as sets.
 fn comparable(json: &Value) -> BTreeMap<String, Value> {
-    let keys = json.as_object().expect("a configuration is an object").iter();
+    let keys = json
+        .as_object()
+        .expect("a configuration is an object")
+        .iter();
     let kept = keys.filter(|(key, _)| !ASIDE.contains(&key.as_str()));
     kept.map(|(key, value)| {
         let value = match value.as_array() {
@@ -169,7 +270,10 @@ fn comparable(json: &Value) -> BTreeMap<String, Value> {
 impl Architecture {
     fn model(self) -> Box<dyn Transformer> {
         let (config, task) = match self {
-            Bert => (json!({ "model_type": "bert" }), Task::SequenceClassification { labels: 3 }),
+            Bert => (
+                json!({ "model_type": "bert" }),
+                Task::SequenceClassification { labels: 3 },
+            ),
             Llama | FourKeyHeads => {
                 let heads = if matches!(self, Llama) { 2 } else { 4 };
                 let config = json!({ "model_type": "llama", "num_key_value_heads": heads });
@@ -195,7 +299,8 @@ impl Architecture {
 
 /// Where the folders are, or a word that they are not.
 fn folder() -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/checkpoints/peft_saved");
+    let path =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/checkpoints/peft_saved");
     if path.is_dir() {
         return Some(path);
     }
@@ -209,7 +314,12 @@ fn adapters(folder: &Path) -> Vec<String> {
     let mut open = vec![folder.to_owned()];
     while let Some(dir) = open.pop() {
         if dir.join(CONFIG_FILE).is_file() {
-            found.push(dir.strip_prefix(folder).expect("below the folder").display().to_string());
+            found.push(
+                dir.strip_prefix(folder)
+                    .expect("below the folder")
+                    .display()
+                    .to_string(),
+            );
         }
         let entries = fs::read_dir(&dir).expect("a folder that can be read");
         let paths = entries.map(|entry| entry.expect("an entry that can be read").path());

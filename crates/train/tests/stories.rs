@@ -38,15 +38,25 @@ impl Stories {
         let numbers = fs::read_to_string(dir.join("golden_numbers.json")).expect("numbers");
         let task = Task::CausalLanguageModelling;
         Some(Self {
-            loaded: load(&dir.join("hf"), task, &Device::default(), &LoadOptions::default()).expect("a model"),
+            loaded: load(
+                &dir.join("hf"),
+                task,
+                &Device::default(),
+                &LoadOptions::default(),
+            )
+            .expect("a model"),
             golden: serde_json::from_str(&numbers).expect("JSON"),
-            ids: ids.split_whitespace().map(|id| id.parse().expect("a number")).collect(),
+            ids: ids
+                .split_whitespace()
+                .map(|id| id.parse().expect("a number"))
+                .collect(),
         })
     }
 }
 
 fn folder() -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/checkpoints/stories260K");
+    let path =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/checkpoints/stories260K");
     if path.is_dir() {
         return Some(path);
     }
@@ -56,7 +66,9 @@ fn folder() -> Option<PathBuf> {
 
 #[test]
 fn greedy_generation_gives_the_golden_tokens() {
-    let Some(stories) = Stories::open() else { return };
+    let Some(stories) = Stories::open() else {
+        return;
+    };
     let how = Generation {
         max_new_tokens: stories.golden.n_tokens,
         temperature: 0.0,
@@ -72,8 +84,14 @@ fn greedy_generation_gives_the_golden_tokens() {
 
 #[test]
 fn logits_and_loss_are_those_of_the_f64_reference() {
-    let Some(stories) = Stories::open() else { return };
-    let Stories { loaded, golden, ids } = &stories;
+    let Some(stories) = Stories::open() else {
+        return;
+    };
+    let Stories {
+        loaded,
+        golden,
+        ids,
+    } = &stories;
     let model = &*loaded.model;
     let type_ids = vec![0; ids.len()];
     let tokens = |length: usize| Tokens {
@@ -85,16 +103,28 @@ fn logits_and_loss_are_those_of_the_f64_reference() {
     let hidden = model.hidden(&tokens(1), &Identity);
     let head = model.language_head().expect("a language model");
     let logits = head.forward(hidden.states, &Identity, &hidden.sequences);
-    let logits = logits.try_into_vec_as::<f32>().expect("f32 that can be read");
+    let logits = logits
+        .try_into_vec_as::<f32>()
+        .expect("f32 that can be read");
     assert_eq!(golden.first_step_logits_0_7.len(), 8);
-    for (token, (&found, expected)) in logits.iter().zip(&golden.first_step_logits_0_7).enumerate() {
-        assert!((f64::from(found) - expected).abs() < TOLERANCE, "token {token}: {found}, expected {expected}");
+    for (token, (&found, expected)) in logits.iter().zip(&golden.first_step_logits_0_7).enumerate()
+    {
+        assert!(
+            (f64::from(found) - expected).abs() < TOLERANCE,
+            "token {token}: {found}, expected {expected}"
+        );
     }
 
     let labels: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
     let loss = model.loss(&tokens(ids.len()), Targets::Tokens(&labels), 0.0, &Identity);
     let loss = loss.expect("there are targets");
     assert_eq!(loss.targets, golden.n_tokens);
-    let (found, expected) = (f64::from(loss.mean.into_scalar::<f32>()), golden.mean_nll_of_golden);
-    assert!((found - expected).abs() < TOLERANCE, "loss {found}, expected {expected}");
+    let (found, expected) = (
+        f64::from(loss.mean.into_scalar::<f32>()),
+        golden.mean_nll_of_golden,
+    );
+    assert!(
+        (found - expected).abs() < TOLERANCE,
+        "loss {found}, expected {expected}"
+    );
 }

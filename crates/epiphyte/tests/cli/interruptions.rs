@@ -12,7 +12,11 @@ const LONG: &str = "--max-steps 150 --eval-steps 25 --save-steps 5 --gradient-ac
     --logging-steps 3 --dropout 0.1 --rank 4 --load-best-model-at-end --seed 3";
 
 fn start(here: &Workplace, arguments: &str) -> Child {
-    here.command(arguments).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    here.command(arguments)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
 }
 
 fn assert_same(here: &Workplace, one: &str, other: &str) {
@@ -66,14 +70,22 @@ fn ctrl_c_saves_and_says_how_to_go_on() {
     here.json(&format!("{CLASSIFY} {LONG} --output whole"));
     let command = format!("{CLASSIFY} {LONG} --output stopped");
     let child = start(&here, &command);
-    while !fs::read_to_string(here.path("stopped/log.jsonl")).is_ok_and(|log| log.lines().count() > 2) {
+    while !fs::read_to_string(here.path("stopped/log.jsonl"))
+        .is_ok_and(|log| log.lines().count() > 2)
+    {
         sleep(Duration::from_millis(2));
     }
-    Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status()
+        .unwrap();
     let ended = child.wait_with_output().unwrap();
     let errors = String::from_utf8(ended.stderr).unwrap();
     assert_eq!(ended.status.code(), Some(130), "{errors}");
-    assert!(errors.contains("go on with:") && errors.trim_end().ends_with("--resume"), "{errors}");
+    assert!(
+        errors.contains("go on with:") && errors.trim_end().ends_with("--resume"),
+        "{errors}"
+    );
     here.json(&format!("{command} --resume"));
     assert_same(&here, "whole", "stopped");
 }
@@ -84,8 +96,14 @@ fn a_taken_directory_is_left_alone() {
     let command = format!("{CLASSIFY} --max-steps 2 --output adapter");
     here.json(&command);
     let errors = here.fail(1, &command);
-    assert!(errors.contains("`adapter` already holds a run; pass --resume"), "{errors}");
+    assert!(
+        errors.contains("`adapter` already holds a run; pass --resume"),
+        "{errors}"
+    );
     here.json(&format!("{command} --overwrite"));
     let errors = here.fail(1, &format!("{command} --seed 1 --resume"));
-    assert!(errors.contains("belongs to a run with other settings"), "{errors}");
+    assert!(
+        errors.contains("belongs to a run with other settings"),
+        "{errors}"
+    );
 }

@@ -26,7 +26,10 @@ fn every_method_goes_all_the_way() {
             let output = here.run(&format!("{command} --json"));
             let errors = String::from_utf8(output.stderr).unwrap();
             if name == "bitfit" && base == "llama" {
-                assert!(errors.contains("bitfit cannot act on this llama model"), "{errors}");
+                assert!(
+                    errors.contains("bitfit cannot act on this llama model"),
+                    "{errors}"
+                );
                 continue;
             }
             assert!(output.status.success(), "{command}\n{errors}");
@@ -36,16 +39,26 @@ fn every_method_goes_all_the_way() {
 
             let inspected = here.json(&format!("inspect {adapter}"));
             assert_eq!(inspected["method"], name);
-            for key in ["trainable_parameters", "changed_parameters", "stored_parameters", "bytes"] {
+            for key in [
+                "trainable_parameters",
+                "changed_parameters",
+                "stored_parameters",
+                "bytes",
+            ] {
                 assert!(inspected[key].as_u64().unwrap() > 0, "{key} of {adapter}");
                 assert_eq!(inspected[key], report[key], "{key} of {adapter}");
             }
 
-            let scores = here.json(&format!("eval --model {base} --adapter {adapter} --data dev.jsonl"));
+            let eval =
+                format!("eval --model {base} --adapter {adapter} --data dev.jsonl --batch-size 16");
+            let scores = here.json(&eval);
             assert_eq!(scores["examples"], 32);
             for (metric, value) in report["metrics"].as_object().unwrap() {
                 let (trained, loaded) = (value.as_f64().unwrap(), scores[metric].as_f64().unwrap());
-                assert!((trained - loaded).abs() < 1e-9, "{metric} of {adapter}: {trained} and {loaded}");
+                assert!(
+                    (trained - loaded).abs() < 1e-9,
+                    "{metric} of {adapter}: {trained} and {loaded}"
+                );
             }
             merge(&here, base, &adapter);
         }
@@ -54,35 +67,60 @@ fn every_method_goes_all_the_way() {
 
 /// A method either says why it cannot be merged, or the merged model says the same as the adapter.
 fn merge(here: &Workplace, base: &str, adapter: &str) {
-    let command = format!("merge --model {base} --adapter {adapter} --output {adapter}-merged --json");
+    let command =
+        format!("merge --model {base} --adapter {adapter} --output {adapter}-merged --json");
     let output = here.run(&command);
     if !output.status.success() {
         let errors = String::from_utf8(output.stderr).unwrap();
-        assert!(errors.contains("cannot be merged into the base"), "{errors}");
+        assert!(
+            errors.contains("cannot be merged into the base"),
+            "{errors}"
+        );
         return;
     }
     let merged: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert!(merged["largest_difference"].as_f64().unwrap() < 1e-4, "{adapter}: {merged}");
+    assert!(
+        merged["largest_difference"].as_f64().unwrap() < 1e-4,
+        "{adapter}: {merged}"
+    );
     assert!(merged["changed_tensors"].as_u64().unwrap() > 0);
-    let task = if base == "bert" { "sequence-classification" } else { "causal-language-modelling" };
+    let task = if base == "bert" {
+        "sequence-classification"
+    } else {
+        "causal-language-modelling"
+    };
     let flags = format!("--data dev.jsonl --task {task} --text-columns text --max-length 16");
     let alone = here.json(&format!("eval --model {adapter}-merged {flags}"));
-    let with_adapter = here.json(&format!("eval --model {base} --adapter {adapter} --data dev.jsonl"));
+    let with_adapter = here.json(&format!(
+        "eval --model {base} --adapter {adapter} --data dev.jsonl"
+    ));
     let difference = alone["loss"].as_f64().unwrap() - with_adapter["loss"].as_f64().unwrap();
-    assert!(difference.abs() < 1e-5, "{adapter}: {alone} and {with_adapter}");
+    assert!(
+        difference.abs() < 1e-5,
+        "{adapter}: {alone} and {with_adapter}"
+    );
 }
 
 #[test]
 fn methods_are_listed_with_their_flags() {
     let here = Workplace::new();
     let listing = here.json("methods");
-    let names: Vec<&str> =
-        listing["methods"].as_array().unwrap().iter().map(|method| method["name"].as_str().unwrap()).collect();
+    let names: Vec<&str> = listing["methods"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|method| method["name"].as_str().unwrap())
+        .collect();
     let known: Vec<&str> = METHODS.iter().map(|method| method.name).collect();
     assert_eq!(names, known);
     let text = here.succeed("methods");
     for method in METHODS {
         assert!(text.contains(method.summary) && text.contains(method.paper));
-        assert!(method.flags.iter().all(|flag| text.contains(&format!("--{}", flag.flag))));
+        assert!(
+            method
+                .flags
+                .iter()
+                .all(|flag| text.contains(&format!("--{}", flag.flag)))
+        );
     }
 }

@@ -7,14 +7,15 @@ use std::process::{Command, Output};
 use epiphyte::Device;
 use epiphyte::models::safetensors_file::{TensorToWrite, write_safetensors};
 use epiphyte::models::{ModelConfig, Task, random_model};
+use epiphyte::ops::Precision;
 use safetensors::Dtype;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Words of the tiny vocabulary; texts with one of the first five are positive.
 const WORDS: [&str; 20] = [
-    "good", "fine", "great", "lovely", "warm", "bad", "poor", "awful", "ugly", "cold", "a", "the", "film", "play",
-    "book", "was", "is", "very", "quite", "rather",
+    "good", "fine", "great", "lovely", "warm", "bad", "poor", "awful", "ugly", "cold", "a", "the",
+    "film", "play", "book", "was", "is", "very", "quite", "rather",
 ];
 const SPECIAL: [&str; 6] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "<s>", "</s>"];
 
@@ -33,7 +34,12 @@ impl Workplace {
         let two = Task::SequenceClassification { labels: 2 };
         write_model(&here.path("bert"), &bert_config(), two, false);
         write_model(&here.path("bert-head"), &bert_config(), two, true);
-        write_model(&here.path("llama"), &llama_config(), Task::CausalLanguageModelling, true);
+        write_model(
+            &here.path("llama"),
+            &llama_config(),
+            Task::CausalLanguageModelling,
+            true,
+        );
         here.write("train.jsonl", &rows(0, 96));
         here.write("dev.jsonl", &rows(1, 32));
         here
@@ -61,8 +67,13 @@ impl Workplace {
     /// The command, not yet started; arguments are separated by spaces.
     pub(crate) fn command(&self, arguments: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_epiphyte"));
-        command.current_dir(self.dir.path()).args(arguments.split_whitespace());
-        command.env_remove("RUST_LOG").env("HF_HOME", self.path("hub"));
+        command
+            .current_dir(self.dir.path())
+            .args(arguments.split_whitespace());
+        command
+            .env_remove("RUST_LOG")
+            .env_remove("COLUMNS")
+            .env("HF_HOME", self.path("hub"));
         command
     }
 
@@ -90,8 +101,15 @@ impl Workplace {
     pub(crate) fn fail(&self, code: i32, arguments: &str) -> String {
         let output = self.run(arguments);
         let errors = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(code), "epiphyte {arguments}\n{errors}");
-        assert!(output.stdout.is_empty(), "a failure prints to standard error alone");
+        assert_eq!(
+            output.status.code(),
+            Some(code),
+            "epiphyte {arguments}\n{errors}"
+        );
+        assert!(
+            output.stdout.is_empty(),
+            "a failure prints to standard error alone"
+        );
         errors
     }
 }
@@ -118,7 +136,7 @@ fn llama_config() -> Value {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 16, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 32,
         "max_position_embeddings": 64, "vocab_size": SPECIAL.len() + WORDS.len(), "initializer_range": 0.2,
-        "bos_token_id": 4, "eos_token_id": 5, "pad_token_id": 0, "tie_word_embeddings": false,
+        "bos_token_id": 4, "eos_token_id": 5, "pad_token_id": 0, "tie_word_embeddings": true,
     })
 }
 
@@ -127,35 +145,70 @@ fn write_model(dir: &Path, config: &Value, task: Task, with_head: bool) {
     let text = config.to_string();
     fs::write(dir.join("config.json"), &text).unwrap();
     let config = ModelConfig::parse(Path::new("config.json"), text.as_bytes()).unwrap();
-    let model = random_model(&config, task, &Device::default(), 0).unwrap();
-    let tensors = model.base().tensors().iter().filter(|(name, _)| with_head || !name.starts_with("classifier"));
+    let model = random_model(&config, task, &Device::default(), Default::default(), 0).unwrap();
+    let tensors = model
+        .base()
+        .tensors()
+        .iter()
+        .filter(|(name, _)| with_head || !name.starts_with("classifier"));
     let tensors: Vec<(&str, Vec<usize>, Vec<u8>)> = tensors
         .map(|(name, tensor)| {
             let values = tensor.to_flat().try_into_vec_as::<f32>().unwrap();
-            (name.as_str(), tensor.shape(), values.iter().flat_map(|value| value.to_le_bytes()).collect())
+            (
+                name.as_str(),
+                tensor.shape(),
+                values
+                    .iter()
+                    .flat_map(|value| value.to_le_bytes())
+                    .collect(),
+            )
         })
         .collect();
     let tensors: Vec<TensorToWrite<'_>> = tensors
         .iter()
-        .map(|(name, shape, bytes)| TensorToWrite { name, dtype: Dtype::F32, shape, bytes })
+        .map(|(name, shape, bytes)| TensorToWrite {
+            name,
+            dtype: Dtype::F32,
+            shape,
+            bytes,
+        })
         .collect();
-    write_safetensors(&dir.join("model.safetensors"), &tensors, &[("format", "pt")]).unwrap();
-    fs::write(dir.join("tokenizer.json"), tokenizer(config.architectures()[0].starts_with("Bert")).to_string())
-        .unwrap();
+    write_safetensors(
+        &dir.join("model.safetensors"),
+        &tensors,
+        &[("format", "pt")],
+    )
+    .unwrap();
+    fs::write(
+        dir.join("tokenizer.json"),
+        tokenizer(config.architectures()[0].starts_with("Bert")).to_string(),
+    )
+    .unwrap();
     let special = json!({ "eos_token": "</s>", "bos_token": "<s>", "pad_token": "[PAD]" });
     fs::write(dir.join("tokenizer_config.json"), special.to_string()).unwrap();
 }
 
 /// A tokenizer of whole words: `[CLS] a [SEP] b [SEP]` for BERT, `<s> a` for Llama.
 fn tokenizer(is_bert: bool) -> Value {
-    let vocabulary: serde_json::Map<String, Value> =
-        SPECIAL.iter().chain(&WORDS).enumerate().map(|(id, word)| ((*word).to_owned(), id.into())).collect();
-    let special = |token: &str, segment: u32| json!({ "SpecialToken": { "id": token, "type_id": segment } });
+    let vocabulary: serde_json::Map<String, Value> = SPECIAL
+        .iter()
+        .chain(&WORDS)
+        .enumerate()
+        .map(|(id, word)| ((*word).to_owned(), id.into()))
+        .collect();
+    let special =
+        |token: &str, segment: u32| json!({ "SpecialToken": { "id": token, "type_id": segment } });
     let text = |id: &str, segment: u32| json!({ "Sequence": { "id": id, "type_id": segment } });
     let (single, pair) = match is_bert {
         true => (
             json!([special("[CLS]", 0), text("A", 0), special("[SEP]", 0)]),
-            json!([special("[CLS]", 0), text("A", 0), special("[SEP]", 0), text("B", 1), special("[SEP]", 1)]),
+            json!([
+                special("[CLS]", 0),
+                text("A", 0),
+                special("[SEP]", 0),
+                text("B", 1),
+                special("[SEP]", 1)
+            ]),
         ),
         false => (
             json!([special("<s>", 0), text("A", 0)]),
@@ -166,7 +219,10 @@ fn tokenizer(is_bert: bool) -> Value {
         .iter()
         .map(|token| {
             let id = &vocabulary[*token];
-            ((*token).to_owned(), json!({ "id": token, "ids": [id], "tokens": [token] }))
+            (
+                (*token).to_owned(),
+                json!({ "id": token, "ids": [id], "tokens": [token] }),
+            )
         })
         .collect();
     let added: Vec<Value> = SPECIAL
@@ -194,7 +250,9 @@ fn tokenizer(is_bert: bool) -> Value {
 fn rows(seed: u64, count: usize) -> String {
     let mut state = seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mut draw = |below: usize| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) as usize % below
     };
     let mut lines = String::new();

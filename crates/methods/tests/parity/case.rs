@@ -22,7 +22,13 @@ pub(crate) fn check(base: &Base, method: &str, differences: &mut Vec<String>) ->
     let case = Case::open(base, method);
     let mut same = |key: &str, found: &[f32], tolerance: f32| {
         let expected = case.expected.get(key);
-        compare(&format!("{} {key}", case.name), found, &expected, tolerance, differences);
+        compare(
+            &format!("{} {key}", case.name),
+            found,
+            &expected,
+            tolerance,
+            differences,
+        );
     };
     let (batch, model, tuned) = (base.batch(), &*base.model, &case.tuned);
     if let Some(saved) = &case.saved {
@@ -32,8 +38,16 @@ pub(crate) fn check(base: &Base, method: &str, differences: &mut Vec<String>) ->
 
     let how = &case.facts.optimizer;
     let (beta1, beta2) = how.betas;
-    let adam = AdamW { beta1, beta2, epsilon: how.eps, weight_decay: how.weight_decay };
-    let mut moments: Vec<Moments> = tuned.trained().map(|param| Moments::zeros(&param.flat())).collect();
+    let adam = AdamW {
+        beta1,
+        beta2,
+        epsilon: how.eps,
+        weight_decay: how.weight_decay,
+    };
+    let mut moments: Vec<Moments> = tuned
+        .trained()
+        .map(|param| Moments::zeros(&param.flat()))
+        .collect();
     let mut losses = Vec::new();
     tuned.track(true);
     for step in 1..=how.steps {
@@ -44,12 +58,19 @@ pub(crate) fn check(base: &Base, method: &str, differences: &mut Vec<String>) ->
             .trained()
             .map(|param| {
                 let gradient = param.flat().grad_remove(&mut found);
-                gradient.unwrap_or_else(|| panic!("{}: `{}` has no gradient", case.name, param.key()))
+                gradient
+                    .unwrap_or_else(|| panic!("{}: `{}` has no gradient", case.name, param.key()))
             })
             .collect();
         if step == 1 {
-            for (key, found) in case.by_key(gradients.iter().map(|gradient| values(gradient.clone()))) {
-                same(&format!("grad/{key}"), &found, GRADIENTS * case.largest_gradient(&key));
+            for (key, found) in
+                case.by_key(gradients.iter().map(|gradient| values(gradient.clone())))
+            {
+                same(
+                    &format!("grad/{key}"),
+                    &found,
+                    GRADIENTS * case.largest_gradient(&key),
+                );
             }
         }
         for ((param, gradient), moments) in tuned.trained().zip(gradients).zip(&mut moments) {
@@ -89,44 +110,87 @@ struct Case {
 impl Case {
     fn open(base: &Base, method: &str) -> Self {
         let dir = base.dir.join(method);
-        let name = dir.strip_prefix(crate::folder()).expect("a base of the folder").display().to_string();
+        let name = dir
+            .strip_prefix(crate::folder())
+            .expect("a base of the folder")
+            .display()
+            .to_string();
         let expected = Expected::open(&dir.join("expected.safetensors"));
         let facts = read_json(&dir.join("expected.json"));
         let start = |config: Box<dyn AnyConfig>| {
-            Tuned::new(config, base.model.base(), &base.device, 0).unwrap_or_else(|error| panic!("{name}: {error}"))
+            Tuned::new(config, base.model.base(), &base.device, 0)
+                .unwrap_or_else(|error| panic!("{name}: {error}"))
         };
 
         if !dir.join(CONFIG_FILE).exists() {
             let (method, settings) = settings(method);
             let tuned = start(configuration(method, settings));
-            let keys = tuned.trained().map(|param| param.key().to_owned()).collect();
-            let case = Self { name, tuned, saved: None, keys, expected, facts };
+            let keys = tuned
+                .trained()
+                .map(|param| param.key().to_owned())
+                .collect();
+            let case = Self {
+                name,
+                tuned,
+                saved: None,
+                keys,
+                expected,
+                facts,
+            };
             return case.checked();
         }
         let file = AdapterFile::open(&dir).unwrap_or_else(|error| panic!("{name}: {error}"));
-        let saved = file.load(base.model.base(), &base.device).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let saved = file
+            .load(base.model.base(), &base.device)
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
         let network = expected.has("initial/prompt_encoder.embedding.weight");
         let (tuned, saved) = if network {
-            (start(configuration("prefix-tuning", file.config().settings())), Some(saved))
+            (
+                start(configuration("prefix-tuning", file.config().settings())),
+                Some(saved),
+            )
         } else {
             (saved, None)
         };
         let style = file.config().definition().keys;
         let key = |prefix: &str, key: &str| match key.strip_prefix("transform.2.") {
             // One map in PEFT, a piece of it for each layer here.
-            Some(piece) => format!("prompt_encoder.transform.2.{}", piece.split_once('.').expect("layer, name").1),
+            Some(piece) => format!(
+                "prompt_encoder.transform.2.{}",
+                piece.split_once('.').expect("layer, name").1
+            ),
             None if network && prefix.is_empty() => format!("prompt_encoder.{key}"),
             None => format!("{prefix}{key}"),
         };
-        let own = tuned.parameters().iter().map(|param| key(style.prefix(), param.key()));
-        let head = tuned.head_parameters().iter().map(|param| key(style.head_prefix(), param.key()));
+        let own = tuned
+            .parameters()
+            .iter()
+            .map(|param| key(style.prefix(), param.key()));
+        let head = tuned
+            .head_parameters()
+            .iter()
+            .map(|param| key(style.head_prefix(), param.key()));
         let keys = own.chain(head).collect();
-        let case = Self { name, tuned, saved, keys, expected, facts }.checked();
+        let case = Self {
+            name,
+            tuned,
+            saved,
+            keys,
+            expected,
+            facts,
+        }
+        .checked();
         if network {
             case.set_initial();
             let stored = Expected::open(&dir.join(TENSORS_FILE)).get("prompt_embeddings");
             let mut differences = Vec::new();
-            compare("folded", &case.tuned.stored()[0].values, &stored, OUTPUTS, &mut differences);
+            compare(
+                "folded",
+                &case.tuned.stored()[0].values,
+                &stored,
+                OUTPUTS,
+                &mut differences,
+            );
             assert!(differences.is_empty(), "{}: {differences:?}", case.name);
         }
         case
@@ -135,15 +199,28 @@ impl Case {
     /// Itself, once exactly those tensors are trained that should be.
     fn checked(self) -> Self {
         let counts = self.by_key(self.tuned.trained().map(|param| param.to_vec()));
-        let counts: BTreeMap<&String, usize> = counts.iter().map(|(key, values)| (key, values.len())).collect();
+        let counts: BTreeMap<&String, usize> = counts
+            .iter()
+            .map(|(key, values)| (key, values.len()))
+            .collect();
         let trainable = self.facts.trainable.iter();
-        let expected: BTreeMap<&String, usize> =
-            trainable.map(|(key, shape)| (key, shape.iter().product())).collect();
+        let expected: BTreeMap<&String, usize> = trainable
+            .map(|(key, shape)| (key, shape.iter().product()))
+            .collect();
         assert_eq!(counts, expected, "{}", self.name);
-        assert_eq!(expected.values().sum::<usize>(), self.facts.trainable_parameters, "{}", self.name);
+        assert_eq!(
+            expected.values().sum::<usize>(),
+            self.facts.trainable_parameters,
+            "{}",
+            self.name
+        );
         for (key, param) in self.keys.iter().zip(self.tuned.trained()) {
             let pieces = self.keys.iter().filter(|other| *other == key).count();
-            assert!(pieces > 1 || param.shape() == self.facts.trainable[key], "{}: {key}", self.name);
+            assert!(
+                pieces > 1 || param.shape() == self.facts.trainable[key],
+                "{}: {key}",
+                self.name
+            );
         }
         self
     }
@@ -166,7 +243,10 @@ impl Case {
             let piece = values[*start..*start + param.count()].to_vec();
             *start += param.count();
             let device = self.tuned.parameters().device();
-            param.set(Tensor::from_data(TensorData::new(piece, [param.count()]), device));
+            param.set(Tensor::from_data(
+                TensorData::new(piece, [param.count()]),
+                device,
+            ));
         }
     }
 
@@ -177,7 +257,11 @@ impl Case {
             gradient.into_iter().map(f32::abs).fold(0.0, f32::max)
         };
         if self.facts.zero_gradient.iter().any(|zero| zero == key) {
-            self.facts.trainable.keys().map(|key| largest(key)).fold(0.0, f32::max)
+            self.facts
+                .trainable
+                .keys()
+                .map(|key| largest(key))
+                .fold(0.0, f32::max)
         } else {
             largest(key)
         }
@@ -189,14 +273,21 @@ fn settings(case: &str) -> (&'static str, Value) {
     match case {
         "full" => ("full", json!({})),
         "bitfit" => ("bitfit", json!({})),
-        "bitfit_subset" => ("bitfit", json!({ "bitfit_components": "query-intermediate" })),
+        "bitfit_subset" => (
+            "bitfit",
+            json!({ "bitfit_components": "query-intermediate" }),
+        ),
         "freeze" => ("freeze", json!({ "freeze_trainable_layers": 1 })),
         other => panic!("the golden folder has a case `{other}` that nothing covers"),
     }
 }
 
 fn configuration(method: &str, settings: impl Into<Value>) -> Box<dyn AnyConfig> {
-    let Value::Object(settings) = settings.into() else { unreachable!("settings are an object") };
+    let Value::Object(settings) = settings.into() else {
+        unreachable!("settings are an object")
+    };
     let definition = by_name(method).expect("a method that there is");
-    definition.configure(settings).expect("settings that the method has")
+    definition
+        .configure(settings)
+        .expect("settings that the method has")
 }

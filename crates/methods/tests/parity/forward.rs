@@ -15,10 +15,20 @@ pub(crate) const OUTPUTS: f32 = 1e-4;
 /// Compares a base without any adapter.
 pub(crate) fn check(base: &Base, differences: &mut Vec<String>) {
     let expected = Expected::open(&base.dir.join("expected.safetensors"));
-    let name = base.dir.file_name().expect("a directory has a name").to_string_lossy();
+    let name = base
+        .dir
+        .file_name()
+        .expect("a directory has a name")
+        .to_string_lossy();
     let (batch, model) = (base.batch(), &*base.model);
     let mut same = |key: &str, found: &[f32]| {
-        compare(&format!("{name} {key}"), found, &expected.get(key), OUTPUTS, differences);
+        compare(
+            &format!("{name} {key}"),
+            found,
+            &expected.get(key),
+            OUTPUTS,
+            differences,
+        );
     };
     same("logits", &logits(model, &batch, &Identity));
     same("loss", &values(loss(model, &batch, &Identity)));
@@ -34,7 +44,10 @@ pub(crate) fn check(base: &Base, differences: &mut Vec<String>) {
     same(&format!("hidden_states/{layers}"), &last);
 
     if expected.has("logits_alone") {
-        let alone: Vec<f32> = base.each_row().flat_map(|row| logits(model, &row, &Identity)).collect();
+        let alone: Vec<f32> = base
+            .each_row()
+            .flat_map(|row| logits(model, &row, &Identity))
+            .collect();
         same("logits_alone", &alone);
     }
 }
@@ -45,7 +58,10 @@ struct States(Mutex<Vec<Vec<f32>>>);
 
 impl Adapter for States {
     fn hidden(&self, _layer: usize, states: Tensor<2>, _sequences: &Sequences) -> Tensor<2> {
-        self.0.lock().expect("no holder of the lock panics").push(values(states.clone()));
+        self.0
+            .lock()
+            .expect("no holder of the lock panics")
+            .push(values(states.clone()));
         states
     }
 }
@@ -57,7 +73,9 @@ pub(crate) fn logits(model: &dyn Transformer, batch: &Batch, adapter: &dyn Adapt
         return values(model.logits(&tokens, adapter));
     };
     let hidden = model.hidden(&tokens, adapter);
-    let ends = hidden.sequences.boundaries()[1..].iter().zip(tokens.sequences.lengths());
+    let ends = hidden.sequences.boundaries()[1..]
+        .iter()
+        .zip(tokens.sequences.lengths());
     let real: Vec<usize> = ends.flat_map(|(&end, length)| end - length..end).collect();
     values(head.forward(rows(hidden.states, &real), adapter, &tokens.sequences))
 }
@@ -70,5 +88,8 @@ pub(crate) fn loss(model: &dyn Transformer, batch: &Batch, adapter: &dyn Adapter
 
 /// The values of a tensor, row-major.
 pub(crate) fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    tensor.inner().try_into_vec_as::<f32>().expect("f32 on a device that can be read")
+    tensor
+        .inner()
+        .try_into_vec_as::<f32>()
+        .expect("f32 on a device that can be read")
 }

@@ -5,7 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
-use epiphyte_models::{Checkpoint, LoadOptions, ModelConfig, Task, Targets, Tokens, Transformer, load};
+use epiphyte_models::{
+    Checkpoint, LoadOptions, ModelConfig, Targets, Task, Tokens, Transformer, load,
+};
 use epiphyte_ops::Sequences;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -20,8 +22,9 @@ pub(crate) fn directories(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
     let entries = entries.map(|entry| entry.expect("a directory that can be read"));
     let directories = entries.filter(|entry| entry.path().is_dir());
-    let mut names: Vec<String> =
-        directories.map(|entry| entry.file_name().into_string().expect("names are UTF-8")).collect();
+    let mut names: Vec<String> = directories
+        .map(|entry| entry.file_name().into_string().expect("names are UTF-8"))
+        .collect();
     names.sort();
     names
 }
@@ -65,7 +68,9 @@ impl Base {
         let task = match &inputs.labels {
             Labels::Classes(_) => {
                 let config = ModelConfig::open(&dir.join("base")).expect("a configuration");
-                Task::SequenceClassification { labels: config.labels().num_labels() }
+                Task::SequenceClassification {
+                    labels: config.labels().num_labels(),
+                }
             }
             Labels::Values(_) => Task::Regression,
             Labels::Tokens(_) => Task::CausalLanguageModelling,
@@ -74,7 +79,12 @@ impl Base {
         let loaded = load(&dir.join("base"), task, &device, &LoadOptions::default())
             .unwrap_or_else(|error| panic!("{name}: {error}"));
         assert!(loaded.has_head, "{name}: the head was not read");
-        Self { dir, model: loaded.model, device, inputs }
+        Self {
+            dir,
+            model: loaded.model,
+            device,
+            inputs,
+        }
     }
 
     /// All rows in one batch.
@@ -104,13 +114,22 @@ impl Base {
             Labels::Values(values) => Labels::Values(values[rows].to_vec()),
             Labels::Tokens(tokens) => Labels::Tokens(vec![tokens[rows].concat()]),
         };
-        Batch { ids, type_ids, sequences: Sequences::new(boundaries), labels }
+        Batch {
+            ids,
+            type_ids,
+            sequences: Sequences::new(boundaries),
+            labels,
+        }
     }
 }
 
 impl Batch {
     pub(crate) fn tokens(&self) -> Tokens<'_> {
-        Tokens { ids: &self.ids, type_ids: &self.type_ids, sequences: self.sequences.clone() }
+        Tokens {
+            ids: &self.ids,
+            type_ids: &self.type_ids,
+            sequences: self.sequences.clone(),
+        }
     }
 
     pub(crate) fn targets(&self) -> Targets<'_> {
@@ -154,12 +173,16 @@ impl Expected {
     }
 
     pub(crate) fn get(&self, key: &str) -> Vec<f32> {
-        let view = self.0.tensor(key).unwrap_or_else(|| panic!("{} has no `{key}`", self.0.path().display()));
+        let view = self
+            .0
+            .tensor(key)
+            .unwrap_or_else(|| panic!("{} has no `{key}`", self.0.path().display()));
         view.to_f32().expect("golden tensors are f32")
     }
 }
 
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> T {
-    let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let text =
+        fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }

@@ -63,15 +63,27 @@ fn every_case_gives_the_same_logits_losses_gradients_and_steps() {
 }
 
 /// Notes where `found` is farther than `tolerance` from `expected`.
-fn compare(what: &str, found: &[f32], expected: &[f32], tolerance: f32, differences: &mut Vec<String>) {
+fn compare(
+    what: &str,
+    found: &[f32],
+    expected: &[f32],
+    tolerance: f32,
+    differences: &mut Vec<String>,
+) {
     if found.len() != expected.len() {
-        differences.push(format!("{what}: {} values, expected {}", found.len(), expected.len()));
+        differences.push(format!(
+            "{what}: {} values, expected {}",
+            found.len(),
+            expected.len()
+        ));
         return;
     }
     let distances = found.iter().zip(expected).map(|(a, b)| (a - b).abs());
     // Not `f32::max`, which passes over NaN.
     let farthest = distances.fold(0.0, |most: f32, d| if d <= most { most } else { d });
     if !(farthest <= tolerance) {
-        differences.push(format!("{what}: {farthest:e} apart, tolerance {tolerance:e}"));
+        differences.push(format!(
+            "{what}: {farthest:e} apart, tolerance {tolerance:e}"
+        ));
     }
 }

@@ -12,12 +12,23 @@ const WIDTH: usize = 16;
 
 /// `up · f(down · z + b) + b` for one row.
 fn bottleneck(tuned: &Tuned, module: &str, f: fn(f64) -> f64, z: &[f64]) -> Vec<f64> {
-    let param = |name: &str| tuned.parameters().get(&format!("{module}.{name}")).unwrap().to_vec();
+    let param = |name: &str| {
+        tuned
+            .parameters()
+            .get(&format!("{module}.{name}"))
+            .unwrap()
+            .to_vec()
+    };
     let map = |name: &str, x: &[f64]| -> Vec<f64> {
         let weight = param(&format!("{name}.weight"));
         let rows = weight.chunks(x.len()).zip(param(&format!("{name}.bias")));
         rows.map(|(row, bias)| {
-            f64::from(bias) + row.iter().zip(x).map(|(w, x)| f64::from(*w) * x).sum::<f64>()
+            f64::from(bias)
+                + row
+                    .iter()
+                    .zip(x)
+                    .map(|(w, x)| f64::from(*w) * x)
+                    .sum::<f64>()
         })
         .collect()
     };
@@ -42,11 +53,16 @@ fn close(output: f64, residual: f64) -> f64 {
 /// What the method makes of a sub-layer's output, and what `expected` says of each row.
 fn check(method: &'static str, part: Part, expected: impl Fn(&Tuned, &[f64], &[f64]) -> Vec<f64>) {
     let model = Family::Bert.model();
-    let tuned = case(method, json!({ "bottleneck_dim": 5 })).tune(&*model).unwrap();
+    let tuned = case(method, json!({ "bottleneck_dim": 5 }))
+        .tune(&*model)
+        .unwrap();
     perturb(&tuned);
     let matrix = |seed| {
         let values = random::normal(seed, 3 * WIDTH, 1.0);
-        (values.clone(), Tensor::<2>::from_data(TensorData::new(values, [3, WIDTH]), &Device::default()))
+        (
+            values.clone(),
+            Tensor::<2>::from_data(TensorData::new(values, [3, WIDTH]), &Device::default()),
+        )
     };
     let ((output, output_tensor), (residual, residual_tensor)) = (matrix(1), matrix(2));
     let found = tuned.sublayer(
@@ -60,7 +76,11 @@ fn check(method: &'static str, part: Part, expected: impl Fn(&Tuned, &[f64], &[f
         },
         output_tensor,
     );
-    let wide = |row: &[f32]| row.iter().map(|&value| f64::from(value)).collect::<Vec<f64>>();
+    let wide = |row: &[f32]| {
+        row.iter()
+            .map(|&value| f64::from(value))
+            .collect::<Vec<f64>>()
+    };
     let rows = output.chunks(WIDTH).zip(residual.chunks(WIDTH));
     let expected: Vec<f32> = rows
         .flat_map(|(output, residual)| expected(&tuned, &wide(output), &wide(residual)))
@@ -85,7 +105,11 @@ fn houlsby_adds_to_what_leaves_each_sublayer() {
 #[test]
 fn pfeiffer_reads_what_the_layer_would_return_and_adds_before_the_norm() {
     check("pfeiffer", Part::FeedForward, |tuned, output, residual| {
-        let z: Vec<f64> = output.iter().zip(residual).map(|(&o, &h)| close(o, h)).collect();
+        let z: Vec<f64> = output
+            .iter()
+            .zip(residual)
+            .map(|(&o, &h)| close(o, h))
+            .collect();
         let added = bottleneck(tuned, "bert.encoder.layer.1.output", relu, &z);
         output.iter().zip(added).map(|(o, u)| o + u).collect()
     });

@@ -28,7 +28,14 @@ fn one_layer_of_bert_base() -> Box<dyn Transformer> {
         "intermediate_size": 3072, "max_position_embeddings": 512,
     });
     let config = ModelConfig::parse("config.json".as_ref(), config.to_string().as_bytes()).unwrap();
-    random_model(&config, Task::SequenceClassification { labels: 2 }, &Device::default(), Default::default(), 0).unwrap()
+    random_model(
+        &config,
+        Task::SequenceClassification { labels: 2 },
+        &Device::default(),
+        Default::default(),
+        0,
+    )
+    .unwrap()
 }
 
 /// What bert-base trains: what stands outside of its layers, and twelve times what stands in one.
@@ -53,14 +60,39 @@ fn counts_on_bert_base_are_those_of_the_literature() {
             55_296,
         ),
         ("bitfit", json!({}), 2 * d, 102_912),
-        ("freeze", json!({ "freeze_trainable_layers": 1 }), 0, 12 * 4_722_432),
-        ("houlsby", json!({ "train_layer_norms": false }), 0, 2_379_264),
+        (
+            "freeze",
+            json!({ "freeze_trainable_layers": 1 }),
+            0,
+            12 * 4_722_432,
+        ),
+        (
+            "houlsby",
+            json!({ "train_layer_norms": false }),
+            0,
+            2_379_264,
+        ),
         ("houlsby", json!({}), 2 * d, 2_417_664),
-        ("houlsby", json!({ "reduction_factor": 16, "train_layer_norms": false }), 0, 1_789_056),
+        (
+            "houlsby",
+            json!({ "reduction_factor": 16, "train_layer_norms": false }),
+            0,
+            1_789_056,
+        ),
         ("pfeiffer", json!({}), 0, 894_528),
         ("pfeiffer", json!({ "bottleneck_dim": 256 }), 0, 4_730_880),
-        ("prompt-tuning", json!({ "num_virtual_tokens": 20 }), 20 * d, 15_360),
-        ("prefix-tuning", json!({ "num_virtual_tokens": 20 }), 0, 368_640),
+        (
+            "prompt-tuning",
+            json!({ "num_virtual_tokens": 20 }),
+            20 * d,
+            15_360,
+        ),
+        (
+            "prefix-tuning",
+            json!({ "num_virtual_tokens": 20 }),
+            0,
+            368_640,
+        ),
         // What stands outside of the layers: the vectors and the map to the middle.
         (
             "prefix-tuning",
@@ -74,12 +106,23 @@ fn counts_on_bert_base_are_those_of_the_literature() {
             30 * d + d * 512 + 512,
             9_872_384,
         ),
-        ("p-tuning-v2", json!({ "num_virtual_tokens": 30 }), 0, 552_960),
+        (
+            "p-tuning-v2",
+            json!({ "num_virtual_tokens": 30 }),
+            0,
+            552_960,
+        ),
     ];
     for (method, settings, outside, expected) in published {
         let case = case(method, settings);
         let count = case.count(&*model);
-        assert_eq!(12 * (count - outside) + outside, expected, "{} {}", case.method, case.settings);
+        assert_eq!(
+            12 * (count - outside) + outside,
+            expected,
+            "{} {}",
+            case.method,
+            case.settings
+        );
     }
 }
 
@@ -91,21 +134,49 @@ fn counts_on_llama_follow_the_formulas() {
     let model = Family::Llama.model();
     for (method, settings, expected) in [
         ("lora", json!({ "r": 4 }), layers * 4 * ((d + q) + (d + kv))),
-        ("lora", json!({ "r": 4, "target_modules": "all-linear" }), layers * 4 * (2 * (d + q) + 2 * (d + kv) + 3 * (d + ff))),
+        (
+            "lora",
+            json!({ "r": 4, "target_modules": "all-linear" }),
+            layers * 4 * (2 * (d + q) + 2 * (d + kv) + 3 * (d + ff)),
+        ),
         ("ia3", json!({}), layers * (2 * kv + ff)),
-        ("freeze", json!({ "freeze_trainable_layers": 1 }), 3 * d * ff),
-        ("houlsby", json!({ "bottleneck_dim": m }), 2 * layers * (2 * d * m + m + d) + norms),
-        ("pfeiffer", json!({ "bottleneck_dim": m }), layers * (2 * d * m + m + d)),
+        (
+            "freeze",
+            json!({ "freeze_trainable_layers": 1 }),
+            3 * d * ff,
+        ),
+        (
+            "houlsby",
+            json!({ "bottleneck_dim": m }),
+            2 * layers * (2 * d * m + m + d) + norms,
+        ),
+        (
+            "pfeiffer",
+            json!({ "bottleneck_dim": m }),
+            layers * (2 * d * m + m + d),
+        ),
         ("prompt-tuning", json!({ "num_virtual_tokens": p }), p * d),
-        ("prefix-tuning", json!({ "num_virtual_tokens": p }), 2 * layers * p * kv),
+        (
+            "prefix-tuning",
+            json!({ "num_virtual_tokens": p }),
+            2 * layers * p * kv,
+        ),
         (
             "prefix-tuning",
             json!({ "num_virtual_tokens": p, "prefix_projection": true }),
             p * kv + kv * kv + kv + 2 * layers * kv * kv + 2 * layers * kv,
         ),
-        ("full", json!({}), 30 * d + norms + layers * (2 * d * q + 2 * d * kv + 3 * d * ff)),
+        (
+            "full",
+            json!({}),
+            30 * d + norms + layers * (2 * d * q + 2 * d * kv + 3 * d * ff),
+        ),
     ] {
-        assert_eq!(case(method, settings.clone()).count(&*model), expected, "{method} {settings}");
+        assert_eq!(
+            case(method, settings.clone()).count(&*model),
+            expected,
+            "{method} {settings}"
+        );
     }
 }
 
@@ -113,9 +184,12 @@ fn counts_on_llama_follow_the_formulas() {
 #[test]
 fn a_folded_network_is_trained_but_not_stored() {
     let model = Family::Llama.model();
-    let tuned = case("prefix-tuning", json!({ "num_virtual_tokens": 5, "prefix_projection": true }))
-        .tune(&*model)
-        .unwrap();
+    let tuned = case(
+        "prefix-tuning",
+        json!({ "num_virtual_tokens": 5, "prefix_projection": true }),
+    )
+    .tune(&*model)
+    .unwrap();
     let account = tuned.account(model.base());
     assert_eq!(account.stored_parameters, 2 * 2 * 5 * 12);
     assert_eq!(account.changed_parameters, account.stored_parameters);

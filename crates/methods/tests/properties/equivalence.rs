@@ -72,8 +72,15 @@ fn merged_is_unmerged() {
         assert!(merges, "{name} said nothing");
         let unmerged = family.output(model, &tuned, None);
         let merged = family.output(model, &Merged(tensors), None);
-        assert!(distance(&unmerged, &family.output(model, &Identity, None)) > 1e-2, "{name} does nothing");
-        assert!(distance(&unmerged, &merged) < 1e-5, "{name}: {}", distance(&unmerged, &merged));
+        assert!(
+            distance(&unmerged, &family.output(model, &Identity, None)) > 1e-2,
+            "{name} does nothing"
+        );
+        assert!(
+            distance(&unmerged, &merged) < 1e-5,
+            "{name}: {}",
+            distance(&unmerged, &merged)
+        );
     });
 }
 
@@ -91,16 +98,30 @@ fn what_the_file_holds_is_the_live_adapter() {
             set(param, stored.values.clone());
         }
         let live = family.output(model, &tuned, None);
-        assert_eq!(live, family.output(model, &loaded, None), "{name} {}", case.settings);
+        assert_eq!(
+            live,
+            family.output(model, &loaded, None),
+            "{name} {}",
+            case.settings
+        );
     });
 }
 
 #[test]
 fn dropout_acts_with_keys_only() {
     let pairs = [
-        (case("lora", json!({ "lora_dropout": 0.5 })), case("lora", json!({ "lora_dropout": 0.0 }))),
-        (case("prefix-tuning", json!({ "prefix_dropout": 0.5 })), case("prefix-tuning", json!({}))),
-        (case("p-tuning-v2", json!({})), case("p-tuning-v2", json!({ "prefix_dropout": 0.0 }))),
+        (
+            case("lora", json!({ "lora_dropout": 0.5 })),
+            case("lora", json!({ "lora_dropout": 0.0 })),
+        ),
+        (
+            case("prefix-tuning", json!({ "prefix_dropout": 0.5 })),
+            case("prefix-tuning", json!({})),
+        ),
+        (
+            case("p-tuning-v2", json!({})),
+            case("p-tuning-v2", json!({ "prefix_dropout": 0.0 })),
+        ),
     ];
     for family in [Family::Bert, Family::Llama] {
         let model = family.model();

@@ -14,8 +14,10 @@ fn gradients_are_the_slopes_of_the_loss() {
         perturb(&tuned);
         tuned.track(true);
         let gradients = family.loss(model, &tuned).backward();
-        let gradients: Vec<Vec<f32>> =
-            tuned.trained().map(|param| to_vec(param.flat().grad(&gradients).unwrap())).collect();
+        let gradients: Vec<Vec<f32>> = tuned
+            .trained()
+            .map(|param| to_vec(param.flat().grad(&gradients).unwrap()))
+            .collect();
         tuned.track(false);
         for (param, gradient) in tuned.trained().zip(&gradients) {
             let length = dot(gradient, gradient).sqrt();
@@ -25,7 +27,10 @@ fn gradients_are_the_slopes_of_the_loss() {
                 if norm == 0.0 {
                     continue;
                 }
-                let unit: Vec<f32> = direction.iter().map(|d| (f64::from(*d) / norm) as f32).collect();
+                let unit: Vec<f32> = direction
+                    .iter()
+                    .map(|d| (f64::from(*d) / norm) as f32)
+                    .collect();
                 // Where the loss is steep it also bends.
                 let step = 0.01 / length.max(1.0) as f32;
                 let loss = || f64::from(to_vec(family.loss(model, &tuned))[0]);
@@ -44,7 +49,14 @@ fn gradients_are_the_slopes_of_the_loss() {
 fn slope(param: &Param, unit: &[f32], step: f32, loss: impl Fn() -> f64) -> f64 {
     let start = param.to_vec();
     let at = |steps: f32| {
-        set(param, start.iter().zip(unit).map(|(value, unit)| value + steps * step * unit).collect());
+        set(
+            param,
+            start
+                .iter()
+                .zip(unit)
+                .map(|(value, unit)| value + steps * step * unit)
+                .collect(),
+        );
         loss()
     };
     let slope = (8.0 * (at(1.0) - at(-1.0)) - (at(2.0) - at(-2.0))) / (12.0 * f64::from(step));
@@ -53,5 +65,8 @@ fn slope(param: &Param, unit: &[f32], step: f32, loss: impl Fn() -> f64) -> f64 
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+    a.iter()
+        .zip(b)
+        .map(|(a, b)| f64::from(*a) * f64::from(*b))
+        .sum()
 }

@@ -22,7 +22,11 @@ fn gradients_reach_exactly_the_declared_parameters() {
             match gradient {
                 Some(values) if is_noise || values.iter().any(|&value| value != 0.0) => {
                     assert_eq!(values.len(), param.count());
-                    assert!(values.iter().all(|value| value.is_finite()), "{name}: {}", param.key());
+                    assert!(
+                        values.iter().all(|value| value.is_finite()),
+                        "{name}: {}",
+                        param.key()
+                    );
                 }
                 _ => {
                     without.insert(param.key().to_owned());
@@ -31,9 +35,15 @@ fn gradients_reach_exactly_the_declared_parameters() {
         }
         assert_eq!(without, BTreeSet::new(), "{name}: no gradient");
         for (tensor, values) in model.base().tensors() {
-            assert!(!values.to_flat().is_autodiff(), "{name}: `{tensor}` of the base is tracked");
+            assert!(
+                !values.to_flat().is_autodiff(),
+                "{name}: `{tensor}` of the base is tracked"
+            );
         }
-        assert_eq!(tuned.head_parameters().iter().count() > 0, family.task().outputs().is_some());
+        assert_eq!(
+            tuned.head_parameters().iter().count() > 0,
+            family.task().outputs().is_some()
+        );
     });
 }
 
@@ -42,14 +52,19 @@ fn every_virtual_token_of_every_layer_gets_a_gradient() {
     for family in [Family::Bert, Family::Llama] {
         for method in ["prompt-tuning", "prefix-tuning"] {
             let model = family.model();
-            let tuned = case(method, json!({ "num_virtual_tokens": 3 })).tune(&*model).unwrap();
+            let tuned = case(method, json!({ "num_virtual_tokens": 3 }))
+                .tune(&*model)
+                .unwrap();
             tuned.track(true);
             let gradients = family.loss(&*model, &tuned).backward();
             let param = tuned.parameters().get("prompt_embeddings").unwrap();
             let values = to_vec(param.flat().grad(&gradients).unwrap());
             let head = model.base().dimensions.head_dim;
             for (index, block) in values.chunks(head).enumerate() {
-                assert!(block.iter().any(|&value| value != 0.0), "{method} on {family:?}: block {index}");
+                assert!(
+                    block.iter().any(|&value| value != 0.0),
+                    "{method} on {family:?}: block {index}"
+                );
             }
         }
     }
@@ -57,6 +72,17 @@ fn every_virtual_token_of_every_layer_gets_a_gradient() {
 
 #[test]
 fn bitfit_says_that_llama_has_no_biases() {
-    let error = case("bitfit", json!({})).tune(&*Family::Llama.model()).unwrap_err();
-    assert!(matches!(error, MethodError::NotApplicable { method: "bitfit", .. }), "{error}");
+    let error = case("bitfit", json!({}))
+        .tune(&*Family::Llama.model())
+        .unwrap_err();
+    assert!(
+        matches!(
+            error,
+            MethodError::NotApplicable {
+                method: "bitfit",
+                ..
+            }
+        ),
+        "{error}"
+    );
 }

@@ -63,18 +63,38 @@ impl Family {
             .iter()
             .map(|(name, tensor)| {
                 let noise = random::normal(name_id(name), tensor.count(), 0.3);
-                let offset = if name.ends_with("norm.weight") || name.ends_with("LayerNorm.weight") { 1.0 } else { 0.0 };
-                let bytes = noise.iter().flat_map(|value| (offset + value).to_le_bytes()).collect();
+                let offset = if name.ends_with("norm.weight") || name.ends_with("LayerNorm.weight")
+                {
+                    1.0
+                } else {
+                    0.0
+                };
+                let bytes = noise
+                    .iter()
+                    .flat_map(|value| (offset + value).to_le_bytes())
+                    .collect();
                 (name, tensor.shape(), bytes)
             })
             .collect();
         let tensors: Vec<TensorToWrite<'_>> = tensors
             .iter()
-            .map(|(name, shape, bytes)| TensorToWrite { name, dtype: Dtype::F32, shape, bytes })
+            .map(|(name, shape, bytes)| TensorToWrite {
+                name,
+                dtype: Dtype::F32,
+                shape,
+                bytes,
+            })
             .collect();
         std::fs::write(dir.path().join("config.json"), text).unwrap();
-        write_safetensors(&dir.path().join("model.safetensors"), &tensors, &[("format", "pt")]).unwrap();
-        load(dir.path(), self.task(), &device, &LoadOptions::default()).unwrap().model
+        write_safetensors(
+            &dir.path().join("model.safetensors"),
+            &tensors,
+            &[("format", "pt")],
+        )
+        .unwrap();
+        load(dir.path(), self.task(), &device, &LoadOptions::default())
+            .unwrap()
+            .model
     }
 
     /// The loss of the batch.
@@ -84,11 +104,19 @@ impl Family {
             Self::Bert | Self::Llama => Targets::Classes(&[2, 0, 1]),
             Self::LlamaLanguageModel => Targets::Tokens(&labels),
         };
-        model.loss(&batch(None), targets, 0.0, adapter).unwrap().mean
+        model
+            .loss(&batch(None), targets, 0.0, adapter)
+            .unwrap()
+            .mean
     }
 
     /// What the model says about the batch: logits, or states where there is no task head.
-    pub(crate) fn output(self, model: &dyn Transformer, adapter: &dyn Adapter, keys: Option<Vec<u64>>) -> Vec<f32> {
+    pub(crate) fn output(
+        self,
+        model: &dyn Transformer,
+        adapter: &dyn Adapter,
+        keys: Option<Vec<u64>>,
+    ) -> Vec<f32> {
         let tokens = batch(keys);
         to_vec(match self {
             Self::Bert | Self::Llama => model.logits(&tokens, adapter),
@@ -107,7 +135,11 @@ pub(crate) fn batch(keys: Option<Vec<u64>>) -> Tokens<'static> {
         Some(keys) => sequences.with_keys(keys),
         None => sequences,
     };
-    Tokens { ids: &IDS, type_ids: &TYPE_IDS, sequences }
+    Tokens {
+        ids: &IDS,
+        type_ids: &TYPE_IDS,
+        sequences,
+    }
 }
 
 /// A method with settings that fit the small models.
@@ -125,7 +157,9 @@ impl Case {
 
     pub(crate) fn count(&self, model: &dyn Transformer) -> usize {
         let config = by_name(self.method).unwrap();
-        let config = config.configure(self.settings.as_object().unwrap().clone()).unwrap();
+        let config = config
+            .configure(self.settings.as_object().unwrap().clone())
+            .unwrap();
         config.count(model.base()).unwrap()
     }
 }
@@ -137,13 +171,34 @@ pub(crate) fn case(method: &'static str, settings: Value) -> Case {
 /// Every registered method, in its defaults and in what else it has.
 pub(crate) fn cases() -> Vec<Case> {
     let more = [
-        case("lora", json!({ "target_modules": "all-linear", "r": 4, "alpha": 2, "use_rslora": true })),
-        case("freeze", json!({ "freeze_trainable_layers": 1, "freeze_trainable_modules": "all" })),
-        case("houlsby", json!({ "bottleneck_dim": 3, "train_layer_norms": false, "init_weights": "mam_adapter" })),
-        case("pfeiffer", json!({ "reduction_factor": 4, "non_linearity": "silu", "init_weights": "mam_adapter" })),
-        case("prompt-tuning", json!({ "num_virtual_tokens": 4, "prompt_tuning_init": "SAMPLE_VOCAB" })),
-        case("prefix-tuning", json!({ "num_virtual_tokens": 4, "prefix_projection": true, "encoder_hidden_size": 5 })),
-        case("p-tuning-v2", json!({ "num_virtual_tokens": 4, "prefix_projection": true, "encoder_hidden_size": 5 })),
+        case(
+            "lora",
+            json!({ "target_modules": "all-linear", "r": 4, "alpha": 2, "use_rslora": true }),
+        ),
+        case(
+            "freeze",
+            json!({ "freeze_trainable_layers": 1, "freeze_trainable_modules": "all" }),
+        ),
+        case(
+            "houlsby",
+            json!({ "bottleneck_dim": 3, "train_layer_norms": false, "init_weights": "mam_adapter" }),
+        ),
+        case(
+            "pfeiffer",
+            json!({ "reduction_factor": 4, "non_linearity": "silu", "init_weights": "mam_adapter" }),
+        ),
+        case(
+            "prompt-tuning",
+            json!({ "num_virtual_tokens": 4, "prompt_tuning_init": "SAMPLE_VOCAB" }),
+        ),
+        case(
+            "prefix-tuning",
+            json!({ "num_virtual_tokens": 4, "prefix_projection": true, "encoder_hidden_size": 5 }),
+        ),
+        case(
+            "p-tuning-v2",
+            json!({ "num_virtual_tokens": 4, "prefix_projection": true, "encoder_hidden_size": 5 }),
+        ),
     ];
     let defaults = METHODS.iter().map(|method| match method.name {
         // A sixteenth of the width is a single unit, which may be off for every token.
@@ -162,7 +217,9 @@ pub(crate) fn everywhere(check: impl Fn(&str, &Case, Family, &dyn Transformer, T
             match case.tune(&*model) {
                 Ok(tuned) => check(&name, &case, family, &*model, tuned),
                 // Llama has no biases.
-                Err(MethodError::NotApplicable { method: "bitfit", .. }) if family != Family::Bert => {}
+                Err(MethodError::NotApplicable {
+                    method: "bitfit", ..
+                }) if family != Family::Bert => {}
                 Err(error) => panic!("{name}: {error}"),
             }
         }
@@ -173,14 +230,22 @@ pub(crate) fn everywhere(check: impl Fn(&str, &Case, Family, &dyn Transformer, T
 pub(crate) fn perturb(tuned: &Tuned) {
     for param in tuned.trained() {
         let noise = random::normal(name_id(param.key()) ^ 5, param.count(), 0.2);
-        let moved: Vec<f32> = param.to_vec().iter().zip(noise).map(|(value, noise)| value + noise).collect();
+        let moved: Vec<f32> = param
+            .to_vec()
+            .iter()
+            .zip(noise)
+            .map(|(value, noise)| value + noise)
+            .collect();
         set(param, moved);
     }
 }
 
 pub(crate) fn set(param: &Param, values: Vec<f32>) {
     let count = values.len();
-    param.set(Tensor::from_data(TensorData::new(values, [count]), &Device::default()));
+    param.set(Tensor::from_data(
+        TensorData::new(values, [count]),
+        &Device::default(),
+    ));
 }
 
 pub(crate) fn to_vec<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
@@ -190,8 +255,13 @@ pub(crate) fn to_vec<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
 /// The largest difference, as a share of the largest value.
 pub(crate) fn distance(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
-    let largest = a.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
-    let difference = a.iter().zip(b).fold(0.0f32, |most, (a, b)| most.max((a - b).abs()));
+    let largest = a
+        .iter()
+        .fold(0.0f32, |largest, value| largest.max(value.abs()));
+    let difference = a
+        .iter()
+        .zip(b)
+        .fold(0.0f32, |most, (a, b)| most.max((a - b).abs()));
     assert!(difference.is_finite() && largest > 0.0);
     difference / largest
 }

@@ -4,7 +4,9 @@ use std::sync::Mutex;
 
 use burn::tensor::Tensor;
 use epiphyte_methods::Tuned;
-use epiphyte_models::{Adapter, BaseTensor, Identity, ModelConfig, Product, Role, Site, Tokens, Transformer};
+use epiphyte_models::{
+    Adapter, BaseTensor, Identity, ModelConfig, Product, Role, Site, Tokens, Transformer,
+};
 use epiphyte_ops::{Angles, Sequences, rotate};
 use serde_json::{Value, json};
 
@@ -14,11 +16,19 @@ const IN_FRONT: [u32; 3] = [8, 21, 2];
 const TEXT: [u32; 4] = [13, 5, 5, 27];
 
 fn tokens<'a>(ids: &'a [u32], type_ids: &'a [u32]) -> Tokens<'a> {
-    Tokens { ids, type_ids, sequences: Sequences::new(vec![0, ids.len()]) }
+    Tokens {
+        ids,
+        type_ids,
+        sequences: Sequences::new(vec![0, ids.len()]),
+    }
 }
 
 fn prompt_table(tuned: &Tuned) -> Vec<f32> {
-    tuned.parameters().get("prompt_embeddings").unwrap().to_vec()
+    tuned
+        .parameters()
+        .get("prompt_embeddings")
+        .unwrap()
+        .to_vec()
 }
 
 fn word_rows(model: &dyn Transformer, ids: &[u32]) -> Vec<f32> {
@@ -46,7 +56,10 @@ fn a_prompt_of_word_embeddings_is_the_words() {
         let all = [IN_FRONT.as_slice(), &TEXT].concat();
         let fed = model.logits(&tokens(&all, &[0, 0, 0, 0, 0, 1, 1]), &Identity);
         let prompted = model.logits(&tokens(&TEXT, &[0, 0, 1, 1]), &tuned);
-        assert!(distance(&to_vec(fed), &to_vec(prompted)) < 1e-5, "{family:?}");
+        assert!(
+            distance(&to_vec(fed), &to_vec(prompted)) < 1e-5,
+            "{family:?}"
+        );
     }
 }
 
@@ -65,9 +78,17 @@ fn prompts_start_as_they_are_told() {
     let all = words(&(0..30).collect::<Vec<u32>>());
     let mut seen = std::collections::BTreeSet::new();
     for row in sampled.chunks(16) {
-        seen.insert(all.chunks(16).position(|word| word == row).expect("a row of the table"));
+        seen.insert(
+            all.chunks(16)
+                .position(|word| word == row)
+                .expect("a row of the table"),
+        );
     }
-    assert!(seen.len() > 15, "50 draws of 30 rows hit about 24, not {}", seen.len());
+    assert!(
+        seen.len() > 15,
+        "50 draws of 30 rows hit about 24, not {}",
+        seen.len()
+    );
 
     let labels = start(case(
         "prompt-tuning",
@@ -87,17 +108,50 @@ fn prompts_start_as_they_are_told() {
 fn impossible_starts_are_errors_that_name_the_key() {
     let model = Family::Bert.model();
     for (case, words) in [
-        (text_start(json!([30]), 3), "token 30 is not in the vocabulary of 30"),
+        (
+            text_start(json!([30]), 3),
+            "token 30 is not in the vocabulary of 30",
+        ),
         (text_start(json!([]), 3), "`prompt_tuning_init_token_ids`"),
-        (case("prompt-tuning", json!({ "num_virtual_tokens": 0 })), "`num_virtual_tokens` is 0"),
-        (case("prefix-tuning", json!({ "num_virtual_tokens": 32 })), "from 1 to 31"),
-        (case("prefix-tuning", json!({ "prefix_dropout": 1.0 })), "`prefix_dropout` is 1"),
-        (case("houlsby", json!({ "bottleneck_dim": 17 })), "from 1 to the model's width, 16"),
-        (case("pfeiffer", json!({ "bottleneck_dim": 0 })), "`bottleneck_dim` is 0"),
-        (case("pfeiffer", json!({ "reduction_factor": 0.5 })), "`reduction_factor` is 0.5"),
-        (case("pfeiffer", json!({ "bottleneck_dim": 2, "reduction_factor": 8 })), "give one of them"),
-        (case("houlsby", json!({ "non_linearity": "step" })), "`non_linearity`"),
-        (case("prompt-tuning", json!({ "prompt_tuning_init": "LABELS" })), "0 labels"),
+        (
+            case("prompt-tuning", json!({ "num_virtual_tokens": 0 })),
+            "`num_virtual_tokens` is 0",
+        ),
+        (
+            case("prefix-tuning", json!({ "num_virtual_tokens": 32 })),
+            "from 1 to 31",
+        ),
+        (
+            case("prefix-tuning", json!({ "prefix_dropout": 1.0 })),
+            "`prefix_dropout` is 1",
+        ),
+        (
+            case("houlsby", json!({ "bottleneck_dim": 17 })),
+            "from 1 to the model's width, 16",
+        ),
+        (
+            case("pfeiffer", json!({ "bottleneck_dim": 0 })),
+            "`bottleneck_dim` is 0",
+        ),
+        (
+            case("pfeiffer", json!({ "reduction_factor": 0.5 })),
+            "`reduction_factor` is 0.5",
+        ),
+        (
+            case(
+                "pfeiffer",
+                json!({ "bottleneck_dim": 2, "reduction_factor": 8 }),
+            ),
+            "give one of them",
+        ),
+        (
+            case("houlsby", json!({ "non_linearity": "step" })),
+            "`non_linearity`",
+        ),
+        (
+            case("prompt-tuning", json!({ "prompt_tuning_init": "LABELS" })),
+            "0 labels",
+        ),
     ] {
         let error = case.tune(&*model).unwrap_err().to_string();
         assert!(error.contains(words), "{error}");
@@ -123,26 +177,50 @@ impl Adapter for Past {
 fn a_prefix_of_past_keys_and_values_is_the_past() {
     let family = Family::LlamaLanguageModel;
     let model = family.model();
-    let config = ModelConfig::parse("config.json".as_ref(), family.config().to_string().as_bytes()).unwrap();
-    let ModelConfig::Llama(config) = config else { panic!("{config:?}") };
-    let (head_dim, kv) = (config.head_dim, config.head_dim * config.num_key_value_heads);
+    let config = ModelConfig::parse(
+        "config.json".as_ref(),
+        family.config().to_string().as_bytes(),
+    )
+    .unwrap();
+    let ModelConfig::Llama(config) = config else {
+        panic!("{config:?}")
+    };
+    let (head_dim, kv) = (
+        config.head_dim,
+        config.head_dim * config.num_key_value_heads,
+    );
     let (cos, sin) = config.rope.tables(&[0, 1, 2]);
     let angles = Angles::new(cos, sin);
 
     let past = Past::default();
     model.hidden(&tokens(&IN_FRONT, &[0; 3]), &past);
-    let blocks: Vec<Vec<f32>> = past.0.into_inner().unwrap().into_iter().map(|(role, values)| match role {
-        Role::Key => {
-            let keys = Tensor::<1>::from_data(values.as_slice(), &Default::default());
-            to_vec(rotate(keys.reshape([3, kv]), &angles, head_dim))
-        }
-        _ => values,
-    }).collect();
+    let blocks: Vec<Vec<f32>> = past
+        .0
+        .into_inner()
+        .unwrap()
+        .into_iter()
+        .map(|(role, values)| match role {
+            Role::Key => {
+                let keys = Tensor::<1>::from_data(values.as_slice(), &Default::default());
+                to_vec(rotate(keys.reshape([3, kv]), &angles, head_dim))
+            }
+            _ => values,
+        })
+        .collect();
     assert_eq!(blocks.len(), 4, "key and value of two layers");
-    let table = (0..3).flat_map(|row| blocks.iter().flat_map(move |block| block[row * kv..][..kv].to_vec()));
+    let table = (0..3).flat_map(|row| {
+        blocks
+            .iter()
+            .flat_map(move |block| block[row * kv..][..kv].to_vec())
+    });
 
-    let tuned = case("prefix-tuning", json!({ "num_virtual_tokens": 3 })).tune(&*model).unwrap();
-    set(tuned.parameters().get("prompt_embeddings").unwrap(), table.collect());
+    let tuned = case("prefix-tuning", json!({ "num_virtual_tokens": 3 }))
+        .tune(&*model)
+        .unwrap();
+    set(
+        tuned.parameters().get("prompt_embeddings").unwrap(),
+        table.collect(),
+    );
     let prefixed = to_vec(model.hidden(&tokens(&TEXT, &[0; 4]), &tuned).states);
     let all = [IN_FRONT.as_slice(), &TEXT].concat();
     let whole = to_vec(model.hidden(&tokens(&all, &[0; 7]), &Identity).states);
@@ -153,12 +231,22 @@ fn a_prefix_of_past_keys_and_values_is_the_past() {
 #[test]
 fn peft_finds_the_measures_that_it_computes() {
     let model = Family::Llama.model();
-    for (method, heads, token_dim) in [("prompt-tuning", 4, 16), ("prefix-tuning", 2, 12), ("p-tuning-v2", 2, 12)] {
-        let config = epiphyte_methods::by_name(method).unwrap().configure(Default::default()).unwrap();
+    for (method, heads, token_dim) in [
+        ("prompt-tuning", 4, 16),
+        ("prefix-tuning", 2, 12),
+        ("p-tuning-v2", 2, 12),
+    ] {
+        let config = epiphyte_methods::by_name(method)
+            .unwrap()
+            .configure(Default::default())
+            .unwrap();
         let computed = Value::Object(config.computed(model.base()));
-        assert_eq!(computed, json!({
-            "num_attention_heads": heads, "num_layers": 2, "num_transformer_submodules": 1,
-            "token_dim": token_dim,
-        }));
+        assert_eq!(
+            computed,
+            json!({
+                "num_attention_heads": heads, "num_layers": 2, "num_transformer_submodules": 1,
+                "token_dim": token_dim,
+            })
+        );
     }
 }

@@ -13,19 +13,30 @@ use world::World;
 
 /// Trains to the end in one go.
 fn whole(run: &RunConfig) -> Report {
-    let options = RunOptions { quiet: true, ..RunOptions::default() };
+    let options = RunOptions {
+        quiet: true,
+        ..RunOptions::default()
+    };
     train(run, &options, &Interrupt::default()).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// Goes on with a run, in one go.
 fn resumed(run: &RunConfig) -> Report {
-    let options = RunOptions { quiet: true, resume: true, ..RunOptions::default() };
+    let options = RunOptions {
+        quiet: true,
+        resume: true,
+        ..RunOptions::default()
+    };
     train(run, &options, &Interrupt::default()).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// Goes on with a run under a request to stop, which it grants after one step.
 fn one_step(run: &RunConfig) -> Report {
-    let options = RunOptions { quiet: true, resume: true, ..RunOptions::default() };
+    let options = RunOptions {
+        quiet: true,
+        resume: true,
+        ..RunOptions::default()
+    };
     let asked = Interrupt::default();
     asked.request();
     train(run, &options, &asked).unwrap_or_else(|error| panic!("{error}"))
@@ -67,7 +78,11 @@ fn stopped_after_every_step_it_ends_with_the_same_bytes() {
         let steps = whole_steps(&straight);
         for step in 1..=steps {
             let report = one_step(&pieces);
-            let status = if step == steps { "finished" } else { "interrupted" };
+            let status = if step == steps {
+                "finished"
+            } else {
+                "interrupted"
+            };
             assert_eq!((report.steps, report.status), (step, status), "{method}");
         }
         assert!(bytes(&pieces) == bytes(&straight), "{method}");
@@ -90,7 +105,11 @@ fn stopped_once_it_ends_with_the_same_bytes() {
         }
         assert_eq!(resumed(&run).status, "finished");
         assert!(bytes(&run) == bytes(&straight), "after step {stop}");
-        assert_eq!(evaluations(&run), evaluations(&straight), "after step {stop}");
+        assert_eq!(
+            evaluations(&run),
+            evaluations(&straight),
+            "after step {stop}"
+        );
     }
 }
 
@@ -116,7 +135,10 @@ fn the_seed_and_nothing_else_decides() {
     let world = World::new();
     let settings = json!({ "r": 2, "lora_dropout": 0.2 });
     let run = |name: &str, seed: u64| {
-        let run = RunConfig { seed, ..world.run(name, "lora", &settings) };
+        let run = RunConfig {
+            seed,
+            ..world.run(name, "lora", &settings)
+        };
         whole(&run);
         bytes(&run)
     };
@@ -130,17 +152,31 @@ fn another_configuration_is_not_continued() {
     let world = World::new();
     let run = world.run("run", "lora", &json!({ "r": 2 }));
     one_step(&run);
-    let options = RunOptions { quiet: true, resume: true, ..RunOptions::default() };
+    let options = RunOptions {
+        quiet: true,
+        resume: true,
+        ..RunOptions::default()
+    };
     for other in [
-        RunConfig { learning_rate: 1e-4, ..run.clone() },
-        RunConfig { seed: 1, ..run.clone() },
+        RunConfig {
+            learning_rate: 1e-4,
+            ..run.clone()
+        },
+        RunConfig {
+            seed: 1,
+            ..run.clone()
+        },
         world.run("run", "lora", &json!({ "r": 2, "lora_dropout": 0.5 })),
     ] {
         let error = train(&other, &options, &Interrupt::default()).expect_err("another run");
         assert!(matches!(error, TrainError::OtherRun { .. }), "{error}");
     }
-    let afresh = RunOptions { quiet: true, ..RunOptions::default() };
-    let error = train(&run, &afresh, &Interrupt::default()).expect_err("a directory that holds a run");
+    let afresh = RunOptions {
+        quiet: true,
+        ..RunOptions::default()
+    };
+    let error =
+        train(&run, &afresh, &Interrupt::default()).expect_err("a directory that holds a run");
     assert!(matches!(error, TrainError::OutputTaken { .. }), "{error}");
     assert_eq!(resumed(&run).status, "finished");
 }
@@ -163,11 +199,16 @@ fn early_stopping_ends_a_run_and_a_resumed_one_alike() {
     let pieces = run("pieces");
     for step in 1..=6 {
         let report = one_step(&pieces);
-        let status = if step == 6 { "stopped_early" } else { "interrupted" };
+        let status = if step == 6 {
+            "stopped_early"
+        } else {
+            "interrupted"
+        };
         assert_eq!((report.steps, report.status), (step, status));
     }
     assert!(bytes(&pieces) == bytes(&straight));
-    assert_eq!(resumed(&pieces).steps, 6);
+    let report = resumed(&pieces);
+    assert_eq!((report.steps, report.status), (6, "stopped_early"));
     assert!(bytes(&pieces) == bytes(&straight));
 }
 
@@ -183,22 +224,38 @@ fn the_best_evaluation_is_put_back_at_the_end() {
     let (best, last) = (run("best", true), run("last", false));
     let (best_report, last_report) = (whole(&best), whole(&last));
     let evaluations = evaluations(&best);
-    let (step, _, metrics) = evaluations.iter().rfind(|(_, is_best, _)| *is_best).expect("a best one");
+    let (step, _, metrics) = evaluations
+        .iter()
+        .rfind(|(_, is_best, _)| *is_best)
+        .expect("a best one");
     assert!(*step < 12, "{evaluations:?}");
     assert_eq!(&json!(best_report.metrics), metrics);
     assert_ne!(json!(last_report.metrics), *metrics);
 
     let checkpoint = best.output.join(format!("checkpoint-{step}"));
-    let kept = values(&Checkpoint::open_file(&checkpoint.join("training_state.safetensors")).unwrap(), "value/");
-    let saved = values(&Checkpoint::open_file(&best.output.join(TENSORS_FILE)).unwrap(), "base_model.model.");
+    let kept = values(
+        &Checkpoint::open_file(&checkpoint.join("training_state.safetensors")).unwrap(),
+        "value/",
+    );
+    let saved = values(
+        &Checkpoint::open_file(&best.output.join(TENSORS_FILE)).unwrap(),
+        "base_model.model.",
+    );
     assert_eq!(kept, saved);
     assert!(bytes(&best) != bytes(&last));
 }
 
 /// The tensors whose names begin with `prefix`, without it.
 fn values(tensors: &Checkpoint, prefix: &str) -> BTreeMap<String, Vec<f32>> {
-    let named = tensors.names().filter_map(|name| Some((name.strip_prefix(prefix)?, name)));
+    let named = tensors
+        .names()
+        .filter_map(|name| Some((name.strip_prefix(prefix)?, name)));
     named
-        .map(|(key, name)| (key.to_owned(), tensors.tensor(name).unwrap().to_f32().unwrap()))
+        .map(|(key, name)| {
+            (
+                key.to_owned(),
+                tensors.tensor(name).unwrap().to_f32().unwrap(),
+            )
+        })
         .collect()
 }

@@ -21,7 +21,9 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new() -> Self {
-        let world = Self { dir: tempfile::tempdir().expect("a temporary directory") };
+        let world = Self {
+            dir: tempfile::tempdir().expect("a temporary directory"),
+        };
         let model = world.path("model");
         fs::create_dir(&model).expect("a directory");
         write_tokenizer(&model);
@@ -50,12 +52,16 @@ impl World {
             eval_data: Some(self.path("eval.jsonl")),
             text_columns: vec!["text".to_owned()],
             method: method.to_owned(),
-            method_settings: settings.as_object().expect("settings are an object").clone(),
+            method_settings: settings
+                .as_object()
+                .expect("settings are an object")
+                .clone(),
             batch_size: 4,
             gradient_accumulation_steps: 2,
             learning_rate: 2e-2,
             weight_decay: 0.01,
             epochs: 3.0,
+            max_length: Some(32),
             eval_steps: Some(3),
             logging_steps: 1,
             ..RunConfig::default()
@@ -73,7 +79,10 @@ fn write_tokenizer(dir: &Path) {
     let special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"];
     let words = (0..WORDS).map(|word| format!("w{word}"));
     let tokens = special.map(str::to_owned).into_iter().chain(words);
-    let vocabulary: Map<String, Value> = tokens.enumerate().map(|(id, token)| (token, json!(id))).collect();
+    let vocabulary: Map<String, Value> = tokens
+        .enumerate()
+        .map(|(id, token)| (token, json!(id)))
+        .collect();
     let added = special.iter().enumerate().map(|(id, token)| {
         json!({
             "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
@@ -110,24 +119,46 @@ fn write_model(dir: &Path) {
     })
     .to_string();
     fs::write(dir.join("config.json"), &config).expect("a configuration");
-    let config = ModelConfig::parse("config.json".as_ref(), config.as_bytes()).expect("a configuration");
+    let config =
+        ModelConfig::parse("config.json".as_ref(), config.as_bytes()).expect("a configuration");
     let task = Task::SequenceClassification { labels: 2 };
-    let model = random_model(&config, task, &Device::default(), Precision::F32, 7).expect("a model");
+    let model =
+        random_model(&config, task, &Device::default(), Precision::F32, 7).expect("a model");
     let tensors: Vec<(&String, Vec<usize>, Vec<u8>)> = model
         .base()
         .tensors()
         .iter()
         .filter(|(name, _)| !name.starts_with("classifier."))
         .map(|(name, tensor)| {
-            let values = tensor.to_flat().try_into_vec_as::<f32>().expect("f32 that can be read");
-            (name, tensor.shape(), values.iter().flat_map(|value| value.to_le_bytes()).collect())
+            let values = tensor
+                .to_flat()
+                .try_into_vec_as::<f32>()
+                .expect("f32 that can be read");
+            (
+                name,
+                tensor.shape(),
+                values
+                    .iter()
+                    .flat_map(|value| value.to_le_bytes())
+                    .collect(),
+            )
         })
         .collect();
     let tensors: Vec<TensorToWrite<'_>> = tensors
         .iter()
-        .map(|(name, shape, bytes)| TensorToWrite { name, dtype: Dtype::F32, shape, bytes })
+        .map(|(name, shape, bytes)| TensorToWrite {
+            name,
+            dtype: Dtype::F32,
+            shape,
+            bytes,
+        })
         .collect();
-    write_safetensors(&dir.join("model.safetensors"), &tensors, &[("format", "pt")]).expect("a checkpoint");
+    write_safetensors(
+        &dir.join("model.safetensors"),
+        &tensors,
+        &[("format", "pt")],
+    )
+    .expect("a checkpoint");
 }
 
 /// Texts of 3 to 7 words, all from one half of the vocabulary, and whether it is the first half.

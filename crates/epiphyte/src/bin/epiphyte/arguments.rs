@@ -1,8 +1,8 @@
 //! The command line: subcommands and the flags that all of them take.
 
 use anyhow::Result;
-use epiphyte::Device;
 use clap::{Args, Parser, Subcommand};
+use epiphyte::Device;
 
 use crate::commands::{eval, generate, inspect, merge, predict, train};
 use crate::device;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use epiphyte::data::{LabelSet, Order, Batches, Table, TaskKind};
+use epiphyte::data::{Batches, LabelSet, Order, Table, TaskKind};
 use epiphyte::methods::file::AdapterFile;
 use epiphyte::models::{LoadOptions, ModelConfig};
 use epiphyte::train::config::Precision;
@@ -17,8 +17,6 @@ use crate::hub;
 /// The flags of `eval` and `predict` alike.
 #[derive(Args, Debug)]
 pub(crate) struct DataArguments {
-    #[command(flatten)]
-    model: ModelArguments,
     /// Examples: .jsonl, .json, .csv, .tsv, .parquet or .txt
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
@@ -28,6 +26,8 @@ pub(crate) struct DataArguments {
     /// Sequences in a forward pass
     #[arg(long, value_name = "N", default_value_t = 32)]
     batch_size: usize,
+    #[command(flatten)]
+    model: ModelArguments,
     #[command(flatten)]
     task: TaskArguments,
 }
@@ -57,11 +57,21 @@ fn precision(text: &str) -> Result<Precision, String> {
 impl ModelArguments {
     /// Reads base and adapter for a task.
     pub(crate) fn open(&self, spec: TaskSpec, global: &Global) -> Result<Tuning> {
-        let load = LoadOptions { precision: self.precision.into(), ..LoadOptions::default() };
+        let load = LoadOptions {
+            precision: self.precision.into(),
+            ..LoadOptions::default()
+        };
         let model = hub::resolve(&self.model)?;
         let device = global.device()?;
         let adapter = self.adapter.as_deref();
-        Ok(open_adapter(&model, adapter, Some(spec), self.allow_other_base, &device, &load)?)
+        Ok(open_adapter(
+            &model,
+            adapter,
+            Some(spec),
+            self.allow_other_base,
+            &device,
+            &load,
+        )?)
     }
 
     /// The adapter's configuration, if there is an adapter.
@@ -108,7 +118,7 @@ pub(crate) struct TaskArguments {
     #[arg(long)]
     no_header: bool,
     /// Whether " quotes fields [default: CSV true, TSV false]
-    #[arg(long, value_name = "true|false")]
+    #[arg(long, value_name = "true|false", hide_possible_values = true)]
     quoting: Option<bool>,
 }
 
@@ -127,7 +137,10 @@ impl DataArguments {
         let model = hub::resolve(&self.model.model)?;
         let config = ModelConfig::open(&model)?;
         let mut spec = self.task.spec(file.as_ref(), &config)?;
-        let reading = epiphyte::data::ReadOptions { format: self.task.format, ..spec.reading() };
+        let reading = epiphyte::data::ReadOptions {
+            format: self.task.format,
+            ..spec.reading()
+        };
         let table = spec.read(&self.data, &reading, self.max_rows)?;
         if spec.task == TaskKind::SequenceClassification && spec.labels.is_empty() {
             spec.labels = self.labels(&spec, file.as_ref(), &config, &table, labelled)?;
@@ -186,17 +199,28 @@ impl TaskArguments {
     /// The task: what flags say, else what the adapter says, else what follows from the base.
     ///
     /// The classes of an adapter that does not name them are left open.
-    pub(crate) fn spec(&self, file: Option<&AdapterFile>, config: &ModelConfig) -> Result<TaskSpec> {
+    pub(crate) fn spec(
+        &self,
+        file: Option<&AdapterFile>,
+        config: &ModelConfig,
+    ) -> Result<TaskSpec> {
         let told = told(file)?;
         let task = match (self.task, &told, file) {
             (Some(task), _, _) => task,
             (None, Some(told), _) => told.task,
             (None, None, Some(file)) => peft_task(file)?,
             (None, None, None) => {
-                return Err(UsageError::Other("say the --task of a base without adapter".to_owned()).into());
+                return Err(UsageError::Other(
+                    "say the --task of a base without adapter".to_owned(),
+                )
+                .into());
             }
         };
-        let usual = if task == TaskKind::CausalLanguageModelling { 512 } else { 128 };
+        let usual = if task == TaskKind::CausalLanguageModelling {
+            512
+        } else {
+            128
+        };
         let mut spec = told.unwrap_or_else(|| TaskSpec {
             task,
             columns: epiphyte::data::Columns::default(),
@@ -234,9 +258,13 @@ impl TaskArguments {
 
 /// What an adapter of ours says about its task.
 fn told(file: Option<&AdapterFile>) -> Result<Option<TaskSpec>> {
-    let Some(ours) = file.and_then(AdapterFile::provenance) else { return Ok(None) };
+    let Some(ours) = file.and_then(AdapterFile::provenance) else {
+        return Ok(None);
+    };
     let spec = serde_json::from_value(ours.task.clone());
-    Ok(Some(spec.context("the adapter's `epiphyte.task` is malformed")?))
+    Ok(Some(
+        spec.context("the adapter's `epiphyte.task` is malformed")?,
+    ))
 }
 
 /// The task of an adapter that PEFT wrote.
@@ -247,7 +275,9 @@ fn peft_task(file: &AdapterFile) -> Result<TaskKind> {
             Some(1) => TaskKind::Regression,
             _ => TaskKind::SequenceClassification,
         }),
-        _ => Err(UsageError::Other("the adapter does not say its task: pass --task".to_owned()).into()),
+        _ => Err(
+            UsageError::Other("the adapter does not say its task: pass --task".to_owned()).into(),
+        ),
     }
 }
 
@@ -255,8 +285,12 @@ fn peft_task(file: &AdapterFile) -> Result<TaskKind> {
 fn head_outputs(file: &AdapterFile) -> Result<Option<usize>> {
     let tensors = file.tensors()?;
     let head = ["classifier.weight", "score.weight"];
-    let name = tensors.names().find(|name| head.iter().any(|head| name.ends_with(head)));
-    Ok(name.and_then(|name| tensors.tensor(name)).map(|head| head.shape[0]))
+    let name = tensors
+        .names()
+        .find(|name| head.iter().any(|head| name.ends_with(head)));
+    Ok(name
+        .and_then(|name| tensors.tensor(name))
+        .map(|head| head.shape[0]))
 }
 
 /// The task for which `merge` and `generate` open an adapter: they need neither columns nor names.

@@ -11,7 +11,10 @@ pub(crate) const DEFAULT: &str = "cpu";
 /// The device of a name such as `cpu` or `cuda:1`.
 pub(crate) fn parse(text: &str) -> Result<Device> {
     let (name, index) = text.split_once(':').unwrap_or((text, "0"));
-    let unknown = || UsageError::Device { name: text.to_owned(), available: available() };
+    let unknown = || UsageError::Device {
+        name: text.to_owned(),
+        available: available(),
+    };
     let _index: usize = index.parse().map_err(|_| unknown())?;
     match name {
         "cpu" | "flex" => Ok(Device::flex()),
@@ -38,6 +41,10 @@ fn available() -> String {
         (cfg!(feature = "cuda"), "cuda:N"),
         (cfg!(feature = "rocm"), "rocm:N"),
     ];
-    let names: Vec<&str> = built.into_iter().filter(|(is, _)| *is).map(|(_, name)| name).collect();
+    let names: Vec<&str> = built
+        .into_iter()
+        .filter(|(is, _)| *is)
+        .map(|(_, name)| name)
+        .collect();
     names.join(", ")
 }

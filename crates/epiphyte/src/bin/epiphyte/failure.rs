@@ -1,5 +1,6 @@
 //! How a failed command ends: the error with its causes, what may help, and an exit code.
 
+use std::io;
 use std::process::ExitCode;
 
 use epiphyte::train::TrainError;
@@ -78,6 +79,19 @@ fn hint(error: &anyhow::Error) -> Option<String> {
     if let Some(error) = error.downcast_ref::<NoModel>() {
         return Some(error.hint());
     }
+    let is_full = |error: &io::Error| {
+        matches!(
+            error.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        )
+    };
+    if error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref())
+        .any(is_full)
+    {
+        return Some("free some space, then go on with the same command and --resume".to_owned());
+    }
     let hint = match error.downcast_ref::<TrainError>()? {
         TrainError::Data(DataError::MissingColumn { .. }) => {
             "name the columns with --text-columns and --label-column; --no-header for files without names"
@@ -88,7 +102,9 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         TrainError::Method(MethodError::NoTarget { .. }) => {
             "`epiphyte inspect MODEL` lists the linear maps; --target-modules all-linear takes every one"
         }
-        TrainError::Method(MethodError::UnknownMethod { .. }) => "`epiphyte methods` describes them",
+        TrainError::Method(MethodError::UnknownMethod { .. }) => {
+            "`epiphyte methods` describes them"
+        }
         _ => return None,
     };
     Some(hint.to_owned())

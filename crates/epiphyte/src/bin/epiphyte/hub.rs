@@ -8,6 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use epiphyte::models::ModelError;
 
 /// Nobody has the model.
 #[derive(Debug, thiserror::Error)]
@@ -25,7 +26,11 @@ pub(crate) struct NoModel {
 impl NoModel {
     /// What to do.
     pub(crate) fn hint(&self) -> String {
-        let build = if cfg!(feature = "hub") { "" } else { "; a build with `--features hub` downloads by itself" };
+        let build = if cfg!(feature = "hub") {
+            ""
+        } else {
+            "; a build with `--features hub` downloads by itself"
+        };
         format!(
             "place config.json, model.safetensors and tokenizer.json from https://huggingface.co/{} in a \
              directory and pass its path{build}",
@@ -34,10 +39,16 @@ impl NoModel {
     }
 }
 
-/// The directory of a model. What is no model's name is taken for a path, be it there or not.
+/// The directory of a model.
 pub(crate) fn resolve(model: &Path) -> Result<PathBuf> {
-    let Some((owner, name)) = model.to_str().filter(|_| !model.exists()).and_then(split) else {
+    if model.is_dir() {
         return Ok(model.to_owned());
+    }
+    let Some((owner, name)) = model.to_str().and_then(split) else {
+        return Err(ModelError::MissingDirectory {
+            dir: model.to_owned(),
+        }
+        .into());
     };
     let cache = cache();
     if let Some(snapshot) = cached(&cache, owner, name) {
@@ -50,7 +61,9 @@ pub(crate) fn resolve(model: &Path) -> Result<PathBuf> {
 fn split(model: &str) -> Option<(&str, &str)> {
     let is_name = |part: &str| {
         part.starts_with(|c: char| c.is_ascii_alphanumeric())
-            && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+            && part
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
     };
     let (owner, name) = model.split_once('/').unwrap_or(("", model));
     ((owner.is_empty() || is_name(owner)) && is_name(name)).then_some((owner, name))
@@ -69,7 +82,11 @@ fn cache() -> PathBuf {
 
 /// The main branch's snapshot, if it has everything that a model needs.
 fn cached(cache: &Path, owner: &str, name: &str) -> Option<PathBuf> {
-    let owner = if owner.is_empty() { String::new() } else { format!("{owner}--") };
+    let owner = if owner.is_empty() {
+        String::new()
+    } else {
+        format!("{owner}--")
+    };
     let repository = cache.join(format!("models--{owner}{name}"));
     let revision = fs::read_to_string(repository.join("refs/main")).ok()?;
     let snapshot = repository.join("snapshots").join(revision.trim());
@@ -80,19 +97,33 @@ fn cached(cache: &Path, owner: &str, name: &str) -> Option<PathBuf> {
 
 #[cfg(feature = "hub")]
 fn download(owner: &str, name: &str, cache: PathBuf) -> Result<PathBuf> {
-    let wanted = ["*.json", "*.jinja", "*.safetensors"].map(str::to_owned).to_vec();
+    let wanted = ["*.json", "*.jinja", "*.safetensors"]
+        .map(str::to_owned)
+        .to_vec();
     tracing::info!("downloading {owner}/{name}");
     let fetch = || {
         let repository = hf_hub::HFClientSync::new()?.model(owner, name);
         repository.snapshot_download().allow_patterns(wanted).send()
     };
-    let name = if owner.is_empty() { name.to_owned() } else { format!("{owner}/{name}") };
-    Ok(fetch().map_err(|source| NoModel { name, cache, source })?)
+    let name = if owner.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{owner}/{name}")
+    };
+    Ok(fetch().map_err(|source| NoModel {
+        name,
+        cache,
+        source,
+    })?)
 }
 
 #[cfg(not(feature = "hub"))]
 fn download(owner: &str, name: &str, cache: PathBuf) -> Result<PathBuf> {
-    let name = if owner.is_empty() { name.to_owned() } else { format!("{owner}/{name}") };
+    let name = if owner.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{owner}/{name}")
+    };
     Err(NoModel { name, cache }.into())
 }
 
@@ -102,9 +133,20 @@ mod tests {
 
     #[test]
     fn names_are_told_from_paths() {
-        assert_eq!(split("google-bert/bert-base-uncased"), Some(("google-bert", "bert-base-uncased")));
+        assert_eq!(
+            split("google-bert/bert-base-uncased"),
+            Some(("google-bert", "bert-base-uncased"))
+        );
         assert_eq!(split("gpt2"), Some(("", "gpt2")));
-        for path in ["./gpt2", "../a/b", "/models/bert", "a/b/c", "models/", "C:\\bert", ""] {
+        for path in [
+            "./gpt2",
+            "../a/b",
+            "/models/bert",
+            "a/b/c",
+            "models/",
+            "C:\\bert",
+            "",
+        ] {
             assert_eq!(split(path), None, "{path}");
         }
     }

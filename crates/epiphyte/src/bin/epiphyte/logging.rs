@@ -5,8 +5,9 @@ use std::io;
 use tracing_subscriber::EnvFilter;
 
 use crate::arguments::Global;
+use crate::output;
 
-/// Shows warnings; with `--verbose` what is done, too. `RUST_LOG` goes before both.
+/// Shows warnings; with `--verbose` what is done, too. `RUST_LOG` overrides both.
 pub(crate) fn start(global: &Global) {
     let level = match (global.quiet, global.verbose) {
         (true, _) => "error",
@@ -19,6 +20,7 @@ pub(crate) fn start(global: &Global) {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
+        .with_ansi(output::is_watched())
         .with_target(false)
         .without_time()
         .init();

@@ -23,7 +23,11 @@ pub(crate) fn note(text: &str) {
 
 /// Prints names and values as two columns.
 pub(crate) fn pairs(rows: &[(&str, String)]) {
-    let width = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+    let width = rows
+        .iter()
+        .map(|(name, _)| name.chars().count())
+        .max()
+        .unwrap_or(0);
     for (name, value) in rows {
         print(&format!("{name:width$}  {value}"));
     }
@@ -54,7 +58,11 @@ pub(crate) fn bytes(number: u64) -> String {
         size /= 1024.0;
         unit = larger;
     }
-    if unit == "bytes" { format!("{number} bytes") } else { format!("{size:.1} {unit}") }
+    if unit == "bytes" {
+        format!("{number} bytes")
+    } else {
+        format!("{size:.1} {unit}")
+    }
 }
 
 /// Whether somebody watches standard error.

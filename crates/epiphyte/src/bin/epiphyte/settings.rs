@@ -52,9 +52,8 @@ impl clap::FromArgMatches for GivenFlags {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let methods = method_flags().into_iter().map(|(flag, _)| flag);
         let all = RunConfig::FLAGS.iter().chain(methods);
-        let given = all.filter_map(|flag| {
-            Some((flag.flag, matches.get_one::<String>(flag.flag)?.clone()))
-        });
+        let given =
+            all.filter_map(|flag| Some((flag.flag, matches.get_one::<String>(flag.flag)?.clone())));
         Ok(Self(given.collect()))
     }
 
@@ -79,7 +78,13 @@ fn method_flags() -> Vec<(&'static Flag, Vec<&'static str>)> {
 }
 
 fn argument(flag: &'static Flag, help: String) -> Arg {
-    let argument = Arg::new(flag.flag).long(flag.flag).help(help).value_name(match flag.kind {
+    let (first, rest) = help.split_at(help.chars().next().map_or(0, char::len_utf8));
+    let help = first.to_uppercase() + rest;
+    let argument = Arg::new(flag.flag)
+        .long(flag.flag)
+        .overrides_with(flag.flag)
+        .help(help);
+    let argument = argument.value_name(match flag.kind {
         FlagKind::Integer => "N",
         FlagKind::Number => "X",
         FlagKind::Switch | FlagKind::Boolean => "true|false",
@@ -90,9 +95,10 @@ fn argument(flag: &'static Flag, help: String) -> Arg {
         FlagKind::Pattern => "NAME=X,..",
     });
     match flag.kind {
-        FlagKind::Switch => {
-            argument.num_args(0..=1).require_equals(true).default_missing_value("true").hide_possible_values(true)
-        }
+        FlagKind::Switch => argument
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_missing_value("true"),
         FlagKind::Number | FlagKind::Integer => argument.allow_negative_numbers(true),
         _ => argument,
     }
@@ -127,9 +133,15 @@ pub(crate) fn run_config(file: Option<&Path>, given: &GivenFlags) -> Result<RunC
                 return Err(UsageError::UnknownKey { place }.into());
             }
             let (owners, method) = (owners.join(", "), method.name.to_owned());
-            return Err(UsageError::OtherMethod { place, owners, method }.into());
+            return Err(UsageError::OtherMethod {
+                place,
+                owners,
+                method,
+            }
+            .into());
         };
-        let value = convert(flag.kind, value).map_err(|problem| UsageError::Value { place, problem })?;
+        let value =
+            convert(flag.kind, value).map_err(|problem| UsageError::Value { place, problem })?;
         settings.insert(flag.key.to_owned(), value);
     }
     Ok(RunConfig::parse(settings)?)
@@ -146,9 +158,12 @@ struct Entry {
 
 /// The keys of a TOML file.
 fn read(path: &Path) -> Result<Vec<Entry>> {
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
-    let table: toml::Table = toml::from_str(&text)
-        .map_err(|error| UsageError::Value { place: format!("`{}`", path.display()), problem: error.to_string() })?;
+    let text =
+        fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+    let table: toml::Table = toml::from_str(&text).map_err(|error| UsageError::Value {
+        place: format!("`{}`", path.display()),
+        problem: error.to_string(),
+    })?;
     let entries = table.into_iter().map(|(key, value)| Entry {
         place: format!("key `{key}` in `{}`", path.display()),
         name: key.replace('_', "-"),
@@ -168,14 +183,22 @@ fn convert(kind: FlagKind, value: Value) -> Result<Value, String> {
         FlagKind::Number => (value.is_number(), "a number"),
         FlagKind::Switch | FlagKind::Boolean => (value.is_boolean(), "true or false"),
         FlagKind::Text => (!value.is_array() && !value.is_object(), "a text"),
-        FlagKind::Texts | FlagKind::Modules => (is_list(&value, Value::is_string), "a list of texts"),
+        FlagKind::Texts | FlagKind::Modules => {
+            (is_list(&value, Value::is_string), "a list of texts")
+        }
         FlagKind::Integers => (is_list(&value, Value::is_u64), "a list of whole numbers"),
         FlagKind::Pattern => (
-            value.as_object().is_some_and(|pattern| pattern.values().all(Value::is_number)),
+            value
+                .as_object()
+                .is_some_and(|pattern| pattern.values().all(Value::is_number)),
             "a table of numbers",
         ),
     };
-    if fits { Ok(value) } else { Err(format!("{value} is not {expected}")) }
+    if fits {
+        Ok(value)
+    } else {
+        Err(format!("{value} is not {expected}"))
+    }
 }
 
 fn is_list(value: &Value, of: fn(&Value) -> bool) -> bool {
@@ -188,9 +211,10 @@ fn parse(kind: FlagKind, text: &str) -> Result<Value, String> {
     match kind {
         FlagKind::Integer => integer(text),
         FlagKind::Number => number(text),
-        FlagKind::Switch | FlagKind::Boolean => {
-            text.parse::<bool>().map(Value::from).map_err(|_| format!("`{text}` is neither true nor false"))
-        }
+        FlagKind::Switch | FlagKind::Boolean => text
+            .parse::<bool>()
+            .map(Value::from)
+            .map_err(|_| format!("`{text}` is neither true nor false")),
         FlagKind::Text => Ok(Value::from(text)),
         FlagKind::Texts => Ok(items().collect()),
         FlagKind::Modules => {
@@ -199,22 +223,31 @@ fn parse(kind: FlagKind, text: &str) -> Result<Value, String> {
         FlagKind::Integers => items().map(integer).collect(),
         FlagKind::Pattern => {
             let pairs = items().map(|pair| {
-                let (name, value) =
-                    pair.rsplit_once('=').ok_or_else(|| format!("`{pair}` is not of the form name=number"))?;
+                let (name, value) = pair
+                    .rsplit_once('=')
+                    .ok_or_else(|| format!("`{pair}` is not of the form name=number"))?;
                 Ok((name.trim().to_owned(), number(value.trim())?))
             });
-            pairs.collect::<Result<Map<_, _>, String>>().map(Value::Object)
+            pairs
+                .collect::<Result<Map<_, _>, String>>()
+                .map(Value::Object)
         }
     }
 }
 
 fn integer(text: &str) -> Result<Value, String> {
-    text.parse::<i64>().map(Value::from).map_err(|_| format!("`{text}` is not a whole number"))
+    text.parse::<i64>()
+        .map(Value::from)
+        .map_err(|_| format!("`{text}` is not a whole number"))
 }
 
 fn number(text: &str) -> Result<Value, String> {
-    let value: f64 = text.parse().map_err(|_| format!("`{text}` is not a number"))?;
+    let value: f64 = text
+        .parse()
+        .map_err(|_| format!("`{text}` is not a number"))?;
     integer(text).or_else(|_| {
-        serde_json::Number::from_f64(value).map(Value::Number).ok_or_else(|| format!("`{text}` is not finite"))
+        serde_json::Number::from_f64(value)
+            .map(Value::Number)
+            .ok_or_else(|| format!("`{text}` is not finite"))
     })
 }

@@ -18,10 +18,12 @@ Examples:
     epiphyte eval --model bert-base-uncased --adapter adapter --data test.jsonl
 
   An adapter that HF PEFT wrote, which does not:
-    epiphyte eval --model bert-base-uncased --adapter peft-adapter --data test.tsv --text-columns sentence
+    epiphyte eval --model bert-base-uncased --adapter peft-adapter --data test.tsv \\
+        --text-columns sentence
 
   A base with a head of its own:
-    epiphyte eval --model fine-tuned-bert --task sequence-classification --text-columns text --data test.jsonl";
+    epiphyte eval --model fine-tuned-bert --task sequence-classification --text-columns text \\
+        --data test.jsonl";
 
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
@@ -40,13 +42,25 @@ struct Scores<'a> {
 pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let opened = arguments.data.open(true, global)?;
     let (bench, adapter) = (&opened.tuning.bench, opened.tuning.adapter());
-    let metrics = evaluate(&*bench.loaded.model, adapter, &opened.batches, bench.spec.task)?;
+    let metrics = evaluate(
+        &*bench.loaded.model,
+        adapter,
+        &opened.batches,
+        bench.spec.task,
+    )?;
     let examples = opened.batches.examples().len();
     if global.json {
-        output::json(&Scores { examples, metrics: &metrics });
+        output::json(&Scores {
+            examples,
+            metrics: &metrics,
+        });
     } else {
         let mut rows = vec![("examples", output::count(examples as u64))];
-        rows.extend(metrics.iter().map(|(name, value)| (name, format!("{value:.4}"))));
+        rows.extend(
+            metrics
+                .iter()
+                .map(|(name, value)| (name, format!("{value:.4}"))),
+        );
         output::pairs(&rows);
     }
     Ok(ExitCode::SUCCESS)

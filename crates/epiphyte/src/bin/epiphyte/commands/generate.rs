@@ -21,14 +21,18 @@ use crate::{hub, output};
 pub(crate) const EXAMPLES: &str = "\
 Examples:
   epiphyte generate --model llama --prompt \"Once upon a time\" --max-new-tokens 50
-  epiphyte generate --model llama --adapter adapter --prompt-file prompt.txt --temperature 0.8 --seed 1";
+  epiphyte generate --model llama --adapter adapter --prompt-file prompt.txt \\
+      --temperature 0.8 --seed 1";
 
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
-    #[command(flatten)]
-    model: ModelArguments,
     /// The text to continue
-    #[arg(long, value_name = "TEXT", required_unless_present = "prompt_file", conflicts_with = "prompt_file")]
+    #[arg(
+        long,
+        value_name = "TEXT",
+        required_unless_present = "prompt_file",
+        conflicts_with = "prompt_file"
+    )]
     prompt: Option<String>,
     /// A file with the text to continue
     #[arg(long, value_name = "FILE")]
@@ -43,9 +47,11 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
     /// Whether the model's end-of-text token ends the text
-    #[arg(long, value_name = "true|false", default_value_t = true, action = clap::ArgAction::Set,
-          num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, value_name = "true|false", default_value_t = true, hide_possible_values = true,
+          action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     stop_at_eos: bool,
+    #[command(flatten)]
+    model: ModelArguments,
 }
 
 pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
@@ -71,14 +77,20 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         },
     };
     if spec.task != TaskKind::CausalLanguageModelling {
-        let problem = format!("the adapter is for {}, so it cannot generate: use `epiphyte predict`", spec.task);
+        let problem = format!(
+            "the adapter is for {}, so it cannot generate: use `epiphyte predict`",
+            spec.task
+        );
         return Err(UsageError::Other(problem).into());
     }
     let tuning = arguments.model.open(spec, global)?;
     let tokenizer = &tuning.bench.tokenizer;
     let mut ids = tokenizer.encode(&prompt, None, None)?.ids;
     if ids.is_empty() {
-        return Err(UsageError::Other("the prompt is empty and the tokenizer adds no token".to_owned()).into());
+        return Err(UsageError::Other(
+            "the prompt is empty and the tokenizer adds no token".to_owned(),
+        )
+        .into());
     }
     let stop = match arguments.stop_at_eos {
         true => GenerationConfig::open(&model, &config)?.eos_token_ids,

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
-use epiphyte::Device;
 use clap::Args;
+use epiphyte::Device;
 use epiphyte::methods::Account;
 use epiphyte::methods::file::{AdapterFile, CONFIG_FILE, TENSORS_FILE};
 use epiphyte::models::{Checkpoint, LoadOptions, ModelConfig, load};
@@ -35,7 +35,9 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let path = match arguments.path.file_name() {
-        Some(name) if name == CONFIG_FILE => arguments.path.parent().unwrap_or(Path::new(".")).to_owned(),
+        Some(name) if name == CONFIG_FILE => {
+            arguments.path.parent().unwrap_or(Path::new(".")).to_owned()
+        }
         _ => arguments.path.clone(),
     };
     if path.join(CONFIG_FILE).exists() {
@@ -60,9 +62,19 @@ struct TensorSummary {
     shape: Vec<usize>,
 }
 
+impl TensorSummary {
+    fn values(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// The tensors of a file, buffers such as `position_ids` left out.
 fn tensors(checkpoint: &Checkpoint) -> Vec<TensorSummary> {
-    let views = checkpoint.names().filter_map(|name| Some((name, checkpoint.tensor(name)?)));
+    let views = checkpoint
+        .names()
+        .filter_map(|name| Some((name, checkpoint.tensor(name)?)));
     views
+        .filter(|(_, view)| view.is_float())
         .map(|(name, view)| TensorSummary {
             name: name.to_owned(),
             dtype: view.dtype.to_string(),
@@ -97,7 +109,6 @@ fn adapter(dir: &Path, model: Option<&Path>, global: &Global) -> Result<()> {
         Some(ours) => Some(ours.task.clone()),
         None => file.task_type().map(Value::from),
     };
-    let values = |tensor: &TensorSummary| tensor.shape.iter().product::<usize>();
     let summary = AdapterSummary {
         method: definition.name,
         peft_type: definition.peft_type,
@@ -105,8 +116,10 @@ fn adapter(dir: &Path, model: Option<&Path>, global: &Global) -> Result<()> {
         base_model: file.base_model().map(str::to_owned),
         trainable_parameters: account.map(|account| account.trainable_parameters),
         changed_parameters: account.map(|account| account.changed_parameters),
-        stored_parameters: account
-            .map_or_else(|| tensors.iter().map(values).sum(), |account| account.stored_parameters),
+        stored_parameters: account.map_or_else(
+            || tensors.iter().map(TensorSummary::values).sum(),
+            |account| account.stored_parameters,
+        ),
         head_parameters: account.map(|account| account.head_parameters),
         base_parameters: account.map(|account| account.base_parameters),
         bytes: fs::metadata(dir.join(TENSORS_FILE))?.len(),
@@ -117,12 +130,26 @@ fn adapter(dir: &Path, model: Option<&Path>, global: &Global) -> Result<()> {
         output::json(&summary);
         return Ok(());
     }
-    let count = |number: Option<usize>| number.map_or("?".to_owned(), |number| output::count(number as u64));
+    let count = |number: Option<usize>| {
+        number.map_or("?".to_owned(), |number| output::count(number as u64))
+    };
     output::pairs(&[
         ("method", summary.method.to_owned()),
         ("peft_type", summary.peft_type.to_owned()),
-        ("task", summary.task.map_or("?".to_owned(), |task| task["task"].as_str().or(task.as_str()).unwrap_or("?").to_owned())),
-        ("base model", summary.base_model.unwrap_or_else(|| "?".to_owned())),
+        (
+            "task",
+            summary.task.map_or("?".to_owned(), |task| {
+                task["task"]
+                    .as_str()
+                    .or(task.as_str())
+                    .unwrap_or("?")
+                    .to_owned()
+            }),
+        ),
+        (
+            "base model",
+            summary.base_model.unwrap_or_else(|| "?".to_owned()),
+        ),
         ("base parameters", count(summary.base_parameters)),
         ("trainable parameters", count(summary.trainable_parameters)),
         ("changed parameters", count(summary.changed_parameters)),
@@ -136,7 +163,11 @@ fn adapter(dir: &Path, model: Option<&Path>, global: &Global) -> Result<()> {
 }
 
 fn print_tensors(tensors: &[TensorSummary]) {
-    let width = tensors.iter().map(|tensor| tensor.name.len()).max().unwrap_or(0);
+    let width = tensors
+        .iter()
+        .map(|tensor| tensor.name.len())
+        .max()
+        .unwrap_or(0);
     for TensorSummary { name, dtype, shape } in tensors {
         output::print(&format!("  {name:width$}  {dtype} {shape:?}"));
     }
@@ -147,7 +178,10 @@ fn account(file: &AdapterFile, model: Option<&Path>, global: &Global) -> Result<
     if let Some(account) = file.provenance().and_then(|ours| ours.account) {
         return Ok(Some(account));
     }
-    let named = file.base_model().map(PathBuf::from).filter(|path| path.is_dir());
+    let named = file
+        .base_model()
+        .map(PathBuf::from)
+        .filter(|path| path.is_dir());
     let Some(model) = model.map(hub::resolve).transpose()?.or(named) else {
         if !global.quiet {
             output::note("note: only the base tells how much is trained and changed: pass --model");
@@ -193,14 +227,22 @@ fn base(dir: &Path, global: &Global) -> Result<()> {
     let mut dtypes: Vec<String> = tensors.iter().map(|tensor| tensor.dtype.clone()).collect();
     dtypes.sort_unstable();
     dtypes.dedup();
+    let is_head = |tensor: &TensorSummary| {
+        ["classifier.weight", "score.weight"].contains(&tensor.name.as_str())
+    };
+    let has_head = tensors.iter().any(is_head);
     let summary = BaseSummary {
         architectures: config.architectures().to_vec(),
         layers: config.num_hidden_layers(),
         width: config.hidden_size(),
         vocabulary: config.vocab_size(),
         max_position_embeddings: config.max_position_embeddings(),
-        labels: config.labels().names().to_vec(),
-        parameters: tensors.iter().map(|tensor| tensor.shape.iter().product::<usize>()).sum(),
+        labels: if has_head {
+            config.labels().names().to_vec()
+        } else {
+            Vec::new()
+        },
+        parameters: tensors.iter().map(TensorSummary::values).sum(),
         bytes: checkpoint.total_bytes(),
         dtypes,
         linear_maps: linear_maps(&tensors),
@@ -210,18 +252,33 @@ fn base(dir: &Path, global: &Global) -> Result<()> {
         return Ok(());
     }
     let count = |number: usize| output::count(number as u64);
-    output::pairs(&[
+    let mut rows = vec![
         ("architecture", summary.architectures.join(", ")),
-        ("parameters", format!("{} ({})", count(summary.parameters), summary.dtypes.join(", "))),
+        (
+            "parameters",
+            format!(
+                "{} ({})",
+                count(summary.parameters),
+                summary.dtypes.join(", ")
+            ),
+        ),
         ("weights", output::bytes(summary.bytes as u64)),
         ("layers", count(summary.layers)),
         ("width", count(summary.width)),
         ("vocabulary", count(summary.vocabulary)),
         ("longest sequence", count(summary.max_position_embeddings)),
-        ("labels", summary.labels.join(", ")),
-    ]);
+    ];
+    if has_head {
+        rows.push(("labels", summary.labels.join(", ")));
+    }
+    output::pairs(&rows);
     output::print("linear maps, [out, in]:");
-    let width = summary.linear_maps.iter().map(|maps| maps.path.len()).max().unwrap_or(0);
+    let width = summary
+        .linear_maps
+        .iter()
+        .map(|maps| maps.path.len())
+        .max()
+        .unwrap_or(0);
     for LinearMaps { path, shape, count } in &summary.linear_maps {
         output::print(&format!("  {path:width$}  {shape:?} x {count}"));
     }
@@ -232,16 +289,33 @@ fn base(dir: &Path, global: &Global) -> Result<()> {
 fn linear_maps(tensors: &[TensorSummary]) -> Vec<LinearMaps> {
     let mut found: Vec<LinearMaps> = Vec::new();
     for TensorSummary { name, shape, .. } in tensors {
-        let Some(path) = name.strip_suffix(".weight") else { continue };
+        let Some(path) = name.strip_suffix(".weight") else {
+            continue;
+        };
         if shape.len() != 2 || path.contains("embed") {
             continue;
         }
-        let parts: Vec<&str> =
-            path.split('.').map(|part| if part.parse::<usize>().is_ok() { "*" } else { part }).collect();
+        let parts: Vec<&str> = path
+            .split('.')
+            .map(|part| {
+                if part.parse::<usize>().is_ok() {
+                    "*"
+                } else {
+                    part
+                }
+            })
+            .collect();
         let path = parts.join(".");
-        match found.iter_mut().find(|maps| maps.path == path && maps.shape == *shape) {
+        match found
+            .iter_mut()
+            .find(|maps| maps.path == path && maps.shape == *shape)
+        {
             Some(maps) => maps.count += 1,
-            None => found.push(LinearMaps { path, shape: shape.clone(), count: 1 }),
+            None => found.push(LinearMaps {
+                path,
+                shape: shape.clone(),
+                count: 1,
+            }),
         }
     }
     found

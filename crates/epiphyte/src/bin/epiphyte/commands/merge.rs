@@ -19,29 +19,39 @@ Examples:
 
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
-    #[command(flatten)]
-    model: ModelArguments,
     /// Where the merged model goes
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
     /// Write into a directory that holds files already
     #[arg(long)]
     overwrite: bool,
+    #[command(flatten)]
+    model: ModelArguments,
 }
 
 pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let Some(file) = arguments.model.adapter_file()? else {
-        return Err(UsageError::Other("there is nothing to merge: pass --adapter".to_owned()).into());
+        return Err(
+            UsageError::Other("there is nothing to merge: pass --adapter".to_owned()).into(),
+        );
     };
     let model = hub::resolve(&arguments.model.model)?;
     let output = &arguments.output;
     let is_model = output.canonicalize().ok() == model.canonicalize().ok();
     if is_model && output.exists() {
-        return Err(UsageError::Other("--output is the base model itself: choose another".to_owned()).into());
+        return Err(UsageError::Other(
+            "--output is the base model itself: choose another".to_owned(),
+        )
+        .into());
     }
-    let is_taken = output.read_dir().is_ok_and(|mut files| files.next().is_some());
+    let is_taken = output
+        .read_dir()
+        .is_ok_and(|mut files| files.next().is_some());
     if is_taken && !arguments.overwrite {
-        let problem = format!("`{}` holds files already: pass --overwrite, or choose another", output.display());
+        let problem = format!(
+            "`{}` holds files already: pass --overwrite, or choose another",
+            output.display()
+        );
         return Err(UsageError::Other(problem).into());
     }
     let spec = spec_of_adapter(&file, &model)?;
@@ -52,8 +62,14 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     } else {
         output::pairs(&[
             ("output", output.display().to_string()),
-            ("changed tensors", format!("{} of {}", merged.changed_tensors, merged.tensors)),
-            ("largest difference of logits", format!("{:.2e}", merged.largest_difference)),
+            (
+                "changed tensors",
+                format!("{} of {}", merged.changed_tensors, merged.tensors),
+            ),
+            (
+                "largest difference of logits",
+                format!("{:.2e}", merged.largest_difference),
+            ),
         ]);
     }
     Ok(ExitCode::SUCCESS)

@@ -36,16 +36,30 @@ struct FlagListing {
 
 pub(crate) fn run(global: &Global) -> Result<ExitCode> {
     if global.json {
-        output::json(&Listing { methods: METHODS.iter().map(listing).collect() });
+        output::json(&Listing {
+            methods: METHODS.iter().map(listing).collect(),
+        });
         return Ok(ExitCode::SUCCESS);
     }
     for (at, method) in METHODS.iter().enumerate() {
         if at > 0 {
             output::print("");
         }
-        let peft = if method.in_peft { " (files are HF PEFT's)" } else { "" };
-        output::print(&format!("{}: {}{peft}\n  {}", method.name, method.summary, method.paper));
-        let width = method.flags.iter().map(|flag| flag.flag.len()).max().unwrap_or(0);
+        let peft = if method.in_peft {
+            " (files are HF PEFT's)"
+        } else {
+            ""
+        };
+        output::print(&format!(
+            "{}: {}{peft}\n  {}",
+            method.name, method.summary, method.paper
+        ));
+        let width = method
+            .flags
+            .iter()
+            .map(|flag| flag.flag.len())
+            .max()
+            .unwrap_or(0);
         for Flag { flag, help, .. } in method.flags {
             output::print(&format!("    --{flag:width$}  {help}"));
         }
@@ -54,7 +68,11 @@ pub(crate) fn run(global: &Global) -> Result<ExitCode> {
 }
 
 fn listing(method: &Definition) -> MethodListing {
-    let flags = method.flags.iter().map(|flag| FlagListing { flag: flag.flag, key: flag.key, help: flag.help });
+    let flags = method.flags.iter().map(|flag| FlagListing {
+        flag: flag.flag,
+        key: flag.key,
+        help: flag.help,
+    });
     MethodListing {
         name: method.name,
         summary: method.summary,

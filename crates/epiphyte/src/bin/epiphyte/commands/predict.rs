@@ -9,7 +9,7 @@ use epiphyte::data::TaskKind;
 use epiphyte::train::evaluate::{argmax, predict};
 use epiphyte::train::files;
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::arguments::Global;
 use crate::data_arguments::DataArguments;
@@ -18,25 +18,35 @@ use crate::output;
 
 pub(crate) const EXAMPLES: &str = "\
 Examples:
-  epiphyte predict --model bert-base-uncased --adapter adapter --data new.jsonl --output labels.jsonl
+  epiphyte predict --model bert-base-uncased --adapter adapter --data new.jsonl --output out.jsonl
 
   The file need not have labels. Each line of the output belongs to a line of the input:
     {\"label\":\"positive\",\"logits\":[-1.25,1.5]}";
 
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
-    #[command(flatten)]
-    data: DataArguments,
     /// Where the predictions go, one JSON object a line
     #[arg(long, value_name = "FILE.jsonl")]
     output: PathBuf,
+    #[command(flatten)]
+    data: DataArguments,
 }
 
 /// A line of the output.
 #[derive(Serialize)]
 struct Prediction<'a> {
-    label: Value,
+    label: Label<'a>,
     logits: &'a [f32],
+}
+
+/// What is predicted.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Label<'a> {
+    /// The class with the largest logit.
+    Class(&'a str),
+    /// The number itself.
+    Number(f32),
 }
 
 pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
@@ -46,14 +56,19 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         let problem = "predict is for classification and regression: use `epiphyte generate` or `epiphyte eval`";
         return Err(UsageError::Other(problem.to_owned()).into());
     }
-    let logits = predict(&*bench.loaded.model, opened.tuning.adapter(), &opened.batches)?;
+    let logits = predict(
+        &*bench.loaded.model,
+        opened.tuning.adapter(),
+        &opened.batches,
+    )?;
     let mut lines = String::new();
     for row in &logits {
         let label = match bench.spec.task {
-            TaskKind::Regression => json!(row[0]),
-            _ => json!(bench.spec.labels[argmax(row)]),
+            TaskKind::Regression => Label::Number(row[0]),
+            _ => Label::Class(&bench.spec.labels[argmax(row)]),
         };
-        lines += &serde_json::to_string(&Prediction { label, logits: row }).expect("logits are finite");
+        lines +=
+            &serde_json::to_string(&Prediction { label, logits: row }).expect("logits are finite");
         lines.push('\n');
     }
     files::write(&arguments.output, lines.as_bytes())?;

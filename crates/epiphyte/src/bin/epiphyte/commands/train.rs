@@ -18,7 +18,7 @@ Examples:
     epiphyte train --model bert-base-uncased --train-data train.tsv --eval-data dev.tsv \\
         --text-columns sentence --method lora --rank 8 --alpha 16 --output adapter
 
-  The same from a file, with another seed (flags go before the file):
+  The same from a file, with another seed (flags override the file):
     epiphyte train --config run.toml --seed 1 --output adapter-1
 
   run.toml:
@@ -39,7 +39,7 @@ Examples:
 
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
-    /// Settings from a TOML file; its keys are the flags, and flags go before it
+    /// A TOML file with settings; its keys are the flags, and flags override it
     #[arg(long, value_name = "FILE.toml")]
     config: Option<PathBuf>,
     /// Go on with the newest checkpoint in the output directory
@@ -54,6 +54,7 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let mut run = settings::run_config(arguments.config.as_deref(), &arguments.settings)?;
+    run.check()?;
     run.model = hub::resolve(&run.model)?;
     let command: Vec<String> = std::env::args().collect();
     let options = RunOptions {
@@ -73,7 +74,11 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let resume = if arguments.resume { "" } else { " --resume" };
-    output::note(&format!("stopped after step {}; go on with:\n  {}{resume}", report.steps, shell(&command)));
+    output::note(&format!(
+        "stopped after step {}; go on with:\n  {}{resume}",
+        report.steps,
+        shell(&command)
+    ));
     Ok(ExitCode::from(INTERRUPTED))
 }
 
@@ -103,11 +108,21 @@ fn print(report: &Report) {
         ("status", report.status.replace('_', " ")),
         ("steps", output::count(report.steps)),
     ];
-    rows.extend(report.train_loss.map(|loss| ("train loss", format!("{loss:.4}"))));
+    rows.extend(
+        report
+            .train_loss
+            .map(|loss| ("train loss", format!("{loss:.4}"))),
+    );
     let metrics = report.metrics.iter().flat_map(|metrics| metrics.iter());
     rows.extend(metrics.map(|(name, value)| (name, format!("{value:.4}"))));
     rows.extend([
-        ("trainable parameters", format!("{} ({share:.3}% of the base)", count(account.trainable_parameters))),
+        (
+            "trainable parameters",
+            format!(
+                "{} ({share:.3}% of the base)",
+                count(account.trainable_parameters)
+            ),
+        ),
         ("changed parameters", count(account.changed_parameters)),
         ("stored parameters", count(account.stored_parameters)),
         ("head parameters", count(account.head_parameters)),
@@ -115,17 +130,28 @@ fn print(report: &Report) {
         ("time", format!("{:.1} s", report.seconds)),
         ("speed", format!("{:.0} tokens/s", report.tokens_per_second)),
     ]);
-    rows.extend(report.peak_memory_bytes.map(|peak| ("peak memory", output::bytes(peak))));
+    rows.extend(
+        report
+            .peak_memory_bytes
+            .map(|peak| ("peak memory", output::bytes(peak))),
+    );
     output::pairs(&rows);
 }
 
 /// A command as a shell reads it.
 fn shell(command: &[String]) -> String {
     let plain = |word: &str| {
-        !word.is_empty() && word.chars().all(|c| c.is_ascii_alphanumeric() || "-_./=,:@%+".contains(c))
+        !word.is_empty()
+            && word
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "-_./=,:@%+".contains(c))
     };
     let words = command.iter().map(|word| {
-        if plain(word) { word.clone() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+        if plain(word) {
+            word.clone()
+        } else {
+            format!("'{}'", word.replace('\'', r"'\''"))
+        }
     });
     words.collect::<Vec<_>>().join(" ")
 }
@@ -135,6 +161,9 @@ mod tests {
     #[test]
     fn commands_survive_a_shell() {
         let words = ["epiphyte", "--prompt", "it's two words"].map(str::to_owned);
-        assert_eq!(super::shell(&words), r"epiphyte --prompt 'it'\''s two words'");
+        assert_eq!(
+            super::shell(&words),
+            r"epiphyte --prompt 'it'\''s two words'"
+        );
     }
 }

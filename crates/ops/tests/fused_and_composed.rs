@@ -1,0 +1,242 @@
+//! Every operation twice: fused over the kernels, and composed of Burn's own operations. Results and
+//! gradients of all operands agree, whatever is tracked.
+
+use burn::tensor::{Device, Tensor, TensorData};
+use epiphyte_ops::{
+    Activation, AdamW, Angles, Attention, FrozenMatrix, IGNORED, Moments, Precision, Prefix,
+    Sequences, Weight, add_low_rank, attention, composed, dropout, language_model_loss, layer_norm,
+    linear, random, rms_norm, rotate,
+};
+
+/// Operands of an operation, all tracked.
+fn operands(shapes: &[[usize; 2]]) -> Vec<Tensor<2>> {
+    let device = Device::default().autodiff();
+    let tensor = |(index, &[rows, columns]): (usize, &[usize; 2])| {
+        let values = random::normal(index as u64 + 1, rows * columns, 1.0);
+        Tensor::from_data(TensorData::new(values, [rows, columns]), &device).require_grad()
+    };
+    shapes.iter().enumerate().map(tensor).collect()
+}
+
+fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.inner().try_into_vec_as::<f32>().unwrap()
+}
+
+/// The result of `body`, and the gradient of a fixed weighting of it for every operand.
+fn run(shapes: &[[usize; 2]], body: &dyn Fn(&[Tensor<2>]) -> Tensor<2>) -> Vec<Vec<f32>> {
+    let operands = operands(shapes);
+    let result = body(&operands);
+    let [rows, columns] = result.dims();
+    let weights = random::normal(99, rows * columns, 1.0);
+    let weights = Tensor::<2>::from_data(
+        TensorData::new(weights, [rows, columns]),
+        &result.device().inner(),
+    );
+    let mut gradients = (result.clone() * weights).sum().backward();
+    let mut all = vec![values(result)];
+    for operand in &operands {
+        all.push(operand.grad_remove(&mut gradients).map(values).unwrap_or_default());
+    }
+    all
+}
+
+/// Fused and composed agree to `tolerance`, relative to the largest value of each tensor.
+fn agree(
+    name: &str,
+    shapes: &[[usize; 2]],
+    tolerance: f32,
+    body: impl Fn(&[Tensor<2>]) -> Tensor<2>,
+) {
+    let fused = run(shapes, &body);
+    let plain = composed(|| run(shapes, &body));
+    for (index, (fused, plain)) in fused.iter().zip(&plain).enumerate() {
+        assert_eq!(fused.len(), plain.len(), "{name}: tensor {index}");
+        let largest = plain.iter().fold(1e-6f32, |most, value| most.max(value.abs()));
+        for (fused, plain) in fused.iter().zip(plain) {
+            assert!(
+                (fused - plain).abs() <= tolerance * largest,
+                "{name}: tensor {index} has {fused}, composed {plain}, largest {largest}"
+            );
+        }
+    }
+    assert!(fused.iter().skip(1).any(|gradient| gradient.iter().any(|value| *value != 0.0)), "{name}");
+}
+
+fn row(tensor: &Tensor<2>) -> Tensor<1> {
+    let count = tensor.dims()[0] * tensor.dims()[1];
+    tensor.clone().reshape([count])
+}
+
+#[test]
+fn linear_maps() {
+    let frozen = FrozenMatrix::new(
+        random::normal(7, 5 * 33, 1.0),
+        [5, 33],
+        Precision::F32,
+        &Device::default(),
+    )
+    .unwrap();
+    let frozen = Weight::Frozen(frozen);
+    agree("frozen", &[[17, 33]], 1e-5, |x| linear(x[0].clone(), &frozen, None));
+    agree("frozen with bias", &[[17, 33], [1, 5]], 1e-5, |x| {
+        linear(x[0].clone(), &frozen, Some(row(&x[1])))
+    });
+    agree("trained", &[[17, 33], [5, 33]], 1e-5, |x| {
+        linear(x[0].clone(), &Weight::Trained(x[1].clone()), None)
+    });
+    agree("trained with bias", &[[17, 33], [5, 33], [1, 5]], 1e-5, |x| {
+        linear(x[0].clone(), &Weight::Trained(x[1].clone()), Some(row(&x[2])))
+    });
+    agree("low rank", &[[17, 5], [17, 33], [3, 33], [5, 3]], 1e-5, |x| {
+        add_low_rank(x[0].clone(), x[1].clone(), x[2].clone(), x[3].clone(), 0.7)
+    });
+}
+
+#[test]
+fn an_embedding_reads_the_rows_of_a_packed_table() {
+    for precision in [Precision::F32, Precision::Bf16] {
+        let values = random::normal(3, 70 * 5, 1.0);
+        let table = FrozenMatrix::new(values, [70, 5], precision, &Device::default()).unwrap();
+        let ids = [0u32, 69, 33, 33, 1];
+        let expected = self::values(table.to_tensor());
+        let expected: Vec<f32> =
+            ids.iter().flat_map(|&id| expected[id as usize * 5..][..5].to_vec()).collect();
+        assert_eq!(self::values(table.gather(&ids)), expected);
+    }
+}
+
+#[test]
+fn norms() {
+    agree("layer norm", &[[9, 24], [1, 24], [1, 24]], 2e-5, |x| {
+        layer_norm(x[0].clone(), row(&x[1]), row(&x[2]), 1e-12)
+    });
+    agree("rms norm", &[[9, 24], [1, 24]], 2e-5, |x| rms_norm(x[0].clone(), row(&x[1]), 1e-5));
+}
+
+#[test]
+fn activations() {
+    for activation in
+        [Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Silu, Activation::Tanh]
+    {
+        let name = format!("{activation:?}");
+        agree(&name, &[[11, 13]], 1e-5, |x| activation.apply(x[0].clone()));
+        agree(&name, &[[11, 13], [11, 13]], 1e-5, |x| activation.gate(x[0].clone(), x[1].clone()));
+    }
+}
+
+#[test]
+fn rotation() {
+    let angles: Vec<f32> = (0..6 * 4).map(|index| index as f32 * 0.37).collect();
+    let angles = Angles::new(
+        angles.iter().map(|angle| angle.cos()).collect(),
+        angles.iter().map(|angle| angle.sin()).collect(),
+    );
+    agree("rope", &[[6, 16]], 1e-5, |x| rotate(x[0].clone(), &angles, 8));
+}
+
+#[test]
+fn attentions() {
+    let sequences = Sequences::new(vec![0, 5, 5, 12, 13]);
+    let plain = Attention {
+        heads: 4,
+        kv_heads: 4,
+        head_dim: 6,
+        scale: 0.4,
+        causal: false,
+        window: None,
+        dropout: 0.0,
+    };
+    let shapes = [
+        ("bidirectional", plain.clone()),
+        ("causal", Attention { causal: true, ..plain.clone() }),
+        ("window", Attention { causal: true, window: Some(3), ..plain.clone() }),
+        ("grouped", Attention { kv_heads: 2, causal: true, ..plain.clone() }),
+        ("dropout", Attention { kv_heads: 2, dropout: 0.3, ..plain }),
+    ];
+    for (name, shape) in shapes {
+        let keyed = sequences.clone().with_keys(vec![11, 12, 13, 14]);
+        let kv = shape.kv_heads * shape.head_dim;
+        agree(name, &[[13, 24], [13, kv], [13, kv]], 2e-5, |x| {
+            attention(&shape, &keyed, x[0].clone(), x[1].clone(), x[2].clone(), None, 5)
+        });
+        agree(name, &[[13, 24], [13, kv], [13, kv], [3, kv], [3, kv]], 2e-5, |x| {
+            let prefix = Prefix { keys: x[3].clone(), values: x[4].clone() };
+            attention(&shape, &keyed, x[0].clone(), x[1].clone(), x[2].clone(), Some(prefix), 5)
+        });
+    }
+}
+
+#[test]
+fn dropped_elements() {
+    let sequences = Sequences::new(vec![0, 4, 9]).with_keys(vec![1, 2]);
+    agree("dropout", &[[9, 50]], 0.0, |x| dropout(x[0].clone(), 0.25, 3, &sequences));
+    let [x] = &operands(&[[9, 50]])[..] else { unreachable!() };
+    let dropped = values(dropout(x.clone(), 0.25, 3, &sequences));
+    let zeros = dropped.iter().filter(|value| **value == 0.0).count();
+    assert!((60..170).contains(&zeros), "{zeros} of 450 are dropped at a quarter");
+    let unkeyed = Sequences::new(vec![0, 4, 9]);
+    assert_eq!(values(dropout(x.clone(), 0.25, 3, &unkeyed)), values(x.clone()));
+}
+
+#[test]
+fn what_a_sequence_draws_does_not_depend_on_its_company() {
+    let [x] = &operands(&[[9, 50]])[..] else { unreachable!() };
+    let together = Sequences::new(vec![0, 4, 9]).with_keys(vec![1, 2]);
+    let alone = Sequences::new(vec![0, 5]).with_keys(vec![2]);
+    let both = values(dropout(x.clone(), 0.25, 3, &together));
+    let one = values(dropout(x.clone().narrow(0, 4, 5), 0.25, 3, &alone));
+    assert_eq!(both[4 * 50..], one);
+}
+
+#[test]
+fn language_model_heads() {
+    let targets = [3i64, IGNORED, 0, 39, 7, IGNORED];
+    for smoothing in [0.0, 0.1] {
+        agree("trained head", &[[6, 10], [40, 10]], 2e-5, |x| {
+            let head = Weight::Trained(x[1].clone());
+            let loss = language_model_loss(x[0].clone(), &head, &targets, smoothing);
+            loss.unwrap().unsqueeze()
+        });
+        let values = random::normal(5, 40 * 10, 1.0);
+        let head = FrozenMatrix::new(values, [40, 10], Precision::F32, &Device::default()).unwrap();
+        let head = Weight::Frozen(head);
+        agree("frozen head", &[[6, 10]], 2e-5, |x| {
+            language_model_loss(x[0].clone(), &head, &targets, smoothing).unwrap().unsqueeze()
+        });
+    }
+    let [x] = &operands(&[[2, 10]])[..] else { unreachable!() };
+    let head = Weight::Trained(operands(&[[40, 10]]).remove(0));
+    assert!(language_model_loss(x.clone(), &head, &[IGNORED, IGNORED], 0.0).is_none());
+}
+
+#[test]
+fn optimiser_steps() {
+    let steps = || {
+        let tensor = |key| {
+            let values = TensorData::new(random::normal(key, 37, 1.0), [37]);
+            Tensor::<1>::from_data(values, &Device::default())
+        };
+        let optimizer = AdamW { weight_decay: 0.1, ..AdamW::default() };
+        let mut value = tensor(1);
+        let mut moments = Moments::zeros(&value);
+        for step in 1..=5 {
+            let gradient = tensor(step as u64 + 10);
+            (value, moments) = optimizer.step(value, gradient, moments, 0.01, step);
+        }
+        values(value)
+    };
+    for (fused, plain) in steps().iter().zip(composed(steps)) {
+        assert!((fused - plain).abs() < 1e-6, "{fused} {plain}");
+    }
+}
+
+#[test]
+fn what_is_not_tracked_gets_no_gradient() {
+    let device = Device::default();
+    let x = Tensor::<2>::ones([3, 4], &device);
+    let w = Tensor::<2>::ones([2, 4], &device.autodiff()).require_grad();
+    let y = linear(x.clone(), &Weight::Trained(w.clone()), None);
+    let gradients = y.sum().backward();
+    assert!(x.grad(&gradients).is_none());
+    assert_eq!(values(w.grad(&gradients).unwrap()), [3.0; 8]);
+}
