@@ -55,9 +55,19 @@ fn main() -> Result<()> {
     write_random_model(&start)?;
     let run = pretrain(&start, &data, &work.join("trained"))?;
 
-    let tuning = open_adapter(&start, Some(&run.output), None, false, &Device::default(), &LoadOptions::default())?;
+    let tuning = open_adapter(
+        &start,
+        Some(&run.output),
+        None,
+        false,
+        &Device::default(),
+        &LoadOptions::default(),
+    )?;
     let merged = merge(&start, &tuning, &work.join("base"))?;
-    println!("{} tensors written, logits within {:e}", merged.tensors, merged.largest_difference);
+    println!(
+        "{} tensors written, logits within {:e}",
+        merged.tensors, merged.largest_difference
+    );
     Ok(())
 }
 
@@ -76,10 +86,21 @@ struct Data {
 
 impl Documents {
     fn read(path: &Path) -> Result<Self> {
-        let text = fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
-        let digest: String = Sha256::digest(&text).iter().map(|byte| format!("{byte:02x}")).collect();
-        ensure!(digest == TEXT_SHA256, "`{}` is another text: its SHA-256 is {digest}", path.display());
-        let mut train: Vec<String> = text.split("\n\n").map(|speech| speech.trim().to_owned()).collect();
+        let text = fs::read_to_string(path)
+            .with_context(|| format!("cannot read `{}`", path.display()))?;
+        let digest: String = Sha256::digest(&text)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        ensure!(
+            digest == TEXT_SHA256,
+            "`{}` is another text: its SHA-256 is {digest}",
+            path.display()
+        );
+        let mut train: Vec<String> = text
+            .split("\n\n")
+            .map(|speech| speech.trim().to_owned())
+            .collect();
         let eval = train.split_off(train.len() * 9 / 10);
         Ok(Self { train, eval })
     }
@@ -87,32 +108,51 @@ impl Documents {
     fn write(self, work: &Path) -> Result<Data> {
         let write = |name: &str, documents: &[String]| -> Result<PathBuf> {
             let path = work.join(name);
-            let lines = documents.iter().map(|text| format!("{}\n", json!({ "text": text })));
+            let lines = documents
+                .iter()
+                .map(|text| format!("{}\n", json!({ "text": text })));
             fs::write(&path, lines.collect::<String>())?;
             Ok(path)
         };
-        let (train, eval) = (write("train.jsonl", &self.train)?, write("eval.jsonl", &self.eval)?);
-        Ok(Data { documents: self, train, eval })
+        let (train, eval) = (
+            write("train.jsonl", &self.train)?,
+            write("eval.jsonl", &self.eval)?,
+        );
+        Ok(Data {
+            documents: self,
+            train,
+            eval,
+        })
     }
 }
 
 /// Byte-level BPE as GPT-2 has it: every text can be written, and comes back as it was.
 fn train_tokenizer(documents: &[String], dir: &Path) -> Result<()> {
     let boxed = |error: tokenizers::Error| anyhow::anyhow!(error);
-    let mut tokenizer = TokenizerBuilder::<BPE, NormalizerWrapper, ByteLevel, PostProcessorWrapper, ByteLevel>::default()
-        .with_model(BPE::default())
-        .with_pre_tokenizer(Some(ByteLevel::new(false, true, true)))
-        .with_decoder(Some(ByteLevel::default()))
-        .build()
-        .map_err(boxed)?;
+    let mut tokenizer = TokenizerBuilder::<
+        BPE,
+        NormalizerWrapper,
+        ByteLevel,
+        PostProcessorWrapper,
+        ByteLevel,
+    >::default()
+    .with_model(BPE::default())
+    .with_pre_tokenizer(Some(ByteLevel::new(false, true, true)))
+    .with_decoder(Some(ByteLevel::default()))
+    .build()
+    .map_err(boxed)?;
     let mut trainer = BpeTrainerBuilder::new()
         .vocab_size(VOCABULARY)
         .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
         .special_tokens(vec![AddedToken::from(END_OF_TEXT, true)])
         .show_progress(false)
         .build();
-    tokenizer.train(&mut trainer, documents.iter()).map_err(boxed)?;
-    tokenizer.save(dir.join("tokenizer.json"), false).map_err(boxed)?;
+    tokenizer
+        .train(&mut trainer, documents.iter())
+        .map_err(boxed)?;
+    tokenizer
+        .save(dir.join("tokenizer.json"), false)
+        .map_err(boxed)?;
     write_json(
         &dir.join("tokenizer_config.json"),
         &json!({
@@ -149,21 +189,45 @@ fn write_random_model(dir: &Path) -> Result<()> {
         "torch_dtype": "float32",
     });
     write_json(&dir.join("config.json"), &config)?;
-    write_json(&dir.join("generation_config.json"), &json!({ "bos_token_id": 0, "eos_token_id": 0 }))?;
+    write_json(
+        &dir.join("generation_config.json"),
+        &json!({ "bos_token_id": 0, "eos_token_id": 0 }),
+    )?;
 
     let config = ModelConfig::open(dir)?;
-    let model = random_model(&config, Task::CausalLanguageModelling, &Device::default(), Default::default(), 0)?;
+    let model = random_model(
+        &config,
+        Task::CausalLanguageModelling,
+        &Device::default(),
+        Default::default(),
+        0,
+    )?;
     let mut tensors = Vec::new();
     for (name, tensor) in model.base().tensors() {
-        let values = tensor.to_flat().try_into_vec_as::<f32>().expect("weights are f32");
-        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let values = tensor
+            .to_flat()
+            .try_into_vec_as::<f32>()
+            .expect("weights are f32");
+        let bytes: Vec<u8> = values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect();
         tensors.push((name, tensor.shape(), bytes));
     }
     let tensors: Vec<TensorToWrite<'_>> = tensors
         .iter()
-        .map(|(name, shape, bytes)| TensorToWrite { name, dtype: Dtype::F32, shape, bytes })
+        .map(|(name, shape, bytes)| TensorToWrite {
+            name,
+            dtype: Dtype::F32,
+            shape,
+            bytes,
+        })
         .collect();
-    write_safetensors(&dir.join("model.safetensors"), &tensors, &[("format", "pt")])?;
+    write_safetensors(
+        &dir.join("model.safetensors"),
+        &tensors,
+        &[("format", "pt")],
+    )?;
     println!("{} random weights", model.base().count());
     Ok(())
 }
@@ -181,7 +245,7 @@ fn pretrain(start: &Path, data: &Data, output: &Path) -> Result<RunConfig> {
         max_length: Some(CONTEXT),
         method: "full".to_owned(),
         batch_size: 16,
-        epochs: 12.0,
+        epochs: 6.0,
         learning_rate: 3e-3,
         lr_scheduler_type: ScheduleKind::Cosine,
         warmup_ratio: 0.03,
@@ -190,8 +254,19 @@ fn pretrain(start: &Path, data: &Data, output: &Path) -> Result<RunConfig> {
         load_best_model_at_end: true,
         ..RunConfig::default()
     };
-    let report = train(&run, &RunOptions { overwrite: true, ..RunOptions::default() }, &Interrupt::default())?;
-    let loss = report.metrics.as_ref().and_then(|metrics| metrics.get("loss")).context("the run was evaluated")?;
+    let report = train(
+        &run,
+        &RunOptions {
+            overwrite: true,
+            ..RunOptions::default()
+        },
+        &Interrupt::default(),
+    )?;
+    let loss = report
+        .metrics
+        .as_ref()
+        .and_then(|metrics| metrics.get("loss"))
+        .context("the run was evaluated")?;
 
     let tokenizer = Tokenizer::load(start)?;
     let train = count(&tokenizer, &data.documents.train)?;
@@ -200,8 +275,14 @@ fn pretrain(start: &Path, data: &Data, output: &Path) -> Result<RunConfig> {
     let per_byte = eval.values().sum::<usize>() as f64 / bytes as f64 / std::f64::consts::LN_2;
     let unigram = unigram_loss(&train, &eval);
     println!("{} steps, {:.0} s", report.steps, report.seconds);
-    println!("token frequencies alone: loss {unigram:.3}, {:.2} bits a byte", unigram * per_byte);
-    println!("the trained model:       loss {loss:.3}, {:.2} bits a byte", loss * per_byte);
+    println!(
+        "token frequencies alone: loss {unigram:.3}, {:.2} bits a byte",
+        unigram * per_byte
+    );
+    println!(
+        "the trained model:       loss {loss:.3}, {:.2} bits a byte",
+        loss * per_byte
+    );
     Ok(run)
 }
 
@@ -222,7 +303,10 @@ fn unigram_loss(train: &HashMap<u32, usize>, eval: &HashMap<u32, usize>) -> f64 
     let all = (train.values().sum::<usize>() + VOCABULARY) as f64;
     let nats = |id: &u32| (all / (train.get(id).copied().unwrap_or(0) + 1) as f64).ln();
     let tokens = eval.values().sum::<usize>() as f64;
-    eval.iter().map(|(id, &count)| nats(id) * count as f64).sum::<f64>() / tokens
+    eval.iter()
+        .map(|(id, &count)| nats(id) * count as f64)
+        .sum::<f64>()
+        / tokens
 }
 
 fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {

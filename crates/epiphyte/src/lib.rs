@@ -25,7 +25,7 @@
 //! }"#;
 //! let config = ModelConfig::parse("config.json".as_ref(), config)?;
 //! let (task, device) = (Task::SequenceClassification { labels: 2 }, Device::default());
-//! let model = random_model(&config, task, &device, Default::default(), 0)?;
+//! let model = random_model(&config, task, &device, Precision::F32, 0)?;
 //!
 //! let settings = serde_json::json!({ "rank": 8, "target_modules": ["query", "value"] });
 //! let lora = by_name("lora")?.configure(settings.as_object().unwrap().clone())?;

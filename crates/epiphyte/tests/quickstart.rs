@@ -18,22 +18,38 @@ fn every_method_learns_and_leaves_its_files() {
     assert!(notes.contains("Training lora"), "{notes}");
     let summary: Value = serde_json::from_slice(&quickstart.stdout).unwrap();
     assert_eq!(summary["output"], "epiphyte-quickstart");
-    assert!(summary["text"].as_str().unwrap().starts_with("Monday."), "{summary}");
+    assert!(
+        summary["text"].as_str().unwrap().starts_with("Monday."),
+        "{summary}"
+    );
 
     let runs = summary["runs"].as_array().unwrap();
-    let methods: Vec<&str> = runs.iter().filter_map(|run| run["method"].as_str()).collect();
+    let methods: Vec<&str> = runs
+        .iter()
+        .filter_map(|run| run["method"].as_str())
+        .collect();
     assert_eq!(methods, ["lora", "prefix-tuning", "bitfit"]);
     for run in runs {
         let number = |key: &str| run[key].as_f64().unwrap();
         assert!(number("loss_after") < number("loss_before") - 0.2, "{run}");
         assert!(number("trainable_parameters") > 0.0, "{run}");
-        assert!(run["text"].as_str().unwrap().starts_with("Monday."), "{run}");
+        assert!(
+            run["text"].as_str().unwrap().starts_with("Monday."),
+            "{run}"
+        );
 
         let adapter = dir.path().join(run["adapter"].as_str().unwrap());
-        let tensors = adapter.join("adapter_model.safetensors").metadata().unwrap();
+        let tensors = adapter
+            .join("adapter_model.safetensors")
+            .metadata()
+            .unwrap();
         assert_eq!(number("bytes"), tensors.len() as f64);
         for name in ["adapter_config.json", "README.md", "log.jsonl"] {
-            assert!(adapter.join(name).is_file(), "`{}` lacks {name}", adapter.display());
+            assert!(
+                adapter.join(name).is_file(),
+                "`{}` lacks {name}",
+                adapter.display()
+            );
         }
     }
     the_saved_configuration_trains(dir.path());
@@ -43,11 +59,21 @@ fn every_method_learns_and_leaves_its_files() {
 fn the_saved_configuration_trains(dir: &Path) {
     let train = Command::new(env!("CARGO_BIN_EXE_epiphyte"))
         .current_dir(dir)
-        .args(["train", "--config", "epiphyte-quickstart/bitfit.toml", "--max-steps", "1"])
+        .args([
+            "train",
+            "--config",
+            "epiphyte-quickstart/bitfit.toml",
+            "--max-steps",
+            "1",
+        ])
         .args(["--output", "again", "--json"])
         .output()
         .unwrap();
-    assert!(train.status.success(), "{}", String::from_utf8_lossy(&train.stderr));
+    assert!(
+        train.status.success(),
+        "{}",
+        String::from_utf8_lossy(&train.stderr)
+    );
     let report: Value = serde_json::from_slice(&train.stdout).unwrap();
     assert_eq!(report["steps"], 1);
 }

@@ -79,7 +79,11 @@ impl MethodConfig for BitFitConfig {
         parameters: &mut ParameterSet,
     ) -> Result<Box<dyn Method>, MethodError> {
         self.count(base)?;
-        Ok(Box::new(Replaced::new(base, parameters, self.chooses(base))))
+        Ok(Box::new(Replaced::new(
+            base,
+            parameters,
+            self.chooses(base),
+        )))
     }
 
     fn count(&self, base: &Base) -> Result<usize, MethodError> {

@@ -69,23 +69,40 @@ pub fn save(dir: &Path, tuned: &Tuned, base: &Base, about: &About) -> Result<(),
         source,
     })?;
     let keys = tuned.config().definition().keys;
-    let method = tuned.stored().into_iter().map(|stored| (keys.prefix(), stored));
-    let head = tuned.stored_head().into_iter().map(|stored| (keys.head_prefix(), stored));
+    let method = tuned
+        .stored()
+        .into_iter()
+        .map(|stored| (keys.prefix(), stored));
+    let head = tuned
+        .stored_head()
+        .into_iter()
+        .map(|stored| (keys.head_prefix(), stored));
     let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = method
         .chain(head)
         .map(|(prefix, stored)| {
-            let bytes = stored.values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            let bytes = stored
+                .values
+                .iter()
+                .flat_map(|value| value.to_le_bytes())
+                .collect();
             (format!("{prefix}{}", stored.key), stored.shape, bytes)
         })
         .collect();
     let tensors: Vec<TensorToWrite<'_>> = tensors
         .iter()
-        .map(|(name, shape, bytes)| TensorToWrite { name, dtype: Dtype::F32, shape, bytes })
+        .map(|(name, shape, bytes)| TensorToWrite {
+            name,
+            dtype: Dtype::F32,
+            shape,
+            bytes,
+        })
         .collect();
     write_safetensors(&dir.join(TENSORS_FILE), &tensors, &[("format", "pt")])?;
     let text = serde_json::to_string_pretty(&config_json(tuned.config(), base, about))
         .expect("JSON values print");
-    write_atomically(&dir.join(CONFIG_FILE), |file| file.write_all(text.as_bytes()))?;
+    write_atomically(&dir.join(CONFIG_FILE), |file| {
+        file.write_all(text.as_bytes())
+    })?;
     Ok(())
 }
 
@@ -130,9 +147,15 @@ impl AdapterFile {
     /// If the file is missing or malformed, or asks for something that is not implemented.
     pub fn open(dir: &Path) -> Result<Self, MethodError> {
         let path = dir.join(CONFIG_FILE);
-        let text = fs::read_to_string(&path)
-            .map_err(|source| MethodError::File { action: "read", path: path.clone(), source })?;
-        let malformed = |reason: String| MethodError::Malformed { path: path.clone(), reason };
+        let text = fs::read_to_string(&path).map_err(|source| MethodError::File {
+            action: "read",
+            path: path.clone(),
+            source,
+        })?;
+        let malformed = |reason: String| MethodError::Malformed {
+            path: path.clone(),
+            reason,
+        };
         let json: Map<String, Value> =
             serde_json::from_str(&text).map_err(|error| malformed(error.to_string()))?;
         let provenance: Option<Provenance> = match json.get("epiphyte") {
@@ -146,7 +169,8 @@ impl AdapterFile {
         let peft_type = peft_type.ok_or_else(|| malformed("`peft_type` is missing".to_owned()))?;
         let definition = match &provenance {
             Some(provenance) => by_name(&provenance.method)?,
-            None => by_peft_type(peft_type).ok_or_else(|| unsupported(&path, "peft_type", &json["peft_type"]))?,
+            None => by_peft_type(peft_type)
+                .ok_or_else(|| unsupported(&path, "peft_type", &json["peft_type"]))?,
         };
         if definition.peft_type != peft_type {
             return Err(malformed(format!(
@@ -155,7 +179,12 @@ impl AdapterFile {
             )));
         }
         let config = definition.configure(settings(definition, &json, &path)?)?;
-        Ok(Self { dir: dir.to_owned(), config, json, provenance })
+        Ok(Self {
+            dir: dir.to_owned(),
+            config,
+            json,
+            provenance,
+        })
     }
 
     /// The method's configuration.
@@ -175,7 +204,9 @@ impl AdapterFile {
 
     /// The base that the file names.
     pub fn base_model(&self) -> Option<&str> {
-        self.json.get("base_model_name_or_path").and_then(Value::as_str)
+        self.json
+            .get("base_model_name_or_path")
+            .and_then(Value::as_str)
     }
 
     /// The tensors as they are stored.
@@ -191,7 +222,9 @@ impl AdapterFile {
     /// # Errors
     /// [`MethodError::OtherBase`].
     pub fn check_base(&self, base_sha256: &str, tokenizer_sha256: &str) -> Result<(), MethodError> {
-        let Some(ours) = &self.provenance else { return Ok(()) };
+        let Some(ours) = &self.provenance else {
+            return Ok(());
+        };
         let pairs = [
             ("base", &ours.base_sha256, base_sha256),
             ("tokenizer", &ours.tokenizer_sha256, tokenizer_sha256),
@@ -228,8 +261,14 @@ impl AdapterFile {
         let tuned = Tuned::stored_of(&*self.config, base, device)?;
         let checkpoint = self.tensors()?;
         let keys = self.config.definition().keys;
-        let method = tuned.parameters().iter().map(|param| (keys.prefix(), param));
-        let head = tuned.head_parameters().iter().map(|param| (keys.head_prefix(), param));
+        let method = tuned
+            .parameters()
+            .iter()
+            .map(|param| (keys.prefix(), param));
+        let head = tuned
+            .head_parameters()
+            .iter()
+            .map(|param| (keys.head_prefix(), param));
         let mut pairing = Pairing::new(&checkpoint);
         for (prefix, param) in method.chain(head) {
             pairing.fill(prefix, param, device)?;
@@ -249,7 +288,12 @@ struct Pairing<'c> {
 
 impl<'c> Pairing<'c> {
     fn new(checkpoint: &'c Checkpoint) -> Self {
-        Self { checkpoint, used: Vec::new(), missing: Vec::new(), misshapen: Vec::new() }
+        Self {
+            checkpoint,
+            used: Vec::new(),
+            missing: Vec::new(),
+            misshapen: Vec::new(),
+        }
     }
 
     fn fill(&mut self, prefix: &str, param: &Param, device: &Device) -> Result<(), MethodError> {
@@ -257,14 +301,18 @@ impl<'c> Pairing<'c> {
             self.missing.push(format!("{prefix}{}", param.key()));
             return Ok(());
         };
-        let view = self.checkpoint.tensor(&name).expect("`stored_name` found it");
+        let view = self
+            .checkpoint
+            .tensor(&name)
+            .expect("`stored_name` found it");
         let shape = view.shape.to_vec();
         if shape == param.shape() {
             let values = self.checkpoint.to_f32(&name, &shape)?;
             let values = TensorData::new(values, [param.count()]);
             param.set(Tensor::from_data(values, &device.clone().inner()));
         } else {
-            self.misshapen.push(format!("{name} {shape:?}, expected {:?}", param.shape()));
+            self.misshapen
+                .push(format!("{name} {shape:?}, expected {:?}", param.shape()));
         }
         self.used.push(name);
         Ok(())
@@ -278,12 +326,15 @@ impl<'c> Pairing<'c> {
             .iter()
             .find_map(|base| key.strip_prefix(base))
             .map(|rest| format!("{prefix}{rest}"));
-        std::iter::once(full).chain(bare).find(|name| self.checkpoint.contains(name))
+        std::iter::once(full)
+            .chain(bare)
+            .find(|name| self.checkpoint.contains(name))
     }
 
     fn finish(self, path: &Path) -> Result<(), MethodError> {
         // PEFT leaks these two beside a saved head when biases are saved as well.
-        let leaked = |name: &str| name.contains(".original_module.") || name.contains(".modules_to_save.");
+        let leaked =
+            |name: &str| name.contains(".original_module.") || name.contains(".modules_to_save.");
         let unexpected: Vec<String> = self
             .checkpoint
             .names()
@@ -330,7 +381,10 @@ fn settings(
         };
         if key == "modules_to_save" {
             let saved = value.as_array().into_iter().flatten();
-            if let Some(other) = saved.into_iter().find(|name| !HEADS.iter().any(|head| **name == *head)) {
+            if let Some(other) = saved
+                .into_iter()
+                .find(|name| !HEADS.iter().any(|head| **name == *head))
+            {
                 return Err(unsupported(path, key, other));
             }
         } else if known.contains_key(key) {
@@ -349,5 +403,9 @@ fn settings(
 }
 
 fn unsupported(path: &Path, key: &str, value: &Value) -> MethodError {
-    MethodError::Unsupported { path: path.to_owned(), key: key.to_owned(), value: value.to_string() }
+    MethodError::Unsupported {
+        path: path.to_owned(),
+        key: key.to_owned(),
+        value: value.to_string(),
+    }
 }

@@ -43,14 +43,24 @@ pub enum TrainableModules {
 
 impl Default for FreezeConfig {
     fn default() -> Self {
-        Self { freeze_trainable_layers: 2, freeze_trainable_modules: TrainableModules::default() }
+        Self {
+            freeze_trainable_layers: 2,
+            freeze_trainable_modules: TrainableModules::default(),
+        }
     }
 }
 
 impl FreezeConfig {
     fn chooses(self, base: &Base) -> impl Fn(&str) -> bool {
-        let first = base.dimensions.layers.saturating_sub(self.freeze_trainable_layers);
-        let roles = [Role::FeedForwardIn, Role::FeedForwardGate, Role::FeedForwardOut];
+        let first = base
+            .dimensions
+            .layers
+            .saturating_sub(self.freeze_trainable_layers);
+        let roles = [
+            Role::FeedForwardIn,
+            Role::FeedForwardGate,
+            Role::FeedForwardOut,
+        ];
         let feed_forward: Vec<String> = base
             .linears()
             .iter()
@@ -61,9 +71,9 @@ impl FreezeConfig {
             Base::layer_of(name).is_some_and(|layer| layer >= first)
                 && match self.freeze_trainable_modules {
                     TrainableModules::All => true,
-                    TrainableModules::FeedForward => {
-                        feed_forward.iter().any(|path| name.starts_with(path.as_str()))
-                    }
+                    TrainableModules::FeedForward => feed_forward
+                        .iter()
+                        .any(|path| name.starts_with(path.as_str())),
                 }
         }
     }
@@ -97,7 +107,11 @@ impl MethodConfig for FreezeConfig {
         parameters: &mut ParameterSet,
     ) -> Result<Box<dyn Method>, MethodError> {
         self.count(base)?;
-        Ok(Box::new(Replaced::new(base, parameters, self.chooses(base))))
+        Ok(Box::new(Replaced::new(
+            base,
+            parameters,
+            self.chooses(base),
+        )))
     }
 
     fn count(&self, base: &Base) -> Result<usize, MethodError> {

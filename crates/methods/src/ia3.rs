@@ -19,11 +19,11 @@ use epiphyte_ops::Sequences;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::MethodError;
 use crate::delta::{Delta, Deltas};
 use crate::method::{Flag, FlagKind, KeyStyle, Method, MethodConfig};
 use crate::parameters::{Init, Param, ParameterSet};
 use crate::targets::{Modules, Selection};
-use crate::MethodError;
 
 /// The settings of (IA)³, under HF PEFT's names.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -54,7 +54,11 @@ impl Ia3Config {
     /// Which targets are rescaled at their input.
     fn feed_forward(&self, base: &Base) -> Modules {
         self.feedforward_modules.clone().unwrap_or_else(|| {
-            let name = if base.dimensions.model_type == "bert" { "output.dense" } else { "down_proj" };
+            let name = if base.dimensions.model_type == "bert" {
+                "output.dense"
+            } else {
+                "down_proj"
+            };
             Modules::Endings(vec![name.to_owned()])
         })
     }
@@ -84,9 +88,24 @@ impl MethodConfig for Ia3Config {
     const PAPER: &'static str = "Liu et al. 2022, arXiv 2205.05638";
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const FLAGS: &'static [Flag] = &[
-        Flag { flag: "target-modules", key: "target_modules", help: "linear maps to adapt: names, a regular expression, or all-linear", kind: FlagKind::Modules },
-        Flag { flag: "feedforward-modules", key: "feedforward_modules", help: "targets that are rescaled at their input", kind: FlagKind::Modules },
-        Flag { flag: "exclude-modules", key: "exclude_modules", help: "linear maps to leave out", kind: FlagKind::Modules },
+        Flag {
+            flag: "target-modules",
+            key: "target_modules",
+            help: "linear maps to adapt: names, a regular expression, or all-linear",
+            kind: FlagKind::Modules,
+        },
+        Flag {
+            flag: "feedforward-modules",
+            key: "feedforward_modules",
+            help: "targets that are rescaled at their input",
+            kind: FlagKind::Modules,
+        },
+        Flag {
+            flag: "exclude-modules",
+            key: "exclude_modules",
+            help: "linear maps to leave out",
+            kind: FlagKind::Modules,
+        },
     ];
 
     fn build(
@@ -96,17 +115,31 @@ impl MethodConfig for Ia3Config {
     ) -> Result<Box<dyn Method>, MethodError> {
         let targets = self.targets(base)?;
         let mut sides = targets.iter();
-        Ok(Box::new(Deltas::new(targets.iter().map(|target| target.0), |linear| {
-            let &(_, at_input) = sides.next().expect("one delta a target");
-            let shape = if at_input { [1, linear.inputs] } else { [linear.outputs, 1] };
-            let key = format!("{}.ia3_l", linear.site.path);
-            Ia3 { l: parameters.declare(key, &shape, Init::Ones), at_input }
-        })))
+        Ok(Box::new(Deltas::new(
+            targets.iter().map(|target| target.0),
+            |linear| {
+                let &(_, at_input) = sides.next().expect("one delta a target");
+                let shape = if at_input {
+                    [1, linear.inputs]
+                } else {
+                    [linear.outputs, 1]
+                };
+                let key = format!("{}.ia3_l", linear.site.path);
+                Ia3 {
+                    l: parameters.declare(key, &shape, Init::Ones),
+                    at_input,
+                }
+            },
+        )))
     }
 
     fn count(&self, base: &Base) -> Result<usize, MethodError> {
         let width = |(linear, at_input): &(&LinearInfo, bool)| {
-            if *at_input { linear.inputs } else { linear.outputs }
+            if *at_input {
+                linear.inputs
+            } else {
+                linear.outputs
+            }
         };
         Ok(self.targets(base)?.iter().map(width).sum())
     }
@@ -156,10 +189,18 @@ impl Delta for Ia3 {
 
     fn weight(&self, weight: Tensor<2>) -> Tensor<2> {
         let l = self.row().inner();
-        if self.at_input { weight * l } else { weight * l.transpose() }
+        if self.at_input {
+            weight * l
+        } else {
+            weight * l.transpose()
+        }
     }
 
     fn bias(&self, bias: Tensor<1>) -> Tensor<1> {
-        if self.at_input { bias } else { bias * self.l.flat().inner() }
+        if self.at_input {
+            bias
+        } else {
+            bias * self.l.flat().inner()
+        }
     }
 }

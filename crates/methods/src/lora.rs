@@ -22,11 +22,11 @@ use regex::Regex;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::MethodError;
 use crate::delta::{Delta, Deltas};
 use crate::method::{Flag, FlagKind, KeyStyle, Method, MethodConfig};
 use crate::parameters::{Init, Param, ParameterSet};
 use crate::targets::{Modules, Selection, query_and_value};
-use crate::MethodError;
 
 /// The settings of LoRA, under HF PEFT's names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -72,7 +72,11 @@ fn alphas<S: serde::Serializer>(
 
 fn written(alpha: f64) -> Value {
     let whole = alpha as i64;
-    if whole as f64 == alpha { json!(whole) } else { json!(alpha) }
+    if whole as f64 == alpha {
+        json!(whole)
+    } else {
+        json!(alpha)
+    }
 }
 
 /// How LoRA's `A` starts; `B` starts at zero.
@@ -136,23 +140,39 @@ impl LoraConfig {
     }
 
     /// The targets, each with its rank and scaling.
-    fn targets<'b>(&self, base: &'b Base) -> Result<Vec<(&'b LinearInfo, usize, f64)>, MethodError> {
+    fn targets<'b>(
+        &self,
+        base: &'b Base,
+    ) -> Result<Vec<(&'b LinearInfo, usize, f64)>, MethodError> {
         if !(0.0..1.0).contains(&self.lora_dropout) {
-            return Err(self.value("lora_dropout", self.lora_dropout, "it must be in [0, 1)".into()));
+            return Err(self.value(
+                "lora_dropout",
+                self.lora_dropout,
+                "it must be in [0, 1)".into(),
+            ));
         }
         let targets = self.selection().of(base)?;
         targets
             .into_iter()
             .map(|linear| {
                 let path = &linear.site.path;
-                let rank = self.first_match(&self.rank_pattern, path)?.unwrap_or(self.r);
-                let alpha = self.first_match(&self.alpha_pattern, path)?.unwrap_or(self.lora_alpha);
+                let rank = self
+                    .first_match(&self.rank_pattern, path)?
+                    .unwrap_or(self.r);
+                let alpha = self
+                    .first_match(&self.alpha_pattern, path)?
+                    .unwrap_or(self.lora_alpha);
                 let most = linear.inputs.min(linear.outputs);
                 if rank == 0 || rank > most {
-                    let expected = format!("it must be from 1 to {most}, the smaller side of `{path}`");
+                    let expected =
+                        format!("it must be from 1 to {most}, the smaller side of `{path}`");
                     return Err(self.value("r", rank, expected));
                 }
-                let divisor = if self.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
+                let divisor = if self.use_rslora {
+                    (rank as f64).sqrt()
+                } else {
+                    rank as f64
+                };
                 Ok((linear, rank, alpha / divisor))
             })
             .collect()
@@ -168,7 +188,9 @@ impl LoraConfig {
             let regex = Regex::new(&format!(r"^(?:.*\.)?(?:{key})$")).map_err(|error| {
                 MethodError::Configuration {
                     method: Self::NAME,
-                    reason: format!("`{key}` in a rank or alpha pattern is not a regular expression: {error}"),
+                    reason: format!(
+                        "`{key}` in a rank or alpha pattern is not a regular expression: {error}"
+                    ),
                 }
             })?;
             if regex.is_match(path) {
@@ -179,7 +201,12 @@ impl LoraConfig {
     }
 
     fn value(&self, key: &'static str, value: impl ToString, expected: String) -> MethodError {
-        MethodError::Value { method: Self::NAME, key, value: value.to_string(), expected }
+        MethodError::Value {
+            method: Self::NAME,
+            key,
+            value: value.to_string(),
+            expected,
+        }
     }
 }
 
@@ -191,16 +218,66 @@ impl MethodConfig for LoraConfig {
     const PAPER: &'static str = "Hu et al. 2021, arXiv 2106.09685";
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const FLAGS: &'static [Flag] = &[
-        Flag { flag: "rank", key: "r", help: "rank of the update", kind: FlagKind::Integer },
-        Flag { flag: "alpha", key: "lora_alpha", help: "the update is scaled by alpha / rank", kind: FlagKind::Number },
-        Flag { flag: "dropout", key: "lora_dropout", help: "dropout on what enters the adapter", kind: FlagKind::Number },
-        Flag { flag: "target-modules", key: "target_modules", help: "linear maps to adapt: names, a regular expression, or all-linear", kind: FlagKind::Modules },
-        Flag { flag: "exclude-modules", key: "exclude_modules", help: "linear maps to leave out", kind: FlagKind::Modules },
-        Flag { flag: "layers-to-transform", key: "layers_to_transform", help: "adapt only these layers", kind: FlagKind::Integers },
-        Flag { flag: "use-rslora", key: "use_rslora", help: "scale by alpha / sqrt(rank)", kind: FlagKind::Switch },
-        Flag { flag: "rank-pattern", key: "rank_pattern", help: "other ranks for some modules: name=rank,...", kind: FlagKind::Pattern },
-        Flag { flag: "alpha-pattern", key: "alpha_pattern", help: "other alphas for some modules: name=alpha,...", kind: FlagKind::Pattern },
-        Flag { flag: "init-lora-weights", key: "init_lora_weights", help: "how A starts: kaiming or gaussian", kind: FlagKind::Text },
+        Flag {
+            flag: "rank",
+            key: "r",
+            help: "rank of the update",
+            kind: FlagKind::Integer,
+        },
+        Flag {
+            flag: "alpha",
+            key: "lora_alpha",
+            help: "the update is scaled by alpha / rank",
+            kind: FlagKind::Number,
+        },
+        Flag {
+            flag: "dropout",
+            key: "lora_dropout",
+            help: "dropout on what enters the adapter",
+            kind: FlagKind::Number,
+        },
+        Flag {
+            flag: "target-modules",
+            key: "target_modules",
+            help: "linear maps to adapt: names, a regular expression, or all-linear",
+            kind: FlagKind::Modules,
+        },
+        Flag {
+            flag: "exclude-modules",
+            key: "exclude_modules",
+            help: "linear maps to leave out",
+            kind: FlagKind::Modules,
+        },
+        Flag {
+            flag: "layers-to-transform",
+            key: "layers_to_transform",
+            help: "adapt only these layers",
+            kind: FlagKind::Integers,
+        },
+        Flag {
+            flag: "use-rslora",
+            key: "use_rslora",
+            help: "scale by alpha / sqrt(rank)",
+            kind: FlagKind::Switch,
+        },
+        Flag {
+            flag: "rank-pattern",
+            key: "rank_pattern",
+            help: "other ranks for some modules: name=rank,...",
+            kind: FlagKind::Pattern,
+        },
+        Flag {
+            flag: "alpha-pattern",
+            key: "alpha_pattern",
+            help: "other alphas for some modules: name=alpha,...",
+            kind: FlagKind::Pattern,
+        },
+        Flag {
+            flag: "init-lora-weights",
+            key: "init_lora_weights",
+            help: "how A starts: kaiming or gaussian",
+            kind: FlagKind::Text,
+        },
     ];
 
     fn build(
@@ -210,33 +287,50 @@ impl MethodConfig for LoraConfig {
     ) -> Result<Box<dyn Method>, MethodError> {
         let targets = self.targets(base)?;
         let mut scaled = targets.iter();
-        Ok(Box::new(Deltas::new(targets.iter().map(|target| target.0), |linear| {
-            let &(_, rank, scaling) = scaled.next().expect("one delta a target");
-            let path = &linear.site.path;
-            let init = match self.init_lora_weights {
-                LoraInit::Kaiming => Init::Uniform { bound: 1.0 / (linear.inputs as f64).sqrt() },
-                LoraInit::Gaussian => Init::Normal { std: 1.0 / rank as f64 },
-            };
-            Lora {
-                a: parameters.declare(format!("{path}.lora_A.weight"), &[rank, linear.inputs], init),
-                b: parameters.declare(
-                    format!("{path}.lora_B.weight"),
-                    &[linear.outputs, rank],
-                    Init::Zeros,
-                ),
-                scaling: scaling as f32,
-                dropout: self.lora_dropout,
-            }
-        })))
+        Ok(Box::new(Deltas::new(
+            targets.iter().map(|target| target.0),
+            |linear| {
+                let &(_, rank, scaling) = scaled.next().expect("one delta a target");
+                let path = &linear.site.path;
+                let init = match self.init_lora_weights {
+                    LoraInit::Kaiming => Init::Uniform {
+                        bound: 1.0 / (linear.inputs as f64).sqrt(),
+                    },
+                    LoraInit::Gaussian => Init::Normal {
+                        std: 1.0 / rank as f64,
+                    },
+                };
+                Lora {
+                    a: parameters.declare(
+                        format!("{path}.lora_A.weight"),
+                        &[rank, linear.inputs],
+                        init,
+                    ),
+                    b: parameters.declare(
+                        format!("{path}.lora_B.weight"),
+                        &[linear.outputs, rank],
+                        Init::Zeros,
+                    ),
+                    scaling: scaling as f32,
+                    dropout: self.lora_dropout,
+                }
+            },
+        )))
     }
 
     fn count(&self, base: &Base) -> Result<usize, MethodError> {
         let targets = self.targets(base)?;
-        Ok(targets.iter().map(|(linear, rank, _)| rank * (linear.inputs + linear.outputs)).sum())
+        Ok(targets
+            .iter()
+            .map(|(linear, rank, _)| rank * (linear.inputs + linear.outputs))
+            .sum())
     }
 
     fn resolved(&self, base: &Base) -> Self {
-        Self { target_modules: Some(self.selection().targets(base)), ..self.clone() }
+        Self {
+            target_modules: Some(self.selection().targets(base)),
+            ..self.clone()
+        }
     }
 
     fn peft_defaults() -> Map<String, Value> {

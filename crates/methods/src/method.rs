@@ -68,7 +68,11 @@ pub struct Stored {
 impl Stored {
     /// A parameter as it is now.
     pub fn of(param: &crate::Param) -> Self {
-        Self { key: param.key().to_owned(), shape: param.shape().to_vec(), values: param.to_vec() }
+        Self {
+            key: param.key().to_owned(),
+            shape: param.shape().to_vec(),
+            values: param.to_vec(),
+        }
     }
 }
 

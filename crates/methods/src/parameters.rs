@@ -8,6 +8,7 @@ use epiphyte_ops::random;
 
 /// How a parameter starts.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "it lives for one call")]
 pub enum Init {
     /// All zero.
     Zeros,
@@ -66,7 +67,11 @@ impl Param {
 
     /// The values as they are now, flat.
     pub fn flat(&self) -> Tensor<1> {
-        self.0.value.read().expect("no holder of the lock panics").clone()
+        self.0
+            .value
+            .read()
+            .expect("no holder of the lock panics")
+            .clone()
     }
 
     /// The values as they are now, in shape.
@@ -74,20 +79,33 @@ impl Param {
     /// # Panics
     /// If `D` is not the rank.
     pub fn get<const D: usize>(&self) -> Tensor<D> {
-        let shape: [usize; D] = self.0.shape.as_slice().try_into().expect("rank of the parameter");
+        let shape: [usize; D] = self
+            .0
+            .shape
+            .as_slice()
+            .try_into()
+            .expect("rank of the parameter");
         self.flat().reshape(shape)
     }
 
     /// Puts other values, flat and without autodiff, in place.
     pub fn set(&self, value: Tensor<1>) {
         let mut slot = self.0.value.write().expect("no holder of the lock panics");
-        *slot = if slot.is_autodiff() { value.autodiff().require_grad() } else { value };
+        *slot = if slot.is_autodiff() {
+            value.autodiff().require_grad()
+        } else {
+            value
+        };
     }
 
     fn track(&self, tracked: bool) {
         let mut slot = self.0.value.write().expect("no holder of the lock panics");
         let plain = slot.clone().inner();
-        *slot = if tracked { plain.autodiff().require_grad() } else { plain };
+        *slot = if tracked {
+            plain.autodiff().require_grad()
+        } else {
+            plain
+        };
     }
 
     /// The values as they are now, in memory.
@@ -108,7 +126,11 @@ pub struct ParameterSet {
 impl ParameterSet {
     /// An empty set. What a parameter draws at random depends on `seed` and its key alone.
     pub fn new(device: &Device, seed: u64) -> Self {
-        Self { device: device.clone().inner(), seed, params: Vec::new() }
+        Self {
+            device: device.clone().inner(),
+            seed,
+            params: Vec::new(),
+        }
     }
 
     /// Declares a trained tensor.
@@ -134,7 +156,11 @@ impl ParameterSet {
             Init::Values(values) => tensor(values),
             Init::Base(values) => values,
         };
-        let param = Param(Arc::new(Inner { key, shape: shape.to_vec(), value: RwLock::new(value) }));
+        let param = Param(Arc::new(Inner {
+            key,
+            shape: shape.to_vec(),
+            value: RwLock::new(value),
+        }));
         self.params.push(param.clone());
         param
     }

@@ -28,16 +28,27 @@ pub static METHODS: &[Definition] = &[
 /// # Errors
 /// [`MethodError::UnknownMethod`], which lists the names there are.
 pub fn by_name(name: &str) -> Result<&'static Definition, MethodError> {
-    METHODS.iter().find(|definition| definition.name == name).ok_or_else(|| {
-        let known: Vec<&str> = METHODS.iter().map(|definition| definition.name).collect();
-        MethodError::UnknownMethod { name: name.to_owned(), known: known.join(", ") }
-    })
+    METHODS
+        .iter()
+        .find(|definition| definition.name == name)
+        .ok_or_else(|| {
+            let known: Vec<&str> = METHODS.iter().map(|definition| definition.name).collect();
+            MethodError::UnknownMethod {
+                name: name.to_owned(),
+                known: known.join(", "),
+            }
+        })
 }
 
 /// The method whose files say `peft_type`; of several, the first.
 pub fn by_peft_type(peft_type: &str) -> Option<&'static Definition> {
-    METHODS.iter().find(|definition| definition.peft_type == peft_type)
+    METHODS
+        .iter()
+        .find(|definition| definition.peft_type == peft_type)
 }
+
+/// Makes a configuration of settings.
+type Configure = fn(Map<String, Value>) -> Result<Box<dyn AnyConfig>, MethodError>;
 
 /// A method as the registry knows it: [`MethodConfig`] without the type.
 #[derive(Clone, Copy, Debug)]
@@ -60,7 +71,7 @@ pub struct Definition {
     pub peft_defaults: fn() -> Map<String, Value>,
     /// Keys that HF PEFT writes and that follow from the base.
     pub computed: &'static [&'static str],
-    configure: fn(Map<String, Value>) -> Result<Box<dyn AnyConfig>, MethodError>,
+    configure: Configure,
 }
 
 impl Definition {
@@ -76,9 +87,13 @@ impl Definition {
             peft_defaults: C::peft_defaults,
             computed: C::COMPUTED,
             configure: |settings| {
-                let config: C = serde_json::from_value(Value::Object(settings)).map_err(|error| {
-                    MethodError::Configuration { method: C::NAME, reason: error.to_string() }
-                })?;
+                let config: C =
+                    serde_json::from_value(Value::Object(settings)).map_err(|error| {
+                        MethodError::Configuration {
+                            method: C::NAME,
+                            reason: error.to_string(),
+                        }
+                    })?;
                 Ok(Box::new(config))
             },
         }
@@ -88,7 +103,10 @@ impl Definition {
     ///
     /// # Errors
     /// [`MethodError::Configuration`] if a key is unknown or of the wrong type.
-    pub fn configure(&self, settings: Map<String, Value>) -> Result<Box<dyn AnyConfig>, MethodError> {
+    pub fn configure(
+        &self,
+        settings: Map<String, Value>,
+    ) -> Result<Box<dyn AnyConfig>, MethodError> {
         (self.configure)(settings)
     }
 }

@@ -34,7 +34,10 @@ impl Replaced {
             .map(|name| {
                 let tensor = base.tensor(name).expect("names are the base's own");
                 let init = Init::Base(tensor.to_flat());
-                (name.to_owned(), parameters.declare(name, &tensor.shape(), init))
+                (
+                    name.to_owned(),
+                    parameters.declare(name, &tensor.shape(), init),
+                )
             })
             .collect();
         Self { by_name }
@@ -54,19 +57,26 @@ impl Replaced {
 /// Names of the base's tensors that `choose` accepts, without the task's head.
 fn chosen(base: &Base, choose: impl Fn(&str) -> bool) -> Vec<&str> {
     let names = base.tensors().keys().map(String::as_str);
-    names.filter(|name| !in_head(base, name) && choose(name)).collect()
+    names
+        .filter(|name| !in_head(base, name) && choose(name))
+        .collect()
 }
 
 /// How many values the tensors hold that `choose` accepts: the closed count of a replacing method.
 pub fn count(base: &Base, choose: impl Fn(&str) -> bool) -> usize {
-    let tensors = chosen(base, choose).into_iter().filter_map(|name| base.tensor(name));
+    let tensors = chosen(base, choose)
+        .into_iter()
+        .filter_map(|name| base.tensor(name));
     tensors.map(|tensor| tensor.count()).sum()
 }
 
 /// Whether a tensor belongs to the task's head.
 fn in_head(base: &Base, name: &str) -> bool {
-    let Some(head) = &base.task_head else { return false };
-    name.strip_prefix(head.as_str()).is_some_and(|rest| rest.starts_with('.'))
+    let Some(head) = &base.task_head else {
+        return false;
+    };
+    name.strip_prefix(head.as_str())
+        .is_some_and(|rest| rest.starts_with('.'))
 }
 
 impl Adapter for Replaced {

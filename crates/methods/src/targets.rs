@@ -27,7 +27,10 @@ impl Modules {
     /// From the command line: names separated by commas, or anything else as a pattern.
     pub fn parse(text: &str) -> Self {
         let is_name = |name: &str| {
-            !name.is_empty() && name.chars().all(|c| c.is_alphanumeric() || "_.".contains(c))
+            !name.is_empty()
+                && name
+                    .chars()
+                    .all(|c| c.is_alphanumeric() || "_.".contains(c))
         };
         let names: Vec<&str> = text.split(',').map(str::trim).collect();
         if text != ALL_LINEAR && names.iter().all(|name| is_name(name)) {
@@ -60,7 +63,8 @@ impl std::fmt::Display for Modules {
 
 /// Whether `path` is `ending` or ends with it after a dot.
 pub fn ends_with(path: &str, ending: &str) -> bool {
-    path.strip_suffix(ending).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+    path.strip_suffix(ending)
+        .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
 /// The choice of linear maps in a configuration.
@@ -97,7 +101,10 @@ impl Selection<'_> {
             };
             let excluded = self.is_excluded(path)?;
             let in_layers = self.layers_to_transform.is_none_or(|layers| {
-                linear.site.layer.is_some_and(|layer| layers.contains(&layer))
+                linear
+                    .site
+                    .layer
+                    .is_some_and(|layer| layers.contains(&layer))
             });
             let in_head = base.task_head.as_deref() == Some(path);
             if taken && !excluded && in_layers && !in_head {
@@ -105,8 +112,11 @@ impl Selection<'_> {
             }
         }
         if chosen.is_empty() {
-            let mut available: Vec<&str> =
-                base.linears().iter().filter_map(|l| l.site.path.rsplit('.').next()).collect();
+            let mut available: Vec<&str> = base
+                .linears()
+                .iter()
+                .filter_map(|l| l.site.path.rsplit('.').next())
+                .collect();
             available.sort_unstable();
             available.dedup();
             return Err(MethodError::NoTarget {
@@ -128,10 +138,13 @@ impl Selection<'_> {
         let linears = base.linears();
         let tables = base.tensors().iter().filter_map(|(name, tensor)| {
             let path = name.strip_suffix(".weight")?;
-            let is_table = matches!(tensor, BaseTensor::Matrix(_)) && linears.iter().all(|linear| linear.site.path != path);
+            let is_table = matches!(tensor, BaseTensor::Matrix(_))
+                && linears.iter().all(|linear| linear.site.path != path);
             is_table.then_some((path, "a table of embeddings"))
         });
-        let heads = linears.iter().filter(|linear| linear.site.role == Role::Head);
+        let heads = linears
+            .iter()
+            .filter(|linear| linear.site.role == Role::Head);
         let heads = heads.map(|linear| (linear.site.path.as_str(), "the language model's head"));
         let heads = heads.filter(|(path, _)| base.task_head.as_deref() != Some(path));
         for (path, what) in tables.chain(heads) {
@@ -140,7 +153,9 @@ impl Selection<'_> {
                     method: self.method,
                     key: "target_modules",
                     value: targets.to_string(),
-                    expected: format!("`{path}` is {what}; only linear maps in front of the head can be adapted"),
+                    expected: format!(
+                        "`{path}` is {what}; only linear maps in front of the head can be adapted"
+                    ),
                 });
             }
         }
@@ -148,14 +163,17 @@ impl Selection<'_> {
     }
 
     fn matches(&self, modules: &Modules, path: &str) -> Result<bool, MethodError> {
-        modules.matches(path).map_err(|error| MethodError::Configuration {
-            method: self.method,
-            reason: format!("a module pattern is not a regular expression: {error}"),
-        })
+        modules
+            .matches(path)
+            .map_err(|error| MethodError::Configuration {
+                method: self.method,
+                reason: format!("a module pattern is not a regular expression: {error}"),
+            })
     }
 
     fn is_excluded(&self, path: &str) -> Result<bool, MethodError> {
-        self.exclude_modules.map_or(Ok(false), |modules| self.matches(modules, path))
+        self.exclude_modules
+            .map_or(Ok(false), |modules| self.matches(modules, path))
     }
 
     /// What is taken: as configured, or the default of the model's family.
@@ -185,8 +203,14 @@ mod tests {
 
     #[test]
     fn endings_stop_at_dots() {
-        assert!(ends_with("bert.encoder.layer.0.output.dense", "output.dense"));
-        assert!(ends_with("bert.encoder.layer.0.attention.output.dense", "output.dense"));
+        assert!(ends_with(
+            "bert.encoder.layer.0.output.dense",
+            "output.dense"
+        ));
+        assert!(ends_with(
+            "bert.encoder.layer.0.attention.output.dense",
+            "output.dense"
+        ));
         assert!(!ends_with("bert.encoder.layer.0.my_query", "query"));
         assert!(ends_with("classifier", "classifier"));
     }
@@ -194,13 +218,25 @@ mod tests {
     #[test]
     fn patterns_match_whole_paths() {
         let pattern = Modules::parse(r".*layer\.[01]\..*query");
-        assert!(pattern.matches("bert.encoder.layer.1.attention.self.query").unwrap());
-        assert!(!pattern.matches("bert.encoder.layer.1.attention.self.query.x").unwrap());
-        assert_eq!(Modules::parse("query,value"), Modules::Endings(vec!["query".into(), "value".into()]));
+        assert!(
+            pattern
+                .matches("bert.encoder.layer.1.attention.self.query")
+                .unwrap()
+        );
+        assert!(
+            !pattern
+                .matches("bert.encoder.layer.1.attention.self.query.x")
+                .unwrap()
+        );
+        assert_eq!(
+            Modules::parse("query,value"),
+            Modules::Endings(vec!["query".into(), "value".into()])
+        );
     }
 
     fn llama() -> Box<dyn Transformer> {
-        let config = br#"{"model_type": "llama", "vocab_size": 8, "hidden_size": 8, "intermediate_size": 8,
+        let config =
+            br#"{"model_type": "llama", "vocab_size": 8, "hidden_size": 8, "intermediate_size": 8,
             "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 8}"#;
         let config = ModelConfig::parse("config.json".as_ref(), config).unwrap();
         let task = Task::CausalLanguageModelling;
@@ -219,14 +255,23 @@ mod tests {
                 layers_to_transform: None,
                 defaults: query_and_value,
             };
-            selection.of(model.base()).map(|chosen| chosen.len()).map_err(|error| error.to_string())
+            selection
+                .of(model.base())
+                .map(|chosen| chosen.len())
+                .map_err(|error| error.to_string())
         };
         assert_eq!(chosen("q_proj,v_proj", None), Ok(2));
         assert_eq!(chosen(ALL_LINEAR, None), Ok(7));
         let table = chosen("q_proj,embed_tokens", None).unwrap_err();
-        assert!(table.contains("`target_modules`") && table.contains("`model.embed_tokens` is a table"), "{table}");
+        assert!(
+            table.contains("`target_modules`") && table.contains("`model.embed_tokens` is a table"),
+            "{table}"
+        );
         let head = chosen("q_proj,lm_head", None).unwrap_err();
-        assert!(head.contains("`lm_head` is the language model's head"), "{head}");
+        assert!(
+            head.contains("`lm_head` is the language model's head"),
+            "{head}"
+        );
         assert!(chosen(".*", None).is_err());
         assert_eq!(chosen(".*", Some("embed_tokens,lm_head")), Ok(7));
     }

@@ -5,11 +5,11 @@ use epiphyte_models::{Adapter, Base, Embedded, Product, Site, Sublayer};
 use epiphyte_ops::{Prefix, Sequences};
 use serde::{Deserialize, Serialize};
 
+use crate::MethodError;
 use crate::method::{Method, Stored};
 use crate::parameters::ParameterSet;
 use crate::registry::AnyConfig;
 use crate::replace::Replaced;
-use crate::MethodError;
 
 /// Everything that a run trains over one base.
 #[derive(Debug)]
@@ -76,7 +76,13 @@ impl Tuned {
     ) -> Self {
         let mut head_parameters = ParameterSet::new(parameters.device(), parameters.seed());
         let head = Replaced::head(base, &mut head_parameters);
-        Self { config, method, head, parameters, head_parameters }
+        Self {
+            config,
+            method,
+            head,
+            parameters,
+            head_parameters,
+        }
     }
 
     /// The configuration.
@@ -150,7 +156,9 @@ impl Tuned {
 
 impl Adapter for Tuned {
     fn parameter(&self, name: &str) -> Option<Tensor<1>> {
-        self.head.parameter(name).or_else(|| self.method.parameter(name))
+        self.head
+            .parameter(name)
+            .or_else(|| self.method.parameter(name))
     }
 
     fn embeddings(&self, embedded: Embedded) -> Embedded {

@@ -9,7 +9,7 @@ use crate::ModelError;
 use crate::seam::{Adapter, Product, Role, Site};
 
 /// Where the values of a base come from: a checkpoint, or an initialiser.
-pub trait Source {
+pub(crate) trait Source {
     /// The values of tensor `name`, row-major.
     ///
     /// # Errors
@@ -19,6 +19,10 @@ pub trait Source {
 
 /// One frozen tensor.
 #[derive(Clone, Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a few hundred of them exist, and most are the large one"
+)]
 pub enum BaseTensor {
     /// A bias, a norm's scale: `[width]`.
     Vector(Tensor<1>),
@@ -118,8 +122,15 @@ impl Base {
     /// How many values the base holds, the task's head not counted.
     pub fn count(&self) -> usize {
         let head = self.task_head.as_ref().map(|path| format!("{path}."));
-        let in_head = |name: &str| head.as_ref().is_some_and(|head| name.starts_with(head.as_str()));
-        self.tensors.iter().filter(|(name, _)| !in_head(name)).map(|(_, tensor)| tensor.count()).sum()
+        let in_head = |name: &str| {
+            head.as_ref()
+                .is_some_and(|head| name.starts_with(head.as_str()))
+        };
+        self.tensors
+            .iter()
+            .filter(|(name, _)| !in_head(name))
+            .map(|(_, tensor)| tensor.count())
+            .sum()
     }
 
     /// Path and layer of the module that tensor `name` belongs to, from the name's first number.
@@ -129,7 +140,7 @@ impl Base {
 }
 
 /// Builds a [`Base`] tensor by tensor and hands out the handles that a model keeps.
-pub struct Builder<'a> {
+pub(crate) struct Builder<'a> {
     source: &'a mut dyn Source,
     device: Device,
     precision: Precision,
@@ -140,7 +151,7 @@ pub struct Builder<'a> {
 
 impl<'a> Builder<'a> {
     /// A builder that reads from `source` and puts tensors on `device`.
-    pub fn new(source: &'a mut dyn Source, device: &Device, precision: Precision) -> Self {
+    pub(crate) fn new(source: &'a mut dyn Source, device: &Device, precision: Precision) -> Self {
         Self {
             source,
             device: device.clone().inner(),
@@ -152,30 +163,45 @@ impl<'a> Builder<'a> {
     }
 
     /// A vector of the base.
-    pub fn vector(&mut self, name: &str, width: usize) -> Vector {
+    pub(crate) fn vector(&mut self, name: &str, width: usize) -> Vector {
         let values = self.read(name, &[width]);
         let values = Tensor::from_data(TensorData::new(values, [width]), &self.device);
-        self.tensors.insert(name.to_owned(), BaseTensor::Vector(values.clone()));
-        Vector { name: name.to_owned(), values }
+        self.tensors
+            .insert(name.to_owned(), BaseTensor::Vector(values.clone()));
+        Vector {
+            name: name.to_owned(),
+            values,
+        }
     }
 
     /// A matrix of the base.
-    pub fn matrix(&mut self, name: &str, shape: [usize; 2]) -> Matrix {
+    pub(crate) fn matrix(&mut self, name: &str, shape: [usize; 2]) -> Matrix {
         let values = self.read(name, &shape);
         let values = FrozenMatrix::new(values, shape, self.precision, &self.device)
             .expect("`read` returns as many values as the shape has");
-        self.tensors.insert(name.to_owned(), BaseTensor::Matrix(values.clone()));
-        Matrix { name: name.to_owned(), values }
+        self.tensors
+            .insert(name.to_owned(), BaseTensor::Matrix(values.clone()));
+        Matrix {
+            name: name.to_owned(),
+            values,
+        }
     }
 
     /// A linear map of the base: `{path}.weight` and, if it has one, `{path}.bias`.
-    pub fn linear(&mut self, path: &str, layer: Option<usize>, role: Role, shape: [usize; 2], bias: bool) -> Linear {
+    pub(crate) fn linear(
+        &mut self,
+        path: &str,
+        layer: Option<usize>,
+        role: Role,
+        shape: [usize; 2],
+        bias: bool,
+    ) -> Linear {
         let weight = self.matrix(&format!("{path}.weight"), shape);
         self.linear_over(weight, path, layer, role, bias)
     }
 
     /// A linear map at `path` over a matrix that exists already: a tied head.
-    pub fn linear_over(
+    pub(crate) fn linear_over(
         &mut self,
         weight: Matrix,
         path: &str,
@@ -185,8 +211,17 @@ impl<'a> Builder<'a> {
     ) -> Linear {
         let [outputs, inputs] = weight.values.shape();
         let bias = bias.then(|| self.vector(&format!("{path}.bias"), outputs));
-        let site = Site { path: path.to_owned(), layer, role };
-        self.linears.push(LinearInfo { site: site.clone(), inputs, outputs, bias: bias.is_some() });
+        let site = Site {
+            path: path.to_owned(),
+            layer,
+            role,
+        };
+        self.linears.push(LinearInfo {
+            site: site.clone(),
+            inputs,
+            outputs,
+            bias: bias.is_some(),
+        });
         Linear { site, weight, bias }
     }
 
@@ -194,7 +229,7 @@ impl<'a> Builder<'a> {
     ///
     /// # Errors
     /// Everything that could not be read, in one error.
-    pub fn finish(
+    pub(crate) fn finish(
         self,
         dimensions: Dimensions,
         word_embeddings: &str,
@@ -202,7 +237,11 @@ impl<'a> Builder<'a> {
     ) -> Result<Base, ModelError> {
         if !self.failures.is_empty() {
             let loaded = self.tensors.len() - self.failures.len();
-            return Err(ModelError::incomplete(loaded, self.tensors.len(), self.failures));
+            return Err(ModelError::incomplete(
+                loaded,
+                self.tensors.len(),
+                self.failures,
+            ));
         }
         Ok(Base {
             dimensions,
@@ -224,28 +263,30 @@ impl<'a> Builder<'a> {
 
 /// A vector of the base, for which an adapter may put another.
 #[derive(Clone, Debug)]
-pub struct Vector {
+pub(crate) struct Vector {
     name: String,
     values: Tensor<1>,
 }
 
 impl Vector {
     /// The values to use in this pass.
-    pub fn get(&self, adapter: &dyn Adapter) -> Tensor<1> {
-        adapter.parameter(&self.name).unwrap_or_else(|| self.values.clone())
+    pub(crate) fn get(&self, adapter: &dyn Adapter) -> Tensor<1> {
+        adapter
+            .parameter(&self.name)
+            .unwrap_or_else(|| self.values.clone())
     }
 }
 
 /// A matrix of the base, for which an adapter may put another.
 #[derive(Clone, Debug)]
-pub struct Matrix {
+pub(crate) struct Matrix {
     name: String,
     values: FrozenMatrix,
 }
 
 impl Matrix {
     /// The values to use in this pass.
-    pub fn get(&self, adapter: &dyn Adapter) -> Weight {
+    pub(crate) fn get(&self, adapter: &dyn Adapter) -> Weight {
         match adapter.parameter(&self.name) {
             Some(values) => Weight::Trained(values.reshape(self.values.shape())),
             None => Weight::Frozen(self.values.clone()),

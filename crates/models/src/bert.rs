@@ -57,7 +57,12 @@ impl LayerNorm {
     }
 
     fn forward(&self, x: Tensor<2>, adapter: &dyn Adapter) -> Tensor<2> {
-        layer_norm(x, self.weight.get(adapter), self.bias.get(adapter), self.epsilon)
+        layer_norm(
+            x,
+            self.weight.get(adapter),
+            self.bias.get(adapter),
+            self.epsilon,
+        )
     }
 }
 
@@ -73,7 +78,10 @@ impl Bert {
     ) -> Result<Self, ModelError> {
         let activation = activation(&config.hidden_act)?;
         let Some(labels) = task.outputs() else {
-            return Err(ModelError::TaskNotSupported { model_type: "bert", task: task.to_string() });
+            return Err(ModelError::TaskNotSupported {
+                model_type: "bert",
+                task: task.to_string(),
+            });
         };
         let (width, middle) = (config.hidden_size, config.intermediate_size);
         let b = &mut builder;
@@ -83,8 +91,10 @@ impl Bert {
             "bert.embeddings.position_embeddings.weight",
             [config.max_position_embeddings, width],
         );
-        let token_type_embeddings =
-            b.matrix("bert.embeddings.token_type_embeddings.weight", [config.type_vocab_size, width]);
+        let token_type_embeddings = b.matrix(
+            "bert.embeddings.token_type_embeddings.weight",
+            [config.type_vocab_size, width],
+        );
         let embedding_norm = LayerNorm::build(b, "bert.embeddings.LayerNorm", config);
         let layers = (0..config.num_hidden_layers)
             .map(|index| {
@@ -95,9 +105,13 @@ impl Bert {
                 let query = linear("attention.self.query", Role::Query, [width, width]);
                 let key = linear("attention.self.key", Role::Key, [width, width]);
                 let value = linear("attention.self.value", Role::Value, [width, width]);
-                let attention_output =
-                    linear("attention.output.dense", Role::AttentionOutput, [width, width]);
-                let intermediate = linear("intermediate.dense", Role::FeedForwardIn, [middle, width]);
+                let attention_output = linear(
+                    "attention.output.dense",
+                    Role::AttentionOutput,
+                    [width, width],
+                );
+                let intermediate =
+                    linear("intermediate.dense", Role::FeedForwardIn, [middle, width]);
                 let output = linear("output.dense", Role::FeedForwardOut, [width, middle]);
                 let attention_norm =
                     LayerNorm::build(b, &format!("{path}.attention.output.LayerNorm"), config);
@@ -114,7 +128,13 @@ impl Bert {
                 }
             })
             .collect();
-        let pooler = b.linear("bert.pooler.dense", None, Role::Pooler, [width, width], true);
+        let pooler = b.linear(
+            "bert.pooler.dense",
+            None,
+            Role::Pooler,
+            [width, width],
+            true,
+        );
         let classifier = b.linear("classifier", None, Role::Head, [labels, width], true);
         let dimensions = Dimensions {
             model_type: "bert".to_owned(),
@@ -146,18 +166,34 @@ impl Bert {
             type_ids: tokens.type_ids.to_vec(),
             sequences: tokens.sequences.clone(),
         });
-        let Embedded { states, type_ids, sequences } = embedded;
+        let Embedded {
+            states,
+            type_ids,
+            sequences,
+        } = embedded;
         let offset = adapter.prefix_length();
-        let positions: Vec<u32> = sequences.positions().map(|at| (at + offset) as u32).collect();
+        let positions: Vec<u32> = sequences
+            .positions()
+            .map(|at| (at + offset) as u32)
+            .collect();
         let states = states
             + self.token_type_embeddings.get(adapter).gather(&type_ids)
             + self.position_embeddings.get(adapter).gather(&positions);
         let states = self.embedding_norm.forward(states, adapter);
         let p = self.config.hidden_dropout_prob;
-        (dropout(states, p, name_id("bert.embeddings"), &sequences), sequences)
+        (
+            dropout(states, p, name_id("bert.embeddings"), &sequences),
+            sequences,
+        )
     }
 
-    fn layer(&self, index: usize, x: Tensor<2>, adapter: &dyn Adapter, sequences: &Sequences) -> Tensor<2> {
+    fn layer(
+        &self,
+        index: usize,
+        x: Tensor<2>,
+        adapter: &dyn Adapter,
+        sequences: &Sequences,
+    ) -> Tensor<2> {
         let layer = &self.layers[index];
         let shape = Attention {
             heads: self.config.num_attention_heads,
@@ -185,7 +221,9 @@ impl Bert {
             sequences,
         );
         let middle = layer.intermediate.forward(x.clone(), adapter, sequences);
-        let output = layer.output.forward(self.activation.apply(middle), adapter, sequences);
+        let output = layer
+            .output
+            .forward(self.activation.apply(middle), adapter, sequences);
         self.join(
             index,
             Part::FeedForward,
@@ -199,7 +237,10 @@ impl Bert {
     }
 
     /// Dropout, the adapter's place, residual and norm.
-    #[expect(clippy::too_many_arguments, reason = "the two halves of a layer share it, nobody else")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the two halves of a layer share it, nobody else"
+    )]
     fn join(
         &self,
         layer: usize,
@@ -213,8 +254,14 @@ impl Bert {
     ) -> Tensor<2> {
         let output = dropout(output, self.config.hidden_dropout_prob, site, sequences);
         let close = |output: Tensor<2>| norm.forward(output + x.clone(), adapter);
-        let sublayer =
-            Sublayer { layer, part, input: &x, residual: &x, close: &close, sequences };
+        let sublayer = Sublayer {
+            layer,
+            part,
+            input: &x,
+            residual: &x,
+            close: &close,
+            sequences,
+        };
         let output = adapter.sublayer(&sublayer, output);
         close(output)
     }
@@ -241,7 +288,10 @@ impl Transformer for Bert {
         let first = rows(states, &firsts);
         let alone = sequences.each_alone();
         let pooled = self.pooler.forward(first, adapter, &alone).tanh();
-        let p = self.config.classifier_dropout.unwrap_or(self.config.hidden_dropout_prob);
+        let p = self
+            .config
+            .classifier_dropout
+            .unwrap_or(self.config.hidden_dropout_prob);
         let pooled = dropout(pooled, p, self.classifier.site().id(), &alone);
         self.classifier.forward(pooled, adapter, &alone)
     }

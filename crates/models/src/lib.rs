@@ -37,7 +37,7 @@ pub mod rope;
 pub mod safetensors_file;
 pub mod seam;
 
-pub use base::{Base, BaseTensor, Dimensions, LinearInfo};
+pub use base::{Base, BaseTensor, Dimensions, Linear, LinearInfo};
 pub use bert::Bert;
 pub use checkpoint::Checkpoint;
 pub use config::ModelConfig;

@@ -82,9 +82,24 @@ impl Llama {
                         output,
                     ),
                     feed_forward_norm,
-                    gate: linear("mlp.gate_proj", Role::FeedForwardGate, [middle, width], config.mlp_bias),
-                    up: linear("mlp.up_proj", Role::FeedForwardIn, [middle, width], config.mlp_bias),
-                    down: linear("mlp.down_proj", Role::FeedForwardOut, [width, middle], config.mlp_bias),
+                    gate: linear(
+                        "mlp.gate_proj",
+                        Role::FeedForwardGate,
+                        [middle, width],
+                        config.mlp_bias,
+                    ),
+                    up: linear(
+                        "mlp.up_proj",
+                        Role::FeedForwardIn,
+                        [middle, width],
+                        config.mlp_bias,
+                    ),
+                    down: linear(
+                        "mlp.down_proj",
+                        Role::FeedForwardOut,
+                        [width, middle],
+                        config.mlp_bias,
+                    ),
                 }
             })
             .collect();
@@ -94,7 +109,13 @@ impl Llama {
             None if tied && config.tie_word_embeddings => {
                 b.linear_over(word_embeddings.clone(), "lm_head", None, Role::Head, false)
             }
-            None => b.linear("lm_head", None, Role::Head, [config.vocab_size, width], false),
+            None => b.linear(
+                "lm_head",
+                None,
+                Role::Head,
+                [config.vocab_size, width],
+                false,
+            ),
         };
         let dimensions = Dimensions {
             model_type: config.model_type.clone(),
@@ -137,7 +158,11 @@ impl Llama {
             window: config.window_of_layer(index),
             dropout: config.attention_dropout,
         };
-        let normed = rms_norm(x.clone(), layer.attention_norm.get(adapter), config.rms_norm_eps);
+        let normed = rms_norm(
+            x.clone(),
+            layer.attention_norm.get(adapter),
+            config.rms_norm_eps,
+        );
         let q = layer.query.forward(normed.clone(), adapter, sequences);
         let k = layer.key.forward(normed.clone(), adapter, sequences);
         let v = layer.value.forward(normed.clone(), adapter, sequences);
@@ -146,13 +171,35 @@ impl Llama {
         let prefix = adapter.prefix(index, &normed, sequences);
         let context = attention(&shape, sequences, q, k, v, prefix, layer.query.site().id());
         let output = layer.attention_output.forward(context, adapter, sequences);
-        let x = join(index, Part::Attention, &normed, &x, output, adapter, sequences);
+        let x = join(
+            index,
+            Part::Attention,
+            &normed,
+            &x,
+            output,
+            adapter,
+            sequences,
+        );
 
-        let normed = rms_norm(x.clone(), layer.feed_forward_norm.get(adapter), config.rms_norm_eps);
+        let normed = rms_norm(
+            x.clone(),
+            layer.feed_forward_norm.get(adapter),
+            config.rms_norm_eps,
+        );
         let gate = layer.gate.forward(normed.clone(), adapter, sequences);
         let up = layer.up.forward(normed.clone(), adapter, sequences);
-        let output = layer.down.forward(self.activation.gate(gate, up), adapter, sequences);
-        join(index, Part::FeedForward, &normed, &x, output, adapter, sequences)
+        let output = layer
+            .down
+            .forward(self.activation.gate(gate, up), adapter, sequences);
+        join(
+            index,
+            Part::FeedForward,
+            &normed,
+            &x,
+            output,
+            adapter,
+            sequences,
+        )
     }
 }
 
@@ -167,7 +214,14 @@ fn join(
     sequences: &Sequences,
 ) -> Tensor<2> {
     let close = |output: Tensor<2>| residual.clone() + output;
-    let sublayer = Sublayer { layer, part, input, residual, close: &close, sequences };
+    let sublayer = Sublayer {
+        layer,
+        part,
+        input,
+        residual,
+        close: &close,
+        sequences,
+    };
     close(adapter.sublayer(&sublayer, output))
 }
 
@@ -182,7 +236,11 @@ impl Transformer for Llama {
             type_ids: tokens.type_ids.to_vec(),
             sequences: tokens.sequences.clone(),
         });
-        let Embedded { mut states, sequences, .. } = embedded;
+        let Embedded {
+            mut states,
+            sequences,
+            ..
+        } = embedded;
         let offset = adapter.prefix_length();
         let positions: Vec<usize> = sequences.positions().map(|at| at + offset).collect();
         let (cos, sin) = self.config.rope.tables(&positions);
@@ -199,7 +257,8 @@ impl Transformer for Llama {
     fn classify(&self, hidden: Hidden, adapter: &dyn Adapter) -> Tensor<2> {
         let Hidden { states, sequences } = hidden;
         let lasts: Vec<usize> = sequences.lasts().collect();
-        self.head.forward(rows(states, &lasts), adapter, &sequences.each_alone())
+        self.head
+            .forward(rows(states, &lasts), adapter, &sequences.each_alone())
     }
 
     fn language_head(&self) -> Option<&Linear> {

@@ -5,6 +5,7 @@ use std::path::Path;
 use burn::tensor::Device;
 use epiphyte_ops::{Activation, Precision, random};
 
+use crate::ModelError;
 use crate::base::{Builder, Source};
 use crate::bert::Bert;
 use crate::checkpoint::Checkpoint;
@@ -13,7 +14,6 @@ use crate::keys::{KeyRules, TensorReader};
 use crate::llama::Llama;
 use crate::model::{Task, Transformer};
 use crate::seam::name_id;
-use crate::ModelError;
 
 /// A model read from a directory.
 #[derive(Debug)]
@@ -64,16 +64,26 @@ pub fn load(
         has_head: true,
     };
     let tied = match &config {
-        ModelConfig::Llama(llama) if llama.tie_word_embeddings => {
-            source.reader.is_tied("lm_head.weight", "model.embed_tokens.weight")
-        }
+        ModelConfig::Llama(llama) if llama.tie_word_embeddings => source
+            .reader
+            .is_tied("lm_head.weight", "model.embed_tokens.weight"),
         _ => false,
     };
-    let model = build(&config, task, tied, Builder::new(&mut source, device, options.precision))?;
+    let model = build(
+        &config,
+        task,
+        tied,
+        Builder::new(&mut source, device, options.precision),
+    )?;
     let has_head = source.has_head;
     source.reader.finish()?;
     let content_hash = checkpoint.content_hash().to_owned();
-    Ok(Loaded { model, config, content_hash, has_head })
+    Ok(Loaded {
+        model,
+        config,
+        content_hash,
+        has_head,
+    })
 }
 
 /// A model of this configuration with random weights: normal with the configuration's
@@ -88,8 +98,16 @@ pub fn random_model(
     precision: Precision,
     seed: u64,
 ) -> Result<Box<dyn Transformer>, ModelError> {
-    let mut source = Random { initializer_range: initializer_range(config), seed };
-    build(config, task, true, Builder::new(&mut source, device, precision))
+    let mut source = Random {
+        initializer_range: initializer_range(config),
+        seed,
+    };
+    build(
+        config,
+        task,
+        true,
+        Builder::new(&mut source, device, precision),
+    )
 }
 
 fn build(
@@ -119,14 +137,20 @@ fn rules(config: &ModelConfig, task: Task) -> KeyRules {
     match (config, task.outputs()) {
         (ModelConfig::Bert(_), _) => KeyRules {
             base_prefix: "bert.",
-            ignorable: &["embeddings.position_ids", "cls.predictions.", "cls.seq_relationship."],
+            ignorable: &[
+                "embeddings.position_ids",
+                "cls.predictions.",
+                "cls.seq_relationship.",
+            ],
         },
-        (ModelConfig::Llama(_), Some(_)) => {
-            KeyRules { base_prefix: "model.", ignorable: &["rotary_emb.inv_freq", "lm_head.weight"] }
-        }
-        (ModelConfig::Llama(_), None) => {
-            KeyRules { base_prefix: "model.", ignorable: &["rotary_emb.inv_freq", "score.weight"] }
-        }
+        (ModelConfig::Llama(_), Some(_)) => KeyRules {
+            base_prefix: "model.",
+            ignorable: &["rotary_emb.inv_freq", "lm_head.weight"],
+        },
+        (ModelConfig::Llama(_), None) => KeyRules {
+            base_prefix: "model.",
+            ignorable: &["rotary_emb.inv_freq", "score.weight"],
+        },
     }
 }
 
@@ -158,7 +182,9 @@ struct FromCheckpoint<'c> {
 
 impl Source for FromCheckpoint<'_> {
     fn values(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
-        let is_head = ["classifier.", "score."].iter().any(|head| name.starts_with(head));
+        let is_head = ["classifier.", "score."]
+            .iter()
+            .any(|head| name.starts_with(head));
         if is_head && !self.reader.contains(name) {
             self.has_head = false;
             return Ok(initial(name, shape, self.initializer_range, self.seed));

@@ -114,11 +114,17 @@ pub trait Transformer: Send + Sync + fmt::Debug {
         match targets {
             Targets::Classes(classes) => {
                 let mean = cross_entropy(self.logits(tokens, adapter), classes, label_smoothing)?;
-                Some(Loss { mean, targets: classes.len() })
+                Some(Loss {
+                    mean,
+                    targets: classes.len(),
+                })
             }
             Targets::Values(values) => {
                 let mean = mean_squared_error(self.logits(tokens, adapter), values);
-                Some(Loss { mean, targets: values.len() })
+                Some(Loss {
+                    mean,
+                    targets: values.len(),
+                })
             }
             Targets::Tokens(labels) => {
                 let hidden = self.hidden(tokens, adapter);
@@ -138,7 +144,11 @@ pub trait Transformer: Send + Sync + fmt::Debug {
 /// virtual tokens were put in front and the last of them predicts the first real token, as in PEFT.
 pub fn next_tokens(labels: &[i64], shown: &Sequences, run: &Sequences) -> Vec<i64> {
     let mut next = vec![IGNORED; run.tokens()];
-    for (data, states) in shown.boundaries().windows(2).zip(run.boundaries().windows(2)) {
+    for (data, states) in shown
+        .boundaries()
+        .windows(2)
+        .zip(run.boundaries().windows(2))
+    {
         let virtual_tokens = (states[1] - states[0]) - (data[1] - data[0]);
         for (at, &label) in labels[data[0]..data[1]].iter().enumerate() {
             if let Some(before) = (states[0] + virtual_tokens + at).checked_sub(1)

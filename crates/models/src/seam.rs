@@ -93,20 +93,30 @@ pub struct Product {
 }
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "it lives for one call")]
 enum State {
-    Pending { weight: Weight, bias: Option<Tensor<1>> },
+    Pending {
+        weight: Weight,
+        bias: Option<Tensor<1>>,
+    },
     Done(Tensor<2>),
 }
 
 impl Product {
     /// `input Wᵀ + bias`, computed when asked for.
     pub fn pending(input: Tensor<2>, weight: Weight, bias: Option<Tensor<1>>) -> Self {
-        Self { input, state: State::Pending { weight, bias } }
+        Self {
+            input,
+            state: State::Pending { weight, bias },
+        }
     }
 
     /// A product that exists.
     pub fn done(input: Tensor<2>, output: Tensor<2>) -> Self {
-        Self { input, state: State::Done(output) }
+        Self {
+            input,
+            state: State::Done(output),
+        }
     }
 
     /// What went into the map, `[tokens, in]`.

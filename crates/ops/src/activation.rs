@@ -31,7 +31,13 @@ impl Activation {
     /// - `x`, result: `[tokens, width]`
     pub fn apply(self, x: Tensor<2>) -> Tensor<2> {
         if runs_here(&x) {
-            return apply(Elementwise { curve: self.into(), shape: x.dims() }, [x.into()]);
+            return apply(
+                Elementwise {
+                    curve: self.into(),
+                    shape: x.dims(),
+                },
+                [x.into()],
+            );
         }
         match self {
             Self::Gelu => activation::gelu(x),
@@ -48,7 +54,10 @@ impl Activation {
     /// - `gate`, `up`, result: `[tokens, width]`
     pub fn gate(self, gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
         if runs_here(&gate) && runs_here(&up) {
-            let op = Elementwise { curve: self.into(), shape: gate.dims() };
+            let op = Elementwise {
+                curve: self.into(),
+                shape: gate.dims(),
+            };
             return apply(op, [gate.into(), up.into()]);
         }
         self.apply(gate) * up
@@ -91,7 +100,8 @@ impl<const N: usize> Fused<N> for Elementwise {
         match kept.inputs.get(1) {
             Some(up) => {
                 d_up = vec![0.0; x.len()];
-                self.curve.gated_backward(x, up, gradient, &mut dx, &mut d_up)
+                self.curve
+                    .gated_backward(x, up, gradient, &mut dx, &mut d_up)
             }
             None => self.curve.backward(x, gradient, &mut dx),
         }

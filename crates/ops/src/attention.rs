@@ -54,13 +54,20 @@ pub fn attention(
     prefix: Option<Prefix>,
     site: u64,
 ) -> Tensor<2> {
-    let prefix_here = prefix.as_ref().is_none_or(|p| runs_here(&p.keys) && runs_here(&p.values));
+    let prefix_here = prefix
+        .as_ref()
+        .is_none_or(|p| runs_here(&p.keys) && runs_here(&p.values));
     if [&q, &k, &v].into_iter().all(runs_here) && prefix_here {
-        let op = Fusion { shape: shape.clone(), sequences: sequences.clone(), site };
+        let op = Fusion {
+            shape: shape.clone(),
+            sequences: sequences.clone(),
+            site,
+        };
         return match prefix {
-            Some(Prefix { keys, values }) => {
-                apply(op, [q.into(), k.into(), v.into(), keys.into(), values.into()])
-            }
+            Some(Prefix { keys, values }) => apply(
+                op,
+                [q.into(), k.into(), v.into(), keys.into(), values.into()],
+            ),
             None => apply(op, [q.into(), k.into(), v.into()]),
         };
     }
@@ -112,12 +119,18 @@ impl<const N: usize> Fused<N> for Fusion {
         let [q, k, v] = [operands[0], operands[1], operands[2]];
         let mut out = vec![0.0; q.len()];
         let mut lse = vec![0.0; self.shape.heads * self.sequences.tokens()];
-        self.with(operands, |kernel| kernel.forward(q, k, v, &mut out, &mut lse)).expect(SHAPES);
+        self.with(operands, |kernel| {
+            kernel.forward(q, k, v, &mut out, &mut lse)
+        })
+        .expect(SHAPES);
         (out, lse)
     }
 
     fn shape(&self) -> Vec<usize> {
-        vec![self.sequences.tokens(), self.shape.heads * self.shape.head_dim]
+        vec![
+            self.sequences.tokens(),
+            self.shape.heads * self.shape.head_dim,
+        ]
     }
 
     fn keeps(&self, _tracked: Wanted<N>) -> (Wanted<N>, bool) {
@@ -150,7 +163,8 @@ impl<const N: usize> Fused<N> for Fusion {
             d_prefix_keys: next(),
             d_prefix_values: next(),
         };
-        self.with(kept.inputs, |kernel| kernel.backward(from, gradients)).expect(SHAPES);
+        self.with(kept.inputs, |kernel| kernel.backward(from, gradients))
+            .expect(SHAPES);
         results
     }
 }
@@ -181,7 +195,11 @@ fn composed(
             .reshape([batch, longest, heads, shape.head_dim])
             .swap_dims(1, 2)
     };
-    let (q, mut k, mut v) = (split(q, shape.heads), split(k, shape.kv_heads), split(v, shape.kv_heads));
+    let (q, mut k, mut v) = (
+        split(q, shape.heads),
+        split(k, shape.kv_heads),
+        split(v, shape.kv_heads),
+    );
     let mut prefix_length = 0;
     if let Some(prefix) = prefix {
         prefix_length = prefix.keys.dims()[0];
@@ -195,11 +213,18 @@ fn composed(
     }
     let columns = prefix_length + longest;
     let group = |x: Tensor<4>| {
-        x.unsqueeze_dim::<5>(2)
-            .repeat_dim(2, groups)
-            .reshape([batch, shape.heads, columns, shape.head_dim])
+        x.unsqueeze_dim::<5>(2).repeat_dim(2, groups).reshape([
+            batch,
+            shape.heads,
+            columns,
+            shape.head_dim,
+        ])
     };
-    let (k, v) = if groups == 1 { (k, v) } else { (group(k), group(v)) };
+    let (k, v) = if groups == 1 {
+        (k, v)
+    } else {
+        (group(k), group(v))
+    };
     let mask = TensorData::new(
         mask(shape, sequences, prefix_length),
         [batch, 1, longest, columns],
@@ -225,12 +250,7 @@ fn composed(
 
 /// What dropout multiplies attention weights by, `[sequences, heads, longest, prefix + longest]`: the
 /// fused kernel's own numbers.
-fn dropout_factors(
-    shape: &Attention,
-    sequences: &Sequences,
-    prefix: usize,
-    site: u64,
-) -> Vec<f32> {
+fn dropout_factors(shape: &Attention, sequences: &Sequences, prefix: usize, site: u64) -> Vec<f32> {
     let longest = sequences.longest();
     let columns = prefix + longest;
     let mut factors = vec![0.0; sequences.count() * shape.heads * longest * columns];
@@ -262,7 +282,11 @@ fn mask(shape: &Attention, sequences: &Sequences, prefix: usize) -> Vec<f32> {
             mask.extend((0..prefix + longest).map(|key| {
                 let past = !shape.causal || key <= query;
                 let near = shape.window.is_none_or(|window| query < key + window);
-                if key < prefix + length && past && near { 0.0 } else { f32::MIN }
+                if key < prefix + length && past && near {
+                    0.0
+                } else {
+                    f32::MIN
+                }
             }));
         }
     }

@@ -22,7 +22,12 @@ pub fn dropout(x: Tensor<2>, p: f64, site: u64, sequences: &Sequences) -> Tensor
     if sequences.keys().is_none() || p == 0.0 {
         return x;
     }
-    let op = Mask { shape: x.dims(), p: p as f32, site, sequences: sequences.clone() };
+    let op = Mask {
+        shape: x.dims(),
+        p: p as f32,
+        site,
+        sequences: sequences.clone(),
+    };
     if runs_here(&x) {
         return apply(op, [x.into()]);
     }
@@ -53,7 +58,8 @@ impl Mask {
         let keys = self.sequences.keys().unwrap_or_default();
         for (key, pair) in keys.iter().zip(self.sequences.boundaries().windows(2)) {
             let mask = Dropout::new(self.p, place(*key, self.site)).expect("p is in [0, 1)");
-            mask.apply(&mut x[pair[0] * width..pair[1] * width], width, 0).expect(SHAPES);
+            mask.apply(&mut x[pair[0] * width..pair[1] * width], width, 0)
+                .expect(SHAPES);
         }
     }
 }

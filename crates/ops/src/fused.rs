@@ -75,7 +75,10 @@ pub(crate) fn runs_here<const D: usize>(tensor: &Tensor<D>) -> bool {
 }
 
 /// Whether a device is plain memory (Burn's flex backend).
-#[expect(unreachable_patterns, reason = "other devices exist only with their features")]
+#[expect(
+    unreachable_patterns,
+    reason = "other devices exist only with their features"
+)]
 pub(crate) fn is_cpu(device: &DispatchDevice) -> bool {
     match device {
         DispatchDevice::Flex(_) => true,
@@ -122,11 +125,16 @@ pub(crate) fn apply<const N: usize, const D: usize, Op: Fused<N>>(
 ) -> Tensor<D> {
     let dense: [FlexTensor; N] =
         std::array::from_fn(|index| operands[index].primitive().to_contiguous());
-    let shapes = dense.each_ref().map(|tensor| tensor.layout().shape().to_vec());
+    let shapes = dense
+        .each_ref()
+        .map(|tensor| tensor.layout().shape().to_vec());
     let (values, saved) = op.forward(dense.each_ref().map(slice));
     let output = flex(values, op.shape());
 
-    if operands.iter().all(|operand| matches!(operand, Operand::Plain(_))) {
+    if operands
+        .iter()
+        .all(|operand| matches!(operand, Operand::Plain(_)))
+    {
         return Tensor::from_primitive::<Flex>(output);
     }
     let operands = operands.map(|operand| match operand {
@@ -135,7 +143,11 @@ pub(crate) fn apply<const N: usize, const D: usize, Op: Fused<N>>(
     });
     let tracked = operands.each_ref().map(Tracked::is_tracked);
     let nodes = operands.map(|operand| operand.into_parts().1);
-    let output = match (Step { op: op.clone() }).prepare::<NoCheckpointing>(nodes).compute_bound().stateful() {
+    let output = match (Step { op: op.clone() })
+        .prepare::<NoCheckpointing>(nodes)
+        .compute_bound()
+        .stateful()
+    {
         OpsKind::UnTracked(step) => step.finish(output),
         OpsKind::Tracked(step) => {
             let (inputs, keep_output) = op.keeps(tracked);
@@ -183,7 +195,11 @@ impl<const N: usize, Op: Fused<N>> Backward<Flex, N> for Step<Op> {
         let gradient = gradients.consume::<Flex>(&ops.node).to_contiguous();
         let wanted = ops.parents.each_ref().map(Option::is_some);
         let kept = Kept {
-            inputs: ops.state.inputs.each_ref().map(|input| input.as_ref().map_or(&[][..], slice)),
+            inputs: ops
+                .state
+                .inputs
+                .each_ref()
+                .map(|input| input.as_ref().map_or(&[][..], slice)),
             output: ops.state.output.as_ref().map_or(&[][..], slice),
             saved: &ops.state.saved,
         };
@@ -198,7 +214,9 @@ impl<const N: usize, Op: Fused<N>> Backward<Flex, N> for Step<Op> {
 
 /// The values of a dense tensor.
 fn slice(tensor: &FlexTensor) -> &[f32] {
-    tensor.as_slice().expect("operands are dense f32: `apply` made them so")
+    tensor
+        .as_slice()
+        .expect("operands are dense f32: `apply` made them so")
 }
 
 /// A tensor over `values`, which are not copied.

@@ -60,9 +60,16 @@ impl FrozenMatrix {
                 .expect("the number of values was checked");
             Values::Packed(packed, device)
         } else {
-            Values::Dense(Tensor::from_data(TensorData::new(values, [rows, columns]), &device))
+            Values::Dense(Tensor::from_data(
+                TensorData::new(values, [rows, columns]),
+                &device,
+            ))
         };
-        Ok(Self { rows, columns, values: Arc::new(values) })
+        Ok(Self {
+            rows,
+            columns,
+            values: Arc::new(values),
+        })
     }
 
     /// Rows and columns; for a linear map, its outputs and inputs.
@@ -87,7 +94,9 @@ impl FrozenMatrix {
             Values::Packed(packed, device) => {
                 let mut rows = vec![0.0; ids.len() * self.columns];
                 for (&id, row) in ids.iter().zip(rows.chunks_mut(self.columns.max(1))) {
-                    packed.row(id as usize, row).expect("token ids are below the vocabulary");
+                    packed
+                        .row(id as usize, row)
+                        .expect("token ids are below the vocabulary");
                 }
                 Tensor::from_data(TensorData::new(rows, [ids.len(), self.columns]), device)
             }
@@ -115,6 +124,7 @@ impl From<Precision> for gemm::Precision {
 
 /// The weight of a linear map or an embedding table: frozen, or a tensor that may be trained.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "it lives for one call")]
 pub enum Weight {
     /// A matrix of the base.
     Frozen(FrozenMatrix),
@@ -160,7 +170,10 @@ pub fn linear(x: Tensor<2>, weight: &Weight, bias: Option<Tensor<1>>) -> Tensor<
     match weight {
         Weight::Frozen(matrix) if matrix.packed().is_some() && runs_here(&x) && bias_runs_here => {
             let tokens = x.dims()[0];
-            let op = FrozenLinear { matrix: matrix.clone(), tokens };
+            let op = FrozenLinear {
+                matrix: matrix.clone(),
+                tokens,
+            };
             match bias {
                 Some(bias) => apply(op, [x.into(), bias.into()]),
                 None => apply(op, [x.into()]),
@@ -168,7 +181,11 @@ pub fn linear(x: Tensor<2>, weight: &Weight, bias: Option<Tensor<1>>) -> Tensor<
         }
         Weight::Trained(weight) if runs_here(&x) && runs_here(weight) && bias_runs_here => {
             let ([tokens, inputs], [outputs, _]) = (x.dims(), weight.dims());
-            let op = TrainedLinear { tokens, inputs, outputs };
+            let op = TrainedLinear {
+                tokens,
+                inputs,
+                outputs,
+            };
             match bias {
                 Some(bias) => apply(op, [x.into(), weight.clone().into(), bias.into()]),
                 None => apply(op, [x.into(), weight.clone().into()]),
@@ -193,7 +210,9 @@ struct FrozenLinear {
 
 impl FrozenLinear {
     fn packed(&self) -> &PackedWeight {
-        self.matrix.packed().expect("`linear` chose this operation for a packed weight")
+        self.matrix
+            .packed()
+            .expect("`linear` chose this operation for a packed weight")
     }
 }
 
@@ -202,8 +221,13 @@ impl<const N: usize> Fused<N> for FrozenLinear {
 
     fn forward(&self, inputs: [&[f32]; N]) -> (Vec<f32>, ()) {
         let mut y = vec![0.0; self.tokens * self.matrix.rows];
-        let epilogue = Epilogue { bias: inputs.get(1).copied(), ..Epilogue::default() };
-        self.packed().forward(inputs[0], epilogue, &mut y).expect(SHAPES);
+        let epilogue = Epilogue {
+            bias: inputs.get(1).copied(),
+            ..Epilogue::default()
+        };
+        self.packed()
+            .forward(inputs[0], epilogue, &mut y)
+            .expect(SHAPES);
         (y, ())
     }
 
@@ -224,7 +248,9 @@ impl<const N: usize> Fused<N> for FrozenLinear {
         std::array::from_fn(|operand| match operand {
             0 if wanted[0] => {
                 let mut dx = vec![0.0; self.tokens * self.matrix.columns];
-                self.packed().backward_input(gradient, &mut dx, false).expect(SHAPES);
+                self.packed()
+                    .backward_input(gradient, &mut dx, false)
+                    .expect(SHAPES);
                 Some(dx)
             }
             1 if wanted[1] => Some(column_sums(gradient, self.matrix.rows)),
@@ -245,12 +271,19 @@ impl<const N: usize> Fused<N> for TrainedLinear {
     type Saved = ();
 
     fn forward(&self, operands: [&[f32]; N]) -> (Vec<f32>, ()) {
-        let Self { tokens, inputs, outputs } = *self;
+        let Self {
+            tokens,
+            inputs,
+            outputs,
+        } = *self;
         let mut y = match operands.get(2) {
             Some(bias) => bias.repeat(tokens),
             None => vec![0.0; tokens * outputs],
         };
-        let (x, w) = (Operand::Plain(operands[0]), Operand::Transposed(operands[1]));
+        let (x, w) = (
+            Operand::Plain(operands[0]),
+            Operand::Transposed(operands[1]),
+        );
         matmul([tokens, inputs, outputs], 1.0, x, w, 1.0, &mut y).expect(SHAPES);
         (y, ())
     }
@@ -260,7 +293,10 @@ impl<const N: usize> Fused<N> for TrainedLinear {
     }
 
     fn keeps(&self, tracked: Wanted<N>) -> (Wanted<N>, bool) {
-        (std::array::from_fn(|operand| operand < 2 && tracked[1 - operand]), false)
+        (
+            std::array::from_fn(|operand| operand < 2 && tracked[1 - operand]),
+            false,
+        )
     }
 
     fn backward(
@@ -269,14 +305,21 @@ impl<const N: usize> Fused<N> for TrainedLinear {
         gradient: &[f32],
         wanted: Wanted<N>,
     ) -> [Option<Vec<f32>>; N] {
-        let Self { tokens, inputs, outputs } = *self;
+        let Self {
+            tokens,
+            inputs,
+            outputs,
+        } = *self;
         std::array::from_fn(|operand| match operand {
             0 if wanted[0] => {
                 let (g, w) = (Operand::Plain(gradient), Operand::Plain(kept.inputs[1]));
                 Some(product([tokens, outputs, inputs], 1.0, g, w))
             }
             1 if wanted[1] => {
-                let (g, x) = (Operand::Transposed(gradient), Operand::Plain(kept.inputs[0]));
+                let (g, x) = (
+                    Operand::Transposed(gradient),
+                    Operand::Plain(kept.inputs[0]),
+                );
                 Some(product([outputs, tokens, inputs], 1.0, g, x))
             }
             2 if wanted[2] => Some(column_sums(gradient, outputs)),
@@ -314,10 +357,22 @@ fn column_sums(matrix: &[f32], columns: usize) -> Vec<f32> {
 /// - `a`: `[rank, in]`
 /// - `b`: `[out, rank]`
 /// - result: `[tokens, out]`
-pub fn add_low_rank(y: Tensor<2>, x: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scale: f32) -> Tensor<2> {
+pub fn add_low_rank(
+    y: Tensor<2>,
+    x: Tensor<2>,
+    a: Tensor<2>,
+    b: Tensor<2>,
+    scale: f32,
+) -> Tensor<2> {
     if [&y, &x, &a, &b].into_iter().all(runs_here) {
         let ([tokens, inputs], [outputs, rank]) = (x.dims(), b.dims());
-        let op = LowRank { tokens, inputs, outputs, rank, scale };
+        let op = LowRank {
+            tokens,
+            inputs,
+            outputs,
+            rank,
+            scale,
+        };
         return apply(op, [y.into(), x.into(), a.into(), b.into()]);
     }
     y + x.matmul(a.transpose()).matmul(b.transpose()) * scale
@@ -338,8 +393,19 @@ impl Fused<4> for LowRank {
     type Saved = Vec<f32>;
 
     fn forward(&self, [y, x, a, b]: [&[f32]; 4]) -> (Vec<f32>, Vec<f32>) {
-        let Self { tokens, inputs, outputs, rank, scale } = *self;
-        let low = product([tokens, inputs, rank], 1.0, Operand::Plain(x), Operand::Transposed(a));
+        let Self {
+            tokens,
+            inputs,
+            outputs,
+            rank,
+            scale,
+        } = *self;
+        let low = product(
+            [tokens, inputs, rank],
+            1.0,
+            Operand::Plain(x),
+            Operand::Transposed(a),
+        );
         let mut sum = y.to_vec();
         let (left, right) = (Operand::Plain(&low[..]), Operand::Transposed(b));
         matmul([tokens, rank, outputs], scale, left, right, 1.0, &mut sum).expect(SHAPES);
@@ -360,7 +426,13 @@ impl Fused<4> for LowRank {
         gradient: &[f32],
         wanted: Wanted<4>,
     ) -> [Option<Vec<f32>>; 4] {
-        let Self { tokens, inputs, outputs, rank, scale } = *self;
+        let Self {
+            tokens,
+            inputs,
+            outputs,
+            rank,
+            scale,
+        } = *self;
         let [_, x, a, b] = kept.inputs;
         let low = &kept.saved[..];
         let g = Operand::Plain(gradient);
@@ -369,10 +441,20 @@ impl Fused<4> for LowRank {
         [
             wanted[0].then(|| gradient.to_vec()),
             wanted[1].then(|| {
-                product([tokens, rank, inputs], 1.0, Operand::Plain(&back), Operand::Plain(a))
+                product(
+                    [tokens, rank, inputs],
+                    1.0,
+                    Operand::Plain(&back),
+                    Operand::Plain(a),
+                )
             }),
             wanted[2].then(|| {
-                product([rank, tokens, inputs], 1.0, Operand::Transposed(&back), Operand::Plain(x))
+                product(
+                    [rank, tokens, inputs],
+                    1.0,
+                    Operand::Transposed(&back),
+                    Operand::Plain(x),
+                )
             }),
             wanted[3].then(|| {
                 let g = Operand::Transposed(gradient);
@@ -383,12 +465,20 @@ impl Fused<4> for LowRank {
 }
 
 fn gather(table: Tensor<2>, ids: &[u32]) -> Tensor<2> {
-    let indices = index(ids.iter().map(|&id| id as usize), ids.len(), &table.device());
+    let indices = index(
+        ids.iter().map(|&id| id as usize),
+        ids.len(),
+        &table.device(),
+    );
     table.select(0, indices)
 }
 
 /// A tensor of row numbers.
-pub(crate) fn index(rows: impl Iterator<Item = usize>, count: usize, device: &Device) -> Tensor<1, Int> {
+pub(crate) fn index(
+    rows: impl Iterator<Item = usize>,
+    count: usize,
+    device: &Device,
+) -> Tensor<1, Int> {
     let rows: Vec<i32> = rows.map(|row| row as i32).collect();
     Tensor::from_data(TensorData::new(rows, [count]), device)
 }

@@ -18,12 +18,18 @@ pub const IGNORED: i64 = -100;
 /// # Shapes
 /// - `logits`: `[rows, classes]`
 pub fn cross_entropy(logits: Tensor<2>, targets: &[i64], smoothing: f64) -> Option<Tensor<1>> {
-    let counted: Vec<usize> = (0..targets.len()).filter(|&row| targets[row] != IGNORED).collect();
+    let counted: Vec<usize> = (0..targets.len())
+        .filter(|&row| targets[row] != IGNORED)
+        .collect();
     if counted.is_empty() {
         return None;
     }
     let classes = logits.dims()[1];
-    let logits = if counted.len() == targets.len() { logits } else { rows(logits, &counted) };
+    let logits = if counted.len() == targets.len() {
+        logits
+    } else {
+        rows(logits, &counted)
+    };
     let log_probabilities = activation::log_softmax(logits, 1);
     let classes_of: Vec<i32> = counted.iter().map(|&row| targets[row] as i32).collect();
     let picks = TensorData::new(classes_of, [counted.len(), 1]);
@@ -51,21 +57,37 @@ pub fn language_model_loss(
     targets: &[i64],
     smoothing: f64,
 ) -> Option<Tensor<1>> {
-    let counted: Vec<usize> = (0..targets.len()).filter(|&row| targets[row] != IGNORED).collect();
+    let counted: Vec<usize> = (0..targets.len())
+        .filter(|&row| targets[row] != IGNORED)
+        .collect();
     if counted.is_empty() {
         return None;
     }
     let chosen: Vec<i64> = counted.iter().map(|&row| targets[row]).collect();
-    let hidden = if counted.len() == targets.len() { hidden } else { rows(hidden, &counted) };
+    let hidden = if counted.len() == targets.len() {
+        hidden
+    } else {
+        rows(hidden, &counted)
+    };
     match head {
         Weight::Frozen(matrix) if matrix.packed().is_some() && runs_here(&hidden) => {
             let tracked = hidden.is_autodiff() && hidden.is_tracked();
-            let op = FrozenHead { matrix: matrix.clone(), targets: chosen, smoothing, tracked };
+            let op = FrozenHead {
+                matrix: matrix.clone(),
+                targets: chosen,
+                smoothing,
+                tracked,
+            };
             Some(apply(op, [hidden.into()]))
         }
         Weight::Trained(weight) if runs_here(weight) && runs_here(&hidden) => {
             let tracked = weight.is_autodiff() || hidden.is_autodiff();
-            let op = TrainedHead { shape: weight.dims(), targets: chosen, smoothing, tracked };
+            let op = TrainedHead {
+                shape: weight.dims(),
+                targets: chosen,
+                smoothing,
+                tracked,
+            };
             Some(apply(op, [hidden.into(), weight.clone().into()]))
         }
         head => cross_entropy(linear(hidden, head, None), &chosen, smoothing),
@@ -92,7 +114,10 @@ struct TrainedHead {
 }
 
 fn kernel(smoothing: f64) -> CrossEntropy {
-    CrossEntropy { ignore_index: IGNORED, label_smoothing: smoothing as f32 }
+    CrossEntropy {
+        ignore_index: IGNORED,
+        label_smoothing: smoothing as f32,
+    }
 }
 
 /// `values` times a gradient of the mean over `count` targets.
@@ -105,7 +130,10 @@ impl Fused<1> for FrozenHead {
     type Saved = Vec<f32>;
 
     fn forward(&self, [hidden]: [&[f32]; 1]) -> (Vec<f32>, Vec<f32>) {
-        let head = self.matrix.packed().expect("the caller chose this operation for a packed head");
+        let head = self
+            .matrix
+            .packed()
+            .expect("the caller chose this operation for a packed head");
         let mut losses = vec![0.0; self.targets.len()];
         let mut d_hidden = vec![0.0; if self.tracked { hidden.len() } else { 0 }];
         let gradients = HeadGradients {
@@ -140,7 +168,10 @@ impl Fused<2> for TrainedHead {
     type Saved = [Vec<f32>; 2];
 
     fn forward(&self, [hidden, weight]: [&[f32]; 2]) -> (Vec<f32>, [Vec<f32>; 2]) {
-        let head = DenseHead { weight, width: self.shape[1] };
+        let head = DenseHead {
+            weight,
+            width: self.shape[1],
+        };
         let mut losses = vec![0.0; self.targets.len()];
         let length = |values: &[f32]| if self.tracked { values.len() } else { 0 };
         let (mut d_hidden, mut d_weight) = (vec![0.0; length(hidden)], vec![0.0; length(weight)]);
@@ -151,7 +182,10 @@ impl Fused<2> for TrainedHead {
         let loss = kernel(self.smoothing)
             .with_head(&head, hidden, &self.targets, &mut losses, gradients)
             .expect(SHAPES);
-        (vec![(loss.sum / loss.targets as f64) as f32], [d_hidden, d_weight])
+        (
+            vec![(loss.sum / loss.targets as f64) as f32],
+            [d_hidden, d_weight],
+        )
     }
 
     fn shape(&self) -> Vec<usize> {

@@ -14,7 +14,10 @@ use crate::linear::SHAPES;
 /// - `gamma`, `beta`: `[width]`
 pub fn layer_norm(x: Tensor<2>, gamma: Tensor<1>, beta: Tensor<1>, epsilon: f64) -> Tensor<2> {
     if runs_here(&x) && runs_here(&gamma) && runs_here(&beta) {
-        let op = RowNorm { shape: x.dims(), epsilon: epsilon as f32 };
+        let op = RowNorm {
+            shape: x.dims(),
+            epsilon: epsilon as f32,
+        };
         return apply(op, [x.into(), gamma.into(), beta.into()]);
     }
     let centred = x.clone() - x.mean_dim(1);
@@ -29,7 +32,10 @@ pub fn layer_norm(x: Tensor<2>, gamma: Tensor<1>, beta: Tensor<1>, epsilon: f64)
 /// - `gamma`: `[width]`
 pub fn rms_norm(x: Tensor<2>, gamma: Tensor<1>, epsilon: f64) -> Tensor<2> {
     if runs_here(&x) && runs_here(&gamma) {
-        let op = RowNorm { shape: x.dims(), epsilon: epsilon as f32 };
+        let op = RowNorm {
+            shape: x.dims(),
+            epsilon: epsilon as f32,
+        };
         return apply(op, [x.into(), gamma.into()]);
     }
     let mean_square = x.clone().square().mean_dim(1);
@@ -47,7 +53,11 @@ impl RowNorm {
     fn norm<'a, const N: usize>(&self, operands: [&'a [f32]; N]) -> Norm<'a> {
         let (gamma, epsilon) = (operands[1], self.epsilon);
         match operands.get(2) {
-            Some(beta) => Norm::Layer { gamma, beta, epsilon },
+            Some(beta) => Norm::Layer {
+                gamma,
+                beta,
+                epsilon,
+            },
             None => Norm::Rms { gamma, epsilon },
         }
     }
@@ -60,7 +70,9 @@ impl<const N: usize> Fused<N> for RowNorm {
         let [rows, width] = self.shape;
         let mut y = vec![0.0; rows * width];
         let mut statistics = vec![RowStatistics::default(); rows];
-        self.norm(operands).forward(operands[0], None, &mut y, &mut statistics).expect(SHAPES);
+        self.norm(operands)
+            .forward(operands[0], None, &mut y, &mut statistics)
+            .expect(SHAPES);
         (y, statistics)
     }
 
@@ -76,7 +88,8 @@ impl<const N: usize> Fused<N> for RowNorm {
     ) -> [Option<Vec<f32>>; N] {
         let [rows, width] = self.shape;
         let mut dx = vec![0.0; rows * width];
-        let (mut d_gamma, mut d_beta) = (vec![0.0; width], vec![0.0; if N == 3 { width } else { 0 }]);
+        let (mut d_gamma, mut d_beta) =
+            (vec![0.0; width], vec![0.0; if N == 3 { width } else { 0 }]);
         let from = NormBackward {
             x: kept.inputs[0],
             statistics: kept.saved,
@@ -84,9 +97,13 @@ impl<const N: usize> Fused<N> for RowNorm {
             d_sum: None,
         };
         let parameters = wanted[1..].contains(&true);
-        let parameters = parameters
-            .then_some(NormGradients { d_gamma: &mut d_gamma, d_beta: &mut d_beta });
-        self.norm(kept.inputs).backward(from, &mut dx, parameters).expect(SHAPES);
+        let parameters = parameters.then_some(NormGradients {
+            d_gamma: &mut d_gamma,
+            d_beta: &mut d_beta,
+        });
+        self.norm(kept.inputs)
+            .backward(from, &mut dx, parameters)
+            .expect(SHAPES);
         let mut gradients = [dx, d_gamma, d_beta].into_iter();
         wanted.map(|wanted| gradients.next().filter(|_| wanted))
     }

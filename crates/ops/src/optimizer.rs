@@ -23,7 +23,12 @@ pub struct AdamW {
 
 impl Default for AdamW {
     fn default() -> Self {
-        Self { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 }
+        Self {
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: 0.0,
+        }
     }
 }
 
@@ -40,7 +45,10 @@ impl Moments {
     /// Moments before the first step, like `value`.
     pub fn zeros(value: &Tensor<1>) -> Self {
         let zeros = value.clone().inner().zeros_like();
-        Self { first: zeros.clone(), second: zeros }
+        Self {
+            first: zeros.clone(),
+            second: zeros,
+        }
     }
 }
 
@@ -81,7 +89,9 @@ impl AdamW {
     ) -> (Tensor<1>, Moments) {
         let plain = |tensor: Tensor<1>| -> FlexTensor {
             let tensor = tensor.try_into_primitive::<Flex>();
-            tensor.expect("`step` is given tensors without autodiff").to_contiguous()
+            tensor
+                .expect("`step` is given tensors without autodiff")
+                .to_contiguous()
         };
         let (mut value, gradient) = (plain(value), plain(gradient));
         let (mut first, mut second) = (plain(moments.first), plain(moments.second));
@@ -91,10 +101,21 @@ impl AdamW {
             epsilon: self.epsilon,
             weight_decay: self.weight_decay,
         };
-        let (value_slice, m, v) =
-            (value.storage_mut(), first.storage_mut(), second.storage_mut());
-        kernel.step(step as u64, value_slice, gradient.storage(), m, v).expect(SHAPES);
+        let (value_slice, m, v) = (
+            value.storage_mut(),
+            first.storage_mut(),
+            second.storage_mut(),
+        );
+        kernel
+            .step(step as u64, value_slice, gradient.storage(), m, v)
+            .expect(SHAPES);
         let tensor = Tensor::from_primitive::<Flex>;
-        (tensor(value), Moments { first: tensor(first), second: tensor(second) })
+        (
+            tensor(value),
+            Moments {
+                first: tensor(first),
+                second: tensor(second),
+            },
+        )
     }
 }

@@ -4,12 +4,16 @@ use crate::dropout::place;
 
 /// `count` values uniform in `[low, high)`.
 pub fn uniform(key: u64, count: usize, low: f64, high: f64) -> Vec<f32> {
-    (0..count as u64).map(|index| (low + unit(key, index) * (high - low)) as f32).collect()
+    (0..count as u64)
+        .map(|index| (low + unit(key, index) * (high - low)) as f32)
+        .collect()
 }
 
 /// `count` values, normal with mean zero and the given standard deviation (Box and Muller 1958).
 pub fn normal(key: u64, count: usize, std: f64) -> Vec<f32> {
-    (0..count as u64).map(|index| (std * gaussian(key, index)) as f32).collect()
+    (0..count as u64)
+        .map(|index| (std * gaussian(key, index)) as f32)
+        .collect()
 }
 
 /// `count` values, normal with mean zero and the given standard deviation, those beyond two of them
@@ -20,7 +24,9 @@ pub fn truncated_normal(key: u64, count: usize, std: f64) -> Vec<f32> {
         let kept = draws.into_iter().find(|value| value.abs() <= 2.0);
         kept.expect("nineteen of twenty draws are kept")
     };
-    (0..count as u64).map(|index| (std * draw(index)) as f32).collect()
+    (0..count as u64)
+        .map(|index| (std * draw(index)) as f32)
+        .collect()
 }
 
 /// Normal with mean zero and standard deviation one.
@@ -42,7 +48,10 @@ mod tests {
     fn mean_and_std(values: &[f32]) -> (f64, f64) {
         let count = values.len() as f64;
         let mean = values.iter().map(|&value| f64::from(value)).sum::<f64>() / count;
-        let square = values.iter().map(|&value| (f64::from(value) - mean).powi(2)).sum::<f64>();
+        let square = values
+            .iter()
+            .map(|&value| (f64::from(value) - mean).powi(2))
+            .sum::<f64>();
         (mean, (square / count).sqrt())
     }
 

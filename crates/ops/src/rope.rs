@@ -18,7 +18,10 @@ pub struct Angles {
 impl Angles {
     /// Angles from cosines and sines, `tokens * head_dim / 2` values each, row-major.
     pub fn new(cos: Vec<f32>, sin: Vec<f32>) -> Self {
-        Self { cos: cos.into(), sin: sin.into() }
+        Self {
+            cos: cos.into(),
+            sin: sin.into(),
+        }
     }
 }
 
@@ -33,7 +36,11 @@ impl Angles {
 pub fn rotate(x: Tensor<2>, angles: &Angles, head_dim: usize) -> Tensor<2> {
     let [tokens, width] = x.dims();
     if runs_here(&x) {
-        let op = Rotation { shape: [tokens, width], angles: angles.clone(), head_dim };
+        let op = Rotation {
+            shape: [tokens, width],
+            angles: angles.clone(),
+            head_dim,
+        };
         return apply(op, [x.into()]);
     }
     let (heads, half) = (width / head_dim, head_dim / 2);
@@ -73,8 +80,11 @@ impl Rotation {
             head_dim: self.head_dim,
         };
         let rows: Vec<u32> = (0..self.shape[0] as u32).collect();
-        let result =
-            if back { rope.backward(&mut turned, &rows) } else { rope.forward(&mut turned, &rows) };
+        let result = if back {
+            rope.backward(&mut turned, &rows)
+        } else {
+            rope.forward(&mut turned, &rows)
+        };
         result.expect(SHAPES);
         turned
     }

@@ -31,7 +31,10 @@ impl Sequences {
             boundaries.first() == Some(&0) && boundaries.is_sorted(),
             "boundaries start at 0 and never decrease"
         );
-        Self { boundaries: boundaries.into(), keys: None }
+        Self {
+            boundaries: boundaries.into(),
+            keys: None,
+        }
     }
 
     /// The same sequences with a key each, which turns dropout on.
@@ -40,7 +43,10 @@ impl Sequences {
     /// If there are not as many keys as sequences.
     pub fn with_keys(self, keys: Vec<u64>) -> Self {
         assert_eq!(keys.len(), self.count(), "one key a sequence");
-        Self { keys: Some(keys.into()), ..self }
+        Self {
+            keys: Some(keys.into()),
+            ..self
+        }
     }
 
     /// Cumulative token offsets, one more than sequences.
@@ -91,12 +97,22 @@ impl Sequences {
     /// As many sequences of one token each, with the same keys: what is left after picking one token
     /// of each.
     pub fn each_alone(&self) -> Self {
-        Self { boundaries: (0..=self.count()).collect(), keys: self.keys.clone() }
+        Self {
+            boundaries: (0..=self.count()).collect(),
+            keys: self.keys.clone(),
+        }
     }
 
     /// These sequences with `count` tokens put before each.
     pub fn prepended(&self, count: usize) -> Self {
-        let boundaries = self.boundaries.iter().enumerate().map(|(index, at)| at + index * count);
-        Self { boundaries: boundaries.collect(), keys: self.keys.clone() }
+        let boundaries = self
+            .boundaries
+            .iter()
+            .enumerate()
+            .map(|(index, at)| at + index * count);
+        Self {
+            boundaries: boundaries.collect(),
+            keys: self.keys.clone(),
+        }
     }
 }

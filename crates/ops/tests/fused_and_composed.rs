@@ -35,7 +35,12 @@ fn run(shapes: &[[usize; 2]], body: &dyn Fn(&[Tensor<2>]) -> Tensor<2>) -> Vec<V
     let mut gradients = (result.clone() * weights).sum().backward();
     let mut all = vec![values(result)];
     for operand in &operands {
-        all.push(operand.grad_remove(&mut gradients).map(values).unwrap_or_default());
+        all.push(
+            operand
+                .grad_remove(&mut gradients)
+                .map(values)
+                .unwrap_or_default(),
+        );
     }
     all
 }
@@ -51,7 +56,9 @@ fn agree(
     let plain = composed(|| run(shapes, &body));
     for (index, (fused, plain)) in fused.iter().zip(&plain).enumerate() {
         assert_eq!(fused.len(), plain.len(), "{name}: tensor {index}");
-        let largest = plain.iter().fold(1e-6f32, |most, value| most.max(value.abs()));
+        let largest = plain
+            .iter()
+            .fold(1e-6f32, |most, value| most.max(value.abs()));
         for (fused, plain) in fused.iter().zip(plain) {
             assert!(
                 (fused - plain).abs() <= tolerance * largest,
@@ -59,7 +66,13 @@ fn agree(
             );
         }
     }
-    assert!(fused.iter().skip(1).any(|gradient| gradient.iter().any(|value| *value != 0.0)), "{name}");
+    assert!(
+        fused
+            .iter()
+            .skip(1)
+            .any(|gradient| gradient.iter().any(|value| *value != 0.0)),
+        "{name}"
+    );
 }
 
 fn row(tensor: &Tensor<2>) -> Tensor<1> {
@@ -77,19 +90,33 @@ fn linear_maps() {
     )
     .unwrap();
     let frozen = Weight::Frozen(frozen);
-    agree("frozen", &[[17, 33]], 1e-5, |x| linear(x[0].clone(), &frozen, None));
+    agree("frozen", &[[17, 33]], 1e-5, |x| {
+        linear(x[0].clone(), &frozen, None)
+    });
     agree("frozen with bias", &[[17, 33], [1, 5]], 1e-5, |x| {
         linear(x[0].clone(), &frozen, Some(row(&x[1])))
     });
     agree("trained", &[[17, 33], [5, 33]], 1e-5, |x| {
         linear(x[0].clone(), &Weight::Trained(x[1].clone()), None)
     });
-    agree("trained with bias", &[[17, 33], [5, 33], [1, 5]], 1e-5, |x| {
-        linear(x[0].clone(), &Weight::Trained(x[1].clone()), Some(row(&x[2])))
-    });
-    agree("low rank", &[[17, 5], [17, 33], [3, 33], [5, 3]], 1e-5, |x| {
-        add_low_rank(x[0].clone(), x[1].clone(), x[2].clone(), x[3].clone(), 0.7)
-    });
+    agree(
+        "trained with bias",
+        &[[17, 33], [5, 33], [1, 5]],
+        1e-5,
+        |x| {
+            linear(
+                x[0].clone(),
+                &Weight::Trained(x[1].clone()),
+                Some(row(&x[2])),
+            )
+        },
+    );
+    agree(
+        "low rank",
+        &[[17, 5], [17, 33], [3, 33], [5, 3]],
+        1e-5,
+        |x| add_low_rank(x[0].clone(), x[1].clone(), x[2].clone(), x[3].clone(), 0.7),
+    );
 }
 
 #[test]
@@ -99,8 +126,10 @@ fn an_embedding_reads_the_rows_of_a_packed_table() {
         let table = FrozenMatrix::new(values, [70, 5], precision, &Device::default()).unwrap();
         let ids = [0u32, 69, 33, 33, 1];
         let expected = self::values(table.to_tensor());
-        let expected: Vec<f32> =
-            ids.iter().flat_map(|&id| expected[id as usize * 5..][..5].to_vec()).collect();
+        let expected: Vec<f32> = ids
+            .iter()
+            .flat_map(|&id| expected[id as usize * 5..][..5].to_vec())
+            .collect();
         assert_eq!(self::values(table.gather(&ids)), expected);
     }
 }
@@ -110,17 +139,25 @@ fn norms() {
     agree("layer norm", &[[9, 24], [1, 24], [1, 24]], 2e-5, |x| {
         layer_norm(x[0].clone(), row(&x[1]), row(&x[2]), 1e-12)
     });
-    agree("rms norm", &[[9, 24], [1, 24]], 2e-5, |x| rms_norm(x[0].clone(), row(&x[1]), 1e-5));
+    agree("rms norm", &[[9, 24], [1, 24]], 2e-5, |x| {
+        rms_norm(x[0].clone(), row(&x[1]), 1e-5)
+    });
 }
 
 #[test]
 fn activations() {
-    for activation in
-        [Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Silu, Activation::Tanh]
-    {
+    for activation in [
+        Activation::Gelu,
+        Activation::GeluTanh,
+        Activation::Relu,
+        Activation::Silu,
+        Activation::Tanh,
+    ] {
         let name = format!("{activation:?}");
         agree(&name, &[[11, 13]], 1e-5, |x| activation.apply(x[0].clone()));
-        agree(&name, &[[11, 13], [11, 13]], 1e-5, |x| activation.gate(x[0].clone(), x[1].clone()));
+        agree(&name, &[[11, 13], [11, 13]], 1e-5, |x| {
+            activation.gate(x[0].clone(), x[1].clone())
+        });
     }
 }
 
@@ -131,7 +168,9 @@ fn rotation() {
         angles.iter().map(|angle| angle.cos()).collect(),
         angles.iter().map(|angle| angle.sin()).collect(),
     );
-    agree("rope", &[[6, 16]], 1e-5, |x| rotate(x[0].clone(), &angles, 8));
+    agree("rope", &[[6, 16]], 1e-5, |x| {
+        rotate(x[0].clone(), &angles, 8)
+    });
 }
 
 #[test]
@@ -148,39 +187,102 @@ fn attentions() {
     };
     let shapes = [
         ("bidirectional", plain.clone()),
-        ("causal", Attention { causal: true, ..plain.clone() }),
-        ("window", Attention { causal: true, window: Some(3), ..plain.clone() }),
-        ("grouped", Attention { kv_heads: 2, causal: true, ..plain.clone() }),
-        ("dropout", Attention { kv_heads: 2, dropout: 0.3, ..plain }),
+        (
+            "causal",
+            Attention {
+                causal: true,
+                ..plain.clone()
+            },
+        ),
+        (
+            "window",
+            Attention {
+                causal: true,
+                window: Some(3),
+                ..plain.clone()
+            },
+        ),
+        (
+            "grouped",
+            Attention {
+                kv_heads: 2,
+                causal: true,
+                ..plain.clone()
+            },
+        ),
+        (
+            "dropout",
+            Attention {
+                kv_heads: 2,
+                dropout: 0.3,
+                ..plain
+            },
+        ),
     ];
     for (name, shape) in shapes {
         let keyed = sequences.clone().with_keys(vec![11, 12, 13, 14]);
         let kv = shape.kv_heads * shape.head_dim;
         agree(name, &[[13, 24], [13, kv], [13, kv]], 2e-5, |x| {
-            attention(&shape, &keyed, x[0].clone(), x[1].clone(), x[2].clone(), None, 5)
+            attention(
+                &shape,
+                &keyed,
+                x[0].clone(),
+                x[1].clone(),
+                x[2].clone(),
+                None,
+                5,
+            )
         });
-        agree(name, &[[13, 24], [13, kv], [13, kv], [3, kv], [3, kv]], 2e-5, |x| {
-            let prefix = Prefix { keys: x[3].clone(), values: x[4].clone() };
-            attention(&shape, &keyed, x[0].clone(), x[1].clone(), x[2].clone(), Some(prefix), 5)
-        });
+        agree(
+            name,
+            &[[13, 24], [13, kv], [13, kv], [3, kv], [3, kv]],
+            2e-5,
+            |x| {
+                let prefix = Prefix {
+                    keys: x[3].clone(),
+                    values: x[4].clone(),
+                };
+                attention(
+                    &shape,
+                    &keyed,
+                    x[0].clone(),
+                    x[1].clone(),
+                    x[2].clone(),
+                    Some(prefix),
+                    5,
+                )
+            },
+        );
     }
 }
 
 #[test]
 fn dropped_elements() {
     let sequences = Sequences::new(vec![0, 4, 9]).with_keys(vec![1, 2]);
-    agree("dropout", &[[9, 50]], 0.0, |x| dropout(x[0].clone(), 0.25, 3, &sequences));
-    let [x] = &operands(&[[9, 50]])[..] else { unreachable!() };
+    agree("dropout", &[[9, 50]], 0.0, |x| {
+        dropout(x[0].clone(), 0.25, 3, &sequences)
+    });
+    let [x] = &operands(&[[9, 50]])[..] else {
+        unreachable!()
+    };
     let dropped = values(dropout(x.clone(), 0.25, 3, &sequences));
     let zeros = dropped.iter().filter(|value| **value == 0.0).count();
-    assert!((60..170).contains(&zeros), "{zeros} of 450 are dropped at a quarter");
+    assert!(
+        (60..170).contains(&zeros),
+        "{zeros} of 450 are dropped at a quarter"
+    );
     let unkeyed = Sequences::new(vec![0, 4, 9]);
-    assert_eq!(values(dropout(x.clone(), 0.25, 3, &unkeyed)), values(x.clone()));
+    assert_eq!(
+        values(dropout(x.clone(), 0.25, 3, &unkeyed)),
+        values(x.clone())
+    );
 }
 
 #[test]
 fn what_a_sequence_draws_does_not_depend_on_its_company() {
-    let [x] = &operands(&[[9, 50]])[..] else { unreachable!() };
+    let [x] = &operands(&[[9, 50]])[..] else {
+        unreachable!()
+    };
     let together = Sequences::new(vec![0, 4, 9]).with_keys(vec![1, 2]);
     let alone = Sequences::new(vec![0, 5]).with_keys(vec![2]);
     let both = values(dropout(x.clone(), 0.25, 3, &together));
@@ -201,10 +303,14 @@ fn language_model_heads() {
         let head = FrozenMatrix::new(values, [40, 10], Precision::F32, &Device::default()).unwrap();
         let head = Weight::Frozen(head);
         agree("frozen head", &[[6, 10]], 2e-5, |x| {
-            language_model_loss(x[0].clone(), &head, &targets, smoothing).unwrap().unsqueeze()
+            language_model_loss(x[0].clone(), &head, &targets, smoothing)
+                .unwrap()
+                .unsqueeze()
         });
     }
-    let [x] = &operands(&[[2, 10]])[..] else { unreachable!() };
+    let [x] = &operands(&[[2, 10]])[..] else {
+        unreachable!()
+    };
     let head = Weight::Trained(operands(&[[40, 10]]).remove(0));
     assert!(language_model_loss(x.clone(), &head, &[IGNORED, IGNORED], 0.0).is_none());
 }
@@ -216,7 +322,10 @@ fn optimiser_steps() {
             let values = TensorData::new(random::normal(key, 37, 1.0), [37]);
             Tensor::<1>::from_data(values, &Device::default())
         };
-        let optimizer = AdamW { weight_decay: 0.1, ..AdamW::default() };
+        let optimizer = AdamW {
+            weight_decay: 0.1,
+            ..AdamW::default()
+        };
         let mut value = tensor(1);
         let mut moments = Moments::zeros(&value);
         for step in 1..=5 {

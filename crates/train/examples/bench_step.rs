@@ -16,15 +16,21 @@ use epiphyte_train::schedule::ScheduleKind;
 use epiphyte_train::{Interrupt, RunConfig, Trainer, Workload, memory};
 use serde_json::{Map, Value, json};
 
-fn main() -> Result<(), Box<dyn Error>> {
+/// Whatever goes wrong ends the program.
+type Outcome<T> = Result<T, Box<dyn Error>>;
+
+fn main() -> Outcome<()> {
     let started = Instant::now();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let value = |name: &str| {
         let at = arguments.iter().position(|argument| argument == name)?;
         arguments.get(at + 1).cloned()
     };
-    let number = |name: &str, usual: usize| -> Result<usize, Box<dyn Error>> {
-        Ok(value(name).map(|text| text.parse()).transpose()?.unwrap_or(usual))
+    let number = |name: &str, usual: usize| -> Outcome<usize> {
+        Ok(value(name)
+            .map(|text| text.parse())
+            .transpose()?
+            .unwrap_or(usual))
     };
     let work = value("--work").ok_or("pass --work, such as bert-base-lora")?;
     let (steps, warmup) = (number("--steps", 5)?, number("--warmup", 2)?);
@@ -68,7 +74,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let config = by_name(method)?.configure(settings)?;
     let mut tuned = Tuned::new(config, model.base(), &device, 0)?;
     let batches = Batches::new(examples, batch_size, Order::Sequential)?;
-    let work = Workload { run: &run, model: &*model, train: &batches, eval: None, device: &device };
+    let work = Workload {
+        run: &run,
+        model: &*model,
+        train: &batches,
+        eval: None,
+        device: &device,
+    };
     let mut trainer = Trainer::new(work, &tuned, false)?;
     let before = since_start(started);
     trainer.train(&mut tuned, &Interrupt::default(), true)?;
@@ -86,7 +98,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut times = times.split_off(warmup - 1);
     let first = warmup as u64;
     let tokens: usize = (first..first + times.len() as u64)
-        .map(|step| batches.batch(0, step as usize % batches.per_epoch()).map(|batch| batch.tokens()))
+        .map(|step| {
+            batches
+                .batch(0, step as usize % batches.per_epoch())
+                .map(|batch| batch.tokens())
+        })
         .sum::<Result<usize, _>>()?;
     let tokens_per_s = tokens as f64 / times.iter().sum::<f64>();
     times.sort_by(f64::total_cmp);
@@ -108,25 +124,38 @@ fn println(line: &str) {
 
 /// Seconds since the process was started, by `BENCH_START` if the caller set it.
 fn since_start(started: Instant) -> f64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64());
-    let start = std::env::var("BENCH_START").ok().and_then(|start| start.parse::<f64>().ok());
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0.0, |time| time.as_secs_f64());
+    let start = std::env::var("BENCH_START")
+        .ok()
+        .and_then(|start| start.parse::<f64>().ok());
     start.map_or(started.elapsed().as_secs_f64(), |start| now - start)
 }
 
 /// The model's shape and task.
-fn shape(work: &str) -> Result<(ModelConfig, Task), Box<dyn Error>> {
+fn shape(work: &str) -> Outcome<(ModelConfig, Task)> {
     let classification = Task::SequenceClassification { labels: 2 };
     let no_dropout = json!({ "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0 });
     let (config, task) = if work.starts_with("bert-base") {
-        (json!({ "model_type": "bert", "num_hidden_layers": 12, "hidden_size": 768,
-            "num_attention_heads": 12, "intermediate_size": 3072 }), classification)
+        (
+            json!({ "model_type": "bert", "num_hidden_layers": 12, "hidden_size": 768,
+            "num_attention_heads": 12, "intermediate_size": 3072 }),
+            classification,
+        )
     } else if work.starts_with("minilm") {
-        (json!({ "model_type": "bert", "num_hidden_layers": 6, "hidden_size": 384,
-            "num_attention_heads": 12, "intermediate_size": 1536 }), classification)
+        (
+            json!({ "model_type": "bert", "num_hidden_layers": 6, "hidden_size": 384,
+            "num_attention_heads": 12, "intermediate_size": 1536 }),
+            classification,
+        )
     } else if work.starts_with("llama-0.5b") {
-        (json!({ "model_type": "llama", "num_hidden_layers": 24, "hidden_size": 896,
+        (
+            json!({ "model_type": "llama", "num_hidden_layers": 24, "hidden_size": 896,
             "num_attention_heads": 14, "num_key_value_heads": 2, "intermediate_size": 4864,
-            "vocab_size": 151_936, "tie_word_embeddings": true }), Task::CausalLanguageModelling)
+            "vocab_size": 151_936, "tie_word_embeddings": true }),
+            Task::CausalLanguageModelling,
+        )
     } else {
         return Err(format!("unknown work `{work}`").into());
     };
@@ -134,11 +163,14 @@ fn shape(work: &str) -> Result<(ModelConfig, Task), Box<dyn Error>> {
     if let (Some(config), Some(more)) = (config.as_object_mut(), no_dropout.as_object()) {
         config.extend(more.clone());
     }
-    Ok((ModelConfig::parse("config.json".as_ref(), config.to_string().as_bytes())?, task))
+    Ok((
+        ModelConfig::parse("config.json".as_ref(), config.to_string().as_bytes())?,
+        task,
+    ))
 }
 
 /// The method and its settings.
-fn method(work: &str) -> Result<(&'static str, Map<String, Value>), Box<dyn Error>> {
+fn method(work: &str) -> Outcome<(&'static str, Map<String, Value>)> {
     let (name, settings) = match work {
         work if work.contains("-lora") => ("lora", json!({ "r": 8, "lora_alpha": 16 })),
         work if work.ends_with("-full") => ("full", json!({})),
@@ -148,13 +180,19 @@ fn method(work: &str) -> Result<(&'static str, Map<String, Value>), Box<dyn Erro
         work if work.ends_with("-ia3") => ("ia3", json!({})),
         other => return Err(format!("unknown work `{other}`").into()),
     };
-    let Value::Object(settings) = settings else { unreachable!("the literals are objects") };
+    let Value::Object(settings) = settings else {
+        unreachable!("the literals are objects")
+    };
     Ok((name, settings))
 }
 
 /// One batch of fixed tokens, the same as in `torch_side.py`.
 fn fixed(task: Task, vocabulary: usize) -> Vec<Example> {
-    let rows = if task == Task::CausalLanguageModelling { 4 } else { 16 };
+    let rows = if task == Task::CausalLanguageModelling {
+        4
+    } else {
+        16
+    };
     (0..rows)
         .map(|row| {
             let ids: Vec<u32> = (row * 128..(row + 1) * 128)
@@ -166,15 +204,25 @@ fn fixed(task: Task, vocabulary: usize) -> Vec<Example> {
                 }
                 _ => Target::Class(row % 2),
             };
-            Example { type_ids: vec![0; ids.len()], ids, target }
+            Example {
+                type_ids: vec![0; ids.len()],
+                ids,
+                target,
+            }
         })
         .collect()
 }
 
 /// Token rows from JSONL: `input_ids`, `token_type_ids`, `label`.
-fn read(path: &str) -> Result<Vec<Example>, Box<dyn Error>> {
+fn read(path: &str) -> Outcome<Vec<Example>> {
     let numbers = |value: &Value| -> Vec<u32> {
-        value.as_array().into_iter().flatten().filter_map(Value::as_u64).map(|id| id as u32).collect()
+        value
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_u64)
+            .map(|id| id as u32)
+            .collect()
     };
     std::fs::read_to_string(path)?
         .lines()

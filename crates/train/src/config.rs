@@ -186,57 +186,287 @@ impl Default for RunConfig {
 }
 
 const fn flag(flag: &'static str, key: &'static str, kind: FlagKind, help: &'static str) -> Flag {
-    Flag { flag, key, help, kind }
+    Flag {
+        flag,
+        key,
+        help,
+        kind,
+    }
 }
 
 impl RunConfig {
     /// The run's own flags, one a key.
     pub const FLAGS: &'static [Flag] = &[
-        flag("model", "model", FlagKind::Text, "directory of the base model (config.json, *.safetensors, tokenizer.json)"),
-        flag("output", "output", FlagKind::Text, "where the adapter, the log and the checkpoints go"),
-        flag("task", "task", FlagKind::Text, "sequence-classification, regression or causal-language-modelling"),
-        flag("train-data", "train_data", FlagKind::Text, "training examples: .jsonl, .json, .csv, .tsv, .parquet or .txt"),
-        flag("eval-data", "eval_data", FlagKind::Text, "examples to evaluate on"),
-        flag("text-columns", "text_columns", FlagKind::Texts, "text column, or two for pairs: a,b"),
-        flag("label-column", "label_column", FlagKind::Text, "column of the label or number [default: label]"),
-        flag("prompt-column", "prompt_column", FlagKind::Text, "language modelling: column of the prompt"),
-        flag("completion-column", "completion_column", FlagKind::Text, "language modelling: column of the completion, which alone is learned"),
-        flag("messages-column", "messages_column", FlagKind::Text, "language modelling: column of the chat messages"),
-        flag("format", "format", FlagKind::Text, "format of the data: json, jsonl, csv, tsv, parquet or text [default: by extension]"),
-        flag("no-header", "no_header", FlagKind::Switch, "CSV and TSV without a header line; columns are called 0, 1, ..."),
-        flag("quoting", "quoting", FlagKind::Boolean, "whether \" quotes fields: true or false [default: CSV true, TSV false]"),
-        flag("max-train-rows", "max_train_rows", FlagKind::Integer, "use only the first N training rows"),
-        flag("max-eval-rows", "max_eval_rows", FlagKind::Integer, "use only the first N evaluation rows"),
-        flag("packing", "packing", FlagKind::Switch, "plain text: join all rows, cut into examples of max-length"),
-        flag("max-length", "max_length", FlagKind::Integer, "longest example in tokens [default: 128, or 512 for language modelling]"),
-        flag("method", "method", FlagKind::Text, "fine-tuning method; see `epiphyte methods` [default: lora]"),
-        flag("epochs", "epochs", FlagKind::Number, "passes over the training data [default: 3]"),
-        flag("max-steps", "max_steps", FlagKind::Integer, "stop after N optimiser steps"),
-        flag("batch-size", "batch_size", FlagKind::Integer, "sequences in a forward pass [default: 32]"),
-        flag("eval-batch-size", "eval_batch_size", FlagKind::Integer, "sequences in a forward pass of an evaluation"),
-        flag("gradient-accumulation-steps", "gradient_accumulation_steps", FlagKind::Integer, "forward passes before an optimiser step [default: 1]"),
-        flag("learning-rate", "learning_rate", FlagKind::Number, "highest learning rate [default: 1e-3]"),
-        flag("lr-scheduler-type", "lr_scheduler_type", FlagKind::Text, "linear, cosine, constant or constant_with_warmup [default: linear]"),
-        flag("warmup-ratio", "warmup_ratio", FlagKind::Number, "share of steps in which the learning rate rises [default: 0.06]"),
-        flag("warmup-steps", "warmup_steps", FlagKind::Integer, "steps in which the learning rate rises; goes before the ratio"),
-        flag("weight-decay", "weight_decay", FlagKind::Number, "AdamW's decoupled weight decay [default: 0]"),
-        flag("adam-beta1", "adam_beta1", FlagKind::Number, "AdamW's decay of the mean of gradients [default: 0.9]"),
-        flag("adam-beta2", "adam_beta2", FlagKind::Number, "AdamW's decay of the mean of squared gradients [default: 0.999]"),
-        flag("adam-epsilon", "adam_epsilon", FlagKind::Number, "AdamW's term in the denominator [default: 1e-8]"),
-        flag("max-grad-norm", "max_grad_norm", FlagKind::Number, "scale longer gradients down to this; 0 for no limit [default: 1]"),
-        flag("label-smoothing", "label_smoothing", FlagKind::Number, "share of the target spread over all classes [default: 0]"),
-        flag("base-dropout", "base_dropout", FlagKind::Number, "the base's own dropout [default: what its config.json says]"),
-        flag("precision", "precision", FlagKind::Text, "type of the frozen base: f32 or bf16 [default: f32]"),
-        flag("seed", "seed", FlagKind::Integer, "what initialisation, order and dropout follow from [default: 0]"),
-        flag("group-by-length", "group_by_length", FlagKind::Switch, "bring examples of similar length into the same batch"),
-        flag("eval-steps", "eval_steps", FlagKind::Integer, "evaluate every N steps [default: every epoch]"),
-        flag("save-steps", "save_steps", FlagKind::Integer, "save a checkpoint every N steps [default: every epoch]"),
-        flag("save-total-limit", "save_total_limit", FlagKind::Integer, "keep N checkpoints beside the best [default: 1]"),
-        flag("logging-steps", "logging_steps", FlagKind::Integer, "log every N steps [default: 10]"),
-        flag("metric-for-best-model", "metric_for_best_model", FlagKind::Text, "metric that decides which checkpoint is best [default: loss]"),
-        flag("load-best-model-at-end", "load_best_model_at_end", FlagKind::Switch, "save the best evaluation's adapter at the end"),
-        flag("early-stopping-patience", "early_stopping_patience", FlagKind::Integer, "stop after N evaluations without improvement"),
-        flag("early-stopping-threshold", "early_stopping_threshold", FlagKind::Number, "what counts as an improvement [default: 0]"),
+        flag(
+            "model",
+            "model",
+            FlagKind::Text,
+            "directory of the base model (config.json, *.safetensors, tokenizer.json)",
+        ),
+        flag(
+            "output",
+            "output",
+            FlagKind::Text,
+            "where the adapter, the log and the checkpoints go",
+        ),
+        flag(
+            "task",
+            "task",
+            FlagKind::Text,
+            "sequence-classification, regression or causal-language-modelling",
+        ),
+        flag(
+            "train-data",
+            "train_data",
+            FlagKind::Text,
+            "training examples: .jsonl, .json, .csv, .tsv, .parquet or .txt",
+        ),
+        flag(
+            "eval-data",
+            "eval_data",
+            FlagKind::Text,
+            "examples to evaluate on",
+        ),
+        flag(
+            "text-columns",
+            "text_columns",
+            FlagKind::Texts,
+            "text column, or two for pairs: a,b",
+        ),
+        flag(
+            "label-column",
+            "label_column",
+            FlagKind::Text,
+            "column of the label or number [default: label]",
+        ),
+        flag(
+            "prompt-column",
+            "prompt_column",
+            FlagKind::Text,
+            "language modelling: column of the prompt",
+        ),
+        flag(
+            "completion-column",
+            "completion_column",
+            FlagKind::Text,
+            "language modelling: column of the completion, which alone is learned",
+        ),
+        flag(
+            "messages-column",
+            "messages_column",
+            FlagKind::Text,
+            "language modelling: column of the chat messages",
+        ),
+        flag(
+            "format",
+            "format",
+            FlagKind::Text,
+            "format of the data: json, jsonl, csv, tsv, parquet or text [default: by extension]",
+        ),
+        flag(
+            "no-header",
+            "no_header",
+            FlagKind::Switch,
+            "CSV and TSV without a header line; columns are called 0, 1, ...",
+        ),
+        flag(
+            "quoting",
+            "quoting",
+            FlagKind::Boolean,
+            "whether \" quotes fields: true or false [default: CSV true, TSV false]",
+        ),
+        flag(
+            "max-train-rows",
+            "max_train_rows",
+            FlagKind::Integer,
+            "use only the first N training rows",
+        ),
+        flag(
+            "max-eval-rows",
+            "max_eval_rows",
+            FlagKind::Integer,
+            "use only the first N evaluation rows",
+        ),
+        flag(
+            "packing",
+            "packing",
+            FlagKind::Switch,
+            "plain text: join all rows, cut into examples of max-length",
+        ),
+        flag(
+            "max-length",
+            "max_length",
+            FlagKind::Integer,
+            "longest example in tokens [default: 128, or 512 for language modelling]",
+        ),
+        flag(
+            "method",
+            "method",
+            FlagKind::Text,
+            "fine-tuning method; see `epiphyte methods` [default: lora]",
+        ),
+        flag(
+            "epochs",
+            "epochs",
+            FlagKind::Number,
+            "passes over the training data [default: 3]",
+        ),
+        flag(
+            "max-steps",
+            "max_steps",
+            FlagKind::Integer,
+            "stop after N optimiser steps",
+        ),
+        flag(
+            "batch-size",
+            "batch_size",
+            FlagKind::Integer,
+            "sequences in a forward pass [default: 32]",
+        ),
+        flag(
+            "eval-batch-size",
+            "eval_batch_size",
+            FlagKind::Integer,
+            "sequences in a forward pass of an evaluation",
+        ),
+        flag(
+            "gradient-accumulation-steps",
+            "gradient_accumulation_steps",
+            FlagKind::Integer,
+            "forward passes before an optimiser step [default: 1]",
+        ),
+        flag(
+            "learning-rate",
+            "learning_rate",
+            FlagKind::Number,
+            "highest learning rate [default: 1e-3]",
+        ),
+        flag(
+            "lr-scheduler-type",
+            "lr_scheduler_type",
+            FlagKind::Text,
+            "linear, cosine, constant or constant_with_warmup [default: linear]",
+        ),
+        flag(
+            "warmup-ratio",
+            "warmup_ratio",
+            FlagKind::Number,
+            "share of steps in which the learning rate rises [default: 0.06]",
+        ),
+        flag(
+            "warmup-steps",
+            "warmup_steps",
+            FlagKind::Integer,
+            "steps in which the learning rate rises; goes before the ratio",
+        ),
+        flag(
+            "weight-decay",
+            "weight_decay",
+            FlagKind::Number,
+            "AdamW's decoupled weight decay [default: 0]",
+        ),
+        flag(
+            "adam-beta1",
+            "adam_beta1",
+            FlagKind::Number,
+            "AdamW's decay of the mean of gradients [default: 0.9]",
+        ),
+        flag(
+            "adam-beta2",
+            "adam_beta2",
+            FlagKind::Number,
+            "AdamW's decay of the mean of squared gradients [default: 0.999]",
+        ),
+        flag(
+            "adam-epsilon",
+            "adam_epsilon",
+            FlagKind::Number,
+            "AdamW's term in the denominator [default: 1e-8]",
+        ),
+        flag(
+            "max-grad-norm",
+            "max_grad_norm",
+            FlagKind::Number,
+            "scale longer gradients down to this; 0 for no limit [default: 1]",
+        ),
+        flag(
+            "label-smoothing",
+            "label_smoothing",
+            FlagKind::Number,
+            "share of the target spread over all classes [default: 0]",
+        ),
+        flag(
+            "base-dropout",
+            "base_dropout",
+            FlagKind::Number,
+            "the base's own dropout [default: what its config.json says]",
+        ),
+        flag(
+            "precision",
+            "precision",
+            FlagKind::Text,
+            "type of the frozen base: f32 or bf16 [default: f32]",
+        ),
+        flag(
+            "seed",
+            "seed",
+            FlagKind::Integer,
+            "what initialisation, order and dropout follow from [default: 0]",
+        ),
+        flag(
+            "group-by-length",
+            "group_by_length",
+            FlagKind::Switch,
+            "bring examples of similar length into the same batch",
+        ),
+        flag(
+            "eval-steps",
+            "eval_steps",
+            FlagKind::Integer,
+            "evaluate every N steps [default: every epoch]",
+        ),
+        flag(
+            "save-steps",
+            "save_steps",
+            FlagKind::Integer,
+            "save a checkpoint every N steps [default: every epoch]",
+        ),
+        flag(
+            "save-total-limit",
+            "save_total_limit",
+            FlagKind::Integer,
+            "keep N checkpoints beside the best [default: 1]",
+        ),
+        flag(
+            "logging-steps",
+            "logging_steps",
+            FlagKind::Integer,
+            "log every N steps [default: 10]",
+        ),
+        flag(
+            "metric-for-best-model",
+            "metric_for_best_model",
+            FlagKind::Text,
+            "metric that decides which checkpoint is best [default: loss]",
+        ),
+        flag(
+            "load-best-model-at-end",
+            "load_best_model_at_end",
+            FlagKind::Switch,
+            "save the best evaluation's adapter at the end",
+        ),
+        flag(
+            "early-stopping-patience",
+            "early_stopping_patience",
+            FlagKind::Integer,
+            "stop after N evaluations without improvement",
+        ),
+        flag(
+            "early-stopping-threshold",
+            "early_stopping_threshold",
+            FlagKind::Number,
+            "what counts as an improvement [default: 0]",
+        ),
     ];
 
     /// A run from the keys and values of a file and flags.
@@ -261,15 +491,22 @@ impl RunConfig {
         for (key, path) in required {
             if path.as_os_str().is_empty() {
                 let flag = key.replace('_', "-");
-                return Err(TrainError::Config(format!("`{key}` is missing: pass --{flag} or set it in the file")));
+                return Err(TrainError::Config(format!(
+                    "`{key}` is missing: pass --{flag} or set it in the file"
+                )));
             }
         }
         let wrong = |key: &str, value: f64, expected: &str| {
-            Err(TrainError::Config(format!("`{key}` is {value}, but it must be {expected}")))
+            Err(TrainError::Config(format!(
+                "`{key}` is {value}, but it must be {expected}"
+            )))
         };
         let positive = [
             ("batch_size", self.batch_size as f64),
-            ("gradient_accumulation_steps", self.gradient_accumulation_steps as f64),
+            (
+                "gradient_accumulation_steps",
+                self.gradient_accumulation_steps as f64,
+            ),
             ("epochs", self.epochs),
             ("learning_rate", self.learning_rate),
             ("logging_steps", self.logging_steps as f64),
@@ -294,7 +531,10 @@ impl RunConfig {
                 return wrong(key, value, "in [0, 1)");
             }
         }
-        for (key, value) in [("weight_decay", self.weight_decay), ("max_grad_norm", self.max_grad_norm)] {
+        for (key, value) in [
+            ("weight_decay", self.weight_decay),
+            ("max_grad_norm", self.max_grad_norm),
+        ] {
             if !(value >= 0.0 && value.is_finite()) {
                 return wrong(key, value, "0 or more");
             }
@@ -318,8 +558,17 @@ impl RunConfig {
     /// # Errors
     /// If the format is unknown.
     pub fn reading(&self) -> Result<ReadOptions, TrainError> {
-        let format = self.format.as_deref().map(str::parse::<Format>).transpose()?;
-        Ok(ReadOptions { format, header: !self.no_header, quoting: self.quoting, limit: None })
+        let format = self
+            .format
+            .as_deref()
+            .map(str::parse::<Format>)
+            .transpose()?;
+        Ok(ReadOptions {
+            format,
+            header: !self.no_header,
+            quoting: self.quoting,
+            limit: None,
+        })
     }
 
     /// The order of training examples.
@@ -333,7 +582,8 @@ impl RunConfig {
 
     /// The warm-up.
     pub fn warmup(&self) -> Warmup {
-        self.warmup_steps.map_or(Warmup::Ratio(self.warmup_ratio), Warmup::Steps)
+        self.warmup_steps
+            .map_or(Warmup::Ratio(self.warmup_ratio), Warmup::Steps)
     }
 
     /// How the best evaluation is chosen.
@@ -385,6 +635,11 @@ mod tests {
             batch_size: 0,
             ..RunConfig::default()
         };
-        assert!(run.check().unwrap_err().to_string().contains("`batch_size` is 0"));
+        assert!(
+            run.check()
+                .unwrap_err()
+                .to_string()
+                .contains("`batch_size` is 0")
+        );
     }
 }

@@ -1,7 +1,7 @@
 //! Scores and predictions of a model over a data set.
 
 use burn::tensor::Tensor;
-use epiphyte_data::{Batch, Batches, TaskKind, Targets};
+use epiphyte_data::{Batch, Batches, Targets, TaskKind};
 use epiphyte_models::{Adapter, Tokens, Transformer};
 use epiphyte_ops::Sequences;
 
@@ -108,7 +108,10 @@ pub fn evaluate(
         .collect();
     let predictions: Vec<usize> = logits.iter().map(|row| argmax(row)).collect();
     let mut metrics = metrics::classification(&predictions, &labels, logits[0].len())?;
-    let losses = logits.iter().zip(&labels).map(|(row, &label)| negative_log_likelihood(row, label));
+    let losses = logits
+        .iter()
+        .zip(&labels)
+        .map(|(row, &label)| negative_log_likelihood(row, label));
     metrics.insert("loss", losses.sum::<f64>() / labels.len() as f64);
     Ok(metrics)
 }
@@ -122,7 +125,9 @@ fn language_modelling(
     for batch in batches.epoch(0).batches_from(0) {
         let batch = batch?;
         let targets = OwnedTargets::of(&batch);
-        let Some(targets) = targets.get(&batch) else { continue };
+        let Some(targets) = targets.get(&batch) else {
+            continue;
+        };
         if let Some(loss) = model.loss(&tokens(&batch), targets, 0.0, adapter) {
             sum += f64::from(value(loss.mean)) * loss.targets as f64;
             count += loss.targets;
@@ -147,12 +152,18 @@ pub fn argmax(row: &[f32]) -> usize {
 
 fn negative_log_likelihood(row: &[f32], label: usize) -> f64 {
     let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = row.iter().map(|&value| f64::from(value - largest).exp()).sum();
+    let sum: f64 = row
+        .iter()
+        .map(|&value| f64::from(value - largest).exp())
+        .sum();
     sum.ln() - f64::from(row[label] - largest)
 }
 
 fn to_vec(tensor: Tensor<2>) -> Vec<f32> {
-    tensor.inner().try_into_vec_as::<f32>().expect("logits are f32 on a device that can be read")
+    tensor
+        .inner()
+        .try_into_vec_as::<f32>()
+        .expect("logits are f32 on a device that can be read")
 }
 
 /// The one value of a loss.

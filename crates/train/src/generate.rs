@@ -36,7 +36,11 @@ pub fn generate(
     for index in 0..how.max_new_tokens {
         let type_ids = vec![0; ids.len()];
         let sequences = Sequences::new(vec![0, ids.len()]);
-        let tokens = Tokens { ids: &ids, type_ids: &type_ids, sequences };
+        let tokens = Tokens {
+            ids: &ids,
+            type_ids: &type_ids,
+            sequences,
+        };
         let Hidden { states, sequences } = model.hidden(&tokens, adapter);
         if sequences.tokens() + adapter.prefix_length() >= how.max_length {
             break;
@@ -55,13 +59,18 @@ pub fn generate(
 
 /// The next token from its logits, `[1, vocabulary]`.
 fn choose(logits: Tensor<2>, how: &Generation, index: usize) -> u32 {
-    let logits = logits.inner().try_into_vec_as::<f32>().expect("logits are f32 and can be read");
+    let logits = logits
+        .inner()
+        .try_into_vec_as::<f32>()
+        .expect("logits are f32 and can be read");
     if how.temperature <= 0.0 {
         return crate::evaluate::argmax(&logits) as u32;
     }
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let weights: Vec<f64> =
-        logits.iter().map(|&logit| (f64::from(logit - largest) / how.temperature).exp()).collect();
+    let weights: Vec<f64> = logits
+        .iter()
+        .map(|&logit| (f64::from(logit - largest) / how.temperature).exp())
+        .collect();
     let draw = f64::from(random::uniform(how.seed ^ index as u64, 1, 0.0, 1.0)[0]);
     let mut left = draw * weights.iter().sum::<f64>();
     for (token, weight) in weights.iter().enumerate() {

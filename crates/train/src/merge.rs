@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use epiphyte_methods::Tuned;
 use epiphyte_models::safetensors_file::{TensorToWrite, write_safetensors};
 use epiphyte_models::{Adapter, Identity, LoadOptions, Task, Tokens, Transformer, load};
@@ -32,8 +32,14 @@ pub struct Merged {
 /// # Errors
 /// If the method cannot be merged, or files cannot be written.
 pub fn merge(model_dir: &Path, tuning: &Tuning, output: &Path) -> Result<Merged, TrainError> {
-    let Tuning { bench, tuned: Some(tuned) } = tuning else {
-        return Err(TrainError::Config("there is no adapter to merge: pass --adapter".to_owned()));
+    let Tuning {
+        bench,
+        tuned: Some(tuned),
+    } = tuning
+    else {
+        return Err(TrainError::Config(
+            "there is no adapter to merge: pass --adapter".to_owned(),
+        ));
     };
     let model = &*bench.loaded.model;
     let base = model.base();
@@ -48,34 +54,63 @@ pub fn merge(model_dir: &Path, tuning: &Tuning, output: &Path) -> Result<Merged,
     fs::create_dir_all(output).map_err(FileError::at("create", output))?;
     let to_write: Vec<TensorToWrite<'_>> = tensors
         .iter()
-        .map(|(name, shape, bytes)| TensorToWrite { name, dtype: Dtype::F32, shape, bytes })
+        .map(|(name, shape, bytes)| TensorToWrite {
+            name,
+            dtype: Dtype::F32,
+            shape,
+            bytes,
+        })
         .collect();
-    write_safetensors(&output.join("model.safetensors"), &to_write, &[("format", "pt")])?;
+    write_safetensors(
+        &output.join("model.safetensors"),
+        &to_write,
+        &[("format", "pt")],
+    )?;
     copy_rest(model_dir, output, bench.spec.head(), &bench.spec.labels)?;
 
     let options = LoadOptions::default();
     let device = Device::default();
     let merged = load(output, bench.spec.head(), &device, &options)?;
     let largest_difference = largest_difference(model, tuned, &*merged.model);
-    Ok(Merged { changed_tensors, tensors: tensors.len(), largest_difference })
+    Ok(Merged {
+        changed_tensors,
+        tensors: tensors.len(),
+        largest_difference,
+    })
 }
 
 fn to_bytes(values: Tensor<1>) -> Vec<u8> {
-    let values = values.inner().try_into_vec_as::<f32>().expect("weights are f32 and can be read");
-    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+    let values = values
+        .inner()
+        .try_into_vec_as::<f32>()
+        .expect("weights are f32 and can be read");
+    values
+        .iter()
+        .flat_map(|value| value.to_le_bytes())
+        .collect()
 }
 
 /// Copies tokenizer and configuration; the configuration learns the classes.
 fn copy_rest(from: &Path, to: &Path, task: Task, labels: &[String]) -> Result<(), TrainError> {
     for entry in fs::read_dir(from).map_err(FileError::at("read", from))? {
         let path = entry.map_err(FileError::at("read", from))?.path();
-        let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
-        let weights = [".safetensors", ".safetensors.index.json", ".bin", ".pt", ".onnx"];
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
+            continue;
+        };
+        let weights = [
+            ".safetensors",
+            ".safetensors.index.json",
+            ".bin",
+            ".pt",
+            ".onnx",
+        ];
         if path.is_dir() || weights.iter().any(|ending| name.ends_with(ending)) {
             continue;
         }
         let mut bytes = fs::read(&path).map_err(FileError::at("read", &path))?;
-        if name == "config.json" && let Some(outputs) = task.outputs() {
+        if name == "config.json"
+            && let Some(outputs) = task.outputs()
+        {
             let invalid = |error: serde_json::Error| TrainError::State {
                 path: path.clone(),
                 reason: error.to_string(),
@@ -86,15 +121,28 @@ fn copy_rest(from: &Path, to: &Path, task: Task, labels: &[String]) -> Result<()
                 None => format!("LABEL_{id}"),
             });
             let names: Vec<String> = names.collect();
-            config["id2label"] =
-                names.iter().enumerate().map(|(id, name)| (id.to_string(), name.clone().into())).collect::<serde_json::Map<_, _>>().into();
-            config["label2id"] =
-                names.iter().enumerate().map(|(id, name)| (name.clone(), id.into())).collect::<serde_json::Map<_, _>>().into();
+            config["id2label"] = names
+                .iter()
+                .enumerate()
+                .map(|(id, name)| (id.to_string(), name.clone().into()))
+                .collect::<serde_json::Map<_, _>>()
+                .into();
+            config["label2id"] = names
+                .iter()
+                .enumerate()
+                .map(|(id, name)| (name.clone(), id.into()))
+                .collect::<serde_json::Map<_, _>>()
+                .into();
             if let Some(config) = config.as_object_mut() {
                 config.remove("num_labels");
             }
-            let class = if config["model_type"] == "bert" { "Bert" } else { "Llama" };
-            config["architectures"] = serde_json::json!([format!("{class}ForSequenceClassification")]);
+            let class = if config["model_type"] == "bert" {
+                "Bert"
+            } else {
+                "Llama"
+            };
+            config["architectures"] =
+                serde_json::json!([format!("{class}ForSequenceClassification")]);
             bytes = serde_json::to_vec_pretty(&config).map_err(invalid)?;
         }
         crate::files::write(&to.join(name), &bytes)?;
@@ -109,8 +157,9 @@ fn largest_difference(model: &dyn Transformer, tuned: &Tuned, merged: &dyn Trans
     let mut largest = 0.0f64;
     for probe in 0..4u32 {
         let length = (longest / 4 * (probe as usize + 1)).max(1);
-        let ids: Vec<u32> =
-            (0..length as u32).map(|at| (probe.wrapping_mul(7919) + at.wrapping_mul(104_729)) % vocabulary).collect();
+        let ids: Vec<u32> = (0..length as u32)
+            .map(|at| (probe.wrapping_mul(7919) + at.wrapping_mul(104_729)) % vocabulary)
+            .collect();
         let type_ids = vec![0; length];
         let tokens = Tokens {
             ids: &ids,
@@ -119,7 +168,10 @@ fn largest_difference(model: &dyn Transformer, tuned: &Tuned, merged: &dyn Trans
         };
         let before = outputs(model, &tokens, tuned);
         let after = outputs(merged, &tokens, &Identity);
-        let differences = before.iter().zip(&after).map(|(a, b)| f64::from(a - b).abs());
+        let differences = before
+            .iter()
+            .zip(&after)
+            .map(|(a, b)| f64::from(a - b).abs());
         largest = differences.fold(largest, f64::max);
     }
     largest
@@ -133,5 +185,8 @@ fn outputs(model: &dyn Transformer, tokens: &Tokens<'_>, adapter: &dyn Adapter) 
         }
         None => model.logits(tokens, adapter),
     };
-    logits.inner().try_into_vec_as::<f32>().expect("logits are f32 and can be read")
+    logits
+        .inner()
+        .try_into_vec_as::<f32>()
+        .expect("logits are f32 and can be read")
 }

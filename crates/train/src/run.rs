@@ -79,7 +79,10 @@ pub fn train(
     let reading = run.reading()?;
     let table = epiphyte_data::Table::read(
         &run.train_data,
-        &epiphyte_data::ReadOptions { limit: run.max_train_rows, ..reading.clone() },
+        &epiphyte_data::ReadOptions {
+            limit: run.max_train_rows,
+            ..reading.clone()
+        },
     )?;
     let spec = TaskSpec::of_run(run, &table)?;
     let load = LoadOptions {
@@ -101,7 +104,13 @@ pub fn train(
 
     let model = &*bench.loaded.model;
     let mut tuned = Tuned::new(config, model.base(), device, run.seed)?;
-    let work = Workload { run, model, train: &train, eval: eval.as_ref(), device };
+    let work = Workload {
+        run,
+        model,
+        train: &train,
+        eval: eval.as_ref(),
+        device,
+    };
     let mut trainer = Trainer::new(work, &tuned, options.resume)?;
     if trainer.step() > 0 {
         tracing::info!("going on after step {}", trainer.step());
@@ -117,7 +126,12 @@ pub fn train(
     }
 
     let account = tuned.account(model.base());
-    file::save(&run.output, &tuned, model.base(), &about(run, &bench, account))?;
+    file::save(
+        &run.output,
+        &tuned,
+        model.base(),
+        &about(run, &bench, account),
+    )?;
     let bytes = size(&run.output.join(file::TENSORS_FILE));
     let report = Report {
         output: run.output.clone(),
@@ -136,19 +150,29 @@ pub fn train(
         tokens_per_second: outcome.tokens_per_second,
         peak_memory_bytes: memory::peak_resident_bytes(),
     };
-    let card = card(run, options, &report, train.examples().len(), eval.as_ref().map(|eval| eval.examples().len()));
+    let card = card(
+        run,
+        options,
+        &report,
+        train.examples().len(),
+        eval.as_ref().map(|eval| eval.examples().len()),
+    );
     files::write(&run.output.join("README.md"), card.to_string().as_bytes())?;
     Ok(report)
 }
 
 /// Refuses an output directory that holds a run, unless told what to do with it.
 fn make_room(output: &Path, options: &RunOptions) -> Result<(), TrainError> {
-    let taken = [file::CONFIG_FILE, "log.jsonl"].iter().any(|name| output.join(name).exists());
+    let taken = [file::CONFIG_FILE, "log.jsonl"]
+        .iter()
+        .any(|name| output.join(name).exists());
     if !taken || options.resume {
         return Ok(());
     }
     if !options.overwrite {
-        return Err(TrainError::OutputTaken { path: output.to_owned() });
+        return Err(TrainError::OutputTaken {
+            path: output.to_owned(),
+        });
     }
     for checkpoint in crate::checkpoints::Checkpoints::open(output)?.list()? {
         files::remove_directory(&checkpoint.path)?;
@@ -188,7 +212,12 @@ fn card(
         examples: examples as u64,
     };
     let mut data = vec![source("training", &run.train_data, train)];
-    data.extend(run.eval_data.as_ref().zip(eval).map(|(path, count)| source("evaluation", path, count)));
+    data.extend(
+        run.eval_data
+            .as_ref()
+            .zip(eval)
+            .map(|(path, count)| source("evaluation", path, count)),
+    );
     let settings = serde_json::to_value(run).expect("a run is plain values");
     let settings = settings.as_object().into_iter().flatten();
     ModelCard {
@@ -213,7 +242,10 @@ fn card(
             .metrics
             .iter()
             .zip(&run.eval_data)
-            .map(|(metrics, path)| Scores { data: path.display().to_string(), metrics: metrics.clone() })
+            .map(|(metrics, path)| Scores {
+                data: path.display().to_string(),
+                metrics: metrics.clone(),
+            })
             .collect(),
         hyperparameters: settings
             .filter(|(_, value)| !value.is_null())
@@ -259,11 +291,15 @@ pub fn open_adapter(
     load: &LoadOptions,
 ) -> Result<Tuning, TrainError> {
     let file = adapter.map(AdapterFile::open).transpose()?;
-    let told = file.as_ref().and_then(AdapterFile::provenance).map(|ours| ours.task.clone());
+    let told = file
+        .as_ref()
+        .and_then(AdapterFile::provenance)
+        .map(|ours| ours.task.clone());
     let spec = match (spec, told) {
         (Some(spec), _) => spec,
-        (None, Some(task)) => serde_json::from_value(task)
-            .map_err(|error| TrainError::Config(format!("the adapter's `epiphyte.task`: {error}")))?,
+        (None, Some(task)) => serde_json::from_value(task).map_err(|error| {
+            TrainError::Config(format!("the adapter's `epiphyte.task`: {error}"))
+        })?,
         (None, None) => {
             return Err(TrainError::Config(
                 "the task is not known: pass --task, --text-columns and --label-column".to_owned(),

@@ -22,17 +22,17 @@ use crate::files;
 
 /// Where a run stands.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct RunState {
+pub(crate) struct RunState {
     /// The run, so that another is not continued by mistake.
-    pub run: RunConfig,
+    pub(crate) run: RunConfig,
     /// Optimiser steps done.
-    pub step: u64,
+    pub(crate) step: u64,
     /// Seconds spent.
-    pub elapsed: f64,
+    pub(crate) elapsed: f64,
     /// The best evaluation and the patience left.
-    pub early_stopping: EarlyStopping,
+    pub(crate) early_stopping: EarlyStopping,
     /// Whether the run is over.
-    pub finished: bool,
+    pub(crate) finished: bool,
 }
 
 const STATE_FILE: &str = "trainer_state.json";
@@ -43,7 +43,12 @@ impl RunState {
     ///
     /// # Errors
     /// If a file cannot be written.
-    pub fn save(&self, dir: &Path, tuned: &Tuned, moments: &[Moments]) -> Result<(), TrainError> {
+    pub(crate) fn save(
+        &self,
+        dir: &Path,
+        tuned: &Tuned,
+        moments: &[Moments],
+    ) -> Result<(), TrainError> {
         let mut tensors = Vec::new();
         for (param, moments) in tuned.trained().zip(moments) {
             let key = param.key();
@@ -55,7 +60,12 @@ impl RunState {
         let tensors: Vec<TensorToWrite<'_>> = tensors
             .iter()
             .zip(&shapes)
-            .map(|((name, bytes), shape)| TensorToWrite { name, dtype: Dtype::F32, shape, bytes })
+            .map(|((name, bytes), shape)| TensorToWrite {
+                name,
+                dtype: Dtype::F32,
+                shape,
+                bytes,
+            })
             .collect();
         write_safetensors(&dir.join(TENSORS_FILE), &tensors, &[])?;
         let text = serde_json::to_vec_pretty(self).expect("a run's state is plain values");
@@ -66,11 +76,17 @@ impl RunState {
     ///
     /// # Errors
     /// If a file is missing or malformed, or belongs to another method.
-    pub fn load(dir: &Path, tuned: &Tuned, device: &Device) -> Result<(Self, Vec<Moments>), TrainError> {
+    pub(crate) fn load(
+        dir: &Path,
+        tuned: &Tuned,
+        device: &Device,
+    ) -> Result<(Self, Vec<Moments>), TrainError> {
         let path = dir.join(STATE_FILE);
         let text = fs::read(&path).map_err(crate::error::FileError::at("read", &path))?;
-        let state: Self = serde_json::from_slice(&text)
-            .map_err(|error| TrainError::State { path, reason: error.to_string() })?;
+        let state: Self = serde_json::from_slice(&text).map_err(|error| TrainError::State {
+            path,
+            reason: error.to_string(),
+        })?;
         let tensors = Checkpoint::open_file(&dir.join(TENSORS_FILE))?;
         let read = |kind: &str, param: &Param| -> Result<Tensor<1>, TrainError> {
             let values = tensors.to_f32(&format!("{kind}/{}", param.key()), &[param.count()])?;
@@ -80,7 +96,10 @@ impl RunState {
         let mut moments = Vec::new();
         for param in tuned.trained() {
             param.set(read("value", param)?);
-            moments.push(Moments { first: read("first", param)?, second: read("second", param)? });
+            moments.push(Moments {
+                first: read("first", param)?,
+                second: read("second", param)?,
+            });
         }
         Ok((state, moments))
     }
@@ -89,5 +108,8 @@ impl RunState {
 fn bytes(tensor: &Tensor<1>) -> Vec<u8> {
     let values = tensor.clone().inner().try_into_vec_as::<f32>();
     let values = values.expect("parameters are f32 on a device that can be read");
-    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+    values
+        .iter()
+        .flat_map(|value| value.to_le_bytes())
+        .collect()
 }

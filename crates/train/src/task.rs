@@ -4,8 +4,8 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use epiphyte_data::{
-    Batches, Columns, EncodeOptions, Examples, LabelSet, Labels, Order, ReadOptions, Table, TaskKind,
-    Tokenizer, check_max_length,
+    Batches, Columns, EncodeOptions, Examples, LabelSet, Labels, Order, ReadOptions, Table,
+    TaskKind, Tokenizer, check_max_length,
 };
 use epiphyte_models::{LoadOptions, Loaded, Task, load};
 use serde::{Deserialize, Serialize};
@@ -51,7 +51,11 @@ impl TaskSpec {
             }
             _ => Vec::new(),
         };
-        let usual = if run.task == TaskKind::CausalLanguageModelling { 512 } else { 128 };
+        let usual = if run.task == TaskKind::CausalLanguageModelling {
+            512
+        } else {
+            128
+        };
         Ok(Self {
             task: run.task,
             columns,
@@ -66,9 +70,9 @@ impl TaskSpec {
     /// The head that the task needs.
     pub fn head(&self) -> Task {
         match self.task {
-            TaskKind::SequenceClassification => {
-                Task::SequenceClassification { labels: self.labels.len() }
-            }
+            TaskKind::SequenceClassification => Task::SequenceClassification {
+                labels: self.labels.len(),
+            },
             TaskKind::Regression => Task::Regression,
             TaskKind::CausalLanguageModelling => Task::CausalLanguageModelling,
         }
@@ -92,12 +96,22 @@ impl TaskSpec {
         options: &ReadOptions,
         limit: Option<usize>,
     ) -> Result<Table, TrainError> {
-        Ok(Table::read(path, &ReadOptions { limit, ..options.clone() })?)
+        Ok(Table::read(
+            path,
+            &ReadOptions {
+                limit,
+                ..options.clone()
+            },
+        )?)
     }
 
     /// How files of this task are read.
     pub fn reading(&self) -> ReadOptions {
-        ReadOptions { header: !self.no_header, quoting: self.quoting, ..ReadOptions::default() }
+        ReadOptions {
+            header: !self.no_header,
+            quoting: self.quoting,
+            ..ReadOptions::default()
+        }
     }
 
     /// The examples of a table; without targets if `labelled` is false.
@@ -121,8 +135,13 @@ impl TaskSpec {
             TaskKind::CausalLanguageModelling => Labels::Absent,
         };
         let fields = self.columns.resolve(self.task)?;
-        let options = EncodeOptions { max_length: self.max_length, packing: self.packing };
-        Ok(Examples::encode(table, &fields, labels, tokenizer, &options)?)
+        let options = EncodeOptions {
+            max_length: self.max_length,
+            packing: self.packing,
+        };
+        Ok(Examples::encode(
+            table, &fields, labels, tokenizer, &options,
+        )?)
     }
 }
 
@@ -151,7 +170,11 @@ impl Workbench {
         let tokenizer = Tokenizer::load(model)?;
         let loaded = load(model, spec.head(), device, options)?;
         check_max_length(spec.max_length, loaded.config.max_position_embeddings())?;
-        Ok(Self { loaded, tokenizer, spec })
+        Ok(Self {
+            loaded,
+            tokenizer,
+            spec,
+        })
     }
 
     /// The examples of a table, in batches.
@@ -165,7 +188,10 @@ impl Workbench {
         batch_size: usize,
         order: Order,
     ) -> Result<Batches, TrainError> {
-        let examples = self.spec.examples(table, &self.tokenizer, labelled)?.examples;
+        let examples = self
+            .spec
+            .examples(table, &self.tokenizer, labelled)?
+            .examples;
         let vocabulary = self.loaded.config.vocab_size();
         let largest = examples.iter().flat_map(|example| &example.ids).max();
         if let Some(&id) = largest.filter(|&&id| id as usize >= vocabulary) {

@@ -84,7 +84,10 @@ impl Plan {
     pub fn new(run: &RunConfig, batches_per_epoch: usize) -> Self {
         let per_epoch = batches_per_epoch.div_ceil(run.gradient_accumulation_steps) as u64;
         let all = (per_epoch as f64 * run.epochs).ceil() as u64;
-        Self { per_epoch, total: run.max_steps.unwrap_or(all) }
+        Self {
+            per_epoch,
+            total: run.max_steps.unwrap_or(all),
+        }
     }
 }
 
@@ -119,7 +122,9 @@ impl<'a> Trainer<'a> {
             Some(checkpoint) => {
                 let (state, moments) = RunState::load(&checkpoint.path, tuned, work.device)?;
                 if state.run != *run {
-                    return Err(TrainError::OtherRun { path: checkpoint.path });
+                    return Err(TrainError::OtherRun {
+                        path: checkpoint.path,
+                    });
                 }
                 let journal = Journal::resume(&journal_path, state.step)?;
                 let events = EventWriter::resume(&events_dir, state.step)?;
@@ -133,13 +138,25 @@ impl<'a> Trainer<'a> {
                     early_stopping: EarlyStopping::new(run.selection()),
                     finished: false,
                 };
-                let moments = tuned.trained().map(|param| Moments::zeros(&param.flat())).collect();
-                (state, moments, Journal::create(&journal_path)?, EventWriter::create(&events_dir)?)
+                let moments = tuned
+                    .trained()
+                    .map(|param| Moments::zeros(&param.flat()))
+                    .collect();
+                (
+                    state,
+                    moments,
+                    Journal::create(&journal_path)?,
+                    EventWriter::create(&events_dir)?,
+                )
             }
         };
         let warmup_steps = run.warmup().steps(plan.total)?;
         Ok(Self {
-            schedule: Schedule { kind: run.lr_scheduler_type, warmup_steps, total_steps: plan.total },
+            schedule: Schedule {
+                kind: run.lr_scheduler_type,
+                warmup_steps,
+                total_steps: plan.total,
+            },
             optimizer: AdamW {
                 beta1: run.adam_beta1,
                 beta2: run.adam_beta2,
@@ -179,7 +196,11 @@ impl<'a> Trainer<'a> {
         let mut metrics = None;
         // A run that goes on after its end ends as it did.
         let stopped = self.state.finished && self.state.step < self.plan.total;
-        let mut end = if stopped { End::StoppedEarly } else { End::Finished };
+        let mut end = if stopped {
+            End::StoppedEarly
+        } else {
+            End::Finished
+        };
         tuned.track(true);
         while self.state.step < self.plan.total && !self.state.finished {
             let done = self.optimizer_step(tuned)?;
@@ -197,13 +218,17 @@ impl<'a> Trainer<'a> {
                 Some(every) => self.state.step.is_multiple_of(every) || last,
                 None => epoch_ends,
             };
-            let (evaluate, mut save) = (due(self.work.run.eval_steps), due(self.work.run.save_steps));
+            let (evaluate, mut save) =
+                (due(self.work.run.eval_steps), due(self.work.run.save_steps));
             if let (true, Some(eval)) = (evaluate, self.work.eval) {
                 tuned.track(false);
                 let task = self.work.run.task;
                 let scores = evaluate::evaluate(self.work.model, tuned, eval, task)?;
                 tuned.track(true);
-                let verdict = self.state.early_stopping.observe(self.state.step, &scores)?;
+                let verdict = self
+                    .state
+                    .early_stopping
+                    .observe(self.state.step, &scores)?;
                 save |= verdict.is_best || verdict.stop;
                 progress.note(&format!("step {}: {}", self.state.step, summary(&scores)));
                 self.log_evaluation(&scores, verdict.is_best, &clock)?;
@@ -250,10 +275,13 @@ impl<'a> Trainer<'a> {
     /// One optimiser step.
     fn optimizer_step(&mut self, tuned: &mut Tuned) -> Result<Done, TrainError> {
         let run = self.work.run;
-        let moment =
-            Moment { step: self.state.step as usize, total: self.plan.total as usize };
+        let moment = Moment {
+            step: self.state.step as usize,
+            total: self.plan.total as usize,
+        };
         let epoch = self.state.step / self.plan.per_epoch;
-        let first = (self.state.step % self.plan.per_epoch) as usize * run.gradient_accumulation_steps;
+        let first =
+            (self.state.step % self.plan.per_epoch) as usize * run.gradient_accumulation_steps;
         let batches = self.work.train.epoch(epoch);
         let last = (first + run.gradient_accumulation_steps).min(self.work.train.per_epoch());
 
@@ -263,7 +291,8 @@ impl<'a> Trainer<'a> {
         for index in first..last {
             let batch = batches.batch(index)?;
             tokens += batch.tokens();
-            let Some((loss, count)) = self.backward(&batch, epoch, tuned, moment, &mut gradients, last - first)?
+            let Some((loss, count)) =
+                self.backward(&batch, epoch, tuned, moment, &mut gradients, last - first)?
             else {
                 continue;
             };
@@ -271,14 +300,19 @@ impl<'a> Trainer<'a> {
             targets += count;
         }
         if targets == 0 {
-            return Err(TrainError::NothingToLearn { step: self.state.step + 1 });
+            return Err(TrainError::NothingToLearn {
+                step: self.state.step + 1,
+            });
         }
         if last - first > 1 {
             for gradient in gradients.iter_mut().flatten() {
                 *gradient = gradient.clone() / targets as f64;
             }
         }
-        let names: Vec<String> = tuned.trained().map(|param| param.key().to_owned()).collect();
+        let names: Vec<String> = tuned
+            .trained()
+            .map(|param| param.key().to_owned())
+            .collect();
         if self.state.step == 0 {
             let without: Vec<String> = names
                 .iter()
@@ -293,22 +327,29 @@ impl<'a> Trainer<'a> {
         let norm = self.clip(&names, &mut gradients)?;
         let learning_rate = run.learning_rate * self.schedule.factor(self.state.step);
         let step = self.state.step as usize + 1;
-        for ((param, gradient), moments) in
-            tuned.trained().zip(gradients).zip(&mut self.moments)
-        {
+        for ((param, gradient), moments) in tuned.trained().zip(gradients).zip(&mut self.moments) {
             let Some(gradient) = gradient else { continue };
             let optimizer = if decays(param) {
                 self.optimizer
             } else {
-                AdamW { weight_decay: 0.0, ..self.optimizer }
+                AdamW {
+                    weight_decay: 0.0,
+                    ..self.optimizer
+                }
             };
             let value = param.flat().inner();
-            let (value, moved) = optimizer.step(value, gradient, moments.clone(), learning_rate, step);
+            let (value, moved) =
+                optimizer.step(value, gradient, moments.clone(), learning_rate, step);
             *moments = moved;
             param.set(value);
         }
         tuned.method_mut().after_step(moment);
-        Ok(Done { loss: loss_sum / targets as f64, norm, learning_rate, tokens })
+        Ok(Done {
+            loss: loss_sum / targets as f64,
+            norm,
+            learning_rate,
+            tokens,
+        })
     }
 
     /// Forward and backward over one batch; adds to `gradients` and returns loss and target count.
@@ -325,13 +366,22 @@ impl<'a> Trainer<'a> {
         let mut tokens = evaluate::tokens(batch);
         tokens.sequences = keyed(&tokens.sequences, run.seed, epoch, &batch.positions);
         let targets = OwnedTargets::of(batch);
-        let Some(targets) = targets.get(batch) else { return Ok(None) };
-        let Some(loss) = self.work.model.loss(&tokens, targets, run.label_smoothing, tuned) else {
+        let Some(targets) = targets.get(batch) else {
+            return Ok(None);
+        };
+        let Some(loss) = self
+            .work
+            .model
+            .loss(&tokens, targets, run.label_smoothing, tuned)
+        else {
             return Ok(None);
         };
         let value = f64::from(evaluate::value(loss.mean.clone()));
         if !value.is_finite() {
-            return Err(TrainError::NonFinite { what: "the loss".to_owned(), step: self.state.step + 1 });
+            return Err(TrainError::NonFinite {
+                what: "the loss".to_owned(),
+                step: self.state.step + 1,
+            });
         }
         let mut objective = loss.mean;
         if let Some(penalty) = tuned.method().penalty() {
@@ -354,7 +404,11 @@ impl<'a> Trainer<'a> {
     }
 
     /// The gradients' length, all together; longer ones than `max_grad_norm` are scaled down to it.
-    fn clip(&self, names: &[String], gradients: &mut [Option<Tensor<1>>]) -> Result<f64, TrainError> {
+    fn clip(
+        &self,
+        names: &[String],
+        gradients: &mut [Option<Tensor<1>>],
+    ) -> Result<f64, TrainError> {
         let mut sum = 0.0;
         for (name, gradient) in names.iter().zip(gradients.iter()) {
             let Some(gradient) = gradient else { continue };
@@ -406,8 +460,10 @@ impl<'a> Trainer<'a> {
         is_best: bool,
         clock: &Clock,
     ) -> Result<(), TrainError> {
-        let tags: Vec<(String, f64)> =
-            metrics.iter().map(|(name, value)| (format!("eval/{name}"), value)).collect();
+        let tags: Vec<(String, f64)> = metrics
+            .iter()
+            .map(|(name, value)| (format!("eval/{name}"), value))
+            .collect();
         let tags = tags.iter().map(|(tag, value)| (tag.as_str(), *value));
         self.events.scalars(self.state.step, tags)?;
         Ok(self.journal.append(&Record::Evaluation(EvaluationRecord {
@@ -423,7 +479,8 @@ impl<'a> Trainer<'a> {
         self.state.elapsed = clock.elapsed();
         self.journal.sync()?;
         let (state, moments) = (&self.state, &self.moments);
-        self.checkpoints.save(state.step, |dir| state.save(dir, tuned, moments))?;
+        self.checkpoints
+            .save(state.step, |dir| state.save(dir, tuned, moments))?;
         let keep = NonZeroUsize::new(self.work.run.save_total_limit).unwrap_or(NonZeroUsize::MIN);
         let best = self.state.early_stopping.best().map(|best| best.step);
         self.checkpoints.rotate(keep, best)?;
@@ -437,7 +494,9 @@ impl<'a> Trainer<'a> {
 
 /// The sequences with the keys from which dropout follows: seed, epoch and the example itself.
 fn keyed(sequences: &Sequences, seed: u64, epoch: u64, positions: &[usize]) -> Sequences {
-    let keys = positions.iter().map(|position| name_id(&format!("{seed}/{epoch}/{position}")));
+    let keys = positions
+        .iter()
+        .map(|position| name_id(&format!("{seed}/{epoch}/{position}")));
     sequences.clone().with_keys(keys.collect())
 }
 
@@ -448,8 +507,10 @@ fn decays(param: &Param) -> bool {
 
 /// `accuracy 0.8120, loss 0.4321`, the most telling first.
 fn summary(metrics: &Metrics) -> String {
-    let scores: Vec<String> =
-        metrics.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
+    let scores: Vec<String> = metrics
+        .iter()
+        .map(|(name, value)| format!("{name} {value:.4}"))
+        .collect();
     scores.join(", ")
 }
 
@@ -492,7 +553,11 @@ struct Clock {
 
 impl Clock {
     fn new(before: f64) -> Self {
-        Self { started: Instant::now(), before, tokens: 0 }
+        Self {
+            started: Instant::now(),
+            before,
+            tokens: 0,
+        }
     }
 
     fn elapsed(&self) -> f64 {

@@ -40,8 +40,8 @@ impl Workplace {
             Task::CausalLanguageModelling,
             true,
         );
-        here.write("train.jsonl", &rows(0, 96));
-        here.write("dev.jsonl", &rows(1, 32));
+        here.write("train.jsonl", rows(0, 96));
+        here.write("dev.jsonl", rows(1, 32));
         here
     }
 
@@ -145,7 +145,7 @@ fn write_model(dir: &Path, config: &Value, task: Task, with_head: bool) {
     let text = config.to_string();
     fs::write(dir.join("config.json"), &text).unwrap();
     let config = ModelConfig::parse(Path::new("config.json"), text.as_bytes()).unwrap();
-    let model = random_model(&config, task, &Device::default(), Default::default(), 0).unwrap();
+    let model = random_model(&config, task, &Device::default(), Precision::F32, 0).unwrap();
     let tensors = model
         .base()
         .tensors()

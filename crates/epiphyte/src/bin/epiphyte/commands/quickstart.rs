@@ -59,9 +59,12 @@ const ASSETS: [(&str, &[u8]); 7] = [
 
 /// Methods, and what their configuration files say beside what all say.
 const RUNS: [(&str, &str); 3] = [
-    ("lora", "rank = 8\nalpha = 16\ntarget_modules = \"all-linear\"\nlearning_rate = 5e-3\n"),
-    ("prefix-tuning", "num_virtual_tokens = 16\ninit_weights = \"zero\"\nlearning_rate = 2e-2\n"),
-    ("bitfit", "learning_rate = 1e-2\n"),
+    (
+        "lora",
+        "rank = 8\nalpha = 16\ntarget_modules = \"all-linear\"\nlearning_rate = 5e-3\nmax_steps = 90\n",
+    ),
+    ("prefix-tuning", "num_virtual_tokens = 16\nlearning_rate = 1e-1\nmax_steps = 150\n"),
+    ("bitfit", "learning_rate = 4e-2\nmax_steps = 200\n"),
 ];
 
 /// How every text begins that is generated.
@@ -153,8 +156,7 @@ fn configure(dir: &Path, method: &str, settings: &str) -> Result<RunConfig> {
          text_columns = [\"text\"]\n\
          max_length = 128\n\
          batch_size = 16\n\
-         max_steps = 150\n\
-         eval_steps = 50\n\
+         eval_steps = 30\n\
          method = \"{method}\"\n\
          {settings}",
         base = path("base"),
