@@ -6,7 +6,7 @@ use burn::tensor::Device;
 use epiphyte_data::Order;
 use epiphyte_methods::file::{self, About, AdapterFile, Provenance};
 use epiphyte_methods::{Account, Tuned, by_name};
-use epiphyte_models::LoadOptions;
+use epiphyte_models::{LoadOptions, ModelConfig};
 use serde::Serialize;
 
 use crate::config::RunConfig;
@@ -84,7 +84,11 @@ pub fn train(
             ..reading.clone()
         },
     )?;
-    let spec = TaskSpec::of_run(run, &table)?;
+    let mut spec = TaskSpec::of_run(run, &table)?;
+    if run.max_length.is_none() {
+        let limit = ModelConfig::open(&run.model)?.max_position_embeddings();
+        spec.max_length = spec.max_length.min(limit);
+    }
     let load = LoadOptions {
         precision: run.precision.into(),
         seed: run.seed,

@@ -379,7 +379,10 @@ impl<'a> Trainer<'a> {
         let value = f64::from(evaluate::value(loss.mean.clone()));
         if !value.is_finite() {
             return Err(TrainError::NonFinite {
-                what: "the loss".to_owned(),
+                what: first_non_finite(tuned).map_or_else(
+                    || "the loss".to_owned(),
+                    |name| format!("`{name}`, and with it the loss,"),
+                ),
                 step: self.state.step + 1,
             });
         }
@@ -498,6 +501,15 @@ fn keyed(sequences: &Sequences, seed: u64, epoch: u64, positions: &[usize]) -> S
         .iter()
         .map(|position| name_id(&format!("{seed}/{epoch}/{position}")));
     sequences.clone().with_keys(keys.collect())
+}
+
+/// The first trained tensor that holds a NaN or an infinity.
+fn first_non_finite(tuned: &Tuned) -> Option<String> {
+    let finite = |param: &&Param| param.to_vec().iter().all(|value| value.is_finite());
+    tuned
+        .trained()
+        .find(|param| !finite(param))
+        .map(|param| param.key().to_owned())
 }
 
 /// Whether weight decay applies: not to biases and scales, as in transformers' `Trainer`.

@@ -68,6 +68,13 @@ pub fn matmul(
     if beta != 0.0 && beta != 1.0 {
         c.iter_mut().for_each(|c| *c *= beta);
     }
+    if k == 0 {
+        // Nothing to add up, and no operand to point into.
+        if beta == 0.0 {
+            c.fill(0.0);
+        }
+        return Ok(());
+    }
     let kernel = Kernel::f32(Isa::current());
     let in_place = !right.transposed && m <= 2 * kernel.rows();
     let product = Product {

@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use epiphyte::Device;
 
-use crate::commands::{eval, generate, inspect, merge, predict, train};
+use crate::commands::{eval, generate, inspect, merge, predict, quickstart, train};
 use crate::device;
 
 /// Fine-tune a pretrained transformer without changing it: the base stays frozen, what is learned is a
@@ -20,6 +20,7 @@ pub(crate) struct Arguments {
 
 const EXAMPLES: &str = "\
 Examples:
+  epiphyte quickstart
   epiphyte methods
   epiphyte train --model bert-base-uncased --train-data train.jsonl --eval-data dev.jsonl \\
       --text-columns text --method lora --output adapter
@@ -65,6 +66,9 @@ impl Global {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Fine-tune a small model that comes along with three methods, in about a minute
+    #[command(after_help = quickstart::EXAMPLES)]
+    Quickstart(quickstart::Arguments),
     /// Fine-tune a base model
     #[command(after_help = train::EXAMPLES)]
     Train(train::Arguments),

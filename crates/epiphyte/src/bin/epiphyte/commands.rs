@@ -6,4 +6,5 @@ pub(crate) mod inspect;
 pub(crate) mod merge;
 pub(crate) mod methods;
 pub(crate) mod predict;
+pub(crate) mod quickstart;
 pub(crate) mod train;

@@ -23,6 +23,7 @@ fn main() -> ExitCode {
     let Arguments { global, command } = Arguments::parse();
     logging::start(&global);
     let done = global.apply().and_then(|()| match command {
+        Command::Quickstart(arguments) => commands::quickstart::run(arguments, &global),
         Command::Train(arguments) => commands::train::run(arguments, &global),
         Command::Eval(arguments) => commands::eval::run(arguments, &global),
         Command::Predict(arguments) => commands::predict::run(arguments, &global),

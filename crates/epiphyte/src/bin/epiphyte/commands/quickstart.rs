@@ -20,7 +20,7 @@ use epiphyte::train::{
 use serde::Serialize;
 
 use crate::arguments::Global;
-use crate::commands::train::on_ctrl_c;
+use crate::commands::train::{on_ctrl_c, shell};
 use crate::failure::INTERRUPTED;
 use crate::output;
 use crate::settings::{GivenFlags, run_config};
@@ -28,7 +28,7 @@ use crate::settings::{GivenFlags, run_config};
 pub(crate) const EXAMPLES: &str = "\
 Examples:
   epiphyte quickstart
-  epiphyte quickstart --output /tmp/first --json";
+  epiphyte quickstart --output first --json";
 
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
@@ -42,7 +42,10 @@ pub(crate) struct Arguments {
 
 macro_rules! asset {
     ($name:literal) => {
-        ($name, include_bytes!(concat!("../../../../assets/quickstart/", $name)))
+        (
+            $name,
+            include_bytes!(concat!("../../../../assets/quickstart/", $name)),
+        )
     };
 }
 
@@ -63,14 +66,17 @@ const RUNS: [(&str, &str); 3] = [
         "lora",
         "rank = 8\nalpha = 16\ntarget_modules = \"all-linear\"\nlearning_rate = 5e-3\nmax_steps = 90\n",
     ),
-    ("prefix-tuning", "num_virtual_tokens = 16\nlearning_rate = 1e-1\nmax_steps = 150\n"),
+    (
+        "prefix-tuning",
+        "num_virtual_tokens = 16\nlearning_rate = 1e-1\nmax_steps = 150\n",
+    ),
     ("bitfit", "learning_rate = 4e-2\nmax_steps = 200\n"),
 ];
 
 /// How every text begins that is generated.
-const PROMPT: &str = "Monday.";
+const PROMPT: &str = "Monday. The wind";
 const NEW_TOKENS: usize = 70;
-const TEMPERATURE: f64 = 0.5;
+const TEMPERATURE: f64 = 0.3;
 
 /// What `--json` prints.
 #[derive(Serialize)]
@@ -117,14 +123,26 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         indented(&text)
     ));
 
-    let mut summary = Summary { output: dir.clone(), prompt: PROMPT, loss, text, runs: Vec::new() };
+    let mut summary = Summary {
+        output: dir.clone(),
+        prompt: PROMPT,
+        loss,
+        text,
+        runs: Vec::new(),
+    };
     for ((method, _), mut config) in RUNS.into_iter().zip(configs) {
         config.max_steps = arguments.steps.or(config.max_steps);
         tell(&format!("Training {method} on the log:"));
         let Some(row) = tune(method, &config, loss, global, &device, &interrupt)? else {
+            let command = shell(&train_command(&config));
+            output::note(&format!("stopped; go on with:\n  {command} --resume"));
             return Ok(ExitCode::from(INTERRUPTED));
         };
-        tell(&format!("Loss {:.3}, and it writes:\n\n{}\n", row.loss_after, indented(&row.text)));
+        tell(&format!(
+            "Loss {:.3}, and it writes:\n\n{}\n",
+            row.loss_after,
+            indented(&row.text)
+        ));
         summary.runs.push(row);
     }
     if global.json {
@@ -137,7 +155,8 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
 
 /// Writes base and data into the output directory.
 fn unpack(dir: &Path) -> Result<()> {
-    std::fs::create_dir_all(dir.join("base")).with_context(|| format!("cannot create `{}`", dir.display()))?;
+    std::fs::create_dir_all(dir.join("base"))
+        .with_context(|| format!("cannot create `{}`", dir.display()))?;
     for (name, bytes) in ASSETS {
         epiphyte::train::files::write(&dir.join(name), bytes)?;
     }
@@ -173,16 +192,35 @@ fn configure(dir: &Path, method: &str, settings: &str) -> Result<RunConfig> {
 fn open(config: &RunConfig, adapter: Option<&Path>, device: &Device) -> Result<Tuning> {
     let train = Table::read(&config.train_data, &config.reading()?)?;
     let spec = TaskSpec::of_run(config, &train)?;
-    Ok(open_adapter(&config.model, adapter, Some(spec), false, device, &LoadOptions::default())?)
+    Ok(open_adapter(
+        &config.model,
+        adapter,
+        Some(spec),
+        false,
+        device,
+        &LoadOptions::default(),
+    )?)
 }
 
 /// The loss on the evaluation data.
 fn loss(tuning: &Tuning, config: &RunConfig) -> Result<f64> {
-    let path = config.eval_data.as_ref().context("the configuration names evaluation data")?;
+    let path = config
+        .eval_data
+        .as_ref()
+        .context("the configuration names evaluation data")?;
     let table = Table::read(path, &config.reading()?)?;
-    let batches = tuning.bench.batches(&table, true, config.batch_size, Order::Sequential)?;
-    let metrics = evaluate(&*tuning.bench.loaded.model, tuning.adapter(), &batches, config.task)?;
-    metrics.get("loss").context("language models are scored by their loss")
+    let batches = tuning
+        .bench
+        .batches(&table, true, config.batch_size, Order::Sequential)?;
+    let metrics = evaluate(
+        &*tuning.bench.loaded.model,
+        tuning.adapter(),
+        &batches,
+        config.task,
+    )?;
+    metrics
+        .get("loss")
+        .context("language models are scored by their loss")
 }
 
 /// The prompt with what the model makes of it.
@@ -196,7 +234,12 @@ fn sample(tuning: &Tuning, base: &Path) -> Result<String> {
         stop: GenerationConfig::open(base, &bench.loaded.config)?.eos_token_ids,
         max_length: bench.loaded.config.max_position_embeddings(),
     };
-    ids.extend(generate(&*bench.loaded.model, tuning.adapter(), &ids, &how)?);
+    ids.extend(generate(
+        &*bench.loaded.model,
+        tuning.adapter(),
+        &ids,
+        &how,
+    )?);
     Ok(bench.tokenizer.decode(&ids, true)?)
 }
 
@@ -212,7 +255,7 @@ fn tune(
     let options = RunOptions {
         overwrite: true,
         quiet: global.quiet,
-        command: std::env::args().collect(),
+        command: train_command(config),
         device: device.clone(),
         ..RunOptions::default()
     };
@@ -234,14 +277,19 @@ fn tune(
 }
 
 fn indented(text: &str) -> String {
-    text.lines().map(|line| format!("    {line}")).collect::<Vec<_>>().join("\n")
+    text.lines()
+        .map(|line| format!("    {line}"))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 fn print(summary: &Summary) {
-    output::print("method         trained parameters   on disk    loss before   loss after   seconds");
+    output::print(
+        "method         trainable parameters     on disk   loss before   loss after   seconds",
+    );
     for row in &summary.runs {
         output::print(&format!(
-            "{:13}  {:>18}   {:>8}   {:>11.3}   {:>10.3}   {:>7.1}",
+            "{:13}  {:>20}   {:>9}   {:>11.3}   {:>10.3}   {:>7.1}",
             row.method,
             output::count(row.trainable_parameters as u64),
             output::bytes(row.bytes),
@@ -250,14 +298,66 @@ fn print(summary: &Summary) {
             row.seconds,
         ));
     }
-    let dir = summary.output.display();
-    output::print(&format!(
-        "\nWhat next:\n  \
-         epiphyte generate --model {dir}/base --adapter {dir}/lora --prompt \"{PROMPT}\" \
-         --temperature {TEMPERATURE} --seed 1\n  \
-         epiphyte eval --model {dir}/base --adapter {dir}/bitfit --data {dir}/eval.jsonl\n  \
-         epiphyte train --config {dir}/lora.toml --rank 2 --output {dir}/lora-2\n  \
-         epiphyte inspect {dir}/prefix-tuning\n  \
-         epiphyte train --help        # your own model and data"
-    ));
+    output::print("\nWhat next:");
+    for command in what_next(&summary.output) {
+        output::print(&format!("  {}", shell(&command)));
+    }
+}
+
+/// Commands to try now; the last is for the user's own model and data.
+fn what_next(dir: &Path) -> [Vec<String>; 5] {
+    let path = |name: &str| dir.join(name).display().to_string();
+    let command = |words: &[&str]| {
+        let words = words.iter().map(|word| (*word).to_owned());
+        std::iter::once(program()).chain(words).collect()
+    };
+    let (base, lora, temperature) = (path("base"), path("lora"), TEMPERATURE.to_string());
+    [
+        command(&[
+            "generate",
+            "--model",
+            &base,
+            "--adapter",
+            &lora,
+            "--prompt",
+            PROMPT,
+            "--temperature",
+            &temperature,
+            "--seed",
+            "1",
+        ]),
+        command(&[
+            "eval",
+            "--model",
+            &base,
+            "--adapter",
+            &lora,
+            "--data",
+            &path("eval.jsonl"),
+        ]),
+        command(&[
+            "train",
+            "--config",
+            &path("lora.toml"),
+            "--rank",
+            "2",
+            "--output",
+            &path("lora-2"),
+        ]),
+        command(&["inspect", &path("prefix-tuning")]),
+        command(&["train", "--help"]),
+    ]
+}
+
+/// The run as a command of its own, from its configuration file.
+fn train_command(config: &RunConfig) -> Vec<String> {
+    let file = config.output.with_extension("toml").display().to_string();
+    vec![program(), "train".to_owned(), "--config".to_owned(), file]
+}
+
+/// This program as the user called it: after `cargo run` it is not on the search path.
+fn program() -> String {
+    std::env::args()
+        .next()
+        .unwrap_or_else(|| "epiphyte".to_owned())
 }

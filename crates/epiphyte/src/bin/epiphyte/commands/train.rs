@@ -83,7 +83,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
 }
 
 /// The first Ctrl-C asks to save and stop, the second ends the process.
-fn on_ctrl_c(quiet: bool) -> Result<Interrupt> {
+pub(crate) fn on_ctrl_c(quiet: bool) -> Result<Interrupt> {
     let interrupt = Interrupt::default();
     let asked = interrupt.clone();
     let handler = move || {
@@ -139,7 +139,7 @@ fn print(report: &Report) {
 }
 
 /// A command as a shell reads it.
-fn shell(command: &[String]) -> String {
+pub(crate) fn shell(command: &[String]) -> String {
     let plain = |word: &str| {
         !word.is_empty()
             && word
