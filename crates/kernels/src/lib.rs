@@ -15,6 +15,7 @@ mod error;
 pub mod gemm;
 pub mod isa;
 mod math;
+pub mod memory;
 pub mod norm;
 pub mod rope;
 mod scratch;

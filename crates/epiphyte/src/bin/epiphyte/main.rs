@@ -22,6 +22,7 @@ use crate::arguments::{Arguments, Command};
 fn main() -> ExitCode {
     let Arguments { global, command } = Arguments::parse();
     logging::start(&global);
+    epiphyte::ops::keep_freed_memory();
     let done = global.apply().and_then(|()| match command {
         Command::Quickstart(arguments) => commands::quickstart::run(arguments, &global),
         Command::Train(arguments) => commands::train::run(arguments, &global),
