@@ -90,8 +90,17 @@ impl Param {
 
     /// Puts other values, flat and without autodiff, in place.
     pub fn set(&self, value: Tensor<1>) {
+        self.update(|_| value);
+    }
+
+    /// Puts what `change` makes of the values, flat and without autodiff, in place. `change` is their
+    /// only holder, so it may work in place.
+    pub fn update(&self, change: impl FnOnce(Tensor<1>) -> Tensor<1>) {
         let mut slot = self.0.value.write().expect("no holder of the lock panics");
-        *slot = if slot.is_autodiff() {
+        let tracked = slot.is_autodiff();
+        let nothing = Tensor::empty([0], &slot.device().inner());
+        let value = change(std::mem::replace(&mut *slot, nothing).inner());
+        *slot = if tracked {
             value.autodiff().require_grad()
         } else {
             value

@@ -50,6 +50,16 @@ impl Moments {
             second: zeros,
         }
     }
+
+    /// The moments, out of a place that gets others in a moment: their only holder may change them
+    /// in place.
+    pub fn take(&mut self) -> Self {
+        let nothing = Tensor::empty([0], &self.first.device());
+        Self {
+            first: std::mem::replace(&mut self.first, nothing.clone()),
+            second: std::mem::replace(&mut self.second, nothing),
+        }
+    }
 }
 
 impl AdamW {

@@ -337,11 +337,12 @@ impl<'a> Trainer<'a> {
                     ..self.optimizer
                 }
             };
-            let value = param.flat().inner();
-            let (value, moved) =
-                optimizer.step(value, gradient, moments.clone(), learning_rate, step);
-            *moments = moved;
-            param.set(value);
+            param.update(|value| {
+                let (value, moved) =
+                    optimizer.step(value, gradient, moments.take(), learning_rate, step);
+                *moments = moved;
+                value
+            });
         }
         tuned.method_mut().after_step(moment);
         Ok(Done {
