@@ -23,11 +23,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use burn::tensor::Device;
 use epiphyte_data::{TaskKind, Tokenizer};
-use epiphyte_models::safetensors_file::{TensorToWrite, write_safetensors};
+use epiphyte_models::safetensors_file::write_f32;
 use epiphyte_models::{LoadOptions, ModelConfig, Task, random_model};
 use epiphyte_train::schedule::ScheduleKind;
 use epiphyte_train::{Interrupt, RunConfig, RunOptions, merge, open_adapter, train};
-use safetensors::Dtype;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
@@ -202,32 +201,9 @@ fn write_random_model(dir: &Path) -> Result<()> {
         Default::default(),
         0,
     )?;
-    let mut tensors = Vec::new();
-    for (name, tensor) in model.base().tensors() {
-        let values = tensor
-            .to_flat()
-            .try_into_vec_as::<f32>()
-            .expect("weights are f32");
-        let bytes: Vec<u8> = values
-            .iter()
-            .flat_map(|value| value.to_le_bytes())
-            .collect();
-        tensors.push((name, tensor.shape(), bytes));
-    }
-    let tensors: Vec<TensorToWrite<'_>> = tensors
-        .iter()
-        .map(|(name, shape, bytes)| TensorToWrite {
-            name,
-            dtype: Dtype::F32,
-            shape,
-            bytes,
-        })
-        .collect();
-    write_safetensors(
-        &dir.join("model.safetensors"),
-        &tensors,
-        &[("format", "pt")],
-    )?;
+    let tensors = model.base().tensors().iter();
+    let tensors = tensors.map(|(name, tensor)| (name, tensor.shape(), tensor.to_vec()));
+    write_f32(&dir.join("model.safetensors"), tensors)?;
     println!("{} random weights", model.base().count());
     Ok(())
 }

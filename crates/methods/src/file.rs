@@ -12,9 +12,8 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor, TensorData};
 use epiphyte_models::atomic_file::write_atomically;
-use epiphyte_models::safetensors_file::{TensorToWrite, write_safetensors};
+use epiphyte_models::safetensors_file::write_f32;
 use epiphyte_models::{Base, Checkpoint};
-use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -77,27 +76,14 @@ pub fn save(dir: &Path, tuned: &Tuned, base: &Base, about: &About) -> Result<(),
         .stored_head()
         .into_iter()
         .map(|stored| (keys.head_prefix(), stored));
-    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = method
-        .chain(head)
-        .map(|(prefix, stored)| {
-            let bytes = stored
-                .values
-                .iter()
-                .flat_map(|value| value.to_le_bytes())
-                .collect();
-            (format!("{prefix}{}", stored.key), stored.shape, bytes)
-        })
-        .collect();
-    let tensors: Vec<TensorToWrite<'_>> = tensors
-        .iter()
-        .map(|(name, shape, bytes)| TensorToWrite {
-            name,
-            dtype: Dtype::F32,
-            shape,
-            bytes,
-        })
-        .collect();
-    write_safetensors(&dir.join(TENSORS_FILE), &tensors, &[("format", "pt")])?;
+    let tensors = method.chain(head).map(|(prefix, stored)| {
+        (
+            format!("{prefix}{}", stored.key),
+            stored.shape,
+            stored.values,
+        )
+    });
+    write_f32(&dir.join(TENSORS_FILE), tensors)?;
     let text = serde_json::to_string_pretty(&config_json(tuned.config(), base, about))
         .expect("JSON values print");
     write_atomically(&dir.join(CONFIG_FILE), |file| {

@@ -44,6 +44,12 @@ impl BaseTensor {
         self.shape().iter().product()
     }
 
+    /// The values, row-major, in memory.
+    pub fn to_vec(&self) -> Vec<f32> {
+        let values = self.to_flat().try_into_vec_as::<f32>();
+        values.expect("a base is f32 and on a device that can be read")
+    }
+
     /// The values, flat.
     pub fn to_flat(&self) -> Tensor<1> {
         match self {

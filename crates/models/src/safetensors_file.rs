@@ -86,6 +86,34 @@ pub fn write_safetensors(
     })
 }
 
+/// Writes f32 tensors, each a name, a shape and its values, as HF PEFT and transformers write theirs:
+/// [`write_safetensors`] with `format` = `pt`.
+///
+/// # Errors
+/// As [`write_safetensors`].
+pub fn write_f32<N: AsRef<str>>(
+    path: &Path,
+    tensors: impl IntoIterator<Item = (N, Vec<usize>, Vec<f32>)>,
+) -> Result<(), ModelError> {
+    let tensors: Vec<(N, Vec<usize>, Vec<u8>)> = tensors
+        .into_iter()
+        .map(|(name, shape, values)| {
+            let bytes = values.iter().flat_map(|value| value.to_le_bytes());
+            (name, shape, bytes.collect())
+        })
+        .collect();
+    let tensors: Vec<TensorToWrite<'_>> = tensors
+        .iter()
+        .map(|(name, shape, bytes)| TensorToWrite {
+            name: name.as_ref(),
+            dtype: Dtype::F32,
+            shape,
+            bytes,
+        })
+        .collect();
+    write_safetensors(path, &tensors, &[("format", "pt")])
+}
+
 /// The padded header for tensors that are already in the order of the file.
 fn header_to_write(
     tensors: &[&TensorToWrite<'_>],

@@ -3,12 +3,11 @@
 use std::fs;
 use std::path::Path;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 use epiphyte_methods::Tuned;
-use epiphyte_models::safetensors_file::{TensorToWrite, write_safetensors};
+use epiphyte_models::safetensors_file::write_f32;
 use epiphyte_models::{Adapter, Identity, LoadOptions, Task, Tokens, Transformer, load};
 use epiphyte_ops::Sequences;
-use safetensors::Dtype;
 use serde::Serialize;
 
 use crate::TrainError;
@@ -48,24 +47,18 @@ pub fn merge(model_dir: &Path, tuning: &Tuning, output: &Path) -> Result<Merged,
     for (name, tensor) in base.tensors() {
         let merged = tuned.merged(name, base)?;
         changed_tensors += usize::from(merged.is_some());
-        let values = merged.unwrap_or_else(|| tensor.to_flat());
-        tensors.push((name.as_str(), tensor.shape(), to_bytes(values)));
+        let values = match merged {
+            Some(merged) => merged
+                .inner()
+                .try_into_vec_as::<f32>()
+                .expect("weights are f32 and can be read"),
+            None => tensor.to_vec(),
+        };
+        tensors.push((name, tensor.shape(), values));
     }
     fs::create_dir_all(output).map_err(FileError::at("create", output))?;
-    let to_write: Vec<TensorToWrite<'_>> = tensors
-        .iter()
-        .map(|(name, shape, bytes)| TensorToWrite {
-            name,
-            dtype: Dtype::F32,
-            shape,
-            bytes,
-        })
-        .collect();
-    write_safetensors(
-        &output.join("model.safetensors"),
-        &to_write,
-        &[("format", "pt")],
-    )?;
+    let count = tensors.len();
+    write_f32(&output.join("model.safetensors"), tensors)?;
     copy_rest(model_dir, output, bench.spec.head(), &bench.spec.labels)?;
 
     let options = LoadOptions::default();
@@ -74,20 +67,9 @@ pub fn merge(model_dir: &Path, tuning: &Tuning, output: &Path) -> Result<Merged,
     let largest_difference = largest_difference(model, tuned, &*merged.model);
     Ok(Merged {
         changed_tensors,
-        tensors: tensors.len(),
+        tensors: count,
         largest_difference,
     })
-}
-
-fn to_bytes(values: Tensor<1>) -> Vec<u8> {
-    let values = values
-        .inner()
-        .try_into_vec_as::<f32>()
-        .expect("weights are f32 and can be read");
-    values
-        .iter()
-        .flat_map(|value| value.to_le_bytes())
-        .collect()
 }
 
 /// Copies tokenizer and configuration; the configuration learns the classes.

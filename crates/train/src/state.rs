@@ -10,9 +10,8 @@ use std::path::Path;
 use burn::tensor::{Device, Tensor, TensorData};
 use epiphyte_methods::{Param, Tuned};
 use epiphyte_models::Checkpoint;
-use epiphyte_models::safetensors_file::{TensorToWrite, write_safetensors};
+use epiphyte_models::safetensors_file::write_f32;
 use epiphyte_ops::Moments;
-use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
@@ -52,22 +51,20 @@ impl RunState {
         let mut tensors = Vec::new();
         for (param, moments) in tuned.trained().zip(moments) {
             let key = param.key();
-            tensors.push((format!("value/{key}"), bytes(&param.flat())));
-            tensors.push((format!("first/{key}"), bytes(&moments.first)));
-            tensors.push((format!("second/{key}"), bytes(&moments.second)));
+            let shape = vec![param.count()];
+            let moment = |tensor: &Tensor<1>| {
+                let values = tensor.clone().try_into_vec_as::<f32>();
+                values.expect("moments are f32 on a device that can be read")
+            };
+            tensors.push((format!("value/{key}"), shape.clone(), param.to_vec()));
+            tensors.push((
+                format!("first/{key}"),
+                shape.clone(),
+                moment(&moments.first),
+            ));
+            tensors.push((format!("second/{key}"), shape, moment(&moments.second)));
         }
-        let shapes: Vec<[usize; 1]> = tensors.iter().map(|(_, bytes)| [bytes.len() / 4]).collect();
-        let tensors: Vec<TensorToWrite<'_>> = tensors
-            .iter()
-            .zip(&shapes)
-            .map(|((name, bytes), shape)| TensorToWrite {
-                name,
-                dtype: Dtype::F32,
-                shape,
-                bytes,
-            })
-            .collect();
-        write_safetensors(&dir.join(TENSORS_FILE), &tensors, &[])?;
+        write_f32(&dir.join(TENSORS_FILE), tensors)?;
         let text = serde_json::to_vec_pretty(self).expect("a run's state is plain values");
         Ok(files::write(&dir.join(STATE_FILE), &text)?)
     }
@@ -103,13 +100,4 @@ impl RunState {
         }
         Ok((state, moments))
     }
-}
-
-fn bytes(tensor: &Tensor<1>) -> Vec<u8> {
-    let values = tensor.clone().inner().try_into_vec_as::<f32>();
-    let values = values.expect("parameters are f32 on a device that can be read");
-    values
-        .iter()
-        .flat_map(|value| value.to_le_bytes())
-        .collect()
 }

@@ -5,10 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use epiphyte::Device;
-use epiphyte::models::safetensors_file::{TensorToWrite, write_safetensors};
+use epiphyte::models::safetensors_file::write_f32;
 use epiphyte::models::{ModelConfig, Task, random_model};
 use epiphyte::ops::Precision;
-use safetensors::Dtype;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -151,34 +150,8 @@ fn write_model(dir: &Path, config: &Value, task: Task, with_head: bool) {
         .tensors()
         .iter()
         .filter(|(name, _)| with_head || !name.starts_with("classifier"));
-    let tensors: Vec<(&str, Vec<usize>, Vec<u8>)> = tensors
-        .map(|(name, tensor)| {
-            let values = tensor.to_flat().try_into_vec_as::<f32>().unwrap();
-            (
-                name.as_str(),
-                tensor.shape(),
-                values
-                    .iter()
-                    .flat_map(|value| value.to_le_bytes())
-                    .collect(),
-            )
-        })
-        .collect();
-    let tensors: Vec<TensorToWrite<'_>> = tensors
-        .iter()
-        .map(|(name, shape, bytes)| TensorToWrite {
-            name,
-            dtype: Dtype::F32,
-            shape,
-            bytes,
-        })
-        .collect();
-    write_safetensors(
-        &dir.join("model.safetensors"),
-        &tensors,
-        &[("format", "pt")],
-    )
-    .unwrap();
+    let tensors = tensors.map(|(name, tensor)| (name, tensor.shape(), tensor.to_vec()));
+    write_f32(&dir.join("model.safetensors"), tensors).unwrap();
     fs::write(
         dir.join("tokenizer.json"),
         tokenizer(config.architectures()[0].starts_with("Bert")).to_string(),

@@ -2,13 +2,12 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use epiphyte_methods::{METHODS, MethodError, Param, Tuned, by_name};
-use epiphyte_models::safetensors_file::{TensorToWrite, write_safetensors};
+use epiphyte_models::safetensors_file::write_f32;
 use epiphyte_models::seam::name_id;
 use epiphyte_models::{
     Adapter, LoadOptions, ModelConfig, Targets, Task, Tokens, Transformer, load, random_model,
 };
 use epiphyte_ops::{Sequences, random};
-use safetensors::Dtype;
 use serde_json::{Value, json};
 
 pub(crate) const LABELS: usize = 3;
@@ -57,7 +56,7 @@ impl Family {
         let dir = tempfile::tempdir().unwrap();
         let parsed = ModelConfig::parse(&dir.path().join("config.json"), text.as_bytes()).unwrap();
         let shapes = random_model(&parsed, self.task(), &device, Default::default(), 0).unwrap();
-        let tensors: Vec<(&String, Vec<usize>, Vec<u8>)> = shapes
+        let tensors: Vec<(&String, Vec<usize>, Vec<f32>)> = shapes
             .base()
             .tensors()
             .iter()
@@ -69,29 +68,12 @@ impl Family {
                 } else {
                     0.0
                 };
-                let bytes = noise
-                    .iter()
-                    .flat_map(|value| (offset + value).to_le_bytes())
-                    .collect();
-                (name, tensor.shape(), bytes)
-            })
-            .collect();
-        let tensors: Vec<TensorToWrite<'_>> = tensors
-            .iter()
-            .map(|(name, shape, bytes)| TensorToWrite {
-                name,
-                dtype: Dtype::F32,
-                shape,
-                bytes,
+                let values = noise.iter().map(|value| offset + value).collect();
+                (name, tensor.shape(), values)
             })
             .collect();
         std::fs::write(dir.path().join("config.json"), text).unwrap();
-        write_safetensors(
-            &dir.path().join("model.safetensors"),
-            &tensors,
-            &[("format", "pt")],
-        )
-        .unwrap();
+        write_f32(&dir.path().join("model.safetensors"), tensors).unwrap();
         load(dir.path(), self.task(), &device, &LoadOptions::default())
             .unwrap()
             .model

@@ -4,11 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
-use epiphyte_models::safetensors_file::{TensorToWrite, write_safetensors};
+use epiphyte_models::safetensors_file::write_f32;
 use epiphyte_models::{ModelConfig, Task, random_model};
 use epiphyte_ops::Precision;
 use epiphyte_train::RunConfig;
-use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
@@ -124,41 +123,13 @@ fn write_model(dir: &Path) {
     let task = Task::SequenceClassification { labels: 2 };
     let model =
         random_model(&config, task, &Device::default(), Precision::F32, 7).expect("a model");
-    let tensors: Vec<(&String, Vec<usize>, Vec<u8>)> = model
+    let tensors = model
         .base()
         .tensors()
         .iter()
         .filter(|(name, _)| !name.starts_with("classifier."))
-        .map(|(name, tensor)| {
-            let values = tensor
-                .to_flat()
-                .try_into_vec_as::<f32>()
-                .expect("f32 that can be read");
-            (
-                name,
-                tensor.shape(),
-                values
-                    .iter()
-                    .flat_map(|value| value.to_le_bytes())
-                    .collect(),
-            )
-        })
-        .collect();
-    let tensors: Vec<TensorToWrite<'_>> = tensors
-        .iter()
-        .map(|(name, shape, bytes)| TensorToWrite {
-            name,
-            dtype: Dtype::F32,
-            shape,
-            bytes,
-        })
-        .collect();
-    write_safetensors(
-        &dir.join("model.safetensors"),
-        &tensors,
-        &[("format", "pt")],
-    )
-    .expect("a checkpoint");
+        .map(|(name, tensor)| (name, tensor.shape(), tensor.to_vec()));
+    write_f32(&dir.join("model.safetensors"), tensors).expect("a checkpoint");
 }
 
 /// Texts of 3 to 7 words, all from one half of the vocabulary, and whether it is the first half.
