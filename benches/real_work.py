@@ -74,7 +74,7 @@ METHODS = {
         peft=lambda: PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=20),
     ),
     "prompt-tuning": Method(
-        3e-2,
+        1e-1,
         ["--num-virtual-tokens", "20", "--prompt-tuning-init", "SAMPLE_VOCAB"],
         peft=lambda: PromptTuningConfig(
             task_type="SEQ_CLS", num_virtual_tokens=20, prompt_tuning_init="SAMPLE_VOCAB"
@@ -107,7 +107,7 @@ def load_task(name: str, data_dir: Path, train_rows: int) -> Task:
     if name == "sst2":
         task, columns, limit = Task(name, ["sentence"], epochs=1), {"sentence": 0, "label": 1}, train_rows
     else:
-        task, limit = Task(name, ["sentence1", "sentence2"], epochs=2), None
+        task, limit = Task(name, ["sentence1", "sentence2"], epochs=1), None
         columns = {"label": 0, "sentence1": 3, "sentence2": 4}
     task.train = read_tsv(data_dir / f"glue_{name}" / "train.tsv", columns, limit)
     task.dev = read_tsv(data_dir / f"glue_{name}" / "dev.tsv", columns, None)
@@ -185,7 +185,7 @@ def run_epiphyte(binary: Path, task: Task, name: str, seed: int, epochs: int, mo
             *("--learning-rate", METHODS[name].learning_rate, "--lr-scheduler-type", "linear"),
             *("--warmup-ratio", WARMUP_RATIO, "--weight-decay", WEIGHT_DECAY, "--max-grad-norm", MAX_GRAD_NORM),
             *("--max-length", MAX_LENGTH, "--seed", seed, "--output", output),
-            *("--group-by-length", "true", "--threads", torch.get_num_threads()),
+            *("--group-by-length", "--threads", torch.get_num_threads()),
         )
         seconds = time.perf_counter() - start
         scores = command(binary, "eval", "--model", model_dir, "--adapter", output, "--data", files["dev"], "--json")
@@ -242,7 +242,7 @@ def main() -> int:
     parser.add_argument("--tasks", nargs="+", default=["sst2", "mrpc"], choices=["sst2", "mrpc"])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, help="instead of the task's own number (SST-2: 1, MRPC: 2)")
+    parser.add_argument("--epochs", type=int, help="instead of the task's own number (1)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of either side")
     parser.add_argument("--train-rows", type=int, default=6000, help="of SST-2")
     parser.add_argument("--out", type=Path, required=True, help="JSON file; the Markdown table is written beside it")

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::fmt::Debug;
 
 use burn::tensor::Tensor;
-use epiphyte_models::{Adapter, Base, LinearInfo, Product, Site};
+use epiphyte_models::{Adapter, Base, LinearInfo, Place, Product, Site};
 use epiphyte_ops::Sequences;
 
 use crate::{Method, MethodError};
@@ -41,6 +41,7 @@ pub trait Delta: Debug + Send + Sync {
 #[derive(Debug)]
 pub struct Deltas<D> {
     by_path: HashMap<String, D>,
+    first_layer: usize,
     changed: usize,
 }
 
@@ -50,18 +51,23 @@ impl<D: Delta> Deltas<D> {
         targets: impl IntoIterator<Item = &'a LinearInfo>,
         mut make: impl FnMut(&LinearInfo) -> D,
     ) -> Self {
-        let mut changed = 0;
+        let (mut changed, mut first_layer) = (0, usize::MAX);
         let by_path = targets
             .into_iter()
             .map(|linear| {
                 changed += linear.inputs * linear.outputs;
+                first_layer = first_layer.min(linear.site.layer.unwrap_or(usize::MAX));
                 if D::CHANGES_BIAS && linear.bias {
                     changed += linear.outputs;
                 }
                 (linear.site.path.clone(), make(linear))
             })
             .collect();
-        Self { by_path, changed }
+        Self {
+            by_path,
+            first_layer,
+            changed,
+        }
     }
 }
 
@@ -78,6 +84,14 @@ impl<D: Delta> Adapter for Deltas<D> {
             Some(delta) => delta.output(site, product, sequences),
             None => product.compute(),
         }
+    }
+
+    fn first_layer(&self) -> usize {
+        self.first_layer
+    }
+
+    fn acts(&self, place: Place<'_>) -> bool {
+        matches!(place, Place::Linear(site) if self.by_path.contains_key(&site.path))
     }
 }
 

@@ -16,7 +16,7 @@
 //! | merges | no |
 
 use burn::tensor::Tensor;
-use epiphyte_models::{Adapter, Base, Part, Role, Sublayer};
+use epiphyte_models::{Adapter, Base, Part, Place, Role, Sublayer};
 use serde::{Deserialize, Serialize};
 
 use crate::bottleneck::{Bottleneck, InitWeights, Settings, not_mergeable};
@@ -168,6 +168,10 @@ impl Adapter for Houlsby {
             Part::FeedForward => &self.feed_forward,
         };
         output.clone() + bottlenecks[sublayer.layer].forward(output)
+    }
+
+    fn acts(&self, place: Place<'_>) -> bool {
+        matches!(place, Place::Sublayer) || self.norms.acts(place)
     }
 }
 

@@ -17,7 +17,7 @@
 //! | merges | no |
 
 use burn::tensor::Tensor;
-use epiphyte_models::{Adapter, Base, Part, Role, Sublayer};
+use epiphyte_models::{Adapter, Base, Part, Place, Role, Sublayer};
 use serde::{Deserialize, Serialize};
 
 use crate::bottleneck::{Bottleneck, InitWeights, Settings, not_mergeable};
@@ -141,6 +141,10 @@ impl Adapter for Pfeiffer {
                 output + self.feed_forward[sublayer.layer].forward(z)
             }
         }
+    }
+
+    fn acts(&self, place: Place<'_>) -> bool {
+        matches!(place, Place::Sublayer)
     }
 }
 

@@ -26,7 +26,7 @@
 
 use burn::tensor::Tensor;
 use epiphyte_models::seam::name_id;
-use epiphyte_models::{Adapter, Base};
+use epiphyte_models::{Adapter, Base, Place};
 use epiphyte_ops::{Activation, Prefix, Sequences, dropout};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -379,6 +379,10 @@ impl Adapter for Prefixes {
             keys: both.clone().narrow(1, 0, self.width),
             values: both.narrow(1, self.width, self.width),
         })
+    }
+
+    fn acts(&self, place: Place<'_>) -> bool {
+        matches!(place, Place::Prefix)
     }
 }
 

@@ -22,7 +22,7 @@
 
 use burn::tensor::Tensor;
 use epiphyte_models::seam::name_id;
-use epiphyte_models::{Adapter, Base, BaseTensor, Embedded};
+use epiphyte_models::{Adapter, Base, BaseTensor, Embedded, Place};
 use epiphyte_ops::{FrozenMatrix, random, rows};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -290,6 +290,10 @@ impl Adapter for PromptTuning {
             type_ids: with_prompt,
             sequences: sequences.prepended(count),
         }
+    }
+
+    fn acts(&self, _place: Place<'_>) -> bool {
+        false
     }
 }
 

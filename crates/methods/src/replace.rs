@@ -4,15 +4,16 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::Tensor;
-use epiphyte_models::{Adapter, Base};
+use epiphyte_models::{Adapter, Base, Place};
 
 use crate::parameters::{Init, Param, ParameterSet};
 use crate::{Method, MethodError};
 
 /// Trained tensors by the name of the base tensor that each replaces; they start as copies.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Replaced {
     by_name: BTreeMap<String, Param>,
+    first_layer: usize,
 }
 
 impl Replaced {
@@ -29,6 +30,7 @@ impl Replaced {
     }
 
     fn of(names: Vec<&str>, base: &Base, parameters: &mut ParameterSet) -> Self {
+        let first_layer = names.iter().map(|name| base.first_layer_of(name)).min();
         let by_name = names
             .into_iter()
             .map(|name| {
@@ -40,7 +42,10 @@ impl Replaced {
                 )
             })
             .collect();
-        Self { by_name }
+        Self {
+            by_name,
+            first_layer: first_layer.unwrap_or(usize::MAX),
+        }
     }
 
     /// The parameters, by the name of the tensor that each replaces.
@@ -82,6 +87,14 @@ fn in_head(base: &Base, name: &str) -> bool {
 impl Adapter for Replaced {
     fn parameter(&self, name: &str) -> Option<Tensor<1>> {
         self.by_name.get(name).map(Param::flat)
+    }
+
+    fn first_layer(&self) -> usize {
+        self.first_layer
+    }
+
+    fn acts(&self, place: Place<'_>) -> bool {
+        matches!(place, Place::Parameter(name) if self.by_name.contains_key(name))
     }
 }
 

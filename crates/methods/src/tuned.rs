@@ -1,7 +1,7 @@
 //! A method at work on a base, with the task's head that is trained beside it.
 
 use burn::tensor::{Device, Tensor};
-use epiphyte_models::{Adapter, Base, Embedded, Product, Site, Sublayer};
+use epiphyte_models::{Adapter, Base, Embedded, Place, Product, Site, Sublayer};
 use epiphyte_ops::{Prefix, Sequences};
 use serde::{Deserialize, Serialize};
 
@@ -187,5 +187,13 @@ impl Adapter for Tuned {
 
     fn hidden(&self, layer: usize, states: Tensor<2>, sequences: &Sequences) -> Tensor<2> {
         self.method.hidden(layer, states, sequences)
+    }
+
+    fn first_layer(&self) -> usize {
+        self.head.first_layer().min(self.method.first_layer())
+    }
+
+    fn acts(&self, place: Place<'_>) -> bool {
+        self.head.acts(place) || self.method.acts(place)
     }
 }

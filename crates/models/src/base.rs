@@ -1,12 +1,12 @@
 //! The frozen tensors of a model and what a method may know about them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use burn::tensor::{Device, Tensor, TensorData};
 use epiphyte_ops::{FrozenMatrix, Precision, Sequences, Weight};
 
 use crate::ModelError;
-use crate::seam::{Adapter, Product, Role, Site};
+use crate::seam::{Adapter, Identity, Place, Product, Role, Site};
 
 /// Where the values of a base come from: a checkpoint, or an initialiser.
 pub(crate) trait Source {
@@ -106,6 +106,7 @@ pub struct Base {
     /// Path of the task's head, trained and saved with every adapter; none for language models.
     pub task_head: Option<String>,
     tensors: BTreeMap<String, BaseTensor>,
+    below: BTreeSet<String>,
     linears: Vec<LinearInfo>,
 }
 
@@ -139,18 +140,30 @@ impl Base {
             .sum()
     }
 
-    /// Path and layer of the module that tensor `name` belongs to, from the name's first number.
+    /// The lowest layer whose result depends on tensor `name`: 0 for embeddings, the number of layers for what
+    /// follows the last.
+    pub fn first_layer_of(&self, name: &str) -> usize {
+        match Self::layer_of(name) {
+            Some(layer) => layer,
+            None if self.below.contains(name) => 0,
+            None => self.dimensions.layers,
+        }
+    }
+
+    /// The layer that tensor `name` belongs to, from the name's first number.
     pub fn layer_of(name: &str) -> Option<usize> {
         name.split('.').find_map(|part| part.parse().ok())
     }
 }
 
-/// Builds a [`Base`] tensor by tensor and hands out the handles that a model keeps.
+/// Builds a [`Base`] tensor by tensor, from the embeddings up, and hands out the handles that a model keeps.
 pub(crate) struct Builder<'a> {
     source: &'a mut dyn Source,
     device: Device,
     precision: Precision,
     tensors: BTreeMap<String, BaseTensor>,
+    below: BTreeSet<String>,
+    layers_began: bool,
     linears: Vec<LinearInfo>,
     failures: Vec<ModelError>,
 }
@@ -163,6 +176,8 @@ impl<'a> Builder<'a> {
             device: device.clone().inner(),
             precision,
             tensors: BTreeMap::new(),
+            below: BTreeSet::new(),
+            layers_began: false,
             linears: Vec::new(),
             failures: Vec::new(),
         }
@@ -254,12 +269,17 @@ impl<'a> Builder<'a> {
             word_embeddings: word_embeddings.to_owned(),
             task_head: task_head.map(str::to_owned),
             tensors: self.tensors,
+            below: self.below,
             linears: self.linears,
         })
     }
 
     /// Values from the source; a failure is noted and zeros stand in, so that all are reported.
     fn read(&mut self, name: &str, shape: &[usize]) -> Vec<f32> {
+        self.layers_began |= Base::layer_of(name).is_some();
+        if !self.layers_began {
+            self.below.insert(name.to_owned());
+        }
         self.source.values(name, shape).unwrap_or_else(|failure| {
             self.failures.push(failure);
             vec![0.0; shape.iter().product()]
@@ -275,6 +295,11 @@ pub(crate) struct Vector {
 }
 
 impl Vector {
+    /// The place where an adapter puts another.
+    pub(crate) fn place(&self) -> Place<'_> {
+        Place::Parameter(&self.name)
+    }
+
     /// The values to use in this pass.
     pub(crate) fn get(&self, adapter: &dyn Adapter) -> Tensor<1> {
         adapter
@@ -320,10 +345,44 @@ impl Linear {
     /// - `x`: `[tokens, in]`
     /// - result: `[tokens, out]`
     pub fn forward(&self, x: Tensor<2>, adapter: &dyn Adapter, sequences: &Sequences) -> Tensor<2> {
+        if let Some(group) = adapter.group() {
+            return match self.places().any(|place| adapter.acts(place)) {
+                true => group.linear(self, &x, sequences),
+                false => self.frozen(x),
+            };
+        }
         let x = adapter.linear_input(&self.site, x, sequences);
+        adapter.linear(&self.site, self.product(x, adapter), sequences)
+    }
+
+    /// The product with the weight and bias that the adapter has here.
+    pub(crate) fn product(&self, x: Tensor<2>, adapter: &dyn Adapter) -> Product {
         let bias = self.bias.as_ref().map(|bias| bias.get(adapter));
-        let product = Product::pending(x, self.weight.get(adapter), bias);
-        adapter.linear(&self.site, product, sequences)
+        Product::pending(x, self.weight.get(adapter), bias)
+    }
+
+    /// The base's own map.
+    pub(crate) fn frozen(&self, x: Tensor<2>) -> Tensor<2> {
+        self.product(x, &Identity).compute()
+    }
+
+    /// Whether the adapter has a weight or bias of its own here.
+    pub(crate) fn is_replaced(&self, adapter: &dyn Adapter) -> bool {
+        let names = [
+            Some(&self.weight.name),
+            self.bias.as_ref().map(|bias| &bias.name),
+        ];
+        let mut names = names.into_iter().flatten();
+        names.any(|name| adapter.parameter(name).is_some())
+    }
+
+    /// Where adapters may act on this map.
+    fn places(&self) -> impl Iterator<Item = Place<'_>> {
+        let weight = Place::Parameter(&self.weight.name);
+        let bias = self.bias.as_ref().map(Vector::place);
+        [Some(Place::Linear(&self.site)), Some(weight), bias]
+            .into_iter()
+            .flatten()
     }
 
     /// The weight to use in this pass, for a head whose loss is computed in pieces.

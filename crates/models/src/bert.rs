@@ -4,13 +4,14 @@
 //! Hugging Face's `BertForSequenceClassification`.
 
 use burn::tensor::Tensor;
-use epiphyte_ops::{Activation, Attention, Sequences, attention, dropout, layer_norm, rows};
+use epiphyte_ops::{Activation, Attention, Sequences, attention, dropout, layer_norm};
 
 use crate::base::{Base, Builder, Dimensions, Linear, Matrix, Vector};
 use crate::config::BertConfig;
+use crate::group::apart;
 use crate::load::activation;
 use crate::model::{Hidden, Tokens, Transformer};
-use crate::seam::{Adapter, Embedded, Part, Role, Sublayer, name_id};
+use crate::seam::{Adapter, Embedded, Part, Place, Role, Sublayer, name_id};
 use crate::{ModelError, Task};
 
 /// A BERT encoder with pooler and, for classification, a head.
@@ -63,6 +64,11 @@ impl LayerNorm {
             self.bias.get(adapter),
             self.epsilon,
         )
+    }
+
+    /// Where adapters may act on this norm.
+    fn places(&self) -> [Place<'_>; 2] {
+        [self.weight.place(), self.bias.place()]
     }
 }
 
@@ -160,7 +166,59 @@ impl Bert {
         })
     }
 
-    fn embed(&self, tokens: &Tokens<'_>, adapter: &dyn Adapter) -> (Tensor<2>, Sequences) {
+    /// Dropout, the adapter's place, residual and norm.
+    fn join(
+        &self,
+        join: &Join<'_>,
+        [output, x]: [Tensor<2>; 2],
+        adapter: &dyn Adapter,
+        sequences: &Sequences,
+    ) -> Tensor<2> {
+        let [weight, bias] = join.norm.places();
+        let places = [Place::Sublayer, weight, bias];
+        let p = self.config.hidden_dropout_prob;
+        apart(
+            adapter,
+            &places,
+            [output, x],
+            sequences,
+            |[output, x], adapter, sequences| {
+                let output = dropout(output, p, join.site, sequences);
+                let close = |output: Tensor<2>| join.norm.forward(output + x.clone(), adapter);
+                let sublayer = Sublayer {
+                    layer: join.layer,
+                    part: join.part,
+                    input: &x,
+                    residual: &x,
+                    close: &close,
+                    sequences,
+                };
+                close(adapter.sublayer(&sublayer, output))
+            },
+        )
+    }
+}
+
+/// How a half of a layer joins the residual stream.
+struct Join<'a> {
+    layer: usize,
+    part: Part,
+    norm: &'a LayerNorm,
+    /// Names the place for dropout.
+    site: u64,
+}
+
+impl Transformer for Bert {
+    fn base(&self) -> &Base {
+        &self.base
+    }
+
+    fn drops(&self) -> bool {
+        let config = &self.config;
+        config.hidden_dropout_prob > 0.0 || config.attention_probs_dropout_prob > 0.0
+    }
+
+    fn embed(&self, tokens: &Tokens<'_>, adapter: &dyn Adapter) -> Hidden {
         let embedded = adapter.embeddings(Embedded {
             states: self.word_embeddings.get(adapter).gather(tokens.ids),
             type_ids: tokens.type_ids.to_vec(),
@@ -181,19 +239,20 @@ impl Bert {
             + self.position_embeddings.get(adapter).gather(&positions);
         let states = self.embedding_norm.forward(states, adapter);
         let p = self.config.hidden_dropout_prob;
-        (
-            dropout(states, p, name_id("bert.embeddings"), &sequences),
+        Hidden {
+            states: dropout(states, p, name_id("bert.embeddings"), &sequences),
             sequences,
-        )
+            angles: None,
+        }
     }
 
     fn layer(
         &self,
         index: usize,
-        x: Tensor<2>,
+        hidden: Hidden,
+        picked: Option<&[usize]>,
         adapter: &dyn Adapter,
-        sequences: &Sequences,
-    ) -> Tensor<2> {
+    ) -> Hidden {
         let layer = &self.layers[index];
         let shape = Attention {
             heads: self.config.num_attention_heads,
@@ -204,96 +263,69 @@ impl Bert {
             window: None,
             dropout: self.config.attention_probs_dropout_prob,
         };
+        let (x, sequences) = (&hidden.states, &hidden.sequences);
         let q = layer.query.forward(x.clone(), adapter, sequences);
         let k = layer.key.forward(x.clone(), adapter, sequences);
         let v = layer.value.forward(x.clone(), adapter, sequences);
-        let prefix = adapter.prefix(index, &x, sequences);
-        let context = attention(&shape, sequences, q, k, v, prefix, layer.query.site().id());
-        let output = layer.attention_output.forward(context, adapter, sequences);
-        let x = self.join(
-            index,
-            Part::Attention,
-            &layer.attention_norm,
-            layer.attention_output.site().id(),
-            x,
-            output,
+        let site = layer.query.site().id();
+        let context = apart(
             adapter,
+            &[Place::Prefix],
+            [q, k, v, x.clone()],
             sequences,
+            |[q, k, v, x], adapter, sequences| {
+                let prefix = adapter.prefix(index, &x, sequences);
+                attention(&shape, sequences, q, k, v, prefix, site)
+            },
         );
-        let middle = layer.intermediate.forward(x.clone(), adapter, sequences);
-        let output = layer
-            .output
-            .forward(self.activation.apply(middle), adapter, sequences);
-        self.join(
-            index,
-            Part::FeedForward,
-            &layer.output_norm,
-            layer.output.site().id(),
-            x,
-            output,
-            adapter,
-            sequences,
-        )
-    }
-
-    /// Dropout, the adapter's place, residual and norm.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the two halves of a layer share it, nobody else"
-    )]
-    fn join(
-        &self,
-        layer: usize,
-        part: Part,
-        norm: &LayerNorm,
-        site: u64,
-        x: Tensor<2>,
-        output: Tensor<2>,
-        adapter: &dyn Adapter,
-        sequences: &Sequences,
-    ) -> Tensor<2> {
-        let output = dropout(output, self.config.hidden_dropout_prob, site, sequences);
-        let close = |output: Tensor<2>| norm.forward(output + x.clone(), adapter);
-        let sublayer = Sublayer {
-            layer,
-            part,
-            input: &x,
-            residual: &x,
-            close: &close,
-            sequences,
+        let (context, hidden) = match picked {
+            Some(rows) => (
+                hidden.with(context).picked(rows).states,
+                hidden.picked(rows),
+            ),
+            None => (context, hidden),
         };
-        let output = adapter.sublayer(&sublayer, output);
-        close(output)
+        let (x, sequences) = (&hidden.states, &hidden.sequences);
+        let output = layer.attention_output.forward(context, adapter, sequences);
+        let join = Join {
+            layer: index,
+            part: Part::Attention,
+            norm: &layer.attention_norm,
+            site: layer.attention_output.site().id(),
+        };
+        let x = self.join(&join, [output, x.clone()], adapter, sequences);
+        let middle = layer.intermediate.forward(x.clone(), adapter, sequences);
+        let middle = self.activation.apply(middle);
+        let output = layer.output.forward(middle, adapter, sequences);
+        let join = Join {
+            layer: index,
+            part: Part::FeedForward,
+            norm: &layer.output_norm,
+            site: layer.output.site().id(),
+        };
+        let x = self.join(&join, [output, x], adapter, sequences);
+        hidden.with(x)
     }
-}
 
-impl Transformer for Bert {
-    fn base(&self) -> &Base {
-        &self.base
+    fn finish(&self, hidden: Hidden, _adapter: &dyn Adapter) -> Hidden {
+        hidden
     }
 
-    fn hidden(&self, tokens: &Tokens<'_>, adapter: &dyn Adapter) -> Hidden {
-        let (mut states, sequences) = self.embed(tokens, adapter);
-        for index in 0..self.layers.len() {
-            states = adapter.hidden(index, states, &sequences);
-            states = self.layer(index, states, adapter, &sequences);
-        }
-        let states = adapter.hidden(self.layers.len(), states, &sequences);
-        Hidden { states, sequences }
+    fn head_rows(&self, sequences: &Sequences) -> Vec<usize> {
+        sequences.firsts().to_vec()
     }
 
-    fn classify(&self, hidden: Hidden, adapter: &dyn Adapter) -> Tensor<2> {
-        let Hidden { states, sequences } = hidden;
-        let firsts = sequences.firsts().to_vec();
-        let first = rows(states, &firsts);
-        let alone = sequences.each_alone();
-        let pooled = self.pooler.forward(first, adapter, &alone).tanh();
+    fn classify(&self, read: Hidden, adapter: &dyn Adapter) -> Tensor<2> {
+        let Hidden {
+            states, sequences, ..
+        } = read;
+        let pooled = self.pooler.forward(states, adapter, &sequences).tanh();
         let p = self
             .config
             .classifier_dropout
             .unwrap_or(self.config.hidden_dropout_prob);
-        let pooled = dropout(pooled, p, self.classifier.site().id(), &alone);
-        self.classifier.forward(pooled, adapter, &alone)
+        let pooled = dropout(pooled, p, self.classifier.site().id(), &sequences);
+        self.classifier.forward(pooled, adapter, &sequences)
     }
 
     fn language_head(&self) -> Option<&Linear> {

@@ -5,13 +5,14 @@
 //! Face's `LlamaForCausalLM` and `LlamaForSequenceClassification`.
 
 use burn::tensor::Tensor;
-use epiphyte_ops::{Activation, Angles, Attention, Sequences, attention, rms_norm, rotate, rows};
+use epiphyte_ops::{Activation, Angles, Attention, Sequences, attention, rms_norm, rotate};
 
 use crate::base::{Base, Builder, Dimensions, Linear, Matrix, Vector};
 use crate::config::LlamaConfig;
+use crate::group::apart;
 use crate::load::activation;
 use crate::model::{Hidden, Tokens, Transformer};
-use crate::seam::{Adapter, Embedded, Part, Role, Sublayer};
+use crate::seam::{Adapter, Embedded, Part, Place, Role, Sublayer};
 use crate::{ModelError, Task};
 
 /// A Llama-like decoder with a language-model head or a classification head.
@@ -140,14 +141,87 @@ impl Llama {
         })
     }
 
-    fn layer(
+    /// An RMS norm of a layer or of the end.
+    fn rms_norm(
         &self,
-        index: usize,
+        weight: &Vector,
         x: Tensor<2>,
-        angles: &Angles,
         adapter: &dyn Adapter,
         sequences: &Sequences,
     ) -> Tensor<2> {
+        apart(
+            adapter,
+            &[weight.place()],
+            [x],
+            sequences,
+            |[x], adapter, _| rms_norm(x, weight.get(adapter), self.config.rms_norm_eps),
+        )
+    }
+}
+
+/// The adapter's place and the residual.
+fn join(
+    layer: usize,
+    part: Part,
+    rows: [Tensor<2>; 3],
+    adapter: &dyn Adapter,
+    sequences: &Sequences,
+) -> Tensor<2> {
+    apart(
+        adapter,
+        &[Place::Sublayer],
+        rows,
+        sequences,
+        |[input, residual, output], adapter, sequences| {
+            let close = |output: Tensor<2>| residual.clone() + output;
+            let sublayer = Sublayer {
+                layer,
+                part,
+                input: &input,
+                residual: &residual,
+                close: &close,
+                sequences,
+            };
+            close(adapter.sublayer(&sublayer, output))
+        },
+    )
+}
+
+impl Transformer for Llama {
+    fn base(&self) -> &Base {
+        &self.base
+    }
+
+    fn drops(&self) -> bool {
+        self.config.attention_dropout > 0.0
+    }
+
+    fn embed(&self, tokens: &Tokens<'_>, adapter: &dyn Adapter) -> Hidden {
+        let embedded = adapter.embeddings(Embedded {
+            states: self.word_embeddings.get(adapter).gather(tokens.ids),
+            type_ids: tokens.type_ids.to_vec(),
+            sequences: tokens.sequences.clone(),
+        });
+        let Embedded {
+            states, sequences, ..
+        } = embedded;
+        let offset = adapter.prefix_length();
+        let positions: Vec<usize> = sequences.positions().map(|at| at + offset).collect();
+        let (cos, sin) = self.config.rope.tables(&positions);
+        Hidden {
+            states,
+            sequences,
+            angles: Some(Angles::new(cos, sin)),
+        }
+    }
+
+    fn layer(
+        &self,
+        index: usize,
+        hidden: Hidden,
+        picked: Option<&[usize]>,
+        adapter: &dyn Adapter,
+    ) -> Hidden {
         let (layer, config) = (&self.layers[index], &self.config);
         let shape = Attention {
             heads: config.num_attention_heads,
@@ -158,107 +232,64 @@ impl Llama {
             window: config.window_of_layer(index),
             dropout: config.attention_dropout,
         };
-        let normed = rms_norm(
-            x.clone(),
-            layer.attention_norm.get(adapter),
-            config.rms_norm_eps,
-        );
+        let (x, sequences) = (&hidden.states, &hidden.sequences);
+        let angles = hidden.angles.as_ref();
+        let angles = angles.expect("rows are picked above the last attention only");
+        let normed = self.rms_norm(&layer.attention_norm, x.clone(), adapter, sequences);
         let q = layer.query.forward(normed.clone(), adapter, sequences);
         let k = layer.key.forward(normed.clone(), adapter, sequences);
         let v = layer.value.forward(normed.clone(), adapter, sequences);
         let q = rotate(q, angles, config.head_dim);
         let k = rotate(k, angles, config.head_dim);
-        let prefix = adapter.prefix(index, &normed, sequences);
-        let context = attention(&shape, sequences, q, k, v, prefix, layer.query.site().id());
-        let output = layer.attention_output.forward(context, adapter, sequences);
-        let x = join(
-            index,
-            Part::Attention,
-            &normed,
-            &x,
-            output,
+        let site = layer.query.site().id();
+        let context = apart(
             adapter,
+            &[Place::Prefix],
+            [q, k, v, normed.clone()],
             sequences,
+            |[q, k, v, normed], adapter, sequences| {
+                let prefix = adapter.prefix(index, &normed, sequences);
+                attention(&shape, sequences, q, k, v, prefix, site)
+            },
         );
+        let (context, normed, hidden) = match picked {
+            Some(rows) => {
+                let pick = |states| hidden.with(states).picked(rows).states;
+                (pick(context), pick(normed), hidden.picked(rows))
+            }
+            None => (context, normed, hidden),
+        };
+        let (x, sequences) = (&hidden.states, &hidden.sequences);
+        let output = layer.attention_output.forward(context, adapter, sequences);
+        let rows = [normed, x.clone(), output];
+        let x = join(index, Part::Attention, rows, adapter, sequences);
 
-        let normed = rms_norm(
-            x.clone(),
-            layer.feed_forward_norm.get(adapter),
-            config.rms_norm_eps,
-        );
+        let normed = self.rms_norm(&layer.feed_forward_norm, x.clone(), adapter, sequences);
         let gate = layer.gate.forward(normed.clone(), adapter, sequences);
         let up = layer.up.forward(normed.clone(), adapter, sequences);
-        let output = layer
-            .down
-            .forward(self.activation.gate(gate, up), adapter, sequences);
-        join(
-            index,
-            Part::FeedForward,
-            &normed,
-            &x,
-            output,
+        let middle = self.activation.gate(gate, up);
+        let output = layer.down.forward(middle, adapter, sequences);
+        let rows = [normed, x, output];
+        let x = join(index, Part::FeedForward, rows, adapter, sequences);
+        hidden.with(x)
+    }
+
+    fn finish(&self, hidden: Hidden, adapter: &dyn Adapter) -> Hidden {
+        let states = self.rms_norm(
+            &self.norm,
+            hidden.states.clone(),
             adapter,
-            sequences,
-        )
-    }
-}
-
-/// The adapter's place and the residual.
-fn join(
-    layer: usize,
-    part: Part,
-    input: &Tensor<2>,
-    residual: &Tensor<2>,
-    output: Tensor<2>,
-    adapter: &dyn Adapter,
-    sequences: &Sequences,
-) -> Tensor<2> {
-    let close = |output: Tensor<2>| residual.clone() + output;
-    let sublayer = Sublayer {
-        layer,
-        part,
-        input,
-        residual,
-        close: &close,
-        sequences,
-    };
-    close(adapter.sublayer(&sublayer, output))
-}
-
-impl Transformer for Llama {
-    fn base(&self) -> &Base {
-        &self.base
+            &hidden.sequences,
+        );
+        hidden.with(states)
     }
 
-    fn hidden(&self, tokens: &Tokens<'_>, adapter: &dyn Adapter) -> Hidden {
-        let embedded = adapter.embeddings(Embedded {
-            states: self.word_embeddings.get(adapter).gather(tokens.ids),
-            type_ids: tokens.type_ids.to_vec(),
-            sequences: tokens.sequences.clone(),
-        });
-        let Embedded {
-            mut states,
-            sequences,
-            ..
-        } = embedded;
-        let offset = adapter.prefix_length();
-        let positions: Vec<usize> = sequences.positions().map(|at| at + offset).collect();
-        let (cos, sin) = self.config.rope.tables(&positions);
-        let angles = Angles::new(cos, sin);
-        for index in 0..self.layers.len() {
-            states = adapter.hidden(index, states, &sequences);
-            states = self.layer(index, states, &angles, adapter, &sequences);
-        }
-        let states = adapter.hidden(self.layers.len(), states, &sequences);
-        let states = rms_norm(states, self.norm.get(adapter), self.config.rms_norm_eps);
-        Hidden { states, sequences }
+    fn head_rows(&self, sequences: &Sequences) -> Vec<usize> {
+        sequences.lasts().collect()
     }
 
-    fn classify(&self, hidden: Hidden, adapter: &dyn Adapter) -> Tensor<2> {
-        let Hidden { states, sequences } = hidden;
-        let lasts: Vec<usize> = sequences.lasts().collect();
-        self.head
-            .forward(rows(states, &lasts), adapter, &sequences.each_alone())
+    fn classify(&self, read: Hidden, adapter: &dyn Adapter) -> Tensor<2> {
+        self.head.forward(read.states, adapter, &read.sequences)
     }
 
     fn language_head(&self) -> Option<&Linear> {

@@ -3,10 +3,13 @@
 use std::fmt;
 
 use burn::tensor::Tensor;
-use epiphyte_ops::{IGNORED, Sequences, cross_entropy, language_model_loss, mean_squared_error};
+use epiphyte_ops::{
+    Angles, IGNORED, Sequences, cross_entropy, language_model_loss, mean_squared_error,
+};
 
 use crate::base::{Base, Linear};
-use crate::seam::Adapter;
+use crate::group::{self, apart};
+use crate::seam::{Adapter, Place};
 
 /// What the model's head is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -54,13 +57,49 @@ pub struct Tokens<'a> {
     pub sequences: Sequences,
 }
 
-/// The states that leave the last layer.
+/// The states between two layers, or after the last.
 #[derive(Clone, Debug)]
 pub struct Hidden {
     /// `[tokens, width]`, virtual tokens included.
     pub states: Tensor<2>,
     /// The sequences that the rows form.
     pub sequences: Sequences,
+    /// The rows' rotary angles, where the model has such; none once rows have been picked.
+    pub(crate) angles: Option<Angles>,
+}
+
+impl Hidden {
+    /// Other states of the same rows.
+    #[must_use]
+    pub fn with(&self, states: Tensor<2>) -> Self {
+        Self {
+            states,
+            ..self.clone()
+        }
+    }
+
+    /// Some of the rows, in ascending order, for what needs no neighbours any more.
+    #[must_use]
+    pub fn picked(&self, rows: &[usize]) -> Self {
+        if rows.len() == self.sequences.tokens() {
+            return self.clone();
+        }
+        Self {
+            states: epiphyte_ops::rows(self.states.clone(), rows),
+            sequences: self.sequences.picked(rows),
+            angles: None,
+        }
+    }
+
+    /// The states of several passes as those of one.
+    pub fn concat(parts: &[Self]) -> Self {
+        let angles: Option<Vec<&Angles>> = parts.iter().map(|part| part.angles.as_ref()).collect();
+        Self {
+            states: group::concat(parts.iter().map(|part| part.states.clone()).collect()),
+            sequences: Sequences::concat(parts.iter().map(|part| &part.sequences)),
+            angles: angles.map(|angles| Angles::concat(angles.into_iter())),
+        }
+    }
 }
 
 /// What a batch should come to.
@@ -84,23 +123,147 @@ pub struct Loss {
     pub targets: usize,
 }
 
+/// What a batch's loss reads of the last layer, and what that should come to.
+#[derive(Clone, Debug)]
+pub struct Goal<'a> {
+    rows: Vec<usize>,
+    aim: Aim<'a>,
+}
+
+#[derive(Clone, Debug)]
+enum Aim<'a> {
+    Classes(&'a [i64]),
+    Values(&'a [f32]),
+    /// The next token for each row that is read.
+    Next(Vec<i64>),
+}
+
+impl Goal<'_> {
+    /// The rows that the loss reads, in ascending order.
+    pub fn rows(&self) -> &[usize] {
+        &self.rows
+    }
+
+    /// How many targets there are.
+    pub fn targets(&self) -> usize {
+        self.rows.len()
+    }
+}
+
 /// A transformer with a head.
+///
+/// A pass is [`Transformer::embed`], each [`Transformer::layer`], [`Transformer::finish`], and then a head. They
+/// are apart so that a pass may start at a layer whose input is known, go back layer by layer, or carry the rows of
+/// several runs. Above the attention of the last layer only the rows are computed that a head reads.
 pub trait Transformer: Send + Sync + fmt::Debug {
     /// The frozen tensors.
     fn base(&self) -> &Base;
 
-    /// Runs all layers.
-    fn hidden(&self, tokens: &Tokens<'_>, adapter: &dyn Adapter) -> Hidden;
+    /// Whether the base's own dropout drops anything while training.
+    fn drops(&self) -> bool;
 
-    /// The task head's logits, `[sequences, labels]`.
-    fn classify(&self, hidden: Hidden, adapter: &dyn Adapter) -> Tensor<2>;
+    /// What enters the first layer.
+    fn embed(&self, tokens: &Tokens<'_>, adapter: &dyn Adapter) -> Hidden;
+
+    /// One layer. With `picked`, only these rows (in ascending order) come out.
+    fn layer(
+        &self,
+        index: usize,
+        hidden: Hidden,
+        picked: Option<&[usize]>,
+        adapter: &dyn Adapter,
+    ) -> Hidden;
+
+    /// What follows the last layer.
+    fn finish(&self, hidden: Hidden, adapter: &dyn Adapter) -> Hidden;
+
+    /// The row of each sequence that the task's head reads.
+    fn head_rows(&self, sequences: &Sequences) -> Vec<usize>;
+
+    /// The task head's logits, `[sequences, labels]`, from the one row of each sequence that it reads.
+    fn classify(&self, read: Hidden, adapter: &dyn Adapter) -> Tensor<2>;
 
     /// The language model's head, if the model has one.
     fn language_head(&self) -> Option<&Linear>;
 
+    /// The layers from `first` on, and what follows the last.
+    fn run(
+        &self,
+        first: usize,
+        hidden: Hidden,
+        picked: Option<&[usize]>,
+        adapter: &dyn Adapter,
+    ) -> Hidden {
+        let layers = self.base().dimensions.layers;
+        let mut hidden = hidden;
+        for index in first..layers {
+            hidden = see(index, hidden, adapter);
+            let picked = picked.filter(|_| index + 1 == layers);
+            hidden = self.layer(index, hidden, picked, adapter);
+        }
+        self.finish(see(layers, hidden, adapter), adapter)
+    }
+
+    /// Runs all layers, for all rows.
+    fn hidden(&self, tokens: &Tokens<'_>, adapter: &dyn Adapter) -> Hidden {
+        self.run(0, self.embed(tokens, adapter), None, adapter)
+    }
+
     /// Logits of every sequence, `[sequences, labels]`.
     fn logits(&self, tokens: &Tokens<'_>, adapter: &dyn Adapter) -> Tensor<2> {
-        self.classify(self.hidden(tokens, adapter), adapter)
+        let hidden = self.embed(tokens, adapter);
+        let rows = self.head_rows(&hidden.sequences);
+        self.classify(self.run(0, hidden, Some(&rows), adapter), adapter)
+    }
+
+    /// What the loss of a batch reads; none when nothing has a target. `shown` are the sequences of the data, `run`
+    /// those of the states, with virtual tokens.
+    fn goal<'a>(
+        &self,
+        targets: Targets<'a>,
+        shown: &Sequences,
+        run: &Sequences,
+    ) -> Option<Goal<'a>> {
+        let goal = match targets {
+            Targets::Classes(classes) => Goal {
+                rows: self.head_rows(run),
+                aim: Aim::Classes(classes),
+            },
+            Targets::Values(values) => Goal {
+                rows: self.head_rows(run),
+                aim: Aim::Values(values),
+            },
+            Targets::Tokens(labels) => {
+                let next = next_tokens(labels, shown, run);
+                let read = |&(_, &label): &(usize, &i64)| label != IGNORED;
+                let (rows, next) = next.iter().enumerate().filter(read).unzip();
+                Goal {
+                    rows,
+                    aim: Aim::Next(next),
+                }
+            }
+        };
+        (goal.targets() > 0).then_some(goal)
+    }
+
+    /// Mean loss of what a batch's goal reads, one value; none where the model has no head for it.
+    fn loss_of(
+        &self,
+        read: Hidden,
+        goal: &Goal<'_>,
+        label_smoothing: f64,
+        adapter: &dyn Adapter,
+    ) -> Option<Tensor<1>> {
+        match &goal.aim {
+            Aim::Classes(classes) => {
+                cross_entropy(self.classify(read, adapter), classes, label_smoothing)
+            }
+            Aim::Values(values) => Some(mean_squared_error(self.classify(read, adapter), values)),
+            Aim::Next(next) => {
+                let head = self.language_head()?.weight(adapter);
+                language_model_loss(read.states, &head, next, label_smoothing)
+            }
+        }
     }
 
     /// Mean loss over what has a target; none when nothing has.
@@ -111,38 +274,32 @@ pub trait Transformer: Send + Sync + fmt::Debug {
         label_smoothing: f64,
         adapter: &dyn Adapter,
     ) -> Option<Loss> {
-        match targets {
-            Targets::Classes(classes) => {
-                let mean = cross_entropy(self.logits(tokens, adapter), classes, label_smoothing)?;
-                Some(Loss {
-                    mean,
-                    targets: classes.len(),
-                })
-            }
-            Targets::Values(values) => {
-                let mean = mean_squared_error(self.logits(tokens, adapter), values);
-                Some(Loss {
-                    mean,
-                    targets: values.len(),
-                })
-            }
-            Targets::Tokens(labels) => {
-                let hidden = self.hidden(tokens, adapter);
-                let next = next_tokens(labels, &tokens.sequences, &hidden.sequences);
-                let head = self.language_head()?.weight(adapter);
-                let mean = language_model_loss(hidden.states, &head, &next, label_smoothing)?;
-                let targets = next.iter().filter(|&&label| label != IGNORED).count();
-                Some(Loss { mean, targets })
-            }
-        }
+        let hidden = self.embed(tokens, adapter);
+        let goal = self.goal(targets, &tokens.sequences, &hidden.sequences)?;
+        let read = self.run(0, hidden, Some(goal.rows()), adapter);
+        let mean = self.loss_of(read, &goal, label_smoothing, adapter)?;
+        Some(Loss {
+            mean,
+            targets: goal.targets(),
+        })
     }
+}
+
+/// Offers the states that enter layer `index` to the adapter.
+pub(crate) fn see(index: usize, hidden: Hidden, adapter: &dyn Adapter) -> Hidden {
+    let inputs = [hidden.states.clone()];
+    let seen = |[states]: [Tensor<2>; 1], adapter: &dyn Adapter, sequences: &Sequences| {
+        adapter.hidden(index, states, sequences)
+    };
+    let states = apart(adapter, &[Place::Hidden], inputs, &hidden.sequences, seen);
+    hidden.with(states)
 }
 
 /// What each row should predict: the label of the row after it, within its sequence.
 ///
 /// `shown` are the sequences of the data, `run` those of the states; where the latter are longer,
 /// virtual tokens were put in front and the last of them predicts the first real token, as in PEFT.
-pub fn next_tokens(labels: &[i64], shown: &Sequences, run: &Sequences) -> Vec<i64> {
+fn next_tokens(labels: &[i64], shown: &Sequences, run: &Sequences) -> Vec<i64> {
     let mut next = vec![IGNORED; run.tokens()];
     for (data, states) in shown
         .boundaries()

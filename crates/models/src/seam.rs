@@ -13,9 +13,14 @@
 //! | [`Adapter::prefix`] | keys and values of a layer: prefix tuning, P-tuning v2 |
 //! | [`Adapter::sublayer`] | bottlenecks in series or in parallel, before or after the residual: Houlsby, Pfeiffer, Parallel, Compacter, AdaMix |
 //! | [`Adapter::hidden`] | look at or replace states between layers: side networks, Attention Fusion |
+//!
+//! Two more functions say where an adapter does nothing, which saves work and changes no result:
+//! [`Adapter::first_layer`] and [`Adapter::acts`].
 
 use burn::tensor::Tensor;
 use epiphyte_ops::{Prefix, Sequences, Weight, add_low_rank, linear};
+
+use crate::group::Group;
 
 /// What a linear map does in its layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -159,6 +164,21 @@ pub struct Sublayer<'a> {
     pub sequences: &'a Sequences,
 }
 
+/// A place of the seam inside the layers or above them, to ask whether an adapter does anything there.
+#[derive(Clone, Copy, Debug)]
+pub enum Place<'a> {
+    /// [`Adapter::parameter`] for this tensor.
+    Parameter(&'a str),
+    /// [`Adapter::linear_input`] or [`Adapter::linear`] at this site.
+    Linear(&'a Site),
+    /// [`Adapter::prefix`].
+    Prefix,
+    /// [`Adapter::sublayer`].
+    Sublayer,
+    /// [`Adapter::hidden`].
+    Hidden,
+}
+
 /// What a fine-tuning method does during a forward pass, one function a place.
 ///
 /// Tensors that a method trains must take part as they are now, tracked by autodiff while training;
@@ -201,9 +221,27 @@ pub trait Adapter: Send + Sync {
         output
     }
 
-    /// States that enter layer `layer`; with the number of layers, those that leave the last.
+    /// States that enter layer `layer`; with the number of layers, those that leave the last, where only
+    /// the rows are left that a loss reads.
     fn hidden(&self, _layer: usize, states: Tensor<2>, _sequences: &Sequences) -> Tensor<2> {
         states
+    }
+
+    /// The lowest layer in which the adapter does anything: states that enter it are the base's own, and
+    /// no gradient goes below it. 0 if it acts on the embeddings.
+    fn first_layer(&self) -> usize {
+        0
+    }
+
+    /// Whether the adapter does anything at a place. Where it says no, a pass that it shares with other
+    /// runs need not part its rows from theirs.
+    fn acts(&self, _place: Place<'_>) -> bool {
+        true
+    }
+
+    /// The adapters that share this pass, where this one stands for several.
+    fn group(&self) -> Option<&Group<'_>> {
+        None
     }
 }
 
@@ -211,4 +249,12 @@ pub trait Adapter: Send + Sync {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Identity;
 
-impl Adapter for Identity {}
+impl Adapter for Identity {
+    fn first_layer(&self) -> usize {
+        usize::MAX
+    }
+
+    fn acts(&self, _place: Place<'_>) -> bool {
+        false
+    }
+}

@@ -23,6 +23,17 @@ impl Angles {
             sin: sin.into(),
         }
     }
+
+    /// The angles of several passes' tokens, one after another.
+    pub fn concat<'a>(parts: impl Iterator<Item = &'a Self> + Clone) -> Self {
+        Self {
+            cos: parts
+                .clone()
+                .flat_map(|part| part.cos.iter().copied())
+                .collect(),
+            sin: parts.flat_map(|part| part.sin.iter().copied()).collect(),
+        }
+    }
 }
 
 /// Rotates every head of `x` by its token's angles (Su et al. 2021), in the half-split layout of

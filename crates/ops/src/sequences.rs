@@ -1,5 +1,6 @@
 //! Sequences of unequal length, laid end to end without padding.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Where each sequence of a `[tokens, width]` matrix begins and ends, and the key from which its
@@ -14,6 +15,10 @@ use std::sync::Arc;
 /// let sequences = Sequences::new(vec![0, 3, 5]);
 /// assert_eq!(sequences.lengths().collect::<Vec<_>>(), [3, 2]);
 /// assert_eq!(sequences.prepended(4).boundaries(), [0, 7, 13]);
+/// assert_eq!(sequences.picked(&[1, 3, 4]).boundaries(), [0, 1, 3]);
+/// assert_eq!(sequences.part(1..2).boundaries(), [0, 2]);
+/// let twice = Sequences::concat([&sequences, &sequences].into_iter());
+/// assert_eq!(twice.boundaries(), [0, 3, 5, 8, 10]);
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sequences {
@@ -100,6 +105,45 @@ impl Sequences {
         Self {
             boundaries: (0..=self.count()).collect(),
             keys: self.keys.clone(),
+        }
+    }
+
+    /// What is left of these sequences when only the given rows stay, in ascending order.
+    pub fn picked(&self, rows: &[usize]) -> Self {
+        let boundaries = self
+            .boundaries
+            .iter()
+            .map(|&end| rows.partition_point(|&row| row < end));
+        Self {
+            boundaries: boundaries.collect(),
+            keys: self.keys.clone(),
+        }
+    }
+
+    /// Some of these sequences, as sequences of their own.
+    pub fn part(&self, sequences: Range<usize>) -> Self {
+        let start = self.boundaries[sequences.start];
+        let boundaries = &self.boundaries[sequences.start..=sequences.end];
+        Self {
+            boundaries: boundaries.iter().map(|at| at - start).collect(),
+            keys: self.keys.as_ref().map(|keys| keys[sequences].into()),
+        }
+    }
+
+    /// The sequences of several, one after another; with keys if all have keys.
+    pub fn concat<'a>(parts: impl Iterator<Item = &'a Self>) -> Self {
+        let (mut boundaries, mut keys) = (vec![0], Some(Vec::new()));
+        for part in parts {
+            let start = boundaries[boundaries.len() - 1];
+            boundaries.extend(part.boundaries[1..].iter().map(|at| start + at));
+            keys = keys.zip(part.keys()).map(|(mut keys, more)| {
+                keys.extend(more);
+                keys
+            });
+        }
+        Self {
+            boundaries: boundaries.into(),
+            keys: keys.map(Into::into),
         }
     }
 

@@ -41,7 +41,9 @@ pub fn generate(
             type_ids: &type_ids,
             sequences,
         };
-        let Hidden { states, sequences } = model.hidden(&tokens, adapter);
+        let Hidden {
+            states, sequences, ..
+        } = model.hidden(&tokens, adapter);
         if sequences.tokens() + adapter.prefix_length() >= how.max_length {
             break;
         }

@@ -25,13 +25,21 @@ fn check(case: &Case) {
     let numbers = Numbers::of(case);
     let operands = numbers.operands();
     let (out, lse) = numbers.reference_forward(case, &operands);
-    let expected: Vec<Vec<f64>> = [out, lse]
-        .into_iter()
-        .chain(numbers.reference_backward(case, &operands))
-        .collect();
-    for (isa, results) in on_every_path(1e-5, || numbers.kernels(case)) {
-        for ((name, got), expected) in NAMES.iter().zip(&results).zip(&expected) {
-            assert_close(&format!("{isa:?}, {name}"), got, expected, 5e-6);
+    let (gradients, terms) = numbers.reference_backward(case, &operands);
+    // Gradients are sums whose terms may cancel, to nothing where a query has one key: they are as exact as their
+    // terms are large.
+    let largest = terms.into_iter().fold(1.0, f64::max);
+    for (isa, results) in on_every_path(1e-5 * largest, || numbers.kernels(case)) {
+        let name = |index: usize| format!("{isa:?}, {}", NAMES[index]);
+        assert_close(&name(0), &results[0], &out, 5e-6);
+        assert_close(&name(1), &results[1], &lse, 5e-6);
+        for (index, (expected, size)) in gradients.iter().zip(terms).enumerate() {
+            assert_within(
+                &name(2 + index),
+                &results[2 + index],
+                expected,
+                2e-6 * size.max(1.0),
+            );
         }
     }
 }
@@ -132,7 +140,7 @@ fn reference_gradients_are_those_of_the_reference() {
         let numbers = Numbers::of(&case);
         let operands = numbers.operands();
         let d_out = f64s(&numbers.d_out);
-        let gradients = numbers.reference_backward(&case, &operands);
+        let (gradients, _) = numbers.reference_backward(&case, &operands);
         for (index, gradient) in gradients.iter().enumerate() {
             let loss = |x: &[f64]| {
                 let mut operands = operands.clone();

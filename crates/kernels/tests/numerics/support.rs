@@ -18,15 +18,21 @@ pub(crate) fn f64s(values: &[f32]) -> Vec<f64> {
 /// (or to 1 where all are smaller). Infinities and NaN must be equal.
 #[track_caller]
 pub(crate) fn assert_close(what: &str, got: &[f32], expected: &[f64], tolerance: f64) {
-    assert_eq!(got.len(), expected.len(), "{what}: length");
     let finite = expected.iter().filter(|x| x.is_finite());
     let scale = finite.fold(1.0f64, |scale, x| scale.max(x.abs()));
+    assert_within(what, got, expected, tolerance * scale);
+}
+
+/// Asserts that each element is within `error`. Infinities and NaN must be equal.
+#[track_caller]
+pub(crate) fn assert_within(what: &str, got: &[f32], expected: &[f64], error: f64) {
+    assert_eq!(got.len(), expected.len(), "{what}: length");
     for (index, (&got, &expected)) in got.iter().zip(expected).enumerate() {
         let got = f64::from(got);
         let equal = got == expected || (got.is_nan() && expected.is_nan());
         assert!(
-            equal || (got - expected).abs() <= tolerance * scale,
-            "{what}[{index}] is {got}, not {expected} (scale {scale})"
+            equal || (got - expected).abs() <= error,
+            "{what}[{index}] is {got}, not {expected} (allowed error {error:e})"
         );
     }
 }

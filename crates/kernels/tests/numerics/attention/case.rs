@@ -295,7 +295,7 @@ impl Numbers {
         &self,
         case: &Case,
         operands: &[Vec<f64>; 5],
-    ) -> [Vec<f64>; 5] {
+    ) -> ([Vec<f64>; 5], [f64; 5]) {
         let (out, lse) = self.reference_forward(case, operands);
         let [q, k, v, prefix_keys, prefix_values] = operands;
         let d_out = f64s(&self.d_out);
@@ -303,7 +303,11 @@ impl Numbers {
         let tokens = q.len() / (heads * dim);
         let scale = 1.0 / (dim as f64).sqrt();
         let mut gradients = operands.each_ref().map(|x| vec![0.0; x.len()]);
+        let mut terms = operands.each_ref().map(|x| vec![0.0; x.len()]);
         let [dq, dk, dv, dpk, dpv] = &mut gradients;
+        let [tq, tk, tv, tpk, tpv] = &mut terms;
+        let absolute =
+            |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| (x * y).abs()).sum::<f64>();
         self.visits(case, |token, head, keys| {
             let kv_row = |row: usize| (row * case.kv_heads + head / case.group) * dim;
             let at = (token * heads + head) * dim;
@@ -312,23 +316,38 @@ impl Numbers {
                 return;
             }
             let delta = dot(&out[at..][..dim], &d_out[at..][..dim]);
+            let delta_terms = absolute(&out[at..][..dim], &d_out[at..][..dim]);
             for key in keys {
-                let (k, v, dk, dv) = match key.prefix {
-                    true => (prefix_keys, prefix_values, &mut *dpk, &mut *dpv),
-                    false => (k, v, &mut *dk, &mut *dv),
+                let (k, v, dk, dv, tk, tv) = match key.prefix {
+                    true => (
+                        prefix_keys,
+                        prefix_values,
+                        &mut *dpk,
+                        &mut *dpv,
+                        &mut *tpk,
+                        &mut *tpv,
+                    ),
+                    false => (k, v, &mut *dk, &mut *dv, &mut *tk, &mut *tv),
                 };
                 let row = kv_row(key.row);
                 let p = (dot(&q[at..][..dim], &k[row..][..dim]) * scale + key.bias - lse).exp();
                 let ds =
                     p * (key.factor * dot(&d_out[at..][..dim], &v[row..][..dim]) - delta) * scale;
+                let ds_terms = p
+                    * (key.factor * absolute(&d_out[at..][..dim], &v[row..][..dim]) + delta_terms)
+                    * scale;
                 for d in 0..dim {
                     dq[at + d] += ds * k[row + d];
                     dk[row + d] += ds * q[at + d];
                     dv[row + d] += p * key.factor * d_out[at + d];
+                    tq[at + d] += (ds_terms * k[row + d]).abs();
+                    tk[row + d] += (ds_terms * q[at + d]).abs();
+                    tv[row + d] += (p * key.factor * d_out[at + d]).abs();
                 }
             }
         });
-        gradients
+        let largest = |terms: Vec<f64>| terms.into_iter().fold(0.0, f64::max);
+        (gradients, terms.map(largest))
     }
 }
 
