@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 
-use burn::tensor::{Gradients, Tensor};
+use burn::tensor::Tensor;
 use epiphyte_models::{Adapter, Base};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -32,8 +32,9 @@ pub trait Method: Adapter + Debug {
     /// Before the forward passes of a step.
     fn before_step(&mut self, _moment: Moment) {}
 
-    /// When gradients are complete, before they are clipped and used.
-    fn after_backward(&mut self, _gradients: &mut Gradients, _moment: Moment) {}
+    /// When gradients are complete, before they are clipped and used: one for each parameter, in the order in which
+    /// they were declared, the task's head's after the method's.
+    fn after_backward(&mut self, _gradients: &mut [Option<Tensor<1>>], _moment: Moment) {}
 
     /// When the optimiser has moved the parameters.
     fn after_step(&mut self, _moment: Moment) {}

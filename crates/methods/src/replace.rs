@@ -25,7 +25,7 @@ impl Replaced {
 
     /// Replaces the task's head, if the base has one.
     pub fn head(base: &Base, parameters: &mut ParameterSet) -> Self {
-        let names = base.tensors().keys().filter(|name| in_head(base, name));
+        let names = base.tensors().keys().filter(|name| base.is_of_head(name));
         Self::of(names.map(String::as_str).collect(), base, parameters)
     }
 
@@ -63,7 +63,7 @@ impl Replaced {
 fn chosen(base: &Base, choose: impl Fn(&str) -> bool) -> Vec<&str> {
     let names = base.tensors().keys().map(String::as_str);
     names
-        .filter(|name| !in_head(base, name) && choose(name))
+        .filter(|name| !base.is_of_head(name) && choose(name))
         .collect()
 }
 
@@ -73,15 +73,6 @@ pub fn count(base: &Base, choose: impl Fn(&str) -> bool) -> usize {
         .into_iter()
         .filter_map(|name| base.tensor(name));
     tensors.map(|tensor| tensor.count()).sum()
-}
-
-/// Whether a tensor belongs to the task's head.
-fn in_head(base: &Base, name: &str) -> bool {
-    let Some(head) = &base.task_head else {
-        return false;
-    };
-    name.strip_prefix(head.as_str())
-        .is_some_and(|rest| rest.starts_with('.'))
 }
 
 impl Adapter for Replaced {

@@ -128,16 +128,20 @@ impl Base {
 
     /// How many values the base holds, the task's head not counted.
     pub fn count(&self) -> usize {
-        let head = self.task_head.as_ref().map(|path| format!("{path}."));
-        let in_head = |name: &str| {
-            head.as_ref()
-                .is_some_and(|head| name.starts_with(head.as_str()))
-        };
         self.tensors
             .iter()
-            .filter(|(name, _)| !in_head(name))
+            .filter(|(name, _)| !self.is_of_head(name))
             .map(|(_, tensor)| tensor.count())
             .sum()
+    }
+
+    /// Whether a tensor belongs to the task's head.
+    pub fn is_of_head(&self, name: &str) -> bool {
+        let Some(head) = &self.task_head else {
+            return false;
+        };
+        name.strip_prefix(head.as_str())
+            .is_some_and(|rest| rest.starts_with('.'))
     }
 
     /// The lowest layer whose result depends on tensor `name`: 0 for embeddings, the number of layers for what
@@ -159,6 +163,7 @@ impl Base {
 /// Builds a [`Base`] tensor by tensor, from the embeddings up, and hands out the handles that a model keeps.
 pub(crate) struct Builder<'a> {
     source: &'a mut dyn Source,
+    shared: Option<&'a Base>,
     device: Device,
     precision: Precision,
     tensors: BTreeMap<String, BaseTensor>,
@@ -173,6 +178,7 @@ impl<'a> Builder<'a> {
     pub(crate) fn new(source: &'a mut dyn Source, device: &Device, precision: Precision) -> Self {
         Self {
             source,
+            shared: None,
             device: device.clone().inner(),
             precision,
             tensors: BTreeMap::new(),
@@ -183,10 +189,20 @@ impl<'a> Builder<'a> {
         }
     }
 
+    /// Takes what `shared` has, its task's head aside, instead of reading it.
+    pub(crate) fn sharing(self, shared: Option<&'a Base>) -> Self {
+        Self { shared, ..self }
+    }
+
     /// A vector of the base.
     pub(crate) fn vector(&mut self, name: &str, width: usize) -> Vector {
-        let values = self.read(name, &[width]);
-        let values = Tensor::from_data(TensorData::new(values, [width]), &self.device);
+        let values = match self.place(name) {
+            Some(BaseTensor::Vector(values)) => values.clone(),
+            _ => {
+                let values = self.read(name, &[width]);
+                Tensor::from_data(TensorData::new(values, [width]), &self.device)
+            }
+        };
         self.tensors
             .insert(name.to_owned(), BaseTensor::Vector(values.clone()));
         Vector {
@@ -197,9 +213,14 @@ impl<'a> Builder<'a> {
 
     /// A matrix of the base.
     pub(crate) fn matrix(&mut self, name: &str, shape: [usize; 2]) -> Matrix {
-        let values = self.read(name, &shape);
-        let values = FrozenMatrix::new(values, shape, self.precision, &self.device)
-            .expect("`read` returns as many values as the shape has");
+        let values = match self.place(name) {
+            Some(BaseTensor::Matrix(values)) => values.clone(),
+            _ => {
+                let values = self.read(name, &shape);
+                FrozenMatrix::new(values, shape, self.precision, &self.device)
+                    .expect("`read` returns as many values as the shape has")
+            }
+        };
         self.tensors
             .insert(name.to_owned(), BaseTensor::Matrix(values.clone()));
         Matrix {
@@ -274,12 +295,18 @@ impl<'a> Builder<'a> {
         })
     }
 
-    /// Values from the source; a failure is noted and zeros stand in, so that all are reported.
-    fn read(&mut self, name: &str, shape: &[usize]) -> Vec<f32> {
+    /// Takes note of where tensor `name` stands, and returns it if another base shares it.
+    fn place(&mut self, name: &str) -> Option<&'a BaseTensor> {
         self.layers_began |= Base::layer_of(name).is_some();
         if !self.layers_began {
             self.below.insert(name.to_owned());
         }
+        let shared = self.shared?;
+        shared.tensor(name).filter(|_| !shared.is_of_head(name))
+    }
+
+    /// Values from the source; a failure is noted and zeros stand in, so that all are reported.
+    fn read(&mut self, name: &str, shape: &[usize]) -> Vec<f32> {
         self.source.values(name, shape).unwrap_or_else(|failure| {
             self.failures.push(failure);
             vec![0.0; shape.iter().product()]

@@ -246,6 +246,14 @@ impl Transformer for Bert {
         }
     }
 
+    fn resume(&self, states: Tensor<2>, sequences: &Sequences) -> Hidden {
+        Hidden {
+            states,
+            sequences: sequences.clone(),
+            angles: None,
+        }
+    }
+
     fn layer(
         &self,
         index: usize,

@@ -141,6 +141,13 @@ impl Llama {
         })
     }
 
+    /// The tokens' rotary angles, their positions counted from `offset`.
+    fn angles(&self, sequences: &Sequences, offset: usize) -> Angles {
+        let positions: Vec<usize> = sequences.positions().map(|at| at + offset).collect();
+        let (cos, sin) = self.config.rope.tables(&positions);
+        Angles::new(cos, sin)
+    }
+
     /// An RMS norm of a layer or of the end.
     fn rms_norm(
         &self,
@@ -205,13 +212,18 @@ impl Transformer for Llama {
         let Embedded {
             states, sequences, ..
         } = embedded;
-        let offset = adapter.prefix_length();
-        let positions: Vec<usize> = sequences.positions().map(|at| at + offset).collect();
-        let (cos, sin) = self.config.rope.tables(&positions);
         Hidden {
             states,
+            angles: Some(self.angles(&sequences, adapter.prefix_length())),
             sequences,
-            angles: Some(Angles::new(cos, sin)),
+        }
+    }
+
+    fn resume(&self, states: Tensor<2>, sequences: &Sequences) -> Hidden {
+        Hidden {
+            states,
+            angles: Some(self.angles(sequences, 0)),
+            sequences: sequences.clone(),
         }
     }
 

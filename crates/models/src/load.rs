@@ -6,7 +6,7 @@ use burn::tensor::Device;
 use epiphyte_ops::{Activation, Precision, random};
 
 use crate::ModelError;
-use crate::base::{Builder, Source};
+use crate::base::{Base, Builder, Source};
 use crate::bert::Bert;
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
@@ -52,6 +52,34 @@ pub fn load(
     device: &Device,
     options: &LoadOptions,
 ) -> Result<Loaded, ModelError> {
+    read(dir, task, device, options, None)
+}
+
+impl Loaded {
+    /// The same directory for another task, or with another head: all tensors but the head's are shared with this
+    /// one, so that it costs next to no memory.
+    ///
+    /// # Errors
+    /// As [`load`].
+    pub fn for_task(
+        &self,
+        dir: &Path,
+        task: Task,
+        device: &Device,
+        options: &LoadOptions,
+    ) -> Result<Self, ModelError> {
+        read(dir, task, device, options, Some(self.model.base()))
+    }
+}
+
+/// Reads a model, taking from `shared` what that has already.
+fn read(
+    dir: &Path,
+    task: Task,
+    device: &Device,
+    options: &LoadOptions,
+    shared: Option<&Base>,
+) -> Result<Loaded, ModelError> {
     let mut config = ModelConfig::open(dir)?;
     if let Some(p) = options.base_dropout {
         set_dropout(&mut config, p);
@@ -73,10 +101,12 @@ pub fn load(
         &config,
         task,
         tied,
-        Builder::new(&mut source, device, options.precision),
+        Builder::new(&mut source, device, options.precision).sharing(shared),
     )?;
     let has_head = source.has_head;
-    source.reader.finish()?;
+    if shared.is_none() {
+        source.reader.finish()?;
+    }
     let content_hash = checkpoint.content_hash().to_owned();
     Ok(Loaded {
         model,

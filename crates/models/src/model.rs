@@ -1,6 +1,7 @@
 //! A model with a task: tokens in, logits or a loss out.
 
 use std::fmt;
+use std::ops::Range;
 
 use burn::tensor::Tensor;
 use epiphyte_ops::{
@@ -64,7 +65,7 @@ pub struct Hidden {
     pub states: Tensor<2>,
     /// The sequences that the rows form.
     pub sequences: Sequences,
-    /// The rows' rotary angles, where the model has such; none once rows have been picked.
+    /// The rows' rotary angles, where the model has such; none above the last attention.
     pub(crate) angles: Option<Angles>,
 }
 
@@ -87,6 +88,18 @@ impl Hidden {
         Self {
             states: epiphyte_ops::rows(self.states.clone(), rows),
             sequences: self.sequences.picked(rows),
+            angles: None,
+        }
+    }
+
+    /// Some of the sequences, above the last attention.
+    #[must_use]
+    pub fn part(&self, sequences: Range<usize>) -> Self {
+        let boundaries = self.sequences.boundaries();
+        let rows = boundaries[sequences.start]..boundaries[sequences.end];
+        Self {
+            states: group::part(&self.states, &rows),
+            sequences: self.sequences.part(sequences),
             angles: None,
         }
     }
@@ -165,6 +178,9 @@ pub trait Transformer: Send + Sync + fmt::Debug {
     /// What enters the first layer.
     fn embed(&self, tokens: &Tokens<'_>, adapter: &dyn Adapter) -> Hidden;
 
+    /// States that were computed before, without an adapter, as those of these sequences.
+    fn resume(&self, states: Tensor<2>, sequences: &Sequences) -> Hidden;
+
     /// One layer. With `picked`, only these rows (in ascending order) come out.
     fn layer(
         &self,
@@ -186,34 +202,42 @@ pub trait Transformer: Send + Sync + fmt::Debug {
     /// The language model's head, if the model has one.
     fn language_head(&self) -> Option<&Linear>;
 
-    /// The layers from `first` on, and what follows the last.
+    /// Some layers, each after the adapter's look at what enters it. With `picked`, only these rows come out of the
+    /// model's last layer.
     fn run(
         &self,
-        first: usize,
+        layers: Range<usize>,
         hidden: Hidden,
         picked: Option<&[usize]>,
         adapter: &dyn Adapter,
     ) -> Hidden {
-        let layers = self.base().dimensions.layers;
+        let last = self.base().dimensions.layers;
         let mut hidden = hidden;
-        for index in first..layers {
+        for index in layers.clone() {
             hidden = see(index, hidden, adapter);
-            let picked = picked.filter(|_| index + 1 == layers);
+            let picked = picked.filter(|_| index + 1 == last);
             hidden = self.layer(index, hidden, picked, adapter);
         }
-        self.finish(see(layers, hidden, adapter), adapter)
+        if layers.end == last {
+            hidden = see(last, hidden, adapter);
+        }
+        hidden
     }
 
     /// Runs all layers, for all rows.
     fn hidden(&self, tokens: &Tokens<'_>, adapter: &dyn Adapter) -> Hidden {
-        self.run(0, self.embed(tokens, adapter), None, adapter)
+        let layers = 0..self.base().dimensions.layers;
+        let hidden = self.run(layers, self.embed(tokens, adapter), None, adapter);
+        self.finish(hidden, adapter)
     }
 
     /// Logits of every sequence, `[sequences, labels]`.
     fn logits(&self, tokens: &Tokens<'_>, adapter: &dyn Adapter) -> Tensor<2> {
         let hidden = self.embed(tokens, adapter);
         let rows = self.head_rows(&hidden.sequences);
-        self.classify(self.run(0, hidden, Some(&rows), adapter), adapter)
+        let layers = 0..self.base().dimensions.layers;
+        let read = self.run(layers, hidden, Some(&rows), adapter);
+        self.classify(self.finish(read, adapter), adapter)
     }
 
     /// What the loss of a batch reads; none when nothing has a target. `shown` are the sequences of the data, `run`
@@ -276,7 +300,9 @@ pub trait Transformer: Send + Sync + fmt::Debug {
     ) -> Option<Loss> {
         let hidden = self.embed(tokens, adapter);
         let goal = self.goal(targets, &tokens.sequences, &hidden.sequences)?;
-        let read = self.run(0, hidden, Some(goal.rows()), adapter);
+        let layers = 0..self.base().dimensions.layers;
+        let read = self.run(layers, hidden, Some(goal.rows()), adapter);
+        let read = self.finish(read, adapter);
         let mean = self.loss_of(read, &goal, label_smoothing, adapter)?;
         Some(Loss {
             mean,

@@ -13,7 +13,7 @@ use epiphyte_methods::{Tuned, by_name};
 use epiphyte_models::{ModelConfig, Task, random_model};
 use epiphyte_train::journal::{self, Record};
 use epiphyte_train::schedule::ScheduleKind;
-use epiphyte_train::{Interrupt, RunConfig, Trainer, Workload, memory};
+use epiphyte_train::{Interrupt, RunConfig, Trainer, Workload, memory, train_together};
 use serde_json::{Map, Value, json};
 
 /// Whatever goes wrong ends the program.
@@ -73,7 +73,7 @@ fn main() -> Outcome<()> {
     let device = Device::default();
     let model = random_model(&config, task, &device, precision.into(), 0)?;
     let config = by_name(method)?.configure(settings)?;
-    let mut tuned = Tuned::new(config, model.base(), &device, 0)?;
+    let tuned = Tuned::new(config, model.base(), &device, 0)?;
     let batches = Batches::new(examples, batch_size, Order::Sequential)?;
     let work = Workload {
         run: &run,
@@ -82,9 +82,9 @@ fn main() -> Outcome<()> {
         eval: None,
         device: &device,
     };
-    let mut trainer = Trainer::new(work, &tuned, false)?;
+    let mut trainer = [Trainer::new(work, tuned, false)?];
     let before = since_start(started);
-    trainer.train(&mut tuned, &Interrupt::default(), true)?;
+    train_together(&mut trainer, &Interrupt::default(), true)?;
     let records = journal::read(&output.join("log.jsonl"))?;
     std::fs::remove_dir_all(&output)?;
 

@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 use crate::TrainError;
 use crate::early_stopping::Selection;
 use crate::schedule::{ScheduleKind, Warmup};
+use crate::trunk::TrunkCache;
 
 /// A run: model, data, method, optimisation, output.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -87,6 +88,12 @@ pub struct RunConfig {
     pub base_dropout: Option<f64>,
     /// In which type the frozen base is kept: f32 or bf16.
     pub precision: Precision,
+    /// Keep only what enters each layer and compute the rest again on the way back: less memory, more time.
+    pub gradient_checkpointing: bool,
+    /// Where states below the lowest trained layer are kept from epoch to epoch, if nothing is random there.
+    pub trunk_cache: TrunkCache,
+    /// The most that these may take, in gigabytes (10⁹ bytes).
+    pub trunk_cache_budget: f64,
     /// From what initialisation, order and dropout follow.
     pub seed: u64,
     /// Bring examples of similar length into the same batch.
@@ -170,6 +177,9 @@ impl Default for RunConfig {
             label_smoothing: 0.0,
             base_dropout: None,
             precision: Precision::F32,
+            gradient_checkpointing: false,
+            trunk_cache: TrunkCache::Auto,
+            trunk_cache_budget: 4.0,
             seed: 0,
             group_by_length: false,
             eval_steps: None,
@@ -408,6 +418,24 @@ impl RunConfig {
             "type of the frozen base: f32 or bf16 [default: f32]",
         ),
         flag(
+            "gradient-checkpointing",
+            "gradient_checkpointing",
+            FlagKind::Switch,
+            "compute layers again on the way back: less memory, more time",
+        ),
+        flag(
+            "trunk-cache",
+            "trunk_cache",
+            FlagKind::Text,
+            "where states below the lowest trained layer are kept: auto, memory, disk or off [default: auto]",
+        ),
+        flag(
+            "trunk-cache-budget",
+            "trunk_cache_budget",
+            FlagKind::Number,
+            "the most that they may take, in gigabytes [default: 4]",
+        ),
+        flag(
             "seed",
             "seed",
             FlagKind::Integer,
@@ -534,6 +562,7 @@ impl RunConfig {
         for (key, value) in [
             ("weight_decay", self.weight_decay),
             ("max_grad_norm", self.max_grad_norm),
+            ("trunk_cache_budget", self.trunk_cache_budget),
         ] {
             if !(value >= 0.0 && value.is_finite()) {
                 return wrong(key, value, "0 or more");

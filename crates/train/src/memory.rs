@@ -17,6 +17,12 @@ pub fn resident_bytes() -> Option<u64> {
     status_field("VmRSS")
 }
 
+/// What the system could give to processes without swapping (`MemAvailable`, proc(5)), in bytes.
+#[must_use]
+pub fn available_bytes() -> Option<u64> {
+    parse_field(&fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable")
+}
+
 fn status_field(name: &str) -> Option<u64> {
     parse_field(&fs::read_to_string("/proc/self/status").ok()?, name)
 }

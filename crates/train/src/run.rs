@@ -1,12 +1,13 @@
 //! A run from its files to its adapter.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
-use epiphyte_data::Order;
+use epiphyte_data::{Batches, Order};
 use epiphyte_methods::file::{self, About, AdapterFile, Provenance};
 use epiphyte_methods::{Account, Tuned, by_name};
-use epiphyte_models::{LoadOptions, ModelConfig};
+use epiphyte_models::{LoadOptions, Loaded, ModelConfig};
 use serde::Serialize;
 
 use crate::config::RunConfig;
@@ -14,7 +15,8 @@ use crate::interrupt::Interrupt;
 use crate::metrics::Metrics;
 use crate::model_card::{Counts, DataSource, ModelCard, Scores};
 use crate::task::{TaskSpec, Workbench};
-use crate::trainer::{End, Trainer, Workload};
+use crate::together::train_together;
+use crate::trainer::{End, Outcome, Trainer, Workload};
 use crate::{TrainError, files, memory};
 
 /// How a run is carried out, beside what it is.
@@ -72,97 +74,188 @@ pub fn train(
     options: &RunOptions,
     interrupt: &Interrupt,
 ) -> Result<Report, TrainError> {
-    run.check()?;
-    let config = by_name(&run.method)?.configure(run.method_settings.clone())?;
-    make_room(&run.output, options)?;
+    let mut reports = train_several(std::slice::from_ref(run), options, interrupt)?;
+    Ok(reports.remove(0))
+}
 
-    let reading = run.reading()?;
-    let table = epiphyte_data::Table::read(
-        &run.train_data,
-        &epiphyte_data::ReadOptions {
-            limit: run.max_train_rows,
-            ..reading.clone()
-        },
-    )?;
-    let mut spec = TaskSpec::of_run(run, &table)?;
-    if run.max_length.is_none() {
-        let limit = ModelConfig::open(&run.model)?.max_position_embeddings();
-        spec.max_length = spec.max_length.min(limit);
+/// Trains several runs over one base side by side. Tasks, data, methods and settings may differ; each run's adapter is
+/// what it would be alone. The base is in memory once.
+///
+/// # Errors
+/// As [`train`]; if the runs do not agree on the base, or two write to one directory.
+pub fn train_several(
+    runs: &[RunConfig],
+    options: &RunOptions,
+    interrupt: &Interrupt,
+) -> Result<Vec<Report>, TrainError> {
+    agree(runs)?;
+    let mut prepared: Vec<Prepared<'_>> = Vec::new();
+    for run in runs {
+        let beside = prepared.first().map(|first| &first.bench.loaded);
+        let next = Prepared::new(run, options, beside)?;
+        prepared.push(next);
     }
-    let load = LoadOptions {
-        precision: run.precision.into(),
-        seed: run.seed,
-        base_dropout: run.base_dropout,
+    let trainers = prepared.iter().map(|prepared| prepared.trainer(options));
+    let mut trainers = trainers.collect::<Result<Vec<_>, _>>()?;
+    let outcomes = train_together(&mut trainers, interrupt, options.quiet)?;
+    let ends = prepared.iter().zip(&trainers).zip(outcomes);
+    ends.map(|((prepared, trainer), outcome)| prepared.finish(trainer, outcome, options))
+        .collect()
+}
+
+/// Checks that runs can share a base.
+fn agree(runs: &[RunConfig]) -> Result<(), TrainError> {
+    let Some((first, others)) = runs.split_first() else {
+        return Err(TrainError::Config("there is no run".to_owned()));
     };
-    let device = &options.device;
-    let bench = Workbench::open(&run.model, spec, device, &load)?;
-    let train = bench.batches(&table, true, run.batch_size, run.order())?;
-    let eval = match &run.eval_data {
-        Some(path) => {
-            let table = bench.spec.read(path, &reading, run.max_eval_rows)?;
-            let size = run.eval_batch_size.unwrap_or(run.batch_size);
-            Some(bench.batches(&table, true, size, Order::Sequential)?)
+    first.check()?;
+    let mut outputs = HashSet::from([&first.output]);
+    for run in others {
+        run.check()?;
+        let agreements = [
+            ("model", run.model == first.model),
+            ("precision", run.precision == first.precision),
+            ("base_dropout", run.base_dropout == first.base_dropout),
+        ];
+        if let Some((key, _)) = agreements.into_iter().find(|(_, agrees)| !agrees) {
+            return Err(TrainError::Config(format!(
+                "`{key}` differs between runs, but they share one base: train them apart"
+            )));
         }
-        None => None,
-    };
+        if !outputs.insert(&run.output) {
+            return Err(TrainError::Config(format!(
+                "two runs write to `{}`: give each its own `output`",
+                run.output.display()
+            )));
+        }
+    }
+    Ok(())
+}
 
-    let model = &*bench.loaded.model;
-    let mut tuned = Tuned::new(config, model.base(), device, run.seed)?;
-    let work = Workload {
-        run,
-        model,
-        train: &train,
-        eval: eval.as_ref(),
-        device,
-    };
-    let mut trainer = Trainer::new(work, &tuned, options.resume)?;
-    if trainer.step() > 0 {
-        tracing::info!("going on after step {}", trainer.step());
-    }
-    let outcome = trainer.train(&mut tuned, interrupt, options.quiet)?;
-    let mut metrics = outcome.metrics;
-    if run.load_best_model_at_end && outcome.end != End::Interrupted {
-        trainer.load_best(&tuned)?;
-        metrics = None;
-    }
-    if let (None, Some(eval)) = (&metrics, &eval) {
-        metrics = Some(crate::evaluate::evaluate(model, &tuned, eval, run.task)?);
+/// A run with everything that it reads.
+struct Prepared<'a> {
+    run: &'a RunConfig,
+    bench: Workbench,
+    train: Batches,
+    eval: Option<Batches>,
+}
+
+impl<'a> Prepared<'a> {
+    fn new(
+        run: &'a RunConfig,
+        options: &RunOptions,
+        beside: Option<&Loaded>,
+    ) -> Result<Self, TrainError> {
+        by_name(&run.method)?.configure(run.method_settings.clone())?;
+        make_room(&run.output, options)?;
+        let reading = run.reading()?;
+        let table = epiphyte_data::Table::read(
+            &run.train_data,
+            &epiphyte_data::ReadOptions {
+                limit: run.max_train_rows,
+                ..reading.clone()
+            },
+        )?;
+        let mut spec = TaskSpec::of_run(run, &table)?;
+        if run.max_length.is_none() {
+            let limit = ModelConfig::open(&run.model)?.max_position_embeddings();
+            spec.max_length = spec.max_length.min(limit);
+        }
+        let load = LoadOptions {
+            precision: run.precision.into(),
+            seed: run.seed,
+            base_dropout: run.base_dropout,
+        };
+        let device = &options.device;
+        let bench = match beside {
+            Some(loaded) => Workbench::beside(loaded, &run.model, spec, device, &load)?,
+            None => Workbench::open(&run.model, spec, device, &load)?,
+        };
+        let train = bench.batches(&table, true, run.batch_size, run.order())?;
+        let eval = match &run.eval_data {
+            Some(path) => {
+                let table = bench.spec.read(path, &reading, run.max_eval_rows)?;
+                let size = run.eval_batch_size.unwrap_or(run.batch_size);
+                Some(bench.batches(&table, true, size, Order::Sequential)?)
+            }
+            None => None,
+        };
+        Ok(Self {
+            run,
+            bench,
+            train,
+            eval,
+        })
     }
 
-    let account = tuned.account(model.base());
-    file::save(
-        &run.output,
-        &tuned,
-        model.base(),
-        &about(run, &bench, account),
-    )?;
-    let bytes = size(&run.output.join(file::TENSORS_FILE));
-    let report = Report {
-        output: run.output.clone(),
-        method: run.method.clone(),
-        status: match outcome.end {
-            End::Finished => "finished",
-            End::StoppedEarly => "stopped_early",
-            End::Interrupted => "interrupted",
-        },
-        steps: outcome.steps,
-        train_loss: Some(outcome.loss).filter(|loss| loss.is_finite()),
-        metrics,
-        account,
-        bytes,
-        seconds: outcome.seconds,
-        tokens_per_second: outcome.tokens_per_second,
-        peak_memory_bytes: memory::peak_resident_bytes(),
-    };
-    let card = card(
-        run,
-        options,
-        &report,
-        train.examples().len(),
-        eval.as_ref().map(|eval| eval.examples().len()),
-    );
-    files::write(&run.output.join("README.md"), card.to_string().as_bytes())?;
-    Ok(report)
+    fn trainer<'s>(&'s self, options: &'s RunOptions) -> Result<Trainer<'s>, TrainError> {
+        let (run, device) = (self.run, &options.device);
+        let model = &*self.bench.loaded.model;
+        let config = by_name(&run.method)?.configure(run.method_settings.clone())?;
+        let tuned = Tuned::new(config, model.base(), device, run.seed)?;
+        let work = Workload {
+            run,
+            model,
+            train: &self.train,
+            eval: self.eval.as_ref(),
+            device,
+        };
+        let trainer = Trainer::new(work, tuned, options.resume)?;
+        if trainer.step() > 0 {
+            tracing::info!("going on after step {}", trainer.step());
+        }
+        Ok(trainer)
+    }
+
+    /// Writes the adapter and its model card.
+    fn finish(
+        &self,
+        trainer: &Trainer<'_>,
+        outcome: Outcome,
+        options: &RunOptions,
+    ) -> Result<Report, TrainError> {
+        let (run, bench) = (self.run, &self.bench);
+        let (model, tuned) = (&*bench.loaded.model, trainer.tuned());
+        let mut metrics = outcome.metrics;
+        if run.load_best_model_at_end && outcome.end != End::Interrupted {
+            trainer.load_best()?;
+            metrics = None;
+        }
+        if let (None, Some(eval)) = (&metrics, &self.eval) {
+            metrics = Some(crate::evaluate::evaluate(model, tuned, eval, run.task)?);
+        }
+        let account = tuned.account(model.base());
+        let about = about(run, bench, account);
+        file::save(&run.output, tuned, model.base(), &about)?;
+        let bytes = size(&run.output.join(file::TENSORS_FILE));
+        let report = Report {
+            output: run.output.clone(),
+            method: run.method.clone(),
+            status: match outcome.end {
+                End::Finished => "finished",
+                End::StoppedEarly => "stopped_early",
+                End::Interrupted => "interrupted",
+            },
+            steps: outcome.steps,
+            train_loss: Some(outcome.loss).filter(|loss| loss.is_finite()),
+            metrics,
+            account,
+            bytes,
+            seconds: outcome.seconds,
+            tokens_per_second: outcome.tokens_per_second,
+            peak_memory_bytes: memory::peak_resident_bytes(),
+        };
+        let (train, eval) = (&self.train, self.eval.as_ref());
+        let card = card(
+            run,
+            options,
+            &report,
+            train.examples().len(),
+            eval.map(|eval| eval.examples().len()),
+        );
+        files::write(&run.output.join("README.md"), card.to_string().as_bytes())?;
+        Ok(report)
+    }
 }
 
 /// Refuses an output directory that holds a run, unless told what to do with it.

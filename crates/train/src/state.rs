@@ -18,6 +18,7 @@ use crate::TrainError;
 use crate::config::RunConfig;
 use crate::early_stopping::EarlyStopping;
 use crate::files;
+use crate::trainer::Recent;
 
 /// Where a run stands.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -32,6 +33,8 @@ pub(crate) struct RunState {
     pub(crate) early_stopping: EarlyStopping,
     /// Whether the run is over.
     pub(crate) finished: bool,
+    /// The steps since the last log line.
+    pub(crate) recent: Recent,
 }
 
 const STATE_FILE: &str = "trainer_state.json";

@@ -167,8 +167,27 @@ impl Workbench {
         device: &Device,
         options: &LoadOptions,
     ) -> Result<Self, TrainError> {
-        let tokenizer = Tokenizer::load(model)?;
         let loaded = load(model, spec.head(), device, options)?;
+        Self::with(loaded, model, spec)
+    }
+
+    /// The same for another task over a base that is in memory already.
+    ///
+    /// # Errors
+    /// As [`Workbench::open`].
+    pub fn beside(
+        loaded: &Loaded,
+        model: &Path,
+        spec: TaskSpec,
+        device: &Device,
+        options: &LoadOptions,
+    ) -> Result<Self, TrainError> {
+        let loaded = loaded.for_task(model, spec.head(), device, options)?;
+        Self::with(loaded, model, spec)
+    }
+
+    fn with(loaded: Loaded, model: &Path, spec: TaskSpec) -> Result<Self, TrainError> {
+        let tokenizer = Tokenizer::load(model)?;
         check_max_length(spec.max_length, loaded.config.max_position_embeddings())?;
         Ok(Self {
             loaded,

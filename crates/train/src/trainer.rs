@@ -10,9 +10,10 @@ use std::time::Instant;
 use burn::tensor::{Device, Tensor};
 use epiphyte_data::{Batch, Batches};
 use epiphyte_methods::{Moment, Param, Tuned};
-use epiphyte_models::Transformer;
 use epiphyte_models::seam::name_id;
+use epiphyte_models::{Tokens, Transformer};
 use epiphyte_ops::{AdamW, Moments, Sequences};
+use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
 use crate::checkpoints::Checkpoints;
@@ -22,7 +23,7 @@ use crate::evaluate::{self, OwnedTargets};
 use crate::interrupt::Interrupt;
 use crate::journal::{EvaluationRecord, Journal, Record, StepRecord};
 use crate::metrics::Metrics;
-use crate::progress::Progress;
+use crate::pass::{Learned, Member};
 use crate::schedule::Schedule;
 use crate::state::RunState;
 use crate::tensorboard::EventWriter;
@@ -95,6 +96,7 @@ impl Plan {
 #[derive(Debug)]
 pub struct Trainer<'a> {
     work: Workload<'a>,
+    tuned: Tuned,
     plan: Plan,
     schedule: Schedule,
     optimizer: AdamW,
@@ -103,6 +105,46 @@ pub struct Trainer<'a> {
     checkpoints: Checkpoints,
     journal: Journal,
     events: EventWriter,
+    clock: Clock,
+    recent: Recent,
+    last_loss: f64,
+    metrics: Option<Metrics>,
+    end: End,
+}
+
+/// An optimiser step under way: the batches it sees, and what they have taught so far.
+pub(crate) struct Step {
+    moment: Moment,
+    batches: Vec<Batch>,
+    tokens: Vec<Sequences>,
+    classes: Vec<OwnedTargets>,
+    gradients: Vec<Option<Tensor<1>>>,
+    loss_sum: f64,
+    targets: usize,
+}
+
+impl Step {
+    /// How many passes the step takes.
+    pub(crate) fn passes(&self) -> usize {
+        self.batches.len()
+    }
+
+    /// Tokens of a pass.
+    pub(crate) fn tokens(&self, pass: usize) -> usize {
+        self.batches.get(pass).map_or(0, Batch::tokens)
+    }
+
+    /// Adds what a pass has taught.
+    pub(crate) fn add(&mut self, learned: Learned) {
+        self.loss_sum += learned.loss * learned.targets as f64;
+        self.targets += learned.targets;
+        for (sum, gradient) in self.gradients.iter_mut().zip(learned.gradients) {
+            *sum = match (sum.take(), gradient) {
+                (Some(sum), Some(gradient)) => Some(sum + gradient),
+                (sum, gradient) => sum.or(gradient),
+            };
+        }
+    }
 }
 
 impl<'a> Trainer<'a> {
@@ -111,16 +153,16 @@ impl<'a> Trainer<'a> {
     ///
     /// # Errors
     /// If files cannot be read or written, or the checkpoint belongs to another run.
-    pub fn new(work: Workload<'a>, tuned: &Tuned, resume: bool) -> Result<Self, TrainError> {
+    pub fn new(work: Workload<'a>, tuned: Tuned, resume: bool) -> Result<Self, TrainError> {
         let run = work.run;
         let plan = Plan::new(run, work.train.per_epoch());
         let checkpoints = Checkpoints::open(&run.output)?;
         let latest = if resume { checkpoints.latest()? } else { None };
         let journal_path = run.output.join("log.jsonl");
         let events_dir = run.output.join("runs");
-        let (state, moments, journal, events) = match latest {
+        let (mut state, moments, journal, events) = match latest {
             Some(checkpoint) => {
-                let (state, moments) = RunState::load(&checkpoint.path, tuned, work.device)?;
+                let (state, moments) = RunState::load(&checkpoint.path, &tuned, work.device)?;
                 if state.run != *run {
                     return Err(TrainError::OtherRun {
                         path: checkpoint.path,
@@ -137,6 +179,7 @@ impl<'a> Trainer<'a> {
                     elapsed: 0.0,
                     early_stopping: EarlyStopping::new(run.selection()),
                     finished: false,
+                    recent: Recent::default(),
                 };
                 let moments = tuned
                     .trained()
@@ -163,7 +206,17 @@ impl<'a> Trainer<'a> {
                 epsilon: run.adam_epsilon,
                 weight_decay: run.weight_decay,
             },
+            clock: Clock::new(state.elapsed),
+            recent: std::mem::take(&mut state.recent),
+            // A run that goes on after its end ends as it did.
+            end: match state.finished && state.step < plan.total {
+                true => End::StoppedEarly,
+                false => End::Finished,
+            },
+            last_loss: f64::NAN,
+            metrics: None,
             work,
+            tuned,
             plan,
             state,
             moments,
@@ -178,102 +231,67 @@ impl<'a> Trainer<'a> {
         self.state.step
     }
 
-    /// Trains to the end, or until `interrupt` asks to stop; then a checkpoint is saved.
-    ///
-    /// # Errors
-    /// If a loss or gradient is not finite, a trained parameter gets no gradient, or files cannot be
-    /// written.
-    pub fn train(
-        &mut self,
-        tuned: &mut Tuned,
-        interrupt: &Interrupt,
-        quiet: bool,
-    ) -> Result<Outcome, TrainError> {
-        let mut progress = Progress::new(self.plan.total, self.state.step, quiet);
-        let mut clock = Clock::new(self.state.elapsed);
-        let mut recent = Recent::default();
-        let mut last_loss = f64::NAN;
-        let mut metrics = None;
-        // A run that goes on after its end ends as it did.
-        let stopped = self.state.finished && self.state.step < self.plan.total;
-        let mut end = if stopped {
-            End::StoppedEarly
-        } else {
-            End::Finished
-        };
-        tuned.track(true);
-        while self.state.step < self.plan.total && !self.state.finished {
-            let done = self.optimizer_step(tuned)?;
-            self.state.step += 1;
-            clock.tokens += done.tokens;
-            recent.add(&done);
-            progress.update(self.state.step, recent.loss(), clock.tokens_per_second());
-            let last = self.state.step == self.plan.total;
-            if self.state.step.is_multiple_of(self.work.run.logging_steps) || last {
-                last_loss = recent.loss();
-                self.log(std::mem::take(&mut recent), &clock)?;
-            }
-            let epoch_ends = self.state.step.is_multiple_of(self.plan.per_epoch) || last;
-            let due = |every: Option<u64>| match every {
-                Some(every) => self.state.step.is_multiple_of(every) || last,
-                None => epoch_ends,
-            };
-            let (evaluate, mut save) =
-                (due(self.work.run.eval_steps), due(self.work.run.save_steps));
-            if let (true, Some(eval)) = (evaluate, self.work.eval) {
-                tuned.track(false);
-                let task = self.work.run.task;
-                let scores = evaluate::evaluate(self.work.model, tuned, eval, task)?;
-                tuned.track(true);
-                let verdict = self
-                    .state
-                    .early_stopping
-                    .observe(self.state.step, &scores)?;
-                save |= verdict.is_best || verdict.stop;
-                progress.note(&format!("step {}: {}", self.state.step, summary(&scores)));
-                self.log_evaluation(&scores, verdict.is_best, &clock)?;
-                metrics = Some(scores);
-                if verdict.stop {
-                    self.state.finished = true;
-                    end = End::StoppedEarly;
-                }
-            }
-            if interrupt.is_requested() && !last && !self.state.finished {
-                end = End::Interrupted;
-            }
-            if save || last || end != End::Finished {
-                self.state.finished |= last;
-                self.save(tuned, &clock)?;
-            }
-            if end != End::Finished {
-                break;
-            }
-        }
-        tuned.track(false);
-        progress.finish();
-        Ok(Outcome {
+    /// What the run trains.
+    pub fn tuned(&self) -> &Tuned {
+        &self.tuned
+    }
+
+    /// The run that this trains.
+    pub(crate) fn work(&self) -> &Workload<'a> {
+        &self.work
+    }
+
+    /// The steps of the run.
+    pub fn plan(&self) -> Plan {
+        self.plan
+    }
+
+    /// Whether there is nothing left to do.
+    pub(crate) fn is_over(&self) -> bool {
+        self.state.finished || self.state.step >= self.plan.total || self.end != End::Finished
+    }
+
+    /// Begins to train: gradients are recorded from here on.
+    pub(crate) fn begin(&mut self) {
+        self.clock = Clock::new(self.state.elapsed);
+        self.tuned.track(true);
+    }
+
+    /// Ends training and says how it went.
+    pub(crate) fn end(&mut self) -> Outcome {
+        self.tuned.track(false);
+        Outcome {
             steps: self.state.step,
-            end,
-            loss: last_loss,
-            metrics,
-            seconds: clock.elapsed(),
-            tokens_per_second: clock.tokens_per_second(),
-        })
+            end: self.end,
+            loss: self.last_loss,
+            metrics: self.metrics.take(),
+            seconds: self.clock.elapsed(),
+            tokens_per_second: self.clock.tokens_per_second(),
+        }
+    }
+
+    /// The mean loss since the last log line, and training tokens a second, to show.
+    pub(crate) fn pace(&self) -> (f64, f64) {
+        (self.recent.loss(), self.clock.tokens_per_second())
     }
 
     /// Puts the parameters of the best evaluation's checkpoint back.
     ///
     /// # Errors
     /// If the checkpoint cannot be read.
-    pub fn load_best(&self, tuned: &Tuned) -> Result<(), TrainError> {
+    pub fn load_best(&self) -> Result<(), TrainError> {
         if let Some(best) = self.state.early_stopping.best() {
-            RunState::load(&self.checkpoints.path(best.step), tuned, self.work.device)?;
+            let path = self.checkpoints.path(best.step);
+            RunState::load(&path, &self.tuned, self.work.device)?;
         }
         Ok(())
     }
 
-    /// One optimiser step.
-    fn optimizer_step(&mut self, tuned: &mut Tuned) -> Result<Done, TrainError> {
+    /// Begins an optimiser step.
+    ///
+    /// # Errors
+    /// If a batch cannot be made.
+    pub(crate) fn begin_step(&mut self) -> Result<Step, TrainError> {
         let run = self.work.run;
         let moment = Moment {
             step: self.state.step as usize,
@@ -282,34 +300,122 @@ impl<'a> Trainer<'a> {
         let epoch = self.state.step / self.plan.per_epoch;
         let first =
             (self.state.step % self.plan.per_epoch) as usize * run.gradient_accumulation_steps;
-        let batches = self.work.train.epoch(epoch);
         let last = (first + run.gradient_accumulation_steps).min(self.work.train.per_epoch());
+        let order = self.work.train.epoch(epoch);
+        let batches: Vec<Batch> = (first..last)
+            .map(|index| order.batch(index))
+            .collect::<Result<_, _>>()?;
+        self.tuned.method_mut().before_step(moment);
+        let keyed = |batch: &Batch| {
+            let sequences = Sequences::new(batch.boundaries.clone());
+            keyed(sequences, run.seed, epoch, &batch.positions)
+        };
+        Ok(Step {
+            moment,
+            tokens: batches.iter().map(keyed).collect(),
+            classes: batches.iter().map(OwnedTargets::of).collect(),
+            gradients: vec![None; self.moments.len()],
+            batches,
+            loss_sum: 0.0,
+            targets: 0,
+        })
+    }
 
-        tuned.method_mut().before_step(moment);
-        let mut gradients: Vec<Option<Tensor<1>>> = vec![None; self.moments.len()];
-        let (mut loss_sum, mut targets, mut tokens) = (0.0, 0, 0);
-        for index in first..last {
-            let batch = batches.batch(index)?;
-            tokens += batch.tokens();
-            let Some((loss, count)) =
-                self.backward(&batch, epoch, tuned, moment, &mut gradients, last - first)?
-            else {
-                continue;
-            };
-            loss_sum += loss * count as f64;
-            targets += count;
+    /// What the run brings to a pass of its step; none when the step has fewer passes, or the batch no targets.
+    pub(crate) fn member<'s>(&'s self, step: &'s Step, pass: usize) -> Option<Member<'s>> {
+        let batch = step.batches.get(pass)?;
+        Some(Member {
+            model: self.work.model,
+            tuned: &self.tuned,
+            tokens: Tokens {
+                ids: &batch.ids,
+                type_ids: &batch.type_ids,
+                sequences: step.tokens[pass].clone(),
+            },
+            targets: step.classes[pass].get(batch)?,
+            label_smoothing: self.work.run.label_smoothing,
+            sums: step.passes() > 1,
+        })
+    }
+
+    /// Ends an optimiser step: moves the parameters, and logs, evaluates and saves where that is due. What is worth
+    /// telling the user comes back.
+    ///
+    /// # Errors
+    /// If a gradient is not finite, a trained parameter gets none, or files cannot be written.
+    pub(crate) fn end_step(
+        &mut self,
+        step: Step,
+        interrupt: &Interrupt,
+    ) -> Result<Option<String>, TrainError> {
+        self.clock.tokens += step.batches.iter().map(Batch::tokens).sum::<usize>();
+        let done = self.optimize(step)?;
+        self.state.step += 1;
+        self.recent.add(&done);
+        let last = self.state.step == self.plan.total;
+        if self.state.step.is_multiple_of(self.work.run.logging_steps) || last {
+            self.last_loss = self.recent.loss();
+            let recent = std::mem::take(&mut self.recent);
+            self.log(recent)?;
         }
+        let epoch_ends = self.state.step.is_multiple_of(self.plan.per_epoch) || last;
+        let due = |every: Option<u64>| match every {
+            Some(every) => self.state.step.is_multiple_of(every) || last,
+            None => epoch_ends,
+        };
+        let (evaluate, mut save) = (due(self.work.run.eval_steps), due(self.work.run.save_steps));
+        let mut news = None;
+        if let (true, Some(eval)) = (evaluate, self.work.eval) {
+            self.tuned.track(false);
+            let task = self.work.run.task;
+            let scores = evaluate::evaluate(self.work.model, &self.tuned, eval, task)?;
+            self.tuned.track(true);
+            let verdict = self
+                .state
+                .early_stopping
+                .observe(self.state.step, &scores)?;
+            save |= verdict.is_best || verdict.stop;
+            news = Some(format!("step {}: {}", self.state.step, summary(&scores)));
+            self.log_evaluation(&scores, verdict.is_best)?;
+            self.metrics = Some(scores);
+            if verdict.stop {
+                self.state.finished = true;
+                self.end = End::StoppedEarly;
+            }
+        }
+        if interrupt.is_requested() && !last && !self.state.finished {
+            self.end = End::Interrupted;
+        }
+        if save || last || self.end != End::Finished {
+            self.state.finished |= last;
+            self.save()?;
+        }
+        Ok(news)
+    }
+
+    /// Moves the parameters along the gradients of a step.
+    fn optimize(&mut self, step: Step) -> Result<Done, TrainError> {
+        let run = self.work.run;
+        let Step {
+            moment,
+            batches,
+            mut gradients,
+            loss_sum,
+            targets,
+            ..
+        } = step;
         if targets == 0 {
             return Err(TrainError::NothingToLearn {
                 step: self.state.step + 1,
             });
         }
-        if last - first > 1 {
+        if batches.len() > 1 {
             for gradient in gradients.iter_mut().flatten() {
                 *gradient = gradient.clone() / targets as f64;
             }
         }
-        let names: Vec<String> = tuned
+        let names: Vec<String> = self
+            .tuned
             .trained()
             .map(|param| param.key().to_owned())
             .collect();
@@ -324,10 +430,15 @@ impl<'a> Trainer<'a> {
                 return Err(TrainError::NoGradient { names: without });
             }
         }
+        self.tuned
+            .method_mut()
+            .after_backward(&mut gradients, moment);
         let norm = self.clip(&names, &mut gradients)?;
         let learning_rate = run.learning_rate * self.schedule.factor(self.state.step);
-        let step = self.state.step as usize + 1;
-        for ((param, gradient), moments) in tuned.trained().zip(gradients).zip(&mut self.moments) {
+        let number = self.state.step as usize + 1;
+        for ((param, gradient), moments) in
+            self.tuned.trained().zip(gradients).zip(&mut self.moments)
+        {
             let Some(gradient) = gradient else { continue };
             let optimizer = if decays(param) {
                 self.optimizer
@@ -339,72 +450,17 @@ impl<'a> Trainer<'a> {
             };
             param.update(|value| {
                 let (value, moved) =
-                    optimizer.step(value, gradient, moments.take(), learning_rate, step);
+                    optimizer.step(value, gradient, moments.take(), learning_rate, number);
                 *moments = moved;
                 value
             });
         }
-        tuned.method_mut().after_step(moment);
+        self.tuned.method_mut().after_step(moment);
         Ok(Done {
             loss: loss_sum / targets as f64,
             norm,
             learning_rate,
-            tokens,
         })
-    }
-
-    /// Forward and backward over one batch; adds to `gradients` and returns loss and target count.
-    fn backward(
-        &self,
-        batch: &Batch,
-        epoch: u64,
-        tuned: &mut Tuned,
-        moment: Moment,
-        gradients: &mut [Option<Tensor<1>>],
-        of: usize,
-    ) -> Result<Option<(f64, usize)>, TrainError> {
-        let run = self.work.run;
-        let mut tokens = evaluate::tokens(batch);
-        tokens.sequences = keyed(&tokens.sequences, run.seed, epoch, &batch.positions);
-        let targets = OwnedTargets::of(batch);
-        let Some(targets) = targets.get(batch) else {
-            return Ok(None);
-        };
-        let Some(loss) = self
-            .work
-            .model
-            .loss(&tokens, targets, run.label_smoothing, tuned)
-        else {
-            return Ok(None);
-        };
-        let value = f64::from(evaluate::value(loss.mean.clone()));
-        if !value.is_finite() {
-            return Err(TrainError::NonFinite {
-                what: first_non_finite(tuned).map_or_else(
-                    || "the loss".to_owned(),
-                    |name| format!("`{name}`, and with it the loss,"),
-                ),
-                step: self.state.step + 1,
-            });
-        }
-        let mut objective = loss.mean;
-        if let Some(penalty) = tuned.method().penalty() {
-            objective = objective + penalty;
-        }
-        if of > 1 {
-            objective = objective * loss.targets as f64;
-        }
-        let mut found = objective.backward();
-        tuned.method_mut().after_backward(&mut found, moment);
-        for (param, sum) in tuned.trained().zip(gradients) {
-            if let Some(gradient) = param.flat().grad_remove(&mut found) {
-                *sum = Some(match sum.take() {
-                    Some(sum) => sum + gradient,
-                    None => gradient,
-                });
-            }
-        }
-        Ok(Some((value, loss.targets)))
     }
 
     /// The gradients' length, all together; longer ones than `max_grad_norm` are scaled down to it.
@@ -436,15 +492,15 @@ impl<'a> Trainer<'a> {
         Ok(norm)
     }
 
-    fn log(&mut self, recent: Recent, clock: &Clock) -> Result<(), TrainError> {
+    fn log(&mut self, recent: Recent) -> Result<(), TrainError> {
         let record = StepRecord {
             step: self.state.step,
             epoch: self.epoch(),
             loss: recent.loss(),
             learning_rate: recent.learning_rate,
             gradient_norm: recent.norm,
-            tokens_per_second: clock.tokens_per_second(),
-            elapsed: clock.elapsed(),
+            tokens_per_second: self.clock.tokens_per_second(),
+            elapsed: self.clock.elapsed(),
         };
         self.events.scalars(
             self.state.step,
@@ -458,12 +514,7 @@ impl<'a> Trainer<'a> {
         Ok(self.journal.append(&Record::Step(record))?)
     }
 
-    fn log_evaluation(
-        &mut self,
-        metrics: &Metrics,
-        is_best: bool,
-        clock: &Clock,
-    ) -> Result<(), TrainError> {
+    fn log_evaluation(&mut self, metrics: &Metrics, is_best: bool) -> Result<(), TrainError> {
         let tags: Vec<(String, f64)> = metrics
             .iter()
             .map(|(name, value)| (format!("eval/{name}"), value))
@@ -475,14 +526,15 @@ impl<'a> Trainer<'a> {
             epoch: self.epoch(),
             metrics: metrics.clone(),
             is_best,
-            elapsed: clock.elapsed(),
+            elapsed: self.clock.elapsed(),
         }))?)
     }
 
-    fn save(&mut self, tuned: &Tuned, clock: &Clock) -> Result<(), TrainError> {
-        self.state.elapsed = clock.elapsed();
+    fn save(&mut self) -> Result<(), TrainError> {
+        self.state.elapsed = self.clock.elapsed();
+        self.state.recent = self.recent;
         self.journal.sync()?;
-        let (state, moments) = (&self.state, &self.moments);
+        let (state, tuned, moments) = (&self.state, &self.tuned, &self.moments);
         self.checkpoints
             .save(state.step, |dir| state.save(dir, tuned, moments))?;
         let keep = NonZeroUsize::new(self.work.run.save_total_limit).unwrap_or(NonZeroUsize::MIN);
@@ -497,20 +549,11 @@ impl<'a> Trainer<'a> {
 }
 
 /// The sequences with the keys from which dropout follows: seed, epoch and the example itself.
-fn keyed(sequences: &Sequences, seed: u64, epoch: u64, positions: &[usize]) -> Sequences {
+fn keyed(sequences: Sequences, seed: u64, epoch: u64, positions: &[usize]) -> Sequences {
     let keys = positions
         .iter()
         .map(|position| name_id(&format!("{seed}/{epoch}/{position}")));
-    sequences.clone().with_keys(keys.collect())
-}
-
-/// The first trained tensor that holds a NaN or an infinity.
-fn first_non_finite(tuned: &Tuned) -> Option<String> {
-    let finite = |param: &&Param| param.to_vec().iter().all(|value| value.is_finite());
-    tuned
-        .trained()
-        .find(|param| !finite(param))
-        .map(|param| param.key().to_owned())
+    sequences.with_keys(keys.collect())
 }
 
 /// Whether weight decay applies: not to biases and scales, as in transformers' `Trainer`.
@@ -532,12 +575,11 @@ struct Done {
     loss: f64,
     norm: f64,
     learning_rate: f64,
-    tokens: usize,
 }
 
 /// Steps since the last log line.
-#[derive(Default)]
-struct Recent {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Recent {
     loss: f64,
     steps: usize,
     norm: f64,
@@ -558,6 +600,7 @@ impl Recent {
 }
 
 /// Time and tokens of this process, on top of what earlier ones spent.
+#[derive(Debug)]
 struct Clock {
     started: Instant,
     before: f64,

@@ -1,0 +1,279 @@
+//! One pass, there and back: the batches of one or several runs over one base.
+//!
+//! The way back is Burn's, or, with gradient checkpointing (Chen et al. 2016, arXiv 1604.06174), goes layer by layer:
+//! on the way there only what enters each layer is kept, on the way back a layer is computed again, on a tape of its
+//! own that starts with the gradient of what it gave. What dropout drops follows from seed, epoch and example, so the
+//! second computation is the first one.
+
+use std::ops::Range;
+
+use burn::tensor::{Gradients, Tensor};
+use epiphyte_methods::Tuned;
+use epiphyte_models::{Adapter, Goal, Group, Hidden, Targets, Tokens, Transformer};
+
+use crate::TrainError;
+use crate::evaluate::value;
+use crate::trunk::Trunk;
+
+/// What one run brings to a pass.
+pub(crate) struct Member<'a> {
+    /// The model with the run's own head; all members' models share one base.
+    pub(crate) model: &'a dyn Transformer,
+    pub(crate) tuned: &'a Tuned,
+    pub(crate) tokens: Tokens<'a>,
+    pub(crate) targets: Targets<'a>,
+    pub(crate) label_smoothing: f64,
+    /// Whether the gradient is that of the sum over targets, not of their mean.
+    pub(crate) sums: bool,
+}
+
+/// What a run takes from a pass.
+pub(crate) struct Learned {
+    /// Mean loss over the targets.
+    pub(crate) loss: f64,
+    /// How many targets there were.
+    pub(crate) targets: usize,
+    /// A gradient for each trained tensor that has one.
+    pub(crate) gradients: Vec<Option<Tensor<1>>>,
+}
+
+/// Runs the members' batches there and back, with or without gradient checkpointing. None for a member whose batch
+/// has no target.
+///
+/// # Errors
+/// If a member's loss is not finite (`step` tells which step that is), or a trunk's file cannot be read.
+pub(crate) fn pass(
+    members: &[Member<'_>],
+    mut trunk: Option<&mut Trunk>,
+    checkpointing: bool,
+    step: impl Fn(usize) -> u64,
+) -> Result<Vec<Option<Learned>>, TrainError> {
+    let mut learned: Vec<Option<Learned>> = members.iter().map(|_| None).collect();
+    let mut entering = Vec::new();
+    for (index, member) in members.iter().enumerate() {
+        let hidden = match &mut trunk {
+            Some(trunk) => trunk.states(member.model, &member.tokens)?,
+            None => member.model.embed(&member.tokens, member.tuned),
+        };
+        let shown = &member.tokens.sequences;
+        if let Some(goal) = member.model.goal(member.targets, shown, &hidden.sequences) {
+            entering.push((index, member, hidden, goal));
+        }
+    }
+    if entering.is_empty() {
+        return Ok(learned);
+    }
+    let first = trunk.map_or(0, |trunk| trunk.layer());
+    let joint = Joint::new(members[entering[0].0].model, first, &entering);
+
+    let mut found = |gradients: &mut Gradients| {
+        for (index, member, ..) in &entering {
+            let learned = learned[*index].get_or_insert_with(|| Learned::nothing(member.tuned));
+            learned.take(member.tuned, gradients);
+        }
+    };
+    let losses = if checkpointing {
+        joint.layer_by_layer(&entering, &mut found)
+    } else {
+        let read = joint.run(joint.layers.clone(), joint.hidden.clone());
+        let (losses, objective) = joint.objective(read, &entering);
+        found(&mut objective.backward());
+        losses
+    };
+    for ((index, member, _, goal), loss) in entering.iter().zip(losses) {
+        if !loss.is_finite() {
+            return Err(TrainError::NonFinite {
+                what: first_non_finite(member.tuned).map_or_else(
+                    || "the loss".to_owned(),
+                    |name| format!("`{name}`, and with it the loss,"),
+                ),
+                step: step(*index),
+            });
+        }
+        if let Some(learned) = &mut learned[*index] {
+            learned.loss = loss;
+            learned.targets = goal.targets();
+        }
+    }
+    Ok(learned)
+}
+
+impl Learned {
+    fn nothing(tuned: &Tuned) -> Self {
+        Self {
+            loss: f64::NAN,
+            targets: 0,
+            gradients: tuned.trained().map(|_| None).collect(),
+        }
+    }
+
+    /// Adds what a tape found for the run's tensors.
+    fn take(&mut self, tuned: &Tuned, found: &mut Gradients) {
+        for (param, sum) in tuned.trained().zip(&mut self.gradients) {
+            if let Some(gradient) = param.flat().grad_remove(found) {
+                *sum = Some(match sum.take() {
+                    Some(sum) => sum + gradient,
+                    None => gradient,
+                });
+            }
+        }
+    }
+}
+
+/// A member that takes part, with what enters the layers and what its loss reads.
+type Entering<'a> = (usize, &'a Member<'a>, Hidden, Goal<'a>);
+
+/// The members' rows as those of one pass.
+struct Joint<'a> {
+    model: &'a dyn Transformer,
+    /// The one member's adapter.
+    alone: &'a dyn Adapter,
+    /// All members', where there are several.
+    group: Option<Group<'a>>,
+    layers: Range<usize>,
+    hidden: Hidden,
+    /// The rows that losses read.
+    rows: Vec<usize>,
+    /// How many sequences each member has.
+    counts: Vec<usize>,
+}
+
+impl<'a> Joint<'a> {
+    fn new(model: &'a dyn Transformer, first: usize, entering: &[Entering<'a>]) -> Self {
+        let counts: Vec<usize> = entering
+            .iter()
+            .map(|(_, _, hidden, _)| hidden.sequences.count())
+            .collect();
+        let mut rows = Vec::new();
+        let mut start = 0;
+        for (_, _, hidden, goal) in entering {
+            rows.extend(goal.rows().iter().map(|row| start + row));
+            start += hidden.sequences.tokens();
+        }
+        let hidden: Vec<Hidden> = entering
+            .iter()
+            .map(|(_, _, hidden, _)| hidden.clone())
+            .collect();
+        let adapters = entering
+            .iter()
+            .map(|(_, member, ..)| member.tuned as &dyn Adapter);
+        let group = Group::new(adapters.zip(counts.iter().copied()));
+        Self {
+            model,
+            alone: entering[0].1.tuned,
+            group: (entering.len() > 1).then_some(group),
+            layers: first..model.base().dimensions.layers,
+            hidden: Hidden::concat(&hidden),
+            rows,
+            counts,
+        }
+    }
+
+    fn adapter(&self) -> &dyn Adapter {
+        match &self.group {
+            Some(group) => group,
+            None => self.alone,
+        }
+    }
+
+    /// Some layers.
+    fn run(&self, layers: Range<usize>, hidden: Hidden) -> Hidden {
+        self.model
+            .run(layers, hidden, Some(&self.rows), self.adapter())
+    }
+
+    /// Each member's loss, and the sum of what each wants to be small. `read` has left the last layer.
+    fn objective(&self, read: Hidden, entering: &[Entering<'_>]) -> (Vec<f64>, Tensor<1>) {
+        let read = self.model.finish(read, self.adapter());
+        let mut start = 0;
+        let mut losses = Vec::new();
+        let mut total: Option<Tensor<1>> = None;
+        for ((_, member, _, goal), count) in entering.iter().zip(&self.counts) {
+            let own = match entering.len() {
+                1 => read.clone(),
+                _ => read.part(start..start + count),
+            };
+            start += count;
+            let loss = member
+                .model
+                .loss_of(own, goal, member.label_smoothing, member.tuned);
+            let mut objective =
+                loss.expect("a goal has targets, and the model a head for the task");
+            losses.push(f64::from(value(objective.clone())));
+            if let Some(penalty) = member.tuned.method().penalty() {
+                objective = objective + penalty;
+            }
+            if member.sums {
+                objective = objective * goal.targets() as f64;
+            }
+            total = Some(match total {
+                Some(total) => total + objective,
+                None => objective,
+            });
+        }
+        (losses, total.expect("somebody takes part"))
+    }
+
+    /// There and back with one layer's tape at a time.
+    fn layer_by_layer(
+        &self,
+        entering: &[Entering<'_>],
+        found: &mut dyn FnMut(&mut Gradients),
+    ) -> Vec<f64> {
+        let reached = self.hidden.states.is_autodiff();
+        let lowest = match reached {
+            true => self.layers.start,
+            false => self
+                .adapter()
+                .first_layer()
+                .clamp(self.layers.start, self.layers.end),
+        };
+        let mut hidden = self.hidden.with(plain(&self.hidden));
+        hidden = hidden.with(plain(&self.run(self.layers.start..lowest, hidden.clone())));
+        let mut inputs = Vec::new();
+        for index in lowest..self.layers.end {
+            inputs.push(hidden.clone());
+            let output = self.run(index..index + 1, hidden);
+            hidden = output.with(plain(&output));
+        }
+        let leaf = tracked(&hidden);
+        let (losses, objective) = self.objective(leaf.clone(), entering);
+        let mut gradients = objective.backward();
+        found(&mut gradients);
+        let mut gradient = leaf.states.grad_remove(&mut gradients);
+        for (index, input) in (lowest..self.layers.end).zip(inputs).rev() {
+            let Some(incoming) = gradient.take() else {
+                break;
+            };
+            let wanted = index > lowest || reached;
+            let leaf = if wanted { tracked(&input) } else { input };
+            let output = self.run(index..index + 1, leaf.clone());
+            let mut gradients = (output.states * incoming).sum().backward();
+            found(&mut gradients);
+            if wanted {
+                gradient = leaf.states.grad_remove(&mut gradients);
+            }
+        }
+        if let (true, Some(incoming)) = (reached, gradient) {
+            found(&mut (self.hidden.states.clone() * incoming).sum().backward());
+        }
+        losses
+    }
+}
+
+/// States without a tape.
+fn plain(hidden: &Hidden) -> Tensor<2> {
+    hidden.states.clone().inner()
+}
+
+/// States that begin a tape.
+fn tracked(hidden: &Hidden) -> Hidden {
+    hidden.with(hidden.states.clone().autodiff().require_grad())
+}
+
+/// The first trained tensor that holds a NaN or an infinity.
+fn first_non_finite(tuned: &Tuned) -> Option<String> {
+    let mut params = tuned.trained();
+    let broken = params.find(|param| param.to_vec().iter().any(|value| !value.is_finite()));
+    broken.map(|param| param.key().to_owned())
+}

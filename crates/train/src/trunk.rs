@@ -1,0 +1,267 @@
+//! The trunk cache: states that are the same in every epoch, computed once.
+//!
+//! Where nothing below layer k is trained and nothing random happens there, what enters layer k is a function of the
+//! text alone. It is computed when a text is first met and kept, in memory or in a file. A row's states do not depend
+//! on the other rows of its batch, so training goes as it would without, bit for bit.
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{Device, Tensor, TensorData};
+use epiphyte_models::{Hidden, Identity, Tokens, Transformer};
+use epiphyte_ops::Sequences;
+use serde::{Deserialize, Serialize};
+
+use crate::error::FileError;
+use crate::memory;
+
+/// Where states of the trunk are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TrunkCache {
+    /// In memory if they fit, else in a file if they fit, else nowhere.
+    #[default]
+    Auto,
+    /// In memory, as many as the budget allows.
+    Memory,
+    /// In a file of the output directory, as many as the budget allows.
+    Disk,
+    /// Nowhere.
+    Off,
+}
+
+/// States that enter a layer, by text.
+#[derive(Debug)]
+pub(crate) struct Trunk {
+    layer: usize,
+    device: Device,
+    places: HashMap<Vec<u32>, Place>,
+    store: Store,
+    /// Bytes that may still be kept.
+    left: u64,
+}
+
+/// Where a text's states lie: the first value's number, and how many there are.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    start: u64,
+    values: usize,
+}
+
+#[derive(Debug)]
+enum Store {
+    Memory(Vec<Vec<f32>>),
+    Disk(Spill),
+}
+
+/// A file of states; it is removed when the trunk is.
+#[derive(Debug)]
+struct Spill {
+    path: PathBuf,
+    file: File,
+    values: u64,
+}
+
+impl Drop for Spill {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!("`{}` could not be removed: {error}", self.path.display());
+        }
+    }
+}
+
+impl Trunk {
+    /// A cache for what enters layer `layer`, `bytes` in all if everything is kept; none where `kind` says so or, under
+    /// [`TrunkCache::Auto`], where they fit nowhere. The file lies in `dir`.
+    ///
+    /// # Errors
+    /// If the file cannot be made.
+    pub(crate) fn new(
+        kind: TrunkCache,
+        layer: usize,
+        bytes: u64,
+        budget: u64,
+        dir: &Path,
+        device: &Device,
+    ) -> Result<Option<Self>, FileError> {
+        let room = memory::available_bytes().map_or(budget, |available| budget.min(available / 2));
+        let in_memory = match kind {
+            TrunkCache::Off => return Ok(None),
+            TrunkCache::Memory => true,
+            TrunkCache::Disk => false,
+            TrunkCache::Auto if bytes <= room => true,
+            TrunkCache::Auto if bytes <= budget => false,
+            TrunkCache::Auto => {
+                tracing::info!(
+                    "the states below layer {layer} would take {bytes} bytes and are computed anew in each epoch: \
+                     raise --trunk-cache-budget to keep them"
+                );
+                return Ok(None);
+            }
+        };
+        let store = match in_memory {
+            true => Store::Memory(Vec::new()),
+            false => Store::Disk(Spill::new(dir)?),
+        };
+        tracing::info!(
+            "what enters layer {layer} is computed once for each example and kept {}",
+            if in_memory { "in memory" } else { "in a file" }
+        );
+        Ok(Some(Self {
+            layer,
+            device: device.clone().inner(),
+            places: HashMap::new(),
+            store,
+            left: budget,
+        }))
+    }
+
+    /// The layer that the states enter.
+    pub(crate) fn layer(&self) -> usize {
+        self.layer
+    }
+
+    /// What enters the layer, computed for the texts that are met for the first time.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub(crate) fn states(
+        &mut self,
+        model: &dyn Transformer,
+        tokens: &Tokens<'_>,
+    ) -> Result<Hidden, FileError> {
+        let width = model.base().dimensions.width;
+        let rows = |index: usize| {
+            let boundaries = tokens.sequences.boundaries();
+            boundaries[index]..boundaries[index + 1]
+        };
+        let keys: Vec<Vec<u32>> = (0..tokens.sequences.count())
+            .map(|index| [&tokens.ids[rows(index)], &tokens.type_ids[rows(index)]].concat())
+            .collect();
+        let new: Vec<usize> = (0..keys.len())
+            .filter(|&index| !self.places.contains_key(&keys[index]))
+            .collect();
+        let computed = self.compute(model, tokens, &new);
+        let mut fresh = HashMap::new();
+        let mut start = 0;
+        for &index in &new {
+            let values = &computed[start..][..rows(index).len() * width];
+            start += values.len();
+            self.keep(&keys[index], values);
+            fresh.insert(index, values);
+        }
+        let mut states = Vec::with_capacity(tokens.ids.len() * width);
+        for (index, key) in keys.iter().enumerate() {
+            match fresh.get(&index) {
+                Some(values) => states.extend_from_slice(values),
+                None => self.read(self.places[key], &mut states)?,
+            }
+        }
+        let states = TensorData::new(states, [tokens.ids.len(), width]);
+        let states = Tensor::from_data(states, &self.device);
+        Ok(model.resume(states, &tokens.sequences))
+    }
+
+    /// The trunk over some of the sequences.
+    fn compute(&self, model: &dyn Transformer, tokens: &Tokens<'_>, which: &[usize]) -> Vec<f32> {
+        if which.is_empty() {
+            return Vec::new();
+        }
+        let (mut ids, mut type_ids, mut boundaries) = (Vec::new(), Vec::new(), vec![0]);
+        for &index in which {
+            let ends = &tokens.sequences.boundaries()[index..];
+            ids.extend_from_slice(&tokens.ids[ends[0]..ends[1]]);
+            type_ids.extend_from_slice(&tokens.type_ids[ends[0]..ends[1]]);
+            boundaries.push(ids.len());
+        }
+        let tokens = Tokens {
+            ids: &ids,
+            type_ids: &type_ids,
+            sequences: Sequences::new(boundaries),
+        };
+        let hidden = model.embed(&tokens, &Identity);
+        let hidden = model.run(0..self.layer, hidden, None, &Identity);
+        let values = hidden.states.try_into_vec_as::<f32>();
+        values.expect("states are f32 on a device that can be read")
+    }
+
+    /// Keeps a text's states if there is room.
+    fn keep(&mut self, key: &[u32], values: &[f32]) {
+        let bytes = 4 * values.len() as u64;
+        if bytes > self.left || self.places.contains_key(key) {
+            return;
+        }
+        let start = match &mut self.store {
+            Store::Memory(kept) => {
+                kept.push(values.to_vec());
+                kept.len() as u64 - 1
+            }
+            Store::Disk(spill) => match spill.append(values) {
+                Ok(start) => start,
+                Err(error) => {
+                    tracing::warn!(
+                        "`{}` cannot take more, so other states are computed anew in each epoch: {error}",
+                        spill.path.display()
+                    );
+                    self.left = 0;
+                    return;
+                }
+            },
+        };
+        self.left -= bytes;
+        let values = values.len();
+        self.places.insert(key.to_vec(), Place { start, values });
+    }
+
+    fn read(&mut self, place: Place, into: &mut Vec<f32>) -> Result<(), FileError> {
+        match &mut self.store {
+            Store::Memory(kept) => into.extend_from_slice(&kept[place.start as usize]),
+            Store::Disk(spill) => {
+                let read = spill.read(place, into);
+                read.map_err(FileError::at("read", &spill.path))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Spill {
+    fn new(dir: &Path) -> Result<Self, FileError> {
+        let path = dir.join("trunk_cache.bin");
+        let mut options = OpenOptions::new();
+        let options = options.read(true).write(true).create(true).truncate(true);
+        let file = options
+            .open(&path)
+            .map_err(FileError::at("create", &path))?;
+        Ok(Self {
+            path,
+            file,
+            values: 0,
+        })
+    }
+
+    fn append(&mut self, values: &[f32]) -> io::Result<u64> {
+        let start = self.values;
+        self.file.seek(SeekFrom::Start(4 * start))?;
+        let bytes: Vec<u8> = values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect();
+        self.file.write_all(&bytes)?;
+        self.values += values.len() as u64;
+        Ok(start)
+    }
+
+    fn read(&mut self, place: Place, into: &mut Vec<f32>) -> io::Result<()> {
+        self.file.seek(SeekFrom::Start(4 * place.start))?;
+        let mut bytes = vec![0; 4 * place.values];
+        self.file.read_exact(&mut bytes)?;
+        let values = bytes.chunks_exact(4);
+        into.extend(
+            values.map(|value| f32::from_le_bytes([value[0], value[1], value[2], value[3]])),
+        );
+        Ok(())
+    }
+}
