@@ -4,7 +4,7 @@
 //! Hugging Face's `BertForSequenceClassification`.
 
 use burn::tensor::Tensor;
-use epiphyte_ops::{Activation, Attention, Sequences, attention, dropout, layer_norm};
+use epiphyte_ops::{Activation, Attention, Sequences, attention, dropout, fork, layer_norm};
 
 use crate::base::{Base, Builder, Dimensions, Linear, Matrix, Vector};
 use crate::config::BertConfig;
@@ -271,15 +271,17 @@ impl Transformer for Bert {
             window: None,
             dropout: self.config.attention_probs_dropout_prob,
         };
-        let (x, sequences) = (&hidden.states, &hidden.sequences);
-        let q = layer.query.forward(x.clone(), adapter, sequences);
-        let k = layer.key.forward(x.clone(), adapter, sequences);
-        let v = layer.value.forward(x.clone(), adapter, sequences);
+        let sequences = &hidden.sequences;
+        let [to_q, to_k, to_v, seen, x] = fork(hidden.states.clone());
+        let hidden = hidden.with(x);
+        let q = layer.query.forward(to_q, adapter, sequences);
+        let k = layer.key.forward(to_k, adapter, sequences);
+        let v = layer.value.forward(to_v, adapter, sequences);
         let site = layer.query.site().id();
         let context = apart(
             adapter,
             &[Place::Prefix],
-            [q, k, v, x.clone()],
+            [q, k, v, seen],
             sequences,
             |[q, k, v, x], adapter, sequences| {
                 let prefix = adapter.prefix(index, &x, sequences);
@@ -302,7 +304,8 @@ impl Transformer for Bert {
             site: layer.attention_output.site().id(),
         };
         let x = self.join(&join, [output, x.clone()], adapter, sequences);
-        let middle = layer.intermediate.forward(x.clone(), adapter, sequences);
+        let [to_middle, x] = fork(x);
+        let middle = layer.intermediate.forward(to_middle, adapter, sequences);
         let middle = self.activation.apply(middle);
         let output = layer.output.forward(middle, adapter, sequences);
         let join = Join {

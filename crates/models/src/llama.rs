@@ -5,7 +5,7 @@
 //! Face's `LlamaForCausalLM` and `LlamaForSequenceClassification`.
 
 use burn::tensor::Tensor;
-use epiphyte_ops::{Activation, Angles, Attention, Sequences, attention, rms_norm, rotate};
+use epiphyte_ops::{Activation, Angles, Attention, Sequences, attention, fork, rms_norm, rotate};
 
 use crate::base::{Base, Builder, Dimensions, Linear, Matrix, Vector};
 use crate::config::LlamaConfig;
@@ -248,16 +248,17 @@ impl Transformer for Llama {
         let angles = hidden.angles.as_ref();
         let angles = angles.expect("rows are picked above the last attention only");
         let normed = self.rms_norm(&layer.attention_norm, x.clone(), adapter, sequences);
-        let q = layer.query.forward(normed.clone(), adapter, sequences);
-        let k = layer.key.forward(normed.clone(), adapter, sequences);
-        let v = layer.value.forward(normed.clone(), adapter, sequences);
+        let [to_q, to_k, to_v, seen, normed] = fork(normed);
+        let q = layer.query.forward(to_q, adapter, sequences);
+        let k = layer.key.forward(to_k, adapter, sequences);
+        let v = layer.value.forward(to_v, adapter, sequences);
         let q = rotate(q, angles, config.head_dim);
         let k = rotate(k, angles, config.head_dim);
         let site = layer.query.site().id();
         let context = apart(
             adapter,
             &[Place::Prefix],
-            [q, k, v, normed.clone()],
+            [q, k, v, seen],
             sequences,
             |[q, k, v, normed], adapter, sequences| {
                 let prefix = adapter.prefix(index, &normed, sequences);
@@ -277,8 +278,9 @@ impl Transformer for Llama {
         let x = join(index, Part::Attention, rows, adapter, sequences);
 
         let normed = self.rms_norm(&layer.feed_forward_norm, x.clone(), adapter, sequences);
-        let gate = layer.gate.forward(normed.clone(), adapter, sequences);
-        let up = layer.up.forward(normed.clone(), adapter, sequences);
+        let [to_gate, to_up, normed] = fork(normed);
+        let gate = layer.gate.forward(to_gate, adapter, sequences);
+        let up = layer.up.forward(to_up, adapter, sequences);
         let middle = self.activation.gate(gate, up);
         let output = layer.down.forward(middle, adapter, sequences);
         let rows = [normed, x, output];

@@ -169,6 +169,71 @@ pub(crate) fn apply<const N: usize, const D: usize, Op: Fused<N>>(
     Tensor::from_primitive::<Autodiff<Flex>>(output)
 }
 
+/// The same tensor for several readers, whose gradients come together in a fixed order: pair by pair from the last
+/// to the first. Autodiff adds up what several readers of one tensor send back in an order that depends on the whole
+/// graph; with more than two of them, a run's last bits would depend on what else the graph holds.
+///
+/// ```
+/// use burn::tensor::{Device, Tensor};
+///
+/// let x = Tensor::<2>::ones([1, 2], &Device::default()).autodiff().require_grad();
+/// let [a, b, c] = epiphyte_ops::fork(x.clone());
+/// let gradients = (a + b * 2.0 + c * 3.0).sum().backward();
+/// assert_eq!(x.grad(&gradients).unwrap().to_data().to_vec::<f32>().unwrap(), [6.0, 6.0]);
+/// ```
+pub fn fork<const N: usize, const D: usize>(x: Tensor<D>) -> [Tensor<D>; N] {
+    let mut rest = x;
+    std::array::from_fn(|index| {
+        if index + 1 == N {
+            return rest.clone();
+        }
+        let own = alias(rest.clone());
+        rest = alias(rest.clone());
+        own
+    })
+}
+
+/// The same values as a step of their own, which hands its gradient on.
+fn alias<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    if !runs_here(&x) || !x.is_autodiff() {
+        return x;
+    }
+    let (Operand::Plain(values), Operand::Autodiff(tracked)) =
+        (Operand::from(x.clone().inner()), Operand::from(x))
+    else {
+        unreachable!("the inner tensor is plain, and the outer is not")
+    };
+    let node = tracked.into_parts().1;
+    let output = match HandOn
+        .prepare::<NoCheckpointing>([node])
+        .compute_bound()
+        .stateful()
+    {
+        OpsKind::UnTracked(step) => step.finish(values),
+        OpsKind::Tracked(step) => step.finish((), values),
+    };
+    Tensor::from_primitive::<Autodiff<Flex>>(output)
+}
+
+#[derive(Clone, Debug)]
+struct HandOn;
+
+impl Backward<Flex, 1> for HandOn {
+    type State = ();
+
+    fn backward(
+        self,
+        ops: Ops<(), 1>,
+        gradients: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        let gradient = gradients.consume::<Flex>(&ops.node);
+        if let [Some(parent)] = &ops.parents {
+            gradients.register::<Flex>(parent.id, gradient);
+        }
+    }
+}
+
 /// What a recorded step holds.
 #[derive(Clone, Debug)]
 struct State<const N: usize, Saved> {

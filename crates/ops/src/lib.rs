@@ -36,7 +36,7 @@ pub use activation::Activation;
 pub use attention::{Attention, Prefix, attention};
 pub use dropout::dropout;
 pub use error::OpsError;
-pub use fused::composed;
+pub use fused::{composed, fork};
 pub use linear::{FrozenMatrix, Precision, Weight, add_low_rank, linear, rows};
 pub use loss::{IGNORED, cross_entropy, language_model_loss, mean_squared_error};
 pub use norm::{layer_norm, rms_norm};

@@ -1,7 +1,5 @@
 //! A run is a function of its configuration: stopped and resumed, it ends with the same bytes.
 
-mod world;
-
 use std::collections::BTreeMap;
 
 use epiphyte_methods::file::TENSORS_FILE;
@@ -9,7 +7,8 @@ use epiphyte_models::Checkpoint;
 use epiphyte_train::journal::{Record, read};
 use epiphyte_train::{Interrupt, Report, RunConfig, RunOptions, TrainError, train};
 use serde_json::{Value, json};
-use world::World;
+
+use crate::world::World;
 
 /// Trains to the end in one go.
 fn whole(run: &RunConfig) -> Report {

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
+use epiphyte_data::TaskKind;
 use epiphyte_models::safetensors_file::write_f32;
 use epiphyte_models::{ModelConfig, Task, random_model};
 use epiphyte_ops::Precision;
@@ -26,7 +27,11 @@ impl World {
         let model = world.path("model");
         fs::create_dir(&model).expect("a directory");
         write_tokenizer(&model);
-        write_model(&model);
+        write_model(&model, &bert(), Task::SequenceClassification { labels: 2 });
+        let language_model = world.path("language_model");
+        fs::create_dir(&language_model).expect("a directory");
+        write_tokenizer(&language_model);
+        write_model(&language_model, &qwen(), Task::CausalLanguageModelling);
         write_examples(&world.path("train.jsonl"), 0..30, |good| good);
         write_examples(&world.path("eval.jsonl"), 30..40, |good| good);
         write_examples(&world.path("opposite.jsonl"), 30..40, |good| !good);
@@ -64,6 +69,17 @@ impl World {
             eval_steps: Some(3),
             logging_steps: 1,
             ..RunConfig::default()
+        }
+    }
+
+    /// The same texts as a language: a decoder, and other batches.
+    pub(crate) fn language_run(&self, name: &str, method: &str, settings: &Value) -> RunConfig {
+        RunConfig {
+            model: self.path("language_model"),
+            task: TaskKind::CausalLanguageModelling,
+            batch_size: 5,
+            gradient_accumulation_steps: 1,
+            ..self.run(name, method, settings)
         }
     }
 
@@ -106,21 +122,36 @@ fn write_tokenizer(dir: &Path) {
         "model": { "type": "WordLevel", "vocab": vocabulary, "unk_token": "[UNK]" },
     });
     fs::write(dir.join("tokenizer.json"), tokenizer.to_string()).expect("a tokenizer");
+    let special = json!({ "eos_token": "[SEP]" }).to_string();
+    fs::write(dir.join("tokenizer_config.json"), special).expect("its configuration");
 }
 
-/// A BERT of two layers with random weights and dropout.
-fn write_model(dir: &Path) {
-    let config = json!({
+/// A BERT of two layers with dropout.
+fn bert() -> Value {
+    json!({
         "model_type": "bert", "architectures": ["BertForSequenceClassification"],
         "vocab_size": WORDS + 4, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
         "intermediate_size": 32, "max_position_embeddings": 32, "hidden_dropout_prob": 0.1,
         "attention_probs_dropout_prob": 0.1, "initializer_range": 0.2,
     })
-    .to_string();
+}
+
+/// A Qwen2 of two layers: heads share keys, queries, keys and values have biases.
+fn qwen() -> Value {
+    json!({
+        "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "vocab_size": WORDS + 4,
+        "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "intermediate_size": 24, "max_position_embeddings": 64, "tie_word_embeddings": false,
+        "attention_dropout": 0.1, "initializer_range": 0.2,
+    })
+}
+
+/// Random weights.
+fn write_model(dir: &Path, config: &Value, task: Task) {
+    let config = config.to_string();
     fs::write(dir.join("config.json"), &config).expect("a configuration");
     let config =
         ModelConfig::parse("config.json".as_ref(), config.as_bytes()).expect("a configuration");
-    let task = Task::SequenceClassification { labels: 2 };
     let model =
         random_model(&config, task, &Device::default(), Precision::F32, 7).expect("a model");
     let tensors = model

@@ -1,0 +1,5 @@
+//! Whole runs over a small model: what may not change their result, and does not.
+
+mod carried_out;
+mod resume;
+mod world;
