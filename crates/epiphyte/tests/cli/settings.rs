@@ -41,6 +41,59 @@ fn a_file_says_what_flags_say() {
 }
 
 #[test]
+fn several_runs_of_a_file_are_what_each_is_alone() {
+    let here = Workplace::new();
+    let common = r#"
+        model = "bert"
+        train_data = "train.jsonl"
+        text_columns = ["text"]
+        max_length = 16
+        max_steps = 4
+        "#;
+    let runs = [
+        "rank = 2\nbatch_size = 4",
+        "method = \"ia3\"\nseed = 3\nbatch_size = 2",
+        "task = \"regression\"\nlabel_column = \"number\"\nmethod = \"bitfit\"\nbatch_size = 3",
+    ];
+    here.write(
+        "train.jsonl",
+        here.read("train.jsonl")
+            .replace("\"label\"", "\"number\": 0.5, \"label\""),
+    );
+    let tables = runs.iter().enumerate();
+    let tables = tables.map(|(index, run)| format!("[[runs]]\noutput = \"run-{index}\"\n{run}\n"));
+    here.write(
+        "runs.toml",
+        format!("{common}\n{}", tables.collect::<String>()),
+    );
+    let reports = here.json("train --config runs.toml");
+    assert_eq!(reports["runs"].as_array().map(Vec::len), Some(runs.len()));
+    for (index, run) in runs.iter().enumerate() {
+        assert_eq!(reports["runs"][index]["output"], format!("run-{index}"));
+        here.write("alone.toml", format!("{common}\n{run}"));
+        here.json(&format!("train --config alone.toml --output alone-{index}"));
+        let [together, alone] = [format!("run-{index}"), format!("alone-{index}")]
+            .map(|dir| std::fs::read(here.path(&dir).join("adapter_model.safetensors")).unwrap());
+        assert!(together == alone, "{run}");
+    }
+    for (runs, message) in [
+        (
+            "[[runs]]\noutput = \"x\"\n[[runs]]\noutput = \"x\"",
+            "two runs write to `x`",
+        ),
+        (
+            "[[runs]]\noutput = \"x\"\n[[runs]]\noutput = \"y\"\nprecision = \"bf16\"",
+            "`precision` differs between runs",
+        ),
+        ("runs = 3", "each run is a table under `[[runs]]`"),
+    ] {
+        here.write("runs.toml", format!("{common}\n{runs}"));
+        let errors = here.fail(2, "train --config runs.toml");
+        assert!(errors.contains(message), "{errors}");
+    }
+}
+
+#[test]
 fn flags_that_do_not_fit_are_refused() {
     let here = Workplace::new();
     for (flags, message) in [

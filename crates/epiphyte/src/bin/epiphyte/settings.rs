@@ -104,17 +104,30 @@ fn argument(flag: &'static Flag, help: String) -> Arg {
     }
 }
 
-/// The configuration of a run: what `file` says, then what flags say.
-pub(crate) fn run_config(file: Option<&Path>, given: &GivenFlags) -> Result<RunConfig> {
-    let mut entries = match file {
+/// The configurations of all runs: what `file` says of all and of each, then what flags say.
+pub(crate) fn run_configs(file: Option<&Path>, given: &GivenFlags) -> Result<Vec<RunConfig>> {
+    let File { common, runs } = match file {
         Some(path) => read(path)?,
-        None => Vec::new(),
+        None => File::default(),
     };
-    entries.extend(given.0.iter().map(|(flag, text)| Entry {
-        place: format!("`--{flag}`"),
-        name: (*flag).to_owned(),
-        value: Value::String(text.clone()),
-    }));
+    let runs = if runs.is_empty() {
+        vec![Vec::new()]
+    } else {
+        runs
+    };
+    let configs = runs.into_iter().map(|own| {
+        let flags = given.0.iter().map(|(flag, text)| Entry {
+            place: format!("`--{flag}`"),
+            name: (*flag).to_owned(),
+            value: Value::String(text.clone()),
+        });
+        run_config(common.iter().cloned().chain(own).chain(flags).collect())
+    });
+    configs.collect()
+}
+
+/// The configuration of one run; what is said later goes before what is said earlier.
+fn run_config(entries: Vec<Entry>) -> Result<RunConfig> {
     let said = entries.iter().rev().find(|entry| entry.name == "method");
     let name = said.and_then(|entry| entry.value.as_str().map(str::to_owned));
     let method = by_name(&name.unwrap_or_else(|| RunConfig::default().method))?;
@@ -147,7 +160,17 @@ pub(crate) fn run_config(file: Option<&Path>, given: &GivenFlags) -> Result<RunC
     Ok(RunConfig::parse(settings)?)
 }
 
+/// What a file says.
+#[derive(Debug, Default)]
+struct File {
+    /// Of all runs.
+    common: Vec<Entry>,
+    /// Of each run, under `[[runs]]`.
+    runs: Vec<Vec<Entry>>,
+}
+
 /// One setting as somebody said it.
+#[derive(Clone, Debug)]
 struct Entry {
     /// Flag, or key and file, for messages.
     place: String,
@@ -157,19 +180,34 @@ struct Entry {
 }
 
 /// The keys of a TOML file.
-fn read(path: &Path) -> Result<Vec<Entry>> {
+fn read(path: &Path) -> Result<File> {
     let text =
         fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
-    let table: toml::Table = toml::from_str(&text).map_err(|error| UsageError::Value {
+    let mut table: toml::Table = toml::from_str(&text).map_err(|error| UsageError::Value {
         place: format!("`{}`", path.display()),
         problem: error.to_string(),
     })?;
-    let entries = table.into_iter().map(|(key, value)| Entry {
-        place: format!("key `{key}` in `{}`", path.display()),
-        name: key.replace('_', "-"),
-        value: serde_json::to_value(value).expect("TOML values are JSON values"),
-    });
-    Ok(entries.collect())
+    let entries = |table: toml::Table| -> Vec<Entry> {
+        let entries = table.into_iter().map(|(key, value)| Entry {
+            place: format!("key `{key}` in `{}`", path.display()),
+            name: key.replace('_', "-"),
+            value: serde_json::to_value(value).expect("TOML values are JSON values"),
+        });
+        entries.collect()
+    };
+    let runs = match table.remove("runs") {
+        Some(runs) => runs
+            .try_into::<Vec<toml::Table>>()
+            .map_err(|error| UsageError::Value {
+                place: format!("`runs` in `{}`", path.display()),
+                problem: format!("each run is a table under `[[runs]]`: {error}"),
+            })?,
+        None => Vec::new(),
+    };
+    Ok(File {
+        common: entries(table),
+        runs: runs.into_iter().map(entries).collect(),
+    })
 }
 
 /// A value as its key takes it. Text is read as a flag's; other values come from a file and must be of

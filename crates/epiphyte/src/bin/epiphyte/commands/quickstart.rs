@@ -23,7 +23,7 @@ use crate::arguments::Global;
 use crate::commands::train::{on_ctrl_c, shell};
 use crate::failure::INTERRUPTED;
 use crate::output;
-use crate::settings::{GivenFlags, run_config};
+use crate::settings::{GivenFlags, run_configs};
 
 pub(crate) const EXAMPLES: &str = "\
 Examples:
@@ -185,7 +185,7 @@ fn configure(dir: &Path, method: &str, settings: &str) -> Result<RunConfig> {
     );
     let file = dir.join(format!("{method}.toml"));
     epiphyte::train::files::write(&file, text.as_bytes())?;
-    run_config(Some(&file), &GivenFlags::default())
+    Ok(run_configs(Some(&file), &GivenFlags::default())?.remove(0))
 }
 
 /// The base with an adapter on it, or without.

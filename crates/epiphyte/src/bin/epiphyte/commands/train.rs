@@ -35,6 +35,21 @@ Examples:
     epiphyte train --model llama --task causal-language-modelling --train-data pairs.jsonl \\
         --prompt-column prompt --completion-column answer --method prefix-tuning --output adapter
 
+  Several runs over one base, side by side (tasks, data, methods and settings may differ):
+    epiphyte train --config runs.toml
+
+  runs.toml:
+    model = \"bert-base-uncased\"
+    train_data = \"train.tsv\"
+    text_columns = [\"sentence\"]
+    [[runs]]
+    learning_rate = 1e-3
+    output = \"adapter-a\"
+    [[runs]]
+    learning_rate = 3e-3
+    method = \"ia3\"
+    output = \"adapter-b\"
+
   Go on after Ctrl-C or a crash: the same command with --resume.";
 
 #[derive(Args, Debug)]
@@ -53,9 +68,11 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
-    let mut run = settings::run_config(arguments.config.as_deref(), &arguments.settings)?;
-    run.check()?;
-    run.model = hub::resolve(&run.model)?;
+    let mut runs = settings::run_configs(arguments.config.as_deref(), &arguments.settings)?;
+    for run in &mut runs {
+        run.check()?;
+        run.model = hub::resolve(&run.model)?;
+    }
     let command: Vec<String> = std::env::args().collect();
     let options = RunOptions {
         resume: arguments.resume,
@@ -64,15 +81,15 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         command: command.clone(),
         device: global.device()?,
     };
-    let report = epiphyte::train::train(&run, &options, &on_ctrl_c(global.quiet)?)?;
-    if global.json {
-        output::json(&report);
-    } else {
-        print(&report);
+    let reports = epiphyte::train::train_several(&runs, &options, &on_ctrl_c(global.quiet)?)?;
+    match (global.json, &reports[..]) {
+        (true, [report]) => output::json(report),
+        (true, reports) => output::json(&serde_json::json!({ "runs": reports })),
+        (false, reports) => reports.iter().for_each(print),
     }
-    if report.status != "interrupted" {
+    let Some(report) = reports.iter().find(|report| report.status == "interrupted") else {
         return Ok(ExitCode::SUCCESS);
-    }
+    };
     let resume = if arguments.resume { "" } else { " --resume" };
     output::note(&format!(
         "stopped after step {}; go on with:\n  {}{resume}",
