@@ -8,6 +8,7 @@
 //! - [`ops`]: the same as differentiable operations on tensors
 //! - [`models`]: Hugging Face directories, transformer families, the seam where methods act
 //! - [`methods`]: one fine-tuning method a file, and HF PEFT's adapter files
+//! - [`hub`]: a model's name on the Hugging Face hub to its directory
 //! - [`data`]: files of examples to batches of tokens
 //! - [`mod@train`]: from a configuration to an adapter, exactly resumable
 //!
@@ -41,6 +42,7 @@
 pub use burn::tensor::Device;
 
 pub use epiphyte_data as data;
+pub use epiphyte_hub as hub;
 pub use epiphyte_kernels as kernels;
 pub use epiphyte_methods as methods;
 pub use epiphyte_models as models;

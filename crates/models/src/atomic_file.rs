@@ -1,20 +1,48 @@
 //! Files that appear whole or not at all.
 //!
 //! A run that is killed while saving must leave the previous file as it was. So the bytes go to a
-//! neighbouring file, and one rename puts it in place. The neighbour's name is always the same: what
-//! a killed process leaves behind is overwritten by the next save.
+//! neighbouring file, are forced to the disk, and one rename puts them in place; POSIX rename is atomic,
+//! so a reader sees the old file or the new one. The neighbour's name is always the same: what a killed
+//! process leaves behind is overwritten by the next save.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use crate::ModelError;
 
+/// Begins the name of what is not finished yet.
+pub const TEMPORARY: &str = ".epiphyte-tmp-";
+
 /// Writes the file at `path` through `write`, replacing what was there only once everything is on disk.
 ///
 /// # Errors
-/// [`ModelError::Io`] where the file system refuses, for example because the disk is full. The old
-/// file is then untouched and no part of the new one remains.
+/// What `write` or the file system reports, for example that the disk is full. The old file is then
+/// untouched and no part of the new one remains.
+pub fn replace_file(
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> io::Result<()> {
+    let temporary = temporary_path(path)?;
+    let attempt = || {
+        let mut file = BufWriter::with_capacity(1 << 20, File::create(&temporary)?);
+        write(&mut file)?;
+        file.into_inner()?.sync_all()?;
+        fs::rename(&temporary, path)
+    };
+    attempt().inspect_err(|_| {
+        // Best effort: the first error is the one worth reporting.
+        let _ = fs::remove_file(&temporary);
+    })?;
+    let directory = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+    sync_directory(directory.unwrap_or(Path::new(".")))
+}
+
+/// [`replace_file`], with the error of this crate.
+///
+/// # Errors
+/// [`ModelError::Io`], which names `path`.
 ///
 /// # Example
 /// ```
@@ -29,31 +57,32 @@ pub fn write_atomically(
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> Result<(), ModelError> {
-    let partial = partial_path(path);
-    let result = File::create(&partial)
-        .and_then(|file| {
-            let mut file = BufWriter::with_capacity(1 << 20, file);
-            write(&mut file)?;
-            file.into_inner()?.sync_all()
-        })
-        .and_then(|()| fs::rename(&partial, path));
-    result.map_err(|source| {
-        // Best effort: the first error is the one worth reporting.
-        let _ = fs::remove_file(&partial);
-        ModelError::Io {
-            action: "write",
-            path: path.to_owned(),
-            source,
-        }
+    replace_file(path, write).map_err(|source| ModelError::Io {
+        action: "write",
+        path: path.to_owned(),
+        source,
     })
 }
 
-/// `dir/.name.partial` for `dir/name`.
-fn partial_path(path: &Path) -> PathBuf {
-    let mut name = std::ffi::OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(".partial");
-    path.with_file_name(name)
+/// Forces a directory's entries to the disk, without which a rename may be lost when the power fails.
+/// Only Unix can open a directory for that.
+///
+/// # Errors
+/// What the file system reports.
+pub fn sync_directory(directory: &Path) -> io::Result<()> {
+    if cfg!(unix) {
+        File::open(directory)?.sync_all()
+    } else {
+        Ok(())
+    }
+}
+
+/// `dir/.epiphyte-tmp-name` for `dir/name`.
+fn temporary_path(path: &Path) -> io::Result<PathBuf> {
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
+    let mut temporary = OsString::from(TEMPORARY);
+    temporary.push(name);
+    Ok(path.with_file_name(temporary))
 }
 
 #[cfg(test)]
@@ -66,7 +95,8 @@ mod tests {
         let path = dir.path().join("adapter_model.safetensors");
         write_atomically(&path, |file| file.write_all(b"old")).unwrap();
         let error = write_atomically(&path, |file| {
-            file.write_all(b"half of the new")?;
+            // More than the buffer holds, so that a part of it is on the disk.
+            file.write_all(&vec![7; 3 << 20])?;
             Err(io::Error::from(io::ErrorKind::StorageFull))
         })
         .unwrap_err();
@@ -83,10 +113,11 @@ mod tests {
     fn leftovers_of_a_killed_process_are_overwritten() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state");
-        fs::write(partial_path(&path), b"left by a killed process, longer").unwrap();
+        let temporary = temporary_path(&path).unwrap();
+        fs::write(&temporary, b"left by a killed process, longer").unwrap();
         write_atomically(&path, |file| file.write_all(b"new")).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
-        assert!(!partial_path(&path).exists());
+        assert!(!temporary.exists());
     }
 
     #[test]
@@ -95,5 +126,28 @@ mod tests {
         let path = dir.path().join("absent").join("file");
         let error = write_atomically(&path, |_| Ok(())).unwrap_err();
         assert!(error.to_string().contains("absent"), "{error}");
+        assert!(write_atomically(Path::new("/"), |_| Ok(())).is_err());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_a_full_disk_refuses_when_the_buffer_empties_is_an_error() {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let mut file = BufWriter::new(full);
+        file.write_all(b"fits into the buffer").unwrap();
+        let error = io::Error::from(file.into_inner().unwrap_err());
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn who_has_the_old_file_open_keeps_it_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("adapter_model.safetensors");
+        write_atomically(&path, |file| file.write_all(b"old")).unwrap();
+        let reader = File::open(&path).unwrap();
+        write_atomically(&path, |file| file.write_all(b"newer")).unwrap();
+        assert_eq!(io::read_to_string(reader).unwrap(), "old");
+        assert_eq!(fs::read(&path).unwrap(), b"newer");
     }
 }

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 
 use crate::TrainError;
 use crate::early_stopping::Selection;
+use crate::evaluate;
 use crate::schedule::{ScheduleKind, Warmup};
 use crate::trunk::TrunkCache;
 
@@ -500,8 +501,16 @@ impl RunConfig {
     /// A run from the keys and values of a file and flags.
     ///
     /// # Errors
-    /// [`TrainError::Config`] if a value is of the wrong type.
+    /// [`TrainError::Setting`] if a value is of the wrong type or unknown.
     pub fn parse(settings: Map<String, Value>) -> Result<Self, TrainError> {
+        // Every key has a default, so each can be read alone: its error then has its name.
+        for (key, value) in &settings {
+            let alone = Value::Object(Map::from_iter([(key.clone(), value.clone())]));
+            Self::deserialize(alone).map_err(|error| TrainError::Setting {
+                key: key.clone(),
+                problem: error.to_string(),
+            })?;
+        }
         serde_json::from_value(Value::Object(settings))
             .map_err(|error| TrainError::Config(error.to_string()))
     }
@@ -509,7 +518,7 @@ impl RunConfig {
     /// Checks what can be checked before anything is read.
     ///
     /// # Errors
-    /// [`TrainError::Config`] that names the key.
+    /// [`TrainError::Config`] or [`TrainError::Setting`], which name the key.
     pub fn check(&self) -> Result<(), TrainError> {
         let required = [
             ("model", &self.model),
@@ -559,6 +568,38 @@ impl RunConfig {
                 return wrong(key, value, "in [0, 1)");
             }
         }
+        self.reading()?;
+        let measured = evaluate::measured(self.task);
+        if let Some(metric) = &self.metric_for_best_model
+            && !measured.contains(&metric.as_str())
+        {
+            return Err(TrainError::Setting {
+                key: "metric_for_best_model".to_owned(),
+                problem: format!(
+                    "`{metric}` is not measured for {}, but {} are",
+                    self.task,
+                    measured.join(", ")
+                ),
+            });
+        }
+        if self.eval_data.is_none() {
+            let evaluated = [
+                (
+                    "early_stopping_patience",
+                    self.early_stopping_patience.is_some(),
+                ),
+                ("load_best_model_at_end", self.load_best_model_at_end),
+                (
+                    "metric_for_best_model",
+                    self.metric_for_best_model.is_some(),
+                ),
+            ];
+            if let Some((key, _)) = evaluated.iter().find(|(_, is_set)| *is_set) {
+                return Err(TrainError::Config(format!(
+                    "`{key}` needs evaluations: pass --eval-data"
+                )));
+            }
+        }
         for (key, value) in [
             ("weight_decay", self.weight_decay),
             ("max_grad_norm", self.max_grad_norm),
@@ -585,13 +626,13 @@ impl RunConfig {
     /// How data files are read, the number of rows aside.
     ///
     /// # Errors
-    /// If the format is unknown.
+    /// [`TrainError::Setting`] if the format is unknown.
     pub fn reading(&self) -> Result<ReadOptions, TrainError> {
-        let format = self
-            .format
-            .as_deref()
-            .map(str::parse::<Format>)
-            .transpose()?;
+        let format = self.format.as_deref().map(str::parse::<Format>);
+        let format = format.transpose().map_err(|error| TrainError::Setting {
+            key: "format".to_owned(),
+            problem: error.to_string(),
+        })?;
         Ok(ReadOptions {
             format,
             header: !self.no_header,
@@ -653,6 +694,49 @@ mod tests {
         let run = RunConfig::parse(settings).unwrap();
         assert_eq!(run.epochs, 2.0);
         assert_eq!(run.method_settings["rank"], 4);
+    }
+
+    #[test]
+    fn values_that_there_are_not_are_named() {
+        for (key, value, words) in [
+            ("lr_scheduler_type", "linera", "`constant_with_warmup`"),
+            ("precision", "f31", "expected `f32` or `bf16`"),
+            ("task", "translation", "`causal-language-modelling`"),
+        ] {
+            let settings = Map::from_iter([
+                ("epochs".to_owned(), 2.into()),
+                (key.to_owned(), value.into()),
+            ]);
+            let error = RunConfig::parse(settings).unwrap_err();
+            assert!(matches!(&error, TrainError::Setting { key: named, .. } if named == key));
+            for words in [value, words] {
+                assert!(error.to_string().contains(words), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_needs_evaluations_is_refused_without_them() {
+        let run = RunConfig {
+            model: "m".into(),
+            output: "o".into(),
+            train_data: "t".into(),
+            early_stopping_patience: Some(2),
+            ..RunConfig::default()
+        };
+        let error = run.check().unwrap_err().to_string();
+        assert!(error.contains("`early_stopping_patience`"), "{error}");
+        let run = RunConfig {
+            eval_data: Some("e".into()),
+            ..run
+        };
+        run.check().unwrap();
+        let run = RunConfig {
+            metric_for_best_model: Some("perplexity".to_owned()),
+            ..run
+        };
+        let error = run.check().unwrap_err().to_string();
+        assert!(error.contains("`perplexity` is not measured"), "{error}");
     }
 
     #[test]

@@ -13,10 +13,7 @@ use thiserror::Error;
 #[non_exhaustive]
 pub enum FileError {
     /// The disk, or the user's quota, is full. What stood at `path` before is untouched.
-    #[error(
-        "no space left to write `{path}`; whatever stood there before is unchanged: free some space or \
-         choose another output directory, then continue with --resume"
-    )]
+    #[error("no space left to write `{path}`; whatever stood there before is unchanged")]
     StorageFull {
         /// The file that was to be written.
         path: PathBuf,
@@ -159,6 +156,14 @@ pub enum TrainError {
     /// The configuration is wrong.
     #[error("configuration: {0}")]
     Config(String),
+    /// A setting's value is of the wrong type, or not among those that there are.
+    #[error("configuration: `{key}`: {problem}")]
+    Setting {
+        /// The key.
+        key: String,
+        /// What is wrong with its value.
+        problem: String,
+    },
     /// Data cannot be used.
     #[error(transparent)]
     Data(#[from] epiphyte_data::DataError),
@@ -243,4 +248,12 @@ pub enum TrainError {
     /// The model cannot generate.
     #[error("this model has no language-model head, so it cannot generate")]
     CannotGenerate,
+    /// The prompt leaves no room for a new token.
+    #[error("the prompt has {length} tokens, but the model reads no more than {limit}: shorten it")]
+    PromptTooLong {
+        /// Tokens of the prompt, virtual ones included.
+        length: usize,
+        /// The longest text that the model can read.
+        limit: usize,
+    },
 }

@@ -7,6 +7,7 @@ use epiphyte_ops::Sequences;
 
 use crate::TrainError;
 use crate::metrics::{self, Metrics};
+use crate::progress::Pass;
 
 /// The model's tokens of a batch.
 pub(crate) fn tokens(batch: &Batch) -> Tokens<'_> {
@@ -43,7 +44,7 @@ impl OwnedTargets {
     }
 }
 
-/// Logits of every sequence of a data set, in the order of the file.
+/// Logits of every sequence of a data set, in the order of the file. `pass` shows how far it is.
 ///
 /// # Errors
 /// If a logit is not finite.
@@ -51,6 +52,7 @@ pub fn predict(
     model: &dyn Transformer,
     adapter: &dyn Adapter,
     batches: &Batches,
+    pass: &mut Pass,
 ) -> Result<Vec<Vec<f32>>, TrainError> {
     let mut logits = Vec::with_capacity(batches.examples().len());
     for batch in batches.epoch(0).batches_from(0) {
@@ -66,8 +68,26 @@ pub fn predict(
             }
             logits.push(row.to_vec());
         }
+        pass.advance(batch.sequences(), batch.tokens());
     }
     Ok(logits)
+}
+
+/// The names of the scores that [`evaluate`] measures; `f1_weighted` only for more than two classes.
+pub fn measured(task: TaskKind) -> &'static [&'static str] {
+    match task {
+        TaskKind::SequenceClassification => &[
+            "accuracy",
+            "f1",
+            "f1_weighted",
+            "loss",
+            "matthews",
+            "precision",
+            "recall",
+        ],
+        TaskKind::Regression => &["loss", "mae", "mse", "pearson", "spearman"],
+        TaskKind::CausalLanguageModelling => &["loss", "perplexity"],
+    }
 }
 
 /// Scores over a data set with targets: for classification `accuracy`, `f1`, `matthews`, …; for
@@ -81,10 +101,25 @@ pub fn evaluate(
     batches: &Batches,
     task: TaskKind,
 ) -> Result<Metrics, TrainError> {
+    let mut unseen = Pass::new(batches.examples().len() as u64, true);
+    evaluate_watched(model, adapter, batches, task, &mut unseen)
+}
+
+/// As [`evaluate`]; `pass` shows how far it is.
+///
+/// # Errors
+/// As [`evaluate`].
+pub fn evaluate_watched(
+    model: &dyn Transformer,
+    adapter: &dyn Adapter,
+    batches: &Batches,
+    task: TaskKind,
+    pass: &mut Pass,
+) -> Result<Metrics, TrainError> {
     if task == TaskKind::CausalLanguageModelling {
-        return language_modelling(model, adapter, batches);
+        return language_modelling(model, adapter, batches, pass);
     }
-    let logits = predict(model, adapter, batches)?;
+    let logits = predict(model, adapter, batches, pass)?;
     let examples = batches.examples();
     if task == TaskKind::Regression {
         let predictions: Vec<f64> = logits.iter().map(|row| f64::from(row[0])).collect();
@@ -120,18 +155,20 @@ fn language_modelling(
     model: &dyn Transformer,
     adapter: &dyn Adapter,
     batches: &Batches,
+    pass: &mut Pass,
 ) -> Result<Metrics, TrainError> {
     let (mut sum, mut count) = (0.0, 0);
     for batch in batches.epoch(0).batches_from(0) {
         let batch = batch?;
         let targets = OwnedTargets::of(&batch);
-        let Some(targets) = targets.get(&batch) else {
-            continue;
-        };
-        if let Some(loss) = model.loss(&tokens(&batch), targets, 0.0, adapter) {
+        let loss = targets
+            .get(&batch)
+            .and_then(|targets| model.loss(&tokens(&batch), targets, 0.0, adapter));
+        if let Some(loss) = loss {
             sum += f64::from(value(loss.mean)) * loss.targets as f64;
             count += loss.targets;
         }
+        pass.advance(batch.sequences(), batch.tokens());
     }
     if count == 0 {
         return Err(crate::error::MetricError::Empty.into());
@@ -169,4 +206,33 @@ fn to_vec(tensor: Tensor<2>) -> Vec<f32> {
 /// The one value of a loss.
 pub(crate) fn value(tensor: Tensor<1>) -> f32 {
     tensor.inner().into_scalar()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_score_is_named() {
+        let named = |task, metrics: Metrics| {
+            let mut found: Vec<&str> = metrics.iter().map(|(name, _)| name).collect();
+            if !found.contains(&"loss") {
+                found.push("loss");
+                found.sort_unstable();
+            }
+            assert_eq!(found, measured(task));
+        };
+        named(
+            TaskKind::SequenceClassification,
+            metrics::classification(&[0, 1, 2], &[0, 1, 2], 3).unwrap(),
+        );
+        named(
+            TaskKind::Regression,
+            metrics::regression(&[0.0, 1.0], &[0.0, 1.0]).unwrap(),
+        );
+        named(
+            TaskKind::CausalLanguageModelling,
+            metrics::language_modelling(1.0),
+        );
+    }
 }

@@ -1,9 +1,10 @@
-//! Writing so that a kill, a crash or a full disk never leaves half a file where a whole one is expected.
+//! Directories that appear whole or not at all, as single files do with
+//! [`epiphyte_models::atomic_file`], so that a kill, a crash or a full disk never leaves half a checkpoint.
 //!
 //! New content goes to a temporary neighbour in the same directory, is forced to the disk, and is then
-//! renamed over the old one; POSIX rename is atomic, so a reader sees the old file or the new one. A
-//! directory cannot be renamed over a directory that has content, so [`write_directory`] first moves the
-//! old one aside; [`clean_up`] undoes or finishes that if the process dies between the two renames.
+//! renamed. A directory cannot be renamed over a directory that has content, so [`write_directory`] first
+//! moves the old one aside; [`clean_up`] undoes or finishes that if the process dies between the two
+//! renames.
 //!
 //! Everything temporary has a name that begins with `.epiphyte-`, so cleaning up never touches a file
 //! of the user's.
@@ -12,22 +13,22 @@
 //! use epiphyte_train::files;
 //!
 //! let output = tempfile::tempdir()?;
-//! let path = output.path().join("adapter_config.json");
-//! files::write(&path, br#"{"peft_type": "LORA"}"#)?;
-//! assert_eq!(std::fs::read(&path)?, br#"{"peft_type": "LORA"}"#);
+//! let path = output.path().join("checkpoint-1");
+//! files::write_directory(&path, |directory| {
+//!     files::write(&directory.join("trainer_state.json"), b"{}")
+//! })?;
+//! assert_eq!(std::fs::read(path.join("trainer_state.json"))?, b"{}");
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
+use epiphyte_models::atomic_file::{TEMPORARY, replace_file, sync_directory};
 use tempfile::{Builder, TempDir};
 
 use crate::error::FileError;
-
-/// Begins the names of what is not finished yet, or no longer wanted: [`clean_up`] removes it.
-const TEMPORARY: &str = ".epiphyte-tmp-";
 
 /// Begins the name of a directory that is being replaced: [`clean_up`] restores it if its successor is
 /// not in place.
@@ -38,28 +39,7 @@ const REPLACED: &str = ".epiphyte-old-";
 /// # Errors
 /// [`FileError`], naming `path`; the old file is then unchanged and nothing temporary is left.
 pub fn write(path: &Path, contents: &[u8]) -> Result<(), FileError> {
-    write_with(path, |file| file.write_all(contents))
-}
-
-/// Replaces `path` in one step by what `fill` writes into a buffered temporary file.
-///
-/// # Errors
-/// [`FileError`], naming `path`, if `fill` or the file system fails; the old file is then unchanged and
-/// nothing temporary is left.
-pub fn write_with(
-    path: &Path,
-    fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
-) -> Result<(), FileError> {
-    let attempt = || {
-        let (directory, name) = parent_and_name(path)?;
-        let prefix = format!("{TEMPORARY}{name}-");
-        let mut temporary = builder(&prefix, 0o666).tempfile_in(directory)?;
-        fill_buffered(&mut temporary, fill)?;
-        temporary.as_file().sync_all()?;
-        temporary.persist(path)?;
-        sync_directory(directory)
-    };
-    attempt().map_err(FileError::at("write", path))
+    replace_file(path, |file| file.write_all(contents)).map_err(FileError::at("write", path))
 }
 
 /// Replaces the directory `path` by one that `fill` writes its files into.
@@ -138,16 +118,6 @@ pub fn clean_up(directory: &Path) -> Result<(), FileError> {
     sync_directory(directory).map_err(FileError::at("write", directory))
 }
 
-/// Lets `fill` write to `file` through a buffer; what fails when the buffer is emptied is an error too.
-fn fill_buffered(
-    file: impl Write,
-    fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
-) -> io::Result<()> {
-    let mut buffered = BufWriter::new(file);
-    fill(&mut buffered)?;
-    buffered.flush()
-}
-
 /// Moves `temporary` to `path`; a directory that stands there is moved to `replaced` first.
 fn move_into_place(temporary: TempDir, path: &Path, replaced: &Path) -> io::Result<()> {
     let replaces = path.exists();
@@ -166,23 +136,18 @@ fn move_into_place(temporary: TempDir, path: &Path, replaced: &Path) -> io::Resu
     sync_directory(parent)
 }
 
+/// A temporary directory with, on Unix, the permissions that a plain `mkdir` would give, where `tempfile`
+/// alone would keep it to its owner.
 fn temporary_directory(parent: &Path, name: &str) -> io::Result<TempDir> {
-    builder(&format!("{TEMPORARY}{name}-"), 0o777).tempdir_in(parent)
-}
-
-/// Names with this prefix and, on Unix, the permissions that a plain `open` or `mkdir` would give: `mode`
-/// less the user's umask, where `tempfile` alone would keep the file to its owner.
-fn builder<'a>(prefix: &'a str, mode: u32) -> Builder<'a, 'static> {
+    let prefix = format!("{TEMPORARY}{name}-");
     let mut builder = Builder::new();
-    builder.prefix(prefix);
+    builder.prefix(&prefix);
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
-        builder.permissions(fs::Permissions::from_mode(mode));
+        builder.permissions(fs::Permissions::from_mode(0o777));
     }
-    #[cfg(not(unix))]
-    let _ = mode;
-    builder
+    builder.tempdir_in(parent)
 }
 
 /// The directory that holds `path` and the name in it.
@@ -213,16 +178,6 @@ fn sync_contents(directory: &Path) -> io::Result<()> {
     sync_directory(directory)
 }
 
-/// Forces a directory's entries to the disk, without which a rename may be lost when the power fails.
-/// Only Unix can open a directory for that.
-fn sync_directory(directory: &Path) -> io::Result<()> {
-    if cfg!(unix) {
-        File::open(directory)?.sync_all()
-    } else {
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -243,45 +198,13 @@ mod tests {
         move |directory| write(&directory.join("state.json"), contents.as_bytes())
     }
 
-    #[test]
-    fn a_writer_that_fails_part_way_leaves_the_old_file() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("adapter_model.safetensors");
-        write(&path, b"old").unwrap();
-        let error = write_with(&path, |file| {
-            // More than the buffer holds, so that part of it is in the temporary file.
-            file.write_all(&[7; 100_000])?;
-            Err(io::ErrorKind::StorageFull.into())
-        })
-        .unwrap_err();
-        assert!(matches!(&error, FileError::StorageFull { path: named, .. } if *named == path));
-        assert!(error.to_string().contains("adapter_model.safetensors"));
-        assert_eq!(fs::read(&path).unwrap(), b"old");
-        assert_eq!(names(directory.path()), ["adapter_model.safetensors"]);
-    }
-
     #[cfg(target_os = "linux")]
     #[test]
     fn the_systems_own_report_of_a_full_disk_is_recognised() {
-        let full = || File::options().write(true).open("/dev/full").unwrap();
-        let small = fill_buffered(full(), |file| file.write_all(b"fits into the buffer"));
-        let large = fill_buffered(full(), |file| file.write_all(&[7; 100_000]));
-        for error in [small.unwrap_err(), large.unwrap_err()] {
-            let error = FileError::new("write", Path::new("adapter_model.safetensors"), error);
-            assert!(matches!(error, FileError::StorageFull { .. }), "{error:?}");
-        }
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn who_has_the_old_file_open_keeps_it_whole() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("adapter_model.safetensors");
-        write(&path, b"old").unwrap();
-        let reader = File::open(&path).unwrap();
-        write(&path, b"newer").unwrap();
-        assert_eq!(io::read_to_string(reader).unwrap(), "old");
-        assert_eq!(fs::read(&path).unwrap(), b"newer");
+        let error = fs::write("/dev/full", b"anything").unwrap_err();
+        let error = FileError::new("write", Path::new("adapter_model.safetensors"), error);
+        assert!(matches!(error, FileError::StorageFull { .. }), "{error:?}");
+        assert!(error.to_string().contains("adapter_model.safetensors"));
     }
 
     #[test]

@@ -21,19 +21,21 @@ pub struct Generation {
     pub max_length: usize,
 }
 
-/// Continues `prompt`; returns the new tokens.
+/// Continues `prompt`; tells `each` new token as soon as it is chosen, and returns all of them.
 ///
 /// # Errors
-/// If the model has no language-model head.
+/// If the model has no language-model head, or the prompt leaves no room for a token.
 pub fn generate(
     model: &dyn Transformer,
     adapter: &dyn Adapter,
     prompt: &[u32],
     how: &Generation,
+    mut each: impl FnMut(u32),
 ) -> Result<Vec<u32>, TrainError> {
     let head = model.language_head().ok_or(TrainError::CannotGenerate)?;
+    let draws = random::uniform(how.seed, how.max_new_tokens, 0.0, 1.0);
     let mut ids = prompt.to_vec();
-    for index in 0..how.max_new_tokens {
+    for draw in draws {
         let type_ids = vec![0; ids.len()];
         let sequences = Sequences::new(vec![0, ids.len()]);
         let tokens = Tokens {
@@ -44,42 +46,85 @@ pub fn generate(
         let Hidden {
             states, sequences, ..
         } = model.hidden(&tokens, adapter);
-        if sequences.tokens() + adapter.prefix_length() >= how.max_length {
+        let length = sequences.tokens() + adapter.prefix_length();
+        if length >= how.max_length {
+            if ids.len() == prompt.len() {
+                return Err(TrainError::PromptTooLong {
+                    length,
+                    limit: how.max_length,
+                });
+            }
             break;
         }
         let last: Vec<usize> = sequences.lasts().collect();
         let one = Sequences::new(vec![0, 1]);
         let logits = head.forward(rows(states, &last), adapter, &one);
-        let next = choose(logits, how, index);
+        let next = choose(logits, how.temperature, draw);
         if how.stop.contains(&next) {
             break;
         }
         ids.push(next);
+        each(next);
     }
     Ok(ids.split_off(prompt.len()))
 }
 
-/// The next token from its logits, `[1, vocabulary]`.
-fn choose(logits: Tensor<2>, how: &Generation, index: usize) -> u32 {
+/// The next token from its logits, `[1, vocabulary]`: the most likely one at temperature 0, else that on
+/// which `draw`, uniform in `[0, 1)`, falls.
+fn choose(logits: Tensor<2>, temperature: f64, draw: f32) -> u32 {
     let logits = logits
         .inner()
         .try_into_vec_as::<f32>()
         .expect("logits are f32 and can be read");
-    if how.temperature <= 0.0 {
+    if temperature <= 0.0 {
         return crate::evaluate::argmax(&logits) as u32;
     }
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let weights: Vec<f64> = logits
         .iter()
-        .map(|&logit| (f64::from(logit - largest) / how.temperature).exp())
+        .map(|&logit| (f64::from(logit - largest) / temperature).exp())
         .collect();
-    let draw = f64::from(random::uniform(how.seed ^ index as u64, 1, 0.0, 1.0)[0]);
-    let mut left = draw * weights.iter().sum::<f64>();
-    for (token, weight) in weights.iter().enumerate() {
+    let mut left = f64::from(draw) * weights.iter().sum::<f64>();
+    let mut chosen = 0;
+    for (token, weight) in weights.into_iter().enumerate() {
+        // What rounding leaves over goes to the last token that has any weight.
+        if weight > 0.0 {
+            chosen = token;
+        }
         left -= weight;
-        if left <= 0.0 {
-            return token as u32;
+        if left < 0.0 {
+            break;
         }
     }
-    (weights.len() - 1) as u32
+    chosen as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{Device, TensorData};
+
+    use super::*;
+
+    #[test]
+    fn tokens_are_drawn_as_often_as_they_are_likely() {
+        let logits = [0.5f32, -1.0, 2.0, f32::NEG_INFINITY];
+        let temperature = 0.7;
+        let tensor =
+            Tensor::<2>::from_data(TensorData::new(logits.to_vec(), [1, 4]), &Device::default());
+        let count = 4000;
+        let mut found = [0.0f64; 4];
+        for draw in random::uniform(1, count, 0.0, 1.0) {
+            found[choose(tensor.clone(), temperature, draw) as usize] += 1.0;
+        }
+        let weights = logits.map(|logit| (f64::from(logit) / temperature).exp());
+        let sum: f64 = weights.iter().sum();
+        for (found, weight) in found.into_iter().zip(weights) {
+            let (share, expected) = (found / count as f64, weight / sum);
+            // Four standard errors of a share.
+            let tolerance = 4.0 * (expected * (1.0 - expected) / count as f64).sqrt();
+            assert!((share - expected).abs() <= tolerance, "{share} {expected}");
+        }
+        assert_eq!(choose(tensor.clone(), temperature, 1.0), 2);
+        assert_eq!(choose(tensor, 0.0, 0.0), 2);
+    }
 }

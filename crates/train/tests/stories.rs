@@ -77,7 +77,8 @@ fn greedy_generation_gives_the_golden_tokens() {
         max_length: stories.loaded.config.max_position_embeddings(),
     };
     let (prompt, expected) = stories.ids.split_at(1);
-    let new = generate(&*stories.loaded.model, &Identity, prompt, &how).expect("a language model");
+    let new = generate(&*stories.loaded.model, &Identity, prompt, &how, |_| {})
+        .expect("a language model");
     assert_eq!(expected.len(), stories.golden.n_tokens);
     assert_eq!(new, expected);
 }

@@ -244,17 +244,27 @@ fn a_full_disk() {
         eprintln!("skipped: this user may not mount a file system");
         return;
     }
-    let train = format!("{CLASSIFY} --max-steps 2 --output adapter");
-    let output = unshare(&format!(
-        "{mount} && exec '{}' {train}",
+    // Then somebody makes room and does what the message says.
+    let train = format!(
+        "'{}' {CLASSIFY} --max-steps 2 --output adapter",
         env!("CARGO_BIN_EXE_epiphyte")
+    );
+    let output = unshare(&format!(
+        "{mount} && {train}; echo code $? >&2; mount -o remount,size=16m none adapter && {train} --resume"
     ))
     .unwrap();
     let errors = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{errors}");
-    for words in ["/adapter/", "o space left", "--resume"] {
+    assert!(errors.contains("code 1\n"), "{errors}");
+    for words in [
+        "/adapter/",
+        "o space left",
+        "what was saved before is still there",
+        "go on with the same command and --resume",
+    ] {
         assert!(errors.contains(words), "{errors}");
     }
+    assert!(output.status.success(), "{errors}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("finished"));
 }
 
 #[test]

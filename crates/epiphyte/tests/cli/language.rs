@@ -38,6 +38,62 @@ fn generation_is_repeatable() {
 }
 
 #[test]
+fn what_is_shown_as_it_is_written_is_the_whole_text() {
+    let here = Workplace::new();
+    here.write("prompt.txt", "the film");
+    let flags = "generate --model llama --prompt-file prompt.txt --max-new-tokens 8 --temperature 2 --seed 1";
+    let text = here.json(flags)["text"].as_str().unwrap().to_owned();
+    assert_eq!(here.succeed(flags), format!("{text}\n"));
+}
+
+#[test]
+fn a_chat_goes_through_the_models_template() {
+    let here = Workplace::new();
+    let ask =
+        "generate --model llama --prompt-file prompt.txt --max-new-tokens 8 --stop-at-eos=false";
+    here.write("prompt.txt", "good film");
+    let errors = here.fail(1, &format!("{ask} --chat"));
+    assert!(errors.contains("chat template"), "{errors}");
+    here.edit("llama/tokenizer_config.json", |config| {
+        config["chat_template"] = "<s>{% for message in messages %}\
+            {{ {'system': 'the', 'user': 'a'}[message.role] }} {{ message.content }} {% endfor %}\
+            {% if add_generation_prompt %}is{% endif %}"
+            .into();
+    });
+    let chat = here.json(&format!("{ask} --chat --system quite"));
+    assert_eq!(chat["prompt"], "good film");
+    assert_eq!(
+        here.succeed(&format!("{ask} --chat --system quite")),
+        format!("{}\n", chat["text"].as_str().unwrap())
+    );
+    // The template's own words, written out; the tokenizer puts <s> in front.
+    here.write("prompt.txt", "the quite a good film is");
+    let plain = here.json(ask);
+    assert_eq!(
+        plain["text"].as_str().unwrap(),
+        format!(
+            "the quite a good film is {}",
+            chat["text"].as_str().unwrap()
+        )
+    );
+    let errors = here.fail(2, &format!("{ask} --system quite"));
+    assert!(errors.contains("--chat"), "{errors}");
+}
+
+#[test]
+fn prompts_and_temperatures_that_cannot_be_used_are_refused() {
+    let here = Workplace::new();
+    here.write("prompt.txt", "film ".repeat(63));
+    let errors = here.fail(1, "generate --model llama --prompt-file prompt.txt");
+    assert!(
+        errors.contains("the prompt has 64 tokens, but the model reads no more than 64"),
+        "{errors}"
+    );
+    let errors = here.fail(2, "generate --model llama --prompt film --temperature=-1");
+    assert!(errors.contains("use a number, 0 or more"), "{errors}");
+}
+
+#[test]
 fn an_adapter_changes_what_is_said() {
     let here = Workplace::new();
     here.write(

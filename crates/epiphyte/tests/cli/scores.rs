@@ -167,3 +167,26 @@ fn a_base_shows_its_linear_maps() {
         (&2.into(), &serde_json::json!([16, 16]))
     );
 }
+
+#[test]
+fn progress_is_shown_to_who_asks_for_it() {
+    let here = Workplace::new();
+    let flags = "--model bert-head --task sequence-classification --text-columns text --data dev.jsonl \
+        --batch-size 16";
+    for command in [
+        format!("eval {flags}"),
+        format!("predict {flags} --output preds.jsonl"),
+    ] {
+        let errors = |more: &str| {
+            let output = here.run(&format!("{command} {more}"));
+            assert!(output.status.success());
+            String::from_utf8(output.stderr).unwrap()
+        };
+        let told = errors("-v");
+        assert!(told.contains("example 32 of 32: "), "{told}");
+        assert!(told.contains("tokens/s  00:00:00 left"), "{told}");
+        for silent in ["", "--json", "--quiet"] {
+            assert_eq!(errors(silent), "", "{command} {silent}");
+        }
+    }
+}

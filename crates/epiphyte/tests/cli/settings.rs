@@ -111,7 +111,34 @@ fn flags_that_do_not_fit_are_refused() {
             "`query` is not of the form name=number",
         ),
         ("--epochs 0", "`epochs` is 0, but it must be greater than 0"),
-        ("--task translation", "unknown variant `translation`"),
+        (
+            "--task translation",
+            "`--task`: unknown variant `translation`, expected one of `sequence-classification`, \
+             `regression`, `causal-language-modelling`",
+        ),
+        (
+            "--precision f31",
+            "`--precision`: unknown variant `f31`, expected `f32` or `bf16`",
+        ),
+        (
+            "--lr-scheduler-type linera",
+            "`--lr-scheduler-type`: unknown variant `linera`, expected one of `linear`, `cosine`, \
+             `constant`, `constant_with_warmup`",
+        ),
+        ("--seed -1", "`--seed`: invalid value: integer `-1`"),
+        (
+            "--method bitfit --bitfit-components queries",
+            "`--bitfit-components`: unknown variant `queries`, expected `all` or `query-intermediate`",
+        ),
+        (
+            "--format xml",
+            "`format`: unknown data format `xml`: use json, csv, tsv, parquet or text",
+        ),
+        (
+            "--metric-for-best-model acuracy",
+            "`metric_for_best_model`: `acuracy` is not measured for sequence-classification, but accuracy, ",
+        ),
+        ("--method lota", "unknown method `lota`; known are full, "),
         ("--rnak 8", "a similar argument exists: '--rank'"),
         (
             "--device tpu",
@@ -123,7 +150,34 @@ fn flags_that_do_not_fit_are_refused() {
         assert!(errors.contains(message), "{flags}: {errors}");
     }
     for (text, message) in [
-        ("rnak = 8", "key `rnak` in `run.toml`: there is no such key"),
+        (
+            "rnak = 8",
+            "key `rnak` in `run.toml`: there is no such key; did you mean `rank`?",
+        ),
+        (
+            "zzz = 8",
+            "key `zzz` in `run.toml`: there is no such key; `epiphyte train --help` lists all",
+        ),
+        (
+            "lr_scheduler_type = \"linera\"",
+            "key `lr_scheduler_type` in `run.toml`: unknown variant `linera`, expected one of `linear`, ",
+        ),
+        (
+            "precision = \"f31\"",
+            "key `precision` in `run.toml`: unknown variant `f31`, expected `f32` or `bf16`",
+        ),
+        (
+            "method = \"prefix-tuning\"\nprefix_projection = \"maybe\"",
+            "key `prefix_projection` in `run.toml`: `maybe` is neither true nor false",
+        ),
+        (
+            "[method]\nname = \"lora\"",
+            "key `method` in `run.toml`: is a table, but the file has none",
+        ),
+        (
+            "[lora]\nrank = 8",
+            "key `lora` in `run.toml`: is a table, but the file has none",
+        ),
         (
             "rank = \"eight\"",
             "key `rank` in `run.toml`: `eight` is not a whole number",
@@ -147,8 +201,13 @@ fn flags_that_do_not_fit_are_refused() {
         errors.contains("`train_data` is missing: pass --train-data"),
         "{errors}"
     );
-    let errors = here.fail(1, &format!("{CLASSIFY} --output adapter --method lota"));
-    assert!(errors.contains("unknown method `lota`"), "{errors}");
+    let patience =
+        "train --model bert --train-data train.jsonl --output adapter --early-stopping-patience 2";
+    let errors = here.fail(2, patience);
+    assert!(
+        errors.contains("`early_stopping_patience` needs evaluations: pass --eval-data"),
+        "{errors}"
+    );
 }
 
 #[test]

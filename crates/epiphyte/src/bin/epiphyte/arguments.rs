@@ -57,6 +57,11 @@ impl Global {
         Ok(())
     }
 
+    /// Whether nobody wants to see progress: neither with `--quiet` nor beside JSON for another program.
+    pub(crate) fn hides_progress(&self) -> bool {
+        self.quiet || self.json
+    }
+
     /// Where tensors live.
     pub(crate) fn device(&self) -> Result<Device> {
         device::parse(&self.device)

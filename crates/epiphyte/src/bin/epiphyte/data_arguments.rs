@@ -5,14 +5,15 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::Args;
 use epiphyte::data::{Batches, LabelSet, Order, Table, TaskKind};
+use epiphyte::hub::Hub;
 use epiphyte::methods::file::AdapterFile;
 use epiphyte::models::{LoadOptions, ModelConfig};
 use epiphyte::train::config::Precision;
+use epiphyte::train::progress::Pass;
 use epiphyte::train::{TaskSpec, Tuning, open_adapter};
 
 use crate::arguments::Global;
 use crate::failure::UsageError;
-use crate::hub;
 
 /// The flags of `eval` and `predict` alike.
 #[derive(Args, Debug)]
@@ -61,7 +62,7 @@ impl ModelArguments {
             precision: self.precision.into(),
             ..LoadOptions::default()
         };
-        let model = hub::resolve(&self.model)?;
+        let model = Hub::from_env().resolve(&self.model)?;
         let device = global.device()?;
         let adapter = self.adapter.as_deref();
         Ok(open_adapter(
@@ -130,11 +131,19 @@ pub(crate) struct Opened {
     pub(crate) batches: Batches,
 }
 
+impl Opened {
+    /// The progress of a pass over the examples.
+    pub(crate) fn pass(&self, global: &Global) -> Pass {
+        let examples = self.batches.examples().len() as u64;
+        Pass::new(examples, global.hides_progress())
+    }
+}
+
 impl DataArguments {
     /// Reads everything; examples without targets if `labelled` is false.
     pub(crate) fn open(&self, labelled: bool, global: &Global) -> Result<Opened> {
         let file = self.model.adapter_file()?;
-        let model = hub::resolve(&self.model.model)?;
+        let model = Hub::from_env().resolve(&self.model.model)?;
         let config = ModelConfig::open(&model)?;
         let mut spec = self.task.spec(file.as_ref(), &config)?;
         let reading = epiphyte::data::ReadOptions {

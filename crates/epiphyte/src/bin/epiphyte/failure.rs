@@ -3,9 +3,11 @@
 use std::io;
 use std::process::ExitCode;
 
+use epiphyte::data::DataError;
+use epiphyte::hub::HubError;
+use epiphyte::methods::MethodError;
 use epiphyte::train::TrainError;
 
-use crate::hub::NoModel;
 use crate::output::note;
 
 /// The exit code of a process that Ctrl-C ended.
@@ -33,10 +35,18 @@ pub(crate) enum UsageError {
         method: String,
     },
     /// A key that nobody knows.
-    #[error("{place}: there is no such key; `epiphyte train --help` lists all of them as flags")]
+    #[error(
+        "{place}: there is no such key; {}",
+        similar.as_ref().map_or_else(
+            || "`epiphyte train --help` lists all of them as flags".to_owned(),
+            |similar| format!("did you mean `{similar}`?"),
+        )
+    )]
     UnknownKey {
         /// The key with its file.
         place: String,
+        /// The one that may be meant.
+        similar: Option<String>,
     },
     /// A device that there is not.
     #[error("no device is called `{name}`; this build has {available}")]
@@ -51,8 +61,8 @@ pub(crate) enum UsageError {
     Other(String),
 }
 
-/// Prints the error and returns the exit code.
-pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
+/// Prints the error and returns the exit code; `resumable` if the command takes `--resume`.
+pub(crate) fn report(error: &anyhow::Error, resumable: bool) -> ExitCode {
     let mut text = String::new();
     for cause in error.chain().map(ToString::to_string) {
         // Some errors repeat their source's words within their own.
@@ -63,49 +73,73 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
         text += &cause;
     }
     note(&format!("error: {text}"));
-    if let Some(hint) = hint(error) {
+    if let Some(hint) = hint(error, resumable) {
         note(&format!("hint: {hint}"));
     }
     ExitCode::from(if is_usage(error) { 2 } else { 1 })
 }
 
 fn is_usage(error: &anyhow::Error) -> bool {
-    error.is::<UsageError>() || matches!(error.downcast_ref(), Some(TrainError::Config(_)))
+    let is_setting = matches!(
+        error.downcast_ref(),
+        Some(TrainError::Config(_) | TrainError::Setting { .. })
+    );
+    let is_method = matches!(method(error), Some(MethodError::UnknownMethod { .. }));
+    error.is::<UsageError>() || is_setting || is_method
 }
 
-fn hint(error: &anyhow::Error) -> Option<String> {
-    use epiphyte::data::DataError;
-    use epiphyte::methods::MethodError;
-    if let Some(error) = error.downcast_ref::<NoModel>() {
+/// What is wrong with the method or an adapter, if it is that.
+fn method(error: &anyhow::Error) -> Option<&MethodError> {
+    match error.downcast_ref() {
+        Some(TrainError::Method(error)) => Some(error),
+        _ => error.downcast_ref(),
+    }
+}
+
+/// What is wrong with data, if it is that.
+fn data(error: &anyhow::Error) -> Option<&DataError> {
+    match error.downcast_ref() {
+        Some(TrainError::Data(error)) => Some(error),
+        _ => error.downcast_ref(),
+    }
+}
+
+fn hint(error: &anyhow::Error, resumable: bool) -> Option<String> {
+    if let Some(error) = error.downcast_ref::<HubError>() {
         return Some(error.hint());
     }
-    let is_full = |error: &io::Error| {
-        matches!(
-            error.kind(),
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-        )
-    };
-    if error
-        .chain()
-        .filter_map(|cause| cause.downcast_ref())
-        .any(is_full)
-    {
-        return Some("free some space, then go on with the same command and --resume".to_owned());
-    }
-    let hint = match error.downcast_ref::<TrainError>()? {
-        TrainError::Data(DataError::MissingColumn { .. }) => {
-            "name the columns with --text-columns and --label-column; --no-header for files without names"
-        }
-        TrainError::Data(DataError::RaggedRow { .. } | DataError::UnclosedQuote { .. }) => {
-            "--quoting true or false says whether \" quotes fields"
-        }
-        TrainError::Method(MethodError::NoTarget { .. }) => {
+    let hint = match (method(error), data(error)) {
+        (Some(MethodError::NoTarget { .. }), _) => {
             "`epiphyte inspect MODEL` lists the linear maps; --target-modules all-linear takes every one"
         }
-        TrainError::Method(MethodError::UnknownMethod { .. }) => {
-            "`epiphyte methods` describes them"
+        (Some(MethodError::UnknownMethod { .. }), _) => "`epiphyte methods` describes them",
+        (_, Some(DataError::MissingColumn { .. })) => {
+            "name the columns with --text-columns and --label-column; --no-header for files without names"
+        }
+        (_, Some(DataError::RaggedRow { .. } | DataError::UnclosedQuote { .. })) => {
+            "--quoting true or false says whether \" quotes fields"
+        }
+        _ if is_full(error) && resumable => {
+            "what was saved before is still there, whole; free some space, then go on with the same \
+             command and --resume"
+        }
+        _ if is_full(error) => {
+            "what was saved before is still there, whole; free some space and run the same command again"
         }
         _ => return None,
     };
     Some(hint.to_owned())
+}
+
+/// Whether the disk, or the user's quota, is full.
+fn is_full(error: &anyhow::Error) -> bool {
+    let mut causes = error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>());
+    causes.any(|error| {
+        matches!(
+            error.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        )
+    })
 }

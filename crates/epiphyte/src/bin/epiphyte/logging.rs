@@ -7,11 +7,11 @@ use tracing_subscriber::EnvFilter;
 use crate::arguments::Global;
 use crate::output;
 
-/// Shows warnings; with `--verbose` what is done, too. `RUST_LOG` overrides both.
+/// Shows warnings and downloads; with `--verbose` what is done, too. `RUST_LOG` overrides both.
 pub(crate) fn start(global: &Global) {
     let level = match (global.quiet, global.verbose) {
         (true, _) => "error",
-        (false, 0) => "warn",
+        (false, 0) => "warn,epiphyte_hub=info",
         (false, 1) => "info",
         (false, 2) => "debug",
         (false, _) => "trace",

@@ -8,7 +8,6 @@ mod commands;
 mod data_arguments;
 mod device;
 mod failure;
-mod hub;
 mod logging;
 mod output;
 mod settings;
@@ -23,6 +22,7 @@ fn main() -> ExitCode {
     let Arguments { global, command } = Arguments::parse();
     logging::start(&global);
     epiphyte::ops::keep_freed_memory();
+    let resumable = matches!(command, Command::Train(_));
     let done = global.apply().and_then(|()| match command {
         Command::Quickstart(arguments) => commands::quickstart::run(arguments, &global),
         Command::Train(arguments) => commands::train::run(arguments, &global),
@@ -33,5 +33,5 @@ fn main() -> ExitCode {
         Command::Inspect(arguments) => commands::inspect::run(arguments, &global),
         Command::Merge(arguments) => commands::merge::run(arguments, &global),
     });
-    done.unwrap_or_else(|error| failure::report(&error))
+    done.unwrap_or_else(|error| failure::report(&error, resumable))
 }

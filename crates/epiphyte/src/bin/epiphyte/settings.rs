@@ -9,8 +9,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use clap::{Arg, ArgMatches, Command};
-use epiphyte::methods::{Flag, FlagKind, METHODS, Modules, by_name};
-use epiphyte::train::RunConfig;
+use epiphyte::methods::{Flag, FlagKind, METHODS, MethodError, Modules, by_name};
+use epiphyte::train::{RunConfig, TrainError};
 use serde_json::{Map, Value};
 
 use crate::failure::UsageError;
@@ -22,6 +22,10 @@ const HEADINGS: [(&str, &str); 4] = [
     ("epochs", "Training"),
     ("eval-steps", "Evaluation, checkpoints and log"),
 ];
+
+/// What is wrong with `[method]` and its like.
+const NO_TABLES: &str = "is a table, but the file has none: a method's settings stand beside \
+                         `method = \"lora\"`, as `rank = 8`";
 
 /// The flags of `train` that were given, by name, not yet parsed.
 #[derive(Clone, Debug, Default)]
@@ -132,7 +136,7 @@ fn run_config(entries: Vec<Entry>) -> Result<RunConfig> {
     let name = said.and_then(|entry| entry.value.as_str().map(str::to_owned));
     let method = by_name(&name.unwrap_or_else(|| RunConfig::default().method))?;
 
-    let mut settings = Map::new();
+    let (mut settings, mut places) = (Map::new(), BTreeMap::new());
     for Entry { place, name, value } in entries {
         let is_called = |flag: &&Flag| flag.flag == name || flag.key == name.replace('-', "_");
         let own = RunConfig::FLAGS.iter().find(is_called);
@@ -142,8 +146,13 @@ fn run_config(entries: Vec<Entry>) -> Result<RunConfig> {
                 .filter(|other| other.flags.iter().any(|flag| is_called(&flag)))
                 .map(|other| other.name)
                 .collect();
+            if owners.is_empty() && value.is_object() {
+                let problem = NO_TABLES.to_owned();
+                return Err(UsageError::Value { place, problem }.into());
+            }
             if owners.is_empty() {
-                return Err(UsageError::UnknownKey { place }.into());
+                let similar = similar_key(&name);
+                return Err(UsageError::UnknownKey { place, similar }.into());
             }
             let (owners, method) = (owners.join(", "), method.name.to_owned());
             return Err(UsageError::OtherMethod {
@@ -153,11 +162,42 @@ fn run_config(entries: Vec<Entry>) -> Result<RunConfig> {
             }
             .into());
         };
-        let value =
-            convert(flag.kind, value).map_err(|problem| UsageError::Value { place, problem })?;
-        settings.insert(flag.key.to_owned(), value);
+        match convert(flag.kind, value) {
+            Ok(value) => settings.insert(flag.key.to_owned(), value),
+            Err(problem) => return Err(UsageError::Value { place, problem }.into()),
+        };
+        places.insert(flag.key, place);
     }
-    Ok(RunConfig::parse(settings)?)
+    let at = |key: &str, problem: String| match places.get(key) {
+        Some(place) => UsageError::Value {
+            place: place.clone(),
+            problem,
+        },
+        None => UsageError::Other(format!("`{key}`: {problem}")),
+    };
+    let run = RunConfig::parse(settings).map_err(|error| match error {
+        TrainError::Setting { key, problem } => at(&key, problem).into(),
+        other => anyhow::Error::from(other),
+    })?;
+    // Each alone, so that what is wrong has its place; all have defaults.
+    for (key, value) in &run.method_settings {
+        let alone = Map::from_iter([(key.clone(), value.clone())]);
+        method.configure(alone).map_err(|error| match error {
+            MethodError::Configuration { reason, .. } => at(key, reason).into(),
+            other => anyhow::Error::from(other),
+        })?;
+    }
+    Ok(run)
+}
+
+/// The key that somebody may have meant.
+fn similar_key(name: &str) -> Option<String> {
+    let methods = METHODS.iter().flat_map(|method| method.flags);
+    let known = RunConfig::FLAGS.iter().chain(methods).map(|flag| flag.flag);
+    let (similarity, nearest) = known
+        .map(|flag| (strsim::jaro_winkler(flag, name), flag))
+        .max_by(|(one, _), (other, _)| one.total_cmp(other))?;
+    (similarity > 0.85).then(|| nearest.replace('-', "_"))
 }
 
 /// What a file says.
@@ -215,6 +255,9 @@ fn read(path: &Path) -> Result<File> {
 fn convert(kind: FlagKind, value: Value) -> Result<Value, String> {
     if let Value::String(text) = &value {
         return parse(kind, text);
+    }
+    if value.is_object() && kind != FlagKind::Pattern {
+        return Err(NO_TABLES.to_owned());
     }
     let (fits, expected) = match kind {
         FlagKind::Integer => (value.is_i64() || value.is_u64(), "a whole number"),

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use epiphyte::train::evaluate::evaluate;
+use epiphyte::train::evaluate::evaluate_watched;
 use epiphyte::train::metrics::Metrics;
 use serde::Serialize;
 
@@ -42,12 +42,15 @@ struct Scores<'a> {
 pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let opened = arguments.data.open(true, global)?;
     let (bench, adapter) = (&opened.tuning.bench, opened.tuning.adapter());
-    let metrics = evaluate(
+    let mut pass = opened.pass(global);
+    let metrics = evaluate_watched(
         &*bench.loaded.model,
         adapter,
         &opened.batches,
         bench.spec.task,
+        &mut pass,
     )?;
+    pass.finish();
     let examples = opened.batches.examples().len();
     if global.json {
         output::json(&Scores {

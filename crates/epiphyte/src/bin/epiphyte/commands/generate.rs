@@ -7,7 +7,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use epiphyte::data::{Columns, TaskKind};
+use epiphyte::data::{Columns, TaskKind, Tokenizer};
+use epiphyte::hub::Hub;
 use epiphyte::models::ModelConfig;
 use epiphyte::models::generation_config::GenerationConfig;
 use epiphyte::train::{Generation, TaskSpec, generate};
@@ -16,13 +17,14 @@ use serde_json::json;
 use crate::arguments::Global;
 use crate::data_arguments::{ModelArguments, spec_of_adapter};
 use crate::failure::UsageError;
-use crate::{hub, output};
+use crate::output;
 
 pub(crate) const EXAMPLES: &str = "\
 Examples:
   epiphyte generate --model llama --prompt \"Once upon a time\" --max-new-tokens 50
   epiphyte generate --model llama --adapter adapter --prompt-file prompt.txt \\
-      --temperature 0.8 --seed 1";
+      --temperature 0.8 --seed 1
+  epiphyte generate --model llama-instruct --chat --prompt \"Why is the sky blue?\"";
 
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
@@ -37,11 +39,17 @@ pub(crate) struct Arguments {
     /// A file with the text to continue
     #[arg(long, value_name = "FILE")]
     prompt_file: Option<PathBuf>,
+    /// The prompt is what a user says: it goes through the model's chat template, and the answer is shown
+    #[arg(long)]
+    chat: bool,
+    /// With --chat: what the system says first
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    system: Option<String>,
     /// At most so many new tokens
     #[arg(long, value_name = "N", default_value_t = 50)]
     max_new_tokens: usize,
     /// 0 takes the most likely token; higher values draw, the more evenly the higher
-    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = temperature)]
     temperature: f64,
     /// What draws follow from
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -54,6 +62,13 @@ pub(crate) struct Arguments {
     model: ModelArguments,
 }
 
+fn temperature(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value >= 0.0 && value.is_finite() => Ok(value),
+        _ => Err("use a number, 0 or more".to_owned()),
+    }
+}
+
 pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let prompt = match (&arguments.prompt, &arguments.prompt_file) {
         (_, Some(path)) => {
@@ -61,7 +76,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         }
         (prompt, None) => prompt.clone().unwrap_or_default(),
     };
-    let model = hub::resolve(&arguments.model.model)?;
+    let model = Hub::from_env().resolve(&arguments.model.model)?;
     let config = ModelConfig::open(&model)?;
     let max_length = config.max_position_embeddings();
     let spec = match arguments.model.adapter_file()? {
@@ -85,7 +100,15 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     }
     let tuning = arguments.model.open(spec, global)?;
     let tokenizer = &tuning.bench.tokenizer;
-    let mut ids = tokenizer.encode(&prompt, None, None)?.ids;
+    let ids = match arguments.chat {
+        true => {
+            let system = arguments.system.as_deref();
+            tokenizer
+                .align(&conversation(tokenizer, system, &prompt)?, false)?
+                .ids
+        }
+        false => tokenizer.encode(&prompt, None, None)?.ids,
+    };
     if ids.is_empty() {
         return Err(UsageError::Other(
             "the prompt is empty and the tokenizer adds no token".to_owned(),
@@ -104,21 +127,76 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         max_length,
     };
     let started = Instant::now();
-    let new = generate(&*tuning.bench.loaded.model, tuning.adapter(), &ids, &how)?;
+    // An answer is shown without the conversation before it, a continued text with its beginning.
+    let shown = if arguments.chat { &[] } else { &ids[..] };
+    let mut text = Text::new(tokenizer, shown, !global.json);
+    let mut failed = None;
+    let model = &*tuning.bench.loaded.model;
+    let new = generate(model, tuning.adapter(), &ids, &how, |id| {
+        text.ids.push(id);
+        if let Err(error) = text.show(false) {
+            failed = Some(error);
+        }
+    })?;
+    if let Some(error) = failed {
+        return Err(error);
+    }
     let seconds = started.elapsed().as_secs_f64();
-    let new_tokens = new.len();
-    ids.extend(new);
-    let text = tokenizer.decode(&ids, true)?;
-    let speed = new_tokens as f64 / seconds.max(1e-9);
+    let text = text.show(true)?;
     if global.json {
         output::json(&json!({
             "prompt": prompt,
             "text": text,
-            "new_tokens": new_tokens,
-            "tokens_per_second": speed,
+            "new_tokens": new.len(),
+            "tokens_per_second": new.len() as f64 / seconds.max(1e-9),
         }));
-    } else {
-        output::print(&text);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The text of a conversation up to where the assistant answers.
+fn conversation(tokenizer: &Tokenizer, system: Option<&str>, prompt: &str) -> Result<String> {
+    let said = system.map(|text| json!({ "role": "system", "content": text }));
+    let asked = json!({ "role": "user", "content": prompt });
+    let messages: Vec<_> = said.into_iter().chain([asked]).collect();
+    Ok(tokenizer.chat_template()?.render(&messages, true)?)
+}
+
+/// A text that appears on standard output while it grows.
+struct Text<'a> {
+    tokenizer: &'a Tokenizer,
+    ids: Vec<u32>,
+    /// How many of its bytes are on the screen.
+    shown: usize,
+    visible: bool,
+}
+
+impl<'a> Text<'a> {
+    fn new(tokenizer: &'a Tokenizer, ids: &[u32], visible: bool) -> Self {
+        Self {
+            tokenizer,
+            ids: ids.to_vec(),
+            shown: 0,
+            visible,
+        }
+    }
+
+    /// Shows what is new, and the end of the line if this is `all`; returns the whole text. A character
+    /// of which not every byte is there yet waits.
+    fn show(&mut self, all: bool) -> Result<String> {
+        let text = self.tokenizer.decode(&self.ids, true)?;
+        let ready = if all {
+            &text
+        } else {
+            text.trim_end_matches(char::REPLACEMENT_CHARACTER)
+        };
+        if self.visible {
+            output::write(ready.get(self.shown..).unwrap_or(""));
+            self.shown = self.shown.max(ready.len());
+            if all {
+                output::print("");
+            }
+        }
+        Ok(text)
+    }
 }

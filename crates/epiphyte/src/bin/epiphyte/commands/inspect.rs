@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 use epiphyte::Device;
+use epiphyte::hub::Hub;
 use epiphyte::methods::Account;
 use epiphyte::methods::file::{AdapterFile, CONFIG_FILE, TENSORS_FILE};
 use epiphyte::models::{Checkpoint, LoadOptions, ModelConfig, load};
@@ -16,7 +17,7 @@ use serde_json::Value;
 use crate::arguments::Global;
 use crate::data_arguments::spec_of_adapter;
 use crate::failure::UsageError;
-use crate::{hub, output};
+use crate::output;
 
 pub(crate) const EXAMPLES: &str = "\
 Examples:
@@ -49,7 +50,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         );
         return Err(UsageError::Other(problem).into());
     } else {
-        base(&hub::resolve(&path)?, global)?;
+        base(&Hub::from_env().resolve(&path)?, global)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -182,7 +183,8 @@ fn account(file: &AdapterFile, model: Option<&Path>, global: &Global) -> Result<
         .base_model()
         .map(PathBuf::from)
         .filter(|path| path.is_dir());
-    let Some(model) = model.map(hub::resolve).transpose()?.or(named) else {
+    let given = model.map(|model| Hub::from_env().resolve(model));
+    let Some(model) = given.transpose()?.or(named) else {
         if !global.quiet {
             output::note("note: only the base tells how much is trained and changed: pass --model");
         }

@@ -5,12 +5,13 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
+use epiphyte::hub::Hub;
 use epiphyte::train::merge;
 
 use crate::arguments::Global;
 use crate::data_arguments::{ModelArguments, spec_of_adapter};
 use crate::failure::UsageError;
-use crate::{hub, output};
+use crate::output;
 
 pub(crate) const EXAMPLES: &str = "\
 Examples:
@@ -35,7 +36,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
             UsageError::Other("there is nothing to merge: pass --adapter".to_owned()).into(),
         );
     };
-    let model = hub::resolve(&arguments.model.model)?;
+    let model = Hub::from_env().resolve(&arguments.model.model)?;
     let output = &arguments.output;
     let is_model = output.canonicalize().ok() == model.canonicalize().ok();
     if is_model && output.exists() {

@@ -56,11 +56,14 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         let problem = "predict is for classification and regression: use `epiphyte generate` or `epiphyte eval`";
         return Err(UsageError::Other(problem.to_owned()).into());
     }
+    let mut pass = opened.pass(global);
     let logits = predict(
         &*bench.loaded.model,
         opened.tuning.adapter(),
         &opened.batches,
+        &mut pass,
     )?;
+    pass.finish();
     let mut lines = String::new();
     for row in &logits {
         let label = match bench.spec.task {

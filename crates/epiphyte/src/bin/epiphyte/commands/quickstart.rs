@@ -239,6 +239,7 @@ fn sample(tuning: &Tuning, base: &Path) -> Result<String> {
         tuning.adapter(),
         &ids,
         &how,
+        |_| {},
     )?);
     Ok(bench.tokenizer.decode(&ids, true)?)
 }
@@ -254,7 +255,7 @@ fn tune(
 ) -> Result<Option<Row>> {
     let options = RunOptions {
         overwrite: true,
-        quiet: global.quiet,
+        quiet: global.hides_progress(),
         command: train_command(config),
         device: device.clone(),
         ..RunOptions::default()

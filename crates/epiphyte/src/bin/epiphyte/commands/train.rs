@@ -5,12 +5,13 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use epiphyte::hub::Hub;
 use epiphyte::train::{Interrupt, Report, RunOptions};
 
 use crate::arguments::Global;
 use crate::failure::INTERRUPTED;
+use crate::output;
 use crate::settings::{self, GivenFlags};
-use crate::{hub, output};
 
 pub(crate) const EXAMPLES: &str = "\
 Examples:
@@ -71,13 +72,13 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let mut runs = settings::run_configs(arguments.config.as_deref(), &arguments.settings)?;
     for run in &mut runs {
         run.check()?;
-        run.model = hub::resolve(&run.model)?;
+        run.model = Hub::from_env().resolve(&run.model)?;
     }
     let command: Vec<String> = std::env::args().collect();
     let options = RunOptions {
         resume: arguments.resume,
         overwrite: arguments.overwrite,
-        quiet: global.quiet,
+        quiet: global.hides_progress(),
         command: command.clone(),
         device: global.device()?,
     };
