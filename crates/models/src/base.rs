@@ -183,8 +183,9 @@ impl<'a> Builder<'a> {
     /// A matrix of the base.
     pub(crate) fn matrix(&mut self, name: &str, shape: [usize; 2]) -> Matrix {
         let values = self.read(name, &shape);
-        let values = FrozenMatrix::new(values, shape, self.precision, &self.device)
-            .expect("`read` returns as many values as the shape has");
+        let values = FrozenMatrix::new(values, shape, self.precision, &self.device).expect(
+            "`read` returns as many values as the shape has, and the precision was checked",
+        );
         self.tensors
             .insert(name.to_owned(), BaseTensor::Matrix(values.clone()));
         Matrix {
