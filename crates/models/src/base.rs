@@ -217,8 +217,9 @@ impl<'a> Builder<'a> {
             Some(BaseTensor::Matrix(values)) => values.clone(),
             _ => {
                 let values = self.read(name, &shape);
-                FrozenMatrix::new(values, shape, self.precision, &self.device)
-                    .expect("`read` returns as many values as the shape has")
+                FrozenMatrix::new(values, shape, self.precision, &self.device).expect(
+                    "`read` returns as many values as the shape has, and the precision was checked",
+                )
             }
         };
         self.tensors

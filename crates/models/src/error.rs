@@ -210,6 +210,10 @@ pub enum ModelError {
         /// The shape that it has.
         found: Vec<usize>,
     },
+
+    /// What the device cannot do.
+    #[error(transparent)]
+    Device(#[from] epiphyte_ops::OpsError),
 }
 
 /// What is wrong with the header of a safetensors file.

@@ -45,7 +45,8 @@ pub struct LoadOptions {
 /// normal with the configuration's `initializer_range`, bias zero.
 ///
 /// # Errors
-/// If a file is missing or malformed, or tensors are missing, extra, or of the wrong shape or type.
+/// If a file is missing or malformed, or tensors are missing, extra, or of the wrong shape or type; as
+/// [`Precision::check`].
 pub fn load(
     dir: &Path,
     task: Task,
@@ -80,6 +81,7 @@ fn read(
     options: &LoadOptions,
     shared: Option<&Base>,
 ) -> Result<Loaded, ModelError> {
+    options.precision.check(device)?;
     let mut config = ModelConfig::open(dir)?;
     if let Some(p) = options.base_dropout {
         set_dropout(&mut config, p);
@@ -120,7 +122,7 @@ fn read(
 /// `initializer_range`, biases zero, norms one, as transformers starts a model.
 ///
 /// # Errors
-/// If the configuration and the task do not fit.
+/// If the configuration and the task do not fit; as [`Precision::check`].
 pub fn random_model(
     config: &ModelConfig,
     task: Task,
@@ -128,6 +130,7 @@ pub fn random_model(
     precision: Precision,
     seed: u64,
 ) -> Result<Box<dyn Transformer>, ModelError> {
+    precision.check(device)?;
     let mut source = Random {
         initializer_range: initializer_range(config),
         seed,

@@ -16,6 +16,11 @@ pub enum OpsError {
         /// The shape it has.
         found: Vec<usize>,
     },
+    /// bf16 on a device that keeps frozen matrices in f32.
+    #[error(
+        "bf16 is for the CPU: a GPU keeps frozen matrices in f32, so ask for the precision f32"
+    )]
+    Bf16OnGpu,
     /// An activation function of an unknown name.
     #[error(
         "unknown activation function `{0}`; known are gelu, gelu_new, gelu_pytorch_tanh, relu, silu, \

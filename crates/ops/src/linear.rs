@@ -19,6 +19,19 @@ pub enum Precision {
     Bf16,
 }
 
+impl Precision {
+    /// Whether frozen matrices can be kept so on `device`.
+    ///
+    /// # Errors
+    /// [`OpsError::Bf16OnGpu`].
+    pub fn check(self, device: &Device) -> Result<(), OpsError> {
+        if self == Self::Bf16 && !is_cpu(device.as_dispatch()) {
+            return Err(OpsError::Bf16OnGpu);
+        }
+        Ok(())
+    }
+}
+
 /// A matrix `[rows, columns]` of the base model that no gradient is wanted for.
 ///
 /// Cloning shares the values.
@@ -40,7 +53,7 @@ impl FrozenMatrix {
     /// A frozen matrix from row-major values.
     ///
     /// # Errors
-    /// [`OpsError::Shape`] if there are not `rows * columns` values.
+    /// [`OpsError::Shape`] if there are not `rows * columns` values; as [`Precision::check`].
     pub fn new(
         values: Vec<f32>,
         [rows, columns]: [usize; 2],
@@ -54,6 +67,7 @@ impl FrozenMatrix {
                 found: vec![values.len()],
             });
         }
+        precision.check(device)?;
         let device = device.clone().inner();
         let values = if is_cpu(device.as_dispatch()) {
             let packed = PackedWeight::pack(&values, rows, columns, precision.into())

@@ -62,7 +62,7 @@ pub fn merge(model_dir: &Path, tuning: &Tuning, output: &Path) -> Result<Merged,
     copy_rest(model_dir, output, bench.spec.head(), &bench.spec.labels)?;
 
     let options = LoadOptions::default();
-    let device = Device::default();
+    let device = Device::flex();
     let merged = load(output, bench.spec.head(), &device, &options)?;
     let largest_difference = largest_difference(model, tuned, &*merged.model);
     Ok(Merged {

@@ -30,7 +30,7 @@ pub struct RunOptions {
     pub quiet: bool,
     /// The command, for the model card.
     pub command: Vec<String>,
-    /// Where tensors live.
+    /// Where tensors live; if not said, Burn's default device: a GPU in a build with a GPU backend.
     pub device: Device,
 }
 

@@ -144,6 +144,14 @@ fn flags_that_do_not_fit_are_refused() {
             "--device tpu",
             "no device is called `tpu`; this build has cpu",
         ),
+        (
+            "--device gpu",
+            "--device gpu: this build has cpu; build it with `--features wgpu`",
+        ),
+        (
+            "--device rocm:1",
+            "--device rocm:1: this build has cpu; build it with `--features rocm`",
+        ),
         ("--resume --overwrite", "cannot be used with"),
     ] {
         let errors = here.fail(2, &format!("{CLASSIFY} --output adapter {flags}"));

@@ -43,7 +43,7 @@ pub(crate) struct Global {
     /// How many threads compute [default: all cores]
     #[arg(long, global = true, value_name = "N")]
     pub(crate) threads: Option<usize>,
-    /// Where tensors live: cpu, or a GPU backend that is built in (wgpu, vulkan, metal, cuda:0, rocm:0)
+    /// Where tensors live: cpu, gpu, or a GPU backend by name (wgpu, vulkan, metal, cuda, rocm), cuda:1 for its second GPU
     #[arg(long, global = true, default_value = device::DEFAULT)]
     pub(crate) device: String,
 }

@@ -56,6 +56,29 @@ pub(crate) enum UsageError {
         /// What there is.
         available: String,
     },
+    /// A GPU backend that was left out when the program was built.
+    #[error("--device {name}: this build has {available}; build it with `--features {feature}`")]
+    NoBackend {
+        /// As asked for.
+        name: String,
+        /// What there is.
+        available: String,
+        /// The feature that brings it.
+        feature: String,
+    },
+    /// A GPU that this machine does not have.
+    #[error(
+        "--device {name}: {backend} finds {count} devices on this machine; install the GPU's driver, or pass \
+         --device cpu"
+    )]
+    NoDevice {
+        /// As asked for.
+        name: String,
+        /// The backend that looked.
+        backend: &'static str,
+        /// How many it found.
+        count: usize,
+    },
     /// Anything else that the user has to say differently.
     #[error("{0}")]
     Other(String),

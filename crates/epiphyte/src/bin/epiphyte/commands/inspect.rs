@@ -190,7 +190,7 @@ fn account(file: &AdapterFile, model: Option<&Path>, global: &Global) -> Result<
         }
         return Ok(None);
     };
-    let device = Device::default();
+    let device = Device::flex();
     let task = spec_of_adapter(file, &model)?.head();
     let loaded = load(&model, task, &device, &LoadOptions::default())?;
     let tuned = file.load(loaded.model.base(), &device)?;
