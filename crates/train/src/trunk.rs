@@ -265,3 +265,103 @@ impl Spill {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use epiphyte_models::{ModelConfig, Task, random_model};
+    use epiphyte_ops::Precision;
+    use serde_json::json;
+
+    use super::*;
+
+    fn model(seed: u64) -> Box<dyn Transformer> {
+        let config = json!({
+            "model_type": "bert", "vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 3,
+            "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 16,
+        });
+        let config = ModelConfig::parse("config.json".as_ref(), config.to_string().as_bytes());
+        let (config, device) = (config.unwrap(), Device::default());
+        let task = Task::SequenceClassification { labels: 2 };
+        random_model(&config, task, &device, Precision::F32, seed).unwrap()
+    }
+
+    const IDS: [u32; 9] = [3, 4, 5, 6, 3, 4, 5, 8, 9];
+    const TYPE_IDS: [u32; 9] = [0, 0, 0, 0, 0, 0, 1, 0, 0];
+
+    fn tokens(boundaries: &[usize]) -> Tokens<'static> {
+        let count = boundaries[boundaries.len() - 1];
+        Tokens {
+            ids: &IDS[..count],
+            type_ids: &TYPE_IDS[..count],
+            sequences: Sequences::new(boundaries.to_vec()),
+        }
+    }
+
+    fn trunk(kind: TrunkCache, budget: u64, dir: &Path) -> Trunk {
+        let trunk = Trunk::new(kind, 2, 0, budget, dir, &Device::default());
+        trunk.unwrap().expect("a cache was asked for")
+    }
+
+    fn values(hidden: Hidden) -> Vec<f32> {
+        hidden.states.try_into_vec_as::<f32>().unwrap()
+    }
+
+    fn computed(model: &dyn Transformer, tokens: &Tokens<'_>) -> Vec<f32> {
+        let hidden = model.embed(tokens, &Identity);
+        values(model.run(0..2, hidden, None, &Identity))
+    }
+
+    /// A model with other weights shows where states come from.
+    #[test]
+    fn what_is_kept_is_not_computed_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (first, other) = (model(1), model(2));
+        for kind in [TrunkCache::Memory, TrunkCache::Disk] {
+            let mut trunk = trunk(kind, 1 << 20, dir.path());
+            let before = computed(&*first, &tokens(&[0, 4, 7]));
+            assert_eq!(
+                values(trunk.states(&*first, &tokens(&[0, 4, 7])).unwrap()),
+                before
+            );
+            let both = values(trunk.states(&*other, &tokens(&[0, 4, 7, 9])).unwrap());
+            assert_eq!(both[..before.len()], before);
+            let new = computed(&*other, &tokens(&[0, 4, 7, 9]));
+            assert_eq!(both[before.len()..], new[before.len()..]);
+        }
+    }
+
+    /// The same words in other segments are another text.
+    #[test]
+    fn segments_tell_texts_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let model = model(1);
+        let mut trunk = trunk(TrunkCache::Memory, 1 << 20, dir.path());
+        let sequences = || Sequences::new(vec![0, 3]);
+        for type_ids in [[0, 0, 0], [0, 0, 1]] {
+            let tokens = Tokens {
+                ids: &IDS[..3],
+                type_ids: &type_ids,
+                sequences: sequences(),
+            };
+            let states = values(trunk.states(&*model, &tokens).unwrap());
+            assert_eq!(states, computed(&*model, &tokens));
+        }
+    }
+
+    #[test]
+    fn no_more_than_the_budget_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let (first, other) = (model(1), model(2));
+        // Room for the first text, of four tokens.
+        let mut trunk = trunk(TrunkCache::Disk, 4 * 4 * 16, dir.path());
+        let texts = tokens(&[0, 4, 7]);
+        let before = values(trunk.states(&*first, &texts).unwrap());
+        let after = values(trunk.states(&*other, &texts).unwrap());
+        assert_eq!(after[..64], before[..64]);
+        assert_eq!(after[64..], computed(&*other, &texts)[64..]);
+        let file = dir.path().join("trunk_cache.bin");
+        assert_eq!(fs::metadata(&file).unwrap().len(), 4 * 4 * 16);
+        drop(trunk);
+        assert!(!file.exists());
+    }
+}
