@@ -212,7 +212,7 @@ impl RunConfig {
             "model",
             "model",
             FlagKind::Text,
-            "directory of the base model (config.json, *.safetensors, tokenizer.json)",
+            "directory of the base model (config.json, *.safetensors, tokenizer.json), or its name on the hub",
         ),
         flag(
             "output",
@@ -224,7 +224,7 @@ impl RunConfig {
             "task",
             "task",
             FlagKind::Text,
-            "sequence-classification, regression or causal-language-modelling",
+            "what is learned: sequence-classification, regression or causal-language-modelling [default: sequence-classification]",
         ),
         flag(
             "train-data",
@@ -356,7 +356,7 @@ impl RunConfig {
             "lr-scheduler-type",
             "lr_scheduler_type",
             FlagKind::Text,
-            "linear, cosine, constant or constant_with_warmup [default: linear]",
+            "how the learning rate goes: linear, cosine, constant or constant_with_warmup [default: linear]",
         ),
         flag(
             "warmup-ratio",

@@ -148,8 +148,8 @@ impl Meter {
         let status = format!("{figures}  {left} left");
         match &mut self.display {
             Display::Bar(bar) => {
-                bar.set_message(status);
                 bar.set_position(position);
+                bar.set_message(status);
             }
             Display::Lines { last } => {
                 let due = last.is_none_or(|last| now - last >= LINE_INTERVAL);

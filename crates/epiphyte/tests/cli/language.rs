@@ -103,6 +103,14 @@ fn an_adapter_changes_what_is_said() {
     here.json(&format!(
         "{SPEAK} --epochs 40 --target-modules all-linear --output adapter"
     ));
+    let errors = here.fail(
+        2,
+        "predict --model llama --adapter adapter --data none.jsonl --output preds.jsonl",
+    );
+    assert!(
+        errors.contains("a language model has no labels to predict"),
+        "{errors}"
+    );
     here.write("prompt.txt", "the book");
     let text = here.succeed(
         "generate --model llama --adapter adapter --prompt-file prompt.txt --max-new-tokens 8",

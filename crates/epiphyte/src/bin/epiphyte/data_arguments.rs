@@ -37,7 +37,7 @@ pub(crate) struct DataArguments {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct ModelArguments {
-    /// Directory of the base model
+    /// Directory of the base model, or its name on the hub
     #[arg(long, value_name = "DIR")]
     pub(crate) model: PathBuf,
     /// Directory of the adapter; without it, the base as it is
@@ -85,7 +85,7 @@ impl ModelArguments {
 #[derive(Args, Debug, Default)]
 #[command(next_help_heading = "Task, where the adapter does not say it")]
 pub(crate) struct TaskArguments {
-    /// sequence-classification, regression or causal-language-modelling
+    /// What the model does: sequence-classification, regression or causal-language-modelling
     #[arg(long, value_name = "TASK")]
     task: Option<TaskKind>,
     /// Text column, or two for pairs
@@ -146,6 +146,10 @@ impl DataArguments {
         let model = Hub::from_env().resolve(&self.model.model)?;
         let config = ModelConfig::open(&model)?;
         let mut spec = self.task.spec(file.as_ref(), &config)?;
+        if !labelled && spec.task == TaskKind::CausalLanguageModelling {
+            let problem = "a language model has no labels to predict: use `epiphyte generate` or `epiphyte eval`";
+            return Err(UsageError::Other(problem.to_owned()).into());
+        }
         let reading = epiphyte::data::ReadOptions {
             format: self.task.format,
             ..spec.reading()

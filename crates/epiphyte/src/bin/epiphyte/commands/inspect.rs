@@ -27,7 +27,7 @@ Examples:
 
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
-    /// Directory of an adapter or of a base model
+    /// Directory of an adapter or of a base model, or a base model's name on the hub
     path: PathBuf,
     /// The adapter's base, for counts that an adapter of HF PEFT does not say
     #[arg(long, value_name = "DIR")]

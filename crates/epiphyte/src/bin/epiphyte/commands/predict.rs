@@ -13,7 +13,6 @@ use serde_json::json;
 
 use crate::arguments::Global;
 use crate::data_arguments::DataArguments;
-use crate::failure::UsageError;
 use crate::output;
 
 pub(crate) const EXAMPLES: &str = "\
@@ -52,10 +51,6 @@ enum Label<'a> {
 pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let opened = arguments.data.open(false, global)?;
     let bench = &opened.tuning.bench;
-    if bench.spec.task == TaskKind::CausalLanguageModelling {
-        let problem = "predict is for classification and regression: use `epiphyte generate` or `epiphyte eval`";
-        return Err(UsageError::Other(problem.to_owned()).into());
-    }
     let mut pass = opened.pass(global);
     let logits = predict(
         &*bench.loaded.model,
