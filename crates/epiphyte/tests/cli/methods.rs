@@ -124,3 +124,33 @@ fn methods_are_listed_with_their_flags() {
         );
     }
 }
+
+/// The same seed gives the same bytes on any number of threads, in either precision.
+#[test]
+fn threads_do_not_show_in_the_adapter() {
+    let here = Workplace::new();
+    for method in METHODS {
+        for (run, precision) in [(CLASSIFY, "f32"), (CLASSIFY, "bf16"), (SPEAK, "f32")] {
+            let name = method.name;
+            if name == "bitfit" && run == SPEAK {
+                continue;
+            }
+            let adapter = |threads: u32| {
+                let output = format!("{name}-{threads}");
+                here.succeed(&format!(
+                    "{run} --method {name} {} --precision {precision} --max-steps 3 --threads {threads} --overwrite \
+                     --output {output}",
+                    flags(name)
+                ));
+                std::fs::read(here.path(&output).join("adapter_model.safetensors")).unwrap()
+            };
+            let one = adapter(1);
+            for threads in [2, 8] {
+                assert!(
+                    adapter(threads) == one,
+                    "{name}, {precision}, {threads} threads"
+                );
+            }
+        }
+    }
+}
