@@ -30,10 +30,7 @@ pub fn keep_freed_memory() -> bool {
 /// clearing it first would be a pass over memory for nothing. With debug assertions it holds NaN, so
 /// that a kernel that forgets an element shows.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-#[expect(
-    unsafe_code,
-    reason = "memory that is not cleared is beyond safe Rust"
-)]
+#[expect(unsafe_code, reason = "memory that is not cleared is beyond safe Rust")]
 pub fn uncleared(length: usize) -> Vec<f32> {
     let mut buffer = Vec::<f32>::with_capacity(length);
     // SAFETY: empty assembly that may have written what the pointer leads to, as far as the compiler

@@ -15,7 +15,7 @@
 //! | [`Adapter::hidden`] | look at or replace states between layers: side networks, Attention Fusion |
 
 use burn::tensor::Tensor;
-use epiphyte_ops::{Prefix, Sequences, Weight, add_low_rank, linear};
+use epiphyte_ops::{LowRank, Prefix, Sequences, Weight, add_low_rank, linear, low_rank_linear};
 
 /// What a linear map does in its layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -132,14 +132,13 @@ impl Product {
         }
     }
 
-    /// What comes out, plus `scale · (x Aᵀ) Bᵀ`; in one operation where the product is still pending.
-    ///
-    /// # Shapes
-    /// - `x`: `[tokens, in]`, the input or the input after dropout
-    /// - `a`: `[rank, in]`
-    /// - `b`: `[out, rank]`
-    pub fn add_low_rank(self, x: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scale: f32) -> Tensor<2> {
-        add_low_rank(self.compute(), x, a, b, scale)
+    /// What comes out, plus a low-rank path beside the map; in one operation where the product is still
+    /// pending.
+    pub fn add_low_rank(self, path: LowRank) -> Tensor<2> {
+        match self.state {
+            State::Pending { weight, bias } => low_rank_linear(self.input, &weight, bias, path),
+            State::Done(output) => add_low_rank(output, self.input, path),
+        }
     }
 }
 

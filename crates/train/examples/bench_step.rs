@@ -1,7 +1,8 @@
 //! One measurement of training steps: the Rust side of `benches/against_pytorch`.
 //!
 //! Random weights in the shape that `--work` names, fixed tokens, no dropout, AdamW over what the method
-//! trains. Prints one JSON object with the median time of a step after warm-up, tokens a second, peak memory, and
+//! trains. Prints one JSON object with the median time of a step after warm-up, processor seconds a step (of all
+//! threads, the first step and the final checkpoint included), tokens a second, peak memory, and
 //! the time from the start of the process to the end of the first step.
 
 use std::error::Error;
@@ -91,7 +92,9 @@ fn main() -> Outcome<()> {
     };
     let mut trainer = Trainer::new(work, &tuned, false)?;
     let before = since_start(started);
+    let processor = processor_seconds();
     trainer.train(&mut tuned, &Interrupt::default(), true)?;
+    let processor = processor_seconds() - processor;
     let records = journal::read(&output.join("log.jsonl"))?;
     std::fs::remove_dir_all(&output)?;
 
@@ -116,6 +119,7 @@ fn main() -> Outcome<()> {
     times.sort_by(f64::total_cmp);
     let report = json!({
         "median_step_s": times[times.len() / 2],
+        "processor_s_per_step": processor / (steps + warmup) as f64,
         "tokens_per_s": tokens_per_s,
         "peak_rss_bytes": memory::peak_resident_bytes(),
         "peak_live_bytes": MEMORY.peak(),
@@ -129,6 +133,17 @@ fn main() -> Outcome<()> {
 #[expect(clippy::print_stdout, reason = "the result is this program's output")]
 fn println(line: &str) {
     println!("{line}");
+}
+
+/// Seconds that the threads of this process have computed, by `/proc/self/stat` (proc(5): in hundredths).
+fn processor_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    let ticks = fields.split_whitespace().skip(11).take(2);
+    ticks
+        .filter_map(|ticks| ticks.parse::<f64>().ok())
+        .sum::<f64>()
+        / 100.0
 }
 
 /// Seconds since the process was started, by `BENCH_START` if the caller set it.
