@@ -4,7 +4,9 @@
 //! Hugging Face's `BertForSequenceClassification`.
 
 use burn::tensor::Tensor;
-use epiphyte_ops::{Activation, Attention, Sequences, attention, dropout, layer_norm, rows};
+use epiphyte_ops::{
+    Activation, Attention, Sequences, add_layer_norm, attention, dropout, layer_norm, rows,
+};
 
 use crate::base::{Base, Builder, Dimensions, Linear, Matrix, Vector};
 use crate::config::BertConfig;
@@ -59,6 +61,17 @@ impl LayerNorm {
     fn forward(&self, x: Tensor<2>, adapter: &dyn Adapter) -> Tensor<2> {
         layer_norm(
             x,
+            self.weight.get(adapter),
+            self.bias.get(adapter),
+            self.epsilon,
+        )
+    }
+
+    /// The norm of `x + residual`.
+    fn forward_sum(&self, x: Tensor<2>, residual: Tensor<2>, adapter: &dyn Adapter) -> Tensor<2> {
+        add_layer_norm(
+            x,
+            residual,
             self.weight.get(adapter),
             self.bias.get(adapter),
             self.epsilon,
@@ -253,7 +266,7 @@ impl Bert {
         sequences: &Sequences,
     ) -> Tensor<2> {
         let output = dropout(output, self.config.hidden_dropout_prob, site, sequences);
-        let close = |output: Tensor<2>| norm.forward(output + x.clone(), adapter);
+        let close = |output: Tensor<2>| norm.forward_sum(output, x.clone(), adapter);
         let sublayer = Sublayer {
             layer,
             part,

@@ -5,7 +5,9 @@
 //! Face's `LlamaForCausalLM` and `LlamaForSequenceClassification`.
 
 use burn::tensor::Tensor;
-use epiphyte_ops::{Activation, Angles, Attention, Sequences, attention, rms_norm, rotate, rows};
+use epiphyte_ops::{
+    Activation, Angles, Attention, Sequences, add, attention, rms_norm, rotate, rows,
+};
 
 use crate::base::{Base, Builder, Dimensions, Linear, Matrix, Vector};
 use crate::config::LlamaConfig;
@@ -213,7 +215,7 @@ fn join(
     adapter: &dyn Adapter,
     sequences: &Sequences,
 ) -> Tensor<2> {
-    let close = |output: Tensor<2>| residual.clone() + output;
+    let close = |output: Tensor<2>| add(residual.clone(), output);
     let sublayer = Sublayer {
         layer,
         part,
