@@ -92,7 +92,7 @@ fn products(criterion: &mut Criterion) {
         for (name, packed) in &packed {
             measure(&mut group, &format!("backward/{name}"), || {
                 packed
-                    .backward_input(&g, black_box(&mut dx), false)
+                    .backward_input(&g, None, black_box(&mut dx), false)
                     .expect("the shapes fit");
             });
         }

@@ -15,7 +15,7 @@ use epiphyte_kernels::attention::{
 use epiphyte_kernels::cross_entropy::{CrossEntropy, HeadGradients};
 use epiphyte_kernels::dropout::{Dropout, fill_normal};
 use epiphyte_kernels::gemm::{PackedWeight, Precision};
-use epiphyte_kernels::norm::{Norm, NormBackward, Residual, RowStatistics};
+use epiphyte_kernels::norm::{Kept, Norm, RowStatistics};
 use epiphyte_kernels::rope::Rope;
 
 fn normals(length: usize, seed: u64) -> Vec<f32> {
@@ -141,7 +141,7 @@ fn rows(criterion: &mut Criterion) {
         normals(tokens * width, 2),
         normals(tokens * width, 3),
     );
-    let (mut y, mut sum, mut dx) = (x.clone(), x.clone(), x.clone());
+    let mut y = x.clone();
     let (gamma, beta) = (normals(width, 4), normals(width, 5));
     let mut statistics = vec![RowStatistics::default(); tokens];
     let norm = Norm::Layer {
@@ -151,27 +151,19 @@ fn rows(criterion: &mut Criterion) {
     };
 
     let mut group = criterion.benchmark_group("2048x768");
-    group.throughput(bytes(4));
+    group.throughput(bytes(3));
     group.bench_function("residual + layer norm, forward", |bencher| {
         bencher.iter(|| {
-            let residual = Residual {
-                residual: &residual,
-                sum: &mut sum,
-            };
-            norm.forward(&x, Some(residual), &mut y, &mut statistics)
+            norm.forward(&x, Some(&residual), &mut y, &mut statistics)
                 .unwrap();
         });
     });
     group.throughput(bytes(3));
     group.bench_function("layer norm, backward", |bencher| {
+        let mut gradient = dy.clone();
         bencher.iter(|| {
-            let from = NormBackward {
-                x: &sum,
-                statistics: &statistics,
-                dy: &dy,
-                d_sum: None,
-            };
-            norm.backward(from, &mut dx, None).unwrap();
+            norm.backward(Kept::Input(&x), &statistics, &mut gradient, None)
+                .unwrap();
         });
     });
     group.throughput(bytes(2));
@@ -194,7 +186,7 @@ fn rows(criterion: &mut Criterion) {
 
 fn activations(criterion: &mut Criterion) {
     let length = 2048 * 3072;
-    let (x, up, dy) = (normals(length, 1), normals(length, 2), normals(length, 3));
+    let (x, up) = (normals(length, 1), normals(length, 2));
     let (mut y, mut d_up) = (x.clone(), x.clone());
     let bytes = |tensors: usize| Throughput::Bytes((tensors * length * 4) as u64);
     let mut group = criterion.benchmark_group("2048x3072");
@@ -205,14 +197,14 @@ fn activations(criterion: &mut Criterion) {
         });
         group.throughput(bytes(3));
         group.bench_function(format!("{activation:?}, backward"), |bencher| {
-            bencher.iter(|| activation.backward(&x, &dy, &mut y).unwrap());
+            bencher.iter(|| activation.backward(&x, &mut y).unwrap());
         });
     }
     group.throughput(bytes(5));
     group.bench_function("gated Silu, backward", |bencher| {
         bencher.iter(|| {
             Activation::Silu
-                .gated_backward(&x, &up, &dy, &mut y, &mut d_up)
+                .gated_backward(&x, &up, &mut d_up, &mut y)
                 .unwrap();
         });
     });

@@ -10,9 +10,9 @@
 //! let mut y = [0.0; 3];
 //! Activation::Relu.forward(&x, &mut y)?;
 //! assert_eq!(y, [0.0, 0.0, 2.0]);
-//! let mut dx = [0.0; 3];
-//! Activation::Relu.backward(&x, &[1.0; 3], &mut dx)?;
-//! assert_eq!(dx, [0.0, 0.0, 1.0]);
+//! let mut gradient = [1.0; 3];
+//! Activation::Relu.backward(&x, &mut gradient)?;
+//! assert_eq!(gradient, [0.0, 0.0, 1.0]);
 //! # Ok::<(), epiphyte_kernels::KernelError>(())
 //! ```
 
@@ -157,15 +157,16 @@ impl Activation {
         by_curve!(self, values_in_place(x));
     }
 
-    /// `dx = dy f'(x)`.
+    /// Turns `gradient`, that of f(x), into that of x: multiplies it by f'(x).
     ///
     /// # Errors
-    /// [`KernelError::Length`] when `dy` or `dx` is not as long as `x`.
-    pub fn backward(self, x: &[f32], dy: &[f32], dx: &mut [f32]) -> Result<(), KernelError> {
-        KernelError::check_length("dy", dy, &[x.len()])?;
-        KernelError::check_length("dx", dx, &[x.len()])?;
-        let parts = x.chunks(PART).zip(dy.chunks(PART)).zip(dx.chunks_mut(PART));
-        threads::for_each(parts, |((x, dy), dx)| by_curve!(self, slopes(x, dy, dx)));
+    /// [`KernelError::Length`] when `gradient` is not as long as `x`.
+    pub fn backward(self, x: &[f32], gradient: &mut [f32]) -> Result<(), KernelError> {
+        KernelError::check_length("gradient", gradient, &[x.len()])?;
+        threads::for_each(
+            x.chunks(PART).zip(gradient.chunks_mut(PART)),
+            |(x, gradient)| by_curve!(self, slopes(x, gradient)),
+        );
         Ok(())
     }
 
@@ -187,8 +188,8 @@ impl Activation {
         Ok(())
     }
 
-    /// The gradients of [`Activation::gated_forward`]: `d_gate = dy up f'(gate)` and
-    /// `d_up = dy f(gate)`.
+    /// Turns `gradient`, that of [`Activation::gated_forward`]'s result, into that of `up`, `dy f(gate)`,
+    /// and writes that of `gate`, `dy up f'(gate)`, to `d_gate`.
     ///
     /// # Errors
     /// [`KernelError::Length`] when a slice is not as long as `gate`.
@@ -196,18 +197,16 @@ impl Activation {
         self,
         gate: &[f32],
         up: &[f32],
-        dy: &[f32],
+        gradient: &mut [f32],
         d_gate: &mut [f32],
-        d_up: &mut [f32],
     ) -> Result<(), KernelError> {
         KernelError::check_length("up", up, &[gate.len()])?;
-        KernelError::check_length("dy", dy, &[gate.len()])?;
+        KernelError::check_length("gradient", gradient, &[gate.len()])?;
         KernelError::check_length("d_gate", d_gate, &[gate.len()])?;
-        KernelError::check_length("d_up", d_up, &[gate.len()])?;
-        let inputs = gate.chunks(PART).zip(up.chunks(PART)).zip(dy.chunks(PART));
-        let outputs = d_gate.chunks_mut(PART).zip(d_up.chunks_mut(PART));
-        threads::for_each(inputs.zip(outputs), |(((gate, up), dy), (d_gate, d_up))| {
-            by_curve!(self, gated_slopes(gate, up, dy, d_gate, d_up));
+        let inputs = gate.chunks(PART).zip(up.chunks(PART));
+        let gradients = gradient.chunks_mut(PART).zip(d_gate.chunks_mut(PART));
+        threads::for_each(inputs.zip(gradients), |((gate, up), (gradient, d_gate))| {
+            by_curve!(self, gated_slopes(gate, up, gradient, d_gate));
         });
         Ok(())
     }
@@ -230,9 +229,9 @@ kernel! {
 }
 
 kernel! {
-    fn slopes<S, C: Curve>(x: &[f32], dy: &[f32], dx: &mut [f32]) {
-        for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
-            *dx = dy * C::slope::<S>(x);
+    fn slopes<S, C: Curve>(x: &[f32], gradient: &mut [f32]) {
+        for (gradient, &x) in gradient.iter_mut().zip(x) {
+            *gradient *= C::slope::<S>(x);
         }
     }
 }
@@ -246,13 +245,11 @@ kernel! {
 }
 
 kernel! {
-    fn gated_slopes<S, C: Curve>(
-        gate: &[f32], up: &[f32], dy: &[f32], d_gate: &mut [f32], d_up: &mut [f32],
-    ) {
-        let inputs = gate.iter().zip(up).zip(dy);
-        for ((d_gate, d_up), ((&gate, &up), &dy)) in d_gate.iter_mut().zip(d_up).zip(inputs) {
-            *d_gate = dy * up * C::slope::<S>(gate);
-            *d_up = dy * C::value::<S>(gate);
+    fn gated_slopes<S, C: Curve>(gate: &[f32], up: &[f32], gradient: &mut [f32], d_gate: &mut [f32]) {
+        let gradients = gradient.iter_mut().zip(d_gate);
+        for ((gradient, d_gate), (&gate, &up)) in gradients.zip(gate.iter().zip(up)) {
+            *d_gate = *gradient * up * C::slope::<S>(gate);
+            *gradient *= C::value::<S>(gate);
         }
     }
 }

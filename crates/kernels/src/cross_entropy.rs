@@ -97,7 +97,7 @@ impl Head for PackedWeight {
     }
 
     fn input_gradient(&self, d_logits: &[f32], d_hidden: &mut [f32]) -> Result<(), KernelError> {
-        self.backward_input(d_logits, d_hidden, false)
+        self.backward_input(d_logits, None, d_hidden, false)
     }
 }
 

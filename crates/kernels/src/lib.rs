@@ -8,6 +8,7 @@
 pub mod activation;
 pub mod adamw;
 pub mod attention;
+pub mod columns;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
@@ -21,6 +22,7 @@ pub mod rope;
 mod scratch;
 mod simd;
 pub mod threads;
+pub mod vector;
 
 pub use error::KernelError;
 pub use isa::Isa;

@@ -1,8 +1,12 @@
-//! Freed memory that stays with the process.
+//! Memory of the process: freed buffers that stay with it, buffers that need no zeros, and how much
+//! is in use.
 //!
 //! A training step allocates and frees the same large buffers as the one before. By default glibc gives
 //! such buffers back to the system and takes fresh ones, whose pages the system clears and maps one
 //! by one: a sixth of a step of BERT-base.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// Asks the allocator to keep what is freed for the next step instead of giving it back to the system.
 /// Call it once, at the start of a program that trains. Returns whether the allocator can do so;
@@ -22,8 +26,121 @@ pub fn keep_freed_memory() -> bool {
     false
 }
 
+/// A buffer for a kernel that writes every element: it holds what memory happened to hold, since
+/// clearing it first would be a pass over memory for nothing. With debug assertions it holds NaN, so
+/// that a kernel that forgets an element shows.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[expect(unsafe_code, reason = "memory that is not cleared is beyond safe Rust")]
+pub fn uncleared(length: usize) -> Vec<f32> {
+    let mut buffer = Vec::<f32>::with_capacity(length);
+    // SAFETY: empty assembly that may have written what the pointer leads to, as far as the compiler
+    // can know: from here on the buffer holds fixed bytes, and any bytes are an f32.
+    unsafe {
+        std::arch::asm!("/* {0} */", in(reg) buffer.as_mut_ptr(), options(nostack, preserves_flags));
+        buffer.set_len(length);
+    }
+    if cfg!(debug_assertions) {
+        buffer.fill(f32::NAN);
+    }
+    buffer
+}
+
+/// As on processors for which Rust has inline assembly; here the buffer is cleared.
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+pub fn uncleared(length: usize) -> Vec<f32> {
+    vec![0.0; length]
+}
+
+/// The system's allocator, with a count of the bytes that are in use: what a program holds, without
+/// what the allocator keeps for later.
+///
+/// ```
+/// use epiphyte_kernels::memory::Counting;
+///
+/// #[global_allocator]
+/// static MEMORY: Counting = Counting::new();
+///
+/// let before = MEMORY.live();
+/// let buffer = vec![1u8; 1 << 20];
+/// assert!(MEMORY.live() >= before + (1 << 20));
+/// drop(buffer);
+/// assert!(MEMORY.live() < before + (1 << 20) && MEMORY.peak() >= before + (1 << 20));
+/// ```
+#[derive(Debug, Default)]
+pub struct Counting {
+    live: AtomicUsize,
+    peak: AtomicUsize,
+}
+
+impl Counting {
+    /// An allocator that has handed out nothing yet.
+    pub const fn new() -> Self {
+        Self {
+            live: AtomicUsize::new(0),
+            peak: AtomicUsize::new(0),
+        }
+    }
+
+    /// Bytes in use.
+    pub fn live(&self) -> usize {
+        self.live.load(Relaxed)
+    }
+
+    /// The most bytes that were in use at once.
+    pub fn peak(&self) -> usize {
+        self.peak.load(Relaxed)
+    }
+
+    fn add(&self, bytes: usize) {
+        let live = self.live.fetch_add(bytes, Relaxed) + bytes;
+        self.peak.fetch_max(live, Relaxed);
+    }
+}
+
+// SAFETY: every call is passed on to the system's allocator as it is.
+#[expect(unsafe_code, reason = "an allocator is unsafe to implement")]
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        self.add(layout.size());
+        // SAFETY: the caller's promises are those of `System`.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        self.add(layout.size());
+        // SAFETY: the caller's promises are those of `System`.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn dealloc(&self, address: *mut u8, layout: Layout) {
+        self.live.fetch_sub(layout.size(), Relaxed);
+        // SAFETY: the caller's promises are those of `System`.
+        unsafe { System.dealloc(address, layout) }
+    }
+
+    unsafe fn realloc(&self, address: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        self.live.fetch_sub(layout.size(), Relaxed);
+        self.add(size);
+        // SAFETY: the caller's promises are those of `System`.
+        unsafe { System.realloc(address, layout, size) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn an_uncleared_buffer_has_its_length_and_shows_what_nobody_wrote() {
+        for length in [0, 1, 1000, 1 << 20] {
+            let mut buffer = super::uncleared(length);
+            assert_eq!(buffer.len(), length);
+            if cfg!(debug_assertions) {
+                assert!(buffer.iter().all(|value| value.is_nan()));
+            }
+            buffer.fill(1.0);
+            assert!(buffer.iter().all(|&value| value == 1.0));
+        }
+    }
+
     #[test]
     fn large_buffers_come_and_go_as_before() {
         assert_eq!(

@@ -1,8 +1,9 @@
 //! Layer norm and RMS norm over rows, with the residual sum before them, forward and backward.
 //!
-//! Transformers almost always normalise a sum: `norm(x + residual)` (BERT), or they keep the sum
-//! as the residual stream and normalise it (Llama). Both are one pass over the row while it is in
-//! the cache. The backward pass recomputes the normalised row from the sum and two numbers a row.
+//! Transformers almost always normalise a sum: `norm(x + residual)`. Both are one pass over the row
+//! while it is in the cache. The backward pass needs the normalised row `h`, which follows from what
+//! was normalised, or from the result: `h = (y - beta) / gamma`. The result is what the next linear
+//! map often keeps anyway; the sum then need not be stored at all.
 //!
 //! ```
 //! use epiphyte_kernels::norm::{Norm, RowStatistics};
@@ -17,12 +18,17 @@
 //! ```
 
 use crate::simd::{dot, fold, kernel, sum};
-use crate::{KernelError, threads};
+use crate::{KernelError, scratch, threads};
 
 /// Elements that one thread takes at a time.
 const PART: usize = 16 * 1024;
 /// Rows whose contributions to the gradients of gamma and beta are summed before those sums are.
 const SUMMED_ROWS: usize = 64;
+/// How many times larger than gamma beta may be where the result stands for what was normalised:
+/// `(y - beta) / gamma` loses as many of f32's 16 million steps.
+const MOST_OFFSET: f32 = 8.0;
+/// The smallest gamma that is divided by.
+const LEAST_SCALE: f32 = 1e-12;
 
 /// A norm and its parameters; all of them have the width of a row.
 #[derive(Clone, Copy, Debug)]
@@ -55,26 +61,32 @@ pub struct RowStatistics {
     pub rstd: f32,
 }
 
-/// What is added to x before the norm.
-#[derive(Debug)]
-pub struct Residual<'a> {
-    /// The other summand, `[rows, width]`.
-    pub residual: &'a [f32],
-    /// Receives `x + residual`, `[rows, width]`.
-    pub sum: &'a mut [f32],
+/// What [`Norm::backward`] finds the normalised rows from, `[rows, width]`.
+#[derive(Clone, Copy, Debug)]
+pub enum Kept<'a> {
+    /// What was normalised: x, or its sum with the residual.
+    Input(&'a [f32]),
+    /// The result. Only of a norm that [`Norm::can_be_undone`].
+    Output(&'a [f32]),
 }
 
-/// What [`Norm::backward`] starts from.
-#[derive(Clone, Copy, Debug)]
-pub struct NormBackward<'a> {
-    /// What was normalised, `[rows, width]`: x, or its sum with the residual.
-    pub x: &'a [f32],
-    /// What the forward pass found out about each row.
-    pub statistics: &'a [RowStatistics],
-    /// The gradient of the output, `[rows, width]`.
-    pub dy: &'a [f32],
-    /// A gradient that reached the sum on another way (the residual stream's), `[rows, width]`.
-    pub d_sum: Option<&'a [f32]>,
+impl<'a> Kept<'a> {
+    fn values(self) -> &'a [f32] {
+        match self {
+            Self::Input(values) | Self::Output(values) => values,
+        }
+    }
+
+    /// The same part of the rows, `elements` from the start of part `index`.
+    fn part(self, index: usize, elements: usize) -> Self {
+        let values = self.values();
+        let start = index * elements;
+        let part = &values[start..values.len().min(start + elements)];
+        match self {
+            Self::Input(_) => Self::Input(part),
+            Self::Output(_) => Self::Output(part),
+        }
+    }
 }
 
 /// Where [`Norm::backward`] leaves the gradients of the parameters.
@@ -87,7 +99,8 @@ pub struct NormGradients<'a> {
 }
 
 impl Norm<'_> {
-    /// Normalises the rows of `x` (`[rows, width]`), or of its sum with a residual, into `y`.
+    /// Normalises the rows of `x` (`[rows, width]`), or of its sum with a `residual` of the same shape,
+    /// into `y`.
     ///
     /// `statistics` has an element a row.
     ///
@@ -96,105 +109,101 @@ impl Norm<'_> {
     pub fn forward(
         &self,
         x: &[f32],
-        residual: Option<Residual<'_>>,
+        residual: Option<&[f32]>,
         y: &mut [f32],
         statistics: &mut [RowStatistics],
     ) -> Result<(), KernelError> {
         let (rows, width) = self.check(x)?;
         KernelError::check_length("y", y, &[rows, width])?;
         KernelError::check_length("statistics", statistics, &[rows])?;
+        if let Some(residual) = residual {
+            KernelError::check_length("residual", residual, &[rows, width])?;
+        }
         let part = PART.div_ceil(width);
         let outputs = y.chunks_mut(part * width).zip(statistics.chunks_mut(part));
-        match residual {
-            None => threads::for_each(
-                x.chunks(part * width).zip(outputs),
-                |(x, (y, statistics))| forward_rows(*self, x, y, statistics),
-            ),
-            Some(Residual { residual, sum }) => {
-                KernelError::check_length("residual", residual, &[rows, width])?;
-                KernelError::check_length("sum", sum, &[rows, width])?;
-                let inputs = x.chunks(part * width).zip(residual.chunks(part * width));
-                let sums = sum.chunks_mut(part * width);
-                threads::for_each(
-                    inputs.zip(sums).zip(outputs),
-                    |(((x, residual), sum), (y, statistics))| {
-                        add(x, residual, sum);
-                        forward_rows(*self, sum, y, statistics);
-                    },
-                );
+        let parts = x.chunks(part * width).zip(outputs).enumerate();
+        threads::for_each(parts, |(index, (x, (y, statistics)))| {
+            match residual {
+                Some(residual) => add(x, &residual[index * part * width..][..x.len()], y),
+                None => y.copy_from_slice(x),
             }
-        }
+            normalise_rows(*self, y, statistics);
+        });
         Ok(())
     }
 
-    /// The gradient of x (and of the residual, which is the same) into `dx`, `[rows, width]`; and
-    /// of the parameters where asked.
+    /// Whether the result says what was normalised without losing much of it: no gamma is zero, none
+    /// small beside its beta.
+    pub fn can_be_undone(&self) -> bool {
+        let scales = |gamma: &f32| gamma.is_finite() && gamma.abs() >= LEAST_SCALE;
+        let mut offsets = self.gamma().iter().zip(self.beta());
+        self.gamma().iter().all(scales)
+            && offsets.all(|(gamma, beta)| beta.abs() <= MOST_OFFSET * gamma.abs())
+    }
+
+    /// Turns `gradient`, that of the result, into that of x (and of the residual, which is the same),
+    /// `[rows, width]`; and computes those of the parameters where asked.
     ///
     /// # Errors
     /// [`KernelError::Rows`] or [`KernelError::Length`] when a shape does not fit.
     pub fn backward(
         &self,
-        from: NormBackward<'_>,
-        dx: &mut [f32],
+        kept: Kept<'_>,
+        statistics: &[RowStatistics],
+        gradient: &mut [f32],
         parameters: Option<NormGradients<'_>>,
     ) -> Result<(), KernelError> {
-        let NormBackward {
-            x,
-            statistics,
-            dy,
-            d_sum,
-        } = from;
-        let (rows, width) = self.check(x)?;
-        KernelError::check_length("dy", dy, &[rows, width])?;
-        KernelError::check_length("dx", dx, &[rows, width])?;
+        let (rows, width) = self.check(kept.values())?;
+        KernelError::check_length("gradient", gradient, &[rows, width])?;
         KernelError::check_length("statistics", statistics, &[rows])?;
-        if let Some(d_sum) = d_sum {
-            KernelError::check_length("d_sum", d_sum, &[rows, width])?;
+        if let Some(parameters) = parameters {
+            self.backward_parameters(kept, statistics, gradient, parameters)?;
         }
         let part = PART.div_ceil(width);
-        let inputs = x.chunks(part * width).zip(dy.chunks(part * width));
-        let inputs = inputs.zip(statistics.chunks(part)).enumerate();
+        let parts = gradient.chunks_mut(part * width);
         threads::for_each(
-            inputs.zip(dx.chunks_mut(part * width)),
-            |((index, ((x, dy), statistics)), dx)| {
-                backward_rows(*self, x, dy, statistics, dx);
-                if let Some(d_sum) = d_sum {
-                    accumulate(&d_sum[index * part * width..][..dx.len()], dx);
-                }
+            parts.zip(statistics.chunks(part)).enumerate(),
+            |(index, (gradient, statistics))| {
+                let kept = kept.part(index, part * width);
+                scratch::floats([width], |[h]| {
+                    backward_rows(*self, kept, statistics, gradient, h);
+                });
             },
         );
-        match parameters {
-            Some(parameters) => self.backward_parameters(from, parameters),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     /// Sums over blocks of rows, then sums the blocks in order.
     fn backward_parameters(
         &self,
-        from: NormBackward<'_>,
+        kept: Kept<'_>,
+        statistics: &[RowStatistics],
+        gradient: &[f32],
         parameters: NormGradients<'_>,
     ) -> Result<(), KernelError> {
-        let NormBackward {
-            x, statistics, dy, ..
-        } = from;
         let NormGradients { d_gamma, d_beta } = parameters;
         let width = self.gamma().len();
         KernelError::check_length("d_gamma", d_gamma, &[width])?;
         KernelError::check_length("d_beta", d_beta, &[self.beta().len()])?;
         let block = SUMMED_ROWS * width;
         let mut partial = vec![0.0; statistics.len().div_ceil(SUMMED_ROWS) * 2 * width];
-        let inputs = x
-            .chunks(block)
-            .zip(dy.chunks(block))
+        let inputs = gradient
+            .chunks(block.max(1))
             .zip(statistics.chunks(SUMMED_ROWS));
         threads::for_each(
-            inputs.zip(partial.chunks_mut(2 * width)),
-            |(((x, dy), statistics), partial)| sum_parameters(x, dy, statistics, partial),
+            inputs
+                .zip(partial.chunks_mut((2 * width).max(1)))
+                .enumerate(),
+            |(index, ((gradient, statistics), partial))| {
+                let kept = kept.part(index, block);
+                scratch::floats([width], |[h]| {
+                    sum_parameters(*self, kept, statistics, gradient, partial, h);
+                });
+            },
         );
         d_gamma.fill(0.0);
         d_beta.fill(0.0);
-        for partial in partial.chunks(2 * width) {
+        for partial in partial.chunks((2 * width).max(1)) {
             let (gamma, beta) = partial.split_at(width);
             accumulate(gamma, d_gamma);
             accumulate(&beta[..d_beta.len()], d_beta);
@@ -243,28 +252,28 @@ kernel! {
 }
 
 kernel! {
-    fn forward_rows<S>(norm: Norm<'_>, x: &[f32], y: &mut [f32], statistics: &mut [RowStatistics]) {
+    /// Normalises rows where they are.
+    fn normalise_rows<S>(norm: Norm<'_>, rows: &mut [f32], statistics: &mut [RowStatistics]) {
         let width = norm.gamma().len();
         let scale = 1.0 / width as f32;
-        let rows = x.chunks_exact(width).zip(y.chunks_exact_mut(width));
-        for ((x, y), statistics) in rows.zip(statistics) {
+        for (row, statistics) in rows.chunks_exact_mut(width).zip(statistics) {
             match norm {
                 Norm::Layer { gamma, beta, epsilon } => {
-                    let mean = sum(x) * scale;
+                    let mean = sum(row) * scale;
                     // The squares of differences, not the difference of squares, which cancels.
                     let square = |total, x| { let x = x - mean; S::mul_add(x, x, total) };
-                    let variance = fold(x, 0.0, square, |a, b| a + b) * scale;
+                    let variance = fold(row, 0.0, square, |a, b| a + b) * scale;
                     let rstd = 1.0 / (variance + epsilon).sqrt();
                     *statistics = RowStatistics { mean, rstd };
-                    for (((y, x), gamma), &beta) in y.iter_mut().zip(x).zip(gamma).zip(beta) {
-                        *y = S::mul_add((x - mean) * rstd, *gamma, beta);
+                    for ((x, gamma), &beta) in row.iter_mut().zip(gamma).zip(beta) {
+                        *x = S::mul_add((*x - mean) * rstd, *gamma, beta);
                     }
                 }
                 Norm::Rms { gamma, epsilon } => {
-                    let rstd = 1.0 / (dot::<S>(x, x) * scale + epsilon).sqrt();
+                    let rstd = 1.0 / (dot::<S>(row, row) * scale + epsilon).sqrt();
                     *statistics = RowStatistics { mean: 0.0, rstd };
-                    for ((y, x), gamma) in y.iter_mut().zip(x).zip(gamma) {
-                        *y = x * rstd * gamma;
+                    for (x, gamma) in row.iter_mut().zip(gamma) {
+                        *x = *x * rstd * gamma;
                     }
                 }
             }
@@ -272,38 +281,72 @@ kernel! {
     }
 }
 
-// With g = dy gamma and the normalised row h = (x - mean) rstd:
-// dx = rstd (g - mean(g) - h mean(g h)), where an RMS norm has no mean(g).
+/// Writes row `row` of what was kept, normalised, to `h`.
+#[inline(always)]
+fn normalised(
+    norm: Norm<'_>,
+    kept: Kept<'_>,
+    row: usize,
+    statistics: RowStatistics,
+    h: &mut [f32],
+) {
+    let RowStatistics { mean, rstd } = statistics;
+    let width = h.len();
+    match (kept, norm) {
+        (Kept::Input(x), _) => {
+            for (h, x) in h.iter_mut().zip(&x[row * width..]) {
+                *h = (x - mean) * rstd;
+            }
+        }
+        (Kept::Output(y), Norm::Layer { gamma, beta, .. }) => {
+            let parameters = gamma.iter().zip(beta);
+            for ((h, y), (gamma, beta)) in h.iter_mut().zip(&y[row * width..]).zip(parameters) {
+                *h = (y - beta) / gamma;
+            }
+        }
+        (Kept::Output(y), Norm::Rms { gamma, .. }) => {
+            for ((h, y), gamma) in h.iter_mut().zip(&y[row * width..]).zip(gamma) {
+                *h = y / gamma;
+            }
+        }
+    }
+}
+
+// With g = dy gamma and the normalised row h: dx = rstd (g - mean(g) - h mean(g h)), where an RMS norm
+// has no mean(g).
 kernel! {
     fn backward_rows<S>(
-        norm: Norm<'_>, x: &[f32], dy: &[f32], statistics: &[RowStatistics], dx: &mut [f32],
+        norm: Norm<'_>, kept: Kept<'_>, statistics: &[RowStatistics], gradient: &mut [f32], h: &mut [f32],
     ) {
         let gamma = norm.gamma();
         let width = gamma.len();
         let scale = 1.0 / width as f32;
-        let inputs = x.chunks_exact(width).zip(dy.chunks_exact(width)).zip(statistics);
-        for (((x, dy), &RowStatistics { mean, rstd }), dx) in inputs.zip(dx.chunks_exact_mut(width)) {
-            for ((dx, dy), gamma) in dx.iter_mut().zip(dy).zip(gamma) {
-                *dx = dy * gamma;
+        let rows = gradient.chunks_exact_mut(width).zip(statistics);
+        for (row, (g, &statistics)) in rows.enumerate() {
+            normalised(norm, kept, row, statistics, h);
+            for (g, gamma) in g.iter_mut().zip(gamma) {
+                *g *= gamma;
             }
-            let mean_g = if let Norm::Layer { .. } = norm { sum(dx) * scale } else { 0.0 };
-            let centred = dot::<S>(dx, x) - mean * sum(dx);
-            let mean_g_h = centred * rstd * scale;
-            for (dx, x) in dx.iter_mut().zip(x) {
-                *dx = rstd * (*dx - mean_g - (x - mean) * rstd * mean_g_h);
+            let mean_g = if let Norm::Layer { .. } = norm { sum(g) * scale } else { 0.0 };
+            let mean_g_h = dot::<S>(g, h) * scale;
+            for (g, h) in g.iter_mut().zip(&*h) {
+                *g = statistics.rstd * (*g - mean_g - h * mean_g_h);
             }
         }
     }
 }
 
 kernel! {
-    fn sum_parameters<S>(x: &[f32], dy: &[f32], statistics: &[RowStatistics], partial: &mut [f32]) {
-        let width = partial.len() / 2;
+    fn sum_parameters<S>(
+        norm: Norm<'_>, kept: Kept<'_>, statistics: &[RowStatistics], gradient: &[f32],
+        partial: &mut [f32], h: &mut [f32],
+    ) {
+        let width = h.len();
         let (d_gamma, d_beta) = partial.split_at_mut(width);
-        let inputs = x.chunks_exact(width).zip(dy.chunks_exact(width));
-        for ((x, dy), &RowStatistics { mean, rstd }) in inputs.zip(statistics) {
-            for (((d_gamma, d_beta), x), &dy) in d_gamma.iter_mut().zip(&mut *d_beta).zip(x).zip(dy) {
-                *d_gamma = S::mul_add((x - mean) * rstd, dy, *d_gamma);
+        for (row, (dy, &statistics)) in gradient.chunks_exact(width).zip(statistics).enumerate() {
+            normalised(norm, kept, row, statistics, h);
+            for (((d_gamma, d_beta), h), &dy) in d_gamma.iter_mut().zip(&mut *d_beta).zip(&*h).zip(dy) {
+                *d_gamma = S::mul_add(*h, dy, *d_gamma);
                 *d_beta += dy;
             }
         }

@@ -2,7 +2,7 @@
 //! promises: the number of threads changes no byte, nor do the other rows.
 
 use epiphyte_kernels::activation::Activation;
-use epiphyte_kernels::gemm::{Epilogue, Operand, PackedWeight, Precision, matmul};
+use epiphyte_kernels::gemm::{Epilogue, LowRank, Operand, PackedWeight, Precision, affine, matmul};
 use epiphyte_kernels::{Isa, KernelError};
 use half::bf16;
 use proptest::prelude::*;
@@ -112,7 +112,7 @@ fn check_packed([tokens, input, out]: [usize; 3], x: &[f32], weight: &[f32], g: 
 
                 let mut y = vec![f32::NAN; tokens * out];
                 packed.forward(x, Epilogue::default(), &mut y).unwrap();
-                let x = as_multiplied(x, precision);
+                let (given, x) = (x, as_multiplied(x, precision));
                 check(
                     [tokens, input, out],
                     &x,
@@ -123,7 +123,7 @@ fn check_packed([tokens, input, out]: [usize; 3], x: &[f32], weight: &[f32], g: 
                 );
 
                 let mut dx = vec![f32::NAN; tokens * input];
-                packed.backward_input(g, &mut dx, false).unwrap();
+                packed.backward_input(g, None, &mut dx, false).unwrap();
                 let g_multiplied = as_multiplied(g, precision);
                 check(
                     [tokens, out, input],
@@ -134,9 +134,54 @@ fn check_packed([tokens, input, out]: [usize; 3], x: &[f32], weight: &[f32], g: 
                     &what,
                 );
 
+                // A term of low rank is a longer reduction.
+                const RANK: usize = 3;
+                let left = values(tokens * RANK, 8);
+                let beside = |x: &[f32], width: usize| -> Vec<f32> {
+                    (0..tokens)
+                        .flat_map(|row| [&x[row * width..][..width], &left[row * RANK..][..RANK]])
+                        .flatten()
+                        .copied()
+                        .collect()
+                };
+                let right = values(RANK * out, 9);
+                let low_rank = Some(LowRank {
+                    left: &left,
+                    right: &right,
+                });
+                let epilogue = Epilogue {
+                    low_rank,
+                    ..Epilogue::default()
+                };
+                packed.forward(given, epilogue, &mut y).unwrap();
+                let below = [transposed(&multiplied, out, input), right.clone()].concat();
+                check(
+                    [tokens, input + RANK, out],
+                    &beside(&x, input),
+                    &below,
+                    &vec![0.0; y.len()],
+                    &y,
+                    &format!("{what}, low rank"),
+                );
+                let right = values(RANK * input, 9);
+                let low_rank = Some(LowRank {
+                    left: &left,
+                    right: &right,
+                });
+                packed.backward_input(g, low_rank, &mut dx, false).unwrap();
+                let below = [&multiplied[..], &right].concat();
+                check(
+                    [tokens, out + RANK, input],
+                    &beside(&g_multiplied, out),
+                    &below,
+                    &vec![0.0; dx.len()],
+                    &dx,
+                    &format!("{what}, low rank backward"),
+                );
+
                 let before = values(dx.len(), 7);
                 let mut sum = before.clone();
-                packed.backward_input(g, &mut sum, true).unwrap();
+                packed.backward_input(g, None, &mut sum, true).unwrap();
                 check(
                     [tokens, out, input],
                     &g_multiplied,
@@ -195,6 +240,23 @@ proptest! {
     }
 }
 
+proptest! {
+    #[test]
+    fn a_changing_weight_with_a_bias(tokens in 0..40usize, input in 0..70usize, out in 1..70usize, seed: u32) {
+        let (x, weight, bias) = (
+            values(tokens * input, seed),
+            values(out * input, seed ^ 1),
+            values(out, seed ^ 2),
+        );
+        for isa in Isa::available() {
+            let mut y = vec![f32::NAN; tokens * out];
+            isa.with(|| affine([tokens, input, out], &x, &weight, &bias, &mut y)).unwrap();
+            let weight = transposed(&weight, out, input);
+            check([tokens, input, out], &x, &weight, &bias.repeat(tokens), &y, &format!("{isa:?}"));
+        }
+    }
+}
+
 /// Shapes that need several blocks of the reduction, several tasks and all edges.
 const LONG: [[usize; 3]; 3] = [[37, 1111, 67], [300, 70, 1500], [1, 2100, 33]];
 
@@ -233,7 +295,7 @@ fn the_number_of_threads_changes_no_byte() {
                             ..Default::default()
                         };
                         packed.forward(&x, epilogue, &mut y).unwrap();
-                        packed.backward_input(&g, &mut dx, true).unwrap();
+                        packed.backward_input(&g, None, &mut dx, true).unwrap();
                         let shape = [out, tokens, input];
                         matmul(
                             shape,
@@ -282,7 +344,7 @@ fn other_rows_change_no_byte() {
                 let x = &x[rows.start * input..rows.end * input];
                 packed.forward(x, Epilogue::default(), &mut y).unwrap();
                 packed
-                    .backward_input(&g[rows.start * out..rows.end * out], &mut dx, false)
+                    .backward_input(&g[rows.start * out..rows.end * out], None, &mut dx, false)
                     .unwrap();
                 let shape = [rows.len(), input, out];
                 matmul(
@@ -357,6 +419,7 @@ fn the_epilogue_is_the_separate_operations() {
             );
             let mut before = vec![f32::NAN; tokens * out];
             let y = forward(Epilogue {
+                low_rank: None,
                 bias,
                 activation: None,
                 before_activation: Some(&mut before),
@@ -367,6 +430,7 @@ fn the_epilogue_is_the_separate_operations() {
                 activation.forward(&biased, &mut expected).unwrap();
                 let activation = Some(activation);
                 let y = forward(Epilogue {
+                    low_rank: None,
                     bias,
                     activation,
                     before_activation: None,
@@ -374,6 +438,7 @@ fn the_epilogue_is_the_separate_operations() {
                 assert_eq!(bits(&y), bits(&expected), "{isa:?} {activation:?}");
                 let mut before = vec![f32::NAN; tokens * out];
                 let y = forward(Epilogue {
+                    low_rank: None,
                     bias,
                     activation,
                     before_activation: Some(&mut before),
@@ -470,7 +535,7 @@ fn wrong_shapes_are_refused() {
     };
     assert_eq!(refused(&[0.0; 3], epilogue, &mut [0.0; 2]), error);
     let error = weight
-        .backward_input(&[0.0; 3], &mut [0.0; 3], false)
+        .backward_input(&[0.0; 3], None, &mut [0.0; 3], false)
         .unwrap_err();
     assert_eq!(
         error,

@@ -17,6 +17,7 @@
 
 use burn::tensor::Tensor;
 use epiphyte_models::{Adapter, Base, Part, Place, Role, Sublayer};
+use epiphyte_ops::add;
 use serde::{Deserialize, Serialize};
 
 use crate::bottleneck::{Bottleneck, InitWeights, Settings, not_mergeable};
@@ -167,7 +168,7 @@ impl Adapter for Houlsby {
             Part::Attention => &self.attention,
             Part::FeedForward => &self.feed_forward,
         };
-        output.clone() + bottlenecks[sublayer.layer].forward(output)
+        add(output.clone(), bottlenecks[sublayer.layer].forward(output))
     }
 
     fn acts(&self, place: Place<'_>) -> bool {

@@ -15,7 +15,7 @@
 
 use burn::tensor::Tensor;
 use epiphyte_models::{Base, LinearInfo, Product, Site};
-use epiphyte_ops::Sequences;
+use epiphyte_ops::{Sequences, scale_columns};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -179,12 +179,20 @@ impl Delta for Ia3 {
     const CHANGES_BIAS: bool = true;
 
     fn input(&self, x: Tensor<2>) -> Tensor<2> {
-        if self.at_input { x * self.row() } else { x }
+        if self.at_input {
+            scale_columns(x, self.l.flat())
+        } else {
+            x
+        }
     }
 
     fn output(&self, _site: &Site, product: Product, _sequences: &Sequences) -> Tensor<2> {
         let y = product.compute();
-        if self.at_input { y } else { y * self.row() }
+        if self.at_input {
+            y
+        } else {
+            scale_columns(y, self.l.flat())
+        }
     }
 
     fn weight(&self, weight: Tensor<2>) -> Tensor<2> {

@@ -16,7 +16,7 @@
 
 use burn::tensor::Tensor;
 use epiphyte_models::{Base, LinearInfo, Product, Site};
-use epiphyte_ops::{Sequences, dropout};
+use epiphyte_ops::{Dropout, LowRank, Sequences};
 use indexmap::IndexMap;
 use regex::Regex;
 use serde::{Deserialize, Serialize};
@@ -361,8 +361,12 @@ struct Lora {
 
 impl Delta for Lora {
     fn output(&self, site: &Site, product: Product, sequences: &Sequences) -> Tensor<2> {
-        let x = dropout(product.input().clone(), self.dropout, !site.id(), sequences);
-        product.add_low_rank(x, self.a.get(), self.b.get(), self.scaling)
+        product.add_low_rank(LowRank {
+            a: self.a.get(),
+            b: self.b.get(),
+            scale: self.scaling,
+            dropout: Dropout::new(self.dropout, !site.id(), sequences),
+        })
     }
 
     fn weight(&self, weight: Tensor<2>) -> Tensor<2> {

@@ -4,7 +4,9 @@
 //! Hugging Face's `BertForSequenceClassification`.
 
 use burn::tensor::Tensor;
-use epiphyte_ops::{Activation, Attention, Sequences, attention, dropout, fork, layer_norm};
+use epiphyte_ops::{
+    Activation, Attention, Sequences, add_layer_norm, attention, dropout, fork, layer_norm,
+};
 
 use crate::base::{Base, Builder, Dimensions, Linear, Matrix, Vector};
 use crate::config::BertConfig;
@@ -60,6 +62,17 @@ impl LayerNorm {
     fn forward(&self, x: Tensor<2>, adapter: &dyn Adapter) -> Tensor<2> {
         layer_norm(
             x,
+            self.weight.get(adapter),
+            self.bias.get(adapter),
+            self.epsilon,
+        )
+    }
+
+    /// The norm of `x + residual`.
+    fn forward_sum(&self, x: Tensor<2>, residual: Tensor<2>, adapter: &dyn Adapter) -> Tensor<2> {
+        add_layer_norm(
+            x,
+            residual,
             self.weight.get(adapter),
             self.bias.get(adapter),
             self.epsilon,
@@ -184,7 +197,7 @@ impl Bert {
             sequences,
             |[output, x], adapter, sequences| {
                 let output = dropout(output, p, join.site, sequences);
-                let close = |output: Tensor<2>| join.norm.forward(output + x.clone(), adapter);
+                let close = |output: Tensor<2>| join.norm.forward_sum(output, x.clone(), adapter);
                 let sublayer = Sublayer {
                     layer: join.layer,
                     part: join.part,

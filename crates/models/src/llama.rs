@@ -5,7 +5,9 @@
 //! Face's `LlamaForCausalLM` and `LlamaForSequenceClassification`.
 
 use burn::tensor::Tensor;
-use epiphyte_ops::{Activation, Angles, Attention, Sequences, attention, fork, rms_norm, rotate};
+use epiphyte_ops::{
+    Activation, Angles, Attention, Sequences, add, attention, fork, rms_norm, rotate,
+};
 
 use crate::base::{Base, Builder, Dimensions, Linear, Matrix, Vector};
 use crate::config::LlamaConfig;
@@ -180,7 +182,7 @@ fn join(
         rows,
         sequences,
         |[input, residual, output], adapter, sequences| {
-            let close = |output: Tensor<2>| residual.clone() + output;
+            let close = |output: Tensor<2>| add(residual.clone(), output);
             let sublayer = Sublayer {
                 layer,
                 part,

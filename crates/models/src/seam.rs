@@ -18,7 +18,7 @@
 //! [`Adapter::first_layer`] and [`Adapter::acts`].
 
 use burn::tensor::Tensor;
-use epiphyte_ops::{Prefix, Sequences, Weight, add_low_rank, linear};
+use epiphyte_ops::{LowRank, Prefix, Sequences, Weight, add_low_rank, linear, low_rank_linear};
 
 use crate::group::Group;
 
@@ -137,14 +137,13 @@ impl Product {
         }
     }
 
-    /// What comes out, plus `scale · (x Aᵀ) Bᵀ`; in one operation where the product is still pending.
-    ///
-    /// # Shapes
-    /// - `x`: `[tokens, in]`, the input or the input after dropout
-    /// - `a`: `[rank, in]`
-    /// - `b`: `[out, rank]`
-    pub fn add_low_rank(self, x: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scale: f32) -> Tensor<2> {
-        add_low_rank(self.compute(), x, a, b, scale)
+    /// What comes out, plus a low-rank path beside the map; in one operation where the product is still
+    /// pending.
+    pub fn add_low_rank(self, path: LowRank) -> Tensor<2> {
+        match self.state {
+            State::Pending { weight, bias } => low_rank_linear(self.input, &weight, bias, path),
+            State::Done(output) => add_low_rank(output, self.input, path),
+        }
     }
 }
 

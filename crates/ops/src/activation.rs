@@ -4,9 +4,10 @@ use std::str::FromStr;
 
 use burn::tensor::{Tensor, activation};
 use epiphyte_kernels::activation as kernels;
+use epiphyte_kernels::memory::uncleared;
 
 use crate::OpsError;
-use crate::fused::{Fused, Kept, Wanted, apply, runs_here};
+use crate::fused::{Fused, Gradient, Kept, Wanted, apply, runs_here};
 use crate::linear::SHAPES;
 
 /// An activation function, as `hidden_act` in a model's `config.json` names it.
@@ -75,7 +76,7 @@ impl<const N: usize> Fused<N> for Elementwise {
     type Saved = ();
 
     fn forward(&self, operands: [&[f32]; N]) -> (Vec<f32>, ()) {
-        let mut y = vec![0.0; operands[0].len()];
+        let mut y = uncleared(operands[0].len());
         match operands.get(1) {
             Some(up) => self.curve.gated_forward(operands[0], up, &mut y),
             None => self.curve.forward(operands[0], &mut y),
@@ -91,22 +92,25 @@ impl<const N: usize> Fused<N> for Elementwise {
     fn backward(
         &self,
         kept: Kept<'_, N, ()>,
-        gradient: &[f32],
+        mut gradient: Gradient,
         wanted: Wanted<N>,
-    ) -> [Option<Vec<f32>>; N] {
+    ) -> [Option<Gradient>; N] {
         let x = kept.inputs[0];
-        let mut dx = vec![0.0; x.len()];
-        let mut d_up = Vec::new();
-        match kept.inputs.get(1) {
+        let first = match kept.inputs.get(1) {
             Some(up) => {
-                d_up = vec![0.0; x.len()];
+                let mut d_gate = uncleared(x.len());
                 self.curve
-                    .gated_backward(x, up, gradient, &mut dx, &mut d_up)
+                    .gated_backward(x, up, gradient.values_mut(), &mut d_gate)
+                    .expect(SHAPES);
+                Gradient::from(d_gate)
             }
-            None => self.curve.backward(x, gradient, &mut dx),
-        }
-        .expect(SHAPES);
-        let mut gradients = [dx, d_up].into_iter();
+            None => {
+                let values = gradient.values_mut();
+                self.curve.backward(x, values).expect(SHAPES);
+                gradient.clone()
+            }
+        };
+        let mut gradients = [first, gradient].into_iter();
         wanted.map(|wanted| gradients.next().filter(|_| wanted))
     }
 }

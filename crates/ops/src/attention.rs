@@ -3,10 +3,11 @@
 use burn::tensor::{Tensor, TensorData, activation};
 use epiphyte_kernels::attention as kernels;
 use epiphyte_kernels::dropout::Dropout;
+use epiphyte_kernels::memory::uncleared;
 
 use crate::Sequences;
 use crate::dropout::place;
-use crate::fused::{Fused, Kept, Wanted, apply, runs_here};
+use crate::fused::{Fused, Gradient, Kept, Wanted, apply, runs_here};
 use crate::linear::{SHAPES, index};
 
 /// The shape of an attention and who sees whom.
@@ -111,19 +112,27 @@ impl Fusion {
     }
 }
 
-impl<const N: usize> Fused<N> for Fusion {
+/// What attention finds out for its way back.
+#[derive(Clone, Debug)]
+struct Saved {
     /// Log-sum-exp of the scores, `[heads, tokens]`.
-    type Saved = Vec<f32>;
+    lse: Vec<f32>,
+    /// Whether the way back reads the result too.
+    reads_output: bool,
+}
 
-    fn forward(&self, operands: [&[f32]; N]) -> (Vec<f32>, Vec<f32>) {
+impl<const N: usize> Fused<N> for Fusion {
+    type Saved = Saved;
+
+    fn forward(&self, operands: [&[f32]; N]) -> (Vec<f32>, Saved) {
         let [q, k, v] = [operands[0], operands[1], operands[2]];
-        let mut out = vec![0.0; q.len()];
-        let mut lse = vec![0.0; self.shape.heads * self.sequences.tokens()];
-        self.with(operands, |kernel| {
-            kernel.forward(q, k, v, &mut out, &mut lse)
-        })
-        .expect(SHAPES);
-        (out, lse)
+        let mut out = uncleared(q.len());
+        let mut lse = uncleared(self.shape.heads * self.sequences.tokens());
+        let reads_output = self.with(operands, |kernel| {
+            kernel.forward(q, k, v, &mut out, &mut lse).expect(SHAPES);
+            kernel.backward_reads_output()
+        });
+        (out, Saved { lse, reads_output })
     }
 
     fn shape(&self) -> Vec<usize> {
@@ -133,26 +142,26 @@ impl<const N: usize> Fused<N> for Fusion {
         ]
     }
 
-    fn keeps(&self, _tracked: Wanted<N>) -> (Wanted<N>, bool) {
-        ([true; N], true)
+    fn keeps(&self, _tracked: Wanted<N>, saved: &Saved) -> (Wanted<N>, bool) {
+        ([true; N], saved.reads_output)
     }
 
     fn backward(
         &self,
-        kept: Kept<'_, N, Vec<f32>>,
-        gradient: &[f32],
+        kept: Kept<'_, N, Saved>,
+        gradient: Gradient,
         wanted: Wanted<N>,
-    ) -> [Option<Vec<f32>>; N] {
+    ) -> [Option<Gradient>; N] {
         let from = kernels::AttentionBackward {
             q: kept.inputs[0],
             k: kept.inputs[1],
             v: kept.inputs[2],
             out: kept.output,
-            lse: kept.saved,
-            d_out: gradient,
+            lse: &kept.saved.lse,
+            d_out: &gradient,
         };
         let mut results: [Option<Vec<f32>>; N] = std::array::from_fn(|operand| {
-            wanted[operand].then(|| vec![0.0; kept.inputs[operand].len()])
+            wanted[operand].then(|| uncleared(kept.inputs[operand].len()))
         });
         let mut slots = results.iter_mut().map(Option::as_deref_mut);
         let mut next = || slots.next().flatten();
@@ -165,7 +174,7 @@ impl<const N: usize> Fused<N> for Fusion {
         };
         self.with(kept.inputs, |kernel| kernel.backward(from, gradients))
             .expect(SHAPES);
-        results
+        results.map(|result| result.map(Gradient::from))
     }
 }
 

@@ -1,10 +1,10 @@
 //! Dropout whose decisions follow from where an element stands, not from when it is drawn.
 
 use burn::tensor::{Tensor, TensorData};
-use epiphyte_kernels::dropout::{Dropout, derive_key};
+use epiphyte_kernels::dropout::{self as kernels, derive_key};
 
 use crate::Sequences;
-use crate::fused::{Fused, Kept, Wanted, apply, runs_here};
+use crate::fused::{Fused, Gradient, Kept, Wanted, apply, runs_here};
 use crate::linear::SHAPES;
 
 /// Drops elements with probability `p` and scales the others by `1 / (1 - p)` (Srivastava et al.
@@ -17,24 +17,59 @@ use crate::linear::SHAPES;
 /// - `x`, result: `[tokens, width]`
 ///
 /// # Panics
-/// If `p` is not in `[0, 1)`; configurations are checked where they are read.
+/// If `p` is 1 or more; configurations are checked where they are read.
 pub fn dropout(x: Tensor<2>, p: f64, site: u64, sequences: &Sequences) -> Tensor<2> {
-    if sequences.keys().is_none() || p == 0.0 {
-        return x;
+    match Dropout::new(p, site, sequences) {
+        Some(dropout) => dropout.apply(x),
+        None => x,
     }
-    let op = Mask {
-        shape: x.dims(),
-        p: p as f32,
-        site,
-        sequences: sequences.clone(),
-    };
-    if runs_here(&x) {
-        return apply(op, [x.into()]);
+}
+
+/// Dropout at one place of these sequences, as [`dropout`] does it.
+#[derive(Clone, Debug)]
+pub struct Dropout {
+    p: f64,
+    site: u64,
+    sequences: Sequences,
+}
+
+impl Dropout {
+    /// Dropout with probability `p` at `site`; none where nothing is dropped, because `p` is 0 or the
+    /// sequences carry no keys.
+    ///
+    /// `p` must be in `[0, 1)`; configurations are checked where they are read.
+    pub fn new(p: f64, site: u64, sequences: &Sequences) -> Option<Self> {
+        (sequences.keys().is_some() && p > 0.0).then(|| Self {
+            p,
+            site,
+            sequences: sequences.clone(),
+        })
     }
-    let mut factors = vec![1.0; op.shape[0] * op.shape[1]];
-    op.apply(&mut factors);
-    let factors = TensorData::new(factors, op.shape);
-    x.clone() * Tensor::from_data(factors, &x.device().inner())
+
+    /// What is left of `x`, `[tokens, width]`.
+    pub fn apply(&self, x: Tensor<2>) -> Tensor<2> {
+        let op = Mask {
+            shape: x.dims(),
+            dropout: self.clone(),
+        };
+        if runs_here(&x) {
+            return apply(op, [x.into()]);
+        }
+        let mut factors = vec![1.0; op.shape[0] * op.shape[1]];
+        op.dropout.apply_to(&mut factors, op.shape[1]);
+        let factors = TensorData::new(factors, op.shape);
+        x.clone() * Tensor::from_data(factors, &x.device().inner())
+    }
+
+    /// Multiplies each element of rows of `width` by its factor, forward and backward alike.
+    pub(crate) fn apply_to(&self, x: &mut [f32], width: usize) {
+        let keys = self.sequences.keys().unwrap_or_default();
+        for (key, pair) in keys.iter().zip(self.sequences.boundaries().windows(2)) {
+            let mask = kernels::Dropout::new(self.p as f32, place(*key, self.site));
+            mask.and_then(|mask| mask.apply(&mut x[pair[0] * width..pair[1] * width], width, 0))
+                .expect(SHAPES);
+        }
+    }
 }
 
 /// The key from which a site of a sequence draws.
@@ -42,26 +77,11 @@ pub(crate) fn place(key: u64, site: u64) -> u64 {
     derive_key(key, site)
 }
 
-/// Dropout of every sequence by its own key.
+/// [`Dropout`] as an operation.
 #[derive(Clone, Debug)]
 struct Mask {
     shape: [usize; 2],
-    p: f32,
-    site: u64,
-    sequences: Sequences,
-}
-
-impl Mask {
-    /// Multiplies each element by its factor, forward and backward alike.
-    fn apply(&self, x: &mut [f32]) {
-        let width = self.shape[1];
-        let keys = self.sequences.keys().unwrap_or_default();
-        for (key, pair) in keys.iter().zip(self.sequences.boundaries().windows(2)) {
-            let mask = Dropout::new(self.p, place(*key, self.site)).expect("p is in [0, 1)");
-            mask.apply(&mut x[pair[0] * width..pair[1] * width], width, 0)
-                .expect(SHAPES);
-        }
-    }
+    dropout: Dropout,
 }
 
 impl Fused<1> for Mask {
@@ -69,7 +89,7 @@ impl Fused<1> for Mask {
 
     fn forward(&self, [x]: [&[f32]; 1]) -> (Vec<f32>, ()) {
         let mut y = x.to_vec();
-        self.apply(&mut y);
+        self.dropout.apply_to(&mut y, self.shape[1]);
         (y, ())
     }
 
@@ -77,20 +97,19 @@ impl Fused<1> for Mask {
         self.shape.to_vec()
     }
 
-    fn keeps(&self, _tracked: Wanted<1>) -> (Wanted<1>, bool) {
+    fn keeps(&self, _tracked: Wanted<1>, _saved: &()) -> (Wanted<1>, bool) {
         ([false], false)
     }
 
     fn backward(
         &self,
         _kept: Kept<'_, 1, ()>,
-        gradient: &[f32],
+        mut gradient: Gradient,
         [wanted]: Wanted<1>,
-    ) -> [Option<Vec<f32>>; 1] {
+    ) -> [Option<Gradient>; 1] {
         [wanted.then(|| {
-            let mut dx = gradient.to_vec();
-            self.apply(&mut dx);
-            dx
+            self.dropout.apply_to(gradient.values_mut(), self.shape[1]);
+            gradient
         })]
     }
 }

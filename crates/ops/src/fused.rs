@@ -7,6 +7,7 @@
 
 use std::cell::Cell;
 use std::fmt::Debug;
+use std::ops::Deref;
 
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
@@ -35,18 +36,18 @@ pub(crate) trait Fused<const N: usize>: Clone + Debug + Send + 'static {
 
     /// Which operands, and whether the result itself, must live until the way back, given which
     /// operands are tracked. By default every operand and not the result.
-    fn keeps(&self, _tracked: Wanted<N>) -> (Wanted<N>, bool) {
+    fn keeps(&self, _tracked: Wanted<N>, _saved: &Self::Saved) -> (Wanted<N>, bool) {
         ([true; N], false)
     }
 
-    /// Gradients of the wanted operands. Operands and result that [`Fused::keeps`] did not ask for
-    /// come as empty slices.
+    /// Gradients of the wanted operands, given that of the result. Operands and result that
+    /// [`Fused::keeps`] did not ask for come as empty slices.
     fn backward(
         &self,
         kept: Kept<'_, N, Self::Saved>,
-        gradient: &[f32],
+        gradient: Gradient,
         wanted: Wanted<N>,
-    ) -> [Option<Vec<f32>>; N];
+    ) -> [Option<Gradient>; N];
 }
 
 /// What the way back may read.
@@ -54,6 +55,33 @@ pub(crate) struct Kept<'a, const N: usize, Saved> {
     pub(crate) inputs: [&'a [f32]; N],
     pub(crate) output: &'a [f32],
     pub(crate) saved: &'a Saved,
+}
+
+/// A gradient on its way back. It is changed where it is if nobody else holds it; clones share it, so
+/// that an operation hands what it got on without a copy.
+#[derive(Clone)]
+pub(crate) struct Gradient(FlexTensor);
+
+impl Gradient {
+    /// The values, to be changed; copied first if another gradient shares them.
+    pub(crate) fn values_mut(&mut self) -> &mut [f32] {
+        self.0.storage_mut()
+    }
+}
+
+impl Deref for Gradient {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        slice(&self.0)
+    }
+}
+
+impl From<Vec<f32>> for Gradient {
+    fn from(values: Vec<f32>) -> Self {
+        let length = values.len();
+        Self(flex(values, vec![length]))
+    }
 }
 
 thread_local! {
@@ -150,7 +178,7 @@ pub(crate) fn apply<const N: usize, const D: usize, Op: Fused<N>>(
     {
         OpsKind::UnTracked(step) => step.finish(output),
         OpsKind::Tracked(step) => {
-            let (inputs, keep_output) = op.keeps(tracked);
+            let (inputs, keep_output) = op.keeps(tracked, &saved);
             let mut kept = dense.map(Some);
             for (tensor, keep) in kept.iter_mut().zip(inputs) {
                 if !keep {
@@ -257,7 +285,8 @@ impl<const N: usize, Op: Fused<N>> Backward<Flex, N> for Step<Op> {
         gradients: &mut Gradients,
         _checkpointer: &mut Checkpointer,
     ) {
-        let gradient = gradients.consume::<Flex>(&ops.node).to_contiguous();
+        // Dense and as long as its buffer, so that it can be changed in place.
+        let gradient = Gradient(gradients.consume::<Flex>(&ops.node).to_contiguous());
         let wanted = ops.parents.each_ref().map(Option::is_some);
         let kept = Kept {
             inputs: ops
@@ -268,10 +297,10 @@ impl<const N: usize, Op: Fused<N>> Backward<Flex, N> for Step<Op> {
             output: ops.state.output.as_ref().map_or(&[][..], slice),
             saved: &ops.state.saved,
         };
-        let results = self.op.backward(kept, slice(&gradient), wanted);
+        let results = self.op.backward(kept, gradient, wanted);
         for ((parent, result), shape) in ops.parents.iter().zip(results).zip(ops.state.shapes) {
-            if let (Some(parent), Some(values)) = (parent, result) {
-                gradients.register::<Flex>(parent.id, flex(values, shape));
+            if let (Some(parent), Some(Gradient(values))) = (parent, result) {
+                gradients.register::<Flex>(parent.id, values.reshape(Shape::from(shape)));
             }
         }
     }

@@ -21,28 +21,34 @@
 
 mod activation;
 mod attention;
+mod columns;
 mod dropout;
 mod error;
 mod fused;
 mod linear;
 mod loss;
+mod low_rank;
 mod norm;
 mod optimizer;
 pub mod random;
+mod residual;
 mod rope;
 mod sequences;
 
 pub use activation::Activation;
 pub use attention::{Attention, Prefix, attention};
-pub use dropout::dropout;
+pub use columns::scale_columns;
+pub use dropout::{Dropout, dropout};
 pub use error::OpsError;
 pub use fused::{composed, fork};
-pub use linear::{FrozenMatrix, Precision, Weight, add_low_rank, linear, rows};
+pub use linear::{FrozenMatrix, Precision, Weight, linear, rows};
 pub use loss::{IGNORED, cross_entropy, language_model_loss, mean_squared_error};
-pub use norm::{layer_norm, rms_norm};
-pub use optimizer::{AdamW, Moments};
+pub use low_rank::{LowRank, add_low_rank, low_rank_linear};
+pub use norm::{add_layer_norm, layer_norm, rms_norm};
+pub use optimizer::{AdamW, Moments, scale, square_sum};
+pub use residual::add;
 pub use rope::{Angles, rotate};
 pub use sequences::Sequences;
 
-pub use epiphyte_kernels::memory::keep_freed_memory;
+pub use epiphyte_kernels::memory::{Counting, keep_freed_memory};
 pub use epiphyte_kernels::threads::{set_threads, threads};

@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use epiphyte_kernels::gemm::{self, Epilogue, Operand, PackedWeight, matmul};
+use epiphyte_kernels::memory::uncleared;
+use epiphyte_kernels::{columns, embedding};
 
 use crate::OpsError;
-use crate::fused::{Fused, Kept, Wanted, apply, is_cpu, runs_here};
+use crate::fused::{Fused, Gradient, Kept, Wanted, apply, is_cpu, runs_here};
 
 /// In which type a frozen matrix is kept and multiplied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -234,7 +236,7 @@ impl<const N: usize> Fused<N> for FrozenLinear {
     type Saved = ();
 
     fn forward(&self, inputs: [&[f32]; N]) -> (Vec<f32>, ()) {
-        let mut y = vec![0.0; self.tokens * self.matrix.rows];
+        let mut y = uncleared(self.tokens * self.matrix.rows);
         let epilogue = Epilogue {
             bias: inputs.get(1).copied(),
             ..Epilogue::default()
@@ -249,25 +251,25 @@ impl<const N: usize> Fused<N> for FrozenLinear {
         vec![self.tokens, self.matrix.rows]
     }
 
-    fn keeps(&self, _tracked: Wanted<N>) -> (Wanted<N>, bool) {
+    fn keeps(&self, _tracked: Wanted<N>, _saved: &()) -> (Wanted<N>, bool) {
         ([false; N], false)
     }
 
     fn backward(
         &self,
         _kept: Kept<'_, N, ()>,
-        gradient: &[f32],
+        gradient: Gradient,
         wanted: Wanted<N>,
-    ) -> [Option<Vec<f32>>; N] {
+    ) -> [Option<Gradient>; N] {
         std::array::from_fn(|operand| match operand {
             0 if wanted[0] => {
-                let mut dx = vec![0.0; self.tokens * self.matrix.columns];
+                let mut dx = uncleared(self.tokens * self.matrix.columns);
                 self.packed()
-                    .backward_input(gradient, &mut dx, false)
+                    .backward_input(&gradient, None, &mut dx, false)
                     .expect(SHAPES);
-                Some(dx)
+                Some(dx.into())
             }
-            1 if wanted[1] => Some(column_sums(gradient, self.matrix.rows)),
+            1 if wanted[1] => Some(column_sums(&gradient, self.matrix.rows)),
             _ => None,
         })
     }
@@ -290,15 +292,17 @@ impl<const N: usize> Fused<N> for TrainedLinear {
             inputs,
             outputs,
         } = *self;
-        let mut y = match operands.get(2) {
-            Some(bias) => bias.repeat(tokens),
-            None => vec![0.0; tokens * outputs],
-        };
-        let (x, w) = (
-            Operand::Plain(operands[0]),
-            Operand::Transposed(operands[1]),
-        );
-        matmul([tokens, inputs, outputs], 1.0, x, w, 1.0, &mut y).expect(SHAPES);
+        let [x, w] = [operands[0], operands[1]];
+        let mut y = uncleared(tokens * outputs);
+        let shape = [tokens, inputs, outputs];
+        match operands.get(2) {
+            Some(bias) => gemm::affine(shape, x, w, bias, &mut y),
+            None => {
+                let (x, w) = (Operand::Plain(x), Operand::Transposed(w));
+                matmul(shape, 1.0, x, w, 0.0, &mut y)
+            }
+        }
+        .expect(SHAPES);
         (y, ())
     }
 
@@ -306,7 +310,7 @@ impl<const N: usize> Fused<N> for TrainedLinear {
         vec![self.tokens, self.outputs]
     }
 
-    fn keeps(&self, tracked: Wanted<N>) -> (Wanted<N>, bool) {
+    fn keeps(&self, tracked: Wanted<N>, _saved: &()) -> (Wanted<N>, bool) {
         (
             std::array::from_fn(|operand| operand < 2 && tracked[1 - operand]),
             false,
@@ -316,9 +320,9 @@ impl<const N: usize> Fused<N> for TrainedLinear {
     fn backward(
         &self,
         kept: Kept<'_, N, ()>,
-        gradient: &[f32],
+        gradient: Gradient,
         wanted: Wanted<N>,
-    ) -> [Option<Vec<f32>>; N] {
+    ) -> [Option<Gradient>; N] {
         let Self {
             tokens,
             inputs,
@@ -326,17 +330,17 @@ impl<const N: usize> Fused<N> for TrainedLinear {
         } = *self;
         std::array::from_fn(|operand| match operand {
             0 if wanted[0] => {
-                let (g, w) = (Operand::Plain(gradient), Operand::Plain(kept.inputs[1]));
-                Some(product([tokens, outputs, inputs], 1.0, g, w))
+                let (g, w) = (Operand::Plain(&gradient), Operand::Plain(kept.inputs[1]));
+                Some(product([tokens, outputs, inputs], 1.0, g, w).into())
             }
             1 if wanted[1] => {
                 let (g, x) = (
-                    Operand::Transposed(gradient),
+                    Operand::Transposed(&gradient),
                     Operand::Plain(kept.inputs[0]),
                 );
-                Some(product([outputs, tokens, inputs], 1.0, g, x))
+                Some(product([outputs, tokens, inputs], 1.0, g, x).into())
             }
-            2 if wanted[2] => Some(column_sums(gradient, outputs)),
+            2 if wanted[2] => Some(column_sums(&gradient, outputs)),
             _ => None,
         })
     }
@@ -346,145 +350,74 @@ impl<const N: usize> Fused<N> for TrainedLinear {
 pub(crate) const SHAPES: &str = "the operation computes its shapes from its operands";
 
 /// `alpha a b` in new memory.
-fn product(shape: [usize; 3], alpha: f32, a: Operand<'_>, b: Operand<'_>) -> Vec<f32> {
-    let mut c = vec![0.0; shape[0] * shape[2]];
+pub(crate) fn product(shape: [usize; 3], alpha: f32, a: Operand<'_>, b: Operand<'_>) -> Vec<f32> {
+    let mut c = uncleared(shape[0] * shape[2]);
     matmul(shape, alpha, a, b, 0.0, &mut c).expect(SHAPES);
     c
 }
 
-/// The sum of each column of a row-major matrix, row after row.
-fn column_sums(matrix: &[f32], columns: usize) -> Vec<f32> {
+/// The sum of each column of a row-major matrix: the gradient of a bias.
+pub(crate) fn column_sums(matrix: &[f32], columns: usize) -> Gradient {
     let mut sums = vec![0.0; columns];
-    for row in matrix.chunks(columns.max(1)) {
-        for (sum, value) in sums.iter_mut().zip(row) {
-            *sum += value;
-        }
-    }
-    sums
-}
-
-/// `y + scale · (x Aᵀ) Bᵀ`: a low-rank path beside a linear map (Hu et al. 2021, section 4.1).
-///
-/// # Shapes
-/// - `y`: `[tokens, out]`
-/// - `x`: `[tokens, in]`
-/// - `a`: `[rank, in]`
-/// - `b`: `[out, rank]`
-/// - result: `[tokens, out]`
-pub fn add_low_rank(
-    y: Tensor<2>,
-    x: Tensor<2>,
-    a: Tensor<2>,
-    b: Tensor<2>,
-    scale: f32,
-) -> Tensor<2> {
-    if [&y, &x, &a, &b].into_iter().all(runs_here) {
-        let ([tokens, inputs], [outputs, rank]) = (x.dims(), b.dims());
-        let op = LowRank {
-            tokens,
-            inputs,
-            outputs,
-            rank,
-            scale,
-        };
-        return apply(op, [y.into(), x.into(), a.into(), b.into()]);
-    }
-    y + x.matmul(a.transpose()).matmul(b.transpose()) * scale
-}
-
-/// [`add_low_rank`], over `y`, `x`, `A` and `B`.
-#[derive(Clone, Debug)]
-struct LowRank {
-    tokens: usize,
-    inputs: usize,
-    outputs: usize,
-    rank: usize,
-    scale: f32,
-}
-
-impl Fused<4> for LowRank {
-    /// `x Aᵀ`, `[tokens, rank]`.
-    type Saved = Vec<f32>;
-
-    fn forward(&self, [y, x, a, b]: [&[f32]; 4]) -> (Vec<f32>, Vec<f32>) {
-        let Self {
-            tokens,
-            inputs,
-            outputs,
-            rank,
-            scale,
-        } = *self;
-        let low = product(
-            [tokens, inputs, rank],
-            1.0,
-            Operand::Plain(x),
-            Operand::Transposed(a),
-        );
-        let mut sum = y.to_vec();
-        let (left, right) = (Operand::Plain(&low[..]), Operand::Transposed(b));
-        matmul([tokens, rank, outputs], scale, left, right, 1.0, &mut sum).expect(SHAPES);
-        (sum, low)
-    }
-
-    fn shape(&self) -> Vec<usize> {
-        vec![self.tokens, self.outputs]
-    }
-
-    fn keeps(&self, [_, _, a, _]: Wanted<4>) -> (Wanted<4>, bool) {
-        ([false, a, true, true], false)
-    }
-
-    fn backward(
-        &self,
-        kept: Kept<'_, 4, Vec<f32>>,
-        gradient: &[f32],
-        wanted: Wanted<4>,
-    ) -> [Option<Vec<f32>>; 4] {
-        let Self {
-            tokens,
-            inputs,
-            outputs,
-            rank,
-            scale,
-        } = *self;
-        let [_, x, a, b] = kept.inputs;
-        let low = &kept.saved[..];
-        let g = Operand::Plain(gradient);
-        // s g B, [tokens, rank]: what reaches x Aᵀ.
-        let back = product([tokens, outputs, rank], scale, g, Operand::Plain(b));
-        [
-            wanted[0].then(|| gradient.to_vec()),
-            wanted[1].then(|| {
-                product(
-                    [tokens, rank, inputs],
-                    1.0,
-                    Operand::Plain(&back),
-                    Operand::Plain(a),
-                )
-            }),
-            wanted[2].then(|| {
-                product(
-                    [rank, tokens, inputs],
-                    1.0,
-                    Operand::Transposed(&back),
-                    Operand::Plain(x),
-                )
-            }),
-            wanted[3].then(|| {
-                let g = Operand::Transposed(gradient);
-                product([outputs, tokens, rank], scale, g, Operand::Plain(low))
-            }),
-        ]
-    }
+    columns::sums(matrix, None, &mut sums).expect(SHAPES);
+    sums.into()
 }
 
 fn gather(table: Tensor<2>, ids: &[u32]) -> Tensor<2> {
+    if runs_here(&table) {
+        let op = Gather {
+            table: table.dims(),
+            ids: ids.iter().map(|&id| i64::from(id)).collect(),
+        };
+        return apply(op, [table.into()]);
+    }
     let indices = index(
         ids.iter().map(|&id| id as usize),
         ids.len(),
         &table.device(),
     );
     table.select(0, indices)
+}
+
+/// Rows of a table; the gradient goes back to them.
+#[derive(Clone, Debug)]
+struct Gather {
+    table: [usize; 2],
+    ids: Vec<i64>,
+}
+
+impl Fused<1> for Gather {
+    type Saved = ();
+
+    fn forward(&self, [table]: [&[f32]; 1]) -> (Vec<f32>, ()) {
+        let width = self.table[1];
+        let mut rows = uncleared(self.ids.len() * width);
+        embedding::gather(table, width, &self.ids, &mut rows)
+            .expect("token ids are below the vocabulary");
+        (rows, ())
+    }
+
+    fn shape(&self) -> Vec<usize> {
+        vec![self.ids.len(), self.table[1]]
+    }
+
+    fn keeps(&self, _tracked: Wanted<1>, _saved: &()) -> (Wanted<1>, bool) {
+        ([false], false)
+    }
+
+    fn backward(
+        &self,
+        _kept: Kept<'_, 1, ()>,
+        gradient: Gradient,
+        [wanted]: Wanted<1>,
+    ) -> [Option<Gradient>; 1] {
+        let [rows, width] = self.table;
+        [wanted.then(|| {
+            let mut d_table = vec![0.0; rows * width];
+            embedding::scatter_add(&gradient, width, &self.ids, &mut d_table).expect(SHAPES);
+            d_table.into()
+        })]
+    }
 }
 
 /// A tensor of row numbers.

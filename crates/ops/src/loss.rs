@@ -2,8 +2,9 @@
 
 use burn::tensor::{Int, Tensor, TensorData, activation};
 use epiphyte_kernels::cross_entropy::{CrossEntropy, DenseHead, HeadGradients};
+use epiphyte_kernels::vector;
 
-use crate::fused::{Fused, Kept, Wanted, apply, runs_here};
+use crate::fused::{Fused, Gradient, Kept, Wanted, apply, runs_here};
 use crate::linear::{FrozenMatrix, SHAPES, Weight, linear, rows};
 
 /// The target that says "no loss here", as in PyTorch and Hugging Face.
@@ -121,9 +122,10 @@ fn kernel(smoothing: f64) -> CrossEntropy {
 }
 
 /// `values` times a gradient of the mean over `count` targets.
-fn scaled(values: &[f32], gradient: f32, count: usize) -> Vec<f32> {
-    let factor = gradient / count as f32;
-    values.iter().map(|value| value * factor).collect()
+fn scaled(values: &[f32], gradient: f32, count: usize) -> Gradient {
+    let mut scaled = values.to_vec();
+    vector::scale(&mut scaled, gradient / count as f32);
+    scaled.into()
 }
 
 impl Fused<1> for FrozenHead {
@@ -150,16 +152,16 @@ impl Fused<1> for FrozenHead {
         vec![1]
     }
 
-    fn keeps(&self, _tracked: Wanted<1>) -> (Wanted<1>, bool) {
+    fn keeps(&self, _tracked: Wanted<1>, _saved: &Vec<f32>) -> (Wanted<1>, bool) {
         ([false], false)
     }
 
     fn backward(
         &self,
         kept: Kept<'_, 1, Vec<f32>>,
-        gradient: &[f32],
+        gradient: Gradient,
         [wanted]: Wanted<1>,
-    ) -> [Option<Vec<f32>>; 1] {
+    ) -> [Option<Gradient>; 1] {
         [wanted.then(|| scaled(kept.saved, gradient[0], self.targets.len()))]
     }
 }
@@ -192,16 +194,16 @@ impl Fused<2> for TrainedHead {
         vec![1]
     }
 
-    fn keeps(&self, _tracked: Wanted<2>) -> (Wanted<2>, bool) {
+    fn keeps(&self, _tracked: Wanted<2>, _saved: &[Vec<f32>; 2]) -> (Wanted<2>, bool) {
         ([false; 2], false)
     }
 
     fn backward(
         &self,
         kept: Kept<'_, 2, [Vec<f32>; 2]>,
-        gradient: &[f32],
+        gradient: Gradient,
         wanted: Wanted<2>,
-    ) -> [Option<Vec<f32>>; 2] {
+    ) -> [Option<Gradient>; 2] {
         std::array::from_fn(|operand| {
             wanted[operand].then(|| scaled(&kept.saved[operand], gradient[0], self.targets.len()))
         })

@@ -1,9 +1,11 @@
 //! Layer norm and root-mean-square norm.
 
 use burn::tensor::Tensor;
-use epiphyte_kernels::norm::{Norm, NormBackward, NormGradients, RowStatistics};
+use epiphyte_kernels::memory::uncleared;
+use epiphyte_kernels::norm::{self as kernels, Norm, NormGradients, RowStatistics};
+use epiphyte_kernels::vector;
 
-use crate::fused::{Fused, Kept, Wanted, apply, runs_here};
+use crate::fused::{Fused, Gradient, Kept, Wanted, apply, runs_here};
 use crate::linear::SHAPES;
 
 /// `(x - mean) / sqrt(variance + epsilon) * gamma + beta` over each row (Ba et al. 2016), the
@@ -17,12 +19,37 @@ pub fn layer_norm(x: Tensor<2>, gamma: Tensor<1>, beta: Tensor<1>, epsilon: f64)
         let op = RowNorm {
             shape: x.dims(),
             epsilon: epsilon as f32,
+            layer: true,
         };
         return apply(op, [x.into(), gamma.into(), beta.into()]);
     }
     let centred = x.clone() - x.mean_dim(1);
     let variance = centred.clone().square().mean_dim(1);
     centred / (variance + epsilon).sqrt() * gamma.unsqueeze::<2>() + beta.unsqueeze::<2>()
+}
+
+/// [`layer_norm`] of `x + residual`, without keeping the sum.
+///
+/// # Shapes
+/// - `x`, `residual`, result: `[tokens, width]`
+/// - `gamma`, `beta`: `[width]`
+pub fn add_layer_norm(
+    x: Tensor<2>,
+    residual: Tensor<2>,
+    gamma: Tensor<1>,
+    beta: Tensor<1>,
+    epsilon: f64,
+) -> Tensor<2> {
+    let here = runs_here(&x) && runs_here(&residual) && runs_here(&gamma) && runs_here(&beta);
+    if here {
+        let op = RowNorm {
+            shape: x.dims(),
+            epsilon: epsilon as f32,
+            layer: true,
+        };
+        return apply(op, [x.into(), gamma.into(), beta.into(), residual.into()]);
+    }
+    layer_norm(x + residual, gamma, beta, epsilon)
 }
 
 /// `x / sqrt(mean(x²) + epsilon) * gamma` over each row (Zhang and Sennrich 2019).
@@ -35,6 +62,7 @@ pub fn rms_norm(x: Tensor<2>, gamma: Tensor<1>, epsilon: f64) -> Tensor<2> {
         let op = RowNorm {
             shape: x.dims(),
             epsilon: epsilon as f32,
+            layer: false,
         };
         return apply(op, [x.into(), gamma.into()]);
     }
@@ -42,69 +70,122 @@ pub fn rms_norm(x: Tensor<2>, gamma: Tensor<1>, epsilon: f64) -> Tensor<2> {
     x / (mean_square + epsilon).sqrt() * gamma.unsqueeze::<2>()
 }
 
-/// A layer norm over `x`, `gamma` and `beta`; an RMS norm over `x` and `gamma`.
+/// A layer norm over `x`, `gamma`, `beta` and perhaps a residual; an RMS norm over `x` and `gamma`.
 #[derive(Clone, Debug)]
 struct RowNorm {
     shape: [usize; 2],
     epsilon: f32,
+    layer: bool,
+}
+
+/// What a norm finds out for its way back.
+#[derive(Clone, Debug)]
+struct Saved {
+    statistics: Vec<RowStatistics>,
+    normalised: Normalised,
+}
+
+/// Where the way back finds the normalised rows.
+#[derive(Clone, Debug)]
+enum Normalised {
+    /// In the result, which what comes next often keeps anyway.
+    Output,
+    /// In x, where a scale is too small to divide the result by.
+    Input,
+    /// In the sum of x and the residual, likewise.
+    Sum(Vec<f32>),
 }
 
 impl RowNorm {
     fn norm<'a, const N: usize>(&self, operands: [&'a [f32]; N]) -> Norm<'a> {
         let (gamma, epsilon) = (operands[1], self.epsilon);
-        match operands.get(2) {
-            Some(beta) => Norm::Layer {
+        if self.layer {
+            Norm::Layer {
                 gamma,
-                beta,
+                beta: operands[2],
                 epsilon,
-            },
-            None => Norm::Rms { gamma, epsilon },
+            }
+        } else {
+            Norm::Rms { gamma, epsilon }
         }
     }
 }
 
 impl<const N: usize> Fused<N> for RowNorm {
-    type Saved = Vec<RowStatistics>;
+    type Saved = Saved;
 
-    fn forward(&self, operands: [&[f32]; N]) -> (Vec<f32>, Vec<RowStatistics>) {
+    fn forward(&self, operands: [&[f32]; N]) -> (Vec<f32>, Saved) {
         let [rows, width] = self.shape;
-        let mut y = vec![0.0; rows * width];
+        let norm = self.norm(operands);
+        let (x, residual) = (operands[0], operands.get(3).copied());
+        let normalised = match residual {
+            _ if norm.can_be_undone() => Normalised::Output,
+            None => Normalised::Input,
+            Some(residual) => {
+                let mut sum = uncleared(x.len());
+                vector::add(x, residual, &mut sum).expect(SHAPES);
+                Normalised::Sum(sum)
+            }
+        };
+        let mut y = uncleared(rows * width);
         let mut statistics = vec![RowStatistics::default(); rows];
-        self.norm(operands)
-            .forward(operands[0], None, &mut y, &mut statistics)
+        norm.forward(x, residual, &mut y, &mut statistics)
             .expect(SHAPES);
-        (y, statistics)
+        let saved = Saved {
+            statistics,
+            normalised,
+        };
+        (y, saved)
     }
 
     fn shape(&self) -> Vec<usize> {
         self.shape.to_vec()
     }
 
+    fn keeps(&self, _tracked: Wanted<N>, saved: &Saved) -> (Wanted<N>, bool) {
+        let input = matches!(saved.normalised, Normalised::Input);
+        let output = matches!(saved.normalised, Normalised::Output);
+        // x, gamma, beta, residual.
+        let inputs = [input, true, true, false];
+        (std::array::from_fn(|operand| inputs[operand]), output)
+    }
+
     fn backward(
         &self,
-        kept: Kept<'_, N, Vec<RowStatistics>>,
-        gradient: &[f32],
+        kept: Kept<'_, N, Saved>,
+        mut gradient: Gradient,
         wanted: Wanted<N>,
-    ) -> [Option<Vec<f32>>; N] {
-        let [rows, width] = self.shape;
-        let mut dx = vec![0.0; rows * width];
-        let (mut d_gamma, mut d_beta) =
-            (vec![0.0; width], vec![0.0; if N == 3 { width } else { 0 }]);
-        let from = NormBackward {
-            x: kept.inputs[0],
-            statistics: kept.saved,
-            dy: gradient,
-            d_sum: None,
+    ) -> [Option<Gradient>; N] {
+        let width = self.shape[1];
+        let (mut d_gamma, mut d_beta) = (
+            vec![0.0; width],
+            vec![0.0; if self.layer { width } else { 0 }],
+        );
+        let rows = match &kept.saved.normalised {
+            Normalised::Output => kernels::Kept::Output(kept.output),
+            Normalised::Input => kernels::Kept::Input(kept.inputs[0]),
+            Normalised::Sum(sum) => kernels::Kept::Input(sum),
         };
-        let parameters = wanted[1..].contains(&true);
-        let parameters = parameters.then_some(NormGradients {
+        let trained = wanted[1] || (self.layer && wanted[2]);
+        let parameters = trained.then_some(NormGradients {
             d_gamma: &mut d_gamma,
             d_beta: &mut d_beta,
         });
         self.norm(kept.inputs)
-            .backward(from, &mut dx, parameters)
+            .backward(
+                rows,
+                &kept.saved.statistics,
+                gradient.values_mut(),
+                parameters,
+            )
             .expect(SHAPES);
-        let mut gradients = [dx, d_gamma, d_beta].into_iter();
+        let gradients = [
+            gradient.clone(),
+            Gradient::from(d_gamma),
+            Gradient::from(d_beta),
+            gradient,
+        ];
+        let mut gradients = gradients.into_iter();
         wanted.map(|wanted| gradients.next().filter(|_| wanted))
     }
 }

@@ -1,12 +1,39 @@
-//! AdamW, as PyTorch defines it.
+//! AdamW, as PyTorch defines it, and the length of gradients.
 
 use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
-use epiphyte_kernels::adamw;
+use epiphyte_kernels::{adamw, vector};
 
 use crate::fused::runs_here;
 use crate::linear::SHAPES;
+
+/// The sum of squares of a flat tensor without autodiff, in f64 where the device allows: what the length
+/// of a gradient is made of. Not finite if a value is not.
+pub fn square_sum(tensor: &Tensor<1>) -> f64 {
+    if runs_here(tensor) {
+        return vector::square_sum(plain(tensor.clone()).storage());
+    }
+    f64::from(tensor.clone().square().sum().into_scalar::<f32>())
+}
+
+/// `factor · tensor`, flat and without autodiff; in place if nobody else holds the values.
+pub fn scale(tensor: Tensor<1>, factor: f64) -> Tensor<1> {
+    if runs_here(&tensor) {
+        let mut tensor = plain(tensor);
+        vector::scale(tensor.storage_mut(), factor as f32);
+        return Tensor::from_primitive::<Flex>(tensor);
+    }
+    tensor * factor
+}
+
+/// The dense storage of a tensor without autodiff.
+fn plain(tensor: Tensor<1>) -> FlexTensor {
+    let tensor = tensor.try_into_primitive::<Flex>();
+    tensor
+        .expect("the caller checked `runs_here` and gives tensors without autodiff")
+        .to_contiguous()
+}
 
 /// The settings of AdamW (Loshchilov and Hutter 2019), with PyTorch's defaults.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -97,12 +124,6 @@ impl AdamW {
         learning_rate: f64,
         step: usize,
     ) -> (Tensor<1>, Moments) {
-        let plain = |tensor: Tensor<1>| -> FlexTensor {
-            let tensor = tensor.try_into_primitive::<Flex>();
-            tensor
-                .expect("`step` is given tensors without autodiff")
-                .to_contiguous()
-        };
         let (mut value, gradient) = (plain(value), plain(gradient));
         let (mut first, mut second) = (plain(moments.first), plain(moments.second));
         let kernel = adamw::AdamW {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use burn::tensor::{Tensor, TensorData};
 use epiphyte_kernels::rope::Rope;
 
-use crate::fused::{Fused, Kept, Wanted, apply, runs_here};
+use crate::fused::{Fused, Gradient, Kept, Wanted, apply, runs_here};
 use crate::linear::SHAPES;
 
 /// The cosines and sines of the tokens of one forward pass, shared by all layers.
@@ -82,8 +82,8 @@ struct Rotation {
 }
 
 impl Rotation {
-    fn turn(&self, x: &[f32], back: bool) -> Vec<f32> {
-        let mut turned = x.to_vec();
+    /// Turns the heads of `x` where they are.
+    fn turn(&self, x: &mut [f32], back: bool) {
         let rope = Rope {
             cos: &self.angles.cos,
             sin: &self.angles.sin,
@@ -92,12 +92,11 @@ impl Rotation {
         };
         let rows: Vec<u32> = (0..self.shape[0] as u32).collect();
         let result = if back {
-            rope.backward(&mut turned, &rows)
+            rope.backward(x, &rows)
         } else {
-            rope.forward(&mut turned, &rows)
+            rope.forward(x, &rows)
         };
         result.expect(SHAPES);
-        turned
     }
 }
 
@@ -105,23 +104,28 @@ impl Fused<1> for Rotation {
     type Saved = ();
 
     fn forward(&self, [x]: [&[f32]; 1]) -> (Vec<f32>, ()) {
-        (self.turn(x, false), ())
+        let mut turned = x.to_vec();
+        self.turn(&mut turned, false);
+        (turned, ())
     }
 
     fn shape(&self) -> Vec<usize> {
         self.shape.to_vec()
     }
 
-    fn keeps(&self, _tracked: Wanted<1>) -> (Wanted<1>, bool) {
+    fn keeps(&self, _tracked: Wanted<1>, _saved: &()) -> (Wanted<1>, bool) {
         ([false], false)
     }
 
     fn backward(
         &self,
         _kept: Kept<'_, 1, ()>,
-        gradient: &[f32],
+        mut gradient: Gradient,
         [wanted]: Wanted<1>,
-    ) -> [Option<Vec<f32>>; 1] {
-        [wanted.then(|| self.turn(gradient, true))]
+    ) -> [Option<Gradient>; 1] {
+        [wanted.then(|| {
+            self.turn(gradient.values_mut(), true);
+            gradient
+        })]
     }
 }

@@ -3,9 +3,10 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use epiphyte_ops::{
-    Activation, AdamW, Angles, Attention, FrozenMatrix, IGNORED, Moments, Precision, Prefix,
-    Sequences, Weight, add_low_rank, attention, composed, dropout, language_model_loss, layer_norm,
-    linear, random, rms_norm, rotate,
+    Activation, AdamW, Angles, Attention, Dropout, FrozenMatrix, IGNORED, LowRank, Moments,
+    Precision, Prefix, Sequences, Weight, add, add_layer_norm, attention, composed, dropout,
+    language_model_loss, layer_norm, linear, low_rank_linear, random, rms_norm, rotate, scale,
+    scale_columns, square_sum,
 };
 
 /// Operands of an operation, all tracked.
@@ -16,6 +17,10 @@ fn operands(shapes: &[[usize; 2]]) -> Vec<Tensor<2>> {
         Tensor::from_data(TensorData::new(values, [rows, columns]), &device).require_grad()
     };
     shapes.iter().enumerate().map(tensor).collect()
+}
+
+fn values_of(tensor: Tensor<1>) -> Vec<f32> {
+    tensor.try_into_vec_as::<f32>().unwrap()
 }
 
 fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
@@ -111,12 +116,80 @@ fn linear_maps() {
             )
         },
     );
-    agree(
-        "low rank",
-        &[[17, 5], [17, 33], [3, 33], [5, 3]],
-        1e-5,
-        |x| add_low_rank(x[0].clone(), x[1].clone(), x[2].clone(), x[3].clone(), 0.7),
-    );
+}
+
+#[test]
+fn low_rank_paths() {
+    let values = random::normal(7, 5 * 33, 1.0);
+    let frozen = FrozenMatrix::new(values, [5, 33], Precision::F32, &Device::default()).unwrap();
+    let sequences = Sequences::new(vec![0, 6, 17]).with_keys(vec![1, 2]);
+    for (name, p) in [("low rank", 0.0), ("low rank with dropout", 0.3)] {
+        let path = |a: &Tensor<2>, b: &Tensor<2>| LowRank {
+            a: a.clone(),
+            b: b.clone(),
+            scale: 0.7,
+            dropout: Dropout::new(p, 3, &sequences),
+        };
+        let weight = Weight::Frozen(frozen.clone());
+        agree(name, &[[17, 33], [3, 33], [5, 3]], 1e-5, |x| {
+            low_rank_linear(x[0].clone(), &weight, None, path(&x[1], &x[2]))
+        });
+        let shapes = [[17, 33], [3, 33], [5, 3], [1, 5]];
+        agree(&format!("{name}, bias"), &shapes, 1e-5, |x| {
+            let bias = Some(row(&x[3]));
+            low_rank_linear(x[0].clone(), &weight, bias, path(&x[1], &x[2]))
+        });
+        let shapes = [[17, 33], [3, 33], [5, 3], [5, 33]];
+        agree(&format!("{name}, trained"), &shapes, 1e-5, |x| {
+            let weight = Weight::Trained(x[3].clone());
+            low_rank_linear(x[0].clone(), &weight, None, path(&x[1], &x[2]))
+        });
+    }
+}
+
+#[test]
+fn sums_and_factors() {
+    agree("sum", &[[9, 24], [9, 24]], 0.0, |x| {
+        add(x[0].clone(), x[1].clone())
+    });
+    agree("a sum of one", &[[9, 24]], 0.0, |x| {
+        add(x[0].clone(), x[0].clone())
+    });
+    agree("factors", &[[70, 24], [1, 24]], 1e-5, |x| {
+        scale_columns(x[0].clone(), row(&x[1]))
+    });
+    // With a factor of zero the result no longer says what went in.
+    let device = Device::default().autodiff();
+    let zero_one = Tensor::<1>::from_floats([0.0, 1.0], &device);
+    let mask = || zero_one.clone();
+    agree("factors with a zero", &[[7, 2], [1, 2]], 1e-5, |x| {
+        scale_columns(x[0].clone(), row(&x[1]) * mask())
+    });
+}
+
+#[test]
+fn trained_tables() {
+    let ids = [3u32, 0, 3, 69, 3];
+    agree("rows of a trained table", &[[70, 5]], 1e-6, |x| {
+        Weight::Trained(x[0].clone()).gather(&ids)
+    });
+}
+
+#[test]
+fn lengths_of_gradients() {
+    let run = || {
+        let values = TensorData::new(random::normal(4, 20_000, 3.0), [20_000]);
+        let tensor = Tensor::<1>::from_data(values, &Device::default());
+        let shared = tensor.clone();
+        let scaled = scale(tensor, 0.25);
+        (square_sum(&shared), square_sum(&scaled), values_of(scaled))
+    };
+    let (fused, plain) = (run(), composed(run));
+    assert!((fused.0 / plain.0 - 1.0).abs() < 1e-5);
+    assert!((fused.1 * 16.0 / fused.0 - 1.0).abs() < 1e-12);
+    assert_eq!(fused.2, plain.2);
+    let odd = Tensor::<1>::from_floats([1.0, f32::NAN], &Device::default());
+    assert!(square_sum(&odd).is_nan());
 }
 
 #[test]
@@ -138,6 +211,26 @@ fn an_embedding_reads_the_rows_of_a_packed_table() {
 fn norms() {
     agree("layer norm", &[[9, 24], [1, 24], [1, 24]], 2e-5, |x| {
         layer_norm(x[0].clone(), row(&x[1]), row(&x[2]), 1e-12)
+    });
+    let shapes = [[9, 24], [1, 24], [1, 24], [9, 24]];
+    agree("layer norm of a sum", &shapes, 2e-5, |x| {
+        add_layer_norm(x[0].clone(), x[3].clone(), row(&x[1]), row(&x[2]), 1e-12)
+    });
+    // A gamma of one or more: the result stands for what was normalised.
+    agree("layer norm kept by its result", &shapes, 2e-5, |x| {
+        let gamma = row(&x[1]).abs() + 1.0;
+        add_layer_norm(x[0].clone(), x[3].clone(), gamma, row(&x[2]), 1e-12)
+    });
+    // A gamma of zero: the result no longer says what was normalised.
+    let device = Device::default().autodiff();
+    let mask: Vec<f32> = (0..24).map(|column| f32::from(column != 5)).collect();
+    let mask = Tensor::<1>::from_floats(&mask[..], &device);
+    agree("layer norm with a zero", &shapes[..3], 2e-5, |x| {
+        layer_norm(x[0].clone(), row(&x[1]) * mask.clone(), row(&x[2]), 1e-12)
+    });
+    agree("layer norm of a sum with a zero", &shapes, 2e-5, |x| {
+        let gamma = row(&x[1]) * mask.clone();
+        add_layer_norm(x[0].clone(), x[3].clone(), gamma, row(&x[2]), 1e-12)
     });
     agree("rms norm", &[[9, 24], [1, 24]], 2e-5, |x| {
         rms_norm(x[0].clone(), row(&x[1]), 1e-5)

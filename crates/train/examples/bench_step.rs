@@ -1,7 +1,8 @@
 //! One measurement of training steps: the Rust side of `benches/against_pytorch`.
 //!
 //! Random weights in the shape that `--work` names, fixed tokens, no dropout, AdamW over what the method
-//! trains. Prints one JSON object with the median time of a step after warm-up, tokens a second, peak memory, and
+//! trains. Prints one JSON object with the median time of a step after warm-up, processor seconds a step (of all
+//! threads, the first step and the final checkpoint included), tokens a second, peak memory, and
 //! the time from the start of the process to the end of the first step.
 
 use std::error::Error;
@@ -11,10 +12,15 @@ use burn::tensor::Device;
 use epiphyte_data::{Batches, Example, Order, Target, TaskKind};
 use epiphyte_methods::{Tuned, by_name};
 use epiphyte_models::{ModelConfig, Task, random_model};
+use epiphyte_ops::Counting;
 use epiphyte_train::journal::{self, Record};
 use epiphyte_train::schedule::ScheduleKind;
 use epiphyte_train::{Interrupt, RunConfig, Trainer, Workload, memory, train_together};
 use serde_json::{Map, Value, json};
+
+/// Counts what is in use, for a figure without what the allocator keeps for later.
+#[global_allocator]
+static MEMORY: Counting = Counting::new();
 
 /// Whatever goes wrong ends the program.
 type Outcome<T> = Result<T, Box<dyn Error>>;
@@ -67,6 +73,8 @@ fn main() -> Outcome<()> {
         lr_scheduler_type: ScheduleKind::Constant,
         logging_steps: 1,
         max_grad_norm: 0.0,
+        // One batch is an epoch here; a checkpoint after each would be measured with the steps.
+        save_steps: Some(u64::MAX),
         precision,
         ..RunConfig::default()
     };
@@ -84,7 +92,9 @@ fn main() -> Outcome<()> {
     };
     let mut trainer = [Trainer::new(work, tuned, false)?];
     let before = since_start(started);
+    let processor = processor_seconds();
     train_together(&mut trainer, &Interrupt::default(), true)?;
+    let processor = processor_seconds() - processor;
     let records = journal::read(&output.join("log.jsonl"))?;
     std::fs::remove_dir_all(&output)?;
 
@@ -109,8 +119,10 @@ fn main() -> Outcome<()> {
     times.sort_by(f64::total_cmp);
     let report = json!({
         "median_step_s": times[times.len() / 2],
+        "processor_s_per_step": processor / (steps + warmup) as f64,
         "tokens_per_s": tokens_per_s,
         "peak_rss_bytes": memory::peak_resident_bytes(),
+        "peak_live_bytes": MEMORY.peak(),
         "first_step_s": before + ends[0].0,
         "loss": ends.last().map(|end| end.1),
     });
@@ -121,6 +133,17 @@ fn main() -> Outcome<()> {
 #[expect(clippy::print_stdout, reason = "the result is this program's output")]
 fn println(line: &str) {
     println!("{line}");
+}
+
+/// Seconds that the threads of this process have computed, by `/proc/self/stat` (proc(5): in hundredths).
+fn processor_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    let ticks = fields.split_whitespace().skip(11).take(2);
+    ticks
+        .filter_map(|ticks| ticks.parse::<f64>().ok())
+        .sum::<f64>()
+        / 100.0
 }
 
 /// Seconds since the process was started, by `BENCH_START` if the caller set it.

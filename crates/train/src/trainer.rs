@@ -12,7 +12,7 @@ use epiphyte_data::{Batch, Batches};
 use epiphyte_methods::{Moment, Param, Tuned};
 use epiphyte_models::seam::name_id;
 use epiphyte_models::{Tokens, Transformer};
-use epiphyte_ops::{AdamW, Moments, Sequences};
+use epiphyte_ops::{AdamW, Moments, Sequences, scale, square_sum};
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
@@ -472,7 +472,7 @@ impl<'a> Trainer<'a> {
         let mut sum = 0.0;
         for (name, gradient) in names.iter().zip(gradients.iter()) {
             let Some(gradient) = gradient else { continue };
-            let square = f64::from(gradient.clone().square().sum().into_scalar::<f32>());
+            let square = square_sum(gradient);
             if !square.is_finite() {
                 return Err(TrainError::NonFinite {
                     what: format!("the gradient of `{name}`"),
@@ -484,9 +484,9 @@ impl<'a> Trainer<'a> {
         let norm = sum.sqrt();
         let most = self.work.run.max_grad_norm;
         if most > 0.0 && norm > most {
-            let scale = most / (norm + 1e-6);
-            for gradient in gradients.iter_mut().flatten() {
-                *gradient = gradient.clone() * scale;
+            let factor = most / (norm + 1e-6);
+            for slot in gradients.iter_mut() {
+                *slot = slot.take().map(|gradient| scale(gradient, factor));
             }
         }
         Ok(norm)

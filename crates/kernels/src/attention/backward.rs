@@ -1,9 +1,10 @@
 //! The backward pass: one task for each query head of each sequence.
 //!
 //! With probabilities P, dropout factors F and dP = dO vᵀ, the gradient of the scores is
-//! dS = P (F dP - δ), where δ is the sum of dO · O over the head. Then dq = scale · dS k,
-//! dk = scale · dSᵀ q and dv = (F P)ᵀ dO. A task walks over blocks of keys, and within one over
-//! the blocks of queries that see it.
+//! dS = P (F dP - δ), where δ is the sum of P F dP over the keys, which is that of dO · O over the
+//! head. Then dq = scale · dS k, dk = scale · dSᵀ q and dv = (F P)ᵀ dO. A task walks over blocks of
+//! keys, and within one over the blocks of queries that see it. Where all keys are in one block, δ is
+//! the former sum and the output is not read; which of the two follows from the sequence alone.
 
 use std::ops::Range;
 
@@ -259,7 +260,10 @@ fn backward_head(
     let (dim, count, prefix_len) = (head.attention.head_dim, head.query_count(), head.prefix_len);
     let tokens = from.lse.len() / head.attention.heads;
     let lse = &from.lse[head.head * tokens + head.queries.0..][..count];
-    output_dots(&head, from, delta);
+    let whole = head.key_count() <= KEYS;
+    if !whole {
+        output_dots(&head, from, delta);
+    }
     dq_rows.fill(0.0);
 
     for start in (0..head.key_count()).step_by(KEYS) {
@@ -295,6 +299,7 @@ fn backward_head(
             multiply(shape, left, key_columns, (p, SCORES), false);
             pack_left(rows(from.d_out), left);
             multiply(shape, left, value_columns, (ds, SCORES), false);
+            let delta = (!whole).then_some(&*delta);
             score_gradients(&head, &queries, &keys, lse, delta, p, ds);
 
             if !dq.is_empty() {
@@ -338,16 +343,17 @@ kernel! {
 }
 
 kernel! {
-    /// Turns the products q kᵀ into F P, and dP into dS times the scale.
+    /// Turns the products q kᵀ into F P, and dP into dS times the scale. Without `delta` these are all
+    /// keys, and δ is summed here.
     fn score_gradients<S>(
         head: &Head<'_>, queries: &Range<usize>, keys: &Range<usize>,
-        lse: &[f32], delta: &[f32], p: &mut [f32], ds: &mut [f32],
+        lse: &[f32], delta: Option<&[f32]>, p: &mut [f32], ds: &mut [f32],
     ) {
         let scale = head.attention.scale;
         let rows = p.chunks_exact_mut(SCORES).zip(ds.chunks_exact_mut(SCORES));
         for (query, (p, ds)) in queries.clone().zip(rows) {
             let (p, ds) = (&mut p[..keys.len()], &mut ds[..keys.len()]);
-            let (lse, delta) = (lse[query], delta[query]);
+            let lse = lse[query];
             if lse == f32::NEG_INFINITY {
                 p.fill(0.0);
                 ds.fill(0.0);
@@ -357,16 +363,19 @@ kernel! {
             for p in p.iter_mut() {
                 *p = exp::<S>(*p - lse);
             }
-            if let Some(dropout) = head.dropout {
-                let factors = head.dropout_factors(dropout, query, keys);
-                for ((p, ds), factor) in p.iter_mut().zip(ds).zip(factors) {
-                    *ds = scale * *p * S::mul_add(factor, *ds, -delta);
-                    *p *= factor;
-                }
-            } else {
-                for (p, ds) in p.iter_mut().zip(ds) {
-                    *ds = scale * *p * (*ds - delta);
-                }
+            let factors = head.dropout.map(|dropout| head.dropout_factors(dropout, query, keys));
+            if let Some(factors) = &factors {
+                ds.iter_mut().zip(factors).for_each(|(ds, factor)| *ds *= factor);
+            }
+            let delta = match delta {
+                Some(delta) => delta[query],
+                None => dot::<S>(p, ds),
+            };
+            for (p, ds) in p.iter().zip(ds.iter_mut()) {
+                *ds = scale * *p * (*ds - delta);
+            }
+            if let Some(factors) = &factors {
+                p.iter_mut().zip(factors).for_each(|(p, factor)| *p *= factor);
             }
         }
     }

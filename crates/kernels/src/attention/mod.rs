@@ -108,7 +108,7 @@ pub struct AttentionBackward<'a> {
     pub k: &'a [f32],
     /// Values, `[key tokens, kv_heads * head_dim]`.
     pub v: &'a [f32],
-    /// Output, `[tokens, heads * head_dim]`.
+    /// Output, `[tokens, heads * head_dim]`; may be empty unless [`Attention::backward_reads_output`].
     pub out: &'a [f32],
     /// Log-sum-exp, `[heads, tokens]`.
     pub lse: &'a [f32],
@@ -185,7 +185,9 @@ impl<'a> Attention<'a> {
     ) -> Result<(), KernelError> {
         let tokens = self.check(from.q, from.k, from.v)?;
         let outputs = [tokens, self.heads, self.head_dim];
-        KernelError::check_length("out", from.out, &outputs)?;
+        if self.backward_reads_output() || !from.out.is_empty() {
+            KernelError::check_length("out", from.out, &outputs)?;
+        }
         KernelError::check_length("d_out", from.d_out, &outputs)?;
         KernelError::check_length("lse", from.lse, &[self.heads, tokens])?;
         let key_tokens = from.k.len() / (self.kv_heads * self.head_dim);
@@ -204,6 +206,14 @@ impl<'a> Attention<'a> {
         }
         backward::backward(self, from, gradients);
         Ok(())
+    }
+
+    /// Whether the backward pass reads the output: where a sequence has more keys, the prefix counted,
+    /// than one block holds. With fewer, all probabilities of a query are there at once and say the same.
+    pub fn backward_reads_output(&self) -> bool {
+        let most = KEYS.saturating_sub(self.prefix_len());
+        let mut lengths = self.key_boundaries().windows(2);
+        lengths.any(|pair| pair[1].saturating_sub(pair[0]) > most)
     }
 
     /// Checks everything but the outputs, and counts the query tokens.

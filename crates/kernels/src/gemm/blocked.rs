@@ -67,13 +67,13 @@ pub(super) struct Product<L, R> {
 impl<L: Left, R: Right> Product<L, R> {
     /// Computes the product into `result`, `[rows, columns]`.
     ///
-    /// Each piece of a row that is complete is handed to `finish(columns, piece, twin)`, once,
+    /// Each piece of a row that is complete is handed to `finish(row, columns, piece, twin)`, once,
     /// with the same piece of a second matrix `twin` where there is one.
     pub(super) fn run(
         &self,
         result: &mut [f32],
         twin: Option<&mut [f32]>,
-        finish: impl Fn(Range<usize>, &mut [f32], Option<&mut [f32]>) + Sync,
+        finish: impl Fn(usize, Range<usize>, &mut [f32], Option<&mut [f32]>) + Sync,
     ) {
         let length = self.rows * self.columns;
         assert!(result.len() == length && twin.as_ref().is_none_or(|twin| twin.len() == length));
@@ -94,7 +94,7 @@ impl<L: Left, R: Right> Product<L, R> {
                         twin.as_ref().map(|twin| twin.piece(piece)),
                     )
                 };
-                finish(columns, result, twin);
+                finish(row, columns, result, twin);
             });
         });
     }

@@ -68,12 +68,60 @@ pub fn matmul(
     if beta != 0.0 && beta != 1.0 {
         c.iter_mut().for_each(|c| *c *= beta);
     }
+    run([m, k, n], alpha, left, right, beta != 0.0, c, |_, _| {});
+    Ok(())
+}
+
+/// `y = x Wᵀ + bias` in f32, over a weight that changes.
+///
+/// # Shapes
+/// - x: `[tokens, in]`
+/// - weight: `[out, in]`
+/// - bias: `[out]`
+/// - y: `[tokens, out]`
+///
+/// # Errors
+/// [`KernelError::Length`] when an operand does not have the elements of its shape.
+pub fn affine(
+    [tokens, input, out]: [usize; 3],
+    x: &[f32],
+    weight: &[f32],
+    bias: &[f32],
+    y: &mut [f32],
+) -> Result<(), KernelError> {
+    let x = Operand::Plain(x).view("x", tokens, input)?;
+    let weight = Operand::Transposed(weight).view("weight", input, out)?;
+    KernelError::check_length("bias", bias, &[out])?;
+    KernelError::check_length("y", y, &[tokens, out])?;
+    let add = |columns: Range<usize>, y: &mut [f32]| {
+        let bias = &bias[columns];
+        y.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias);
+    };
+    run([tokens, input, out], 1.0, x, weight, false, y, add);
+    if input == 0 {
+        y.chunks_exact_mut(out.max(1))
+            .for_each(|row| row.copy_from_slice(bias));
+    }
+    Ok(())
+}
+
+/// `c (+)= alpha a b`, each finished piece of a row handed to `finish`; without a reduction there is
+/// nothing to finish.
+fn run(
+    [m, k, n]: [usize; 3],
+    alpha: f32,
+    left: View<'_>,
+    right: View<'_>,
+    accumulate: bool,
+    c: &mut [f32],
+    finish: impl Fn(Range<usize>, &mut [f32]) + Sync,
+) {
     if k == 0 {
         // Nothing to add up, and no operand to point into.
-        if beta == 0.0 {
+        if !accumulate {
             c.fill(0.0);
         }
-        return Ok(());
+        return;
     }
     let kernel = Kernel::f32(Isa::current());
     let in_place = !right.transposed && m <= 2 * kernel.rows();
@@ -89,10 +137,9 @@ pub fn matmul(
             in_place,
         },
         scale: alpha,
-        accumulate: beta != 0.0,
+        accumulate,
     };
-    product.run(c, None, |_, _, _| {});
-    Ok(())
+    product.run(c, None, |_, columns, c, _| finish(columns, c));
 }
 
 /// A row-major matrix of f32 words.

@@ -21,7 +21,7 @@
 //! weight.forward(&[1.0, 0.0, -1.0], Epilogue { bias: Some(&[10.0, 20.0]), ..Default::default() }, &mut y)?;
 //! assert_eq!(y, [8.0, 18.0]);
 //! let mut dx = [1.0; 3];
-//! weight.backward_input(&[1.0, 1.0], &mut dx, true)?;
+//! weight.backward_input(&[1.0, 1.0], None, &mut dx, true)?;
 //! assert_eq!(dx, [6.0, 8.0, 10.0]);
 //! # Ok::<(), epiphyte_kernels::KernelError>(())
 //! ```
@@ -34,5 +34,5 @@ mod tile;
 mod weight;
 mod words;
 
-pub use matmul::{Operand, matmul};
-pub use weight::{Epilogue, PackedWeight, Precision};
+pub use matmul::{Operand, affine, matmul};
+pub use weight::{Epilogue, LowRank, PackedWeight, Precision};

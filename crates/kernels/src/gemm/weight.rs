@@ -10,6 +10,7 @@ use super::tile::{Kernel, PANEL, ROW};
 use super::words::{Matrix, prefetch, repair, round, round_pairs, rows_ahead, transpose, widen};
 use crate::activation::Activation;
 use crate::scratch::{self, Line};
+use crate::simd::kernel;
 use crate::{Isa, KernelError, threads};
 
 /// In which numbers a frozen weight is kept and multiplied.
@@ -23,14 +24,70 @@ pub enum Precision {
     Bf16,
 }
 
-/// What happens to each element of `x Wᵀ` while it is still in a cache: `y = activation(x Wᵀ + bias)`.
+/// A matrix of low rank, `left · right`, that is added to a product while that is still in a cache.
+#[derive(Clone, Copy, Debug)]
+pub struct LowRank<'a> {
+    /// `[tokens, rank]`
+    pub left: &'a [f32],
+    /// `[rank, columns]`, as many columns as the product has.
+    pub right: &'a [f32],
+}
+
+impl LowRank<'_> {
+    fn check(&self, tokens: usize, columns: usize) -> Result<(), KernelError> {
+        let rank = self.left.len().checked_div(tokens).unwrap_or(0);
+        KernelError::check_length("low_rank.left", self.left, &[tokens, rank])?;
+        if tokens > 0 {
+            KernelError::check_length("low_rank.right", self.right, &[rank, columns])?;
+        }
+        Ok(())
+    }
+
+    /// Adds the `piece` of row `row` that starts at `first` of a row of `columns`.
+    fn add(&self, row: usize, columns: usize, first: usize, piece: &mut [f32]) {
+        let Some(rank) = self.right.len().checked_div(columns) else {
+            return;
+        };
+        let left = &self.left[row * rank..][..rank];
+        add_combination(left, self.right, columns, first, piece);
+    }
+}
+
+kernel! {
+    /// Adds the combination of the rows of `right`, `columns` apart, with the factors `left`, from column
+    /// `first` on.
+    fn add_combination<S>(left: &[f32], right: &[f32], columns: usize, first: usize, piece: &mut [f32]) {
+        let (chunks, rest) = piece.as_chunks_mut::<PANEL>();
+        let whole = chunks.len() * PANEL;
+        for (index, chunk) in chunks.iter_mut().enumerate() {
+            let mut sums = *chunk;
+            for (r, &factor) in left.iter().enumerate() {
+                let right = &right[r * columns + first + index * PANEL..][..PANEL];
+                for (sum, right) in sums.iter_mut().zip(right) {
+                    *sum = S::mul_add(factor, *right, *sum);
+                }
+            }
+            *chunk = sums;
+        }
+        for (index, sum) in rest.iter_mut().enumerate() {
+            for (r, &factor) in left.iter().enumerate() {
+                *sum = S::mul_add(factor, right[r * columns + first + whole + index], *sum);
+            }
+        }
+    }
+}
+
+/// What happens to each element of `x Wᵀ` while it is still in a cache:
+/// `y = activation(x Wᵀ + bias + low rank)`.
 #[derive(Debug, Default)]
 pub struct Epilogue<'a> {
     /// Added to each row, `[out]`.
     pub bias: Option<&'a [f32]>,
+    /// Added after it.
+    pub low_rank: Option<LowRank<'a>>,
     /// Applied last.
     pub activation: Option<Activation>,
-    /// Receives `x Wᵀ + bias`, `[tokens, out]`: what the activation's backward pass reads.
+    /// Receives `x Wᵀ + bias + low rank`, `[tokens, out]`: what the activation's backward pass reads.
     pub before_activation: Option<&'a mut [f32]>,
 }
 
@@ -249,7 +306,7 @@ impl PackedWeight {
         size_of_val(&self.lines[..])
     }
 
-    /// `y = activation(x Wᵀ + bias)`.
+    /// `y = activation(x Wᵀ + bias + low rank)`.
     ///
     /// # Shapes
     /// - x: `[tokens, in]`
@@ -257,7 +314,7 @@ impl PackedWeight {
     ///
     /// # Errors
     /// [`KernelError::Rows`] when x (or y, for an empty weight) is not whole rows,
-    /// [`KernelError::Length`] when y, the bias or `before_activation` does not fit.
+    /// [`KernelError::Length`] when y, the bias, the low rank or `before_activation` does not fit.
     pub fn forward(
         &self,
         x: &[f32],
@@ -267,11 +324,15 @@ impl PackedWeight {
         let tokens = self.tokens(("x", x, self.input), ("y", y, self.out))?;
         let Epilogue {
             bias,
+            low_rank,
             activation,
             before_activation,
         } = epilogue;
         if let Some(bias) = bias {
             KernelError::check_length("bias", bias, &[self.out])?;
+        }
+        if let Some(low_rank) = &low_rank {
+            low_rank.check(tokens, self.out)?;
         }
         if let Some(before) = &before_activation {
             KernelError::check_length("before_activation", before, &[tokens, self.out])?;
@@ -279,11 +340,14 @@ impl PackedWeight {
         self.product(tokens, x, Direction::Forward, false).run(
             y,
             before_activation,
-            |columns, y, before| {
+            |row, columns, y, before| {
                 if let Some(bias) = bias {
                     y.iter_mut()
-                        .zip(&bias[columns])
+                        .zip(&bias[columns.clone()])
                         .for_each(|(y, bias)| *y += bias);
+                }
+                if let Some(low_rank) = &low_rank {
+                    low_rank.add(row, self.out, columns.start, y);
                 }
                 let mut aside = [0.0; PIECE];
                 let before = match before {
@@ -302,7 +366,7 @@ impl PackedWeight {
         Ok(())
     }
 
-    /// `dx = g W`, or `dx += g W` to accumulate.
+    /// `dx = g W`, or `dx += g W` to accumulate; plus a matrix of low rank.
     ///
     /// # Shapes
     /// - g: `[tokens, out]`
@@ -310,16 +374,24 @@ impl PackedWeight {
     ///
     /// # Errors
     /// [`KernelError::Rows`] when g (or dx, for an empty weight) is not whole rows,
-    /// [`KernelError::Length`] when dx does not fit.
+    /// [`KernelError::Length`] when dx or the low rank does not fit.
     pub fn backward_input(
         &self,
         g: &[f32],
+        low_rank: Option<LowRank<'_>>,
         dx: &mut [f32],
         accumulate: bool,
     ) -> Result<(), KernelError> {
         let tokens = self.tokens(("g", g, self.out), ("dx", dx, self.input))?;
+        if let Some(low_rank) = &low_rank {
+            low_rank.check(tokens, self.input)?;
+        }
         self.product(tokens, g, Direction::Backward, accumulate)
-            .run(dx, None, |_, _, _| {});
+            .run(dx, None, |row, columns, dx, _| {
+                if let Some(low_rank) = &low_rank {
+                    low_rank.add(row, self.input, columns.start, dx);
+                }
+            });
         Ok(())
     }
 

@@ -6,8 +6,10 @@
 mod activation;
 mod adamw;
 mod attention;
+mod columns;
 mod cross_entropy;
 mod embedding;
 mod norm;
 mod rope;
 mod support;
+mod vector;

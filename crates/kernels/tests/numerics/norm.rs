@@ -1,7 +1,7 @@
 //! Norms against their definitions.
 
 use epiphyte_kernels::KernelError;
-use epiphyte_kernels::norm::{Norm, NormBackward, NormGradients, Residual, RowStatistics};
+use epiphyte_kernels::norm::{Kept, Norm, NormGradients, RowStatistics};
 use proptest::prelude::*;
 
 use crate::support::*;
@@ -76,12 +76,17 @@ fn check(layer: bool, rows: usize, width: usize, offset: f32, seed: u64) {
     let mut x = normals(rows * width, seed);
     x.iter_mut().for_each(|x| *x += offset);
     let residual = normals(rows * width, seed + 1);
-    let (gamma, beta, dy) = (
+    // Away from zero, so that the result says what was normalised.
+    let (mut gamma, mut beta, dy) = (
         normals(width, seed + 2),
         normals(width, seed + 3),
         normals(rows * width, seed + 4),
     );
-    let d_sum = normals(rows * width, seed + 5);
+    gamma
+        .iter_mut()
+        .for_each(|gamma| *gamma += 0.5f32.copysign(*gamma));
+    let bounded = beta.iter_mut().zip(&gamma);
+    bounded.for_each(|(beta, gamma)| *beta = beta.clamp(-4.0 * gamma.abs(), 4.0 * gamma.abs()));
     let sum: Vec<f32> = x
         .iter()
         .zip(&residual)
@@ -91,19 +96,16 @@ fn check(layer: bool, rows: usize, width: usize, offset: f32, seed: u64) {
     let y = reference(layer, &f64s(&x), &f64s(&gamma), &f64s(&beta));
     let y_of_sum = reference(layer, &f64s(&sum), &f64s(&gamma), &f64s(&beta));
     let [dx, d_gamma, d_beta] = reference_gradients(layer, &f64s(&sum), &f64s(&gamma), &f64s(&dy));
-    let carried: Vec<f64> = dx
-        .iter()
-        .zip(&d_sum)
-        .map(|(dx, &d_sum)| dx + f64::from(d_sum))
-        .collect();
+    let d_beta = if layer { d_beta } else { vec![] };
     let expected = [
         y,
         y_of_sum,
-        f64s(&sum),
+        dx.clone(),
+        d_gamma.clone(),
+        d_beta.clone(),
         dx,
-        carried,
         d_gamma,
-        if layer { d_beta } else { vec![] },
+        d_beta,
     ];
 
     let of = |x: &[f32]| amplification(layer, &f64s(x), width);
@@ -122,51 +124,42 @@ fn check(layer: bool, rows: usize, width: usize, offset: f32, seed: u64) {
             },
         };
         let like_x = || vec![f32::NAN; rows * width];
-        let (mut y, mut y_of_sum, mut got_sum, mut dx, mut carried) =
-            (like_x(), like_x(), like_x(), like_x(), like_x());
+        let (mut y, mut y_of_sum) = (like_x(), like_x());
         let mut statistics = vec![RowStatistics::default(); rows];
         norm.forward(&x, None, &mut y, &mut statistics).unwrap();
-        let with = Residual {
-            residual: &residual,
-            sum: &mut got_sum,
-        };
-        norm.forward(&x, Some(with), &mut y_of_sum, &mut statistics)
+        norm.forward(&x, Some(&residual), &mut y_of_sum, &mut statistics)
             .unwrap();
+        assert!(norm.can_be_undone());
 
-        let (mut d_gamma, mut d_beta) = (
-            vec![f32::NAN; width],
-            vec![f32::NAN; if layer { width } else { 0 }],
-        );
-        let from = NormBackward {
-            x: &got_sum,
-            statistics: &statistics,
-            dy: &dy,
-            d_sum: None,
-        };
-        let parameters = NormGradients {
-            d_gamma: &mut d_gamma,
-            d_beta: &mut d_beta,
-        };
-        norm.backward(from, &mut dx, Some(parameters)).unwrap();
-        norm.backward(
-            NormBackward {
-                d_sum: Some(&d_sum),
-                ..from
-            },
-            &mut carried,
-            None,
-        )
-        .unwrap();
-        vec![y, y_of_sum, got_sum, dx, carried, d_gamma, d_beta]
+        let mut results = vec![y, y_of_sum.clone()];
+        for kept in [Kept::Input(&sum), Kept::Output(&y_of_sum)] {
+            let mut gradient = dy.clone();
+            let (mut d_gamma, mut d_beta) = (
+                vec![f32::NAN; width],
+                vec![f32::NAN; if layer { width } else { 0 }],
+            );
+            let parameters = NormGradients {
+                d_gamma: &mut d_gamma,
+                d_beta: &mut d_beta,
+            };
+            norm.backward(kept, &statistics, &mut gradient, Some(parameters))
+                .unwrap();
+            let mut alone = dy.clone();
+            norm.backward(kept, &statistics, &mut alone, None).unwrap();
+            assert_eq!(gradient, alone);
+            results.extend([gradient, d_gamma, d_beta]);
+        }
+        results
     }) {
         let names = [
             "y",
             "y of the sum",
-            "sum",
             "dx",
-            "dx with d_sum",
             "d_gamma",
             "d_beta",
+            "dx from y",
+            "d_gamma from y",
+            "d_beta from y",
         ];
         for ((name, got), expected) in names.iter().zip(&results).zip(&expected) {
             assert_close(&format!("{isa:?}, {name}"), got, expected, tolerance);
@@ -276,13 +269,27 @@ fn shapes_that_do_not_fit_are_refused() {
             ..
         })
     ));
-    let residual = Residual {
-        residual: &[0.0; 8],
-        sum: &mut [0.0; 4],
-    };
     assert!(matches!(
-        norm.forward(&[0.0; 8], Some(residual), &mut y, &mut two),
-        Err(KernelError::Length { operand: "sum", .. })
+        norm.forward(&[0.0; 8], Some(&[0.0; 4]), &mut y, &mut two),
+        Err(KernelError::Length {
+            operand: "residual",
+            ..
+        })
     ));
     norm.forward(&[], None, &mut [], &mut []).unwrap();
+}
+
+#[test]
+fn a_scale_that_says_too_little_cannot_be_undone() {
+    let undone = |gamma: f32, beta: f32| {
+        let (gamma, beta) = ([1.0, gamma], [0.0, beta]);
+        let layer = Norm::Layer {
+            gamma: &gamma,
+            beta: &beta,
+            epsilon: 1e-5,
+        };
+        layer.can_be_undone()
+    };
+    assert!(undone(1.0, 0.0) && undone(-0.1, 0.5) && undone(0.001, 0.0));
+    assert!(!undone(0.0, 0.0) && !undone(0.01, 0.5) && !undone(f32::NAN, 0.0));
 }

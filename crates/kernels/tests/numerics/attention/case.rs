@@ -157,8 +157,13 @@ impl Numbers {
             d_prefix_keys: Some(&mut dpk),
             d_prefix_values: Some(&mut dpv),
         };
+        let read = if attention.backward_reads_output() {
+            &out[..]
+        } else {
+            &[]
+        };
         attention
-            .backward(self.saved(&out, &lse), gradients)
+            .backward(self.saved(read, &lse), gradients)
             .unwrap();
         vec![out, lse, dq, dk, dv, dpk, dpv]
     }
