@@ -11,6 +11,7 @@ use epiphyte_kernels::gemm::{self, Epilogue, Operand, PackedWeight};
 use epiphyte_kernels::memory::uncleared;
 use epiphyte_kernels::vector;
 
+use crate::add;
 use crate::dropout::Dropout;
 use crate::fused::{Fused, Gradient, Kept, Wanted, apply, runs_here};
 use crate::linear::{FrozenMatrix, SHAPES, Weight, column_sums, linear, product};
@@ -63,7 +64,7 @@ pub fn low_rank_linear(
     }
 }
 
-/// `y + s · (d(x) Aᵀ) Bᵀ`, over a product that exists.
+/// `y + s · (d(x) Aᵀ) Bᵀ`, over a product that exists: the bytes of [`low_rank_linear`], in pieces.
 ///
 /// # Shapes
 /// - `y`, result: `[tokens, out]`
@@ -79,8 +80,8 @@ pub fn add_low_rank(y: Tensor<2>, x: Tensor<2>, path: LowRank) -> Tensor<2> {
         Some(dropout) => dropout.apply(x),
         None => x,
     };
-    let low = linear(x, &Weight::Trained(a), None);
-    y + linear(low, &Weight::Trained(b), None) * scale
+    let low = linear(x, &Weight::Trained(a), None) * scale;
+    add(y, linear(low, &Weight::Trained(b), None))
 }
 
 /// [`low_rank_linear`] over a packed weight, of x, A, B and perhaps a bias.

@@ -55,24 +55,29 @@ impl LowRank<'_> {
 
 kernel! {
     /// Adds the combination of the rows of `right`, `columns` apart, with the factors `left`, from column
-    /// `first` on.
+    /// `first` on. It is summed by itself first, as a product of its own would be, so that the result has the bytes of
+    /// the two products added.
     fn add_combination<S>(left: &[f32], right: &[f32], columns: usize, first: usize, piece: &mut [f32]) {
         let (chunks, rest) = piece.as_chunks_mut::<PANEL>();
         let whole = chunks.len() * PANEL;
         for (index, chunk) in chunks.iter_mut().enumerate() {
-            let mut sums = *chunk;
+            let mut sums = [0.0; PANEL];
             for (r, &factor) in left.iter().enumerate() {
                 let right = &right[r * columns + first + index * PANEL..][..PANEL];
                 for (sum, right) in sums.iter_mut().zip(right) {
                     *sum = S::mul_add(factor, *right, *sum);
                 }
             }
-            *chunk = sums;
-        }
-        for (index, sum) in rest.iter_mut().enumerate() {
-            for (r, &factor) in left.iter().enumerate() {
-                *sum = S::mul_add(factor, right[r * columns + first + whole + index], *sum);
+            for (value, sum) in chunk.iter_mut().zip(sums) {
+                *value += sum;
             }
+        }
+        for (index, value) in rest.iter_mut().enumerate() {
+            let mut sum = 0.0;
+            for (r, &factor) in left.iter().enumerate() {
+                sum = S::mul_add(factor, right[r * columns + first + whole + index], sum);
+            }
+            *value += sum;
         }
     }
 }
