@@ -1,0 +1,395 @@
+//! The same training on a GPU and on the CPU: losses, gradients and trained values agree.
+//!
+//! The GPU is whatever Burn's `wgpu` backend finds; Mesa's lavapipe, a Vulkan driver that needs no hardware,
+//! is enough. Where there is none, the tests say that they skipped, or fail if `EPIPHYTE_REQUIRE_GPU` is 1.
+
+use burn::tensor::{Device, DeviceKind, DeviceType, Tensor, TensorData};
+use epiphyte_data::{Batches, Example, Order, Target, TaskKind};
+use epiphyte_methods::{METHODS, MethodError, Tuned, by_name};
+use epiphyte_models::seam::name_id;
+use epiphyte_models::{ModelConfig, Targets, Task, Tokens, Transformer, random_model};
+use epiphyte_ops::{Precision, Sequences, random};
+use epiphyte_train::journal::{Record, read};
+use epiphyte_train::{End, Interrupt, RunConfig, Trainer, Workload, train_together};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// How far the two may differ, as a share of the largest value. Both compute in f32, one value in 1.7e7, but
+/// sum in different orders, and WGSL grants its `exp` and `tanh` an error of some units in the last place.
+/// A value passes through about a hundred operations; they add up to no more than a hundred roundings.
+const TOLERANCE: f64 = 1e-5;
+
+/// Optimiser steps of a run.
+const STEPS: u64 = 5;
+
+const LEARNING_RATE: f64 = 1e-2;
+
+/// The longest way that AdamW can take a value in a run.
+const PATH: f64 = STEPS as f64 * LEARNING_RATE;
+
+/// AdamW divides by `sqrt(v) + epsilon`: with its usual 1e-8 a gradient that is zero but for rounding (that of
+/// the keys' bias, say) would move its parameter as far as any other. So large an epsilon keeps a step's
+/// rounding error at most `1 / EPSILON` times its gradient's.
+const EPSILON: f64 = 1e-2;
+
+/// The GPU, or none and a word about it.
+#[expect(clippy::print_stderr, reason = "a test that did not run must say so")]
+fn gpu() -> Option<Device> {
+    if Device::enumerate(DeviceType::Wgpu).is_empty() {
+        let required = std::env::var("EPIPHYTE_REQUIRE_GPU").is_ok_and(|value| value == "1");
+        assert!(
+            !required,
+            "EPIPHYTE_REQUIRE_GPU is 1, but wgpu finds no adapter: install a Vulkan driver (Debian: \
+             mesa-vulkan-drivers)"
+        );
+        eprintln!("skipped: wgpu finds no adapter");
+        return None;
+    }
+    Some(Device::wgpu(DeviceKind::DefaultDevice))
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Family {
+    Bert,
+    Llama,
+}
+
+impl Family {
+    fn task(self) -> Task {
+        match self {
+            Self::Bert => Task::SequenceClassification { labels: 3 },
+            Self::Llama => Task::CausalLanguageModelling,
+        }
+    }
+
+    /// With dropout where the family has it; Llama's heads share keys and look back four tokens.
+    fn config(self) -> ModelConfig {
+        let config = match self {
+            Self::Bert => json!({
+                "model_type": "bert", "vocab_size": 30, "hidden_size": 32, "num_hidden_layers": 2,
+                "num_attention_heads": 4, "intermediate_size": 48, "max_position_embeddings": 32,
+                "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1,
+                "initializer_range": 0.2,
+            }),
+            Self::Llama => json!({
+                "model_type": "mistral", "vocab_size": 30, "hidden_size": 32,
+                "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+                "intermediate_size": 48, "max_position_embeddings": 64, "sliding_window": 4,
+                "tie_word_embeddings": true, "initializer_range": 0.2,
+            }),
+        };
+        let config = ModelConfig::parse("config.json".as_ref(), config.to_string().as_bytes());
+        config.unwrap()
+    }
+
+    fn model(self, device: &Device) -> Box<dyn Transformer> {
+        random_model(&self.config(), self.task(), device, Precision::F32, 3).unwrap()
+    }
+
+    /// Eight examples of 2 to 9 tokens, two at a time.
+    fn batches(self) -> Batches {
+        let example = |row: usize| {
+            let ids: Vec<u32> = (0..2 + row * 3 % 8)
+                .map(|at| (row * 11 + at * 7) as u32 % 30)
+                .collect();
+            let target = match self {
+                Self::Bert => Target::Class(row % 3),
+                Self::Llama => Target::Tokens(ids.iter().map(|&id| i64::from(id)).collect()),
+            };
+            Example {
+                type_ids: (0..ids.len() as u32).map(|at| at % 2).collect(),
+                ids,
+                target,
+            }
+        };
+        Batches::new((0..8).map(example).collect(), 2, Order::Sequential).unwrap()
+    }
+}
+
+/// A method with settings that fit the small models.
+#[derive(Debug)]
+struct Case {
+    method: &'static str,
+    settings: Value,
+}
+
+/// Every registered method, and prefix tuning through its network.
+fn cases() -> impl Iterator<Item = Case> {
+    let defaults = METHODS.iter().map(|definition| Case {
+        method: definition.name,
+        settings: match definition.name {
+            "lora" => json!({ "r": 2, "lora_dropout": 0.2 }),
+            "prompt-tuning" | "prefix-tuning" | "p-tuning-v2" => json!({ "num_virtual_tokens": 3 }),
+            "houlsby" | "pfeiffer" => json!({ "bottleneck_dim": 4 }),
+            _ => json!({}),
+        },
+    });
+    defaults.chain([Case {
+        method: "prefix-tuning",
+        settings: json!({
+            "num_virtual_tokens": 3, "prefix_projection": true, "encoder_hidden_size": 5,
+            "prefix_dropout": 0.2,
+        }),
+    }])
+}
+
+impl Case {
+    /// The method at work, each trained tensor moved off its start, so that no zero hides anything; none
+    /// where the family has nothing that the method could train.
+    fn tune(&self, model: &dyn Transformer, device: &Device) -> Option<Tuned> {
+        let settings = self.settings.as_object().unwrap().clone();
+        let config = by_name(self.method).unwrap().configure(settings).unwrap();
+        let tuned = match Tuned::new(config, model.base(), device, 1) {
+            Err(MethodError::NotApplicable {
+                method: "bitfit", ..
+            }) => return None,
+            tuned => tuned.unwrap(),
+        };
+        for param in tuned.trained() {
+            let noise = random::normal(name_id(param.key()), param.count(), 0.1);
+            let noise = TensorData::new(noise, [param.count()]);
+            param.update(|value| value.clone() + Tensor::from_data(noise, &value.device()));
+        }
+        Some(tuned)
+    }
+}
+
+/// What is compared.
+#[derive(Debug)]
+struct Numbers {
+    /// Names of the trained tensors.
+    names: Vec<String>,
+    /// The first batch's gradient of each.
+    gradients: Vec<Vec<f32>>,
+    /// The loss of each step.
+    losses: Vec<f64>,
+    /// The evaluation's loss after the last step.
+    evaluation: f64,
+    /// Values before the run, and after it.
+    before: Vec<Vec<f32>>,
+    after: Vec<Vec<f32>>,
+}
+
+/// One gradient, then a run of the trainer's; none as [`Case::tune`].
+fn train(family: Family, case: &Case, device: &Device) -> Option<Numbers> {
+    let model = family.model(device);
+    let tuned = case.tune(&*model, device)?;
+    let names = tuned.trained().map(|param| param.key().to_owned());
+    let names = names.collect();
+    let gradients = gradients(family, &*model, &tuned);
+    let before = values(&tuned);
+    let dir = tempfile::tempdir().unwrap();
+    let (losses, evaluation, after) = run(family, &*model, tuned, device, &dir, None);
+    Some(Numbers {
+        names,
+        gradients,
+        losses,
+        evaluation,
+        before,
+        after,
+    })
+}
+
+/// The gradients of all examples' loss, with dropout.
+fn gradients(family: Family, model: &dyn Transformer, tuned: &Tuned) -> Vec<Vec<f32>> {
+    let batches = family.batches();
+    let (mut ids, mut type_ids, mut boundaries) = (Vec::new(), Vec::new(), vec![0]);
+    for example in batches.examples() {
+        ids.extend(&example.ids);
+        type_ids.extend(&example.type_ids);
+        boundaries.push(ids.len());
+    }
+    let keys = (0..batches.examples().len() as u64).collect();
+    let tokens = Tokens {
+        ids: &ids,
+        type_ids: &type_ids,
+        sequences: Sequences::new(boundaries).with_keys(keys),
+    };
+    let labels: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
+    let targets = match family {
+        Family::Bert => Targets::Classes(&[0, 1, 2, 0, 1, 2, 0, 1]),
+        Family::Llama => Targets::Tokens(&labels),
+    };
+    tuned.track(true);
+    let loss = model.loss(&tokens, targets, 0.1, tuned).unwrap();
+    let mut found = loss.mean.backward();
+    let gradients = tuned
+        .trained()
+        .map(|param| to_vec(param.flat().grad_remove(&mut found).unwrap()))
+        .collect();
+    tuned.track(false);
+    gradients
+}
+
+/// A run with accumulation, clipping, weight decay and an evaluation at its end; its losses, and the trained values. A run that is to
+/// `stop` does so after one step, and goes on where the last one stopped.
+fn run(
+    family: Family,
+    model: &dyn Transformer,
+    tuned: Tuned,
+    device: &Device,
+    dir: &TempDir,
+    stop: Option<&Interrupt>,
+) -> (Vec<f64>, f64, Vec<Vec<f32>>) {
+    let run = RunConfig {
+        output: dir.path().to_owned(),
+        task: match family {
+            Family::Bert => TaskKind::SequenceClassification,
+            Family::Llama => TaskKind::CausalLanguageModelling,
+        },
+        max_steps: Some(STEPS),
+        batch_size: 2,
+        gradient_accumulation_steps: 2,
+        learning_rate: LEARNING_RATE,
+        weight_decay: 0.1,
+        adam_epsilon: EPSILON,
+        max_grad_norm: 1.0,
+        label_smoothing: 0.1,
+        eval_steps: Some(STEPS),
+        logging_steps: 1,
+        ..RunConfig::default()
+    };
+    let batches = family.batches();
+    let work = Workload {
+        run: &run,
+        model,
+        train: &batches,
+        eval: Some(&batches),
+        device,
+    };
+    let mut trainer = [Trainer::new(work, tuned, stop.is_some()).unwrap()];
+    let interrupt = stop.cloned().unwrap_or_default();
+    let outcome = train_together(&mut trainer, &interrupt, true)
+        .unwrap()
+        .remove(0);
+    let records = read(&dir.path().join("log.jsonl")).unwrap();
+    let losses = records.iter().filter_map(|record| match record {
+        Record::Step(step) => Some(step.loss),
+        Record::Evaluation(_) => None,
+    });
+    let evaluation = outcome.metrics.and_then(|metrics| metrics.get("loss"));
+    assert_eq!(evaluation.is_some(), outcome.end == End::Finished);
+    let after = values(trainer[0].tuned());
+    (losses.collect(), evaluation.unwrap_or(f64::NAN), after)
+}
+
+fn values(tuned: &Tuned) -> Vec<Vec<f32>> {
+    tuned.trained().map(|param| param.to_vec()).collect()
+}
+
+fn to_vec(tensor: Tensor<1>) -> Vec<f32> {
+    tensor.inner().try_into_vec_as::<f32>().unwrap()
+}
+
+fn largest(values: impl IntoIterator<Item = f32>) -> f64 {
+    values.into_iter().fold(0.0, |largest, value| {
+        assert!(value.is_finite());
+        largest.max(f64::from(value.abs()))
+    })
+}
+
+fn difference(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    largest(a.iter().zip(b).map(|(a, b)| a - b))
+}
+
+/// The two agree about every tensor, to `tolerance` times the largest value of the tensor, or of all tensors
+/// together divided by 100 where that is more: a tensor may be zero but for rounding.
+fn agree(names: &[String], cpu: &[Vec<f32>], gpu: &[Vec<f32>], tolerance: f64, what: &str) {
+    let all = largest(cpu.iter().flatten().copied());
+    for ((name, cpu), gpu) in names.iter().zip(cpu).zip(gpu) {
+        let own = largest(cpu.iter().copied());
+        let (off, scale) = (difference(cpu, gpu), own.max(all / 100.0));
+        assert!(
+            off <= tolerance * scale,
+            "{what}, {name}: {off:e} apart, largest {own:e}"
+        );
+    }
+}
+
+fn the_gpu_trains_as_the_cpu_does(family: Family) {
+    let Some(gpu) = gpu() else { return };
+    for case in cases() {
+        let name = format!("{} {} on {family:?}", case.method, case.settings);
+        let Some(cpu) = train(family, &case, &Device::flex()) else {
+            assert_eq!(family, Family::Llama, "{name}: BERT has biases");
+            continue;
+        };
+        let gpu = train(family, &case, &gpu).unwrap();
+        agree(
+            &cpu.names,
+            &cpu.gradients,
+            &gpu.gradients,
+            TOLERANCE,
+            &format!("{name}: gradient"),
+        );
+
+        assert_eq!(
+            (cpu.losses.len(), gpu.losses.len()),
+            (STEPS as usize, STEPS as usize)
+        );
+        let losses = cpu.losses.iter().zip(&gpu.losses);
+        for (cpu, gpu) in losses.chain([(&cpu.evaluation, &gpu.evaluation)]) {
+            assert!(
+                (cpu - gpu).abs() <= TOLERANCE * cpu,
+                "{name}: losses {cpu} and {gpu}"
+            );
+        }
+        assert!(cpu.before != cpu.after, "{name}: nothing moved");
+        for (tensor, (cpu, gpu)) in cpu.names.iter().zip(cpu.after.iter().zip(&gpu.after)) {
+            let off = difference(cpu, gpu);
+            assert!(
+                off <= PATH * TOLERANCE / EPSILON,
+                "{name}, {tensor}: {off:e} apart"
+            );
+        }
+    }
+}
+
+#[test]
+fn bert_trains_on_the_gpu_as_on_the_cpu() {
+    the_gpu_trains_as_the_cpu_does(Family::Bert);
+}
+
+#[test]
+fn llama_trains_on_the_gpu_as_on_the_cpu() {
+    the_gpu_trains_as_the_cpu_does(Family::Llama);
+}
+
+/// The checkpoint brings values and moments back to the GPU, to the last bit.
+#[test]
+fn a_run_on_the_gpu_resumes() {
+    let Some(gpu) = gpu() else { return };
+    let case = Case {
+        method: "lora",
+        settings: json!({ "r": 2, "lora_dropout": 0.2 }),
+    };
+    let model = Family::Bert.model(&gpu);
+    let tuned = || case.tune(&*model, &gpu).unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let (_, _, straight) = run(Family::Bert, &*model, tuned(), &gpu, &elsewhere, None);
+    let dir = tempfile::tempdir().unwrap();
+    let stop = Interrupt::default();
+    stop.request();
+    let mut pieces = Vec::new();
+    for _ in 0..STEPS {
+        let (_, _, after) = run(Family::Bert, &*model, tuned(), &gpu, &dir, Some(&stop));
+        pieces.push(after);
+    }
+    assert!(pieces[0] != pieces[1]);
+    assert!(pieces.last() == Some(&straight));
+}
+
+#[test]
+fn bf16_is_refused() {
+    let Some(gpu) = gpu() else { return };
+    let config = Family::Bert.config();
+    let model = random_model(&config, Family::Bert.task(), &gpu, Precision::Bf16, 0);
+    let error = model.err().map(|error| error.to_string());
+    assert_eq!(
+        error.as_deref(),
+        Some(
+            "bf16 is for the CPU: a GPU keeps frozen matrices in f32, so ask for the precision f32"
+        )
+    );
+}
