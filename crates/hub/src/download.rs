@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use hf_hub::HFClientSync;
+use hf_hub::HFClient;
 use hf_hub::progress::{DownloadEvent, ProgressEvent, ProgressHandler};
 
 use crate::{Hub, HubError, Name};
@@ -18,7 +18,7 @@ const WANTED: [&str; 3] = ["*.json", "*.jinja", "*.safetensors"];
 
 /// Fetches the main branch into the cache; returns its snapshot.
 pub(crate) fn snapshot(hub: &Hub, name: Name<'_>) -> Result<PathBuf, HubError> {
-    let mut client = HFClientSync::builder().cache_dir(&hub.cache);
+    let mut client = HFClient::builder().cache_dir(&hub.cache);
     if let Some(endpoint) = &hub.endpoint {
         client = client.endpoint(endpoint);
     }
