@@ -208,8 +208,8 @@ def table(cells: dict[str, dict]) -> tuple[list[dict], str]:
         groups.setdefault((task, method), {}).setdefault(side, []).append(cell)
     rows = []
     lines = [
-        "| task | method | PEFT | epiphyte | difference | in standard errors |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| task | method | seeds | PEFT | epiphyte | difference | in standard errors |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for (task, method), sides in sorted(groups.items()):
         row = {"task": task, "method": method}
@@ -228,7 +228,8 @@ def table(cells: dict[str, dict]) -> tuple[list[dict], str]:
             row["in_standard_errors"] = row["difference"] / combined if combined else math.nan
             shown |= {"difference": f"{row['difference']:+.2f}", "errors": f"{row['in_standard_errors']:+.1f}"}
         columns = [shown.get(key, "-") for key in ("python", "epiphyte", "difference", "errors")]
-        lines.append(f"| {task} | {method} | {' | '.join(columns)} |")
+        seeds = min(row[side]["seeds"] for side in sides)
+        lines.append(f"| {task} | {method} | {seeds} | {' | '.join(columns)} |")
         rows.append(row)
     return rows, "\n".join(lines) + "\n"
 

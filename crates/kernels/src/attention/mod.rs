@@ -211,9 +211,8 @@ impl<'a> Attention<'a> {
     /// Whether the backward pass reads the output: where a sequence has more keys, the prefix counted,
     /// than one block holds. With fewer, all probabilities of a query are there at once and say the same.
     pub fn backward_reads_output(&self) -> bool {
-        let most = KEYS.saturating_sub(self.prefix_len());
         let mut lengths = self.key_boundaries().windows(2);
-        lengths.any(|pair| pair[1].saturating_sub(pair[0]) > most)
+        lengths.any(|pair| self.prefix_len() + pair[1].saturating_sub(pair[0]) > KEYS)
     }
 
     /// Checks everything but the outputs, and counts the query tokens.

@@ -121,6 +121,16 @@ fn shapes_of_real_models() {
     });
 }
 
+/// The prefix alone is more than a block of keys.
+#[test]
+fn a_long_prefix_and_no_keys_of_its_own() {
+    check(&Case {
+        prefix_len: 130,
+        key_lengths: Some(vec![0, 2]),
+        ..Case::plain(&[1, 3], 1, 1, 5)
+    });
+}
+
 #[test]
 fn reference_gradients_are_those_of_the_reference() {
     for case in [
