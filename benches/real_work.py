@@ -225,8 +225,8 @@ def table(cells: dict[str, dict]) -> tuple[list[dict], str]:
         if len(sides) == 2:
             row["difference"] = row["epiphyte"]["mean"] - row["python"]["mean"]
             combined = math.hypot(row["epiphyte"]["standard_error"], row["python"]["standard_error"])
-            row["in_standard_errors"] = row["difference"] / combined if combined else math.nan
-            shown |= {"difference": f"{row['difference']:+.2f}", "errors": f"{row['in_standard_errors']:+.1f}"}
+            row["in_standard_errors"] = row["difference"] / combined if combined else None
+            shown |= {"difference": f"{row['difference']:+.2f}", "errors": f"{row['difference'] / combined:+.1f}" if combined else "-"}
         columns = [shown.get(key, "-") for key in ("python", "epiphyte", "difference", "errors")]
         seeds = min(row[side]["seeds"] for side in sides)
         lines.append(f"| {task} | {method} | {seeds} | {' | '.join(columns)} |")
