@@ -41,7 +41,11 @@ impl Activation {
             );
         }
         match self {
-            Self::Gelu => activation::gelu(x),
+            // Not `activation::gelu`, whose gradient on most backends is that of its tanh approximation.
+            Self::Gelu => {
+                let twice_phi = (x.clone() * std::f64::consts::FRAC_1_SQRT_2).erf() + 1.0;
+                x * twice_phi * 0.5
+            }
             Self::GeluTanh => activation::gelu_approximate(x),
             Self::Relu => activation::relu(x),
             Self::Silu => activation::silu(x),

@@ -103,15 +103,10 @@ pub(crate) fn runs_here<const D: usize>(tensor: &Tensor<D>) -> bool {
 }
 
 /// Whether a device is plain memory (Burn's flex backend).
-#[expect(
-    unreachable_patterns,
-    reason = "other devices exist only with their features"
-)]
 pub(crate) fn is_cpu(device: &DispatchDevice) -> bool {
     match device {
-        DispatchDevice::Flex(_) => true,
         DispatchDevice::Autodiff(device) => is_cpu(device),
-        _ => false,
+        device => matches!(device, DispatchDevice::Flex(_)),
     }
 }
 

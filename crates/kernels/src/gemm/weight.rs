@@ -35,6 +35,10 @@ pub struct LowRank<'a> {
 
 impl LowRank<'_> {
     fn check(&self, tokens: usize, columns: usize) -> Result<(), KernelError> {
+        // Nothing is added to no columns, and their number of rows is not known.
+        if columns == 0 {
+            return Ok(());
+        }
         let rank = self.left.len().checked_div(tokens).unwrap_or(0);
         KernelError::check_length("low_rank.left", self.left, &[tokens, rank])?;
         if tokens > 0 {
