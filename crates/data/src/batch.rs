@@ -4,6 +4,8 @@
 //! then work on a plain `[tokens, width]` matrix and no time goes into padding; only attention looks at the
 //! boundaries.
 
+use std::ops::Range;
+
 use crate::error::DataError;
 use crate::example::{Example, Target};
 use crate::order::Order;
@@ -84,6 +86,53 @@ impl Batch {
     /// The number of tokens in all sequences.
     pub fn tokens(&self) -> usize {
         self.ids.len()
+    }
+
+    /// The same sequences in the same order, as batches of about `tokens` tokens and about equal size; a sequence is
+    /// never cut.
+    ///
+    /// ```
+    /// use epiphyte_data::{Batch, Example, Target};
+    ///
+    /// let example = Example { ids: vec![7; 40], type_ids: vec![0; 40], target: Target::Class(1) };
+    /// let batch = Batch::join((0..5).map(|position| (position, &example)))?;
+    /// let parts = batch.parts(100);
+    /// assert_eq!(parts.iter().map(Batch::tokens).collect::<Vec<_>>(), [80, 120]);
+    /// assert_eq!(parts[1].positions, [2, 3, 4]);
+    /// # Ok::<(), epiphyte_data::DataError>(())
+    /// ```
+    pub fn parts(&self, tokens: usize) -> Vec<Self> {
+        let count = self.tokens().div_ceil(tokens.max(1)).max(1);
+        // A sequence belongs to the part in which its middle lies.
+        let part_of = |ends: &[usize]| (ends[0] + ends[1]) * count / (2 * self.tokens().max(1));
+        let parts: Vec<usize> = self.boundaries.windows(2).map(part_of).collect();
+        let mut first = 0;
+        parts
+            .chunk_by(|one, next| one == next)
+            .map(|part| {
+                let range = first..first + part.len();
+                first = range.end;
+                self.part(range)
+            })
+            .collect()
+    }
+
+    /// Some of the sequences.
+    fn part(&self, sequences: Range<usize>) -> Self {
+        let ends = &self.boundaries[sequences.start..=sequences.end];
+        let tokens = ends[0]..ends[sequences.len()];
+        Self {
+            ids: self.ids[tokens.clone()].to_vec(),
+            type_ids: self.type_ids[tokens.clone()].to_vec(),
+            boundaries: ends.iter().map(|end| end - tokens.start).collect(),
+            targets: match &self.targets {
+                Targets::Classes(classes) => Targets::Classes(classes[sequences.clone()].to_vec()),
+                Targets::Values(values) => Targets::Values(values[sequences.clone()].to_vec()),
+                Targets::Tokens(labels) => Targets::Tokens(labels[tokens].to_vec()),
+                Targets::Absent => Targets::Absent,
+            },
+            positions: self.positions[sequences].to_vec(),
+        }
     }
 
     /// The length of the longest sequence, in tokens; 0 for a batch without sequences.

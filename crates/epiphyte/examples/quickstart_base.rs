@@ -202,7 +202,7 @@ fn write_random_model(dir: &Path) -> Result<()> {
         0,
     )?;
     let tensors = model.base().tensors().iter();
-    let tensors = tensors.map(|(name, tensor)| (name, tensor.shape(), tensor.to_vec()));
+    let tensors = tensors.map(|(name, tensor)| (name, tensor.shape(), || tensor.to_vec()));
     write_f32(&dir.join("model.safetensors"), tensors)?;
     println!("{} random weights", model.base().count());
     Ok(())

@@ -77,11 +77,9 @@ pub fn save(dir: &Path, tuned: &Tuned, base: &Base, about: &About) -> Result<(),
         .into_iter()
         .map(|stored| (keys.head_prefix(), stored));
     let tensors = method.chain(head).map(|(prefix, stored)| {
-        (
-            format!("{prefix}{}", stored.key),
-            stored.shape,
-            stored.values,
-        )
+        (format!("{prefix}{}", stored.key), stored.shape, move || {
+            stored.values
+        })
     });
     write_f32(&dir.join(TENSORS_FILE), tensors)?;
     let text = serde_json::to_string_pretty(&config_json(tuned.config(), base, about))

@@ -1,20 +1,21 @@
 //! The frozen tensors of a model and what a method may know about them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use epiphyte_ops::{FrozenMatrix, Precision, Sequences, Weight};
+use epiphyte_ops::{FrozenMatrix, Precision, Sequences, Source as Values, Weight};
 
 use crate::ModelError;
 use crate::seam::{Adapter, Identity, Place, Product, Role, Site};
 
 /// Where the values of a base come from: a checkpoint, or an initialiser.
 pub(crate) trait Source {
-    /// The values of tensor `name`, row-major.
+    /// What gives the values of tensor `name`, row-major.
     ///
     /// # Errors
     /// If the source has no such tensor, or has it in another shape or type.
-    fn values(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError>;
+    fn open(&mut self, name: &str, shape: &[usize]) -> Result<Arc<Values>, ModelError>;
 }
 
 /// One frozen tensor.
@@ -199,7 +200,7 @@ impl<'a> Builder<'a> {
         let values = match self.place(name) {
             Some(BaseTensor::Vector(values)) => values.clone(),
             _ => {
-                let values = self.read(name, &[width]);
+                let values = self.open(name, &[width])();
                 Tensor::from_data(TensorData::new(values, [width]), &self.device)
             }
         };
@@ -216,10 +217,9 @@ impl<'a> Builder<'a> {
         let values = match self.place(name) {
             Some(BaseTensor::Matrix(values)) => values.clone(),
             _ => {
-                let values = self.read(name, &shape);
-                FrozenMatrix::new(values, shape, self.precision, &self.device).expect(
-                    "`read` returns as many values as the shape has, and the precision was checked",
-                )
+                let source = self.open(name, &shape);
+                FrozenMatrix::from_source(source, shape, self.precision, &self.device)
+                    .expect("the precision was checked")
             }
         };
         self.tensors
@@ -306,11 +306,12 @@ impl<'a> Builder<'a> {
         shared.tensor(name).filter(|_| !shared.is_of_head(name))
     }
 
-    /// Values from the source; a failure is noted and zeros stand in, so that all are reported.
-    fn read(&mut self, name: &str, shape: &[usize]) -> Vec<f32> {
-        self.source.values(name, shape).unwrap_or_else(|failure| {
+    /// Opens a tensor of the source; a failure is noted and zeros stand in, so that all are reported.
+    fn open(&mut self, name: &str, shape: &[usize]) -> Arc<Values> {
+        self.source.open(name, shape).unwrap_or_else(|failure| {
             self.failures.push(failure);
-            vec![0.0; shape.iter().product()]
+            let count = shape.iter().product();
+            Arc::new(move || vec![0.0; count])
         })
     }
 }

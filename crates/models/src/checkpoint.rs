@@ -270,6 +270,18 @@ impl Checkpoint {
             .ok_or_else(|| self.wrong_dtype(name, view.dtype))
     }
 
+    /// Whether there is a tensor of this name and shape whose elements are floating-point numbers.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::to_f32`].
+    pub fn check(&self, name: &str, shape: &[usize]) -> Result<(), ModelError> {
+        let view = self.checked(name, shape)?;
+        match view.is_float() {
+            true => Ok(()),
+            false => Err(self.wrong_dtype(name, view.dtype)),
+        }
+    }
+
     fn checked(&self, name: &str, expected: &[usize]) -> Result<TensorView<'_>, ModelError> {
         let Some(view) = self.tensor(name) else {
             return Err(self.one_problem(|it| it.missing.push(name.to_owned())));

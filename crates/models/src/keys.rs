@@ -120,11 +120,21 @@ impl<'c> TensorReader<'c> {
         self.checkpoint.tensor(&self.stored_name(wanted)?)
     }
 
-    /// The elements of a wanted tensor as `f32`, in row-major order.
+    /// Takes a wanted tensor of this shape without reading it: the name under which the checkpoint has it.
     ///
     /// # Errors
     /// [`ModelError::Tensors`] where the tensor is missing, has another shape, or is not of type
     /// F64, F32, F16 or BF16.
+    pub fn claim(&mut self, wanted: &str, shape: &[usize]) -> Result<String, ModelError> {
+        let stored = self.use_up(wanted);
+        self.checkpoint.check(&stored, shape)?;
+        Ok(stored)
+    }
+
+    /// The elements of a wanted tensor as `f32`, in row-major order.
+    ///
+    /// # Errors
+    /// As [`TensorReader::claim`].
     pub fn to_f32(&mut self, wanted: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
         let stored = self.use_up(wanted);
         self.checkpoint.to_f32(&stored, shape)

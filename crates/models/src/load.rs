@@ -1,9 +1,10 @@
 //! From a Hugging Face directory, or from nothing, to a model.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use burn::tensor::Device;
-use epiphyte_ops::{Activation, Precision, random};
+use epiphyte_ops::{Activation, Precision, Source as Values, random};
 
 use crate::ModelError;
 use crate::base::{Base, Builder, Source};
@@ -86,8 +87,9 @@ fn read(
     if let Some(p) = options.base_dropout {
         set_dropout(&mut config, p);
     }
-    let checkpoint = Checkpoint::open(dir)?;
+    let checkpoint = Arc::new(Checkpoint::open(dir)?);
     let mut source = FromCheckpoint {
+        checkpoint: checkpoint.clone(),
         reader: TensorReader::new(&checkpoint, rules(&config, task)),
         initializer_range: initializer_range(&config),
         seed: options.seed,
@@ -207,6 +209,7 @@ fn initializer_range(config: &ModelConfig) -> f64 {
 
 /// A checkpoint, with a random head where it has none.
 struct FromCheckpoint<'c> {
+    checkpoint: Arc<Checkpoint>,
     reader: TensorReader<'c>,
     initializer_range: f64,
     seed: u64,
@@ -214,7 +217,7 @@ struct FromCheckpoint<'c> {
 }
 
 impl Source for FromCheckpoint<'_> {
-    fn values(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
+    fn open(&mut self, name: &str, shape: &[usize]) -> Result<Arc<Values>, ModelError> {
         let is_head = ["classifier.", "score."]
             .iter()
             .any(|head| name.starts_with(head));
@@ -222,7 +225,12 @@ impl Source for FromCheckpoint<'_> {
             self.has_head = false;
             return Ok(initial(name, shape, self.initializer_range, self.seed));
         }
-        self.reader.to_f32(name, shape)
+        let stored = self.reader.claim(name, shape)?;
+        let (checkpoint, shape) = (self.checkpoint.clone(), shape.to_vec());
+        Ok(Arc::new(move || {
+            let values = checkpoint.to_f32(&stored, &shape);
+            values.expect("shape and type were checked when the tensor was claimed")
+        }))
     }
 }
 
@@ -233,17 +241,20 @@ struct Random {
 }
 
 impl Source for Random {
-    fn values(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
+    fn open(&mut self, name: &str, shape: &[usize]) -> Result<Arc<Values>, ModelError> {
         Ok(initial(name, shape, self.initializer_range, self.seed))
     }
 }
 
 /// Matrices normal, biases zero, scales of norms one.
-fn initial(name: &str, shape: &[usize], std: f64, seed: u64) -> Vec<f32> {
+fn initial(name: &str, shape: &[usize], std: f64, seed: u64) -> Arc<Values> {
     let count = shape.iter().product();
     match (shape.len(), name.ends_with(".bias")) {
-        (1, true) => vec![0.0; count],
-        (1, false) => vec![1.0; count],
-        _ => random::normal(seed ^ name_id(name), count, std),
+        (1, true) => Arc::new(move || vec![0.0; count]),
+        (1, false) => Arc::new(move || vec![1.0; count]),
+        _ => {
+            let key = seed ^ name_id(name);
+            Arc::new(move || random::normal(key, count, std))
+        }
     }
 }

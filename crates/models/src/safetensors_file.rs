@@ -12,6 +12,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::io::{self, Write};
 use std::path::Path;
 
 use safetensors::Dtype;
@@ -71,52 +72,89 @@ pub fn write_safetensors(
     tensors: &[TensorToWrite<'_>],
     metadata: &[(&str, &str)],
 ) -> Result<(), ModelError> {
-    let mut sorted: Vec<&TensorToWrite<'_>> = tensors.iter().collect();
-    sorted.sort_by(|a, b| b.dtype.cmp(&a.dtype).then(a.name.cmp(b.name)));
-    let header = header_to_write(&sorted, metadata).map_err(|problem| ModelError::Header {
+    let entry = |tensor: &TensorToWrite<'_>| EntryToWrite {
+        name: tensor.name.to_owned(),
+        dtype: tensor.dtype,
+        shape: tensor.shape.to_vec(),
+        length: tensor.bytes.len(),
+    };
+    let tensors = tensors.iter().map(|tensor| (entry(tensor), tensor.bytes));
+    write(path, tensors.collect(), metadata, |bytes, file| {
+        file.write_all(bytes)
+    })
+}
+
+/// Writes f32 tensors, each a name, a shape and what gives its values, as HF PEFT and transformers write theirs:
+/// [`write_safetensors`] with `format` = `pt`. A tensor's values are asked for when their turn comes, so that no
+/// second copy of all of them is in memory.
+///
+/// # Errors
+/// As [`write_safetensors`].
+///
+/// # Panics
+/// If there are not as many values as the shape says.
+pub fn write_f32<N: AsRef<str>, V: FnOnce() -> Vec<f32>>(
+    path: &Path,
+    tensors: impl IntoIterator<Item = (N, Vec<usize>, V)>,
+) -> Result<(), ModelError> {
+    let tensors = tensors.into_iter().map(|(name, shape, values)| {
+        let count: usize = shape.iter().product();
+        let entry = EntryToWrite {
+            name: name.as_ref().to_owned(),
+            dtype: Dtype::F32,
+            length: count * size_of::<f32>(),
+            shape,
+        };
+        (entry, (count, values))
+    });
+    let metadata = [("format", "pt")];
+    write(
+        path,
+        tensors.collect(),
+        &metadata,
+        |(count, values), file| {
+            let values = values();
+            assert_eq!(values.len(), count, "as many values as the shape says");
+            let mut values = values.iter();
+            values.try_for_each(|value| file.write_all(&value.to_le_bytes()))
+        },
+    )
+}
+
+/// What the header says of a tensor to be written.
+struct EntryToWrite {
+    name: String,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    /// Bytes of data.
+    length: usize,
+}
+
+/// Writes a file from entries and what `data` makes of what comes with each.
+fn write<T>(
+    path: &Path,
+    mut tensors: Vec<(EntryToWrite, T)>,
+    metadata: &[(&str, &str)],
+    mut data: impl FnMut(T, &mut dyn Write) -> io::Result<()>,
+) -> Result<(), ModelError> {
+    tensors.sort_by(|(a, _), (b, _)| b.dtype.cmp(&a.dtype).then(a.name.cmp(&b.name)));
+    let entries = tensors.iter().map(|(entry, _)| entry);
+    let header = header_to_write(entries, metadata).map_err(|problem| ModelError::Header {
         path: path.to_owned(),
         problem: Box::new(problem),
     })?;
     write_atomically(path, |file| {
         file.write_all(&(header.len() as u64).to_le_bytes())?;
         file.write_all(&header)?;
-        sorted
-            .iter()
-            .try_for_each(|tensor| file.write_all(tensor.bytes))
+        tensors
+            .into_iter()
+            .try_for_each(|(_, tensor)| data(tensor, file))
     })
 }
 
-/// Writes f32 tensors, each a name, a shape and its values, as HF PEFT and transformers write theirs:
-/// [`write_safetensors`] with `format` = `pt`.
-///
-/// # Errors
-/// As [`write_safetensors`].
-pub fn write_f32<N: AsRef<str>>(
-    path: &Path,
-    tensors: impl IntoIterator<Item = (N, Vec<usize>, Vec<f32>)>,
-) -> Result<(), ModelError> {
-    let tensors: Vec<(N, Vec<usize>, Vec<u8>)> = tensors
-        .into_iter()
-        .map(|(name, shape, values)| {
-            let bytes = values.iter().flat_map(|value| value.to_le_bytes());
-            (name, shape, bytes.collect())
-        })
-        .collect();
-    let tensors: Vec<TensorToWrite<'_>> = tensors
-        .iter()
-        .map(|(name, shape, bytes)| TensorToWrite {
-            name: name.as_ref(),
-            dtype: Dtype::F32,
-            shape,
-            bytes,
-        })
-        .collect();
-    write_safetensors(path, &tensors, &[("format", "pt")])
-}
-
 /// The padded header for tensors that are already in the order of the file.
-fn header_to_write(
-    tensors: &[&TensorToWrite<'_>],
+fn header_to_write<'a>(
+    tensors: impl Iterator<Item = &'a EntryToWrite>,
     metadata: &[(&str, &str)],
 ) -> Result<Vec<u8>, HeaderProblem> {
     let mut header = Map::new();
@@ -129,19 +167,19 @@ fn header_to_write(
     }
     let mut start = 0;
     for tensor in tensors {
-        let TensorToWrite {
+        let EntryToWrite {
             name,
             dtype,
             shape,
-            bytes,
+            length,
         } = tensor;
-        let end = start + bytes.len();
-        check_size(name, *dtype, shape, bytes.len())?;
+        let end = start + length;
+        check_size(name, *dtype, shape, *length)?;
         let entry =
             json!({"dtype": dtype.to_string(), "shape": shape, "data_offsets": [start, end]});
-        if header.insert(name.to_string(), entry).is_some() {
+        if header.insert(name.clone(), entry).is_some() {
             return Err(HeaderProblem::Duplicate {
-                tensor: name.to_string(),
+                tensor: name.clone(),
             });
         }
         start = end;

@@ -16,7 +16,7 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::flex::FlexTensor;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, DispatchDevice, Flex};
-use burn::tensor::{DType, Shape, Tensor, TensorData};
+use burn::tensor::{DType, Device, Shape, Tensor, TensorData};
 
 type Tracked = FloatTensor<Autodiff<Flex>>;
 
@@ -100,6 +100,11 @@ pub fn composed<T>(body: impl FnOnce() -> T) -> T {
 /// Whether `tensor` lives where fused operations run: in plain memory, as f32.
 pub(crate) fn runs_here<const D: usize>(tensor: &Tensor<D>) -> bool {
     !COMPOSED.get() && tensor.dtype() == DType::F32 && is_cpu(tensor.device().as_dispatch())
+}
+
+/// Whether tensors of `device` lie in plain memory, where the processor computes.
+pub fn on_processor(device: &Device) -> bool {
+    is_cpu(device.as_dispatch())
 }
 
 /// Whether a device is plain memory (Burn's flex backend).
@@ -236,6 +241,52 @@ fn alias<const D: usize>(x: Tensor<D>) -> Tensor<D> {
         OpsKind::Tracked(step) => step.finish((), values),
     };
     Tensor::from_primitive::<Autodiff<Flex>>(output)
+}
+
+/// One value from which a way back starts that brings `gradient` to `x`: `Σ x ⊙ gradient`, but on the CPU, where nobody
+/// reads the value, it is 0 and no time goes into it.
+pub fn pull_back<const D: usize>(x: Tensor<D>, gradient: Tensor<D>) -> Tensor<1> {
+    if !runs_here(&x) || !runs_here(&gradient) || gradient.is_autodiff() {
+        return (x * gradient).sum();
+    }
+    let Operand::Plain(gradient) = Operand::from(gradient) else {
+        unreachable!("it was asked whether the gradient is on a tape")
+    };
+    apply(PullBack(Gradient(gradient.to_contiguous())), [x.into()])
+}
+
+#[derive(Clone)]
+struct PullBack(Gradient);
+
+impl Fused<1> for PullBack {
+    type Saved = ();
+
+    fn forward(&self, _inputs: [&[f32]; 1]) -> (Vec<f32>, ()) {
+        (vec![0.0], ())
+    }
+
+    fn shape(&self) -> Vec<usize> {
+        vec![1]
+    }
+
+    fn keeps(&self, _tracked: Wanted<1>, _saved: &()) -> (Wanted<1>, bool) {
+        ([false], false)
+    }
+
+    fn backward(
+        &self,
+        _kept: Kept<'_, 1, ()>,
+        _one: Gradient,
+        [wanted]: Wanted<1>,
+    ) -> [Option<Gradient>; 1] {
+        [wanted.then(|| self.0.clone())]
+    }
+}
+
+impl Debug for PullBack {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("PullBack")
+    }
 }
 
 #[derive(Clone, Debug)]

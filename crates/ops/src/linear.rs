@@ -1,6 +1,7 @@
 //! Linear maps `y = x Wᵀ + b`, over a weight that is frozen or trained.
 
-use std::sync::Arc;
+use std::fmt;
+use std::sync::{Arc, OnceLock};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use epiphyte_kernels::gemm::{self, Epilogue, Operand, PackedWeight, matmul};
@@ -36,18 +37,24 @@ impl Precision {
 
 /// A matrix `[rows, columns]` of the base model that no gradient is wanted for.
 ///
-/// Cloning shares the values.
-#[derive(Clone, Debug)]
+/// It is put in order for products when it is first used: one that a method replaces takes no memory. Cloning shares
+/// the values.
+#[derive(Clone)]
 pub struct FrozenMatrix {
-    rows: usize,
-    columns: usize,
-    values: Arc<Values>,
+    shape: [usize; 2],
+    precision: Precision,
+    device: Device,
+    source: Arc<Source>,
+    values: Arc<OnceLock<Values>>,
 }
+
+/// Where the values of a frozen matrix come from, row-major, as often as they are asked for.
+pub type Source = dyn Fn() -> Vec<f32> + Send + Sync;
 
 /// On the CPU packed once, in the order in which both passes read it; elsewhere a tensor.
 #[derive(Debug)]
 enum Values {
-    Packed(PackedWeight, Device),
+    Packed(PackedWeight),
     Dense(Tensor<2>),
 }
 
@@ -58,63 +65,95 @@ impl FrozenMatrix {
     /// [`OpsError::Shape`] if there are not `rows * columns` values; as [`Precision::check`].
     pub fn new(
         values: Vec<f32>,
-        [rows, columns]: [usize; 2],
+        shape: [usize; 2],
         precision: Precision,
         device: &Device,
     ) -> Result<Self, OpsError> {
-        if values.len() != rows * columns {
+        if values.len() != shape[0] * shape[1] {
             return Err(OpsError::Shape {
                 what: "frozen matrix",
-                expected: vec![rows, columns],
+                expected: shape.to_vec(),
                 found: vec![values.len()],
             });
         }
-        precision.check(device)?;
-        let device = device.clone().inner();
-        let values = if is_cpu(device.as_dispatch()) {
-            let packed = PackedWeight::pack(&values, rows, columns, precision.into())
-                .expect("the number of values was checked");
-            Values::Packed(packed, device)
-        } else {
-            Values::Dense(Tensor::from_data(
-                TensorData::new(values, [rows, columns]),
-                &device,
-            ))
-        };
+        let matrix = Self::from_source(Arc::new(Vec::new), shape, precision, device)?;
+        let values = matrix.ordered(values);
         Ok(Self {
-            rows,
-            columns,
-            values: Arc::new(values),
+            values: Arc::new(values.into()),
+            ..matrix
+        })
+    }
+
+    /// A frozen matrix whose values `source` gives when they are needed: `rows * columns` of them, the same each time.
+    ///
+    /// # Errors
+    /// As [`Precision::check`].
+    pub fn from_source(
+        source: Arc<Source>,
+        shape: [usize; 2],
+        precision: Precision,
+        device: &Device,
+    ) -> Result<Self, OpsError> {
+        precision.check(device)?;
+        Ok(Self {
+            shape,
+            precision,
+            device: device.clone().inner(),
+            source,
+            values: Arc::default(),
         })
     }
 
     /// Rows and columns; for a linear map, its outputs and inputs.
     pub fn shape(&self) -> [usize; 2] {
-        [self.rows, self.columns]
+        self.shape
     }
 
     /// The values as a tensor `[rows, columns]`.
     pub fn to_tensor(&self) -> Tensor<2> {
-        match &*self.values {
-            Values::Packed(packed, device) => {
-                let values = TensorData::new(packed.unpack(), self.shape());
-                Tensor::from_data(values, device)
+        let tensor = |values: &Values| match values {
+            Values::Packed(packed) => {
+                Tensor::from_data(TensorData::new(packed.unpack(), self.shape), &self.device)
             }
             Values::Dense(dense) => dense.clone(),
+        };
+        match self.values.get() {
+            Some(values) => tensor(values),
+            // As they would be in use, with bfloat16's roundings.
+            None => tensor(&self.ordered((self.source)())),
         }
+    }
+
+    /// The values in use.
+    fn values(&self) -> &Values {
+        self.values.get_or_init(|| self.ordered((self.source)()))
+    }
+
+    /// Values in the order in which products read them.
+    fn ordered(&self, values: Vec<f32>) -> Values {
+        let [rows, columns] = self.shape;
+        if is_cpu(self.device.as_dispatch()) {
+            let packed = PackedWeight::pack(&values, rows, columns, self.precision.into());
+            return Values::Packed(packed.expect("a matrix has as many values as its shape says"));
+        }
+        Values::Dense(Tensor::from_data(
+            TensorData::new(values, self.shape),
+            &self.device,
+        ))
     }
 
     /// The rows with the given numbers, `[ids, columns]`: an embedding look-up.
     pub fn gather(&self, ids: &[u32]) -> Tensor<2> {
-        match &*self.values {
-            Values::Packed(packed, device) => {
-                let mut rows = vec![0.0; ids.len() * self.columns];
-                for (&id, row) in ids.iter().zip(rows.chunks_mut(self.columns.max(1))) {
+        let columns = self.shape[1];
+        match self.values() {
+            Values::Packed(packed) => {
+                let mut rows = vec![0.0; ids.len() * columns];
+                for (&id, row) in ids.iter().zip(rows.chunks_mut(columns.max(1))) {
                     packed
                         .row(id as usize, row)
                         .expect("token ids are below the vocabulary");
                 }
-                Tensor::from_data(TensorData::new(rows, [ids.len(), self.columns]), device)
+                Tensor::from_data(TensorData::new(rows, [ids.len(), columns]), &self.device)
             }
             Values::Dense(dense) => gather(dense.clone(), ids),
         }
@@ -122,10 +161,22 @@ impl FrozenMatrix {
 
     /// The packed weight, where there is one.
     pub(crate) fn packed(&self) -> Option<&PackedWeight> {
-        match &*self.values {
-            Values::Packed(packed, _) => Some(packed),
+        match self.values() {
+            Values::Packed(packed) => Some(packed),
             Values::Dense(_) => None,
         }
+    }
+}
+
+impl fmt::Debug for FrozenMatrix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            shape, precision, ..
+        } = self;
+        f.debug_struct("FrozenMatrix")
+            .field("shape", shape)
+            .field("precision", precision)
+            .finish_non_exhaustive()
     }
 }
 
@@ -236,7 +287,7 @@ impl<const N: usize> Fused<N> for FrozenLinear {
     type Saved = ();
 
     fn forward(&self, inputs: [&[f32]; N]) -> (Vec<f32>, ()) {
-        let mut y = uncleared(self.tokens * self.matrix.rows);
+        let mut y = uncleared(self.tokens * self.matrix.shape[0]);
         let epilogue = Epilogue {
             bias: inputs.get(1).copied(),
             ..Epilogue::default()
@@ -248,7 +299,7 @@ impl<const N: usize> Fused<N> for FrozenLinear {
     }
 
     fn shape(&self) -> Vec<usize> {
-        vec![self.tokens, self.matrix.rows]
+        vec![self.tokens, self.matrix.shape[0]]
     }
 
     fn keeps(&self, _tracked: Wanted<N>, _saved: &()) -> (Wanted<N>, bool) {
@@ -263,13 +314,13 @@ impl<const N: usize> Fused<N> for FrozenLinear {
     ) -> [Option<Gradient>; N] {
         std::array::from_fn(|operand| match operand {
             0 if wanted[0] => {
-                let mut dx = uncleared(self.tokens * self.matrix.columns);
+                let mut dx = uncleared(self.tokens * self.matrix.shape[1]);
                 self.packed()
                     .backward_input(&gradient, None, &mut dx, false)
                     .expect(SHAPES);
                 Some(dx.into())
             }
-            1 if wanted[1] => Some(column_sums(&gradient, self.matrix.rows)),
+            1 if wanted[1] => Some(column_sums(&gradient, self.matrix.shape[0])),
             _ => None,
         })
     }

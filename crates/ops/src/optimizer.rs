@@ -17,6 +17,16 @@ pub fn square_sum(tensor: &Tensor<1>) -> f64 {
     f64::from(tensor.clone().square().sum().into_scalar::<f32>())
 }
 
+/// `sum + more`, flat and without autodiff; in place if nobody else holds the sum.
+pub fn accumulate(sum: Tensor<1>, more: Tensor<1>) -> Tensor<1> {
+    if runs_here(&sum) && runs_here(&more) {
+        let (mut sum, more) = (plain(sum), plain(more));
+        vector::accumulate(more.storage(), sum.storage_mut()).expect(SHAPES);
+        return Tensor::from_primitive::<Flex>(sum);
+    }
+    sum + more
+}
+
 /// `factor · tensor`, flat and without autodiff; in place if nobody else holds the values.
 pub fn scale(tensor: Tensor<1>, factor: f64) -> Tensor<1> {
     if runs_here(&tensor) {

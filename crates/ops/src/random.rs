@@ -1,19 +1,17 @@
 //! Random values for initialisers, from a counter and a key: the same on every machine.
 
+use epiphyte_kernels::threads;
+
 use crate::dropout::place;
 
 /// `count` values uniform in `[low, high)`.
 pub fn uniform(key: u64, count: usize, low: f64, high: f64) -> Vec<f32> {
-    (0..count as u64)
-        .map(|index| (low + unit(key, index) * (high - low)) as f32)
-        .collect()
+    drawn(count, |index| low + unit(key, index) * (high - low))
 }
 
 /// `count` values, normal with mean zero and the given standard deviation (Box and Muller 1958).
 pub fn normal(key: u64, count: usize, std: f64) -> Vec<f32> {
-    (0..count as u64)
-        .map(|index| (std * gaussian(key, index)) as f32)
-        .collect()
+    drawn(count, |index| std * gaussian(key, index))
 }
 
 /// `count` values, normal with mean zero and the given standard deviation, those beyond two of them
@@ -24,9 +22,19 @@ pub fn truncated_normal(key: u64, count: usize, std: f64) -> Vec<f32> {
         let kept = draws.into_iter().find(|value| value.abs() <= 2.0);
         kept.expect("nineteen of twenty draws are kept")
     };
-    (0..count as u64)
-        .map(|index| (std * draw(index)) as f32)
-        .collect()
+    drawn(count, |index| std * draw(index))
+}
+
+/// What `draw` gives for each number, on all threads.
+fn drawn(count: usize, draw: impl Fn(u64) -> f64 + Sync) -> Vec<f32> {
+    const PART: usize = 1 << 12;
+    let mut values = vec![0.0; count];
+    threads::for_each(values.chunks_mut(PART).enumerate(), |(part, values)| {
+        for (index, value) in values.iter_mut().enumerate() {
+            *value = draw((part * PART + index) as u64) as f32;
+        }
+    });
+    values
 }
 
 /// Normal with mean zero and standard deviation one.

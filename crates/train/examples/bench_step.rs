@@ -76,6 +76,9 @@ fn main() -> Outcome<()> {
         // One batch is an epoch here; a checkpoint after each would be measured with the steps.
         save_steps: Some(u64::MAX),
         precision,
+        tokens_per_pass: value("--tokens-per-pass")
+            .map(|text| text.parse())
+            .transpose()?,
         ..RunConfig::default()
     };
     let device = Device::default();

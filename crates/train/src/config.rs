@@ -59,11 +59,11 @@ pub struct RunConfig {
     pub epochs: f64,
     /// Stop after so many optimiser steps, whatever `epochs` says.
     pub max_steps: Option<u64>,
-    /// Sequences in a forward pass.
+    /// Sequences in a batch.
     pub batch_size: usize,
-    /// Sequences in a forward pass of an evaluation; as in training if not given.
+    /// Sequences in a batch of an evaluation; as in training if not given.
     pub eval_batch_size: Option<usize>,
-    /// Forward passes before an optimiser step.
+    /// Batches before an optimiser step.
     pub gradient_accumulation_steps: usize,
     /// The highest learning rate.
     pub learning_rate: f64,
@@ -89,6 +89,9 @@ pub struct RunConfig {
     pub base_dropout: Option<f64>,
     /// In which type the frozen base is kept: f32 or bf16.
     pub precision: Precision,
+    /// About how many tokens go through the model at once: a batch with more goes in several passes, whose gradients
+    /// are added up. If not given, 512 on a processor and whole batches on a GPU.
+    pub tokens_per_pass: Option<usize>,
     /// Keep only what enters each layer and compute the rest again on the way back: less memory, more time.
     pub gradient_checkpointing: bool,
     /// Where states below the lowest trained layer are kept from epoch to epoch, if nothing is random there.
@@ -178,6 +181,7 @@ impl Default for RunConfig {
             label_smoothing: 0.0,
             base_dropout: None,
             precision: Precision::F32,
+            tokens_per_pass: None,
             gradient_checkpointing: false,
             trunk_cache: TrunkCache::Auto,
             trunk_cache_budget: 4.0,
@@ -332,19 +336,19 @@ impl RunConfig {
             "batch-size",
             "batch_size",
             FlagKind::Integer,
-            "sequences in a forward pass [default: 32]",
+            "sequences in a batch [default: 32]",
         ),
         flag(
             "eval-batch-size",
             "eval_batch_size",
             FlagKind::Integer,
-            "sequences in a forward pass of an evaluation",
+            "sequences in a batch of an evaluation",
         ),
         flag(
             "gradient-accumulation-steps",
             "gradient_accumulation_steps",
             FlagKind::Integer,
-            "forward passes before an optimiser step [default: 1]",
+            "batches before an optimiser step [default: 1]",
         ),
         flag(
             "learning-rate",
@@ -417,6 +421,12 @@ impl RunConfig {
             "precision",
             FlagKind::Text,
             "type of the frozen base: f32 or bf16 [default: f32]",
+        ),
+        flag(
+            "tokens-per-pass",
+            "tokens_per_pass",
+            FlagKind::Integer,
+            "about how many tokens of a batch go through the model at once [default: 512; on a GPU all]",
         ),
         flag(
             "gradient-checkpointing",
@@ -552,6 +562,7 @@ impl RunConfig {
             ("eval_steps", self.eval_steps.unwrap_or(1) as f64),
             ("save_steps", self.save_steps.unwrap_or(1) as f64),
             ("eval_batch_size", self.eval_batch_size.unwrap_or(1) as f64),
+            ("tokens_per_pass", self.tokens_per_pass.unwrap_or(1) as f64),
         ];
         for (key, value) in positive {
             if !(value > 0.0 && value.is_finite()) {

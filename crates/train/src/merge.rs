@@ -47,7 +47,7 @@ pub fn merge(model_dir: &Path, tuning: &Tuning, output: &Path) -> Result<Merged,
     for (name, tensor) in base.tensors() {
         let merged = tuned.merged(name, base)?;
         changed_tensors += usize::from(merged.is_some());
-        let values = match merged {
+        let values = move || match merged {
             Some(merged) => merged
                 .inner()
                 .try_into_vec_as::<f32>()

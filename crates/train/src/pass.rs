@@ -1,15 +1,16 @@
 //! One pass, there and back: the batches of one or several runs over one base.
 //!
-//! The way back is Burn's, or, with gradient checkpointing (Chen et al. 2016, arXiv 1604.06174), goes layer by layer:
-//! on the way there only what enters each layer is kept, on the way back a layer is computed again, on a tape of its
-//! own that starts with the gradient of what it gave. What dropout drops follows from seed, epoch and example, so the
-//! second computation is the first one.
+//! Each layer has a tape of its own, which starts with the gradient of what the layer gave, so that what the tape held is
+//! free, and the gradients it found are taken, before the layer below goes back. With gradient checkpointing (Chen et
+//! al. 2016, arXiv 1604.06174) the tape is thrown away on the way there and made again on the way back; what dropout
+//! drops follows from seed, epoch and example, so the second computation is the first one.
 
 use std::ops::Range;
 
 use burn::tensor::{Gradients, Tensor};
 use epiphyte_methods::Tuned;
 use epiphyte_models::{Adapter, Goal, Group, Hidden, Targets, Tokens, Transformer};
+use epiphyte_ops::{accumulate, pull_back};
 
 use crate::TrainError;
 use crate::evaluate::value;
@@ -72,14 +73,7 @@ pub(crate) fn pass(
             learned.take(member.tuned, gradients);
         }
     };
-    let losses = if checkpointing {
-        joint.layer_by_layer(&entering, &mut found)
-    } else {
-        let read = joint.run(joint.layers.clone(), joint.hidden.clone());
-        let (losses, objective) = joint.objective(read, &entering);
-        found(&mut objective.backward());
-        losses
-    };
+    let losses = joint.there_and_back(&entering, checkpointing, &mut found);
     for ((index, member, _, goal), loss) in entering.iter().zip(losses) {
         if !loss.is_finite() {
             return Err(TrainError::NonFinite {
@@ -112,7 +106,7 @@ impl Learned {
         for (param, sum) in tuned.trained().zip(&mut self.gradients) {
             if let Some(gradient) = param.flat().grad_remove(found) {
                 *sum = Some(match sum.take() {
-                    Some(sum) => sum + gradient,
+                    Some(sum) => accumulate(sum, gradient),
                     None => gradient,
                 });
             }
@@ -214,10 +208,12 @@ impl<'a> Joint<'a> {
         (losses, total.expect("somebody takes part"))
     }
 
-    /// There and back with one layer's tape at a time.
-    fn layer_by_layer(
+    /// All layers, the losses, and all layers back. What a layer's tape finds is handed to `found` as soon as it is
+    /// back.
+    fn there_and_back(
         &self,
         entering: &[Entering<'_>],
+        checkpointing: bool,
         found: &mut dyn FnMut(&mut Gradients),
     ) -> Vec<f64> {
         let reached = self.hidden.states.is_autodiff();
@@ -230,32 +226,40 @@ impl<'a> Joint<'a> {
         };
         let mut hidden = self.hidden.with(plain(&self.hidden));
         hidden = hidden.with(plain(&self.run(self.layers.start..lowest, hidden.clone())));
-        let mut inputs = Vec::new();
+        let mut steps = Vec::new();
         for index in lowest..self.layers.end {
-            inputs.push(hidden.clone());
-            let output = self.run(index..index + 1, hidden);
+            let input = match index > lowest || reached {
+                true => tracked(&hidden),
+                false => hidden,
+            };
+            let output = match checkpointing {
+                true => self.run(index..index + 1, input.with(plain(&input))),
+                false => self.run(index..index + 1, input.clone()),
+            };
             hidden = output.with(plain(&output));
+            steps.push((index, input, (!checkpointing).then_some(output)));
         }
         let leaf = tracked(&hidden);
         let (losses, objective) = self.objective(leaf.clone(), entering);
         let mut gradients = objective.backward();
         found(&mut gradients);
         let mut gradient = leaf.states.grad_remove(&mut gradients);
-        for (index, input) in (lowest..self.layers.end).zip(inputs).rev() {
+        while let Some((index, input, output)) = steps.pop() {
             let Some(incoming) = gradient.take() else {
                 break;
             };
-            let wanted = index > lowest || reached;
-            let leaf = if wanted { tracked(&input) } else { input };
-            let output = self.run(index..index + 1, leaf.clone());
-            let mut gradients = (output.states * incoming).sum().backward();
+            let output = output.unwrap_or_else(|| self.run(index..index + 1, input.clone()));
+            if !(output.states.is_autodiff() && output.states.is_tracked()) {
+                break;
+            }
+            let mut gradients = pull_back(output.states, incoming).backward();
             found(&mut gradients);
-            if wanted {
-                gradient = leaf.states.grad_remove(&mut gradients);
+            if input.states.is_autodiff() {
+                gradient = input.states.grad_remove(&mut gradients);
             }
         }
         if let (true, Some(incoming)) = (reached, gradient) {
-            found(&mut (self.hidden.states.clone() * incoming).sum().backward());
+            found(&mut pull_back(self.hidden.states.clone(), incoming).backward());
         }
         losses
     }

@@ -51,22 +51,24 @@ impl RunState {
         tuned: &Tuned,
         moments: &[Moments],
     ) -> Result<(), TrainError> {
-        let mut tensors = Vec::new();
-        for (param, moments) in tuned.trained().zip(moments) {
-            let key = param.key();
-            let shape = vec![param.count()];
-            let moment = |tensor: &Tensor<1>| {
-                let values = tensor.clone().try_into_vec_as::<f32>();
-                values.expect("moments are f32 on a device that can be read")
-            };
-            tensors.push((format!("value/{key}"), shape.clone(), param.to_vec()));
-            tensors.push((
-                format!("first/{key}"),
-                shape.clone(),
-                moment(&moments.first),
-            ));
-            tensors.push((format!("second/{key}"), shape, moment(&moments.second)));
-        }
+        let tensors = tuned.trained().zip(moments).flat_map(|(param, moments)| {
+            let kinds = [
+                ("value", param.flat().inner()),
+                ("first", moments.first.clone()),
+                ("second", moments.second.clone()),
+            ];
+            kinds.map(|(kind, tensor)| {
+                let values = move || {
+                    let values = tensor.try_into_vec_as::<f32>();
+                    values.expect("a run's state is f32 on a device that can be read")
+                };
+                (
+                    format!("{kind}/{}", param.key()),
+                    vec![param.count()],
+                    values,
+                )
+            })
+        });
         write_f32(&dir.join(TENSORS_FILE), tensors)?;
         let text = serde_json::to_vec_pretty(self).expect("a run's state is plain values");
         Ok(files::write(&dir.join(STATE_FILE), &text)?)

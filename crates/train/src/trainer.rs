@@ -12,7 +12,7 @@ use epiphyte_data::{Batch, Batches};
 use epiphyte_methods::{Moment, Param, Tuned};
 use epiphyte_models::seam::name_id;
 use epiphyte_models::{Tokens, Transformer};
-use epiphyte_ops::{AdamW, Moments, Sequences, scale, square_sum};
+use epiphyte_ops::{AdamW, Moments, Sequences, accumulate, on_processor, scale, square_sum};
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
@@ -27,6 +27,10 @@ use crate::pass::{Learned, Member};
 use crate::schedule::Schedule;
 use crate::state::RunState;
 use crate::tensorboard::EventWriter;
+
+/// About how many tokens of a batch go through the model at once on a processor, if a run does not say. Products are as
+/// fast with so many rows as with more, and what is kept for the way back is in proportion to them.
+const TOKENS_PER_PASS: usize = 512;
 
 /// What a trainer works on.
 #[derive(Debug)]
@@ -140,7 +144,7 @@ impl Step {
         self.targets += learned.targets;
         for (sum, gradient) in self.gradients.iter_mut().zip(learned.gradients) {
             *sum = match (sum.take(), gradient) {
-                (Some(sum), Some(gradient)) => Some(sum + gradient),
+                (Some(sum), Some(gradient)) => Some(accumulate(sum, gradient)),
                 (sum, gradient) => sum.or(gradient),
             };
         }
@@ -305,6 +309,11 @@ impl<'a> Trainer<'a> {
         let batches: Vec<Batch> = (first..last)
             .map(|index| order.batch(index))
             .collect::<Result<_, _>>()?;
+        let tokens = self.tokens_per_pass();
+        let batches: Vec<Batch> = batches
+            .iter()
+            .flat_map(|batch| batch.parts(tokens))
+            .collect();
         self.tuned.method_mut().before_step(moment);
         let keyed = |batch: &Batch| {
             let sequences = Sequences::new(batch.boundaries.clone());
@@ -319,6 +328,15 @@ impl<'a> Trainer<'a> {
             loss_sum: 0.0,
             targets: 0,
         })
+    }
+
+    /// About how many tokens a pass takes.
+    fn tokens_per_pass(&self) -> usize {
+        let usual = match on_processor(self.work.device) {
+            true => TOKENS_PER_PASS,
+            false => usize::MAX,
+        };
+        self.work.run.tokens_per_pass.unwrap_or(usual)
     }
 
     /// What the run brings to a pass of its step; none when the step has fewer passes, or the batch no targets.
@@ -410,8 +428,10 @@ impl<'a> Trainer<'a> {
             });
         }
         if batches.len() > 1 {
-            for gradient in gradients.iter_mut().flatten() {
-                *gradient = gradient.clone() / targets as f64;
+            for slot in &mut gradients {
+                *slot = slot
+                    .take()
+                    .map(|gradient| scale(gradient, 1.0 / targets as f64));
             }
         }
         let names: Vec<String> = self

@@ -150,7 +150,7 @@ fn write_model(dir: &Path, config: &Value, task: Task, with_head: bool) {
         .tensors()
         .iter()
         .filter(|(name, _)| with_head || !name.starts_with("classifier"));
-    let tensors = tensors.map(|(name, tensor)| (name, tensor.shape(), tensor.to_vec()));
+    let tensors = tensors.map(|(name, tensor)| (name, tensor.shape(), || tensor.to_vec()));
     write_f32(&dir.join("model.safetensors"), tensors).unwrap();
     fs::write(
         dir.join("tokenizer.json"),

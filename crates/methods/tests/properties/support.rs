@@ -56,22 +56,16 @@ impl Family {
         let dir = tempfile::tempdir().unwrap();
         let parsed = ModelConfig::parse(&dir.path().join("config.json"), text.as_bytes()).unwrap();
         let shapes = random_model(&parsed, self.task(), &device, Default::default(), 0).unwrap();
-        let tensors: Vec<(&String, Vec<usize>, Vec<f32>)> = shapes
-            .base()
-            .tensors()
-            .iter()
-            .map(|(name, tensor)| {
-                let noise = random::normal(name_id(name), tensor.count(), 0.3);
-                let offset = if name.ends_with("norm.weight") || name.ends_with("LayerNorm.weight")
-                {
-                    1.0
-                } else {
-                    0.0
-                };
-                let values = noise.iter().map(|value| offset + value).collect();
-                (name, tensor.shape(), values)
-            })
-            .collect();
+        let tensors = shapes.base().tensors().iter().map(|(name, tensor)| {
+            let noise = random::normal(name_id(name), tensor.count(), 0.3);
+            let offset = if name.ends_with("norm.weight") || name.ends_with("LayerNorm.weight") {
+                1.0
+            } else {
+                0.0
+            };
+            let values: Vec<f32> = noise.iter().map(|value| offset + value).collect();
+            (name, tensor.shape(), move || values)
+        });
         std::fs::write(dir.path().join("config.json"), text).unwrap();
         write_f32(&dir.path().join("model.safetensors"), tensors).unwrap();
         load(dir.path(), self.task(), &device, &LoadOptions::default())

@@ -1,4 +1,5 @@
-//! How a run is carried out is not part of its result: gradient checkpointing, a trunk cache, other runs beside it.
+//! How a run is carried out is not part of its result: the size of its passes, gradient checkpointing, a trunk cache,
+//! other runs beside it.
 
 use std::fs;
 
@@ -57,14 +58,43 @@ fn everywhere(world: &World, name: &str) -> Vec<RunConfig> {
     methods().into_iter().flat_map(both).collect()
 }
 
+/// AdamW divides a gradient by its size: what is zero but for rounding, as that of a key's bias, must not move.
+fn calm(run: RunConfig) -> RunConfig {
+    RunConfig {
+        adam_epsilon: 1e-2,
+        ..run
+    }
+}
+
+#[test]
+fn passes_of_any_size() {
+    let world = World::new();
+    let run = |name: &str, tokens| {
+        let runs = everywhere(&world, name).into_iter().map(calm);
+        runs.map(move |mut run| {
+            // The passes of a batch draw a prefix's dropout apart.
+            if run.method_settings.contains_key("prefix_dropout") {
+                run.method_settings["prefix_dropout"] = json!(0.0);
+            }
+            RunConfig {
+                tokens_per_pass: Some(tokens),
+                ..run
+            }
+        })
+    };
+    let whole = run("whole", 1000);
+    for (whole, (parts, single)) in whole.zip(run("parts", 12).zip(run("single", 1))) {
+        for run in [&whole, &parts, &single] {
+            alone(run);
+        }
+        assert_same(&whole, &parts);
+        assert_same(&whole, &single);
+    }
+}
+
 #[test]
 fn gradient_checkpointing() {
     let world = World::new();
-    // AdamW divides a gradient by its size: what is zero but for rounding, as that of a key's bias, must not move.
-    let calm = |run| RunConfig {
-        adam_epsilon: 1e-2,
-        ..run
-    };
     let plain: Vec<RunConfig> = everywhere(&world, "plain").into_iter().map(calm).collect();
     let again = everywhere(&world, "again").into_iter().map(calm);
     for (plain, again) in plain.iter().zip(again) {
@@ -125,6 +155,7 @@ fn side_by_side() {
             seed: index as u64,
             batch_size: 3 + index % 3,
             gradient_accumulation_steps: 1 + index % 2,
+            tokens_per_pass: (index % 4 == 1).then_some(10),
             learning_rate: 1e-2 * (1 + index % 4) as f64,
             train_data: if index % 3 == 2 {
                 world.opposite()

@@ -159,7 +159,7 @@ fn write_model(dir: &Path, config: &Value, task: Task) {
         .tensors()
         .iter()
         .filter(|(name, _)| !name.starts_with("classifier."))
-        .map(|(name, tensor)| (name, tensor.shape(), tensor.to_vec()));
+        .map(|(name, tensor)| (name, tensor.shape(), || tensor.to_vec()));
     write_f32(&dir.join("model.safetensors"), tensors).expect("a checkpoint");
 }
 
