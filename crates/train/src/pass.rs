@@ -22,15 +22,17 @@ pub(crate) struct Member<'a> {
     pub(crate) model: &'a dyn Transformer,
     pub(crate) tuned: &'a Tuned,
     pub(crate) tokens: Tokens<'a>,
-    pub(crate) targets: Targets<'a>,
+    /// None where nothing is known.
+    pub(crate) targets: Option<Targets<'a>>,
     pub(crate) label_smoothing: f64,
     /// Whether the gradient is that of the sum over targets, not of their mean.
     pub(crate) sums: bool,
 }
 
-/// What a run takes from a pass.
+/// What the passes of a run's step have taught so far.
+#[derive(Default)]
 pub(crate) struct Learned {
-    /// Mean loss over the targets.
+    /// The sum of the losses of all targets.
     pub(crate) loss: f64,
     /// How many targets there were.
     pub(crate) targets: usize,
@@ -38,8 +40,8 @@ pub(crate) struct Learned {
     pub(crate) gradients: Vec<Option<Tensor<1>>>,
 }
 
-/// Runs the members' batches there and back, with or without gradient checkpointing. None for a member whose batch
-/// has no target.
+/// Runs the members' batches there and back, with or without gradient checkpointing, and adds to `learned`, one a
+/// member. A member whose batch has no target takes no part.
 ///
 /// # Errors
 /// If a member's loss is not finite (`step` tells which step that is), or a trunk's file cannot be read.
@@ -47,30 +49,32 @@ pub(crate) fn pass(
     members: &[Member<'_>],
     mut trunk: Option<&mut Trunk>,
     checkpointing: bool,
+    learned: &mut [Learned],
     step: impl Fn(usize) -> u64,
-) -> Result<Vec<Option<Learned>>, TrainError> {
-    let mut learned: Vec<Option<Learned>> = members.iter().map(|_| None).collect();
+) -> Result<(), TrainError> {
     let mut entering = Vec::new();
     for (index, member) in members.iter().enumerate() {
+        let Some(targets) = member.targets else {
+            continue;
+        };
         let hidden = match &mut trunk {
             Some(trunk) => trunk.states(member.model, &member.tokens)?,
             None => member.model.embed(&member.tokens, member.tuned),
         };
         let shown = &member.tokens.sequences;
-        if let Some(goal) = member.model.goal(member.targets, shown, &hidden.sequences) {
+        if let Some(goal) = member.model.goal(targets, shown, &hidden.sequences) {
             entering.push((index, member, hidden, goal));
         }
     }
     if entering.is_empty() {
-        return Ok(learned);
+        return Ok(());
     }
     let first = trunk.map_or(0, |trunk| trunk.layer());
     let joint = Joint::new(members[entering[0].0].model, first, &entering);
 
     let mut found = |gradients: &mut Gradients| {
         for (index, member, ..) in &entering {
-            let learned = learned[*index].get_or_insert_with(|| Learned::nothing(member.tuned));
-            learned.take(member.tuned, gradients);
+            learned[*index].take(member.tuned, gradients);
         }
     };
     let losses = joint.there_and_back(&entering, checkpointing, &mut found);
@@ -84,20 +88,19 @@ pub(crate) fn pass(
                 step: step(*index),
             });
         }
-        if let Some(learned) = &mut learned[*index] {
-            learned.loss = loss;
-            learned.targets = goal.targets();
-        }
+        let learned = &mut learned[*index];
+        learned.loss += loss * goal.targets() as f64;
+        learned.targets += goal.targets();
     }
-    Ok(learned)
+    Ok(())
 }
 
 impl Learned {
-    fn nothing(tuned: &Tuned) -> Self {
+    /// Nothing yet, for a run that trains so many tensors.
+    pub(crate) fn nothing(tensors: usize) -> Self {
         Self {
-            loss: f64::NAN,
-            targets: 0,
-            gradients: tuned.trained().map(|_| None).collect(),
+            gradients: vec![None; tensors],
+            ..Self::default()
         }
     }
 

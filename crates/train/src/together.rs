@@ -99,10 +99,7 @@ pub fn train_together(
         let passes = steps.iter().map(|(_, step)| step.passes()).max();
         for number in 0..passes.unwrap_or(0) {
             for together in joined(&steps, number) {
-                let learned = run_pass(trainers, shared, &steps[together.clone()], number)?;
-                for ((_, step), learned) in steps[together].iter_mut().zip(learned) {
-                    learned.into_iter().for_each(|learned| step.add(learned));
-                }
+                run_pass(trainers, shared, &mut steps[together], number)?;
             }
         }
         for (run, step) in steps {
@@ -127,30 +124,28 @@ pub fn train_together(
 fn run_pass(
     trainers: &[Trainer<'_>],
     shared: &mut Shared,
-    steps: &[(usize, Step)],
+    steps: &mut [(usize, Step)],
     number: usize,
-) -> Result<Vec<Option<Learned>>, TrainError> {
-    let members = steps
+) -> Result<(), TrainError> {
+    let present = |(_, step): &&mut (usize, Step)| number < step.passes();
+    let mut present: Vec<&mut (usize, Step)> = steps.iter_mut().filter(present).collect();
+    let learned = present.iter_mut().map(|(_, step)| step.take_learned());
+    let mut learned: Vec<Learned> = learned.collect();
+    let members = present
         .iter()
         .map(|(run, step)| trainers[*run].member(step, number));
-    let members: Vec<Option<Member<'_>>> = members.collect();
-    let present: Vec<usize> = (0..members.len())
-        .filter(|&at| members[at].is_some())
-        .collect();
-    let step_of = |member: usize| trainers[steps[present[member]].0].step() + 1;
-    let count = members.len();
-    let members: Vec<Member<'_>> = members.into_iter().flatten().collect();
-    let learned = pass(
+    let members: Vec<Member<'_>> = members.collect();
+    pass(
         &members,
         shared.trunk.as_mut(),
         shared.checkpointing,
-        step_of,
+        &mut learned,
+        |member| trainers[present[member].0].step() + 1,
     )?;
-    let mut all: Vec<Option<Learned>> = (0..count).map(|_| None).collect();
-    for (at, learned) in present.into_iter().zip(learned) {
-        all[at] = learned;
+    for ((_, step), learned) in present.into_iter().zip(learned) {
+        step.put_learned(learned);
     }
-    Ok(all)
+    Ok(())
 }
 
 /// Which steps' passes of a number go together: neighbours, as long as they are small.

@@ -12,7 +12,7 @@ use epiphyte_data::{Batch, Batches};
 use epiphyte_methods::{Moment, Param, Tuned};
 use epiphyte_models::seam::name_id;
 use epiphyte_models::{Tokens, Transformer};
-use epiphyte_ops::{AdamW, Moments, Sequences, accumulate, on_processor, scale, square_sum};
+use epiphyte_ops::{AdamW, Moments, Sequences, on_processor, scale, square_sum};
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
@@ -116,15 +116,13 @@ pub struct Trainer<'a> {
     end: End,
 }
 
-/// An optimiser step under way: the batches it sees, and what they have taught so far.
+/// An optimiser step under way: what each of its passes sees, and what they have taught so far.
 pub(crate) struct Step {
     moment: Moment,
     batches: Vec<Batch>,
     tokens: Vec<Sequences>,
     classes: Vec<OwnedTargets>,
-    gradients: Vec<Option<Tensor<1>>>,
-    loss_sum: f64,
-    targets: usize,
+    learned: Learned,
 }
 
 impl Step {
@@ -138,16 +136,14 @@ impl Step {
         self.batches.get(pass).map_or(0, Batch::tokens)
     }
 
-    /// Adds what a pass has taught.
-    pub(crate) fn add(&mut self, learned: Learned) {
-        self.loss_sum += learned.loss * learned.targets as f64;
-        self.targets += learned.targets;
-        for (sum, gradient) in self.gradients.iter_mut().zip(learned.gradients) {
-            *sum = match (sum.take(), gradient) {
-                (Some(sum), Some(gradient)) => Some(accumulate(sum, gradient)),
-                (sum, gradient) => sum.or(gradient),
-            };
-        }
+    /// What the passes so far have taught, for the next to add to.
+    pub(crate) fn take_learned(&mut self) -> Learned {
+        std::mem::take(&mut self.learned)
+    }
+
+    /// Puts back what the passes so far have taught.
+    pub(crate) fn put_learned(&mut self, learned: Learned) {
+        self.learned = learned;
     }
 }
 
@@ -323,10 +319,8 @@ impl<'a> Trainer<'a> {
             moment,
             tokens: batches.iter().map(keyed).collect(),
             classes: batches.iter().map(OwnedTargets::of).collect(),
-            gradients: vec![None; self.moments.len()],
+            learned: Learned::nothing(self.moments.len()),
             batches,
-            loss_sum: 0.0,
-            targets: 0,
         })
     }
 
@@ -339,10 +333,10 @@ impl<'a> Trainer<'a> {
         self.work.run.tokens_per_pass.unwrap_or(usual)
     }
 
-    /// What the run brings to a pass of its step; none when the step has fewer passes, or the batch no targets.
-    pub(crate) fn member<'s>(&'s self, step: &'s Step, pass: usize) -> Option<Member<'s>> {
-        let batch = step.batches.get(pass)?;
-        Some(Member {
+    /// What the run brings to a pass of its step.
+    pub(crate) fn member<'s>(&'s self, step: &'s Step, pass: usize) -> Member<'s> {
+        let batch = &step.batches[pass];
+        Member {
             model: self.work.model,
             tuned: &self.tuned,
             tokens: Tokens {
@@ -350,10 +344,10 @@ impl<'a> Trainer<'a> {
                 type_ids: &batch.type_ids,
                 sequences: step.tokens[pass].clone(),
             },
-            targets: step.classes[pass].get(batch)?,
+            targets: step.classes[pass].get(batch),
             label_smoothing: self.work.run.label_smoothing,
             sums: step.passes() > 1,
-        })
+        }
     }
 
     /// Ends an optimiser step: moves the parameters, and logs, evaluates and saves where that is due. What is worth
@@ -417,11 +411,14 @@ impl<'a> Trainer<'a> {
         let Step {
             moment,
             batches,
-            mut gradients,
-            loss_sum,
-            targets,
+            learned,
             ..
         } = step;
+        let Learned {
+            loss,
+            targets,
+            mut gradients,
+        } = learned;
         if targets == 0 {
             return Err(TrainError::NothingToLearn {
                 step: self.state.step + 1,
@@ -477,7 +474,7 @@ impl<'a> Trainer<'a> {
         }
         self.tuned.method_mut().after_step(moment);
         Ok(Done {
-            loss: loss_sum / targets as f64,
+            loss: loss / targets as f64,
             norm,
             learning_rate,
         })
