@@ -30,8 +30,8 @@ use crate::{KernelError, scratch, threads};
 const PART: usize = 16 * 1024;
 /// Elements that are summed in f32 before the sum goes on in f64.
 const SUMMED: usize = 4096;
-/// Logits that are held at a time, 64 MiB of them, but always those of one row.
-const HELD: usize = 16 * 1024 * 1024;
+/// Logits that are held at a time, 32 MiB of them, but always those of one row.
+const HELD: usize = 8 * 1024 * 1024;
 
 /// The loss and its options.
 #[derive(Clone, Copy, Debug, PartialEq)]

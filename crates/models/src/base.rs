@@ -20,10 +20,6 @@ pub(crate) trait Source {
 
 /// One frozen tensor.
 #[derive(Clone, Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "a few hundred of them exist, and most are the large one"
-)]
 pub enum BaseTensor {
     /// A bias, a norm's scale: `[width]`.
     Vector(Tensor<1>),

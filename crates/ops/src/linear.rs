@@ -53,6 +53,7 @@ pub type Source = dyn Fn() -> Vec<f32> + Send + Sync;
 
 /// On the CPU packed once, in the order in which both passes read it; elsewhere a tensor.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "it lies behind a pointer")]
 enum Values {
     Packed(PackedWeight),
     Dense(Tensor<2>),
@@ -191,7 +192,6 @@ impl From<Precision> for gemm::Precision {
 
 /// The weight of a linear map or an embedding table: frozen, or a tensor that may be trained.
 #[derive(Clone, Debug)]
-#[expect(clippy::large_enum_variant, reason = "it lives for one call")]
 pub enum Weight {
     /// A matrix of the base.
     Frozen(FrozenMatrix),
