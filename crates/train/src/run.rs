@@ -30,6 +30,8 @@ pub struct RunOptions {
     pub quiet: bool,
     /// The command, for the model card.
     pub command: Vec<String>,
+    /// Where the base model lies, if the runs' `model` is its name.
+    pub model_dir: Option<PathBuf>,
     /// Where tensors live; if not said, Burn's default device: a GPU in a build with a GPU backend.
     pub device: Device,
 }
@@ -148,6 +150,7 @@ impl<'a> Prepared<'a> {
     ) -> Result<Self, TrainError> {
         by_name(&run.method)?.configure(run.method_settings.clone())?;
         make_room(&run.output, options)?;
+        let model_dir = options.model_dir.as_deref().unwrap_or(&run.model);
         let reading = run.reading()?;
         let table = epiphyte_data::Table::read(
             &run.train_data,
@@ -158,7 +161,7 @@ impl<'a> Prepared<'a> {
         )?;
         let mut spec = TaskSpec::of_run(run, &table)?;
         if run.max_length.is_none() {
-            let limit = ModelConfig::open(&run.model)?.max_position_embeddings();
+            let limit = ModelConfig::open(model_dir)?.max_position_embeddings();
             spec.max_length = spec.max_length.min(limit);
         }
         let load = LoadOptions {
@@ -168,8 +171,8 @@ impl<'a> Prepared<'a> {
         };
         let device = &options.device;
         let bench = match beside {
-            Some(loaded) => Workbench::beside(loaded, &run.model, spec, device, &load)?,
-            None => Workbench::open(&run.model, spec, device, &load)?,
+            Some(loaded) => Workbench::beside(loaded, model_dir, spec, device, &load)?,
+            None => Workbench::open(model_dir, spec, device, &load)?,
         };
         let train = bench.batches(&table, true, run.batch_size, run.order())?;
         let eval = match &run.eval_data {

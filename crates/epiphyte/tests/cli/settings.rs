@@ -1,5 +1,9 @@
 //! What a run is told: flags, a file, both.
 
+use std::fs;
+
+use serde_json::Value;
+
 use crate::workplace::{CLASSIFY, Workplace};
 
 #[test]
@@ -91,6 +95,27 @@ fn several_runs_of_a_file_are_what_each_is_alone() {
         let errors = here.fail(2, "train --config runs.toml");
         assert!(errors.contains(message), "{errors}");
     }
+}
+
+/// An adapter names the base that was asked for, not the place of a copy on this machine.
+#[test]
+fn a_model_by_name_is_recorded_by_its_name() {
+    let here = Workplace::new();
+    let repository = here.path("hub/hub/models--org--tiny");
+    fs::create_dir_all(repository.join("refs")).unwrap();
+    fs::create_dir_all(repository.join("snapshots")).unwrap();
+    fs::write(repository.join("refs/main"), "1234").unwrap();
+    fs::rename(here.path("bert"), repository.join("snapshots/1234")).unwrap();
+    let flags = CLASSIFY.replace("--model bert", "--model org/tiny");
+    here.succeed(&format!("{flags} --max-steps 2 --output named --quiet"));
+    let config: Value = serde_json::from_str(&here.read("named/adapter_config.json")).unwrap();
+    assert_eq!(config["base_model_name_or_path"], "org/tiny");
+    let card = here.read("named/README.md");
+    assert!(
+        card.contains("org/tiny") && !card.contains("snapshots"),
+        "{card}"
+    );
+    here.succeed("eval --model org/tiny --adapter named --data dev.jsonl --quiet");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Args;
 use epiphyte::hub::Hub;
-use epiphyte::train::{Interrupt, Report, RunOptions};
+use epiphyte::train::{Interrupt, Report, RunConfig, RunOptions};
 
 use crate::arguments::Global;
 use crate::failure::INTERRUPTED;
@@ -69,17 +69,16 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
-    let mut runs = settings::run_configs(arguments.config.as_deref(), &arguments.settings)?;
-    for run in &mut runs {
-        run.check()?;
-        run.model = Hub::from_env().resolve(&run.model)?;
-    }
+    let runs = settings::run_configs(arguments.config.as_deref(), &arguments.settings)?;
+    runs.iter().try_for_each(RunConfig::check)?;
+    let model = runs.first().map(|run| Hub::from_env().resolve(&run.model));
     let command: Vec<String> = std::env::args().collect();
     let options = RunOptions {
         resume: arguments.resume,
         overwrite: arguments.overwrite,
         quiet: global.hides_progress(),
         command: command.clone(),
+        model_dir: model.transpose()?,
         device: global.device()?,
     };
     let reports = epiphyte::train::train_several(&runs, &options, &on_ctrl_c(global.quiet)?)?;
