@@ -31,6 +31,9 @@ pub const MAX_HEADER_LENGTH: u64 = 100_000_000;
 /// Bytes before the header, which hold its length.
 const LENGTH_BYTES: usize = 8;
 
+/// Values whose bytes are put together for one call of the file.
+const WRITTEN_AT_ONCE: usize = 1 << 16;
+
 /// A tensor to be written.
 #[derive(Debug, Clone)]
 pub struct TensorToWrite<'a> {
@@ -89,10 +92,7 @@ pub fn write_safetensors(
 /// second copy of all of them is in memory.
 ///
 /// # Errors
-/// As [`write_safetensors`].
-///
-/// # Panics
-/// If there are not as many values as the shape says.
+/// As [`write_safetensors`]; [`ModelError::Io`] if there are not as many values as a shape says.
 pub fn write_f32<N: AsRef<str>, V: FnOnce() -> Vec<f32>>(
     path: &Path,
     tensors: impl IntoIterator<Item = (N, Vec<usize>, V)>,
@@ -114,9 +114,17 @@ pub fn write_f32<N: AsRef<str>, V: FnOnce() -> Vec<f32>>(
         &metadata,
         |(count, values), file| {
             let values = values();
-            assert_eq!(values.len(), count, "as many values as the shape says");
-            let mut values = values.iter();
-            values.try_for_each(|value| file.write_all(&value.to_le_bytes()))
+            if values.len() != count {
+                let problem = format!("{} values for a shape of {count}", values.len());
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
+            }
+            values.chunks(WRITTEN_AT_ONCE).try_for_each(|values| {
+                let bytes: Vec<u8> = values
+                    .iter()
+                    .flat_map(|value| value.to_le_bytes())
+                    .collect();
+                file.write_all(&bytes)
+            })
         },
     )
 }
@@ -481,6 +489,15 @@ mod tests {
                 "{shape}: {found:?}"
             );
         }
+    }
+
+    #[test]
+    fn too_few_values_are_refused_and_leave_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.safetensors");
+        let error = write_f32(&path, [("a", vec![3], || vec![1.0, 2.0])]).unwrap_err();
+        assert!(matches!(error, ModelError::Io { .. }), "{error:?}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     #[test]

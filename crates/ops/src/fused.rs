@@ -59,7 +59,7 @@ pub(crate) struct Kept<'a, const N: usize, Saved> {
 
 /// A gradient on its way back. It is changed where it is if nobody else holds it; clones share it, so
 /// that an operation hands what it got on without a copy.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) struct Gradient(FlexTensor);
 
 impl Gradient {
@@ -255,7 +255,7 @@ pub fn pull_back<const D: usize>(x: Tensor<D>, gradient: Tensor<D>) -> Tensor<1>
     apply(PullBack(Gradient(gradient.to_contiguous())), [x.into()])
 }
 
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 struct PullBack(Gradient);
 
 impl Fused<1> for PullBack {
@@ -280,12 +280,6 @@ impl Fused<1> for PullBack {
         [wanted]: Wanted<1>,
     ) -> [Option<Gradient>; 1] {
         [wanted.then(|| self.0.clone())]
-    }
-}
-
-impl Debug for PullBack {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("PullBack")
     }
 }
 

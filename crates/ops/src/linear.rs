@@ -9,7 +9,7 @@ use epiphyte_kernels::memory::uncleared;
 use epiphyte_kernels::{columns, embedding};
 
 use crate::OpsError;
-use crate::fused::{Fused, Gradient, Kept, Wanted, apply, is_cpu, runs_here};
+use crate::fused::{Fused, Gradient, Kept, Wanted, apply, on_processor, runs_here};
 
 /// In which type a frozen matrix is kept and multiplied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -28,7 +28,7 @@ impl Precision {
     /// # Errors
     /// [`OpsError::Bf16OnGpu`].
     pub fn check(self, device: &Device) -> Result<(), OpsError> {
-        if self == Self::Bf16 && !is_cpu(device.as_dispatch()) {
+        if self == Self::Bf16 && !on_processor(device) {
             return Err(OpsError::Bf16OnGpu);
         }
         Ok(())
@@ -133,7 +133,7 @@ impl FrozenMatrix {
     /// Values in the order in which products read them.
     fn ordered(&self, values: Vec<f32>) -> Values {
         let [rows, columns] = self.shape;
-        if is_cpu(self.device.as_dispatch()) {
+        if on_processor(&self.device) {
             let packed = PackedWeight::pack(&values, rows, columns, self.precision.into());
             return Values::Packed(packed.expect("a matrix has as many values as its shape says"));
         }

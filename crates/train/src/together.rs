@@ -129,7 +129,9 @@ fn run_pass(
 ) -> Result<(), TrainError> {
     let present = |(_, step): &&mut (usize, Step)| number < step.passes();
     let mut present: Vec<&mut (usize, Step)> = steps.iter_mut().filter(present).collect();
-    let learned = present.iter_mut().map(|(_, step)| step.take_learned());
+    let learned = present
+        .iter_mut()
+        .map(|(_, step)| std::mem::take(&mut step.learned));
     let mut learned: Vec<Learned> = learned.collect();
     let members = present
         .iter()
@@ -143,7 +145,7 @@ fn run_pass(
         |member| trainers[present[member].0].step() + 1,
     )?;
     for ((_, step), learned) in present.into_iter().zip(learned) {
-        step.put_learned(learned);
+        step.learned = learned;
     }
     Ok(())
 }

@@ -122,7 +122,7 @@ pub(crate) struct Step {
     batches: Vec<Batch>,
     tokens: Vec<Sequences>,
     classes: Vec<OwnedTargets>,
-    learned: Learned,
+    pub(crate) learned: Learned,
 }
 
 impl Step {
@@ -134,16 +134,6 @@ impl Step {
     /// Tokens of a pass.
     pub(crate) fn tokens(&self, pass: usize) -> usize {
         self.batches.get(pass).map_or(0, Batch::tokens)
-    }
-
-    /// What the passes so far have taught, for the next to add to.
-    pub(crate) fn take_learned(&mut self) -> Learned {
-        std::mem::take(&mut self.learned)
-    }
-
-    /// Puts back what the passes so far have taught.
-    pub(crate) fn put_learned(&mut self, learned: Learned) {
-        self.learned = learned;
     }
 }
 
@@ -302,14 +292,11 @@ impl<'a> Trainer<'a> {
             (self.state.step % self.plan.per_epoch) as usize * run.gradient_accumulation_steps;
         let last = (first + run.gradient_accumulation_steps).min(self.work.train.per_epoch());
         let order = self.work.train.epoch(epoch);
-        let batches: Vec<Batch> = (first..last)
-            .map(|index| order.batch(index))
-            .collect::<Result<_, _>>()?;
         let tokens = self.tokens_per_pass();
-        let batches: Vec<Batch> = batches
-            .iter()
-            .flat_map(|batch| batch.parts(tokens))
-            .collect();
+        let mut batches = Vec::new();
+        for index in first..last {
+            batches.extend(order.batch(index)?.parts(tokens));
+        }
         self.tuned.method_mut().before_step(moment);
         let keyed = |batch: &Batch| {
             let sequences = Sequences::new(batch.boundaries.clone());
@@ -425,11 +412,7 @@ impl<'a> Trainer<'a> {
             });
         }
         if batches.len() > 1 {
-            for slot in &mut gradients {
-                *slot = slot
-                    .take()
-                    .map(|gradient| scale(gradient, 1.0 / targets as f64));
-            }
+            scale_all(&mut gradients, 1.0 / targets as f64);
         }
         let names: Vec<String> = self
             .tuned
@@ -501,10 +484,7 @@ impl<'a> Trainer<'a> {
         let norm = sum.sqrt();
         let most = self.work.run.max_grad_norm;
         if most > 0.0 && norm > most {
-            let factor = most / (norm + 1e-6);
-            for slot in gradients.iter_mut() {
-                *slot = slot.take().map(|gradient| scale(gradient, factor));
-            }
+            scale_all(gradients, most / (norm + 1e-6));
         }
         Ok(norm)
     }
@@ -571,6 +551,13 @@ fn keyed(sequences: Sequences, seed: u64, epoch: u64, positions: &[usize]) -> Se
         .iter()
         .map(|position| name_id(&format!("{seed}/{epoch}/{position}")));
     sequences.with_keys(keys.collect())
+}
+
+/// Multiplies every gradient by `factor`.
+fn scale_all(gradients: &mut [Option<Tensor<1>>], factor: f64) {
+    for slot in gradients {
+        *slot = slot.take().map(|gradient| scale(gradient, factor));
+    }
 }
 
 /// Whether weight decay applies: not to biases and scales, as in transformers' `Trainer`.
