@@ -125,7 +125,7 @@ impl Settings<'_> {
         at: Role,
         parameters: &mut ParameterSet,
     ) -> Result<Vec<Bottleneck>, MethodError> {
-        let width = base.dimensions.width;
+        let width = base.dimensions.hidden_size;
         let dim = self.dim(width)?;
         let activation: Activation =
             self.non_linearity

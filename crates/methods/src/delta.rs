@@ -7,8 +7,7 @@ use std::collections::HashMap;
 use std::fmt::Debug;
 
 use burn::tensor::Tensor;
-use epiphyte_models::{Adapter, Base, LinearInfo, Place, Product, Site};
-use epiphyte_ops::Sequences;
+use epiphyte_models::{Adapter, Base, ForwardContext, Hook, LazyLinear, LinearInfo, Site};
 
 use crate::{Method, MethodError};
 
@@ -20,8 +19,8 @@ pub trait Delta: Debug + Send + Sync {
     }
 
     /// What comes out, `[tokens, out]`.
-    fn output(&self, site: &Site, product: Product, sequences: &Sequences) -> Tensor<2> {
-        let _ = (site, sequences);
+    fn output(&self, site: &Site, product: LazyLinear, cx: &ForwardContext<'_>) -> Tensor<2> {
+        let _ = (site, cx);
         product.compute()
     }
 
@@ -48,6 +47,7 @@ pub struct Deltas<D> {
 impl<D: Delta> Deltas<D> {
     /// Makes a delta for each target.
     pub fn new<'a>(
+        base: &Base,
         targets: impl IntoIterator<Item = &'a LinearInfo>,
         mut make: impl FnMut(&LinearInfo) -> D,
     ) -> Self {
@@ -56,7 +56,8 @@ impl<D: Delta> Deltas<D> {
             .into_iter()
             .map(|linear| {
                 changed += linear.inputs * linear.outputs;
-                first_layer = first_layer.min(linear.site.layer.unwrap_or(usize::MAX));
+                let weight = format!("{}.weight", linear.site.path);
+                first_layer = first_layer.min(base.first_layer_of(&weight));
                 if D::CHANGES_BIAS && linear.bias {
                     changed += linear.outputs;
                 }
@@ -72,16 +73,16 @@ impl<D: Delta> Deltas<D> {
 }
 
 impl<D: Delta> Adapter for Deltas<D> {
-    fn linear_input(&self, site: &Site, x: Tensor<2>, _sequences: &Sequences) -> Tensor<2> {
+    fn linear_input(&self, site: &Site, x: Tensor<2>, _cx: &ForwardContext<'_>) -> Tensor<2> {
         match self.by_path.get(&site.path) {
             Some(delta) => delta.input(x),
             None => x,
         }
     }
 
-    fn linear(&self, site: &Site, product: Product, sequences: &Sequences) -> Tensor<2> {
+    fn linear(&self, site: &Site, product: LazyLinear, cx: &ForwardContext<'_>) -> Tensor<2> {
         match self.by_path.get(&site.path) {
-            Some(delta) => delta.output(site, product, sequences),
+            Some(delta) => delta.output(site, product, cx),
             None => product.compute(),
         }
     }
@@ -90,8 +91,8 @@ impl<D: Delta> Adapter for Deltas<D> {
         self.first_layer
     }
 
-    fn acts(&self, place: Place<'_>) -> bool {
-        matches!(place, Place::Linear(site) if self.by_path.contains_key(&site.path))
+    fn uses(&self, hook: Hook<'_>) -> bool {
+        matches!(hook, Hook::Linear(site) if self.by_path.contains_key(&site.path))
     }
 }
 
@@ -103,13 +104,9 @@ impl<D: Delta> Method for Deltas<D> {
         let (Some(delta), Some(tensor)) = (self.by_path.get(path), base.tensor(name)) else {
             return Ok(None);
         };
-        let flat = tensor.to_flat();
-        Ok(match (parameter, tensor.shape().as_slice()) {
-            ("weight", &[outputs, inputs]) => {
-                let weight = delta.weight(flat.reshape([outputs, inputs]));
-                Some(weight.reshape([outputs * inputs]))
-            }
-            ("bias", _) if D::CHANGES_BIAS => Some(delta.bias(flat)),
+        Ok(match (parameter, tensor.to_matrix()) {
+            ("weight", Some(matrix)) => Some(tensor.flatten(delta.weight(matrix))),
+            ("bias", None) if D::CHANGES_BIAS => Some(delta.bias(tensor.to_flat())),
             _ => None,
         })
     }

@@ -51,7 +51,7 @@ impl Default for FreezeConfig {
 }
 
 impl FreezeConfig {
-    fn chooses(self, base: &Base) -> impl Fn(&str) -> bool {
+    fn chooses(self, base: &Base) -> impl Fn(&str) -> bool + '_ {
         let first = base
             .dimensions
             .layers
@@ -68,7 +68,7 @@ impl FreezeConfig {
             .map(|linear| format!("{}.", linear.site.path))
             .collect();
         move |name| {
-            Base::layer_of(name).is_some_and(|layer| layer >= first)
+            base.layer_of(name).is_some_and(|layer| layer >= first)
                 && match self.freeze_trainable_modules {
                     TrainableModules::All => true,
                     TrainableModules::FeedForward => feed_forward

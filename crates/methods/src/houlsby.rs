@@ -16,7 +16,8 @@
 //! | merges | no |
 
 use burn::tensor::Tensor;
-use epiphyte_models::{Adapter, Base, Part, Place, Role, Sublayer};
+use epiphyte_models::adapter::Block;
+use epiphyte_models::{Adapter, Base, BaseTensor, ForwardContext, Hook, Role, StandIn, Sublayer};
 use epiphyte_ops::add;
 use serde::{Deserialize, Serialize};
 
@@ -65,15 +66,9 @@ impl HoulsbyConfig {
         }
     }
 
-    fn trains(&self, name: &str) -> bool {
-        self.train_layer_norms && is_norm(name)
+    fn trains(&self, base: &Base, name: &str) -> bool {
+        self.train_layer_norms && base.tensor(name).is_some_and(BaseTensor::is_norm)
     }
-}
-
-/// Whether a tensor belongs to a norm: its module is called one in every family.
-fn is_norm(name: &str) -> bool {
-    let module = name.rsplit('.').nth(1);
-    module.is_some_and(|module| module.to_lowercase().contains("norm"))
 }
 
 impl MethodConfig for HoulsbyConfig {
@@ -126,19 +121,19 @@ impl MethodConfig for HoulsbyConfig {
         Ok(Box::new(Houlsby {
             attention: bottlenecks.declare(base, Role::AttentionOutput, parameters)?,
             feed_forward: bottlenecks.declare(base, Role::FeedForwardOut, parameters)?,
-            norms: Replaced::new(base, parameters, |name| self.trains(name)),
+            norms: Replaced::new(base, parameters, |name| self.trains(base, name)),
             changed: self.count(base)?,
         }))
     }
 
     fn count(&self, base: &Base) -> Result<usize, MethodError> {
-        let one = self.bottlenecks().count(base.dimensions.width)?;
-        let norms = replace::count(base, |name| self.trains(name));
+        let one = self.bottlenecks().count(base.dimensions.hidden_size)?;
+        let norms = replace::count(base, |name| self.trains(base, name));
         Ok(2 * base.dimensions.layers * one + norms)
     }
 
     fn resolved(&self, base: &Base) -> Self {
-        match self.bottlenecks().dim(base.dimensions.width) {
+        match self.bottlenecks().dim(base.dimensions.hidden_size) {
             Ok(dim) => Self {
                 bottleneck_dim: Some(dim),
                 reduction_factor: None,
@@ -159,20 +154,26 @@ struct Houlsby {
 }
 
 impl Adapter for Houlsby {
-    fn parameter(&self, name: &str) -> Option<Tensor<1>> {
+    fn parameter(&self, name: &str) -> Option<StandIn> {
         self.norms.parameter(name)
     }
 
-    fn sublayer(&self, sublayer: &Sublayer<'_>, output: Tensor<2>) -> Tensor<2> {
-        let bottlenecks = match sublayer.part {
-            Part::Attention => &self.attention,
-            Part::FeedForward => &self.feed_forward,
+    fn sublayer(
+        &self,
+        sublayer: &Sublayer<'_>,
+        output: Tensor<2>,
+        _cx: &ForwardContext<'_>,
+    ) -> Tensor<2> {
+        let bottlenecks = match sublayer.block {
+            Block::SelfAttention => &self.attention,
+            Block::FeedForward => &self.feed_forward,
+            Block::CrossAttention => return output,
         };
         add(output.clone(), bottlenecks[sublayer.layer].forward(output))
     }
 
-    fn acts(&self, place: Place<'_>) -> bool {
-        matches!(place, Place::Sublayer) || self.norms.acts(place)
+    fn uses(&self, hook: Hook<'_>) -> bool {
+        matches!(hook, Hook::Sublayer(..)) || self.norms.uses(hook)
     }
 }
 

@@ -14,8 +14,8 @@
 //! | merges | `diag(l) W` and `l ⊙ b`; `W diag(l)` |
 
 use burn::tensor::Tensor;
-use epiphyte_models::{Base, LinearInfo, Product, Site};
-use epiphyte_ops::{Sequences, scale_columns};
+use epiphyte_models::{Base, ForwardContext, LazyLinear, LinearInfo, Site};
+use epiphyte_ops::scale_columns;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -44,23 +44,15 @@ impl Ia3Config {
             target_modules: self.target_modules.as_ref(),
             exclude_modules: self.exclude_modules.as_ref(),
             layers_to_transform: None,
-            defaults: |model_type| match model_type {
-                "bert" => &["key", "value", "output.dense"],
-                _ => &["k_proj", "v_proj", "down_proj"],
-            },
+            defaults: |base| base.default_targets.ia3,
         }
     }
 
     /// Which targets are rescaled at their input.
     fn feed_forward(&self, base: &Base) -> Modules {
-        self.feedforward_modules.clone().unwrap_or_else(|| {
-            let name = if base.dimensions.model_type == "bert" {
-                "output.dense"
-            } else {
-                "down_proj"
-            };
-            Modules::Endings(vec![name.to_owned()])
-        })
+        self.feedforward_modules
+            .clone()
+            .unwrap_or_else(|| Modules::endings(base.default_targets.ia3_feedforward))
     }
 
     /// The targets, each with whether its input is rescaled.
@@ -116,6 +108,7 @@ impl MethodConfig for Ia3Config {
         let targets = self.targets(base)?;
         let mut sides = targets.iter();
         Ok(Box::new(Deltas::new(
+            base,
             targets.iter().map(|target| target.0),
             |linear| {
                 let &(_, at_input) = sides.next().expect("one delta a target");
@@ -186,7 +179,7 @@ impl Delta for Ia3 {
         }
     }
 
-    fn output(&self, _site: &Site, product: Product, _sequences: &Sequences) -> Tensor<2> {
+    fn output(&self, _site: &Site, product: LazyLinear, _cx: &ForwardContext<'_>) -> Tensor<2> {
         let y = product.compute();
         if self.at_input {
             y

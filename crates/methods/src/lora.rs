@@ -15,8 +15,8 @@
 //! | merges | `W + s B A` |
 
 use burn::tensor::Tensor;
-use epiphyte_models::{Base, LinearInfo, Product, Site};
-use epiphyte_ops::{Dropout, LowRank, Sequences};
+use epiphyte_models::{Base, ForwardContext, LazyLinear, LinearInfo, Site};
+use epiphyte_ops::{Dropout, LowRank};
 use indexmap::IndexMap;
 use regex::Regex;
 use serde::{Deserialize, Serialize};
@@ -26,7 +26,7 @@ use crate::MethodError;
 use crate::delta::{Delta, Deltas};
 use crate::method::{Flag, FlagKind, KeyStyle, Method, MethodConfig};
 use crate::parameters::{Init, Param, ParameterSet};
-use crate::targets::{Modules, Selection, query_and_value};
+use crate::targets::{Modules, Selection};
 
 /// The settings of LoRA, under HF PEFT's names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -135,7 +135,7 @@ impl LoraConfig {
             target_modules: self.target_modules.as_ref(),
             exclude_modules: self.exclude_modules.as_ref(),
             layers_to_transform: self.layers_to_transform.as_deref(),
-            defaults: query_and_value,
+            defaults: |base| base.default_targets.lora,
         }
     }
 
@@ -288,6 +288,7 @@ impl MethodConfig for LoraConfig {
         let targets = self.targets(base)?;
         let mut scaled = targets.iter();
         Ok(Box::new(Deltas::new(
+            base,
             targets.iter().map(|target| target.0),
             |linear| {
                 let &(_, rank, scaling) = scaled.next().expect("one delta a target");
@@ -360,12 +361,12 @@ struct Lora {
 }
 
 impl Delta for Lora {
-    fn output(&self, site: &Site, product: Product, sequences: &Sequences) -> Tensor<2> {
+    fn output(&self, site: &Site, product: LazyLinear, cx: &ForwardContext<'_>) -> Tensor<2> {
         product.add_low_rank(LowRank {
             a: self.a.get(),
             b: self.b.get(),
             scale: self.scaling,
-            dropout: Dropout::new(self.dropout, !site.id(), sequences),
+            dropout: Dropout::new(self.dropout, !site.id(), cx.rows),
         })
     }
 

@@ -1,4 +1,4 @@
-//! What a fine-tuning method is, beside what it does in a forward pass.
+//! What a fine-tuning method is, apart from what it does in a forward pass.
 
 use std::fmt::Debug;
 
@@ -8,54 +8,154 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use crate::{MethodError, ParameterSet};
+use crate::calibration::CalibrationData;
+use crate::gradients::Gradients;
+use crate::{MethodError, Param, ParameterSet};
 
 /// Where training stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Moment {
-    /// Optimiser steps finished.
-    pub step: usize,
-    /// Optimiser steps planned.
-    pub total: usize,
+pub struct StepInfo {
+    /// Optimizer steps finished in the run.
+    pub step: u64,
+    /// Optimizer steps planned for the run.
+    pub total: u64,
+    /// The stage, from 0.
+    pub stage: usize,
+    /// Optimizer steps finished in the stage.
+    pub stage_step: u64,
+    /// Optimizer steps planned for the stage.
+    pub stage_total: u64,
 }
 
-/// A method at work on a base: its places in the forward pass ([`Adapter`]) and its life around it.
+/// A part of training with its own learning-rate schedule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stage {
+    /// Its optimizer steps.
+    pub steps: u64,
+    /// What becomes of the optimizer's state when it begins.
+    pub optimizer: OptimizerState,
+}
+
+/// What becomes of the optimizer's state when a stage begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OptimizerState {
+    /// Moments and step counts start anew.
+    Fresh,
+    /// They go on.
+    Kept,
+}
+
+/// A method at work on a base: its hooks in the forward pass ([`Adapter`]) and its life around it.
 ///
-/// Every function but [`Method::merged`] and [`Method::changed`] has a default that fits methods
+/// Every function except [`Method::merged`] and [`Method::changed`] has a default that fits methods
 /// whose parameters are what they store.
 pub trait Method: Adapter + Debug {
+    /// The stages of a run of `steps` optimizer steps; their steps add up to `steps`.
+    fn stages(&self, steps: u64) -> Vec<Stage> {
+        vec![Stage {
+            steps,
+            optimizer: OptimizerState::Fresh,
+        }]
+    }
+
+    /// Called before the first step of each stage, also of the first. May run the training data, set
+    /// masks, and rewind parameters: `head` are those of the task's head.
+    ///
+    /// # Errors
+    /// If the data does not suffice, or running it fails.
+    fn begin_stage(
+        &mut self,
+        _stage: usize,
+        _head: &ParameterSet,
+        _data: &mut dyn CalibrationData,
+    ) -> Result<(), MethodError> {
+        Ok(())
+    }
+
+    /// Called before the forward passes of a step.
+    fn before_step(&mut self, _info: StepInfo) {}
+
     /// Added to the loss of every step.
     fn penalty(&self) -> Option<Tensor<1>> {
         None
     }
 
-    /// Before the forward passes of a step.
-    fn before_step(&mut self, _moment: Moment) {}
+    /// Called when the gradients of a step are complete, before they are clipped and used.
+    fn after_backward(&mut self, _gradients: &mut Gradients, _info: StepInfo) {}
 
-    /// When gradients are complete, before they are clipped and used: one for each parameter, in the order in which
-    /// they were declared, the task's head's after the method's.
-    fn after_backward(&mut self, _gradients: &mut [Option<Tensor<1>>], _moment: Moment) {}
-
-    /// When the optimiser has moved the parameters.
-    fn after_step(&mut self, _moment: Moment) {}
-
-    /// What the adapter's file holds: key and values in shape. By default every parameter.
-    fn stored(&self, parameters: &ParameterSet) -> Vec<Stored> {
-        parameters.iter().map(Stored::of).collect()
+    /// Whether [`Method::after_step`] reads the gradients, which then stay in memory until it returns.
+    fn reads_gradients_after_step(&self) -> bool {
+        false
     }
 
-    /// What the base's tensor `name` becomes when the method is folded into it; none if it stays.
+    /// Called when the optimizer has moved the parameters, with the gradients as it saw them, if the
+    /// method [reads them](Method::reads_gradients_after_step).
+    fn after_step(&mut self, _gradients: &Gradients, _info: StepInfo) {}
+
+    /// Whether a parameter may get no gradient in a step: one of several experts, a layer that is
+    /// frozen for a while.
+    fn may_lack_gradient(&self, _param: &Param) -> bool {
+        false
+    }
+
+    /// What a checkpoint holds of the method beside its parameters, for exact resume.
+    fn state(&self) -> Vec<Stored> {
+        Vec::new()
+    }
+
+    /// Takes back what [`Method::state`] gave.
+    ///
+    /// # Errors
+    /// If something is missing or has another shape.
+    fn restore_state(&mut self, _state: &mut dyn StoredTensors) -> Result<(), MethodError> {
+        Ok(())
+    }
+
+    /// What the adapter's file holds. By default every trained parameter and constant.
+    fn stored(&self, parameters: &ParameterSet) -> Vec<Stored> {
+        parameters.stored().map(Stored::of).collect()
+    }
+
+    /// Takes back what [`Method::stored`] gave.
+    ///
+    /// # Errors
+    /// If a tensor is missing or has another shape.
+    fn load(
+        &mut self,
+        parameters: &ParameterSet,
+        file: &mut dyn StoredTensors,
+    ) -> Result<(), MethodError> {
+        for param in parameters.stored() {
+            if let Some(values) = file.take(param.key(), param.shape())? {
+                param.set_values(values);
+            }
+        }
+        Ok(())
+    }
+
+    /// The settings that the adapter's file gets, where training decides some of them.
+    fn saved_settings(&self, settings: Map<String, Value>) -> Map<String, Value> {
+        settings
+    }
+
+    /// What the base's tensor `name` becomes when the method is folded into it, in the order in which
+    /// Hugging Face stores it; none if it stays.
     ///
     /// # Errors
     /// [`MethodError::NotMergeable`] for methods that are more than a change of weights.
     fn merged(&self, name: &str, base: &Base) -> Result<Option<Tensor<1>>, MethodError>;
 
-    /// How many values of the deployed base differ from the frozen one; what a method adds beside
+    /// The number of values of the deployed base that differ from the frozen one; what a method adds to
     /// the base counts as changed too.
     fn changed(&self) -> usize;
+
+    /// The number of values that gradients move. By default those of every trained parameter.
+    fn trainable(&self, parameters: &ParameterSet) -> usize {
+        parameters.count()
+    }
 }
 
-/// One tensor of an adapter's file.
+/// One tensor of an adapter's file or of a checkpoint.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stored {
     /// The key, without the prefix that all keys share.
@@ -63,18 +163,77 @@ pub struct Stored {
     /// The shape.
     pub shape: Vec<usize>,
     /// The values, row-major.
-    pub values: Vec<f32>,
+    pub values: StoredValues,
+}
+
+/// The values of a stored tensor.
+#[derive(Clone, Debug, PartialEq)]
+pub enum StoredValues {
+    /// 32-bit floating point.
+    F32(Vec<f32>),
+    /// 32-bit integers: indices.
+    I32(Vec<i32>),
+}
+
+impl StoredValues {
+    /// The number of values.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::F32(values) => values.len(),
+            Self::I32(values) => values.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 impl Stored {
     /// A parameter as it is now.
-    pub fn of(param: &crate::Param) -> Self {
+    pub fn of(param: &Param) -> Self {
+        Self::f32(param.key(), param.shape(), param.to_vec())
+    }
+
+    /// Floating-point values under a key.
+    pub fn f32(key: impl Into<String>, shape: &[usize], values: Vec<f32>) -> Self {
         Self {
-            key: param.key().to_owned(),
-            shape: param.shape().to_vec(),
-            values: param.to_vec(),
+            key: key.into(),
+            shape: shape.to_vec(),
+            values: StoredValues::F32(values),
         }
     }
+
+    /// Indices under a key.
+    pub fn i32(key: impl Into<String>, values: Vec<i32>) -> Self {
+        Self {
+            key: key.into(),
+            shape: vec![values.len()],
+            values: StoredValues::I32(values),
+        }
+    }
+}
+
+/// Tensors of a file, taken by key.
+///
+/// What is missing or has another shape is noted and reported with everything else that is wrong with
+/// the file; [`StoredTensors::take`] then returns nothing.
+pub trait StoredTensors {
+    /// The shape of a tensor.
+    fn shape(&self, key: &str) -> Option<Vec<usize>>;
+
+    /// Takes a floating-point tensor of this shape, row-major.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    fn take(&mut self, key: &str, shape: &[usize]) -> Result<Option<Vec<f32>>, MethodError>;
+
+    /// Takes a vector of indices, of any length.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    fn take_indices(&mut self, key: &str) -> Result<Option<Vec<i32>>, MethodError>;
 }
 
 /// How keys of an adapter's file begin (HF PEFT's rules).
@@ -178,8 +337,8 @@ pub trait MethodConfig:
     /// What the file says where the configuration leaves it to the base: resolved targets, widths.
     fn resolved(&self, base: &Base) -> Self;
 
-    /// The configuration under which what the file stores are the parameters; another one only where
-    /// training uses tensors that are dropped afterwards.
+    /// The configuration for loading a saved adapter. Differs from `self` only if training uses tensors
+    /// that are not saved (prefix MLP).
     fn stored(&self) -> Self {
         self.clone()
     }

@@ -17,7 +17,8 @@
 //! | merges | no |
 
 use burn::tensor::Tensor;
-use epiphyte_models::{Adapter, Base, Part, Place, Role, Sublayer};
+use epiphyte_models::adapter::Block;
+use epiphyte_models::{Adapter, Base, ForwardContext, Hook, Role, Sublayer};
 use serde::{Deserialize, Serialize};
 
 use crate::bottleneck::{Bottleneck, InitWeights, Settings, not_mergeable};
@@ -110,11 +111,11 @@ impl MethodConfig for PfeifferConfig {
     }
 
     fn count(&self, base: &Base) -> Result<usize, MethodError> {
-        Ok(base.dimensions.layers * self.bottlenecks().count(base.dimensions.width)?)
+        Ok(base.dimensions.layers * self.bottlenecks().count(base.dimensions.hidden_size)?)
     }
 
     fn resolved(&self, base: &Base) -> Self {
-        match self.bottlenecks().dim(base.dimensions.width) {
+        match self.bottlenecks().dim(base.dimensions.hidden_size) {
             Ok(dim) => Self {
                 bottleneck_dim: Some(dim),
                 reduction_factor: None,
@@ -133,18 +134,23 @@ struct Pfeiffer {
 }
 
 impl Adapter for Pfeiffer {
-    fn sublayer(&self, sublayer: &Sublayer<'_>, output: Tensor<2>) -> Tensor<2> {
-        match sublayer.part {
-            Part::Attention => output,
-            Part::FeedForward => {
-                let z = (sublayer.close)(output.clone());
+    fn sublayer(
+        &self,
+        sublayer: &Sublayer<'_>,
+        output: Tensor<2>,
+        _cx: &ForwardContext<'_>,
+    ) -> Tensor<2> {
+        match sublayer.block {
+            Block::SelfAttention | Block::CrossAttention => output,
+            Block::FeedForward => {
+                let z = (sublayer.add_residual)(output.clone());
                 output + self.feed_forward[sublayer.layer].forward(z)
             }
         }
     }
 
-    fn acts(&self, place: Place<'_>) -> bool {
-        matches!(place, Place::Sublayer)
+    fn uses(&self, hook: Hook<'_>) -> bool {
+        matches!(hook, Hook::Sublayer(_, Block::FeedForward))
     }
 }
 

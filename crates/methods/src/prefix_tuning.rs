@@ -25,8 +25,8 @@
 //! | merges | no |
 
 use burn::tensor::Tensor;
-use epiphyte_models::seam::name_id;
-use epiphyte_models::{Adapter, Base, Place};
+use epiphyte_models::adapter::name_id;
+use epiphyte_models::{Adapter, Base, Hook};
 use epiphyte_ops::{Activation, Prefix, Sequences, dropout};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -359,7 +359,7 @@ impl Prefixes {
     }
 
     /// Dropout with the key of the batch's first sequence, for all sequences alike.
-    fn dropped(&self, x: Tensor<2>, place: &str, sequences: &Sequences) -> Tensor<2> {
+    fn dropped(&self, x: Tensor<2>, place: &str, cx: &ForwardContext<'_>) -> Tensor<2> {
         let rows = Sequences::new(vec![0, self.length]);
         match sequences.keys().and_then(<[u64]>::first) {
             Some(&key) => dropout(x, self.dropout, name_id(place), &rows.with_keys(vec![key])),
@@ -373,7 +373,7 @@ impl Adapter for Prefixes {
         self.length
     }
 
-    fn prefix(&self, layer: usize, _x: &Tensor<2>, sequences: &Sequences) -> Option<Prefix> {
+    fn prefix(&self, layer: usize, _x: &Tensor<2>, cx: &ForwardContext<'_>) -> Option<Prefix> {
         let both = self.dropped(self.of_layer(layer), &format!("prefix.{layer}"), sequences);
         Some(Prefix {
             keys: both.clone().narrow(1, 0, self.width),
@@ -381,8 +381,8 @@ impl Adapter for Prefixes {
         })
     }
 
-    fn acts(&self, place: Place<'_>) -> bool {
-        matches!(place, Place::Prefix)
+    fn uses(&self, hook: Hook<'_>) -> bool {
+        matches!(hook, Hook::Prefix(_))
     }
 }
 

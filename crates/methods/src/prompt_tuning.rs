@@ -21,8 +21,8 @@
 //! | merges | no |
 
 use burn::tensor::Tensor;
-use epiphyte_models::seam::name_id;
-use epiphyte_models::{Adapter, Base, BaseTensor, Embedded, Place};
+use epiphyte_models::adapter::name_id;
+use epiphyte_models::{Adapter, Base, Embedded, ForwardContext, Hook};
 use epiphyte_ops::{FrozenMatrix, random, rows};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -82,7 +82,7 @@ impl Default for PromptTuningConfig {
 
 impl PromptTuningConfig {
     fn init(&self, base: &Base, seed: u64) -> Result<Init, MethodError> {
-        let table = word_embeddings(base);
+        let table = base.word_embedding_table();
         let count = self.num_virtual_tokens;
         let start = match self.prompt_tuning_init {
             PromptTuningInit::Random => return Ok(Init::Normal { std: 1.0 }),
@@ -134,14 +134,9 @@ impl PromptTuningConfig {
             }
         };
         let [_, width] = table.shape();
-        Ok(Init::Base(start.reshape([count * width])))
-    }
-}
-
-fn word_embeddings(base: &Base) -> &FrozenMatrix {
-    match base.tensor(&base.word_embeddings) {
-        Some(BaseTensor::Matrix(table)) => table,
-        _ => unreachable!("a base has its table of word embeddings"),
+        let start = start.reshape::<1, _>([count * width]).try_into_vec_as::<f32>();
+        let start = start.expect("embeddings are f32 and on a device that can be read");
+        Ok(Init::Values(start.into()))
     }
 }
 
@@ -223,7 +218,7 @@ impl MethodConfig for PromptTuningConfig {
     ) -> Result<Box<dyn Method>, MethodError> {
         virtual_tokens::check(Self::NAME, self.num_virtual_tokens, base)?;
         let init = self.init(base, parameters.seed())?;
-        let shape = [self.num_virtual_tokens, base.dimensions.width];
+        let shape = [self.num_virtual_tokens, base.dimensions.hidden_size];
         Ok(Box::new(PromptTuning {
             prompt: parameters.declare(KEY, &shape, init),
         }))
@@ -231,7 +226,7 @@ impl MethodConfig for PromptTuningConfig {
 
     fn count(&self, base: &Base) -> Result<usize, MethodError> {
         virtual_tokens::check(Self::NAME, self.num_virtual_tokens, base)?;
-        Ok(self.num_virtual_tokens * base.dimensions.width)
+        Ok(self.num_virtual_tokens * base.dimensions.hidden_size)
     }
 
     fn resolved(&self, _base: &Base) -> Self {
@@ -251,7 +246,7 @@ impl MethodConfig for PromptTuningConfig {
     }
 
     fn computed(&self, base: &Base) -> Map<String, Value> {
-        virtual_tokens::computed(base, base.dimensions.heads, base.dimensions.width)
+        virtual_tokens::computed(base, base.dimensions.heads, base.dimensions.hidden_size)
     }
 
     fn peft_defaults() -> Map<String, Value> {
@@ -270,11 +265,16 @@ struct PromptTuning {
 }
 
 impl Adapter for PromptTuning {
-    fn embeddings(&self, embedded: Embedded) -> Embedded {
+    fn virtual_tokens(&self) -> usize {
+        self.prompt.shape()[0]
+    }
+
+    fn embeddings(&self, embedded: Embedded, _cx: &ForwardContext<'_>) -> Embedded {
         let Embedded {
             states,
             type_ids,
-            sequences,
+            rows: sequences,
+            decoder,
         } = embedded;
         let count = self.prompt.shape()[0];
         let mut order = Vec::with_capacity(sequences.tokens() + count * sequences.count());
@@ -288,11 +288,12 @@ impl Adapter for PromptTuning {
         Embedded {
             states: rows(Tensor::cat(vec![self.prompt.get(), states], 0), &order),
             type_ids: with_prompt,
-            sequences: sequences.prepended(count),
+            rows: sequences.prepended(count),
+            decoder,
         }
     }
 
-    fn acts(&self, _place: Place<'_>) -> bool {
+    fn uses(&self, _hook: Hook<'_>) -> bool {
         false
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::Tensor;
-use epiphyte_models::{Adapter, Base, Place};
+use epiphyte_models::{Adapter, Base, Hook, StandIn};
 
 use crate::parameters::{Init, Param, ParameterSet};
 use crate::{Method, MethodError};
@@ -35,7 +35,7 @@ impl Replaced {
             .into_iter()
             .map(|name| {
                 let tensor = base.tensor(name).expect("names are the base's own");
-                let init = Init::Base(tensor.to_flat());
+                let init = Init::Base(tensor.clone());
                 (
                     name.to_owned(),
                     parameters.declare(name, &tensor.shape(), init),
@@ -76,16 +76,17 @@ pub fn count(base: &Base, choose: impl Fn(&str) -> bool) -> usize {
 }
 
 impl Adapter for Replaced {
-    fn parameter(&self, name: &str) -> Option<Tensor<1>> {
-        self.by_name.get(name).map(Param::flat)
+    fn parameter(&self, name: &str) -> Option<StandIn> {
+        let param = self.by_name.get(name)?;
+        Some(StandIn::Tensor(param.flat()))
     }
 
     fn first_layer(&self) -> usize {
         self.first_layer
     }
 
-    fn acts(&self, place: Place<'_>) -> bool {
-        matches!(place, Place::Parameter(name) if self.by_name.contains_key(name))
+    fn uses(&self, hook: Hook<'_>) -> bool {
+        matches!(hook, Hook::Parameter(name) if self.by_name.contains_key(name))
     }
 }
 

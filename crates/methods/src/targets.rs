@@ -4,7 +4,7 @@
 //! regular expression that must match the whole path, or `all-linear`, which is every linear map but
 //! the head. `exclude_modules` removes, `layers_to_transform` narrows.
 
-use epiphyte_models::{Base, BaseTensor, LinearInfo, Role};
+use epiphyte_models::{Base, LinearInfo, Role};
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +24,11 @@ pub enum Modules {
 }
 
 impl Modules {
+    /// Path endings.
+    pub fn endings(names: &[&str]) -> Self {
+        Self::Endings(names.iter().map(|&name| name.to_owned()).collect())
+    }
+
     /// From the command line: names separated by commas, or anything else as a pattern.
     pub fn parse(text: &str) -> Self {
         let is_name = |name: &str| {
@@ -79,7 +84,7 @@ pub struct Selection<'a> {
     /// Only these layers.
     pub layers_to_transform: Option<&'a [usize]>,
     /// What to take where the configuration names nothing, by model type.
-    pub defaults: fn(model_type: &str) -> &'static [&'static str],
+    pub defaults: fn(&Base) -> &'static [&'static str],
 }
 
 impl Selection<'_> {
@@ -138,7 +143,7 @@ impl Selection<'_> {
         let linears = base.linears();
         let tables = base.tensors().iter().filter_map(|(name, tensor)| {
             let path = name.strip_suffix(".weight")?;
-            let is_table = matches!(tensor, BaseTensor::Matrix(_))
+            let is_table = tensor.matrix().is_some()
                 && linears.iter().all(|linear| linear.site.path != path);
             is_table.then_some((path, "a table of embeddings"))
         });
@@ -179,27 +184,18 @@ impl Selection<'_> {
     /// What is taken: as configured, or the default of the model's family.
     pub fn targets(&self, base: &Base) -> Modules {
         self.target_modules.cloned().unwrap_or_else(|| {
-            let names = (self.defaults)(&base.dimensions.model_type);
-            Modules::Endings(names.iter().map(|&name| name.to_owned()).collect())
+            Modules::endings((self.defaults)(base))
         })
-    }
-}
-
-/// HF PEFT's default targets of LoRA and its kin: queries and values.
-pub fn query_and_value(model_type: &str) -> &'static [&'static str] {
-    match model_type {
-        "bert" => &["query", "value"],
-        _ => &["q_proj", "v_proj"],
     }
 }
 
 #[cfg(test)]
 mod tests {
     use burn::tensor::Device;
-    use epiphyte_models::{ModelConfig, Task, Transformer, random_model};
+    use epiphyte_models::{HeadKind, Model, ModelConfig, random_model};
     use epiphyte_ops::Precision;
 
-    use super::{ALL_LINEAR, Modules, Selection, ends_with, query_and_value};
+    use super::{ALL_LINEAR, Modules, Selection, ends_with};
 
     #[test]
     fn endings_stop_at_dots() {
@@ -234,13 +230,13 @@ mod tests {
         );
     }
 
-    fn llama() -> Box<dyn Transformer> {
+    fn llama() -> Model {
         let config =
             br#"{"model_type": "llama", "vocab_size": 8, "hidden_size": 8, "intermediate_size": 8,
             "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 8}"#;
         let config = ModelConfig::parse("config.json".as_ref(), config).unwrap();
-        let task = Task::CausalLanguageModelling;
-        random_model(&config, task, &Device::default(), Precision::F32, 0).unwrap()
+        let head = HeadKind::LanguageModel;
+        random_model(&config, head, &Device::default(), Precision::F32, 0).unwrap()
     }
 
     #[test]
@@ -253,7 +249,7 @@ mod tests {
                 target_modules: Some(&targets),
                 exclude_modules: exclude.as_ref(),
                 layers_to_transform: None,
-                defaults: query_and_value,
+                defaults: |base| base.default_targets.lora,
             };
             selection
                 .of(model.base())

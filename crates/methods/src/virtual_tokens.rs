@@ -36,7 +36,8 @@ pub(crate) fn computed(base: &Base, heads: usize, token_dim: usize) -> Map<Strin
 
 /// Checks that there is at least one virtual token and room for a real one.
 pub(crate) fn check(method: &'static str, count: usize, base: &Base) -> Result<(), MethodError> {
-    let most = base.dimensions.max_positions.saturating_sub(1);
+    let most = base.dimensions.max_positions.unwrap_or(usize::MAX);
+    let most = most.saturating_sub(1);
     if (1..=most).contains(&count) {
         return Ok(());
     }

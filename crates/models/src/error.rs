@@ -76,7 +76,7 @@ pub enum ModelError {
         /// Its `model_type`, or its first `architectures` entry where it has none.
         found: String,
         /// The model types that are supported.
-        supported: &'static str,
+        supported: String,
     },
 
     /// A value in a configuration file has the wrong type or makes no sense.
@@ -90,13 +90,13 @@ pub enum ModelError {
         problem: String,
     },
 
-    /// The family has no head for the task.
-    #[error("a {model_type} model cannot be used for {task}")]
-    TaskNotSupported {
+    /// The family has no such head.
+    #[error("a {model_type} model cannot have {head}")]
+    NoHead {
         /// The family.
         model_type: &'static str,
-        /// The task.
-        task: String,
+        /// The head.
+        head: String,
     },
 
     /// A value in a configuration file is meaningful, but not implemented.
@@ -356,6 +356,14 @@ pub struct WrongDtype {
 }
 
 impl ModelError {
+    /// A family has no such head.
+    pub(crate) fn no_head(model_type: &'static str, head: impl ToString) -> Self {
+        Self::NoHead {
+            model_type,
+            head: head.to_string(),
+        }
+    }
+
     /// One error for everything that went wrong while `loaded` of `wanted` tensors were read: the
     /// tensors' problems together, or the first failure that is about something else than a tensor.
     pub fn incomplete(loaded: usize, wanted: usize, failures: Vec<Self>) -> Self {

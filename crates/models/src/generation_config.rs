@@ -6,7 +6,8 @@
 use std::path::Path;
 
 use crate::ModelError;
-use crate::config::ModelConfig;
+use crate::config::token_ids;
+use crate::families::ModelConfig;
 use crate::json::JsonObject;
 
 /// The file's name in a model directory.
@@ -37,16 +38,11 @@ impl GenerationConfig {
     }
 
     fn from_config(config: &ModelConfig) -> Self {
-        match config {
-            ModelConfig::Bert(config) => Self {
-                pad_token_id: config.pad_token_id,
-                ..Self::default()
-            },
-            ModelConfig::Llama(config) => Self {
-                bos_token_id: config.bos_token_id,
-                eos_token_ids: config.eos_token_ids.clone(),
-                pad_token_id: config.pad_token_id,
-            },
+        let facts = config.facts();
+        Self {
+            bos_token_id: facts.bos_token_id,
+            eos_token_ids: facts.eos_token_ids.clone(),
+            pad_token_id: facts.pad_token_id,
         }
     }
 
@@ -60,30 +56,4 @@ impl GenerationConfig {
             pad_token_id: first("pad_token_id")?,
         })
     }
-}
-
-/// A key that holds one token id, a list of them, or `null`. Negative ids, which some published
-/// files have for "none", are left out.
-pub(crate) fn token_ids(
-    json: &JsonObject,
-    key: &str,
-    default: Option<u32>,
-) -> Result<Vec<u32>, ModelError> {
-    #[derive(serde::Deserialize)]
-    #[serde(untagged)]
-    enum Ids {
-        One(i64),
-        Many(Vec<i64>),
-    }
-    let ids = match json.get(key, default.map(|id| Ids::One(id.into())))? {
-        None => Vec::new(),
-        Some(Ids::One(id)) => vec![id],
-        Some(Ids::Many(ids)) => ids,
-    };
-    ids.into_iter()
-        .filter(|&id| id >= 0)
-        .map(|id| {
-            u32::try_from(id).map_err(|_| json.invalid(key, format!("{id} is not a token id")))
-        })
-        .collect()
 }

@@ -1,50 +1,53 @@
-//! Transformer families from Hugging Face directories, with a seam at every place where a fine-tuning
+//! Transformer families from Hugging Face directories, with a hook at every place where a fine-tuning
 //! method acts.
 //!
 //! [`load`] reads `config.json` and the safetensors of a directory, checks every tensor, and returns a
-//! [`Transformer`]: tokens in, logits or a loss out. The model asks an [`Adapter`] at each place
-//! ([`seam`]); [`Identity`] leaves the base as it is.
+//! [`Model`]: tokens in, logits or a loss out. The model calls an [`Adapter`] at each hook
+//! ([`adapter`]); [`Identity`] leaves the base as it is.
 //!
 //! ```no_run
 //! use burn::tensor::Device;
-//! use epiphyte_models::{Identity, LoadOptions, Task, Tokens, load};
+//! use epiphyte_models::{HeadKind, Identity, LoadOptions, Tokens, load};
 //! use epiphyte_ops::Sequences;
 //!
-//! let task = Task::SequenceClassification { labels: 2 };
-//! let loaded = load("bert-base-uncased".as_ref(), task, &Device::default(), &LoadOptions::default())?;
-//! let tokens = Tokens {
-//!     ids: &[101, 7592, 102],
-//!     type_ids: &[0, 0, 0],
-//!     sequences: Sequences::new(vec![0, 3]),
-//! };
+//! let head = HeadKind::Classification { labels: 2 };
+//! let loaded = load("bert-base-uncased".as_ref(), head, &Device::default(), &LoadOptions::default())?;
+//! let tokens = Tokens::new(&[101, 7592, 102], &[0, 0, 0], Sequences::new(vec![0, 3]));
 //! println!("{}", loaded.model.logits(&tokens, &Identity));
 //! # Ok::<(), epiphyte_models::ModelError>(())
 //! ```
 
+pub mod adapter;
 pub mod atomic_file;
+mod backbone;
 mod base;
-mod bert;
+pub mod blocks;
+mod builder;
 pub mod checkpoint;
 pub mod config;
 pub mod error;
+pub mod families;
 pub mod generation_config;
-mod group;
+pub mod heads;
 mod json;
 pub mod keys;
-mod llama;
 mod load;
 mod model;
 pub mod rope;
 pub mod safetensors_file;
-pub mod seam;
+mod tokens;
 
-pub use base::{Base, BaseTensor, Dimensions, Linear, LinearInfo};
-pub use bert::Bert;
+pub use adapter::{
+    Adapter, AdapterBatch, Embedded, Entry, ForwardContext, Hidden, Hook, Identity, LazyLinear,
+    Role, Site, StandIn, Stream, Sublayer,
+};
+pub use backbone::Backbone;
+pub use base::{Base, BaseTensor, DefaultTargets, Depth, Dimensions, LinearInfo};
+pub use builder::{Builder, Source};
 pub use checkpoint::Checkpoint;
-pub use config::ModelConfig;
 pub use error::ModelError;
-pub use group::Group;
-pub use llama::Llama;
-pub use load::{LoadOptions, Loaded, load, random_model};
-pub use model::{Goal, Hidden, Loss, Targets, Task, Tokens, Transformer};
-pub use seam::{Adapter, Embedded, Identity, Part, Place, Product, Role, Site, Sublayer};
+pub use families::{ConfigFacts, ModelConfig};
+pub use heads::HeadKind;
+pub use load::{LoadOptions, Loaded, RandomSource, load, random_model};
+pub use model::{DECODER_STREAM, ENCODER_STREAM, Loss, LossRows, Model, Targets};
+pub use tokens::{DecoderTokens, Mode, Tokens};

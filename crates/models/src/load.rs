@@ -4,23 +4,23 @@ use std::path::Path;
 use std::sync::Arc;
 
 use burn::tensor::Device;
-use epiphyte_ops::{Activation, Precision, Source as Values, random};
+use epiphyte_ops::{Precision, Source as Values, random};
 
 use crate::ModelError;
-use crate::base::{Base, Builder, Source};
-use crate::bert::Bert;
+use crate::adapter::name_id;
+use crate::base::Base;
+use crate::builder::{Builder, Source};
 use crate::checkpoint::Checkpoint;
-use crate::config::ModelConfig;
-use crate::keys::{KeyRules, TensorReader};
-use crate::llama::Llama;
-use crate::model::{Task, Transformer};
-use crate::seam::name_id;
+use crate::families::ModelConfig;
+use crate::heads::HeadKind;
+use crate::keys::TensorReader;
+use crate::model::Model;
 
 /// A model read from a directory.
 #[derive(Debug)]
 pub struct Loaded {
     /// The model.
-    pub model: Box<dyn Transformer>,
+    pub model: Model,
     /// Its `config.json`.
     pub config: ModelConfig,
     /// SHA-256 of the checkpoint's tensors, in hexadecimal.
@@ -29,7 +29,7 @@ pub struct Loaded {
     pub has_head: bool,
 }
 
-/// What may be said about loading beside the directory and the task.
+/// How a model is loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct LoadOptions {
     /// In which type frozen matrices are kept.
@@ -40,7 +40,7 @@ pub struct LoadOptions {
     pub base_dropout: Option<f64>,
 }
 
-/// Reads the model of a Hugging Face directory for a task.
+/// Reads the model of a Hugging Face directory, with this head.
 ///
 /// A head that the checkpoint does not have starts at random from `seed`, as transformers starts it:
 /// normal with the configuration's `initializer_range`, bias zero.
@@ -50,34 +50,34 @@ pub struct LoadOptions {
 /// [`Precision::check`].
 pub fn load(
     dir: &Path,
-    task: Task,
+    head: HeadKind,
     device: &Device,
     options: &LoadOptions,
 ) -> Result<Loaded, ModelError> {
-    read(dir, task, device, options, None)
+    read(dir, head, device, options, None)
 }
 
 impl Loaded {
-    /// The same directory for another task, or with another head: all tensors but the head's are shared with this
-    /// one, so that it costs next to no memory.
+    /// The same directory with another head. All tensors except the head's are shared with this one, so
+    /// that it costs next to no memory.
     ///
     /// # Errors
     /// As [`load`].
-    pub fn for_task(
+    pub fn with_head(
         &self,
         dir: &Path,
-        task: Task,
+        head: HeadKind,
         device: &Device,
         options: &LoadOptions,
     ) -> Result<Self, ModelError> {
-        read(dir, task, device, options, Some(self.model.base()))
+        read(dir, head, device, options, Some(self.model.base()))
     }
 }
 
 /// Reads a model, taking from `shared` what that has already.
 fn read(
     dir: &Path,
-    task: Task,
+    head: HeadKind,
     device: &Device,
     options: &LoadOptions,
     shared: Option<&Base>,
@@ -85,28 +85,24 @@ fn read(
     options.precision.check(device)?;
     let mut config = ModelConfig::open(dir)?;
     if let Some(p) = options.base_dropout {
-        set_dropout(&mut config, p);
+        config = config.with_dropout(p);
     }
+    let family = config.family();
     let checkpoint = Arc::new(Checkpoint::open(dir)?);
     let mut source = FromCheckpoint {
         checkpoint: checkpoint.clone(),
-        reader: TensorReader::new(&checkpoint, rules(&config, task)),
-        initializer_range: initializer_range(&config),
+        reader: TensorReader::new(&checkpoint, family.key_rules(head)),
+        task_head: family.task_head(head),
+        initializer_range: config.facts().initializer_range,
         seed: options.seed,
         has_head: true,
     };
-    let tied = match &config {
-        ModelConfig::Llama(llama) if llama.tie_word_embeddings => source
-            .reader
-            .is_tied("lm_head.weight", "model.embed_tokens.weight"),
-        _ => false,
+    let tied = match family.tied() {
+        Some([copy, original]) => source.reader.is_tied(copy, original),
+        None => false,
     };
-    let model = build(
-        &config,
-        task,
-        tied,
-        Builder::new(&mut source, device, options.precision).sharing(shared),
-    )?;
+    let builder = Builder::new(&mut source, device, options.precision).sharing(shared);
+    let model = family.build(head, tied, builder)?;
     let has_head = source.has_head;
     if shared.is_none() {
         source.reader.finish()?;
@@ -124,93 +120,28 @@ fn read(
 /// `initializer_range`, biases zero, norms one, as transformers starts a model.
 ///
 /// # Errors
-/// If the configuration and the task do not fit; as [`Precision::check`].
+/// If the family has no such head; as [`Precision::check`].
 pub fn random_model(
     config: &ModelConfig,
-    task: Task,
+    head: HeadKind,
     device: &Device,
     precision: Precision,
     seed: u64,
-) -> Result<Box<dyn Transformer>, ModelError> {
+) -> Result<Model, ModelError> {
     precision.check(device)?;
-    let mut source = Random {
-        initializer_range: initializer_range(config),
+    let mut source = RandomSource {
+        initializer_range: config.facts().initializer_range,
         seed,
     };
-    build(
-        config,
-        task,
-        true,
-        Builder::new(&mut source, device, precision),
-    )
-}
-
-fn build(
-    config: &ModelConfig,
-    task: Task,
-    tied: bool,
-    builder: Builder<'_>,
-) -> Result<Box<dyn Transformer>, ModelError> {
-    Ok(match config {
-        ModelConfig::Bert(config) => Box::new(Bert::build(config, task, builder)?),
-        ModelConfig::Llama(config) => Box::new(Llama::build(config, task, tied, builder)?),
-    })
-}
-
-/// The activation function of a configuration.
-pub(crate) fn activation(name: &str) -> Result<Activation, ModelError> {
-    name.parse().map_err(|_| ModelError::UnsupportedConfig {
-        path: "config.json".into(),
-        key: "hidden_act".to_owned(),
-        found: name.to_owned(),
-        supported: "gelu, gelu_new, gelu_pytorch_tanh, relu, silu, swish, tanh",
-    })
-}
-
-/// What checkpoints of a family may hold beyond what the model for `task` wants.
-fn rules(config: &ModelConfig, task: Task) -> KeyRules {
-    match (config, task.outputs()) {
-        (ModelConfig::Bert(_), _) => KeyRules {
-            base_prefix: "bert.",
-            ignorable: &[
-                "embeddings.position_ids",
-                "cls.predictions.",
-                "cls.seq_relationship.",
-            ],
-        },
-        (ModelConfig::Llama(_), Some(_)) => KeyRules {
-            base_prefix: "model.",
-            ignorable: &["rotary_emb.inv_freq", "lm_head.weight"],
-        },
-        (ModelConfig::Llama(_), None) => KeyRules {
-            base_prefix: "model.",
-            ignorable: &["rotary_emb.inv_freq", "score.weight"],
-        },
-    }
-}
-
-fn set_dropout(config: &mut ModelConfig, p: f64) {
-    match config {
-        ModelConfig::Bert(config) => {
-            config.hidden_dropout_prob = p;
-            config.attention_probs_dropout_prob = p;
-            config.classifier_dropout = None;
-        }
-        ModelConfig::Llama(config) => config.attention_dropout = p,
-    }
-}
-
-fn initializer_range(config: &ModelConfig) -> f64 {
-    match config {
-        ModelConfig::Bert(config) => config.initializer_range,
-        ModelConfig::Llama(config) => config.initializer_range,
-    }
+    let builder = Builder::new(&mut source, device, precision);
+    config.family().build(head, true, builder)
 }
 
 /// A checkpoint, with a random head where it has none.
 struct FromCheckpoint<'c> {
     checkpoint: Arc<Checkpoint>,
     reader: TensorReader<'c>,
+    task_head: Option<&'static str>,
     initializer_range: f64,
     seed: u64,
     has_head: bool,
@@ -218,9 +149,10 @@ struct FromCheckpoint<'c> {
 
 impl Source for FromCheckpoint<'_> {
     fn open(&mut self, name: &str, shape: &[usize]) -> Result<Arc<Values>, ModelError> {
-        let is_head = ["classifier.", "score."]
-            .iter()
-            .any(|head| name.starts_with(head));
+        let is_head = self
+            .task_head
+            .and_then(|head| name.strip_prefix(head))
+            .is_some_and(|rest| rest.starts_with('.'));
         if is_head && !self.reader.contains(name) {
             self.has_head = false;
             return Ok(initial(name, shape, self.initializer_range, self.seed));
@@ -234,13 +166,16 @@ impl Source for FromCheckpoint<'_> {
     }
 }
 
-/// Nothing but a seed.
-struct Random {
-    initializer_range: f64,
-    seed: u64,
+/// An initializer: every tensor follows from its name and a seed.
+#[derive(Clone, Copy, Debug)]
+pub struct RandomSource {
+    /// Standard deviation of matrices.
+    pub initializer_range: f64,
+    /// The seed.
+    pub seed: u64,
 }
 
-impl Source for Random {
+impl Source for RandomSource {
     fn open(&mut self, name: &str, shape: &[usize]) -> Result<Arc<Values>, ModelError> {
         Ok(initial(name, shape, self.initializer_range, self.seed))
     }

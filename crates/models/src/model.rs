@@ -1,333 +1,310 @@
-//! A model with a task: tokens in, logits or a loss out.
+//! A model: a frozen base, its backbone, and a head.
 
-use std::fmt;
 use std::ops::Range;
 
 use burn::tensor::Tensor;
 use epiphyte_ops::{
-    Angles, IGNORED, Sequences, cross_entropy, language_model_loss, mean_squared_error,
+    IGNORED, Sequences, cross_entropy, language_model_loss, mean_squared_error,
 };
 
-use crate::base::{Base, Linear};
-use crate::group::{self, apart};
-use crate::seam::{Adapter, Place};
+use crate::adapter::{
+    Adapter, AdapterBatch, BASE_STREAM, Entry, Hidden, Identity, Owner, Stream,
+};
+use crate::backbone::Backbone;
+use crate::base::Base;
+use crate::heads::{ClassificationHead, Head, LanguageModelHead};
+use crate::tokens::{Mode, Tokens};
 
-/// What the model's head is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Task {
-    /// One class of so many for each text.
-    SequenceClassification {
-        /// How many classes.
-        labels: usize,
-    },
-    /// One number for each text.
-    Regression,
-    /// The next token for each token.
-    CausalLanguageModelling,
+/// A model with a head.
+#[derive(Debug)]
+pub struct Model {
+    base: Base,
+    backbone: Box<dyn Backbone>,
+    head: Head,
 }
 
-impl Task {
-    /// Width of the task's own head; none where the language model's head is used.
-    pub fn outputs(self) -> Option<usize> {
-        match self {
-            Self::SequenceClassification { labels } => Some(labels),
-            Self::Regression => Some(1),
-            Self::CausalLanguageModelling => None,
-        }
-    }
-}
-
-impl fmt::Display for Task {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::SequenceClassification { .. } => "sequence-classification",
-            Self::Regression => "regression",
-            Self::CausalLanguageModelling => "causal-language-modelling",
-        })
-    }
-}
-
-/// Token sequences laid end to end.
-#[derive(Clone, Debug)]
-pub struct Tokens<'a> {
-    /// Token numbers.
-    pub ids: &'a [u32],
-    /// Segments, as many as tokens; ignored by models without segments.
-    pub type_ids: &'a [u32],
-    /// Where the sequences are.
-    pub sequences: Sequences,
-}
-
-/// The states between two layers, or after the last.
-#[derive(Clone, Debug)]
-pub struct Hidden {
-    /// `[tokens, width]`, virtual tokens included.
-    pub states: Tensor<2>,
-    /// The sequences that the rows form.
-    pub sequences: Sequences,
-    /// The rows' rotary angles, where the model has such; none above the last attention.
-    pub(crate) angles: Option<Angles>,
-}
-
-impl Hidden {
-    /// Other states of the same rows.
-    #[must_use]
-    pub fn with(&self, states: Tensor<2>) -> Self {
-        Self {
-            states,
-            ..self.clone()
-        }
-    }
-
-    /// Some of the rows, in ascending order, for what needs no neighbours any more.
-    #[must_use]
-    pub fn picked(&self, rows: &[usize]) -> Self {
-        if rows.len() == self.sequences.tokens() {
-            return self.clone();
-        }
-        Self {
-            states: epiphyte_ops::rows(self.states.clone(), rows),
-            sequences: self.sequences.picked(rows),
-            angles: None,
-        }
-    }
-
-    /// Some of the sequences, above the last attention.
-    #[must_use]
-    pub fn part(&self, sequences: Range<usize>) -> Self {
-        let boundaries = self.sequences.boundaries();
-        let rows = boundaries[sequences.start]..boundaries[sequences.end];
-        Self {
-            states: group::part(&self.states, &rows),
-            sequences: self.sequences.part(sequences),
-            angles: None,
-        }
-    }
-
-    /// The states of several passes as those of one.
-    pub fn concat(parts: &[Self]) -> Self {
-        let angles: Option<Vec<&Angles>> = parts.iter().map(|part| part.angles.as_ref()).collect();
-        Self {
-            states: group::concat(parts.iter().map(|part| part.states.clone()).collect()),
-            sequences: Sequences::concat(parts.iter().map(|part| &part.sequences)),
-            angles: angles.map(|angles| Angles::concat(angles.into_iter())),
-        }
-    }
-}
-
-/// What a batch should come to.
+/// The labels of a batch.
 #[derive(Clone, Copy, Debug)]
 pub enum Targets<'a> {
-    /// A class number for each sequence.
+    /// A class for each sequence.
     Classes(&'a [i64]),
     /// A number for each sequence.
     Values(&'a [f32]),
-    /// A label for each token, in Hugging Face's convention: the label of a token is the token
-    /// itself, the model shifts, -100 does not count.
+    /// A label for each token, in Hugging Face's convention: the label of a token is the token itself,
+    /// the model shifts, -100 does not count.
     Tokens(&'a [i64]),
+    /// A label for each token of the decoder, not shifted; -100 does not count.
+    DecoderTokens(&'a [i64]),
 }
 
-/// A loss and what it is the mean of.
+/// A loss and the number of targets that it is the mean of.
 #[derive(Clone, Debug)]
 pub struct Loss {
     /// The mean, one value.
     pub mean: Tensor<1>,
-    /// How many targets there were.
+    /// The number of targets.
     pub targets: usize,
 }
 
-/// What a batch's loss reads of the last layer, and what that should come to.
+/// The final-layer rows that the loss reads, with a label for each.
 #[derive(Clone, Debug)]
-pub struct Goal<'a> {
+pub struct LossRows<'a> {
     rows: Vec<usize>,
-    aim: Aim<'a>,
+    labels: Labels<'a>,
 }
 
 #[derive(Clone, Debug)]
-enum Aim<'a> {
+enum Labels<'a> {
     Classes(&'a [i64]),
     Values(&'a [f32]),
     /// The next token for each row that is read.
     Next(Vec<i64>),
 }
 
-impl Goal<'_> {
+impl LossRows<'_> {
     /// The rows that the loss reads, in ascending order.
     pub fn rows(&self) -> &[usize] {
         &self.rows
     }
 
-    /// How many targets there are.
+    /// The number of targets.
     pub fn targets(&self) -> usize {
         self.rows.len()
     }
 }
 
-/// A transformer with a head.
-///
-/// A pass is [`Transformer::embed`], each [`Transformer::layer`], [`Transformer::finish`], and then a head. They
-/// are apart so that a pass may start at a layer whose input is known, go back layer by layer, or carry the rows of
-/// several runs. Above the attention of the last layer only the rows are computed that a head reads.
-pub trait Transformer: Send + Sync + fmt::Debug {
+impl Model {
+    /// Puts a model together.
+    pub(crate) fn new(base: Base, backbone: Box<dyn Backbone>, head: Head) -> Self {
+        Self {
+            base,
+            backbone,
+            head,
+        }
+    }
+
     /// The frozen tensors.
-    fn base(&self) -> &Base;
+    pub fn base(&self) -> &Base {
+        &self.base
+    }
 
-    /// Whether the base's own dropout drops anything while training.
-    fn drops(&self) -> bool;
+    /// The number of layers.
+    pub fn layers(&self) -> usize {
+        self.base.dimensions.layers
+    }
 
-    /// What enters the first layer.
-    fn embed(&self, tokens: &Tokens<'_>, adapter: &dyn Adapter) -> Hidden;
+    /// The stack of layers.
+    pub fn backbone(&self) -> &dyn Backbone {
+        &*self.backbone
+    }
 
-    /// States that were computed before, without an adapter, as those of these sequences.
-    fn resume(&self, states: Tensor<2>, sequences: &Sequences) -> Hidden;
+    /// Whether the base's own dropout is on during training.
+    pub fn has_dropout(&self) -> bool {
+        self.backbone.has_dropout()
+    }
 
-    /// One layer. With `picked`, only these rows (in ascending order) come out.
-    fn layer(
-        &self,
-        index: usize,
-        hidden: Hidden,
-        picked: Option<&[usize]>,
-        adapter: &dyn Adapter,
-    ) -> Hidden;
-
-    /// What follows the last layer.
-    fn finish(&self, hidden: Hidden, adapter: &dyn Adapter) -> Hidden;
-
-    /// The row of each sequence that the task's head reads.
-    fn head_rows(&self, sequences: &Sequences) -> Vec<usize>;
-
-    /// The task head's logits, `[sequences, labels]`, from the one row of each sequence that it reads.
-    fn classify(&self, read: Hidden, adapter: &dyn Adapter) -> Tensor<2>;
+    /// The classification head, if the model has one.
+    pub fn classification_head(&self) -> Option<&ClassificationHead> {
+        match &self.head {
+            Head::Classification(head) => Some(head),
+            Head::LanguageModel(_) => None,
+        }
+    }
 
     /// The language model's head, if the model has one.
-    fn language_head(&self) -> Option<&Linear>;
-
-    /// Some layers, each after the adapter's look at what enters it. With `picked`, only these rows come out of the
-    /// model's last layer.
-    fn run(
-        &self,
-        layers: Range<usize>,
-        hidden: Hidden,
-        picked: Option<&[usize]>,
-        adapter: &dyn Adapter,
-    ) -> Hidden {
-        let last = self.base().dimensions.layers;
-        let mut hidden = hidden;
-        for index in layers.clone() {
-            hidden = see(index, hidden, adapter);
-            let picked = picked.filter(|_| index + 1 == last);
-            hidden = self.layer(index, hidden, picked, adapter);
+    pub fn language_head(&self) -> Option<&LanguageModelHead> {
+        match &self.head {
+            Head::LanguageModel(head) => Some(head),
+            Head::Classification(_) => None,
         }
-        if layers.end == last {
-            hidden = see(last, hidden, adapter);
+    }
+
+    /// The input of the first layer, for one adapter's sequences; with the base's own final states as
+    /// a stream where the adapter needs them.
+    pub fn embed(&self, entry: &Entry<'_>) -> Hidden {
+        let mut hidden = self.backbone.embed(entry);
+        if entry.adapter.needs_base_pass() {
+            let base = self.hidden(entry.tokens, &Identity);
+            hidden.carried.push(Stream {
+                name: BASE_STREAM,
+                owner: Owner::Adapter(0),
+                states: base.states,
+                rows: base.rows,
+            });
         }
         hidden
     }
 
-    /// Runs all layers, for all rows.
-    fn hidden(&self, tokens: &Tokens<'_>, adapter: &dyn Adapter) -> Hidden {
-        let layers = 0..self.base().dimensions.layers;
-        let hidden = self.run(layers, self.embed(tokens, adapter), None, adapter);
-        self.finish(hidden, adapter)
-    }
-
-    /// Logits of every sequence, `[sequences, labels]`.
-    fn logits(&self, tokens: &Tokens<'_>, adapter: &dyn Adapter) -> Tensor<2> {
-        let hidden = self.embed(tokens, adapter);
-        let rows = self.head_rows(&hidden.sequences);
-        let layers = 0..self.base().dimensions.layers;
-        let read = self.run(layers, hidden, Some(&rows), adapter);
-        self.classify(self.finish(read, adapter), adapter)
-    }
-
-    /// What the loss of a batch reads; none when nothing has a target. `shown` are the sequences of the data, `run`
-    /// those of the states, with virtual tokens.
-    fn goal<'a>(
+    /// Some layers, each after the adapters' [`hidden`](Adapter::hidden) hook. With `selected`, only
+    /// these rows leave the model's last layer.
+    pub fn run(
         &self,
-        targets: Targets<'a>,
-        shown: &Sequences,
-        run: &Sequences,
-    ) -> Option<Goal<'a>> {
-        let goal = match targets {
-            Targets::Classes(classes) => Goal {
-                rows: self.head_rows(run),
-                aim: Aim::Classes(classes),
-            },
-            Targets::Values(values) => Goal {
-                rows: self.head_rows(run),
-                aim: Aim::Values(values),
-            },
-            Targets::Tokens(labels) => {
-                let next = next_tokens(labels, shown, run);
-                let read = |&(_, &label): &(usize, &i64)| label != IGNORED;
-                let (rows, next) = next.iter().enumerate().filter(read).unzip();
-                Goal {
-                    rows,
-                    aim: Aim::Next(next),
-                }
+        layers: Range<usize>,
+        hidden: Hidden,
+        selected: Option<&[usize]>,
+        batch: &AdapterBatch<'_>,
+    ) -> Hidden {
+        let last = self.layers();
+        let mut hidden = hidden;
+        for index in layers.clone() {
+            hidden = batch.hidden(index, hidden);
+            let selected = selected.filter(|_| index + 1 == last);
+            let early = selected.filter(|_| !batch.mixes_rows(index));
+            hidden = self.backbone.layer(index, hidden, early, batch);
+            if let (Some(rows), None) = (selected, early) {
+                // The adapters see all rows after the last layer too.
+                hidden = batch.hidden(last, hidden).select_rows(rows);
+                return hidden;
             }
-        };
-        (goal.targets() > 0).then_some(goal)
+        }
+        if layers.end == last {
+            hidden = batch.hidden(last, hidden);
+        }
+        hidden
     }
 
-    /// Mean loss of what a batch's goal reads, one value; none where the model has no head for it.
-    fn loss_of(
-        &self,
-        read: Hidden,
-        goal: &Goal<'_>,
-        label_smoothing: f64,
-        adapter: &dyn Adapter,
-    ) -> Option<Tensor<1>> {
-        match &goal.aim {
-            Aim::Classes(classes) => {
-                cross_entropy(self.classify(read, adapter), classes, label_smoothing)
-            }
-            Aim::Values(values) => Some(mean_squared_error(self.classify(read, adapter), values)),
-            Aim::Next(next) => {
-                let head = self.language_head()?.weight(adapter);
-                language_model_loss(read.states, &head, next, label_smoothing)
-            }
+    /// What follows the last layer.
+    pub fn finish(&self, hidden: Hidden, batch: &AdapterBatch<'_>) -> Hidden {
+        self.backbone.finish(hidden, batch)
+    }
+
+    /// The row of each sequence that the classification head reads.
+    pub fn head_rows(&self, rows: &Sequences) -> Vec<usize> {
+        match &self.head {
+            Head::Classification(head) => head.pooling.rows(rows),
+            Head::LanguageModel(_) => rows.lasts().collect(),
         }
     }
 
-    /// Mean loss over what has a target; none when nothing has.
-    fn loss(
+    /// Runs all layers for all rows, in evaluation mode.
+    pub fn hidden(&self, tokens: &Tokens<'_>, adapter: &dyn Adapter) -> Hidden {
+        let batch = AdapterBatch::single(adapter, tokens);
+        let hidden = self.embed(&batch.entries()[0]);
+        let hidden = self.run(0..self.layers(), hidden, None, &batch);
+        self.finish(hidden, &batch)
+    }
+
+    /// Logits of every sequence, `[sequences, labels]`, of a model with a classification head; of its
+    /// last token, `[sequences, vocabulary]`, of a language model.
+    pub fn logits(&self, tokens: &Tokens<'_>, adapter: &dyn Adapter) -> Tensor<2> {
+        let batch = AdapterBatch::single(adapter, tokens);
+        let hidden = self.embed(&batch.entries()[0]);
+        let selected = self.head_rows(&self.final_rows(&hidden));
+        let read = self.run(0..self.layers(), hidden, Some(&selected), &batch);
+        self.head_logits(self.finish(read, &batch), &batch)
+    }
+
+    /// The sequences of the last layer's states: a decoder's where there is one.
+    pub fn final_rows(&self, hidden: &Hidden) -> Sequences {
+        let decoder = hidden.stream(DECODER_STREAM);
+        decoder.map_or(&hidden.rows, |stream| &stream.rows).clone()
+    }
+
+    /// Logits of the rows that are read, from states that [`Model::finish`] has seen.
+    pub fn head_logits(&self, read: Hidden, batch: &AdapterBatch<'_>) -> Tensor<2> {
+        match &self.head {
+            Head::Classification(head) => head.forward(read, batch),
+            Head::LanguageModel(head) => head.forward(read.states, &read.rows, batch),
+        }
+    }
+
+    /// What the loss of a batch reads; none if nothing has a target. `data` are the sequences that
+    /// labels are given for, `run` those of the last layer's states, virtual tokens included.
+    pub fn loss_rows<'a>(
+        &self,
+        targets: Targets<'a>,
+        data: &Sequences,
+        run: &Sequences,
+    ) -> Option<LossRows<'a>> {
+        let next = |next: Vec<i64>| {
+            let read = |&(_, &label): &(usize, &i64)| label != IGNORED;
+            let (rows, next) = next.iter().enumerate().filter(read).unzip();
+            LossRows {
+                rows,
+                labels: Labels::Next(next),
+            }
+        };
+        let loss_rows = match targets {
+            Targets::Classes(classes) => LossRows {
+                rows: self.head_rows(run),
+                labels: Labels::Classes(classes),
+            },
+            Targets::Values(values) => LossRows {
+                rows: self.head_rows(run),
+                labels: Labels::Values(values),
+            },
+            Targets::Tokens(labels) => next(next_tokens(labels, data, run)),
+            Targets::DecoderTokens(labels) => next(labels.to_vec()),
+        };
+        (loss_rows.targets() > 0).then_some(loss_rows)
+    }
+
+    /// Mean loss of the rows that the loss reads, one value, for one adapter; none where the model has
+    /// no head for these labels.
+    pub fn loss_of(
+        &self,
+        read: Hidden,
+        loss_rows: &LossRows<'_>,
+        label_smoothing: f64,
+        entry: &Entry<'_>,
+    ) -> Option<Tensor<1>> {
+        let batch = AdapterBatch::new([*entry]);
+        match (&loss_rows.labels, &self.head) {
+            (Labels::Classes(classes), Head::Classification(head)) => {
+                cross_entropy(head.forward(read, &batch), classes, label_smoothing)
+            }
+            (Labels::Values(values), Head::Classification(head)) => {
+                Some(mean_squared_error(head.forward(read, &batch), values))
+            }
+            (Labels::Next(next), Head::LanguageModel(head)) => {
+                let weight = head.weight(entry.adapter);
+                let states = head.scaled(read.states);
+                language_model_loss(states, &weight, next, label_smoothing)
+            }
+            _ => None,
+        }
+    }
+
+    /// Mean loss over what has a target; none if nothing has.
+    pub fn loss(
         &self,
         tokens: &Tokens<'_>,
         targets: Targets<'_>,
         label_smoothing: f64,
         adapter: &dyn Adapter,
     ) -> Option<Loss> {
-        let hidden = self.embed(tokens, adapter);
-        let goal = self.goal(targets, &tokens.sequences, &hidden.sequences)?;
-        let layers = 0..self.base().dimensions.layers;
-        let read = self.run(layers, hidden, Some(goal.rows()), adapter);
-        let read = self.finish(read, adapter);
-        let mean = self.loss_of(read, &goal, label_smoothing, adapter)?;
+        let entry = Entry {
+            adapter,
+            tokens,
+            mode: Mode::Evaluation,
+        };
+        let batch = AdapterBatch::new([entry]);
+        let hidden = self.embed(&entry);
+        let rows = self.final_rows(&hidden);
+        let loss_rows = self.loss_rows(targets, &tokens.sequences, &rows)?;
+        let read = self.run(0..self.layers(), hidden, Some(loss_rows.rows()), &batch);
+        let read = self.finish(read, &batch);
+        let mean = self.loss_of(read, &loss_rows, label_smoothing, &entry)?;
         Some(Loss {
             mean,
-            targets: goal.targets(),
+            targets: loss_rows.targets(),
         })
     }
 }
 
-/// Offers the states that enter layer `index` to the adapter.
-pub(crate) fn see(index: usize, hidden: Hidden, adapter: &dyn Adapter) -> Hidden {
-    let inputs = [hidden.states.clone()];
-    let seen = |[states]: [Tensor<2>; 1], adapter: &dyn Adapter, sequences: &Sequences| {
-        adapter.hidden(index, states, sequences)
-    };
-    let states = apart(adapter, &[Place::Hidden], inputs, &hidden.sequences, seen);
-    hidden.with(states)
-}
+/// The name of the stream in which a decoder's embedded tokens wait for the encoder's end.
+pub const DECODER_STREAM: &str = "decoder";
+
+/// The name of the stream in which an encoder's output travels through the decoder.
+pub const ENCODER_STREAM: &str = "encoder";
 
 /// What each row should predict: the label of the row after it, within its sequence.
 ///
-/// `shown` are the sequences of the data, `run` those of the states; where the latter are longer,
-/// virtual tokens were put in front and the last of them predicts the first real token, as in PEFT.
-fn next_tokens(labels: &[i64], shown: &Sequences, run: &Sequences) -> Vec<i64> {
+/// `data` are the sequences that labels are given for, `run` those of the states; where the latter are
+/// longer, virtual tokens come first and the last of them predicts the first real token, as in PEFT.
+fn next_tokens(labels: &[i64], data: &Sequences, run: &Sequences) -> Vec<i64> {
     let mut next = vec![IGNORED; run.tokens()];
-    for (data, states) in shown
+    for (data, states) in data
         .boundaries()
         .windows(2)
         .zip(run.boundaries().windows(2))

@@ -9,6 +9,8 @@
 
 use std::f64::consts::PI;
 
+use epiphyte_ops::{Angles, Sequences};
+
 /// How a model turns queries and keys.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RotaryEmbedding {
@@ -82,7 +84,7 @@ pub enum RopeScaling {
 impl RotaryEmbedding {
     /// The angle per position of every pair of dimensions, `[head_dim / 2]`.
     ///
-    /// `sequence_length` is the largest position plus one of the forward pass. It matters for
+    /// `sequence_length` is the sequence's largest position plus one. It matters for
     /// `dynamic` beyond `max_position_embeddings` and for `longrope` beyond the original length. It
     /// is taken afresh each time: transformers' `dynamic` keeps the frequencies of the longest
     /// sequence it has seen until a short one comes, which makes results depend on history.
@@ -134,7 +136,22 @@ impl RotaryEmbedding {
         }
     }
 
-    /// The cosines and sines of the tokens of one forward pass, times the attention factor.
+    /// The rotary angles of these sequences' rows, positions counted from `offset`.
+    ///
+    /// Each sequence's own length decides where a variant depends on length, so that a text's result
+    /// does not depend on the others in its batch.
+    pub(crate) fn angles(&self, rows: &Sequences, offset: usize) -> Angles {
+        let (mut cos, mut sin) = (Vec::new(), Vec::new());
+        let positions: Vec<usize> = rows.positions().map(|at| at + offset).collect();
+        for pair in rows.boundaries().windows(2) {
+            let (own_cos, own_sin) = self.tables(&positions[pair[0]..pair[1]]);
+            cos.extend(own_cos);
+            sin.extend(own_sin);
+        }
+        Angles::new(cos, sin)
+    }
+
+    /// The cosines and sines of one sequence's tokens, times the attention factor.
     ///
     /// # Shapes
     /// Both are `[positions, head_dim / 2]`, row-major: dimensions `i` and `i + head_dim / 2` of a

@@ -15,7 +15,7 @@ use std::sync::Arc;
 /// let sequences = Sequences::new(vec![0, 3, 5]);
 /// assert_eq!(sequences.lengths().collect::<Vec<_>>(), [3, 2]);
 /// assert_eq!(sequences.prepended(4).boundaries(), [0, 7, 13]);
-/// assert_eq!(sequences.picked(&[1, 3, 4]).boundaries(), [0, 1, 3]);
+/// assert_eq!(sequences.select_rows(&[1, 3, 4]).boundaries(), [0, 1, 3]);
 /// assert_eq!(sequences.part(1..2).boundaries(), [0, 2]);
 /// let twice = Sequences::concat([&sequences, &sequences].into_iter());
 /// assert_eq!(twice.boundaries(), [0, 3, 5, 8, 10]);
@@ -109,7 +109,7 @@ impl Sequences {
     }
 
     /// What is left of these sequences when only the given rows stay, in ascending order.
-    pub fn picked(&self, rows: &[usize]) -> Self {
+    pub fn select_rows(&self, rows: &[usize]) -> Self {
         let boundaries = self
             .boundaries
             .iter()
@@ -118,6 +118,11 @@ impl Sequences {
             boundaries: boundaries.collect(),
             keys: self.keys.clone(),
         }
+    }
+
+    /// The rows that some of these sequences take.
+    pub fn range(&self, sequences: &Range<usize>) -> Range<usize> {
+        self.boundaries[sequences.start]..self.boundaries[sequences.end]
     }
 
     /// Some of these sequences, as sequences of their own.

@@ -76,7 +76,7 @@ impl Labels {
 
     /// As transformers reads them: `id2label`, unless `num_labels` contradicts it; two classes where
     /// there is neither.
-    pub(super) fn from_json(json: &JsonObject) -> Result<Self, ModelError> {
+    pub(crate) fn from_json(json: &JsonObject) -> Result<Self, ModelError> {
         let id2label: Option<BTreeMap<String, String>> = json.get("id2label", None)?;
         let num_labels: Option<usize> = json.get("num_labels", None)?;
         if let Some(num_labels) = num_labels.filter(|&count| count > MOST_LABELS) {

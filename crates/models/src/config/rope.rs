@@ -12,7 +12,7 @@ use crate::rope::{RopeScaling, RotaryEmbedding};
 /// transformers' `default_theta`.
 const DEFAULT_THETA: f64 = 10_000.0;
 
-pub(super) fn from_json(
+pub(crate) fn from_json(
     json: &JsonObject,
     head_dim: usize,
     max_position_embeddings: usize,

@@ -1,21 +1,81 @@
-//! The numbers of the Llama family: transformers' `models/{llama,mistral,qwen2}/configuration_*.py`.
+//! The Llama family: Llama, Mistral and Qwen2.
 //!
-//! The three differ in defaults, in which linear maps have a bias and in which layers look through a
-//! sliding window. They are read into one form, in which those differences are plain values: model
-//! code never asks which of the three it is.
+//! Decoder with norms before the blocks (Touvron et al. 2023): `x₁ = x + Attn(N(x))`,
+//! `x₂ = x₁ + FF(N(x₁))` with RMS norms, rotary positions, grouped heads and a gated feed-forward.
+//! Tensor names are those of Hugging Face's `LlamaForCausalLM` and `LlamaForSequenceClassification`.
+//!
+//! The members differ in defaults, in which linear layers have a bias and in which layers have a
+//! sliding window (transformers' `models/{llama,mistral,qwen2}/configuration_*.py`). They are read into
+//! one form, in which those differences are plain values: model code never asks which of the three it
+//! is.
 
-use super::{
-    Labels, architectures, dropout, epsilon, hidden_act, in_range, num_hidden_layers, rope, size,
-    token,
-};
+use serde_json::json;
+
+use super::{ConfigFacts, Family, FamilyConfig};
 use crate::ModelError;
-use crate::generation_config::token_ids;
+use crate::adapter::Role;
+use crate::base::{DefaultTargets, Depth, Dimensions};
+use crate::blocks::{
+    AttentionNames, AttentionShape, Embeddings, FeedForwardNames, FeedForwardShape, Layer,
+    LayerNames, LayerShape, Norm, NormPlacement, NormShape, Projections, Stack,
+};
+use crate::builder::{Builder, Summary};
+use crate::config::{
+    LARGEST_SIZE, Labels, activation, architectures, dropout, epsilon, hidden_act, in_range,
+    num_hidden_layers, rope_from_json, size, token, token_ids,
+};
+use crate::heads::{ClassificationHead, Head, HeadKind, LanguageModelHead, Pooling};
 use crate::json::JsonObject;
+use crate::keys::KeyRules;
+use crate::model::Model;
 use crate::rope::RotaryEmbedding;
+
+pub(super) const FAMILY: Family = Family {
+    model_types: &["llama", "mistral", "qwen2"],
+    // Heads of 6 make the queries' size 24, unlike the hidden size; two of them share keys.
+    examples: || {
+        vec![json!({
+            "model_type": "llama", "vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6,
+            "intermediate_size": 24, "max_position_embeddings": 64, "tie_word_embeddings": false,
+        })]
+    },
+    parse: |json, model_type| {
+        let kind = match model_type {
+            "mistral" => LlamaKind::Mistral,
+            "qwen2" => LlamaKind::Qwen2,
+            _ => LlamaKind::Llama,
+        };
+        Ok(Box::new(LlamaConfig::from_json(json, kind)?))
+    },
+};
+
+const TARGETS: DefaultTargets = DefaultTargets {
+    lora: &["q_proj", "v_proj"],
+    ia3: &["k_proj", "v_proj", "down_proj"],
+    ia3_feedforward: &["down_proj"],
+};
+
+const NAMES: LayerNames = LayerNames {
+    attention: AttentionNames {
+        query: "self_attn.q_proj",
+        key: "self_attn.k_proj",
+        value: "self_attn.v_proj",
+        output: "self_attn.o_proj",
+    },
+    attention_norm: "input_layernorm",
+    cross_attention: None,
+    feed_forward: FeedForwardNames {
+        gate: Some("mlp.gate_proj"),
+        up: "mlp.up_proj",
+        down: "mlp.down_proj",
+    },
+    feed_forward_norm: "post_attention_layernorm",
+};
 
 /// The members of the family, which differ in their defaults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum LlamaKind {
+enum LlamaKind {
     /// `llama` (Touvron et al. 2023, arXiv:2302.13971).
     Llama,
     /// `mistral` (Jiang et al. 2023, arXiv:2310.06825).
@@ -128,7 +188,7 @@ impl LlamaKind {
 }
 
 impl LlamaConfig {
-    pub(super) fn from_json(json: &JsonObject, kind: LlamaKind) -> Result<Self, ModelError> {
+    fn from_json(json: &JsonObject, kind: LlamaKind) -> Result<Self, ModelError> {
         let defaults = kind.defaults();
         let vocab_size = size(json, "vocab_size", defaults.vocab_size)?;
         let hidden_size = size(json, "hidden_size", 4096)?;
@@ -165,7 +225,7 @@ impl LlamaConfig {
             initializer_range: epsilon(json, "initializer_range", 0.02)?,
             rms_norm_eps: epsilon(json, "rms_norm_eps", 1e-6)?,
             tie_word_embeddings: json.get("tie_word_embeddings", false)?,
-            rope: rope::from_json(json, head_dim, max_position_embeddings)?,
+            rope: rope_from_json(json, head_dim, max_position_embeddings)?,
             qkv_bias: attention_bias || kind == LlamaKind::Qwen2,
             attention_output_bias: attention_bias && kind == LlamaKind::Llama,
             mlp_bias: kind == LlamaKind::Llama && json.get("mlp_bias", false)?,
@@ -199,7 +259,7 @@ fn head_dim(
         ));
     }
     let head_dim = stated.unwrap_or(hidden_size / num_attention_heads);
-    in_range(json, "head_dim", head_dim, super::LARGEST_SIZE)?;
+    in_range(json, "head_dim", head_dim, LARGEST_SIZE)?;
     if head_dim.is_multiple_of(2) {
         Ok(head_dim)
     } else {
@@ -226,7 +286,7 @@ fn sliding_windows(
     let Some(window) = window.filter(|_| windowed) else {
         return Ok(vec![None; layers]);
     };
-    in_range(json, "sliding_window", window, super::LARGEST_SIZE)?;
+    in_range(json, "sliding_window", window, LARGEST_SIZE)?;
     if kind == LlamaKind::Mistral {
         return Ok(vec![Some(window); layers]);
     }
@@ -252,4 +312,172 @@ fn sliding_windows(
             )),
         })
         .collect()
+}
+
+impl FamilyConfig for LlamaConfig {
+    fn facts(&self) -> ConfigFacts {
+        ConfigFacts {
+            model_type: self.model_type.clone(),
+            architectures: self.architectures.clone(),
+            labels: self.labels.clone(),
+            hidden_size: self.hidden_size,
+            num_hidden_layers: self.num_hidden_layers,
+            vocab_size: self.vocab_size,
+            max_position_embeddings: Some(self.max_position_embeddings),
+            initializer_range: self.initializer_range,
+            bos_token_id: self.bos_token_id,
+            eos_token_ids: self.eos_token_ids.clone(),
+            pad_token_id: self.pad_token_id,
+        }
+    }
+
+    fn with_dropout(&self, p: f64) -> Box<dyn FamilyConfig> {
+        Box::new(Self {
+            attention_dropout: p,
+            ..self.clone()
+        })
+    }
+
+    fn key_rules(&self, head: HeadKind) -> KeyRules {
+        KeyRules {
+            base_prefix: "model.",
+            ignorable: match head {
+                HeadKind::Classification { .. } => &["rotary_emb.inv_freq", "lm_head.weight"],
+                HeadKind::LanguageModel => &["rotary_emb.inv_freq", "score.weight"],
+            },
+        }
+    }
+
+    fn class_name(&self, head: HeadKind) -> Option<&'static str> {
+        Some(match (self.model_type.as_str(), head) {
+            ("mistral", HeadKind::Classification { .. }) => "MistralForSequenceClassification",
+            ("mistral", HeadKind::LanguageModel) => "MistralForCausalLM",
+            ("qwen2", HeadKind::Classification { .. }) => "Qwen2ForSequenceClassification",
+            ("qwen2", HeadKind::LanguageModel) => "Qwen2ForCausalLM",
+            (_, HeadKind::Classification { .. }) => "LlamaForSequenceClassification",
+            (_, HeadKind::LanguageModel) => "LlamaForCausalLM",
+        })
+    }
+
+    fn task_head(&self, head: HeadKind) -> Option<&'static str> {
+        head.labels().map(|_| "score")
+    }
+
+    fn tied(&self) -> Option<[&'static str; 2]> {
+        let names = ["lm_head.weight", "model.embed_tokens.weight"];
+        self.tie_word_embeddings.then_some(names)
+    }
+
+    fn build(
+        &self,
+        head: HeadKind,
+        tied: bool,
+        mut builder: Builder<'_>,
+    ) -> Result<Model, ModelError> {
+        let size = self.hidden_size;
+        let b = &mut builder;
+        let words = "model.embed_tokens.weight";
+        let embeddings = Embeddings {
+            words: b.matrix(words, [self.vocab_size, size]),
+            scale: None,
+            positions: None,
+            segments: None,
+            norm: None,
+            dropout: 0.0,
+            path: "model.embed_tokens",
+        };
+        let mut layers = Vec::new();
+        for index in 0..self.num_hidden_layers {
+            let path = format!("model.layers.{index}");
+            let shape = self.layer_shape(index)?;
+            let builder = b.at(Depth::Layer(index));
+            layers.push(Layer::build(builder, &path, &NAMES, &shape));
+        }
+        b.at(Depth::Head);
+        let final_norm = Norm::build(b, "model.norm", size, self.norm());
+        let task_head = self.task_head(head);
+        let head = match head {
+            HeadKind::Classification { labels } => Head::Classification(ClassificationHead {
+                pooling: Pooling::Last,
+                input_dropout: 0.0,
+                dense: None,
+                dropout: 0.0,
+                output: b.linear("score", Role::Head, [labels, size], false),
+            }),
+            HeadKind::LanguageModel => Head::LanguageModel(LanguageModelHead {
+                output: if tied && self.tie_word_embeddings {
+                    b.linear_over(embeddings.words.clone(), "lm_head", Role::Head, false)
+                } else {
+                    b.linear("lm_head", Role::Head, [self.vocab_size, size], false)
+                },
+                scale: None,
+            }),
+        };
+        let base = builder.finish(Summary {
+            dimensions: Dimensions {
+                model_type: self.model_type.clone(),
+                layers: self.num_hidden_layers,
+                encoder_layers: 0,
+                hidden_size: size,
+                heads: self.num_attention_heads,
+                kv_heads: self.num_key_value_heads,
+                head_dim: self.head_dim,
+                vocabulary: self.vocab_size,
+                type_vocabulary: 0,
+                max_positions: Some(self.max_position_embeddings),
+            },
+            default_targets: TARGETS,
+            word_embeddings: words,
+            prefix: "model.",
+            task_head,
+        })?;
+        let stack = Stack {
+            embeddings,
+            layers,
+            final_norm: Some(final_norm),
+            rotary: Some(self.rope.clone()),
+            has_dropout: self.attention_dropout > 0.0,
+        };
+        Ok(Model::new(base, Box::new(stack), head))
+    }
+}
+
+impl LlamaConfig {
+    fn norm(&self) -> NormShape {
+        NormShape {
+            rms: true,
+            epsilon: self.rms_norm_eps,
+        }
+    }
+
+    fn layer_shape(&self, index: usize) -> Result<LayerShape, ModelError> {
+        Ok(LayerShape {
+            hidden_size: self.hidden_size,
+            norm: self.norm(),
+            placement: NormPlacement::Before,
+            attention: AttentionShape {
+                heads: self.num_attention_heads,
+                kv_heads: self.num_key_value_heads,
+                head_dim: self.head_dim,
+                scale: (1.0 / (self.head_dim as f64).sqrt()) as f32,
+                causal: true,
+                window: self.window_of_layer(index),
+                dropout: self.attention_dropout,
+                projections: Projections::Separate,
+                qkv_bias: self.qkv_bias,
+                output_bias: self.attention_output_bias,
+                rotary: true,
+            },
+            cross_attention: None,
+            feed_forward: FeedForwardShape {
+                intermediate_size: self.intermediate_size,
+                activation: activation(&self.hidden_act)?,
+                gated: true,
+                bias: self.mlp_bias,
+                conv1d: false,
+                dropout: 0.0,
+            },
+            dropout: 0.0,
+        })
+    }
 }

@@ -1,0 +1,352 @@
+//! A method at work on a base, with the task's head that is trained with it.
+
+use burn::tensor::{Device, Gradients as Tape, Tensor};
+use epiphyte_models::adapter::AttentionSite;
+use epiphyte_models::{
+    Adapter, Base, Embedded, ForwardContext, Hidden, Hook, LazyLinear, Site, StandIn, Sublayer,
+};
+use epiphyte_ops::Prefix;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::calibration::{CalibrationData, Each};
+use crate::composition::Chain;
+use crate::gradients::Gradients;
+use crate::method::{Method, StepInfo, Stored, StoredTensors};
+use crate::parameters::{Param, ParameterSet};
+use crate::registry::AnyConfig;
+use crate::replace::Replaced;
+use crate::{MethodError, Stage};
+
+/// Everything that a run trains over one base.
+#[derive(Debug)]
+pub struct AdapterModule {
+    config: Box<dyn AnyConfig>,
+    method: Box<dyn Method>,
+    head: Replaced,
+    parameters: ParameterSet,
+    head_parameters: ParameterSet,
+}
+
+/// Parameter counts of a method; the task's head is reported separately.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ParameterCounts {
+    /// Values that gradients move.
+    pub trainable_parameters: usize,
+    /// Values of the deployed model that differ from the base's, or are added to it.
+    pub changed_parameters: usize,
+    /// Values in the adapter's file.
+    pub stored_parameters: usize,
+    /// Values of the task's head, trained and stored with every method.
+    pub head_parameters: usize,
+    /// Values of the base.
+    pub base_parameters: usize,
+}
+
+impl AdapterModule {
+    /// Builds the method over `base`. What is initialized at random follows from `seed`.
+    ///
+    /// # Errors
+    /// As [`crate::MethodConfig::build`].
+    pub fn new(
+        config: Box<dyn AnyConfig>,
+        base: &Base,
+        device: &Device,
+        seed: u64,
+    ) -> Result<Self, MethodError> {
+        let mut parameters = ParameterSet::new(device, seed);
+        let method = config.build(base, &mut parameters)?;
+        Ok(Self::with_head(config, method, base, parameters))
+    }
+
+    /// Builds a saved adapter over `base`, without the tensors that only training uses, and takes its
+    /// tensors from `file`: the method's from the first, the head's from the second.
+    ///
+    /// # Errors
+    /// As [`crate::MethodConfig::build`]; if the file cannot be read.
+    pub fn load(
+        config: &dyn AnyConfig,
+        base: &Base,
+        device: &Device,
+        seed: u64,
+        [own, head]: [&mut dyn StoredTensors; 2],
+    ) -> Result<Self, MethodError> {
+        let mut parameters = ParameterSet::new(device, seed);
+        let mut method = config.stored().build(base, &mut parameters)?;
+        method.load(&parameters, own)?;
+        let config = config.definition().configure(config.settings())?;
+        let module = Self::with_head(config, method, base, parameters);
+        for param in module.head_parameters.stored() {
+            if let Some(values) = head.take(param.key(), param.shape())? {
+                param.set_values(values);
+            }
+        }
+        Ok(module)
+    }
+
+    fn with_head(
+        config: Box<dyn AnyConfig>,
+        method: Box<dyn Method>,
+        base: &Base,
+        parameters: ParameterSet,
+    ) -> Self {
+        let mut head_parameters = ParameterSet::new(parameters.device(), parameters.seed());
+        let head = Replaced::head(base, &mut head_parameters);
+        Self {
+            config,
+            method,
+            head,
+            parameters,
+            head_parameters,
+        }
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &dyn AnyConfig {
+        &*self.config
+    }
+
+    /// The settings as they are now, where training decides some of them.
+    pub fn saved_settings(&self, base: &Base) -> Map<String, Value> {
+        self.method.saved_settings(self.config.resolved(base))
+    }
+
+    /// The method.
+    pub fn method(&self) -> &dyn Method {
+        &*self.method
+    }
+
+    /// The method's own parameters.
+    pub fn parameters(&self) -> &ParameterSet {
+        &self.parameters
+    }
+
+    /// The task's head's parameters.
+    pub fn head_parameters(&self) -> &ParameterSet {
+        &self.head_parameters
+    }
+
+    /// All trained tensors, the method's first.
+    pub fn trained(&self) -> impl Iterator<Item = &Param> {
+        self.parameters
+            .trained()
+            .chain(self.head_parameters.trained())
+    }
+
+    /// Turns gradients on or off.
+    pub fn track(&self, tracked: bool) {
+        self.parameters.track(tracked);
+        self.head_parameters.track(tracked);
+    }
+
+    /// The stages of a run of `steps` optimizer steps.
+    pub fn stages(&self, steps: u64) -> Vec<Stage> {
+        self.method.stages(steps)
+    }
+
+    /// Begins a stage, as [`Method::begin_stage`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn begin_stage(
+        &mut self,
+        stage: usize,
+        data: &mut dyn CalibrationData,
+    ) -> Result<(), MethodError> {
+        let mut data = WithHead {
+            head: &self.head,
+            data,
+        };
+        let head = &self.head_parameters;
+        self.method.begin_stage(stage, head, &mut data)?;
+        self.parameters.derive(false);
+        Ok(())
+    }
+
+    /// Prepares a step: derived parameters are computed with their graph.
+    pub fn before_step(&mut self, info: StepInfo) {
+        self.method.before_step(info);
+        self.parameters.derive(true);
+    }
+
+    /// Adds what a backward pass found for the module's parameters to the step's gradients.
+    pub fn collect(&self, gradients: &mut Gradients, tape: &mut Tape) {
+        gradients.collect(self.trained().chain(self.parameters.derived_params()), tape);
+    }
+
+    /// Completes the gradients of a step and lets the method change them.
+    pub fn after_backward(&mut self, gradients: &mut Gradients, info: StepInfo) {
+        gradients.pull_back_derived(&self.parameters);
+        self.method.after_backward(gradients, info);
+    }
+
+    /// Tells the method that the optimizer has moved the parameters.
+    pub fn after_step(&mut self, gradients: &Gradients, info: StepInfo) {
+        self.method.after_step(gradients, info);
+        self.parameters.derive(false);
+    }
+
+    /// What the adapter's file holds of the method.
+    pub fn stored(&self) -> Vec<Stored> {
+        self.method.stored(&self.parameters)
+    }
+
+    /// What the adapter's file holds of the task's head.
+    pub fn stored_head(&self) -> Vec<Stored> {
+        self.head_parameters.stored().map(Stored::of).collect()
+    }
+
+    /// What a checkpoint holds of the method beside its parameters.
+    pub fn state(&self) -> Vec<Stored> {
+        self.method.state()
+    }
+
+    /// Takes back what [`AdapterModule::state`] gave.
+    ///
+    /// # Errors
+    /// As [`Method::restore_state`].
+    pub fn restore_state(&mut self, state: &mut dyn StoredTensors) -> Result<(), MethodError> {
+        self.method.restore_state(state)?;
+        self.parameters.derive(false);
+        Ok(())
+    }
+
+    /// What the base's tensor `name` becomes in a merged model; none if it stays.
+    ///
+    /// # Errors
+    /// [`MethodError::NotMergeable`].
+    pub fn merged(&self, name: &str, base: &Base) -> Result<Option<Tensor<1>>, MethodError> {
+        match self.head.merged(name, base)? {
+            Some(head) => Ok(Some(head)),
+            None => self.method.merged(name, base),
+        }
+    }
+
+    /// The parameter counts, which mean different things.
+    pub fn counts(&self, base: &Base) -> ParameterCounts {
+        let stored = self.stored();
+        ParameterCounts {
+            trainable_parameters: self.method.trainable(&self.parameters),
+            changed_parameters: self.method.changed(),
+            stored_parameters: stored.iter().map(|stored| stored.values.len()).sum(),
+            head_parameters: self.head_parameters.count(),
+            base_parameters: base.count(),
+        }
+    }
+
+    /// The head and the method as one adapter.
+    fn with_chain<T>(&self, act: impl FnOnce(Chain<'_>) -> T) -> T {
+        act(Chain(&[&self.head, &*self.method as &dyn Adapter]))
+    }
+}
+
+/// Calibration data that runs every adapter under the task's head.
+struct WithHead<'a> {
+    head: &'a Replaced,
+    data: &'a mut dyn CalibrationData,
+}
+
+impl CalibrationData for WithHead<'_> {
+    fn examples(&self) -> usize {
+        self.data.examples()
+    }
+
+    fn forward(&mut self, examples: usize, adapter: &dyn Adapter) -> Result<(), MethodError> {
+        self.data.forward(examples, &Chain(&[self.head, adapter]))
+    }
+
+    fn gradients(
+        &mut self,
+        examples: usize,
+        each: Each,
+        params: &[Param],
+        adapter: &dyn Adapter,
+        see: &mut dyn FnMut(&Gradients),
+    ) -> Result<(), MethodError> {
+        let adapter = Chain(&[self.head, adapter]);
+        self.data.gradients(examples, each, params, &adapter, see)
+    }
+}
+
+impl Adapter for AdapterModule {
+    fn parameter(&self, name: &str) -> Option<StandIn> {
+        self.with_chain(|chain| chain.parameter(name))
+    }
+
+    fn lookup(
+        &self,
+        table: &str,
+        ids: &[u32],
+        rows: Tensor<2>,
+        cx: &ForwardContext<'_>,
+    ) -> Tensor<2> {
+        self.method.lookup(table, ids, rows, cx)
+    }
+
+    fn embeddings(&self, embedded: Embedded, cx: &ForwardContext<'_>) -> Embedded {
+        self.method.embeddings(embedded, cx)
+    }
+
+    fn linear_input(&self, site: &Site, x: Tensor<2>, cx: &ForwardContext<'_>) -> Tensor<2> {
+        self.method.linear_input(site, x, cx)
+    }
+
+    fn linear(&self, site: &Site, product: LazyLinear, cx: &ForwardContext<'_>) -> Tensor<2> {
+        self.method.linear(site, product, cx)
+    }
+
+    fn attention(
+        &self,
+        at: AttentionSite,
+        qkv: [Tensor<2>; 3],
+        cx: &ForwardContext<'_>,
+    ) -> [Tensor<2>; 3] {
+        self.method.attention(at, qkv, cx)
+    }
+
+    fn prefix_length(&self) -> usize {
+        self.method.prefix_length()
+    }
+
+    fn virtual_tokens(&self) -> usize {
+        self.method.virtual_tokens()
+    }
+
+    fn prefix(
+        &self,
+        at: AttentionSite,
+        x: &Tensor<2>,
+        cx: &ForwardContext<'_>,
+    ) -> Option<Prefix> {
+        self.method.prefix(at, x, cx)
+    }
+
+    fn sublayer(
+        &self,
+        sublayer: &Sublayer<'_>,
+        output: Tensor<2>,
+        cx: &ForwardContext<'_>,
+    ) -> Tensor<2> {
+        self.method.sublayer(sublayer, output, cx)
+    }
+
+    fn hidden(&self, layer: usize, hidden: Hidden, cx: &ForwardContext<'_>) -> Hidden {
+        self.method.hidden(layer, hidden, cx)
+    }
+
+    fn first_layer(&self) -> usize {
+        self.with_chain(|chain| chain.first_layer())
+    }
+
+    fn uses(&self, hook: Hook<'_>) -> bool {
+        self.with_chain(|chain| chain.uses(hook))
+    }
+
+    fn mixes_rows(&self, layer: usize) -> bool {
+        self.method.mixes_rows(layer)
+    }
+
+    fn needs_base_pass(&self) -> bool {
+        self.method.needs_base_pass()
+    }
+}

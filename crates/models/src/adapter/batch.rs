@@ -1,0 +1,200 @@
+//! One or several adapters over one base in one forward pass.
+//!
+//! Each adapter has its own sequences. All rows are in one matrix, so that the products with frozen
+//! matrices are shared; where an adapter acts, the rows are split by adapter, each adapter does with its
+//! own what it would do alone, and the results are concatenated. A row's result in a frozen product does
+//! not depend on the other rows, so each adapter gets what it would get alone.
+
+use std::ops::Range;
+
+use burn::tensor::Tensor;
+use epiphyte_ops::Sequences;
+
+use super::{Adapter, ForwardContext, Hidden, Hook, Identity, Owner, Stream, concat, narrow};
+use crate::tokens::{Mode, Tokens};
+
+/// One adapter with the sequences that it is applied to.
+#[derive(Clone, Copy)]
+pub struct Entry<'a> {
+    /// The adapter.
+    pub adapter: &'a dyn Adapter,
+    /// Its sequences.
+    pub tokens: &'a Tokens<'a>,
+    /// Why the pass is made.
+    pub mode: Mode,
+}
+
+impl<'a> Entry<'a> {
+    /// What a hook is told, for these rows of the entry's sequences.
+    pub fn context<'c>(&'c self, rows: &'c Sequences) -> ForwardContext<'c>
+    where
+        'a: 'c,
+    {
+        ForwardContext {
+            rows,
+            tokens: self.tokens,
+            mode: self.mode,
+        }
+    }
+}
+
+/// Adapters that share a forward pass, in the order in which their sequences lie.
+#[derive(Clone)]
+pub struct AdapterBatch<'a> {
+    entries: Vec<Entry<'a>>,
+}
+
+impl<'a> AdapterBatch<'a> {
+    /// Adapters that share a pass; one adapter alone is a batch of one.
+    ///
+    /// # Panics
+    /// If there is no adapter.
+    pub fn new(entries: impl IntoIterator<Item = Entry<'a>>) -> Self {
+        let entries: Vec<Entry<'a>> = entries.into_iter().collect();
+        assert!(!entries.is_empty(), "a batch has at least one adapter");
+        Self { entries }
+    }
+
+    /// One adapter, in evaluation mode.
+    pub fn single(adapter: &'a dyn Adapter, tokens: &'a Tokens<'a>) -> Self {
+        Self::new([Entry {
+            adapter,
+            tokens,
+            mode: Mode::Evaluation,
+        }])
+    }
+
+    /// The base model without an adapter.
+    pub fn base(tokens: &'a Tokens<'a>) -> Self {
+        Self::single(&Identity, tokens)
+    }
+
+    /// The adapters.
+    pub fn entries(&self) -> &[Entry<'a>] {
+        &self.entries
+    }
+
+    /// Whether any adapter does anything at a hook.
+    pub fn uses(&self, hook: Hook<'_>) -> bool {
+        self.entries.iter().any(|entry| entry.adapter.uses(hook))
+    }
+
+    /// The lowest layer in which any adapter does anything.
+    pub fn first_layer(&self) -> usize {
+        let layers = self.entries.iter().map(|entry| entry.adapter.first_layer());
+        layers.min().unwrap_or(usize::MAX)
+    }
+
+    /// Whether any adapter reads several rows at once after the attention of this layer.
+    pub fn mixes_rows(&self, layer: usize) -> bool {
+        let mut entries = self.entries.iter();
+        entries.any(|entry| entry.adapter.mixes_rows(layer))
+    }
+
+    /// Each adapter with the numbers of its sequences.
+    fn each(&self) -> impl Iterator<Item = (usize, &Entry<'a>, Range<usize>)> + '_ {
+        let starts = self.entries.iter().scan(0, |end, entry| {
+            let start = *end;
+            *end += entry.tokens.sequences.count();
+            Some(start..*end)
+        });
+        let entries = self.entries.iter().enumerate().zip(starts);
+        entries.map(|((number, entry), sequences)| (number, entry, sequences))
+    }
+
+    /// Each adapter with its own sequences of `rows` and the range of rows that these take.
+    pub(crate) fn per_adapter(
+        &self,
+        rows: &Sequences,
+    ) -> Vec<(&Entry<'a>, Sequences, Range<usize>)> {
+        if let [only] = &self.entries[..] {
+            return vec![(only, rows.clone(), 0..rows.tokens())];
+        }
+        self.each()
+            .map(|(_, entry, sequences)| {
+                (entry, rows.part(sequences.clone()), rows.range(&sequences))
+            })
+            .collect()
+    }
+
+    /// Runs `body` once. If several adapters share the batch and one of them uses one of `hooks`,
+    /// splits the rows by adapter, runs `body` for each adapter and concatenates.
+    ///
+    /// All `inputs` have the rows of `rows`.
+    pub(crate) fn map<const N: usize>(
+        &self,
+        hooks: &[Hook<'_>],
+        inputs: [Tensor<2>; N],
+        rows: &Sequences,
+        body: impl Fn([Tensor<2>; N], &dyn Adapter, &ForwardContext<'_>) -> Tensor<2>,
+    ) -> Tensor<2> {
+        if let [only] = &self.entries[..] {
+            return body(inputs, only.adapter, &only.context(rows));
+        }
+        if !hooks.iter().any(|&hook| self.uses(hook)) {
+            return body(inputs, &Identity, &self.entries[0].context(rows));
+        }
+        let parts = self.per_adapter(rows);
+        let outputs = parts.iter().map(|(entry, own, range)| {
+            let inputs = inputs.each_ref().map(|input| narrow(input, range));
+            body(inputs, entry.adapter, &entry.context(own))
+        });
+        concat(outputs.collect())
+    }
+
+    /// Calls [`Adapter::hidden`] of each adapter with its own rows and streams.
+    pub(crate) fn hidden(&self, layer: usize, hidden: Hidden) -> Hidden {
+        if !self.uses(Hook::Hidden(layer)) {
+            return hidden;
+        }
+        if let [only] = &self.entries[..] {
+            let rows = hidden.rows.clone();
+            return own(0, only.adapter.hidden(layer, hidden, &only.context(&rows)));
+        }
+        let angles = hidden.angles.clone();
+        let parts: Vec<Hidden> = self
+            .each()
+            .map(|(number, entry, sequences)| {
+                let part = hidden.part(sequences, Owner::Adapter(number));
+                let rows = part.rows.clone();
+                own(
+                    number,
+                    entry.adapter.hidden(layer, part, &entry.context(&rows)),
+                )
+            })
+            .collect();
+        Hidden {
+            angles,
+            ..Hidden::concat(&parts)
+        }
+    }
+}
+
+/// Marks the streams that an adapter added as its own.
+fn own(number: usize, mut hidden: Hidden) -> Hidden {
+    for stream in &mut hidden.carried {
+        if let Owner::Adapter(owner) = &mut stream.owner {
+            *owner = number;
+        }
+    }
+    hidden
+}
+
+impl Stream {
+    /// A stream of an adapter, from [`Adapter::hidden`].
+    pub fn of_adapter(name: &'static str, states: Tensor<2>, rows: Sequences) -> Self {
+        Self {
+            name,
+            owner: Owner::Adapter(0),
+            states,
+            rows,
+        }
+    }
+}
+
+impl std::fmt::Debug for AdapterBatch<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let tokens = self.entries.iter().map(|entry| entry.tokens);
+        f.debug_list().entries(tokens).finish()
+    }
+}

@@ -1,0 +1,238 @@
+//! The boundary between models and methods: the trait that models call and methods implement.
+//!
+//! A model never depends on a concrete fine-tuning method. At every place where some method of the
+//! field acts it calls a hook of [`Adapter`]; each hook does nothing by default, and a method overrides
+//! the one or two that it needs. Adding a method touches no model, adding a model touches no method.
+//!
+//! | hook | methods that use it |
+//! | --- | --- |
+//! | [`Adapter::parameter`] | full, BitFit, Freeze, sparse and low-dimensional deltas, LN-tuning, every task head |
+//! | [`Adapter::lookup`] | trainable tokens, LoRA on embeddings |
+//! | [`Adapter::embeddings`] | prompt tuning, P-tuning, SPoT, IPT |
+//! | [`Adapter::linear_input`] | (IA)³ on feed-forwards, OFT, HRA |
+//! | [`Adapter::linear`] | LoRA and its variants, DoRA, (IA)³ |
+//! | [`Adapter::attention`] | LeTS, methods that read or change queries, keys and values |
+//! | [`Adapter::prefix`] | prefix tuning, P-tuning v2 |
+//! | [`Adapter::sublayer`] | Houlsby, Pfeiffer, parallel adapters, Compacter, AdaMix |
+//! | [`Adapter::hidden`] | side networks, Attention Fusion, ReFT |
+//!
+//! Four more functions are promises that save work and change no result: [`Adapter::uses`],
+//! [`Adapter::first_layer`], [`Adapter::mixes_rows`] and [`Adapter::needs_base_pass`]. A test runs every
+//! method with the first three set to their most pessimistic answer and expects the same bytes.
+
+mod batch;
+mod hidden;
+mod lazy_linear;
+mod site;
+
+use burn::tensor::Tensor;
+use epiphyte_ops::{FrozenMatrix, Prefix, Sequences};
+
+pub use self::batch::{AdapterBatch, Entry};
+pub use self::hidden::{Hidden, Owner, Stream};
+pub(crate) use self::hidden::{concat, narrow};
+pub use self::lazy_linear::LazyLinear;
+pub use self::site::{AttentionKind, AttentionSite, Block, Role, Site, name_id};
+use crate::tokens::{Mode, Tokens};
+
+/// What every hook is told about the forward pass.
+#[derive(Clone, Copy, Debug)]
+pub struct ForwardContext<'a> {
+    /// The sequences that the hook's rows form; a row knows its position in its own sequence.
+    pub rows: &'a Sequences,
+    /// The tokens of the adapter's own sequences.
+    pub tokens: &'a Tokens<'a>,
+    /// Training or evaluation, with the step's random key.
+    pub mode: Mode,
+}
+
+/// What stands in for a tensor of the base.
+#[derive(Clone, Debug)]
+pub enum StandIn {
+    /// A tensor that may be trained, flat, in the order in which Hugging Face stores it.
+    Tensor(Tensor<1>),
+    /// Another frozen matrix `[out, in]`, such as the residual of a decomposition.
+    Frozen(FrozenMatrix),
+}
+
+/// Input embeddings before positions and norms are applied.
+#[derive(Clone, Debug)]
+pub struct Embedded {
+    /// Word embeddings, `[tokens, hidden]`.
+    pub states: Tensor<2>,
+    /// The segment of each token, for models that have segments.
+    pub type_ids: Vec<u32>,
+    /// The sequences that the rows form.
+    pub rows: Sequences,
+    /// Whether these are the inputs of an encoder-decoder's decoder.
+    pub decoder: bool,
+}
+
+/// A block whose output is about to be added to the residual stream.
+pub struct Sublayer<'a> {
+    /// The layer, from 0.
+    pub layer: usize,
+    /// Which block of it.
+    pub block: Block,
+    /// The block's input, `[tokens, hidden]`: normalized if the norm comes first.
+    pub input: &'a Tensor<2>,
+    /// The residual stream, `[tokens, hidden]`.
+    pub residual: &'a Tensor<2>,
+    /// Adds an output to the residual stream as the model does; normalizes if the norm comes after.
+    pub add_residual: &'a dyn Fn(Tensor<2>) -> Tensor<2>,
+}
+
+/// A hook at a place of the model, to ask whether an adapter does anything there.
+#[derive(Clone, Copy, Debug)]
+pub enum Hook<'a> {
+    /// [`Adapter::parameter`] for the tensor of this name.
+    Parameter(&'a str),
+    /// [`Adapter::linear_input`] or [`Adapter::linear`] at this site.
+    Linear(&'a Site),
+    /// [`Adapter::attention`] at this site.
+    Attention(AttentionSite),
+    /// [`Adapter::prefix`] at this site.
+    Prefix(AttentionSite),
+    /// [`Adapter::sublayer`] for this block of this layer.
+    Sublayer(usize, Block),
+    /// [`Adapter::hidden`] before this layer; the number of layers stands for after the last.
+    Hidden(usize),
+}
+
+/// What a fine-tuning method does during a forward pass, one function for each hook.
+///
+/// Trained tensors must be returned as they are now (tracked by autodiff during training): the model
+/// calls the hook again in every forward pass, and once more when gradient checkpointing recomputes a
+/// layer. A hook must give the same result for the same context.
+pub trait Adapter: Send + Sync {
+    /// The tensor that stands in for the base's tensor `name`; it has the same number of values.
+    ///
+    /// Called once for each use of the tensor. It has no context: what depends on the step is a
+    /// derived parameter, computed once a step.
+    fn parameter(&self, _name: &str) -> Option<StandIn> {
+        None
+    }
+
+    /// Rows looked up in the embedding table `table`, `[ids, hidden]`.
+    fn lookup(
+        &self,
+        _table: &str,
+        _ids: &[u32],
+        rows: Tensor<2>,
+        _cx: &ForwardContext<'_>,
+    ) -> Tensor<2> {
+        rows
+    }
+
+    /// Word embeddings, before positions and norms. May add rows to each sequence.
+    ///
+    /// `cx.rows` are the data's sequences.
+    fn embeddings(&self, embedded: Embedded, _cx: &ForwardContext<'_>) -> Embedded {
+        embedded
+    }
+
+    /// The input of a linear layer, `[tokens, in]`.
+    fn linear_input(&self, _site: &Site, x: Tensor<2>, _cx: &ForwardContext<'_>) -> Tensor<2> {
+        x
+    }
+
+    /// The output of a linear layer, `[tokens, out]`.
+    fn linear(&self, _site: &Site, product: LazyLinear, _cx: &ForwardContext<'_>) -> Tensor<2> {
+        product.compute()
+    }
+
+    /// Queries, keys and values, after rotation, before attention.
+    ///
+    /// # Shapes
+    /// - queries `[tokens, heads * head_dim]`, keys and values `[key tokens, kv_heads * head_dim]`
+    fn attention(
+        &self,
+        _at: AttentionSite,
+        qkv: [Tensor<2>; 3],
+        _cx: &ForwardContext<'_>,
+    ) -> [Tensor<2>; 3] {
+        qkv
+    }
+
+    /// How many positions a prefix takes before those of the tokens.
+    fn prefix_length(&self) -> usize {
+        0
+    }
+
+    /// How many virtual tokens [`Adapter::embeddings`] adds to each sequence.
+    fn virtual_tokens(&self) -> usize {
+        0
+    }
+
+    /// Keys and values that every token of an attention sees in addition to its sequence's own.
+    ///
+    /// `x` is the attention's input, `[tokens, hidden]`.
+    fn prefix(
+        &self,
+        _at: AttentionSite,
+        _x: &Tensor<2>,
+        _cx: &ForwardContext<'_>,
+    ) -> Option<Prefix> {
+        None
+    }
+
+    /// A block's output, `[tokens, hidden]`, before it is added to the residual stream.
+    fn sublayer(
+        &self,
+        _sublayer: &Sublayer<'_>,
+        output: Tensor<2>,
+        _cx: &ForwardContext<'_>,
+    ) -> Tensor<2> {
+        output
+    }
+
+    /// The states before layer `layer`, or, with the number of layers, after the last; may read or
+    /// replace them and put streams among those that travel on.
+    ///
+    /// After the last layer only the rows that the head reads are left, unless
+    /// [`Adapter::mixes_rows`] says otherwise for it.
+    fn hidden(&self, _layer: usize, hidden: Hidden, _cx: &ForwardContext<'_>) -> Hidden {
+        hidden
+    }
+
+    /// The lowest layer in which the adapter does anything: states before it are the base's own, and no
+    /// gradient reaches layers below it. 0 if it acts on the embeddings.
+    fn first_layer(&self) -> usize {
+        0
+    }
+
+    /// Whether the adapter does anything at a hook. If not, a batch that several adapters share need
+    /// not be split there.
+    fn uses(&self, _hook: Hook<'_>) -> bool {
+        true
+    }
+
+    /// Whether the adapter's hooks after the attention of this layer read several rows of a sequence
+    /// at once. If so, the layer computes all rows, not only those that the head reads.
+    fn mixes_rows(&self, _layer: usize) -> bool {
+        false
+    }
+
+    /// Whether the base must be run first: its final states then travel as the stream `base`.
+    fn needs_base_pass(&self) -> bool {
+        false
+    }
+}
+
+/// The name of the stream that holds the base's own final states, where an adapter
+/// [needs them](Adapter::needs_base_pass).
+pub const BASE_STREAM: &str = "base";
+
+/// The adapter that does nothing: the base model as it is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Identity;
+
+impl Adapter for Identity {
+    fn first_layer(&self) -> usize {
+        usize::MAX
+    }
+
+    fn uses(&self, _hook: Hook<'_>) -> bool {
+        false
+    }
+}

@@ -1,0 +1,201 @@
+//! Attention with its projections and adapter hooks.
+
+use burn::tensor::Tensor;
+use epiphyte_ops::{Angles, Sequences, attention, fork, rotate};
+
+use super::{AttentionNames, AttentionShape, Linear, Projections};
+use crate::adapter::{
+    Adapter, AdapterBatch, AttentionKind, AttentionSite, ForwardContext, Hook, Role,
+};
+use crate::builder::Builder;
+
+/// The projections of an attention and its shape.
+#[derive(Clone, Debug)]
+pub struct Attention {
+    at: AttentionSite,
+    shape: AttentionShape,
+    input: Input,
+    output: Linear,
+}
+
+/// The projections into an attention.
+#[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "a model has a few of them")]
+enum Input {
+    Separate {
+        query: Linear,
+        key: Linear,
+        value: Linear,
+    },
+    Fused(Linear),
+}
+
+/// What an attention reads.
+pub(crate) struct AttentionInput<'a> {
+    /// Where queries come from, `[tokens, hidden]`.
+    pub(crate) x: Tensor<2>,
+    /// The sequences that the rows of `x` form.
+    pub(crate) rows: &'a Sequences,
+    /// Where keys and values come from in cross-attention.
+    pub(crate) encoder: Option<(&'a Tensor<2>, &'a Sequences)>,
+    /// The rows' rotary angles.
+    pub(crate) angles: Option<&'a Angles>,
+    /// Added to the scores, `[heads, queries, keys]`.
+    pub(crate) bias: Option<Tensor<3>>,
+}
+
+impl Attention {
+    /// Reads the projections, whose paths begin with `path`.
+    pub(crate) fn build(
+        builder: &mut Builder<'_>,
+        path: &str,
+        names: &AttentionNames,
+        shape: &AttentionShape,
+        hidden_size: usize,
+        kind: AttentionKind,
+    ) -> Self {
+        let at = AttentionSite {
+            layer: builder.layer().expect("attention is inside a layer"),
+            kind,
+        };
+        let [query, key, value, output] = match kind {
+            AttentionKind::Cross => [
+                Role::CrossQuery,
+                Role::CrossKey,
+                Role::CrossValue,
+                Role::CrossAttentionOutput,
+            ],
+            _ => [Role::Query, Role::Key, Role::Value, Role::AttentionOutput],
+        };
+        let (q_size, kv_size) = (shape.query_size(), shape.kv_size());
+        let full = |name: &str| format!("{path}.{name}");
+        let bias = shape.qkv_bias;
+        let input = match shape.projections {
+            Projections::Separate => Input::Separate {
+                query: builder.linear(&full(names.query), query, [q_size, hidden_size], bias),
+                key: builder.linear(&full(names.key), key, [kv_size, hidden_size], bias),
+                value: builder.linear(&full(names.value), value, [kv_size, hidden_size], bias),
+            },
+            Projections::FusedConv1d => Input::Fused(builder.conv1d(
+                &full(names.query),
+                Role::QueryKeyValue,
+                [q_size + 2 * kv_size, hidden_size],
+            )),
+        };
+        let output_path = full(names.output);
+        let size = [hidden_size, q_size];
+        let output = match shape.projections {
+            Projections::Separate => builder.linear(&output_path, output, size, shape.output_bias),
+            Projections::FusedConv1d => builder.conv1d(&output_path, output, size),
+        };
+        Self {
+            at,
+            shape: shape.clone(),
+            input,
+            output,
+        }
+    }
+
+    /// The attention's result before the output projection, `[tokens, heads * head_dim]`, and its
+    /// input for further readers.
+    pub(crate) fn attend(
+        &self,
+        from: AttentionInput<'_>,
+        batch: &AdapterBatch<'_>,
+    ) -> (Tensor<2>, Tensor<2>) {
+        let AttentionInput {
+            x,
+            rows,
+            encoder,
+            angles,
+            bias,
+        } = from;
+        let key_rows = encoder.map_or(rows, |(_, rows)| rows);
+        let ([q, k, v], read, x) = self.project(x, rows, encoder, batch);
+        let turn = |x: Tensor<2>| match angles.filter(|_| self.shape.rotary) {
+            Some(angles) => rotate(x, angles, self.shape.head_dim),
+            None => x,
+        };
+        let (q, k) = (turn(q), turn(k));
+        let _ = (key_rows, bias);
+        let shape = epiphyte_ops::Attention {
+            heads: self.shape.heads,
+            kv_heads: self.shape.kv_heads,
+            head_dim: self.shape.head_dim,
+            scale: self.shape.scale,
+            causal: self.shape.causal,
+            window: self.shape.window,
+            dropout: self.shape.dropout,
+        };
+        let site = self.id();
+        let hooks = [Hook::Attention(self.at), Hook::Prefix(self.at)];
+        let body = |[q, k, v, x]: [Tensor<2>; 4],
+                    adapter: &dyn Adapter,
+                    cx: &ForwardContext<'_>| {
+            let prefix = adapter.prefix(self.at, &x, cx);
+            let [q, k, v] = adapter.attention(self.at, [q, k, v], cx);
+            attention(&shape, cx.rows, q, k, v, prefix, site)
+        };
+        (batch.map(&hooks, [q, k, v, read], rows, body), x)
+    }
+
+    /// Queries, keys and values; the input twice more, for prefixes and for further readers.
+    fn project(
+        &self,
+        x: Tensor<2>,
+        rows: &Sequences,
+        encoder: Option<(&Tensor<2>, &Sequences)>,
+        batch: &AdapterBatch<'_>,
+    ) -> ([Tensor<2>; 3], Tensor<2>, Tensor<2>) {
+        match (&self.input, encoder) {
+            (Input::Separate { query, key, value }, None) => {
+                let [to_q, to_k, to_v, read, x] = fork(x);
+                let q = query.forward(to_q, rows, batch);
+                let k = key.forward(to_k, rows, batch);
+                let v = value.forward(to_v, rows, batch);
+                ([q, k, v], read, x)
+            }
+            (Input::Separate { query, key, value }, Some((states, key_rows))) => {
+                let [to_q, read, x] = fork(x);
+                let [to_k, to_v] = fork(states.clone());
+                let q = query.forward(to_q, rows, batch);
+                let k = key.forward(to_k, key_rows, batch);
+                let v = value.forward(to_v, key_rows, batch);
+                ([q, k, v], read, x)
+            }
+            (Input::Fused(all), _) => {
+                let [to_all, read, x] = fork(x);
+                let all = all.forward(to_all, rows, batch);
+                let (q_size, kv_size) = (self.shape.query_size(), self.shape.kv_size());
+                let [to_q, to_k, to_v] = fork(all);
+                let q = to_q.narrow(1, 0, q_size);
+                let k = to_k.narrow(1, q_size, kv_size);
+                let v = to_v.narrow(1, q_size + kv_size, kv_size);
+                ([q, k, v], read, x)
+            }
+        }
+    }
+
+    /// The output projection, `[tokens, heads * head_dim]` to `[tokens, hidden]`.
+    pub(crate) fn project_output(
+        &self,
+        context: Tensor<2>,
+        rows: &Sequences,
+        batch: &AdapterBatch<'_>,
+    ) -> Tensor<2> {
+        self.output.forward(context, rows, batch)
+    }
+
+    /// A key for random draws inside the attention.
+    fn id(&self) -> u64 {
+        match &self.input {
+            Input::Separate { query, .. } => query.site().id(),
+            Input::Fused(all) => all.site().id(),
+        }
+    }
+
+    /// A key for random draws at the attention's output.
+    pub(crate) fn output_id(&self) -> u64 {
+        self.output.site().id()
+    }
+}

@@ -1,0 +1,71 @@
+//! Norms with their adapter hooks.
+
+use burn::tensor::Tensor;
+use epiphyte_ops::{Sequences, add, add_layer_norm, layer_norm, rms_norm};
+
+use super::{NormShape, Vector};
+use crate::adapter::{Adapter, AdapterBatch, Hook};
+use crate::builder::Builder;
+
+/// Layer norm or RMS norm over the hidden size.
+#[derive(Clone, Debug)]
+pub struct Norm {
+    weight: Vector,
+    /// Layer norm's shift; none for RMS norm.
+    bias: Option<Vector>,
+    epsilon: f64,
+}
+
+impl Norm {
+    /// The norm whose tensors are `{path}.weight` and, for layer norm, `{path}.bias`, `[size]` each.
+    pub(crate) fn build(
+        builder: &mut Builder<'_>,
+        path: &str,
+        size: usize,
+        shape: NormShape,
+    ) -> Self {
+        Self {
+            weight: builder.norm_vector(&format!("{path}.weight"), size),
+            bias: (!shape.rms).then(|| builder.norm_vector(&format!("{path}.bias"), size)),
+            epsilon: shape.epsilon,
+        }
+    }
+
+    /// `Norm(x)`, as each adapter of the batch has it.
+    pub fn forward(&self, x: Tensor<2>, rows: &Sequences, batch: &AdapterBatch<'_>) -> Tensor<2> {
+        batch.map(&self.hooks(), [x], rows, |[x], adapter, _| {
+            self.apply(x, adapter)
+        })
+    }
+
+    /// `Norm(x)` for one adapter.
+    pub(crate) fn apply(&self, x: Tensor<2>, adapter: &dyn Adapter) -> Tensor<2> {
+        let weight = self.weight.get(adapter);
+        match &self.bias {
+            Some(bias) => layer_norm(x, weight, bias.get(adapter), self.epsilon),
+            None => rms_norm(x, weight, self.epsilon),
+        }
+    }
+
+    /// `Norm(x + residual)` for one adapter.
+    pub(crate) fn apply_sum(
+        &self,
+        x: Tensor<2>,
+        residual: Tensor<2>,
+        adapter: &dyn Adapter,
+    ) -> Tensor<2> {
+        let weight = self.weight.get(adapter);
+        match &self.bias {
+            Some(bias) => add_layer_norm(x, residual, weight, bias.get(adapter), self.epsilon),
+            None => rms_norm(add(residual, x), weight, self.epsilon),
+        }
+    }
+
+    /// The hooks at this norm.
+    pub(crate) fn hooks(&self) -> Vec<Hook<'_>> {
+        std::iter::once(&self.weight)
+            .chain(&self.bias)
+            .map(Vector::hook)
+            .collect()
+    }
+}

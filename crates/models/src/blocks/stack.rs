@@ -1,0 +1,68 @@
+//! One stack of layers: encoders like BERT, decoders like Llama and GPT-2.
+
+use super::embeddings::{EmbeddingInput, Embeddings};
+use super::{Layer, LayerInput, Norm};
+use crate::adapter::{AdapterBatch, Entry, Hidden};
+use crate::backbone::Backbone;
+use crate::rope::RotaryEmbedding;
+
+/// Embeddings, layers, and a final norm where a family has one.
+#[derive(Debug)]
+pub struct Stack {
+    /// The input embeddings.
+    pub embeddings: Embeddings,
+    /// The layers.
+    pub layers: Vec<Layer>,
+    /// The norm after the last layer.
+    pub final_norm: Option<Norm>,
+    /// Rotary positions.
+    pub rotary: Option<RotaryEmbedding>,
+    /// Whether any dropout of the base is on during training.
+    pub has_dropout: bool,
+}
+
+impl Backbone for Stack {
+    fn has_dropout(&self) -> bool {
+        self.has_dropout
+    }
+
+    fn embed(&self, entry: &Entry<'_>) -> Hidden {
+        let tokens = entry.tokens;
+        let input = EmbeddingInput {
+            ids: tokens.ids,
+            type_ids: tokens.type_ids,
+            rows: &tokens.sequences,
+            decoder: false,
+        };
+        let (states, rows) = self.embeddings.forward(input, entry);
+        self.prepare(Hidden::new(states, rows), entry.adapter.prefix_length())
+    }
+
+    fn prepare(&self, hidden: Hidden, offset: usize) -> Hidden {
+        let angles = self.rotary.as_ref();
+        Hidden {
+            angles: angles.map(|rotary| rotary.angles(&hidden.rows, offset)),
+            ..hidden
+        }
+    }
+
+    fn layer(
+        &self,
+        index: usize,
+        hidden: Hidden,
+        selected: Option<&[usize]>,
+        batch: &AdapterBatch<'_>,
+    ) -> Hidden {
+        self.layers[index].forward(hidden, LayerInput::default(), selected, batch)
+    }
+
+    fn finish(&self, hidden: Hidden, batch: &AdapterBatch<'_>) -> Hidden {
+        match &self.final_norm {
+            Some(norm) => {
+                let states = norm.forward(hidden.states.clone(), &hidden.rows, batch);
+                hidden.with(states)
+            }
+            None => hidden,
+        }
+    }
+}

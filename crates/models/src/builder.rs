@@ -1,0 +1,250 @@
+//! Builds the frozen base tensor by tensor, and hands out the handles that a model keeps.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use epiphyte_ops::{FrozenMatrix, Precision, Source as Values};
+
+use crate::ModelError;
+use crate::adapter::{Role, Site};
+use crate::base::{
+    Base, BaseTensor, BaseValues, DefaultTargets, Depth, Dimensions, LinearInfo,
+};
+use crate::blocks::{LayerShape, Linear, Matrix, Vector};
+
+/// Where the values of a base come from: a checkpoint, or an initializer.
+pub trait Source {
+    /// What gives the values of tensor `name`, row-major, in Hugging Face's shape.
+    ///
+    /// # Errors
+    /// If the source has no such tensor, or has it in another shape or type.
+    fn open(&mut self, name: &str, shape: &[usize]) -> Result<Arc<Values>, ModelError>;
+
+    /// Whether the source has the tensor; an initializer has every one.
+    fn contains(&self, _name: &str) -> bool {
+        true
+    }
+}
+
+/// What a [`Base`] says about itself beside its tensors.
+pub(crate) struct Summary<'a> {
+    pub(crate) dimensions: Dimensions,
+    pub(crate) default_targets: DefaultTargets,
+    pub(crate) word_embeddings: &'a str,
+    pub(crate) prefix: &'static str,
+    pub(crate) task_head: Option<&'a str>,
+}
+
+/// Builds a [`Base`], from the embeddings up.
+pub struct Builder<'a> {
+    source: &'a mut dyn Source,
+    shared: Option<&'a Base>,
+    device: Device,
+    precision: Precision,
+    depth: Depth,
+    tensors: BTreeMap<String, BaseTensor>,
+    linears: Vec<LinearInfo>,
+    layer_shapes: Vec<LayerShape>,
+    failures: Vec<ModelError>,
+}
+
+impl<'a> Builder<'a> {
+    /// A builder that reads from `source` and puts tensors on `device`.
+    pub fn new(source: &'a mut dyn Source, device: &Device, precision: Precision) -> Self {
+        Self {
+            source,
+            shared: None,
+            device: device.clone().inner(),
+            precision,
+            depth: Depth::Embeddings,
+            tensors: BTreeMap::new(),
+            linears: Vec::new(),
+            layer_shapes: Vec::new(),
+            failures: Vec::new(),
+        }
+    }
+
+    /// Takes the tensors of `shared`, except its task's head, instead of reading them.
+    pub(crate) fn sharing(self, shared: Option<&'a Base>) -> Self {
+        Self { shared, ..self }
+    }
+
+    /// Where in the model the tensors that follow are used.
+    pub(crate) fn at(&mut self, depth: Depth) -> &mut Self {
+        self.depth = depth;
+        self
+    }
+
+    /// The layer that is being built.
+    pub(crate) fn layer(&self) -> Option<usize> {
+        match self.depth {
+            Depth::Layer(layer) => Some(layer),
+            Depth::Embeddings | Depth::Head => None,
+        }
+    }
+
+    /// Notes the shape of the layer that is being built.
+    pub(crate) fn layer_shape(&mut self, shape: LayerShape) {
+        self.layer_shapes.push(shape);
+    }
+
+    /// Whether the source has a tensor.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.source.contains(name)
+    }
+
+    /// A vector of the base, `[size]`.
+    pub(crate) fn vector(&mut self, name: &str, size: usize) -> Vector {
+        self.new_vector(name, size, false)
+    }
+
+    /// The scale or shift of a norm, `[size]`.
+    pub(crate) fn norm_vector(&mut self, name: &str, size: usize) -> Vector {
+        self.new_vector(name, size, true)
+    }
+
+    fn new_vector(&mut self, name: &str, size: usize, is_norm: bool) -> Vector {
+        let values = match self.shared_tensor(name) {
+            Some(BaseValues::Vector(values)) => values.clone(),
+            _ => {
+                let values = self.open(name, &[size])();
+                Tensor::from_data(TensorData::new(values, [size]), &self.device)
+            }
+        };
+        self.insert(name, BaseValues::Vector(values.clone()), is_norm);
+        Vector::new(name, values)
+    }
+
+    /// A matrix of the base: an embedding table `[rows, hidden]`.
+    pub(crate) fn matrix(&mut self, name: &str, shape: [usize; 2]) -> Matrix {
+        self.new_matrix(name, shape, false)
+    }
+
+    fn new_matrix(&mut self, name: &str, shape: [usize; 2], transposed: bool) -> Matrix {
+        let matrix = match self.shared_tensor(name) {
+            Some(BaseValues::Matrix { matrix, .. }) => matrix.clone(),
+            _ => {
+                let [rows, columns] = shape;
+                let source = if transposed {
+                    let stored = self.open(name, &[columns, rows]);
+                    Arc::new(move || transpose(&stored(), columns, rows)) as Arc<Values>
+                } else {
+                    self.open(name, &shape)
+                };
+                FrozenMatrix::from_source(source, shape, self.precision, &self.device)
+                    .expect("the precision was checked")
+            }
+        };
+        let values = BaseValues::Matrix {
+            matrix: matrix.clone(),
+            transposed,
+        };
+        self.insert(name, values, false);
+        Matrix::new(name, matrix, transposed)
+    }
+
+    /// A linear layer of the base: `{path}.weight` `[out, in]` and, if it has one, `{path}.bias`.
+    pub(crate) fn linear(
+        &mut self,
+        path: &str,
+        role: Role,
+        shape: [usize; 2],
+        bias: bool,
+    ) -> Linear {
+        let weight = self.matrix(&format!("{path}.weight"), shape);
+        self.linear_over(weight, path, role, bias)
+    }
+
+    /// A linear layer whose weight Hugging Face stores as `[in, out]`; `shape` is `[out, in]`.
+    pub(crate) fn conv1d(&mut self, path: &str, role: Role, shape: [usize; 2]) -> Linear {
+        let weight = self.new_matrix(&format!("{path}.weight"), shape, true);
+        self.linear_over(weight, path, role, true)
+    }
+
+    /// A linear layer at `path` over a matrix that exists already: a tied head.
+    pub(crate) fn linear_over(
+        &mut self,
+        weight: Matrix,
+        path: &str,
+        role: Role,
+        bias: bool,
+    ) -> Linear {
+        let [outputs, inputs] = weight.shape();
+        let bias = bias.then(|| self.vector(&format!("{path}.bias"), outputs));
+        let site = Site {
+            path: path.to_owned(),
+            layer: self.layer(),
+            role,
+        };
+        self.linears.push(LinearInfo {
+            site: site.clone(),
+            inputs,
+            outputs,
+            bias: bias.is_some(),
+            transposed: weight.is_transposed(),
+        });
+        Linear::new(site, weight, bias)
+    }
+
+    /// The finished base.
+    ///
+    /// # Errors
+    /// Everything that could not be read, in one error.
+    pub(crate) fn finish(self, summary: Summary<'_>) -> Result<Base, ModelError> {
+        if !self.failures.is_empty() {
+            let loaded = self.tensors.len() - self.failures.len();
+            return Err(ModelError::incomplete(
+                loaded,
+                self.tensors.len(),
+                self.failures,
+            ));
+        }
+        Ok(Base {
+            dimensions: summary.dimensions,
+            default_targets: summary.default_targets,
+            word_embeddings: summary.word_embeddings.to_owned(),
+            prefix: summary.prefix,
+            task_head: summary.task_head.map(str::to_owned),
+            tensors: self.tensors,
+            linears: self.linears,
+            layer_shapes: self.layer_shapes,
+        })
+    }
+
+    fn insert(&mut self, name: &str, values: BaseValues, is_norm: bool) {
+        let tensor = BaseTensor {
+            values,
+            depth: self.depth,
+            is_norm,
+        };
+        self.tensors.insert(name.to_owned(), tensor);
+    }
+
+    /// The tensor of the base whose tensors are shared.
+    fn shared_tensor(&self, name: &str) -> Option<&'a BaseValues> {
+        let shared = self.shared?;
+        let tensor = shared.tensor(name).filter(|_| !shared.is_of_head(name));
+        tensor.map(|tensor| &tensor.values)
+    }
+
+    /// Opens a tensor of the source. A failure is noted and zeros stand in, so that all are reported.
+    fn open(&mut self, name: &str, shape: &[usize]) -> Arc<Values> {
+        self.source.open(name, shape).unwrap_or_else(|failure| {
+            self.failures.push(failure);
+            let count = shape.iter().product();
+            Arc::new(move || vec![0.0; count])
+        })
+    }
+}
+
+/// `[rows, columns]`, row-major, as `[columns, rows]`.
+fn transpose(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    let mut transposed = vec![0.0; values.len()];
+    for (row, values) in values.chunks(columns.max(1)).enumerate() {
+        for (column, &value) in values.iter().enumerate() {
+            transposed[column * rows + row] = value;
+        }
+    }
+    transposed
+}

@@ -1,0 +1,149 @@
+//! `config.json`, key by key: what the configurations of several families read in the same way.
+//!
+//! Keys, defaults and their meaning are those of transformers 5.23; old spellings that its releases
+//! still read (`rope_scaling` with `type`) are read here too. Values that would make the model compute
+//! something else than it computes here (another position embedding, a quantized base) are errors,
+//! never ignored. Keys that do not change the numbers are.
+
+mod labels;
+mod rope;
+
+use epiphyte_ops::Activation;
+
+pub use labels::{Labels, ProblemType};
+pub(crate) use rope::from_json as rope_from_json;
+
+use crate::ModelError;
+use crate::json::JsonObject;
+
+/// The largest size that is believed of a model: sizes are multiplied and become allocations.
+pub(crate) const LARGEST_SIZE: usize = i32::MAX as usize;
+/// The largest number of layers that is believed of a model.
+const MOST_LAYERS: usize = 10_000;
+
+/// The activation function of a configuration.
+pub(crate) fn activation(name: &str) -> Result<Activation, ModelError> {
+    name.parse().map_err(|_| ModelError::UnsupportedConfig {
+        path: "config.json".into(),
+        key: "hidden_act".to_owned(),
+        found: name.to_owned(),
+        supported: "gelu, gelu_new, gelu_pytorch_tanh, relu, silu, swish, tanh",
+    })
+}
+
+/// The activations that are supported, under the names of transformers' `ACT2FN`.
+const HIDDEN_ACTS: [&str; 7] = [
+    "gelu",
+    "gelu_new",
+    "gelu_pytorch_tanh",
+    "relu",
+    "silu",
+    "swish",
+    "tanh",
+];
+
+/// The name of the activation inside the feed-forward block.
+pub(crate) fn hidden_act(json: &JsonObject, default: &str) -> Result<String, ModelError> {
+    let key = "hidden_act";
+    let name = json.get(key, default.to_owned())?;
+    if HIDDEN_ACTS.contains(&name.as_str()) {
+        return Ok(name);
+    }
+    let supported = "gelu, gelu_new, gelu_pytorch_tanh, relu, silu, swish, tanh";
+    Err(json.unsupported(key, format!("`{name}`"), supported))
+}
+
+pub(crate) fn architectures(json: &JsonObject) -> Result<Vec<String>, ModelError> {
+    Ok(json
+        .get::<Option<Vec<String>>>("architectures", None)?
+        .unwrap_or_default())
+}
+
+/// A size: at least 1, and small enough to be multiplied.
+pub(crate) fn size(json: &JsonObject, key: &str, default: usize) -> Result<usize, ModelError> {
+    let value = json.get(key, default)?;
+    in_range(json, key, value, LARGEST_SIZE)
+}
+
+pub(crate) fn num_hidden_layers(json: &JsonObject, default: usize) -> Result<usize, ModelError> {
+    let key = "num_hidden_layers";
+    in_range(json, key, json.get(key, default)?, MOST_LAYERS)
+}
+
+pub(crate) fn in_range(json: &JsonObject, key: &str, value: usize, most: usize) -> Result<usize, ModelError> {
+    if (1..=most).contains(&value) {
+        Ok(value)
+    } else {
+        Err(json.invalid(key, format!("{value} is not between 1 and {most}")))
+    }
+}
+
+/// A probability of dropping: at least 0 and below 1. `null` is no dropout.
+pub(crate) fn dropout(json: &JsonObject, key: &str, default: f64) -> Result<f64, ModelError> {
+    let value = json.get(key, Some(default))?.unwrap_or(0.0);
+    if (0.0..1.0).contains(&value) {
+        Ok(value)
+    } else {
+        Err(json.invalid(key, format!("{value} is not between 0 and 1")))
+    }
+}
+
+/// A small constant under a root: finite and not negative.
+pub(crate) fn epsilon(json: &JsonObject, key: &str, default: f64) -> Result<f64, ModelError> {
+    let value: f64 = json.get(key, default)?;
+    if value.is_finite() && value >= 0.0 {
+        Ok(value)
+    } else {
+        Err(json.invalid(key, format!("{value} is negative")))
+    }
+}
+
+/// An optional token id, which has to be in the vocabulary.
+pub(crate) fn token(
+    json: &JsonObject,
+    key: &str,
+    default: Option<u32>,
+    vocab_size: usize,
+) -> Result<Option<u32>, ModelError> {
+    // Some published configurations say -1 for "none".
+    let id = json
+        .get::<Option<i64>>(key, default.map(i64::from))?
+        .filter(|&id| id >= 0);
+    match id.map(u32::try_from) {
+        None => Ok(None),
+        Some(Ok(id)) if (id as usize) < vocab_size => Ok(Some(id)),
+        Some(_) => Err(json.invalid(
+            key,
+            format!(
+                "{} is outside the vocabulary of {vocab_size}",
+                id.unwrap_or_default()
+            ),
+        )),
+    }
+}
+
+/// A key that holds one token id, a list of them, or `null`. Negative ids, which some published
+/// files have for "none", are left out.
+pub(crate) fn token_ids(
+    json: &JsonObject,
+    key: &str,
+    default: Option<u32>,
+) -> Result<Vec<u32>, ModelError> {
+    #[derive(serde::Deserialize)]
+    #[serde(untagged)]
+    enum Ids {
+        One(i64),
+        Many(Vec<i64>),
+    }
+    let ids = match json.get(key, default.map(|id| Ids::One(id.into())))? {
+        None => Vec::new(),
+        Some(Ids::One(id)) => vec![id],
+        Some(Ids::Many(ids)) => ids,
+    };
+    ids.into_iter()
+        .filter(|&id| id >= 0)
+        .map(|id| {
+            u32::try_from(id).map_err(|_| json.invalid(key, format!("{id} is not a token id")))
+        })
+        .collect()
+}

@@ -1,0 +1,311 @@
+//! BERT and models of its architecture, such as MiniLM (Devlin et al. 2019, arXiv 1810.04805).
+//!
+//! Encoder with the norm after the residual addition: `x₁ = LN(x + Attn(x))`, `x₂ = LN(x₁ + FF(x₁))`.
+//! Tensor names are those of Hugging Face's `BertForSequenceClassification`.
+
+use serde_json::json;
+
+use super::{ConfigFacts, Family, FamilyConfig};
+use crate::ModelError;
+use crate::adapter::Role;
+use crate::base::{DefaultTargets, Depth, Dimensions};
+use crate::blocks::{
+    AttentionNames, AttentionShape, Embeddings, FeedForwardNames, FeedForwardShape, Layer,
+    LayerNames, LayerShape, Norm, NormPlacement, NormShape, Projections, Stack,
+};
+use crate::builder::{Builder, Summary};
+use crate::config::{
+    Labels, activation, architectures, dropout, epsilon, hidden_act, num_hidden_layers, size, token,
+};
+use crate::heads::{ClassificationHead, Head, HeadKind, Pooling};
+use crate::json::JsonObject;
+use crate::keys::KeyRules;
+use crate::model::Model;
+
+pub(super) const FAMILY: Family = Family {
+    model_types: &["bert"],
+    examples: || {
+        vec![json!({
+            "model_type": "bert", "vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "intermediate_size": 24, "max_position_embeddings": 32,
+            "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1,
+        })]
+    },
+    parse: |json, _| Ok(Box::new(BertConfig::from_json(json)?)),
+};
+
+const TARGETS: DefaultTargets = DefaultTargets {
+    lora: &["query", "value"],
+    ia3: &["key", "value", "output.dense"],
+    ia3_feedforward: &["output.dense"],
+};
+
+const NAMES: LayerNames = LayerNames {
+    attention: AttentionNames {
+        query: "attention.self.query",
+        key: "attention.self.key",
+        value: "attention.self.value",
+        output: "attention.output.dense",
+    },
+    attention_norm: "attention.output.LayerNorm",
+    cross_attention: None,
+    feed_forward: FeedForwardNames {
+        gate: None,
+        up: "intermediate.dense",
+        down: "output.dense",
+    },
+    feed_forward_norm: "output.LayerNorm",
+};
+
+/// The configuration of a BERT encoder (Devlin et al. 2018, arXiv:1810.04805).
+#[derive(Debug, Clone, PartialEq)]
+pub struct BertConfig {
+    /// The transformers classes that saved the model.
+    pub architectures: Vec<String>,
+    /// Rows of the word embeddings; default 30522.
+    pub vocab_size: usize,
+    /// Width of the hidden states; default 768.
+    pub hidden_size: usize,
+    /// Number of layers; default 12.
+    pub num_hidden_layers: usize,
+    /// Heads of a layer, which divide the width; default 12.
+    pub num_attention_heads: usize,
+    /// Width inside the feed-forward block; default 3072.
+    pub intermediate_size: usize,
+    /// Activation inside the feed-forward block; default `gelu`.
+    pub hidden_act: String,
+    /// Dropout after the embeddings and after each sub-layer; default 0.1.
+    pub hidden_dropout_prob: f64,
+    /// Dropout on attention probabilities; default 0.1.
+    pub attention_probs_dropout_prob: f64,
+    /// Rows of the position embeddings: the longest sequence; default 512.
+    pub max_position_embeddings: usize,
+    /// Rows of the token type embeddings; default 2.
+    pub type_vocab_size: usize,
+    /// Standard deviation of newly initialised weights; default 0.02.
+    pub initializer_range: f64,
+    /// Epsilon of the layer norms; default 1e-12.
+    pub layer_norm_eps: f64,
+    /// The padding token; default 0.
+    pub pad_token_id: Option<u32>,
+    /// Dropout before a classification head; where absent, `hidden_dropout_prob` is used.
+    pub classifier_dropout: Option<f64>,
+    /// The classes of a classification head.
+    pub labels: Labels,
+}
+
+impl BertConfig {
+    fn from_json(json: &JsonObject) -> Result<Self, ModelError> {
+        refuse_other_architectures(json)?;
+        let vocab_size = size(json, "vocab_size", 30522)?;
+        let config = Self {
+            architectures: architectures(json)?,
+            vocab_size,
+            hidden_size: size(json, "hidden_size", 768)?,
+            num_hidden_layers: num_hidden_layers(json, 12)?,
+            num_attention_heads: size(json, "num_attention_heads", 12)?,
+            intermediate_size: size(json, "intermediate_size", 3072)?,
+            hidden_act: hidden_act(json, "gelu")?,
+            hidden_dropout_prob: dropout(json, "hidden_dropout_prob", 0.1)?,
+            attention_probs_dropout_prob: dropout(json, "attention_probs_dropout_prob", 0.1)?,
+            max_position_embeddings: size(json, "max_position_embeddings", 512)?,
+            type_vocab_size: size(json, "type_vocab_size", 2)?,
+            initializer_range: epsilon(json, "initializer_range", 0.02)?,
+            layer_norm_eps: epsilon(json, "layer_norm_eps", 1e-12)?,
+            pad_token_id: token(json, "pad_token_id", Some(0), vocab_size)?,
+            classifier_dropout: match json.get("classifier_dropout", None::<f64>)? {
+                None => None,
+                Some(_) => Some(dropout(json, "classifier_dropout", 0.0)?),
+            },
+            labels: Labels::from_json(json)?,
+        };
+        if !config
+            .hidden_size
+            .is_multiple_of(config.num_attention_heads)
+        {
+            return Err(json.invalid(
+                "num_attention_heads",
+                format!(
+                    "{} heads do not divide hidden_size {}",
+                    config.num_attention_heads, config.hidden_size
+                ),
+            ));
+        }
+        Ok(config)
+    }
+
+    /// Dimensions of a head.
+    pub fn head_dim(&self) -> usize {
+        self.hidden_size / self.num_attention_heads
+    }
+}
+
+/// Refuses the options with which `model_type` `bert` computes something else.
+fn refuse_other_architectures(json: &JsonObject) -> Result<(), ModelError> {
+    let positions = json.get("position_embedding_type", Some("absolute".to_owned()))?;
+    if let Some(other) = positions.filter(|it| it != "absolute") {
+        return Err(json.unsupported("position_embedding_type", format!("`{other}`"), "absolute"));
+    }
+    for key in ["is_decoder", "add_cross_attention"] {
+        if json.get(key, Some(false))?.unwrap_or(false) {
+            return Err(json.unsupported(key, "true", "false: an encoder"));
+        }
+    }
+    if json.object("pruned_heads")?.is_some() {
+        return Err(json.unsupported("pruned_heads", "a list of heads", "no pruned heads"));
+    }
+    Ok(())
+}
+
+impl FamilyConfig for BertConfig {
+    fn facts(&self) -> ConfigFacts {
+        ConfigFacts {
+            model_type: "bert".to_owned(),
+            architectures: self.architectures.clone(),
+            labels: self.labels.clone(),
+            hidden_size: self.hidden_size,
+            num_hidden_layers: self.num_hidden_layers,
+            vocab_size: self.vocab_size,
+            max_position_embeddings: Some(self.max_position_embeddings),
+            initializer_range: self.initializer_range,
+            bos_token_id: None,
+            eos_token_ids: Vec::new(),
+            pad_token_id: self.pad_token_id,
+        }
+    }
+
+    fn with_dropout(&self, p: f64) -> Box<dyn FamilyConfig> {
+        Box::new(Self {
+            hidden_dropout_prob: p,
+            attention_probs_dropout_prob: p,
+            classifier_dropout: None,
+            ..self.clone()
+        })
+    }
+
+    fn key_rules(&self, _head: HeadKind) -> KeyRules {
+        KeyRules {
+            base_prefix: "bert.",
+            ignorable: &[
+                "embeddings.position_ids",
+                "cls.predictions.",
+                "cls.seq_relationship.",
+            ],
+        }
+    }
+
+    fn class_name(&self, head: HeadKind) -> Option<&'static str> {
+        head.labels().map(|_| "BertForSequenceClassification")
+    }
+
+    fn task_head(&self, head: HeadKind) -> Option<&'static str> {
+        head.labels().map(|_| "classifier")
+    }
+
+    fn build(
+        &self,
+        head: HeadKind,
+        _tied: bool,
+        mut builder: Builder<'_>,
+    ) -> Result<Model, ModelError> {
+        let Some(labels) = head.labels() else {
+            return Err(ModelError::no_head("bert", head));
+        };
+        let shape = self.layer_shape()?;
+        let (size, norm) = (self.hidden_size, shape.norm);
+        let b = &mut builder;
+        let table = |name: &str| format!("bert.embeddings.{name}_embeddings.weight");
+        let words = table("word");
+        let embeddings = Embeddings {
+            words: b.matrix(&words, [self.vocab_size, size]),
+            scale: None,
+            positions: Some((
+                b.matrix(&table("position"), [self.max_position_embeddings, size]),
+                0,
+            )),
+            segments: Some(b.matrix(&table("token_type"), [self.type_vocab_size, size])),
+            norm: Some(Norm::build(b, "bert.embeddings.LayerNorm", size, norm)),
+            dropout: self.hidden_dropout_prob,
+            path: "bert.embeddings",
+        };
+        let layers = (0..self.num_hidden_layers).map(|index| {
+            let path = format!("bert.encoder.layer.{index}");
+            Layer::build(b.at(Depth::Layer(index)), &path, &NAMES, &shape)
+        });
+        let layers = layers.collect();
+        b.at(Depth::Head);
+        let head = ClassificationHead {
+            pooling: Pooling::First,
+            input_dropout: 0.0,
+            dense: Some(b.linear("bert.pooler.dense", Role::Pooler, [size, size], true)),
+            dropout: self.classifier_dropout.unwrap_or(self.hidden_dropout_prob),
+            output: b.linear("classifier", Role::Head, [labels, size], true),
+        };
+        let base = builder.finish(Summary {
+            dimensions: Dimensions {
+                model_type: "bert".to_owned(),
+                layers: self.num_hidden_layers,
+                encoder_layers: 0,
+                hidden_size: size,
+                heads: self.num_attention_heads,
+                kv_heads: self.num_attention_heads,
+                head_dim: self.head_dim(),
+                vocabulary: self.vocab_size,
+                type_vocabulary: self.type_vocab_size,
+                max_positions: Some(self.max_position_embeddings),
+            },
+            default_targets: TARGETS,
+            word_embeddings: &words,
+            prefix: "bert.",
+            task_head: Some("classifier"),
+        })?;
+        let stack = Stack {
+            embeddings,
+            layers,
+            final_norm: None,
+            rotary: None,
+            has_dropout: self.hidden_dropout_prob > 0.0 || self.attention_probs_dropout_prob > 0.0,
+        };
+        Ok(Model::new(
+            base,
+            Box::new(stack),
+            Head::Classification(head),
+        ))
+    }
+}
+
+impl BertConfig {
+    fn layer_shape(&self) -> Result<LayerShape, ModelError> {
+        Ok(LayerShape {
+            hidden_size: self.hidden_size,
+            norm: NormShape {
+                rms: false,
+                epsilon: self.layer_norm_eps,
+            },
+            placement: NormPlacement::After,
+            attention: AttentionShape {
+                heads: self.num_attention_heads,
+                kv_heads: self.num_attention_heads,
+                head_dim: self.head_dim(),
+                scale: (1.0 / (self.head_dim() as f64).sqrt()) as f32,
+                causal: false,
+                window: None,
+                dropout: self.attention_probs_dropout_prob,
+                projections: Projections::Separate,
+                qkv_bias: true,
+                output_bias: true,
+                rotary: false,
+            },
+            cross_attention: None,
+            feed_forward: FeedForwardShape {
+                intermediate_size: self.intermediate_size,
+                activation: activation(&self.hidden_act)?,
+                gated: false,
+                bias: true,
+                conv1d: false,
+                dropout: 0.0,
+            },
+            dropout: self.hidden_dropout_prob,
+        })
+    }
+}

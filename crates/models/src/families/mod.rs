@@ -1,0 +1,208 @@
+//! Model families: one file each, and the table that lists them.
+//!
+//! A family reads its `config.json`, builds its backbone of [blocks](crate::blocks) and its head, and
+//! says how its checkpoints name tensors. Adding one touches its own file and its line in
+//! [`FAMILIES`].
+
+pub mod bert;
+pub mod llama;
+
+use std::any::Any;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::ModelError;
+use crate::builder::Builder;
+use crate::config::Labels;
+use crate::heads::HeadKind;
+use crate::json::JsonObject;
+use crate::keys::KeyRules;
+use crate::model::Model;
+
+/// The families there are.
+pub static FAMILIES: &[Family] = &[bert::FAMILY, llama::FAMILY];
+
+/// A family of models.
+#[derive(Clone, Copy, Debug)]
+pub struct Family {
+    /// The values of `model_type` in `config.json` that belong to it.
+    pub model_types: &'static [&'static str],
+    /// Small configurations that switch on what the family has, for tests: `config.json` each.
+    pub examples: fn() -> Vec<serde_json::Value>,
+    /// Reads the configuration of a `model_type`.
+    parse: fn(&JsonObject, &str) -> Result<Box<dyn FamilyConfig>, ModelError>,
+}
+
+/// The configuration of a family's model.
+pub trait FamilyConfig: Any + fmt::Debug + Send + Sync {
+    /// What all families' configurations say.
+    fn facts(&self) -> ConfigFacts;
+
+    /// A copy in which every dropout of the base is `p`.
+    fn with_dropout(&self, p: f64) -> Box<dyn FamilyConfig>;
+
+    /// What checkpoints may hold beyond what the model with this head needs.
+    fn key_rules(&self, head: HeadKind) -> KeyRules;
+
+    /// The class of transformers that the model is; none if the family has no such head.
+    fn class_name(&self, head: HeadKind) -> Option<&'static str>;
+
+    /// Path of the head that a task trains; none where the head is the language model's.
+    fn task_head(&self, head: HeadKind) -> Option<&'static str>;
+
+    /// Names of the language model's head and of the embeddings that it is tied to, where the
+    /// configuration ties them.
+    fn tied(&self) -> Option<[&'static str; 2]> {
+        None
+    }
+
+    /// Builds the model out of what `builder` reads; a `tied` head is the word embeddings.
+    ///
+    /// # Errors
+    /// If tensors cannot be read, or the family has no such head.
+    fn build(
+        &self,
+        head: HeadKind,
+        tied: bool,
+        builder: Builder<'_>,
+    ) -> Result<Model, ModelError>;
+}
+
+/// What the configurations of all families say.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ConfigFacts {
+    /// `model_type`, such as `bert`.
+    pub model_type: String,
+    /// `architectures`: the transformers classes that saved the model.
+    pub architectures: Vec<String>,
+    /// Names of the classes of a classification head.
+    pub labels: Labels,
+    /// Size of the hidden states.
+    pub hidden_size: usize,
+    /// Number of layers.
+    pub num_hidden_layers: usize,
+    /// Rows of the embedding matrix.
+    pub vocab_size: usize,
+    /// The longest sequence that the model can read; none if positions are relative.
+    pub max_position_embeddings: Option<usize>,
+    /// Standard deviation of new weights.
+    pub initializer_range: f64,
+    /// The token that starts a text.
+    pub bos_token_id: Option<u32>,
+    /// The tokens that end a text.
+    pub eos_token_ids: Vec<u32>,
+    /// The padding token.
+    pub pad_token_id: Option<u32>,
+}
+
+/// The `config.json` of a supported model.
+///
+/// # Example
+/// ```
+/// use epiphyte_models::ModelConfig;
+/// use epiphyte_models::families::bert::BertConfig;
+/// let json = br#"{"model_type": "bert", "hidden_size": 384, "num_hidden_layers": 6}"#;
+/// let config = ModelConfig::parse("config.json".as_ref(), json)?;
+/// assert_eq!(config.facts().hidden_size, 384);
+/// let bert = config.of_family::<BertConfig>().unwrap();
+/// assert_eq!(bert.intermediate_size, 3072); // transformers' default
+/// # Ok::<(), epiphyte_models::ModelError>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct ModelConfig {
+    facts: ConfigFacts,
+    family: Arc<dyn FamilyConfig>,
+}
+
+/// The file's name in a model directory.
+const FILE: &str = "config.json";
+
+const ADVICE: &str = "place the model's config.json there, from the model's page on huggingface.co \
+    or a copy of it; config.json, model.safetensors and tokenizer.json belong in one directory";
+
+impl ModelConfig {
+    /// Reads `config.json` in a model directory.
+    ///
+    /// # Errors
+    /// [`ModelError::MissingDirectory`], [`ModelError::MissingFile`], [`ModelError::NotUtf8`],
+    /// [`ModelError::Json`], [`ModelError::UnknownArchitecture`], [`ModelError::InvalidConfig`] and
+    /// [`ModelError::UnsupportedConfig`].
+    pub fn open(dir: &Path) -> Result<Self, ModelError> {
+        if !dir.is_dir() {
+            return Err(ModelError::MissingDirectory {
+                dir: dir.to_owned(),
+            });
+        }
+        Self::from_json(&JsonObject::read(&dir.join(FILE), ADVICE)?)
+    }
+
+    /// Parses the bytes of a `config.json`; `path` is for messages.
+    ///
+    /// # Errors
+    /// As [`ModelConfig::open`], except for missing files.
+    pub fn parse(path: &Path, json: &[u8]) -> Result<Self, ModelError> {
+        Self::from_json(&JsonObject::parse(path, json)?)
+    }
+
+    fn from_json(json: &JsonObject) -> Result<Self, ModelError> {
+        let model_type: Option<String> = json.get("model_type", None)?;
+        if let Some(quantization) = json.object("quantization_config")? {
+            let method: String = quantization.get("quant_method", String::new())?;
+            return Err(json.unsupported(
+                "quantization_config",
+                format!("a base that was saved quantized ({method})"),
+                "F64, F32, F16 and BF16 weights",
+            ));
+        }
+        let of_type = |model_type: String| {
+            let mut families = FAMILIES.iter();
+            let family = families.find(|it| it.model_types.contains(&&*model_type));
+            family.map(|family| (model_type, family))
+        };
+        let Some((model_type, family)) = model_type.clone().and_then(of_type) else {
+            let architectures = crate::config::architectures(json)?;
+            let found = model_type.or(architectures.into_iter().next());
+            return Err(ModelError::UnknownArchitecture {
+                path: json.path().to_owned(),
+                found: found.unwrap_or("(no model_type)".to_owned()),
+                supported: supported().join(", "),
+            });
+        };
+        Ok(Self::new((family.parse)(json, &model_type)?.into()))
+    }
+
+    fn new(family: Arc<dyn FamilyConfig>) -> Self {
+        Self {
+            facts: family.facts(),
+            family,
+        }
+    }
+
+    /// What all families' configurations say.
+    pub fn facts(&self) -> &ConfigFacts {
+        &self.facts
+    }
+
+    /// The family's own view.
+    pub fn family(&self) -> &dyn FamilyConfig {
+        &*self.family
+    }
+
+    /// The configuration as that of one family, if it is.
+    pub fn of_family<C: FamilyConfig>(&self) -> Option<&C> {
+        (&*self.family as &dyn Any).downcast_ref()
+    }
+
+    /// A copy in which every dropout of the base is `p`.
+    #[must_use]
+    pub fn with_dropout(&self, p: f64) -> Self {
+        Self::new(self.family.with_dropout(p).into())
+    }
+}
+
+/// The values of `model_type` that are supported.
+pub fn supported() -> Vec<&'static str> {
+    let families = FAMILIES.iter();
+    families.flat_map(|family| family.model_types).copied().collect()
+}

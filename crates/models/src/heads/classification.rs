@@ -1,0 +1,39 @@
+//! A classification head over one token of each sequence.
+
+use burn::tensor::Tensor;
+use epiphyte_ops::dropout;
+
+use super::Pooling;
+use crate::adapter::{AdapterBatch, Hidden};
+use crate::blocks::Linear;
+
+/// `output(dropout(tanh(dense(dropout(x)))))`, where a family has these parts.
+#[derive(Clone, Debug)]
+pub struct ClassificationHead {
+    /// Which token is read.
+    pub pooling: Pooling,
+    /// Dropout before the dense layer.
+    pub input_dropout: f64,
+    /// A dense layer with tanh: BERT's pooler, or part of the head as in RoBERTa.
+    pub dense: Option<Linear>,
+    /// Dropout before the output layer.
+    pub dropout: f64,
+    /// From the hidden size to the labels.
+    pub output: Linear,
+}
+
+impl ClassificationHead {
+    /// Logits, `[sequences, labels]`, from the one row of each sequence that is read.
+    pub fn forward(&self, read: Hidden, batch: &AdapterBatch<'_>) -> Tensor<2> {
+        let Hidden { states, rows, .. } = read;
+        let states = match &self.dense {
+            Some(dense) => {
+                let states = dropout(states, self.input_dropout, dense.site().id(), &rows);
+                dense.forward(states, &rows, batch).tanh()
+            }
+            None => states,
+        };
+        let states = dropout(states, self.dropout, self.output.site().id(), &rows);
+        self.output.forward(states, &rows, batch)
+    }
+}

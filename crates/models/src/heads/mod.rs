@@ -1,0 +1,70 @@
+//! Heads: from the last hidden states to logits.
+
+mod classification;
+mod language_model;
+
+use std::fmt;
+
+use epiphyte_ops::Sequences;
+
+pub use self::classification::ClassificationHead;
+pub use self::language_model::LanguageModelHead;
+
+/// Which head a model gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum HeadKind {
+    /// Logits for each sequence; a regression has one.
+    Classification {
+        /// The number of logits.
+        labels: usize,
+    },
+    /// Logits over the vocabulary for each token.
+    LanguageModel,
+}
+
+impl HeadKind {
+    /// The number of logits of a classification head.
+    pub fn labels(self) -> Option<usize> {
+        match self {
+            Self::Classification { labels } => Some(labels),
+            Self::LanguageModel => None,
+        }
+    }
+}
+
+impl fmt::Display for HeadKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Classification { .. } => "a classification head",
+            Self::LanguageModel => "a language-model head",
+        })
+    }
+}
+
+/// A model's head.
+#[derive(Clone, Debug)]
+pub enum Head {
+    /// Logits for each sequence.
+    Classification(ClassificationHead),
+    /// Logits over the vocabulary for each token.
+    LanguageModel(LanguageModelHead),
+}
+
+/// Which token of a sequence a classification head reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooling {
+    /// The first: BERT's `[CLS]`.
+    First,
+    /// The last: decoders.
+    Last,
+}
+
+impl Pooling {
+    /// The row of each sequence that is read.
+    pub fn rows(self, rows: &Sequences) -> Vec<usize> {
+        match self {
+            Self::First => rows.firsts().to_vec(),
+            Self::Last => rows.lasts().collect(),
+        }
+    }
+}

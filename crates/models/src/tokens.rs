@@ -1,0 +1,54 @@
+//! What goes into a model: token sequences without padding, and what is known about the step.
+
+use epiphyte_ops::Sequences;
+
+/// Token sequences, concatenated without padding.
+#[derive(Clone, Debug)]
+pub struct Tokens<'a> {
+    /// Token ids.
+    pub ids: &'a [u32],
+    /// The segment of each token; ignored by models without segments.
+    pub type_ids: &'a [u32],
+    /// Where each sequence begins and ends.
+    pub sequences: Sequences,
+    /// What the decoder of an encoder-decoder reads; none for other models.
+    pub decoder: Option<DecoderTokens<'a>>,
+}
+
+impl<'a> Tokens<'a> {
+    /// Sequences for a model with one stack.
+    pub fn new(ids: &'a [u32], type_ids: &'a [u32], sequences: Sequences) -> Self {
+        Self {
+            ids,
+            type_ids,
+            sequences,
+            decoder: None,
+        }
+    }
+}
+
+/// The decoder's input: as many sequences as the encoder's.
+#[derive(Clone, Debug)]
+pub struct DecoderTokens<'a> {
+    /// Token ids, already shifted: the first is the decoder's start token.
+    pub ids: &'a [u32],
+    /// Where each sequence begins and ends.
+    pub sequences: Sequences,
+}
+
+/// Why a forward pass is made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// A pass of an optimizer step.
+    Training {
+        /// Optimizer steps finished before this one.
+        step: u64,
+        /// A random key for the step, the same in all its micro-batches.
+        step_key: u64,
+        /// Which of the step's forward passes over the same examples this is, from 0.
+        view: u8,
+    },
+    /// A pass whose result is all that matters: no dropout, no random routing.
+    #[default]
+    Evaluation,
+}
