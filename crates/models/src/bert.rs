@@ -5,7 +5,7 @@
 
 use burn::tensor::Tensor;
 use epiphyte_ops::{
-    Activation, Attention, Sequences, add_layer_norm, attention, dropout, fork, layer_norm,
+    Activation, Attention, Keys, Sequences, add_layer_norm, attention, dropout, fork, layer_norm,
 };
 
 use crate::base::{Base, Builder, Dimensions, Linear, Matrix, Vector};
@@ -298,7 +298,11 @@ impl Transformer for Bert {
             sequences,
             |[q, k, v, x], adapter, sequences| {
                 let prefix = adapter.prefix(index, &x, sequences);
-                attention(&shape, sequences, q, k, v, prefix, site)
+                let keys = Keys {
+                    prefix,
+                    ..Keys::new(k, v)
+                };
+                attention(&shape, q, sequences, keys, site)
             },
         );
         let (context, hidden) = match picked {

@@ -6,7 +6,7 @@
 
 use burn::tensor::Tensor;
 use epiphyte_ops::{
-    Activation, Angles, Attention, Sequences, add, attention, fork, rms_norm, rotate,
+    Activation, Angles, Attention, Keys, Sequences, add, attention, fork, rms_norm, rotate,
 };
 
 use crate::base::{Base, Builder, Dimensions, Linear, Matrix, Vector};
@@ -264,7 +264,11 @@ impl Transformer for Llama {
             sequences,
             |[q, k, v, normed], adapter, sequences| {
                 let prefix = adapter.prefix(index, &normed, sequences);
-                attention(&shape, sequences, q, k, v, prefix, site)
+                let keys = Keys {
+                    prefix,
+                    ..Keys::new(k, v)
+                };
+                attention(&shape, q, sequences, keys, site)
             },
         );
         let (context, normed, hidden) = match picked {

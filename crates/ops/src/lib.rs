@@ -36,7 +36,7 @@ mod rope;
 mod sequences;
 
 pub use activation::Activation;
-pub use attention::{Attention, Prefix, attention};
+pub use attention::{Attention, Keys, Prefix, attention};
 pub use columns::scale_columns;
 pub use dropout::{Dropout, dropout};
 pub use error::OpsError;
