@@ -87,7 +87,7 @@ impl Hidden {
         }
         Self {
             states: epiphyte_ops::rows(self.states.clone(), rows),
-            sequences: self.sequences.picked(rows),
+            sequences: self.sequences.select_rows(rows),
             angles: None,
         }
     }

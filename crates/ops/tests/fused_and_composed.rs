@@ -5,8 +5,8 @@ use burn::tensor::{Device, Tensor, TensorData};
 use epiphyte_ops::{
     Activation, AdamW, Angles, Attention, Dropout, FrozenMatrix, IGNORED, Keys, LowRank, Moments,
     Precision, Prefix, Sequences, Weight, add, add_layer_norm, attention, composed, dropout,
-    language_model_loss, layer_norm, linear, low_rank_linear, random, rms_norm, rotate, scale,
-    scale_columns, square_sum,
+    expand_rows, language_model_loss, layer_norm, linear, low_rank_linear, mean_rows, random,
+    rms_norm, rotate, scale, scale_columns, square_sum,
 };
 
 /// Operands of an operation, all tracked.
@@ -165,6 +165,53 @@ fn sums_and_factors() {
     agree("factors with a zero", &[[7, 2], [1, 2]], 1e-5, |x| {
         scale_columns(x[0].clone(), row(&x[1]) * mask())
     });
+}
+
+#[test]
+fn rows_of_sequences() {
+    let rows = Sequences::new(vec![0, 3, 3, 73, 74]);
+    agree("means", &[[74, 5]], 1e-6, |x| {
+        mean_rows(x[0].clone(), &rows)
+    });
+    agree("expanded", &[[4, 5]], 1e-6, |x| {
+        expand_rows(x[0].clone(), &rows)
+    });
+    // Against the definition, and the gradient against central differences in f64.
+    let mean = |x: &[f64], sequence: usize, column: usize| {
+        let (start, end) = (rows.boundaries()[sequence], rows.boundaries()[sequence + 1]);
+        let sum: f64 = (start..end).map(|row| x[row * 5 + column]).sum();
+        sum / (end - start).max(1) as f64
+    };
+    let weights: Vec<f64> = random::normal(99, 20, 1.0)
+        .into_iter()
+        .map(f64::from)
+        .collect();
+    let loss = |x: &[f64]| -> f64 {
+        (0..20)
+            .map(|at| weights[at] * mean(x, at / 5, at % 5))
+            .sum()
+    };
+    let results = run(&[[74, 5]], &|x| mean_rows(x[0].clone(), &rows));
+    let mut x: Vec<f64> = random::normal(1, 74 * 5, 1.0)
+        .into_iter()
+        .map(f64::from)
+        .collect();
+    for (at, result) in results[0].iter().enumerate() {
+        assert!((f64::from(*result) - mean(&x, at / 5, at % 5)).abs() < 1e-6);
+    }
+    for (at, gradient) in results[1].iter().enumerate() {
+        let value = x[at];
+        let mut moved = |by: f64| {
+            x[at] = value + by;
+            loss(&x)
+        };
+        let slope = (moved(1e-4) - moved(-1e-4)) / 2e-4;
+        x[at] = value;
+        assert!(
+            (f64::from(*gradient) - slope).abs() < 1e-6,
+            "{gradient} {slope}"
+        );
+    }
 }
 
 #[test]
