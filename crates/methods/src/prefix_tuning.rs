@@ -375,7 +375,7 @@ impl Adapter for Prefixes {
 
     fn prefix(&self, layer: usize, _x: &Tensor<2>, cx: &ForwardContext<'_>) -> Option<Prefix> {
         let both = self.dropped(self.of_layer(layer), &format!("prefix.{layer}"), sequences);
-        Some(Prefix {
+        Some(Prefix::Shared {
             keys: both.clone().narrow(1, 0, self.width),
             values: both.narrow(1, self.width, self.width),
         })

@@ -7,128 +7,241 @@ use epiphyte_kernels::memory::uncleared;
 
 use crate::Sequences;
 use crate::dropout::place;
-use crate::fused::{Fused, Gradient, Kept, Wanted, apply, runs_here};
+use crate::fused::{Fused, Gradient, Kept, Operand, Wanted, apply, runs_here};
 use crate::linear::{SHAPES, index};
 
-/// The shape of an attention and who sees whom.
+/// The shape of an attention and which keys a query sees.
+///
+/// If the keys are other tokens than the queries ([`Keys::rows`]), `causal` and `window` align the
+/// ends: the last query of a sequence has the position of its last key, as in decoding with a KV
+/// cache. A prefix has the positions in front of the first key.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Attention {
     /// Query heads.
     pub heads: usize,
     /// Key and value heads; a divisor of `heads` (Ainslie et al. 2023).
     pub kv_heads: usize,
-    /// Width of a head.
+    /// Elements of one head.
     pub head_dim: usize,
-    /// Factor on the scores, `1 / sqrt(head_dim)` as a rule.
+    /// Factor on the scores, usually `1 / sqrt(head_dim)`.
     pub scale: f32,
-    /// Whether a token sees only itself and those before it.
+    /// Hides keys after the query's position.
     pub causal: bool,
-    /// With `causal`: how many tokens, itself included, a token sees.
+    /// Hides keys whose distance from the query's position is `window` or more, before it and
+    /// (without `causal`) after it.
     pub window: Option<usize>,
     /// Probability with which an attention weight is dropped while training.
     pub dropout: f64,
 }
 
-/// Keys and values that every query sees besides those of its own sequence. They take the positions in
-/// front of it, so that with a window later queries no longer see them.
+/// The keys and values that queries attend to.
 #[derive(Clone, Debug)]
-pub struct Prefix {
-    /// `[length, kv_heads * head_dim]`
-    pub keys: Tensor<2>,
-    /// `[length, kv_heads * head_dim]`
-    pub values: Tensor<2>,
+pub struct Keys {
+    /// `[key tokens, kv_heads * head_dim]`
+    pub k: Tensor<2>,
+    /// `[key tokens, kv_heads * head_dim]`
+    pub v: Tensor<2>,
+    /// The sequences of the rows of `k` and `v`, as many as those of the queries, if they are
+    /// other tokens (cross-attention, KV cache). `None`: the rows of the queries.
+    pub rows: Option<Sequences>,
+    /// Keys and values in front of each sequence's own.
+    pub prefix: Option<Prefix>,
+    /// Added to the scores, the same in all sequences, such as T5's relative position bias:
+    /// `[heads, max_queries, prefix length + max_keys]`, the prefix's columns first, the maxima at
+    /// least those of the batch. Finite. Gets a gradient if tracked.
+    pub bias: Option<Tensor<3>>,
 }
 
-/// `softmax(q kᵀ · scale + mask) v`, each sequence by itself, the prefix in front of each.
+impl Keys {
+    /// Keys and values of the queries' own tokens, without prefix or bias.
+    pub fn new(k: Tensor<2>, v: Tensor<2>) -> Self {
+        Self {
+            k,
+            v,
+            rows: None,
+            prefix: None,
+            bias: None,
+        }
+    }
+}
+
+/// Keys and values in front of each sequence's own. They have the positions before the first key,
+/// so a window may hide them from later queries.
+#[derive(Clone, Debug)]
+pub enum Prefix {
+    /// The same for all sequences.
+    Shared {
+        /// `[length, kv_heads * head_dim]`
+        keys: Tensor<2>,
+        /// `[length, kv_heads * head_dim]`
+        values: Tensor<2>,
+    },
+    /// Another for each sequence.
+    PerSequence {
+        /// Rows of each sequence's prefix.
+        length: usize,
+        /// `[sequences * length, kv_heads * head_dim]`, sequence by sequence.
+        keys: Tensor<2>,
+        /// `[sequences * length, kv_heads * head_dim]`, sequence by sequence.
+        values: Tensor<2>,
+    },
+}
+
+impl Prefix {
+    /// Rows of one sequence's prefix, whether each sequence has its own, and keys and values.
+    fn into_parts(self) -> (PrefixShape, [Tensor<2>; 2]) {
+        let (length, per_sequence, operands) = match self {
+            Self::Shared { keys, values } => (keys.dims()[0], false, [keys, values]),
+            Self::PerSequence {
+                length,
+                keys,
+                values,
+            } => (length, true, [keys, values]),
+        };
+        let shape = PrefixShape {
+            length,
+            per_sequence,
+        };
+        (shape, operands)
+    }
+}
+
+/// What is known of a prefix without its values.
+#[derive(Clone, Copy, Debug)]
+struct PrefixShape {
+    length: usize,
+    per_sequence: bool,
+}
+
+/// `softmax(q kᵀ · scale + bias + mask) v` for each sequence, the prefix in front of its keys. A
+/// query that sees no key gets zeros.
 ///
 /// # Shapes
 /// - `q`, result: `[tokens, heads * head_dim]`
-/// - `k`, `v`: `[tokens, kv_heads * head_dim]`
+/// - `rows`: the sequences of the rows of `q`, whose random keys turn dropout on
+/// - `site`: which dropout this is
 ///
-/// `site` names the place for dropout.
+/// # Panics
+/// If the shapes do not fit together.
 pub fn attention(
     shape: &Attention,
-    sequences: &Sequences,
     q: Tensor<2>,
-    k: Tensor<2>,
-    v: Tensor<2>,
-    prefix: Option<Prefix>,
+    rows: &Sequences,
+    keys: Keys,
     site: u64,
 ) -> Tensor<2> {
-    let prefix_here = prefix
-        .as_ref()
-        .is_none_or(|p| runs_here(&p.keys) && runs_here(&p.values));
-    if [&q, &k, &v].into_iter().all(runs_here) && prefix_here {
-        let op = Fusion {
-            shape: shape.clone(),
-            sequences: sequences.clone(),
-            site,
-        };
-        return match prefix {
-            Some(Prefix { keys, values }) => apply(
-                op,
-                [q.into(), k.into(), v.into(), keys.into(), values.into()],
-            ),
-            None => apply(op, [q.into(), k.into(), v.into()]),
+    let Keys {
+        k,
+        v,
+        rows: key_rows,
+        prefix,
+        bias,
+    } = keys;
+    let (prefix, prefix_operands) = prefix.map(Prefix::into_parts).unzip();
+    let op = Operation {
+        shape: shape.clone(),
+        key_rows: key_rows.unwrap_or_else(|| rows.clone()),
+        rows: rows.clone(),
+        prefix,
+        bias: bias.as_ref().map(Tensor::dims),
+        site,
+    };
+    let prefix_fused = prefix_operands.iter().flatten().all(runs_here);
+    let bias_fused = bias.as_ref().is_none_or(runs_here);
+    if [&q, &k, &v].into_iter().all(runs_here) && prefix_fused && bias_fused {
+        return match (prefix_operands, bias) {
+            (None, None) => apply(op, [q.into(), k.into(), v.into()]),
+            (None, Some(bias)) => apply(op, [q.into(), k.into(), v.into(), bias.into()]),
+            (Some([keys, values]), None) => {
+                let operands = [q, k, v, keys, values];
+                apply(op, operands.map(Operand::from))
+            }
+            (Some([keys, values]), Some(bias)) => {
+                let [q, k, v, keys, values] = [q, k, v, keys, values].map(Operand::from);
+                apply(op, [q, k, v, keys, values, bias.into()])
+            }
         };
     }
-    composed(shape, sequences, q, k, v, prefix, site)
+    op.composed(q, [k, v], prefix_operands, bias)
 }
 
-/// Attention over `q`, `k` and `v`, or these and a prefix's keys and values, without stored scores.
+/// Attention over `q`, `k`, `v`, the prefix's keys and values if there is one, and the bias if there
+/// is one, in this order.
 #[derive(Clone, Debug)]
-struct Fusion {
+struct Operation {
     shape: Attention,
-    sequences: Sequences,
+    rows: Sequences,
+    key_rows: Sequences,
+    prefix: Option<PrefixShape>,
+    bias: Option<[usize; 3]>,
     site: u64,
 }
 
-impl Fusion {
+impl Operation {
     /// Calls `body` with the kernel's view of this attention.
-    fn with<T, const N: usize>(
+    fn with_kernel<T, const N: usize>(
         &self,
         operands: [&[f32]; N],
         body: impl FnOnce(kernels::Attention<'_>) -> T,
     ) -> T {
-        let keys = self.sequences.keys().filter(|_| self.shape.dropout > 0.0);
+        let keys = self.rows.keys().filter(|_| self.shape.dropout > 0.0);
         let keys: Option<Vec<u64>> =
             keys.map(|keys| keys.iter().map(|&key| place(key, self.site)).collect());
         let shape = &self.shape;
+        let mut further = operands[3..].iter();
+        let mut next = || *further.next().expect("`attention` passes all operands");
         body(kernels::Attention {
+            key_boundaries: Some(self.key_rows.boundaries()),
             scale: shape.scale,
             kv_heads: shape.kv_heads,
             causal: shape.causal,
             window: shape.window,
-            prefix: operands
-                .get(3)
-                .zip(operands.get(4))
-                .map(|(keys, values)| kernels::Prefix { keys, values }),
+            prefix: self.prefix.map(|prefix| kernels::Prefix {
+                length: prefix.length,
+                per_sequence: prefix.per_sequence,
+                keys: next(),
+                values: next(),
+            }),
+            bias: self.bias.map(|[_, max_queries, columns]| kernels::Bias {
+                values: next(),
+                max_queries,
+                max_keys: columns.saturating_sub(self.prefix_length()),
+            }),
             dropout: keys.as_ref().map(|keys| kernels::AttentionDropout {
                 probability: shape.dropout as f32,
                 keys,
             }),
-            ..kernels::Attention::new(self.sequences.boundaries(), shape.heads, shape.head_dim)
+            ..kernels::Attention::new(self.rows.boundaries(), shape.heads, shape.head_dim)
         })
+    }
+
+    fn prefix_length(&self) -> usize {
+        self.prefix.map_or(0, |prefix| prefix.length)
+    }
+
+    /// Columns of the composed scores: the prefix, and the keys of the longest sequence.
+    fn columns(&self) -> usize {
+        self.prefix_length() + self.key_rows.longest()
     }
 }
 
-/// What attention finds out for its way back.
+/// What the forward pass saves for the backward pass.
 #[derive(Clone, Debug)]
 struct Saved {
     /// Log-sum-exp of the scores, `[heads, tokens]`.
     lse: Vec<f32>,
-    /// Whether the way back reads the result too.
+    /// Whether the backward pass reads the result too.
     reads_output: bool,
 }
 
-impl<const N: usize> Fused<N> for Fusion {
+impl<const N: usize> Fused<N> for Operation {
     type Saved = Saved;
 
     fn forward(&self, operands: [&[f32]; N]) -> (Vec<f32>, Saved) {
         let [q, k, v] = [operands[0], operands[1], operands[2]];
         let mut out = uncleared(q.len());
-        let mut lse = uncleared(self.shape.heads * self.sequences.tokens());
-        let reads_output = self.with(operands, |kernel| {
+        let mut lse = uncleared(self.shape.heads * self.rows.tokens());
+        let reads_output = self.with_kernel(operands, |kernel| {
             kernel.forward(q, k, v, &mut out, &mut lse).expect(SHAPES);
             kernel.backward_reads_output()
         });
@@ -136,10 +249,7 @@ impl<const N: usize> Fused<N> for Fusion {
     }
 
     fn shape(&self) -> Vec<usize> {
-        vec![
-            self.sequences.tokens(),
-            self.shape.heads * self.shape.head_dim,
-        ]
+        vec![self.rows.tokens(), self.shape.heads * self.shape.head_dim]
     }
 
     fn keeps(&self, _tracked: Wanted<N>, saved: &Saved) -> (Wanted<N>, bool) {
@@ -164,140 +274,175 @@ impl<const N: usize> Fused<N> for Fusion {
             wanted[operand].then(|| uncleared(kept.inputs[operand].len()))
         });
         let mut slots = results.iter_mut().map(Option::as_deref_mut);
-        let mut next = || slots.next().flatten();
+        let mut next = |present: bool| present.then(|| slots.next().flatten()).flatten();
         let gradients = kernels::AttentionGradients {
-            dq: next(),
-            dk: next(),
-            dv: next(),
-            d_prefix_keys: next(),
-            d_prefix_values: next(),
+            dq: next(true),
+            dk: next(true),
+            dv: next(true),
+            d_prefix_keys: next(self.prefix.is_some()),
+            d_prefix_values: next(self.prefix.is_some()),
+            d_bias: next(self.bias.is_some()),
         };
-        self.with(kept.inputs, |kernel| kernel.backward(from, gradients))
+        self.with_kernel(kept.inputs, |kernel| kernel.backward(from, gradients))
             .expect(SHAPES);
         results.map(|result| result.map(Gradient::from))
     }
 }
 
-/// The same from Burn's own operations: sequences are padded to the longest, scores are stored.
-fn composed(
-    shape: &Attention,
-    sequences: &Sequences,
-    q: Tensor<2>,
-    k: Tensor<2>,
-    v: Tensor<2>,
-    prefix: Option<Prefix>,
-    site: u64,
-) -> Tensor<2> {
-    let (batch, longest) = (sequences.count(), sequences.longest());
-    if sequences.tokens() == 0 {
-        return q;
+/// The same composed of Burn's own operations: sequences are padded to the longest, scores are
+/// stored.
+impl Operation {
+    fn composed(
+        &self,
+        q: Tensor<2>,
+        [k, v]: [Tensor<2>; 2],
+        prefix: Option<[Tensor<2>; 2]>,
+        bias: Option<Tensor<3>>,
+    ) -> Tensor<2> {
+        let (shape, rows) = (&self.shape, &self.rows);
+        let (batch, longest, columns) = (rows.count(), rows.longest(), self.columns());
+        if rows.tokens() == 0 {
+            return q;
+        }
+        if columns == 0 {
+            return q.zeros_like();
+        }
+        let device = q.device();
+        let (keys, values) = match prefix {
+            Some([keys, values]) => (Some(keys), Some(values)),
+            None => (None, None),
+        };
+        let k = self.padded_keys(k, keys);
+        let v = self.padded_keys(v, values);
+        let q = padded(q, rows, [shape.heads, shape.head_dim]);
+        let mask = self.mask();
+        let seen: Vec<f32> = mask
+            .chunks_exact(columns)
+            .map(|row| f32::from(row.contains(&0.0)))
+            .collect();
+        let mask = TensorData::new(mask, [batch, 1, longest, columns]);
+        let mask = Tensor::<4>::from_data(mask, &device.clone().inner());
+        let mut scores = q.matmul(k.swap_dims(2, 3)) * shape.scale;
+        if let Some(bias) = bias {
+            let bias = bias.slice([0..shape.heads, 0..longest, 0..columns]);
+            scores = scores + bias.unsqueeze::<4>();
+        }
+        let mut weights = activation::softmax(scores + mask, 3);
+        if seen.contains(&0.0) {
+            let seen = TensorData::new(seen, [batch, 1, longest, 1]);
+            weights = weights * Tensor::from_data(seen, &device.clone().inner());
+        }
+        if rows.keys().is_some() && shape.dropout > 0.0 {
+            let factors = self.dropout_factors();
+            let factors = TensorData::new(factors, [batch, shape.heads, longest, columns]);
+            weights = weights * Tensor::from_data(factors, &device.clone().inner());
+        }
+        let real_rows = rows
+            .lengths()
+            .enumerate()
+            .flat_map(|(sequence, length)| (0..length).map(move |at| sequence * longest + at));
+        weights
+            .matmul(v)
+            .swap_dims(1, 2)
+            .reshape([batch * longest, shape.heads * shape.head_dim])
+            .select(0, index(real_rows, rows.tokens(), &device))
     }
-    let groups = shape.heads / shape.kv_heads;
-    let device = q.device();
-    let padded_rows = sequences.boundaries().windows(2).flat_map(|pair| {
+
+    /// Keys or values of all query heads, the prefix first: `[sequences, heads, columns, head_dim]`.
+    fn padded_keys(&self, own: Tensor<2>, prefix: Option<Tensor<2>>) -> Tensor<4> {
+        let shape = &self.shape;
+        let (batch, head) = (self.rows.count(), [shape.kv_heads, shape.head_dim]);
+        let mut parts = Vec::new();
+        if let (Some(prefix), Some(of)) = (prefix, self.prefix) {
+            let count = if of.per_sequence { batch } else { 1 };
+            let prefix = prefix
+                .reshape([count, of.length, head[0], head[1]])
+                .swap_dims(1, 2);
+            parts.push(if of.per_sequence {
+                prefix
+            } else {
+                prefix.repeat_dim(0, batch)
+            });
+        }
+        if self.key_rows.longest() > 0 {
+            parts.push(padded(own, &self.key_rows, head));
+        }
+        let all = Tensor::cat(parts, 2);
+        match shape.heads / shape.kv_heads {
+            1 => all,
+            groups => all.unsqueeze_dim::<5>(2).repeat_dim(2, groups).reshape([
+                batch,
+                shape.heads,
+                self.columns(),
+                shape.head_dim,
+            ]),
+        }
+    }
+
+    /// Dropout's factors on the attention weights, `[sequences, heads, longest, columns]`, the same
+    /// numbers as the fused kernel's.
+    fn dropout_factors(&self) -> Vec<f32> {
+        let (shape, longest, columns) = (&self.shape, self.rows.longest(), self.columns());
+        let mut factors = vec![0.0; self.rows.count() * shape.heads * longest * columns];
+        let keys = self.rows.keys().unwrap_or_default();
+        let lengths = self.rows.lengths().zip(self.key_rows.lengths());
+        for (sequence, (&key, (queries, keys))) in keys.iter().zip(lengths).enumerate() {
+            let mask =
+                Dropout::new(shape.dropout as f32, place(key, self.site)).expect("p is in [0, 1)");
+            let keys = self.prefix_length() + keys;
+            for head in 0..shape.heads {
+                for query in 0..queries {
+                    let row = (sequence * shape.heads + head) * longest + query;
+                    let row = &mut factors[row * columns..][..keys];
+                    row.fill(1.0);
+                    let number = (query * shape.heads + head) as u64;
+                    mask.apply(row, keys, number).expect(SHAPES);
+                }
+            }
+        }
+        factors
+    }
+
+    /// 0 where a query sees a key, a very negative number where it does not: row-major
+    /// `[sequences, longest, columns]`.
+    fn mask(&self) -> Vec<f32> {
+        let Attention { causal, window, .. } = self.shape;
+        let (longest, columns) = (self.rows.longest(), self.columns());
+        let mut mask = Vec::with_capacity(self.rows.count() * longest * columns);
+        for (queries, keys) in self.rows.lengths().zip(self.key_rows.lengths()) {
+            for query in 0..longest {
+                // Positions are counted from the first key; the prefix's are negative.
+                let position = (query + keys) as i64 - queries as i64;
+                mask.extend((0..columns).map(|column| {
+                    let key = column as i64 - self.prefix_length() as i64;
+                    let future = key >= 0 && causal && key > position;
+                    let distance = if key < 0 {
+                        position - key
+                    } else {
+                        (position - key).abs()
+                    };
+                    let far = window.is_some_and(|window| distance >= window as i64);
+                    if key < keys as i64 && !future && !far {
+                        0.0
+                    } else {
+                        f32::MIN
+                    }
+                }));
+            }
+        }
+        mask
+    }
+}
+
+/// Rows padded to the longest sequence and cut into heads, `[sequences, heads, longest, head_dim]`.
+fn padded(x: Tensor<2>, rows: &Sequences, [heads, head_dim]: [usize; 2]) -> Tensor<4> {
+    let (batch, longest) = (rows.count(), rows.longest());
+    let padded_rows = rows.boundaries().windows(2).flat_map(|pair| {
         let (start, length) = (pair[0], pair[1] - pair[0]);
         (0..longest).map(move |at| if at < length { start + at } else { 0 })
     });
-    let padded_rows = index(padded_rows, batch * longest, &device);
-    let split = |x: Tensor<2>, heads: usize| {
-        x.select(0, padded_rows.clone())
-            .reshape([batch, longest, heads, shape.head_dim])
-            .swap_dims(1, 2)
-    };
-    let (q, mut k, mut v) = (
-        split(q, shape.heads),
-        split(k, shape.kv_heads),
-        split(v, shape.kv_heads),
-    );
-    let mut prefix_length = 0;
-    if let Some(prefix) = prefix {
-        prefix_length = prefix.keys.dims()[0];
-        let spread = |x: Tensor<2>| {
-            x.reshape([1, prefix_length, shape.kv_heads, shape.head_dim])
-                .swap_dims(1, 2)
-                .repeat_dim(0, batch)
-        };
-        k = Tensor::cat(vec![spread(prefix.keys), k], 2);
-        v = Tensor::cat(vec![spread(prefix.values), v], 2);
-    }
-    let columns = prefix_length + longest;
-    let group = |x: Tensor<4>| {
-        x.unsqueeze_dim::<5>(2).repeat_dim(2, groups).reshape([
-            batch,
-            shape.heads,
-            columns,
-            shape.head_dim,
-        ])
-    };
-    let (k, v) = if groups == 1 {
-        (k, v)
-    } else {
-        (group(k), group(v))
-    };
-    let mask = TensorData::new(
-        mask(shape, sequences, prefix_length),
-        [batch, 1, longest, columns],
-    );
-    let mask = Tensor::<4>::from_data(mask, &device.clone().inner());
-    let scores = q.matmul(k.swap_dims(2, 3)) * shape.scale + mask;
-    let mut weights = activation::softmax(scores, 3);
-    if sequences.keys().is_some() && shape.dropout > 0.0 {
-        let factors = dropout_factors(shape, sequences, prefix_length, site);
-        let factors = TensorData::new(factors, [batch, shape.heads, longest, columns]);
-        weights = weights * Tensor::from_data(factors, &device.clone().inner());
-    }
-    let real_rows = sequences
-        .lengths()
-        .enumerate()
-        .flat_map(|(sequence, length)| (0..length).map(move |at| sequence * longest + at));
-    weights
-        .matmul(v)
+    let padded_rows = index(padded_rows, batch * longest, &x.device());
+    x.select(0, padded_rows)
+        .reshape([batch, longest, heads, head_dim])
         .swap_dims(1, 2)
-        .reshape([batch * longest, shape.heads * shape.head_dim])
-        .select(0, index(real_rows, sequences.tokens(), &device))
-}
-
-/// What dropout multiplies attention weights by, `[sequences, heads, longest, prefix + longest]`: the
-/// fused kernel's own numbers.
-fn dropout_factors(shape: &Attention, sequences: &Sequences, prefix: usize, site: u64) -> Vec<f32> {
-    let longest = sequences.longest();
-    let columns = prefix + longest;
-    let mut factors = vec![0.0; sequences.count() * shape.heads * longest * columns];
-    let keys = sequences.keys().unwrap_or_default();
-    for (sequence, (&key, length)) in keys.iter().zip(sequences.lengths()).enumerate() {
-        let mask = Dropout::new(shape.dropout as f32, place(key, site)).expect("p is in [0, 1)");
-        for head in 0..shape.heads {
-            for query in 0..length {
-                let row = (sequence * shape.heads + head) * longest + query;
-                let row = &mut factors[row * columns..][..prefix + length];
-                row.fill(1.0);
-                let number = (query * shape.heads + head) as u64;
-                mask.apply(row, prefix + length, number).expect(SHAPES);
-            }
-        }
-    }
-    factors
-}
-
-/// 0 where a query sees a key, a very negative number where it does not: row-major
-/// `[sequences, longest, prefix + longest]`.
-fn mask(shape: &Attention, sequences: &Sequences, prefix: usize) -> Vec<f32> {
-    let longest = sequences.longest();
-    let mut mask = Vec::with_capacity(sequences.count() * longest * (prefix + longest));
-    for length in sequences.lengths() {
-        for query in 0..longest {
-            // The prefix takes the positions in front of the sequence's own.
-            let query = prefix + query;
-            mask.extend((0..prefix + longest).map(|key| {
-                let past = !shape.causal || key <= query;
-                let near = shape.window.is_none_or(|window| query < key + window);
-                if key < prefix + length && past && near {
-                    0.0
-                } else {
-                    f32::MIN
-                }
-            }));
-        }
-    }
-    mask
 }

@@ -3,10 +3,10 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use epiphyte_ops::{
-    Activation, AdamW, Angles, Attention, Dropout, FrozenMatrix, IGNORED, LowRank, Moments,
+    Activation, AdamW, Angles, Attention, Dropout, FrozenMatrix, IGNORED, Keys, LowRank, Moments,
     Precision, Prefix, Sequences, Weight, add, add_layer_norm, attention, composed, dropout,
-    language_model_loss, layer_norm, linear, low_rank_linear, random, rms_norm, rotate, scale,
-    scale_columns, square_sum,
+    expand_rows, language_model_loss, layer_norm, linear, low_rank_linear, mean_rows, random,
+    rms_norm, rotate, scale, scale_columns, square_sum,
 };
 
 /// Operands of an operation, all tracked.
@@ -168,6 +168,53 @@ fn sums_and_factors() {
 }
 
 #[test]
+fn rows_of_sequences() {
+    let rows = Sequences::new(vec![0, 3, 3, 73, 74]);
+    agree("means", &[[74, 5]], 1e-6, |x| {
+        mean_rows(x[0].clone(), &rows)
+    });
+    agree("expanded", &[[4, 5]], 1e-6, |x| {
+        expand_rows(x[0].clone(), &rows)
+    });
+    // Against the definition, and the gradient against central differences in f64.
+    let mean = |x: &[f64], sequence: usize, column: usize| {
+        let (start, end) = (rows.boundaries()[sequence], rows.boundaries()[sequence + 1]);
+        let sum: f64 = (start..end).map(|row| x[row * 5 + column]).sum();
+        sum / (end - start).max(1) as f64
+    };
+    let weights: Vec<f64> = random::normal(99, 20, 1.0)
+        .into_iter()
+        .map(f64::from)
+        .collect();
+    let loss = |x: &[f64]| -> f64 {
+        (0..20)
+            .map(|at| weights[at] * mean(x, at / 5, at % 5))
+            .sum()
+    };
+    let results = run(&[[74, 5]], &|x| mean_rows(x[0].clone(), &rows));
+    let mut x: Vec<f64> = random::normal(1, 74 * 5, 1.0)
+        .into_iter()
+        .map(f64::from)
+        .collect();
+    for (at, result) in results[0].iter().enumerate() {
+        assert!((f64::from(*result) - mean(&x, at / 5, at % 5)).abs() < 1e-6);
+    }
+    for (at, gradient) in results[1].iter().enumerate() {
+        let value = x[at];
+        let mut moved = |by: f64| {
+            x[at] = value + by;
+            loss(&x)
+        };
+        let slope = (moved(1e-4) - moved(-1e-4)) / 2e-4;
+        x[at] = value;
+        assert!(
+            (f64::from(*gradient) - slope).abs() < 1e-6,
+            "{gradient} {slope}"
+        );
+    }
+}
+
+#[test]
 fn trained_tables() {
     let ids = [3u32, 0, 3, 69, 3];
     agree("rows of a trained table", &[[70, 5]], 1e-6, |x| {
@@ -296,6 +343,13 @@ fn attentions() {
             },
         ),
         (
+            "window to both sides",
+            Attention {
+                window: Some(3),
+                ..plain.clone()
+            },
+        ),
+        (
             "grouped",
             Attention {
                 kv_heads: 2,
@@ -316,37 +370,125 @@ fn attentions() {
         let keyed = sequences.clone().with_keys(vec![11, 12, 13, 14]);
         let kv = shape.kv_heads * shape.head_dim;
         agree(name, &[[13, 24], [13, kv], [13, kv]], 2e-5, |x| {
-            attention(
-                &shape,
-                &keyed,
-                x[0].clone(),
-                x[1].clone(),
-                x[2].clone(),
-                None,
-                5,
-            )
+            let keys = Keys::new(x[1].clone(), x[2].clone());
+            attention(&shape, x[0].clone(), &keyed, keys, 5)
         });
         agree(
             name,
             &[[13, 24], [13, kv], [13, kv], [3, kv], [3, kv]],
             2e-5,
             |x| {
-                let prefix = Prefix {
+                let prefix = Some(Prefix::Shared {
                     keys: x[3].clone(),
                     values: x[4].clone(),
+                });
+                let keys = Keys {
+                    prefix,
+                    ..Keys::new(x[1].clone(), x[2].clone())
                 };
-                attention(
-                    &shape,
-                    &keyed,
-                    x[0].clone(),
-                    x[1].clone(),
-                    x[2].clone(),
-                    Some(prefix),
-                    5,
-                )
+                attention(&shape, x[0].clone(), &keyed, keys, 5)
             },
         );
     }
+}
+
+/// Keys of other tokens than the queries', a prefix for each sequence, a trained bias, in every
+/// combination.
+#[test]
+fn attentions_to_other_tokens() {
+    let queries = Sequences::new(vec![0, 5, 5, 12, 13, 15]).with_keys(vec![11, 12, 13, 14, 15]);
+    let cached = Sequences::new(vec![0, 9, 10, 13, 17, 17]);
+    let plain = Attention {
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 6,
+        scale: 0.4,
+        causal: false,
+        window: None,
+        dropout: 0.0,
+    };
+    for causal in [false, true] {
+        for window in [None, Some(4)] {
+            for choice in 0..16 {
+                let [other, prefix, bias, dropout] =
+                    std::array::from_fn(|option| choice >> option & 1 == 1);
+                let shape = Attention {
+                    causal,
+                    window,
+                    dropout: if dropout { 0.3 } else { 0.0 },
+                    ..plain.clone()
+                };
+                let key_rows = if other { &cached } else { &queries };
+                let [tokens, length] = [key_rows.tokens(), if prefix { 2 } else { 0 }];
+                // Larger than the batch needs.
+                let (max_queries, columns) = (8, length + 10);
+                let shapes = [
+                    [15, 24],
+                    [tokens, 12],
+                    [tokens, 12],
+                    [4 * max_queries, columns],
+                    [10, 12],
+                    [10, 12],
+                ];
+                let name = format!("{shape:?}, other tokens {other}, {prefix} {bias}");
+                let count = if prefix { 6 } else { 4 };
+                agree(&name, &shapes[..count], 2e-5, |x| {
+                    let keys = Keys {
+                        rows: other.then(|| cached.clone()),
+                        prefix: prefix.then(|| Prefix::PerSequence {
+                            length,
+                            keys: x[4].clone(),
+                            values: x[5].clone(),
+                        }),
+                        bias: bias.then(|| x[3].clone().reshape([4, max_queries, columns])),
+                        ..Keys::new(x[1].clone(), x[2].clone())
+                    };
+                    attention(&shape, x[0].clone(), &queries, keys, 5)
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn a_prefix_for_each_sequence_is_its_own() {
+    let rows = Sequences::new(vec![0, 3, 5]);
+    let shape = Attention {
+        heads: 2,
+        kv_heads: 2,
+        head_dim: 4,
+        scale: 0.5,
+        causal: true,
+        window: None,
+        dropout: 0.0,
+    };
+    let x = operands(&[[5, 8], [5, 8], [5, 8], [6, 8], [6, 8]]);
+    let run = |rows: &Sequences, own: [Tensor<2>; 3], prefix: Prefix| {
+        let [q, k, v] = own;
+        let keys = Keys {
+            prefix: Some(prefix),
+            ..Keys::new(k, v)
+        };
+        values(attention(&shape, q, rows, keys, 0))
+    };
+    let own = [x[0].clone(), x[1].clone(), x[2].clone()];
+    let each = Prefix::PerSequence {
+        length: 3,
+        keys: x[3].clone(),
+        values: x[4].clone(),
+    };
+    let both = run(&rows, own.clone(), each);
+    let mut alone = Vec::new();
+    for sequence in 0..2 {
+        let (start, end) = (rows.boundaries()[sequence], rows.boundaries()[sequence + 1]);
+        let own = own.clone().map(|x| x.narrow(0, start, end - start));
+        let shared = Prefix::Shared {
+            keys: x[3].clone().narrow(0, 3 * sequence, 3),
+            values: x[4].clone().narrow(0, 3 * sequence, 3),
+        };
+        alone.extend(run(&Sequences::new(vec![0, end - start]), own, shared));
+    }
+    assert_eq!(both, alone);
 }
 
 #[test]

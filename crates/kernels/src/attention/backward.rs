@@ -2,9 +2,13 @@
 //!
 //! With probabilities P, dropout factors F and dP = dO vᵀ, the gradient of the scores is
 //! dS = P (F dP - δ), where δ is the sum of P F dP over the keys, which is that of dO · O over the
-//! head. Then dq = scale · dS k, dk = scale · dSᵀ q and dv = (F P)ᵀ dO. A task walks over blocks of
-//! keys, and within one over the blocks of queries that see it. Where all keys are in one block, δ is
-//! the former sum and the output is not read; which of the two follows from the sequence alone.
+//! head. Then dq = scale · dS k, dk = scale · dSᵀ q and dv = (F P)ᵀ dO. A task iterates over blocks
+//! of keys, and for each over the blocks of queries that see it. If all keys are in one block, δ is
+//! the former sum and the output is not read; which of the two depends on the sequence alone.
+//!
+//! The gradient of the bias is the sum of dS over the sequences. If it is asked for, one thread
+//! runs all sequences of a head in order, so the sum does not depend on the number of threads and
+//! needs no copies.
 
 use std::ops::Range;
 
@@ -40,6 +44,7 @@ pub(super) fn backward(
         dv,
         d_prefix_keys,
         d_prefix_values,
+        d_bias,
     } = gradients;
     let mut dk = KeyGradient::new(attention, dk, d_prefix_keys);
     let mut dv = KeyGradient::new(attention, dv, d_prefix_values);
@@ -57,12 +62,12 @@ pub(super) fn backward(
             dv,
         })
         .collect();
-    threads::for_each(tasks, |task| {
-        let operands = Operands {
-            q: from.q,
-            k: from.k,
-            v: from.v,
-        };
+    let operands = Operands {
+        q: from.q,
+        k: from.k,
+        v: from.v,
+    };
+    let run = |task: Task<'_>, d_bias: &mut [f32]| {
         let head = Head::new(attention, operands, task.sequence, task.head);
         let queries = QUERIES.min(head.query_count());
         let memory = [
@@ -78,8 +83,27 @@ pub(super) fn backward(
             KEYS * head_dim,
             task.dq.len() * head_dim,
         ];
-        scratch::floats(memory, |memory| backward_head(head, from, task, memory));
-    });
+        scratch::floats(memory, |memory| {
+            backward_head(head, from, task, d_bias, memory);
+        });
+    };
+    match d_bias.filter(|d_bias| !d_bias.is_empty()) {
+        None => threads::for_each(tasks, |task| run(task, &mut [])),
+        Some(d_bias) => {
+            let mut tasks_of_head: Vec<Vec<_>> = (0..heads).map(|_| Vec::new()).collect();
+            for task in tasks {
+                tasks_of_head[task.head].push(task);
+            }
+            let bias_of_head = d_bias.chunks_exact_mut(d_bias.len() / heads);
+            threads::for_each(
+                tasks_of_head.into_iter().zip(bias_of_head),
+                |(tasks, bias)| {
+                    bias.fill(0.0);
+                    tasks.into_iter().for_each(|task| run(task, bias));
+                },
+            );
+        }
+    }
 
     dk.finish(attention);
     dv.finish(attention);
@@ -94,14 +118,14 @@ struct Task<'a> {
     dv: KeyRows<'a>,
 }
 
-/// Where the gradients of a head's keys (or values) go, row by row; empty where nobody asks.
+/// Where the gradients of a head's keys (or values) go, row by row; empty if not asked for.
 struct KeyRows<'a> {
     prefix: Vec<&'a mut [f32]>,
     own: Vec<&'a mut [f32]>,
 }
 
 impl KeyRows<'_> {
-    /// Whether somebody asks for one of these keys.
+    /// Whether the gradient of one of these keys is asked for.
     fn want(&self, keys: &Range<usize>, prefix_len: usize) -> bool {
         (keys.start < prefix_len && !self.prefix.is_empty())
             || (keys.end > prefix_len && !self.own.is_empty())
@@ -121,7 +145,7 @@ impl KeyRows<'_> {
     }
 }
 
-/// The gradient of the keys (or values) of all sequences, and that of the prefix.
+/// The gradient of the keys (or values) of all sequences, and that of the prefixes.
 struct KeyGradient<'g> {
     own: SharedRows<'g>,
     prefix: SharedRows<'g>,
@@ -153,12 +177,12 @@ impl<'g> KeyGradient<'g> {
     }
 }
 
-/// A `[rows, kv_heads * head_dim]` gradient to which several heads (and, for a prefix, several
-/// sequences) contribute: each writes a copy of its own, and the copies are summed in order.
+/// A `[rows, kv_heads * head_dim]` gradient to which several heads (and, for a shared prefix,
+/// several sequences) contribute: each writes a copy of its own, and the copies are summed in order.
 struct SharedRows<'g> {
     gradient: Option<&'g mut [f32]>,
-    /// `[rows of all copies, heads * head_dim]`; none when each row has one contributor, which
-    /// then writes the gradient itself.
+    /// `[rows of all copies, heads * head_dim]`; `None` if each row has one contributor, which then
+    /// writes the gradient itself.
     copies: Option<Vec<f32>>,
     /// Where the rows of each sequence start.
     boundaries: Vec<usize>,
@@ -235,6 +259,7 @@ fn backward_head(
     head: Head<'_>,
     from: AttentionBackward<'_>,
     task: Task<'_>,
+    d_bias: &mut [f32],
     memory: [&mut [f32]; 11],
 ) {
     // A left operand; P, later F P; dP, later dS; right operands; gradients.
@@ -269,7 +294,7 @@ fn backward_head(
     for start in (0..head.key_count()).step_by(KEYS) {
         let keys = start..head.key_count().min(start + KEYS);
         let (want_k, want_v) = (dk.want(&keys, prefix_len), dv.want(&keys, prefix_len));
-        if dq.is_empty() && !want_k && !want_v {
+        if dq.is_empty() && d_bias.is_empty() && !want_k && !want_v {
             continue;
         }
         pack_left(keys.clone().map(|key| head.key(key)), left);
@@ -300,7 +325,7 @@ fn backward_head(
             pack_left(rows(from.d_out), left);
             multiply(shape, left, value_columns, (ds, SCORES), false);
             let delta = (!whole).then_some(&*delta);
-            score_gradients(&head, &queries, &keys, lse, delta, p, ds);
+            score_gradients(&head, &queries, &keys, lse, delta, p, ds, d_bias);
 
             if !dq.is_empty() {
                 let dq = &mut dq_rows[first * dim..];
@@ -343,11 +368,12 @@ kernel! {
 }
 
 kernel! {
-    /// Turns the products q kᵀ into F P, and dP into dS times the scale. Without `delta` these are all
-    /// keys, and δ is summed here.
+    /// Turns the products q kᵀ into F P, and dP into dS times the scale. Adds dS to `d_bias`, the
+    /// head's, unless that is empty. Without `delta`, `keys` are all keys, and δ is summed here.
+    #[expect(clippy::too_many_arguments, reason = "what one block of a pass works on")]
     fn score_gradients<S>(
         head: &Head<'_>, queries: &Range<usize>, keys: &Range<usize>,
-        lse: &[f32], delta: Option<&[f32]>, p: &mut [f32], ds: &mut [f32],
+        lse: &[f32], delta: Option<&[f32]>, p: &mut [f32], ds: &mut [f32], d_bias: &mut [f32],
     ) {
         let scale = head.attention.scale;
         let rows = p.chunks_exact_mut(SCORES).zip(ds.chunks_exact_mut(SCORES));
@@ -371,6 +397,12 @@ kernel! {
                 Some(delta) => delta[query],
                 None => dot::<S>(p, ds),
             };
+            if !d_bias.is_empty() {
+                let d_bias = &mut d_bias[query * head.bias_columns() + keys.start..];
+                for ((d_bias, p), ds) in d_bias.iter_mut().zip(&*p).zip(&*ds) {
+                    *d_bias += p * (ds - delta);
+                }
+            }
             for (p, ds) in p.iter().zip(ds.iter_mut()) {
                 *ds = scale * *p * (*ds - delta);
             }

@@ -42,24 +42,25 @@ pub struct Attention<'a> {
     /// Where each sequence starts among the query tokens, and where the last one ends:
     /// `[sequences + 1]`.
     pub boundaries: &'a [usize],
-    /// The same for the keys where they are other tokens: cross-attention, or decoding against a
-    /// cache. The last query of a sequence then stands at its last key.
+    /// The same for the keys if they are other tokens: cross-attention, or decoding with a KV
+    /// cache. `causal` and `window` then align the ends: the last query of a sequence has the
+    /// position of its last key.
     pub key_boundaries: Option<&'a [usize]>,
     /// Heads of the queries.
     pub heads: usize,
     /// Heads of keys and values; a divisor of `heads`, each shared by as many successive query
     /// heads (grouped-query attention, Ainslie et al. 2023).
     pub kv_heads: usize,
-    /// Width of a head.
+    /// Elements of one head.
     pub head_dim: usize,
-    /// What the product of query and key is multiplied by.
+    /// Factor on the product of query and key.
     pub scale: f32,
-    /// Whether a query sees no later key.
+    /// Hides keys after the query's position.
     pub causal: bool,
-    /// How far a query sees: keys at a distance below it, as `sliding_window` in Hugging Face's
-    /// configurations (to both sides when not causal).
+    /// Hides keys whose distance from the query's position is `window` or more, before it and
+    /// (without `causal`) after it: `sliding_window` of Hugging Face's configurations.
     pub window: Option<usize>,
-    /// Keys and values before every sequence.
+    /// Keys and values in front of each sequence's own.
     pub prefix: Option<Prefix<'a>>,
     /// Added to the scores.
     pub bias: Option<Bias<'a>>,
@@ -67,25 +68,30 @@ pub struct Attention<'a> {
     pub dropout: Option<AttentionDropout<'a>>,
 }
 
-/// Keys and values in front of those of every sequence (Prefix-tuning, Li and Liang 2021). Every query
-/// sees them, but for those that its window does not reach: they take the positions before the first key.
+/// Keys and values in front of each sequence's own (prefix tuning, Li and Liang 2021). They have
+/// the positions before the first key, so they are never in a query's future, but may be outside
+/// its window.
 #[derive(Clone, Copy, Debug)]
 pub struct Prefix<'a> {
-    /// `[prefix_len, kv_heads * head_dim]`.
+    /// Keys of one sequence's prefix.
+    pub length: usize,
+    /// Whether each sequence has a prefix of its own; otherwise all share one.
+    pub per_sequence: bool,
+    /// `[length, kv_heads * head_dim]`, or `[sequences * length, kv_heads * head_dim]`.
     pub keys: &'a [f32],
-    /// `[prefix_len, kv_heads * head_dim]`.
+    /// As `keys`.
     pub values: &'a [f32],
 }
 
-/// A number for each head, query and key, such as T5's relative position bias; minus infinity
-/// hides the key.
+/// A number for each head, query and key, the same in all sequences, such as T5's relative
+/// position bias; minus infinity hides the key.
 #[derive(Clone, Copy, Debug)]
 pub struct Bias<'a> {
-    /// `[heads, max_queries, prefix_len + max_keys]`; the prefix's columns come first.
+    /// `[heads, max_queries, prefix length + max_keys]`; the prefix's columns come first.
     pub values: &'a [f32],
-    /// Queries of the longest sequence at least.
+    /// At least the queries of the longest sequence.
     pub max_queries: usize,
-    /// Keys of the longest sequence at least, the prefix not counted.
+    /// At least the keys of the longest sequence, without the prefix.
     pub max_keys: usize,
 }
 
@@ -94,8 +100,9 @@ pub struct Bias<'a> {
 pub struct AttentionDropout<'a> {
     /// The probability that a probability is zeroed.
     pub probability: f32,
-    /// A key for each sequence (see [`crate::dropout`]), so that a mask belongs to a sequence and
-    /// not to its place in the batch. Row `query * heads + head`, column the key, prefix first.
+    /// A random key for each sequence (see [`crate::dropout`]), so that a mask belongs to a
+    /// sequence, not to its index in the batch. Row `query * heads + head`, column the key, the
+    /// prefix first.
     pub keys: &'a [u64],
 }
 
@@ -125,10 +132,13 @@ pub struct AttentionGradients<'a> {
     pub dk: Option<&'a mut [f32]>,
     /// Receives that of the values, `[key tokens, kv_heads * head_dim]`.
     pub dv: Option<&'a mut [f32]>,
-    /// Receives that of the prefix keys, `[prefix_len, kv_heads * head_dim]`.
+    /// Receives that of the prefix keys, in the shape of [`Prefix::keys`]; a shared prefix gets the
+    /// sum over the sequences.
     pub d_prefix_keys: Option<&'a mut [f32]>,
-    /// Receives that of the prefix values, `[prefix_len, kv_heads * head_dim]`.
+    /// Receives that of the prefix values, likewise.
     pub d_prefix_values: Option<&'a mut [f32]>,
+    /// Receives that of the bias, in the shape of [`Bias::values`], summed over the sequences.
+    pub d_bias: Option<&'a mut [f32]>,
 }
 
 impl<'a> Attention<'a> {
@@ -192,13 +202,15 @@ impl<'a> Attention<'a> {
         KernelError::check_length("lse", from.lse, &[self.heads, tokens])?;
         let key_tokens = from.k.len() / (self.kv_heads * self.head_dim);
         let keys = [key_tokens, self.kv_heads, self.head_dim];
-        let prefix = [self.prefix_len(), self.kv_heads, self.head_dim];
+        let prefix = [self.prefix.map_or(0, |prefix| prefix.keys.len())];
+        let bias = [self.bias.map_or(0, |bias| bias.values.len())];
         for (operand, gradient, shape) in [
-            ("dq", &gradients.dq, &outputs),
+            ("dq", &gradients.dq, &outputs[..]),
             ("dk", &gradients.dk, &keys),
             ("dv", &gradients.dv, &keys),
             ("d_prefix_keys", &gradients.d_prefix_keys, &prefix),
             ("d_prefix_values", &gradients.d_prefix_values, &prefix),
+            ("d_bias", &gradients.d_bias, &bias),
         ] {
             if let Some(gradient) = gradient {
                 KernelError::check_length(operand, gradient, shape)?;
@@ -208,8 +220,9 @@ impl<'a> Attention<'a> {
         Ok(())
     }
 
-    /// Whether the backward pass reads the output: where a sequence has more keys, the prefix counted,
-    /// than one block holds. With fewer, all probabilities of a query are there at once and say the same.
+    /// Whether the backward pass reads the output: if a sequence has more keys, the prefix
+    /// included, than one block holds. With fewer, all probabilities of a query are in one block
+    /// and give the same sum.
     pub fn backward_reads_output(&self) -> bool {
         let mut lengths = self.key_boundaries().windows(2);
         lengths.any(|pair| self.prefix_len() + pair[1].saturating_sub(pair[0]) > KEYS)
@@ -249,9 +262,15 @@ impl<'a> Attention<'a> {
             self.key_boundaries(),
             &[self.boundaries.len()],
         )?;
-        if let Some(Prefix { keys, values }) = self.prefix {
-            let length = KernelError::count_rows("prefix.keys", keys, kv_heads * head_dim)?;
-            KernelError::check_length("prefix.values", values, &[length, kv_heads, head_dim])?;
+        if let Some(prefix) = self.prefix {
+            let prefixes = if prefix.per_sequence {
+                self.sequences()
+            } else {
+                1
+            };
+            let shape = [prefixes, prefix.length, kv_heads, head_dim];
+            KernelError::check_length("prefix.keys", prefix.keys, &shape)?;
+            KernelError::check_length("prefix.values", prefix.values, &shape)?;
         }
         if let Some(bias) = self.bias {
             let longest = |boundaries: &[usize]| {
@@ -278,9 +297,7 @@ impl<'a> Attention<'a> {
     }
 
     fn prefix_len(&self) -> usize {
-        self.prefix.map_or(0, |prefix| {
-            prefix.keys.len() / (self.kv_heads * self.head_dim)
-        })
+        self.prefix.map_or(0, |prefix| prefix.length)
     }
 
     fn key_boundaries(&self) -> &'a [usize] {
@@ -317,6 +334,8 @@ struct Head<'a> {
     /// Its query tokens, and its key tokens without the prefix.
     queries: (usize, usize),
     key_tokens: (usize, usize),
+    /// The first row of its prefix, and how many rows that has.
+    prefix_start: usize,
     prefix_len: usize,
     dropout: Option<Dropout>,
 }
@@ -336,6 +355,10 @@ impl<'a> Head<'a> {
             head,
             queries: range(attention.boundaries),
             key_tokens: range(attention.key_boundaries()),
+            prefix_start: match attention.prefix {
+                Some(prefix) if prefix.per_sequence => sequence * prefix.length,
+                _ => 0,
+            },
             prefix_len: attention.prefix_len(),
             dropout: attention
                 .dropout
@@ -391,14 +414,14 @@ impl<'a> Head<'a> {
             ..
         } = *self.attention;
         let (matrix, row) = match key.checked_sub(self.prefix_len) {
-            None => (prefix, key),
+            None => (prefix, self.prefix_start + key),
             Some(key) => (own, self.key_tokens.0 + key),
         };
         let head = self.head / (heads / kv_heads);
         &matrix[(row * kv_heads + head) * head_dim..][..head_dim]
     }
 
-    /// The keys that a query sees; perhaps none. The prefix stands at the positions in front of the
+    /// The keys that a query sees; perhaps none. The prefix has the positions in front of the
     /// sequence's own keys: always in the past, but not always within the window.
     #[inline(always)]
     fn visible(&self, query: usize) -> Range<usize> {
@@ -418,6 +441,13 @@ impl<'a> Head<'a> {
         end.min(start.max(0) as usize)..end
     }
 
+    /// From one query's row of the bias to the next.
+    #[inline(always)]
+    fn bias_columns(&self) -> usize {
+        let max_keys = self.attention.bias.map_or(0, |bias| bias.max_keys);
+        self.prefix_len + max_keys
+    }
+
     /// Whether one of these queries sees one of these keys.
     #[inline(always)]
     fn meet(&self, queries: &Range<usize>, keys: &Range<usize>) -> bool {
@@ -434,8 +464,8 @@ impl<'a> Head<'a> {
         let scale = self.attention.scale;
         scores.iter_mut().for_each(|score| *score *= scale);
         if let Some(bias) = self.attention.bias {
-            let row = (self.head * bias.max_queries + query) * (self.prefix_len + bias.max_keys);
-            let bias = &bias.values[row + keys.start..];
+            let row = self.head * bias.max_queries + query;
+            let bias = &bias.values[row * self.bias_columns() + keys.start..];
             scores
                 .iter_mut()
                 .zip(bias)

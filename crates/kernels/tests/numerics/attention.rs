@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use crate::support::*;
 use case::{Case, Numbers};
 
-const NAMES: [&str; 7] = [
+const NAMES: [&str; 8] = [
     "out",
     "lse",
     "dq",
@@ -19,11 +19,12 @@ const NAMES: [&str; 7] = [
     "dv",
     "d_prefix_keys",
     "d_prefix_values",
+    "d_bias",
 ];
 
 fn check(case: &Case) {
     let numbers = Numbers::of(case);
-    let operands = numbers.operands();
+    let operands = numbers.operands(case);
     let (out, lse) = numbers.reference_forward(case, &operands);
     let (gradients, terms) = numbers.reference_backward(case, &operands);
     // Gradients are sums whose terms may cancel, to nothing where a query has one key: they are as exact as their
@@ -55,7 +56,7 @@ fn cases(length: std::ops::Range<usize>, sequences: usize) -> impl Strategy<Valu
         any::<bool>(),
         prop::option::of(0..40usize),
         prop::sample::select(vec![0, 0, 1, 5, 130]),
-        any::<bool>(),
+        any::<[bool; 2]>(),
         prop::sample::select(vec![0.0f32, 0.3]),
         any::<bool>(),
         0..1000u64,
@@ -63,7 +64,7 @@ fn cases(length: std::ops::Range<usize>, sequences: usize) -> impl Strategy<Valu
     (shape, options).prop_map(
         |(
             (lengths, kv_heads, group, head_dim),
-            (causal, window, prefix_len, bias, dropout, crossed, seed),
+            (causal, window, prefix_len, [bias, prefixes], dropout, crossed, seed),
         )| {
             let (lengths, key_lengths): (Vec<_>, Vec<_>) = lengths.into_iter().unzip();
             let key_lengths = crossed.then_some(key_lengths);
@@ -76,6 +77,7 @@ fn cases(length: std::ops::Range<usize>, sequences: usize) -> impl Strategy<Valu
                 causal,
                 window,
                 prefix_len,
+                prefixes,
                 bias,
                 dropout,
                 seed,
@@ -121,6 +123,53 @@ fn shapes_of_real_models() {
     });
 }
 
+/// A bias over several blocks of queries and keys, and sequences shorter than it.
+#[test]
+fn a_bias_that_is_trained() {
+    check(&Case {
+        bias: true,
+        dropout: 0.1,
+        ..Case::plain(&[150, 1, 300], 2, 2, 16)
+    });
+    check(&Case {
+        bias: true,
+        causal: true,
+        prefix_len: 130,
+        prefixes: true,
+        key_lengths: Some(vec![160, 0]),
+        ..Case::plain(&[140, 3], 2, 1, 16)
+    });
+}
+
+/// A prefix shared by the sequences is the same as a copy of it for each; its gradient is the sum.
+#[test]
+fn a_shared_prefix_is_a_prefix_for_each() {
+    let shared = Case {
+        prefix_len: 5,
+        dropout: 0.2,
+        ..Case::plain(&[130, 4, 9], 2, 2, 12)
+    };
+    let each = Case {
+        prefixes: true,
+        ..shared.clone()
+    };
+    let numbers = Numbers::of(&shared);
+    let copies = Numbers {
+        prefix_keys: numbers.prefix_keys.repeat(3),
+        prefix_values: numbers.prefix_values.repeat(3),
+        ..Numbers::of(&each)
+    };
+    let (shared, each) = (numbers.kernels(&shared), copies.kernels(&each));
+    assert_eq!(bits(&shared[..5]), bits(&each[..5]));
+    for gradient in 5..7 {
+        let (sum, parts) = (&shared[gradient], &each[gradient]);
+        for (index, sum) in sum.iter().enumerate() {
+            let terms: f32 = parts.iter().skip(index).step_by(shared[5].len()).sum();
+            assert!((sum - terms).abs() < 1e-5, "{}", NAMES[gradient]);
+        }
+    }
+}
+
 /// The prefix alone is more than a block of keys.
 #[test]
 fn a_long_prefix_and_no_keys_of_its_own() {
@@ -146,9 +195,16 @@ fn reference_gradients_are_those_of_the_reference() {
             key_lengths: Some(vec![4, 2]),
             ..Case::plain(&[3, 3], 1, 2, 2)
         },
+        Case {
+            prefix_len: 2,
+            prefixes: true,
+            bias: true,
+            key_lengths: Some(vec![1, 5, 0]),
+            ..Case::plain(&[3, 2, 1], 1, 2, 3)
+        },
     ] {
         let numbers = Numbers::of(&case);
-        let operands = numbers.operands();
+        let operands = numbers.operands(&case);
         let d_out = f64s(&numbers.d_out);
         let (gradients, _) = numbers.reference_backward(&case, &operands);
         for (index, gradient) in gradients.iter().enumerate() {
@@ -235,7 +291,7 @@ fn large_scores_do_not_overflow() {
     let mut numbers = Numbers::of(&case);
     numbers.q.iter_mut().for_each(|q| *q *= 1e4);
     let results = numbers.kernels(&case);
-    let (out, _) = numbers.reference_forward(&case, &numbers.operands());
+    let (out, _) = numbers.reference_forward(&case, &numbers.operands(&case));
     assert!(results.iter().flatten().all(|x| x.is_finite()));
     // Scores near 1e4 carry errors near 1e-3, and so do the probabilities.
     assert_close("out", &results[0], &out, 1e-2);
@@ -245,23 +301,25 @@ fn large_scores_do_not_overflow() {
 fn each_gradient_alone_is_the_same() {
     let case = Case {
         prefix_len: 3,
+        bias: true,
         causal: true,
         ..Case::plain(&[130, 5], 2, 2, 16)
     };
     let numbers = Numbers::of(&case);
     let all = numbers.kernels(&case);
     let attention = numbers.attention(&case);
-    for wanted in 0..5 {
+    for wanted in 0..6 {
         let mut gradient = vec![f32::NAN; all[wanted + 2].len()];
-        let mut slots = [None, None, None, None, None];
+        let mut slots = [const { None }; 6];
         slots[wanted] = Some(gradient.as_mut_slice());
-        let [dq, dk, dv, d_prefix_keys, d_prefix_values] = slots;
+        let [dq, dk, dv, d_prefix_keys, d_prefix_values, d_bias] = slots;
         let gradients = AttentionGradients {
             dq,
             dk,
             dv,
             d_prefix_keys,
             d_prefix_values,
+            d_bias,
         };
         attention
             .backward(numbers.saved(&all[0], &all[1]), gradients)
@@ -327,6 +385,8 @@ fn shapes_that_do_not_fit_are_refused() {
     ));
     let error = refused(Attention {
         prefix: Some(Prefix {
+            length: 3,
+            per_sequence: false,
             keys: &x,
             values: &x[..4],
         }),

@@ -142,6 +142,43 @@ impl<'a> AdapterBatch<'a> {
         concat(outputs.collect())
     }
 
+    /// As [`AdapterBatch::map`], for queries, keys and values; keys and values may be rows of other
+    /// tokens, `key_rows`. `x` is the attention's input, with the rows of the queries.
+    pub(crate) fn map_attention(
+        &self,
+        hooks: &[Hook<'_>],
+        qkv: [Tensor<2>; 3],
+        x: Tensor<2>,
+        (rows, key_rows): (&Sequences, Option<&Sequences>),
+        body: impl Fn(
+            [Tensor<2>; 3],
+            Tensor<2>,
+            Option<Sequences>,
+            &dyn Adapter,
+            &ForwardContext<'_>,
+        ) -> Tensor<2>,
+    ) -> Tensor<2> {
+        if let [only] = &self.entries[..] {
+            let cx = only.context(rows);
+            return body(qkv, x, key_rows.cloned(), only.adapter, &cx);
+        }
+        if !hooks.iter().any(|&hook| self.uses(hook)) {
+            let cx = self.entries[0].context(rows);
+            return body(qkv, x, key_rows.cloned(), &Identity, &cx);
+        }
+        let [q, k, v] = qkv;
+        let outputs = self.each().map(|(_, entry, sequences)| {
+            let range = rows.range(&sequences);
+            let keys = key_rows.unwrap_or(rows).range(&sequences);
+            let qkv = [narrow(&q, &range), narrow(&k, &keys), narrow(&v, &keys)];
+            let own = rows.part(sequences.clone());
+            let own_keys = key_rows.map(|rows| rows.part(sequences));
+            let cx = entry.context(&own);
+            body(qkv, narrow(&x, &range), own_keys, entry.adapter, &cx)
+        });
+        concat(outputs.collect())
+    }
+
     /// Calls [`Adapter::hidden`] of each adapter with its own rows and streams.
     pub(crate) fn hidden(&self, layer: usize, hidden: Hidden) -> Hidden {
         if !self.uses(Hook::Hidden(layer)) {

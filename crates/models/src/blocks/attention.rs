@@ -1,7 +1,7 @@
 //! Attention with its projections and adapter hooks.
 
 use burn::tensor::Tensor;
-use epiphyte_ops::{Angles, Sequences, attention, fork, rotate};
+use epiphyte_ops::{Angles, Keys, Sequences, attention, fork, rotate};
 
 use super::{AttentionNames, AttentionShape, Linear, Projections};
 use crate::adapter::{
@@ -110,15 +110,35 @@ impl Attention {
             angles,
             bias,
         } = from;
-        let key_rows = encoder.map_or(rows, |(_, rows)| rows);
         let ([q, k, v], read, x) = self.project(x, rows, encoder, batch);
         let turn = |x: Tensor<2>| match angles.filter(|_| self.shape.rotary) {
             Some(angles) => rotate(x, angles, self.shape.head_dim),
             None => x,
         };
-        let (q, k) = (turn(q), turn(k));
-        let _ = (key_rows, bias);
-        let shape = epiphyte_ops::Attention {
+        let qkv = [turn(q), turn(k), v];
+        let key_rows = encoder.map(|(_, rows)| rows);
+        let hooks = [Hook::Attention(self.at), Hook::Prefix(self.at)];
+        let body = |[q, k, v]: [Tensor<2>; 3],
+                    x: Tensor<2>,
+                    key_rows: Option<Sequences>,
+                    adapter: &dyn Adapter,
+                    cx: &ForwardContext<'_>| {
+            let prefix = adapter.prefix(self.at, &x, cx);
+            let [q, k, v] = adapter.attention(self.at, [q, k, v], cx);
+            let keys = Keys {
+                k,
+                v,
+                rows: key_rows,
+                prefix,
+                bias: bias.clone(),
+            };
+            attention(&self.kernel_shape(), q, cx.rows, keys, self.id())
+        };
+        (batch.map_attention(&hooks, qkv, read, (rows, key_rows), body), x)
+    }
+
+    fn kernel_shape(&self) -> epiphyte_ops::Attention {
+        epiphyte_ops::Attention {
             heads: self.shape.heads,
             kv_heads: self.shape.kv_heads,
             head_dim: self.shape.head_dim,
@@ -126,17 +146,7 @@ impl Attention {
             causal: self.shape.causal,
             window: self.shape.window,
             dropout: self.shape.dropout,
-        };
-        let site = self.id();
-        let hooks = [Hook::Attention(self.at), Hook::Prefix(self.at)];
-        let body = |[q, k, v, x]: [Tensor<2>; 4],
-                    adapter: &dyn Adapter,
-                    cx: &ForwardContext<'_>| {
-            let prefix = adapter.prefix(self.at, &x, cx);
-            let [q, k, v] = adapter.attention(self.at, [q, k, v], cx);
-            attention(&shape, cx.rows, q, k, v, prefix, site)
-        };
-        (batch.map(&hooks, [q, k, v, read], rows, body), x)
+        }
     }
 
     /// Queries, keys and values; the input twice more, for prefixes and for further readers.

@@ -19,6 +19,8 @@ pub(super) struct Case {
     pub(super) causal: bool,
     pub(super) window: Option<usize>,
     pub(super) prefix_len: usize,
+    /// Whether each sequence has a prefix of its own.
+    pub(super) prefixes: bool,
     pub(super) bias: bool,
     pub(super) dropout: f32,
     pub(super) seed: u64,
@@ -35,6 +37,7 @@ impl Case {
             causal: false,
             window: None,
             prefix_len: 0,
+            prefixes: false,
             bias: false,
             dropout: 0.0,
             seed: 1,
@@ -89,6 +92,11 @@ impl Numbers {
             case.heads() * max_queries * (case.prefix_len + max_keys),
             case.seed + 7,
         );
+        let prefix_rows = if case.prefixes {
+            case.prefix_len * case.lengths.len()
+        } else {
+            case.prefix_len
+        };
         // Some keys hidden by the bias.
         bias.iter_mut()
             .filter(|bias| **bias > 1.5)
@@ -100,8 +108,8 @@ impl Numbers {
             k: normals(key_tokens * kv_width, case.seed + 1),
             v: normals(key_tokens * kv_width, case.seed + 2),
             d_out: normals(tokens * width, case.seed + 3),
-            prefix_keys: normals(case.prefix_len * kv_width, case.seed + 4),
-            prefix_values: normals(case.prefix_len * kv_width, case.seed + 5),
+            prefix_keys: normals(prefix_rows * kv_width, case.seed + 4),
+            prefix_values: normals(prefix_rows * kv_width, case.seed + 5),
             bias,
             max_queries,
             max_keys,
@@ -118,6 +126,8 @@ impl Numbers {
             causal: case.causal,
             window: case.window,
             prefix: (case.prefix_len > 0).then_some(Prefix {
+                length: case.prefix_len,
+                per_sequence: case.prefixes,
                 keys: &self.prefix_keys,
                 values: &self.prefix_values,
             }),
@@ -134,7 +144,8 @@ impl Numbers {
         }
     }
 
-    /// Everything the kernels compute: out, lse, dq, dk, dv, d_prefix_keys, d_prefix_values.
+    /// Everything the kernels compute: out, lse, dq, dk, dv, d_prefix_keys, d_prefix_values and, with
+    /// a bias, d_bias.
     pub(super) fn kernels(&self, case: &Case) -> Vec<Vec<f32>> {
         let attention = self.attention(case);
         let mut out = vec![f32::NAN; self.q.len()];
@@ -142,12 +153,14 @@ impl Numbers {
         attention
             .forward(&self.q, &self.k, &self.v, &mut out, &mut lse)
             .unwrap();
-        let [mut dq, mut dk, mut dv, mut dpk, mut dpv] = [
-            &self.q,
+        let bias = if case.bias { &self.bias[..] } else { &[] };
+        let [mut dq, mut dk, mut dv, mut dpk, mut dpv, mut d_bias] = [
+            &self.q[..],
             &self.k,
             &self.v,
             &self.prefix_keys,
             &self.prefix_values,
+            bias,
         ]
         .map(|x| vec![f32::NAN; x.len()]);
         let gradients = AttentionGradients {
@@ -156,6 +169,7 @@ impl Numbers {
             dv: Some(&mut dv),
             d_prefix_keys: Some(&mut dpk),
             d_prefix_values: Some(&mut dpv),
+            d_bias: Some(&mut d_bias),
         };
         let read = if attention.backward_reads_output() {
             &out[..]
@@ -165,7 +179,7 @@ impl Numbers {
         attention
             .backward(self.saved(read, &lse), gradients)
             .unwrap();
-        vec![out, lse, dq, dk, dv, dpk, dpv]
+        vec![out, lse, dq, dk, dv, dpk, dpv, d_bias]
     }
 
     pub(super) fn saved<'a>(&'a self, out: &'a [f32], lse: &'a [f32]) -> AttentionBackward<'a> {
@@ -179,16 +193,17 @@ impl Numbers {
         }
     }
 
-    /// The operands of the reference: q, k, v, prefix keys, prefix values.
-    pub(super) fn operands(&self) -> [Vec<f64>; 5] {
+    /// The operands of the reference: q, k, v, prefix keys, prefix values, bias.
+    pub(super) fn operands(&self, case: &Case) -> [Vec<f64>; 6] {
         [
-            &self.q,
+            &self.q[..],
             &self.k,
             &self.v,
             &self.prefix_keys,
             &self.prefix_values,
+            if case.bias { &self.bias } else { &[] },
         ]
-        .map(|x| f64s(x))
+        .map(f64s)
     }
 
     /// Calls `visit` with every query token, each of its heads, and the keys that it sees.
@@ -227,16 +242,14 @@ impl Numbers {
                         if seen {
                             visible.push(Key {
                                 prefix: own < 0,
-                                row: if own < 0 {
+                                row: if own < 0 && case.prefixes {
+                                    sequence * case.prefix_len + column
+                                } else if own < 0 {
                                     column
                                 } else {
                                     key_boundaries[sequence] + own as usize
                                 },
-                                bias: if case.bias {
-                                    f64::from(self.bias[bias])
-                                } else {
-                                    0.0
-                                },
+                                bias,
                                 factor: f64::from(factor),
                             });
                         }
@@ -250,9 +263,9 @@ impl Numbers {
     pub(super) fn reference_forward(
         &self,
         case: &Case,
-        operands: &[Vec<f64>; 5],
+        operands: &[Vec<f64>; 6],
     ) -> (Vec<f64>, Vec<f64>) {
-        let [q, k, v, prefix_keys, prefix_values] = operands;
+        let [q, k, v, prefix_keys, prefix_values, bias] = operands;
         let (heads, dim) = (case.heads(), case.head_dim);
         let tokens = q.len() / (heads * dim);
         let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; tokens * heads]);
@@ -263,7 +276,7 @@ impl Numbers {
                 .iter()
                 .map(|key| {
                     let matrix = if key.prefix { prefix_keys } else { k };
-                    dot(q, &matrix[kv_row(key.row)..][..dim]) / (dim as f64).sqrt() + key.bias
+                    dot(q, &matrix[kv_row(key.row)..][..dim]) / (dim as f64).sqrt() + key.bias(bias)
                 })
                 .collect();
             let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -299,18 +312,18 @@ impl Numbers {
     pub(super) fn reference_backward(
         &self,
         case: &Case,
-        operands: &[Vec<f64>; 5],
-    ) -> ([Vec<f64>; 5], [f64; 5]) {
+        operands: &[Vec<f64>; 6],
+    ) -> ([Vec<f64>; 6], [f64; 6]) {
         let (out, lse) = self.reference_forward(case, operands);
-        let [q, k, v, prefix_keys, prefix_values] = operands;
+        let [q, k, v, prefix_keys, prefix_values, bias] = operands;
         let d_out = f64s(&self.d_out);
         let (heads, dim) = (case.heads(), case.head_dim);
         let tokens = q.len() / (heads * dim);
         let scale = 1.0 / (dim as f64).sqrt();
         let mut gradients = operands.each_ref().map(|x| vec![0.0; x.len()]);
         let mut terms = operands.each_ref().map(|x| vec![0.0; x.len()]);
-        let [dq, dk, dv, dpk, dpv] = &mut gradients;
-        let [tq, tk, tv, tpk, tpv] = &mut terms;
+        let [dq, dk, dv, dpk, dpv, d_bias] = &mut gradients;
+        let [tq, tk, tv, tpk, tpv, t_bias] = &mut terms;
         let absolute =
             |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| (x * y).abs()).sum::<f64>();
         self.visits(case, |token, head, keys| {
@@ -335,12 +348,16 @@ impl Numbers {
                     false => (k, v, &mut *dk, &mut *dv, &mut *tk, &mut *tv),
                 };
                 let row = kv_row(key.row);
-                let p = (dot(&q[at..][..dim], &k[row..][..dim]) * scale + key.bias - lse).exp();
-                let ds =
-                    p * (key.factor * dot(&d_out[at..][..dim], &v[row..][..dim]) - delta) * scale;
-                let ds_terms = p
-                    * (key.factor * absolute(&d_out[at..][..dim], &v[row..][..dim]) + delta_terms)
-                    * scale;
+                let score = dot(&q[at..][..dim], &k[row..][..dim]) * scale + key.bias(bias);
+                let p = (score - lse).exp();
+                let d_score = p * (key.factor * dot(&d_out[at..][..dim], &v[row..][..dim]) - delta);
+                let score_terms = p
+                    * (key.factor * absolute(&d_out[at..][..dim], &v[row..][..dim]) + delta_terms);
+                if let Some(sum) = d_bias.get_mut(key.bias) {
+                    *sum += d_score;
+                    t_bias[key.bias] += score_terms;
+                }
+                let (ds, ds_terms) = (d_score * scale, score_terms * scale);
                 for d in 0..dim {
                     dq[at + d] += ds * k[row + d];
                     dk[row + d] += ds * q[at + d];
@@ -360,6 +377,13 @@ impl Numbers {
 pub(super) struct Key {
     pub(super) prefix: bool,
     pub(super) row: usize,
-    pub(super) bias: f64,
+    /// Where its bias is, if there is one.
+    bias: usize,
     pub(super) factor: f64,
+}
+
+impl Key {
+    fn bias(&self, values: &[f64]) -> f64 {
+        values.get(self.bias).copied().unwrap_or(0.0)
+    }
 }
