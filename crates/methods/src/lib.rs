@@ -33,13 +33,15 @@ pub mod prefix_tuning;
 pub mod prompt_tuning;
 mod registry;
 pub mod replace;
+pub mod settings;
 pub mod targets;
 mod tuned;
 mod virtual_tokens;
 
 pub use error::MethodError;
-pub use method::{Flag, FlagKind, KeyStyle, Method, MethodConfig, Moment, Stored};
+pub use method::{KeyStyle, Method, MethodConfig, Moment, Stored};
 pub use parameters::{Init, Param, ParameterSet};
 pub use registry::{AnyConfig, Definition, METHODS, by_name, by_peft_type};
+pub use settings::{Flag, FlagKind, Settings};
 pub use targets::Modules;
 pub use tuned::{Account, Tuned};

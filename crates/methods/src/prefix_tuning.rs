@@ -29,28 +29,29 @@ use epiphyte_models::seam::name_id;
 use epiphyte_models::{Adapter, Base, Place};
 use epiphyte_ops::{Activation, Prefix, Sequences, dropout};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::MethodError;
 use crate::dense::Dense;
-use crate::method::{Flag, FlagKind, KeyStyle, Method, MethodConfig, Stored};
+use crate::method::{KeyStyle, Method, MethodConfig, Stored};
 use crate::parameters::{Init, Param, ParameterSet};
 use crate::virtual_tokens::{self, KEY};
 
-/// The settings of Prefix-Tuning, under HF PEFT's names.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct PrefixTuningConfig {
-    /// How many keys and values in each layer.
-    pub num_virtual_tokens: usize,
-    /// Whether a network makes them while training.
-    pub prefix_projection: bool,
-    /// Values in the middle of that network; the width of the keys if not given.
-    pub encoder_hidden_size: Option<usize>,
-    /// How they start; at random if not given.
-    pub init_weights: Option<PrefixInit>,
-    /// Dropout on them; none if not given.
-    pub prefix_dropout: Option<f64>,
+crate::settings! {
+    /// The settings of Prefix-Tuning, under HF PEFT's names.
+    pub struct PrefixTuningConfig {
+        /// Number of virtual tokens.
+        num_virtual_tokens: usize = 20, in AtLeastOne;
+        /// Compute the prefixes with a small network during training.
+        prefix_projection: bool = false;
+        /// Hidden size of that network.
+        encoder_hidden_size: Option<usize> = None, in AtLeastOne,
+            unset "prefix-tuning the size of all keys of a token, p-tuning-v2 512";
+        /// Initial values: zero, instead of random.
+        init_weights: Option<PrefixInit> = None, flag "prefix-init", as Text;
+        /// Dropout on keys and values of the prefix.
+        prefix_dropout: Option<f64> = None, in Fraction, unset "prefix-tuning 0, p-tuning-v2 0.1";
+    }
 }
 
 /// How a prefix starts, if not at random.
@@ -59,18 +60,6 @@ pub struct PrefixTuningConfig {
 pub enum PrefixInit {
     /// All keys and values zero.
     Zero,
-}
-
-impl Default for PrefixTuningConfig {
-    fn default() -> Self {
-        Self {
-            num_virtual_tokens: 20,
-            prefix_projection: false,
-            encoder_hidden_size: None,
-            init_weights: None,
-            prefix_dropout: None,
-        }
-    }
 }
 
 /// What a method with prefixes does where its configuration leaves it open.
@@ -99,40 +88,6 @@ const PREFIX_TUNING: Variant = Variant {
     dropout: 0.0,
 };
 
-/// The flags of every method with prefixes.
-pub(crate) const FLAGS: &[Flag] = &[
-    Flag {
-        flag: "num-virtual-tokens",
-        key: "num_virtual_tokens",
-        help: "how many keys and values in each layer",
-        kind: FlagKind::Integer,
-    },
-    Flag {
-        flag: "prefix-projection",
-        key: "prefix_projection",
-        help: "let a network make them while training",
-        kind: FlagKind::Switch,
-    },
-    Flag {
-        flag: "encoder-hidden-size",
-        key: "encoder_hidden_size",
-        help: "values in the middle of that network",
-        kind: FlagKind::Integer,
-    },
-    Flag {
-        flag: "init-weights",
-        key: "init_weights",
-        help: "zero, instead of random",
-        kind: FlagKind::Text,
-    },
-    Flag {
-        flag: "prefix-dropout",
-        key: "prefix_dropout",
-        help: "dropout on keys and values",
-        kind: FlagKind::Number,
-    },
-];
-
 /// Width of all key heads together, which is also that of all value heads.
 fn kv_width(base: &Base) -> usize {
     base.dimensions.kv_heads * base.dimensions.head_dim
@@ -149,32 +104,7 @@ impl PrefixTuningConfig {
     }
 
     fn check(&self, variant: &Variant, base: &Base) -> Result<(), MethodError> {
-        virtual_tokens::check(variant.method, self.num_virtual_tokens, base)?;
-        let value = |key, value: String, expected: &str| {
-            let expected = expected.to_owned();
-            Err(MethodError::Value {
-                method: variant.method,
-                key,
-                value,
-                expected,
-            })
-        };
-        if self.encoder_hidden_size == Some(0) {
-            return value(
-                "encoder_hidden_size",
-                "0".to_owned(),
-                "it must be at least 1",
-            );
-        }
-        let dropout = self.dropout(variant);
-        if !(0.0..1.0).contains(&dropout) {
-            return value(
-                "prefix_dropout",
-                dropout.to_string(),
-                "it must be in [0, 1)",
-            );
-        }
-        Ok(())
+        virtual_tokens::check(variant.method, self.num_virtual_tokens, base)
     }
 
     /// As [`MethodConfig::build`].
@@ -282,8 +212,19 @@ impl MethodConfig for PrefixTuningConfig {
     const SUMMARY: &'static str = "trained keys and values in front of those of every layer";
     const PAPER: &'static str = "Li and Liang 2021, arXiv 2101.00190";
     const KEYS: KeyStyle = KeyStyle::PromptLearning;
-    const FLAGS: &'static [Flag] = FLAGS;
+    const MERGES: bool = false;
     const COMPUTED: &'static [&'static str] = virtual_tokens::COMPUTED;
+
+    fn starts_as_identity(&self) -> bool {
+        false
+    }
+
+    fn examples() -> Vec<Value> {
+        vec![
+            json!({}),
+            json!({ "num_virtual_tokens": 4, "prefix_projection": true, "encoder_hidden_size": 5 }),
+        ]
+    }
 
     fn build(
         &self,
