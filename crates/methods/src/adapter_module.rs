@@ -312,12 +312,7 @@ impl Adapter for AdapterModule {
         self.method.virtual_tokens()
     }
 
-    fn prefix(
-        &self,
-        at: AttentionSite,
-        x: &Tensor<2>,
-        cx: &ForwardContext<'_>,
-    ) -> Option<Prefix> {
+    fn prefix(&self, at: AttentionSite, x: &Tensor<2>, cx: &ForwardContext<'_>) -> Option<Prefix> {
         self.method.prefix(at, x, cx)
     }
 

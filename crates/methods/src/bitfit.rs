@@ -20,24 +20,24 @@
 use epiphyte_models::{Base, Role};
 use serde::{Deserialize, Serialize};
 
-use crate::method::{Flag, FlagKind, KeyStyle, Method, MethodConfig};
+use crate::method::{KeyStyle, Method, MethodConfig};
 use crate::replace::{Replaced, count};
 use crate::{MethodError, ParameterSet};
 
-/// The settings of BitFit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct BitFitConfig {
-    /// Which biases.
-    pub bitfit_components: Components,
+crate::settings! {
+    /// The settings of BitFit.
+    #[derive(Copy, Eq)]
+    pub struct BitFitConfig {
+        /// Biases to train: all or query-intermediate.
+        bitfit_components: Components = Components::All, as Text;
+    }
 }
 
 /// A choice of biases.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Components {
     /// Every bias.
-    #[default]
     All,
     /// Biases of queries and of the map into the feed-forward, and the pooler's.
     QueryIntermediate,
@@ -66,12 +66,11 @@ impl MethodConfig for BitFitConfig {
     const SUMMARY: &'static str = "the biases of the base";
     const PAPER: &'static str = "Ben Zaken et al. 2022, arXiv 2106.10199";
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
-    const FLAGS: &'static [Flag] = &[Flag {
-        flag: "bitfit-components",
-        key: "bitfit_components",
-        help: "which biases: all or query-intermediate",
-        kind: FlagKind::Text,
-    }];
+    const MERGES: bool = true;
+
+    fn starts_as_identity(&self) -> bool {
+        true
+    }
 
     fn build(
         &self,

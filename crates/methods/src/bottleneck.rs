@@ -53,31 +53,38 @@ impl InitWeights {
     }
 }
 
-/// What a configuration says about its bottlenecks.
-#[derive(Clone, Copy, Debug)]
-pub struct Settings<'a> {
-    /// The method, for messages.
-    pub method: &'static str,
-    /// The width of the bottleneck.
-    pub bottleneck_dim: Option<usize>,
-    /// The model's width divided by the bottleneck's, instead.
-    pub reduction_factor: Option<f64>,
-    /// The bottleneck's width where neither is given, by the model's width.
-    pub default_dim: fn(width: usize) -> usize,
-    /// The activation function, under Hugging Face's names.
-    pub non_linearity: &'a str,
-    /// How the matrices start.
-    pub init_weights: InitWeights,
+crate::settings! {
+    /// The settings of bottlenecks, under AdapterHub's names.
+    pub struct BottleneckConfig {
+        /// Size of the bottleneck.
+        bottleneck_dim: Option<usize> = None, in AtLeastOne,
+            unset "houlsby 64, pfeiffer a sixteenth of the hidden size";
+        /// Hidden size divided by the size of the bottleneck; instead of --bottleneck-dim.
+        reduction_factor: Option<f64> = None, in AtLeastOne;
+        /// Activation function: relu, gelu_new, silu, ...
+        non_linearity: String = "relu".to_owned();
+        /// Initial values of the matrices: bert, houlsby or mam_adapter (up-projection zero).
+        init_weights: InitWeights = InitWeights::Bert, as Text;
+    }
 }
 
-impl Settings<'_> {
+/// What a method with bottlenecks does where its settings leave it open.
+#[derive(Clone, Copy, Debug)]
+pub struct Variant {
+    /// The method, for messages.
+    pub method: &'static str,
+    /// The size of the bottleneck where none is set, by hidden size.
+    pub default_dim: fn(hidden_size: usize) -> usize,
+}
+
+impl BottleneckConfig {
     /// The width of the bottleneck in a model of this width.
     ///
     /// # Errors
     /// If the settings contradict each other or leave the range from 1 to `width`.
-    pub fn dim(&self, width: usize) -> Result<usize, MethodError> {
+    pub fn dim(&self, variant: &Variant, width: usize) -> Result<usize, MethodError> {
         let value = |key, value: String, expected: String| MethodError::Value {
-            method: self.method,
+            method: variant.method,
             key,
             value,
             expected,
@@ -85,19 +92,15 @@ impl Settings<'_> {
         let dim = match (self.bottleneck_dim, self.reduction_factor) {
             (Some(_), Some(_)) => {
                 return Err(MethodError::Configuration {
-                    method: self.method,
+                    method: variant.method,
                     reason:
                         "`bottleneck_dim` and `reduction_factor` say the same; give one of them"
                             .to_owned(),
                 });
             }
             (Some(dim), None) => dim,
-            (None, Some(factor)) if factor >= 1.0 => ((width as f64 / factor) as usize).max(1),
-            (None, Some(factor)) => {
-                let expected = "it must be at least 1".to_owned();
-                return Err(value("reduction_factor", factor.to_string(), expected));
-            }
-            (None, None) => (self.default_dim)(width),
+            (None, Some(factor)) => ((width as f64 / factor) as usize).max(1),
+            (None, None) => (variant.default_dim)(width),
         };
         if dim == 0 || dim > width {
             let expected = format!("it must be from 1 to the model's width, {width}");
@@ -109,29 +112,30 @@ impl Settings<'_> {
     /// How many values one bottleneck trains in a model of this width: `2 d m + m + d`.
     ///
     /// # Errors
-    /// As [`Settings::dim`].
-    pub fn count(&self, width: usize) -> Result<usize, MethodError> {
-        let dim = self.dim(width)?;
+    /// As [`BottleneckConfig::dim`].
+    pub fn count(&self, variant: &Variant, width: usize) -> Result<usize, MethodError> {
+        let dim = self.dim(variant, width)?;
         Ok(Dense::count([dim, width]) + Dense::count([width, dim]))
     }
 
     /// Declares a bottleneck in each layer, at the module that holds the map of role `at`.
     ///
     /// # Errors
-    /// As [`Settings::dim`], and if the activation function is unknown.
+    /// As [`BottleneckConfig::dim`], and if the activation function is unknown.
     pub fn declare(
         &self,
+        variant: &Variant,
         base: &Base,
         at: Role,
         parameters: &mut ParameterSet,
     ) -> Result<Vec<Bottleneck>, MethodError> {
         let width = base.dimensions.hidden_size;
-        let dim = self.dim(width)?;
+        let dim = self.dim(variant, width)?;
         let activation: Activation =
             self.non_linearity
                 .parse()
                 .map_err(|error| MethodError::Configuration {
-                    method: self.method,
+                    method: variant.method,
                     reason: format!("`non_linearity`: {error}"),
                 })?;
         let maps = base
@@ -150,6 +154,18 @@ impl Settings<'_> {
                 }
             })
             .collect())
+    }
+
+    /// The same with the size of the bottleneck in a model of this hidden size, for the file.
+    pub fn resolved(&self, variant: &Variant, width: usize) -> Self {
+        match self.dim(variant, width) {
+            Ok(dim) => Self {
+                bottleneck_dim: Some(dim),
+                reduction_factor: None,
+                ..self.clone()
+            },
+            Err(_) => self.clone(),
+        }
     }
 }
 

@@ -2,9 +2,9 @@
 
 use epiphyte_models::Adapter;
 
+use crate::MethodError;
 use crate::gradients::Gradients;
 use crate::parameters::Param;
-use crate::MethodError;
 
 /// Training examples that a method may run before a stage begins: for Fisher information, activation
 /// statistics, gradients at initialization.

@@ -26,9 +26,9 @@ impl Adapter for Chain<'_> {
         rows: Tensor<2>,
         cx: &ForwardContext<'_>,
     ) -> Tensor<2> {
-        self.0.iter().fold(rows, |rows, adapter| {
-            adapter.lookup(table, ids, rows, cx)
-        })
+        self.0
+            .iter()
+            .fold(rows, |rows, adapter| adapter.lookup(table, ids, rows, cx))
     }
 
     fn embeddings(&self, embedded: Embedded, cx: &ForwardContext<'_>) -> Embedded {
@@ -75,12 +75,7 @@ impl Adapter for Chain<'_> {
         self.0.iter().map(|adapter| adapter.virtual_tokens()).sum()
     }
 
-    fn prefix(
-        &self,
-        at: AttentionSite,
-        x: &Tensor<2>,
-        cx: &ForwardContext<'_>,
-    ) -> Option<Prefix> {
+    fn prefix(&self, at: AttentionSite, x: &Tensor<2>, cx: &ForwardContext<'_>) -> Option<Prefix> {
         self.0.iter().find_map(|adapter| adapter.prefix(at, x, cx))
     }
 

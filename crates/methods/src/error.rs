@@ -16,13 +16,23 @@ pub enum MethodError {
         /// The names there are, separated by commas.
         known: String,
     },
-    /// A configuration value is of the wrong type, or a key is unknown.
+    /// A key is unknown, or settings contradict each other.
     #[error("{method}: {reason}")]
     Configuration {
         /// The method.
         method: &'static str,
         /// What is wrong, naming the key.
         reason: String,
+    },
+    /// A configuration value is of the wrong type.
+    #[error("{method}: `{key}`: {problem}")]
+    Setting {
+        /// The method.
+        method: &'static str,
+        /// The configuration key.
+        key: String,
+        /// What is wrong.
+        problem: String,
     },
     /// A configuration value is out of range.
     #[error("{method}: `{key}` is {value}, but {expected}")]

@@ -7,18 +7,22 @@
 //! Reading is strict: a key that asks for something unknown, a tensor too many, too few or of the wrong
 //! shape is an error that names it.
 
+use std::cell::RefCell;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::Device;
 use epiphyte_models::atomic_file::write_atomically;
-use epiphyte_models::safetensors_file::write_f32;
+use epiphyte_models::checkpoint::TensorView;
+use epiphyte_models::safetensors_file::Values;
+use epiphyte_models::safetensors_file::write_values;
 use epiphyte_models::{Base, Checkpoint};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::method::{StoredTensors, StoredValues};
 use crate::registry::{AnyConfig, Definition, by_name, by_peft_type};
-use crate::{Account, MethodError, Param, Tuned};
+use crate::{AdapterModule, MethodError, ParameterCounts};
 
 /// The configuration's file.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -43,7 +47,7 @@ pub struct Provenance {
     pub task: Value,
     /// The method's account, so that it can be told without the base.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub account: Option<Account>,
+    pub account: Option<ParameterCounts>,
 }
 
 /// What a saved adapter says about itself beside its method.
@@ -61,7 +65,12 @@ pub struct About {
 ///
 /// # Errors
 /// If a file cannot be written; the directory's old files are then still there.
-pub fn save(dir: &Path, tuned: &Tuned, base: &Base, about: &About) -> Result<(), MethodError> {
+pub fn save(
+    dir: &Path,
+    tuned: &AdapterModule,
+    base: &Base,
+    about: &About,
+) -> Result<(), MethodError> {
     fs::create_dir_all(dir).map_err(|source| MethodError::File {
         action: "create",
         path: dir.to_owned(),
@@ -77,13 +86,15 @@ pub fn save(dir: &Path, tuned: &Tuned, base: &Base, about: &About) -> Result<(),
         .into_iter()
         .map(|stored| (keys.head_prefix(), stored));
     let tensors = method.chain(head).map(|(prefix, stored)| {
-        (format!("{prefix}{}", stored.key), stored.shape, move || {
-            stored.values
-        })
+        let values = match stored.values {
+            StoredValues::F32(values) => Values::F32(values),
+            StoredValues::I32(values) => Values::I32(values),
+        };
+        (format!("{prefix}{}", stored.key), stored.shape, values)
     });
-    write_f32(&dir.join(TENSORS_FILE), tensors)?;
-    let text = serde_json::to_string_pretty(&config_json(tuned.config(), base, about))
-        .expect("JSON values print");
+    write_values(&dir.join(TENSORS_FILE), tensors)?;
+    let text =
+        serde_json::to_string_pretty(&config_json(tuned, base, about)).expect("JSON values print");
     write_atomically(&dir.join(CONFIG_FILE), |file| {
         file.write_all(text.as_bytes())
     })?;
@@ -91,10 +102,11 @@ pub fn save(dir: &Path, tuned: &Tuned, base: &Base, about: &About) -> Result<(),
 }
 
 /// `adapter_config.json`: PEFT's keys, sorted, then ours.
-fn config_json(config: &dyn AnyConfig, base: &Base, about: &About) -> Value {
+fn config_json(module: &AdapterModule, base: &Base, about: &About) -> Value {
+    let config = module.config();
     let definition = config.definition();
     let mut all = (definition.peft_defaults)();
-    all.extend(config.resolved(base));
+    all.extend(module.saved_settings(base));
     all.extend(config.computed(base));
     let common = json!({
         "auto_mapping": null,
@@ -230,7 +242,7 @@ impl AdapterFile {
     ///
     /// # Errors
     /// If the method does not fit the base, or the tensors do not fit the method.
-    pub fn load(&self, base: &Base, device: &Device) -> Result<Tuned, MethodError> {
+    pub fn load(&self, base: &Base, device: &Device) -> Result<AdapterModule, MethodError> {
         for (key, expected) in self.config.computed(base) {
             if let Some(found) = self.json.get(&key)
                 && !found.is_null()
@@ -242,74 +254,105 @@ impl AdapterFile {
                 });
             }
         }
-        let tuned = Tuned::stored_of(&*self.config, base, device)?;
         let checkpoint = self.tensors()?;
         let keys = self.config.definition().keys;
-        let method = tuned
-            .parameters()
-            .iter()
-            .map(|param| (keys.prefix(), param));
-        let head = tuned
-            .head_parameters()
-            .iter()
-            .map(|param| (keys.head_prefix(), param));
-        let mut pairing = Pairing::new(&checkpoint);
-        for (prefix, param) in method.chain(head) {
-            pairing.fill(prefix, param, device)?;
-        }
-        pairing.finish(&self.dir.join(TENSORS_FILE))?;
-        Ok(tuned)
+        let matcher = RefCell::new(TensorMatcher {
+            checkpoint: &checkpoint,
+            base_prefix: base.prefix,
+            used: Vec::new(),
+            missing: Vec::new(),
+            misshapen: Vec::new(),
+        });
+        let mut own = Prefixed {
+            prefix: keys.prefix(),
+            matcher: &matcher,
+        };
+        let mut head = Prefixed {
+            prefix: keys.head_prefix(),
+            matcher: &matcher,
+        };
+        let files: [&mut dyn StoredTensors; 2] = [&mut own, &mut head];
+        let module = AdapterModule::load(&*self.config, base, device, 0, files)?;
+        matcher.into_inner().finish(&self.dir.join(TENSORS_FILE))?;
+        Ok(module)
     }
 }
 
-/// Tensors of a file and parameters of a method, pair by pair.
-struct Pairing<'c> {
+/// Matches the tensors of a file with the keys that a method asks for.
+struct TensorMatcher<'c> {
     checkpoint: &'c Checkpoint,
+    base_prefix: &'static str,
     used: Vec<String>,
     missing: Vec<String>,
     misshapen: Vec<String>,
 }
 
-impl<'c> Pairing<'c> {
-    fn new(checkpoint: &'c Checkpoint) -> Self {
-        Self {
-            checkpoint,
-            used: Vec::new(),
-            missing: Vec::new(),
-            misshapen: Vec::new(),
-        }
+/// The tensors below one prefix.
+struct Prefixed<'m, 'c> {
+    prefix: &'static str,
+    matcher: &'m RefCell<TensorMatcher<'c>>,
+}
+
+impl StoredTensors for Prefixed<'_, '_> {
+    fn shape(&self, key: &str) -> Option<Vec<usize>> {
+        let matcher = self.matcher.borrow();
+        let name = matcher.stored_name(self.prefix, key)?;
+        let view = matcher.checkpoint.tensor(&name)?;
+        Some(view.shape.to_vec())
     }
 
-    fn fill(&mut self, prefix: &str, param: &Param, device: &Device) -> Result<(), MethodError> {
-        let Some(name) = self.stored_name(prefix, param.key()) else {
-            self.missing.push(format!("{prefix}{}", param.key()));
-            return Ok(());
+    fn take(&mut self, key: &str, shape: &[usize]) -> Result<Option<Vec<f32>>, MethodError> {
+        let mut matcher = self.matcher.borrow_mut();
+        let Some(name) = matcher.find(self.prefix, key) else {
+            return Ok(None);
         };
-        let view = self
-            .checkpoint
-            .tensor(&name)
-            .expect("`stored_name` found it");
-        let shape = view.shape.to_vec();
-        if shape == param.shape() {
-            let values = self.checkpoint.to_f32(&name, &shape)?;
-            let values = TensorData::new(values, [param.count()]);
-            param.set(Tensor::from_data(values, &device.clone().inner()));
-        } else {
-            self.misshapen
-                .push(format!("{name} {shape:?}, expected {:?}", param.shape()));
+        let found = self.found_shape(&matcher, &name);
+        if found != shape {
+            let problem = format!("{name} {found:?}, expected {shape:?}");
+            matcher.misshapen.push(problem);
+            return Ok(None);
         }
-        self.used.push(name);
-        Ok(())
+        Ok(Some(matcher.checkpoint.to_f32(&name, shape)?))
     }
 
-    /// The parameter's key as the file spells it: over a base without head, PEFT's paths lack the
-    /// base's own prefix.
+    fn take_indices(&mut self, key: &str) -> Result<Option<Vec<i32>>, MethodError> {
+        let mut matcher = self.matcher.borrow_mut();
+        let Some(name) = matcher.find(self.prefix, key) else {
+            return Ok(None);
+        };
+        let view = matcher.checkpoint.tensor(&name);
+        let indices = view.as_ref().and_then(TensorView::to_i32);
+        if indices.is_none() {
+            let problem = format!("{name} is not a vector of 32-bit integers");
+            matcher.misshapen.push(problem);
+        }
+        Ok(indices)
+    }
+}
+
+impl Prefixed<'_, '_> {
+    fn found_shape(&self, matcher: &TensorMatcher<'_>, name: &str) -> Vec<usize> {
+        let view = matcher.checkpoint.tensor(name);
+        view.map(|view| view.shape.to_vec()).unwrap_or_default()
+    }
+}
+
+impl TensorMatcher<'_> {
+    /// The name of a tensor, which counts as used; a missing one is noted.
+    fn find(&mut self, prefix: &str, key: &str) -> Option<String> {
+        let name = self.stored_name(prefix, key);
+        match &name {
+            Some(name) => self.used.push(name.clone()),
+            None => self.missing.push(format!("{prefix}{key}")),
+        }
+        name
+    }
+
+    /// A key as the file spells it: over a base without head, PEFT's paths lack the base's own prefix.
     fn stored_name(&self, prefix: &str, key: &str) -> Option<String> {
         let full = format!("{prefix}{key}");
-        let bare = ["bert.", "model."]
-            .iter()
-            .find_map(|base| key.strip_prefix(base))
-            .map(|rest| format!("{prefix}{rest}"));
+        let bare = key.strip_prefix(self.base_prefix);
+        let bare = bare.map(|rest| format!("{prefix}{rest}"));
         std::iter::once(full)
             .chain(bare)
             .find(|name| self.checkpoint.contains(name))

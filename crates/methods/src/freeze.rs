@@ -15,39 +15,31 @@
 
 use epiphyte_models::{Base, Role};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
-use crate::method::{Flag, FlagKind, KeyStyle, Method, MethodConfig};
+use crate::method::{KeyStyle, Method, MethodConfig};
 use crate::replace::{Replaced, count};
 use crate::{MethodError, ParameterSet};
 
-/// The settings of Freeze, under LLaMA-Factory's names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct FreezeConfig {
-    /// How many of the last layers are trained.
-    pub freeze_trainable_layers: usize,
-    /// What is trained in them.
-    pub freeze_trainable_modules: TrainableModules,
+crate::settings! {
+    /// The settings of Freeze, under LLaMA-Factory's names.
+    #[derive(Copy, Eq)]
+    pub struct FreezeConfig {
+        /// Number of layers to train, counted from the last.
+        freeze_trainable_layers: usize = 2, in AtLeastOne;
+        /// Parts of these layers to train: feed-forward or all.
+        freeze_trainable_modules: TrainableModules = TrainableModules::FeedForward, as Text;
+    }
 }
 
 /// What Freeze trains in a layer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TrainableModules {
     /// The feed-forward.
-    #[default]
     FeedForward,
     /// The whole layer.
     All,
-}
-
-impl Default for FreezeConfig {
-    fn default() -> Self {
-        Self {
-            freeze_trainable_layers: 2,
-            freeze_trainable_modules: TrainableModules::default(),
-        }
-    }
 }
 
 impl FreezeConfig {
@@ -86,20 +78,18 @@ impl MethodConfig for FreezeConfig {
     const SUMMARY: &'static str = "the feed-forwards, or all, of the last layers";
     const PAPER: &'static str = "Lee et al. 2019, arXiv 1911.03090";
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
-    const FLAGS: &'static [Flag] = &[
-        Flag {
-            flag: "freeze-trainable-layers",
-            key: "freeze_trainable_layers",
-            help: "how many of the last layers are trained",
-            kind: FlagKind::Integer,
-        },
-        Flag {
-            flag: "freeze-trainable-modules",
-            key: "freeze_trainable_modules",
-            help: "what is trained in them: feed-forward or all",
-            kind: FlagKind::Text,
-        },
-    ];
+    const MERGES: bool = true;
+
+    fn starts_as_identity(&self) -> bool {
+        true
+    }
+
+    fn examples() -> Vec<Value> {
+        vec![
+            json!({}),
+            json!({ "freeze_trainable_layers": 1, "freeze_trainable_modules": "all" }),
+        ]
+    }
 
     fn build(
         &self,

@@ -4,16 +4,16 @@
 //! holds each tensor under its own name. Merging puts the trained tensors in place.
 
 use epiphyte_models::Base;
-use serde::{Deserialize, Serialize};
 
-use crate::method::{Flag, KeyStyle, Method, MethodConfig};
+use crate::method::{KeyStyle, Method, MethodConfig};
 use crate::replace::{Replaced, count};
 use crate::{MethodError, ParameterSet};
 
-/// Full fine-tuning has no settings.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct FullConfig {}
+crate::settings! {
+    /// Full fine-tuning has no settings.
+    #[derive(Copy, Eq)]
+    pub struct FullConfig {}
+}
 
 impl MethodConfig for FullConfig {
     const NAME: &'static str = "full";
@@ -22,7 +22,11 @@ impl MethodConfig for FullConfig {
     const SUMMARY: &'static str = "every tensor of the base";
     const PAPER: &'static str = "the baseline";
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
-    const FLAGS: &'static [Flag] = &[];
+    const MERGES: bool = true;
+
+    fn starts_as_identity(&self) -> bool {
+        true
+    }
 
     fn build(
         &self,

@@ -19,53 +19,33 @@ use burn::tensor::Tensor;
 use epiphyte_models::adapter::Block;
 use epiphyte_models::{Adapter, Base, BaseTensor, ForwardContext, Hook, Role, StandIn, Sublayer};
 use epiphyte_ops::add;
-use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
-use crate::bottleneck::{Bottleneck, InitWeights, Settings, not_mergeable};
-use crate::method::{Flag, FlagKind, KeyStyle, Method, MethodConfig};
+use crate::bottleneck::{Bottleneck, BottleneckConfig, InitWeights, Variant, not_mergeable};
+use crate::method::{KeyStyle, Method, MethodConfig};
 use crate::replace::{self, Replaced};
 use crate::{MethodError, ParameterSet};
 
-/// The settings of Houlsby's adapter, under AdapterHub's names.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct HoulsbyConfig {
-    /// Width of the bottlenecks; 64, or the model's width where that is less, if not given.
-    pub bottleneck_dim: Option<usize>,
-    /// The model's width divided by the bottlenecks', instead.
-    pub reduction_factor: Option<f64>,
-    /// Activation function.
-    pub non_linearity: String,
-    /// How the matrices start.
-    pub init_weights: InitWeights,
-    /// Whether the model's norms are trained too.
-    pub train_layer_norms: bool,
-}
+crate::settings! {
+    /// The settings of Houlsby's adapter, under AdapterHub's names.
+    pub struct HoulsbyConfig {
+        /// Train the model's norms too: true or false.
+        train_layer_norms: bool = true, as Boolean;
 
-impl Default for HoulsbyConfig {
-    fn default() -> Self {
-        Self {
-            bottleneck_dim: None,
-            reduction_factor: None,
+        ..bottlenecks: BottleneckConfig = BottleneckConfig {
             non_linearity: "gelu_new".to_owned(),
             init_weights: InitWeights::Houlsby,
-            train_layer_norms: true,
-        }
+            ..BottleneckConfig::default()
+        };
     }
 }
 
-impl HoulsbyConfig {
-    fn bottlenecks(&self) -> Settings<'_> {
-        Settings {
-            method: Self::NAME,
-            bottleneck_dim: self.bottleneck_dim,
-            reduction_factor: self.reduction_factor,
-            default_dim: |width| width.min(64),
-            non_linearity: &self.non_linearity,
-            init_weights: self.init_weights,
-        }
-    }
+const HOULSBY: Variant = Variant {
+    method: HoulsbyConfig::NAME,
+    default_dim: |hidden_size| hidden_size.min(64),
+};
 
+impl HoulsbyConfig {
     fn trains(&self, base: &Base, name: &str) -> bool {
         self.train_layer_norms && base.tensor(name).is_some_and(BaseTensor::is_norm)
     }
@@ -79,67 +59,47 @@ impl MethodConfig for HoulsbyConfig {
         "bottlenecks after attention and feed-forward, before the residual";
     const PAPER: &'static str = "Houlsby et al. 2019, arXiv 1902.00751";
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
-    const FLAGS: &'static [Flag] = &[
-        Flag {
-            flag: "bottleneck-dim",
-            key: "bottleneck_dim",
-            help: "width of the bottlenecks",
-            kind: FlagKind::Integer,
-        },
-        Flag {
-            flag: "reduction-factor",
-            key: "reduction_factor",
-            help: "the model's width divided by the bottlenecks', instead",
-            kind: FlagKind::Number,
-        },
-        Flag {
-            flag: "non-linearity",
-            key: "non_linearity",
-            help: "activation function: gelu_new, relu, silu, ...",
-            kind: FlagKind::Text,
-        },
-        Flag {
-            flag: "init-weights",
-            key: "init_weights",
-            help: "how matrices start: houlsby, bert or mam_adapter (up zero)",
-            kind: FlagKind::Text,
-        },
-        Flag {
-            flag: "train-layer-norms",
-            key: "train_layer_norms",
-            help: "train the model's norms too: true or false",
-            kind: FlagKind::Boolean,
-        },
-    ];
+    const MERGES: bool = false;
+
+    fn starts_as_identity(&self) -> bool {
+        self.bottlenecks.init_weights == InitWeights::MamAdapter
+    }
+
+    fn examples() -> Vec<Value> {
+        vec![
+            json!({}),
+            json!({ "bottleneck_dim": 3, "train_layer_norms": false, "init_weights": "mam_adapter" }),
+        ]
+    }
 
     fn build(
         &self,
         base: &Base,
         parameters: &mut ParameterSet,
     ) -> Result<Box<dyn Method>, MethodError> {
-        let bottlenecks = self.bottlenecks();
+        let mut declare = |role| self.bottlenecks.declare(&HOULSBY, base, role, parameters);
         Ok(Box::new(Houlsby {
-            attention: bottlenecks.declare(base, Role::AttentionOutput, parameters)?,
-            feed_forward: bottlenecks.declare(base, Role::FeedForwardOut, parameters)?,
+            attention: declare(Role::AttentionOutput)?,
+            feed_forward: declare(Role::FeedForwardOut)?,
             norms: Replaced::new(base, parameters, |name| self.trains(base, name)),
             changed: self.count(base)?,
         }))
     }
 
     fn count(&self, base: &Base) -> Result<usize, MethodError> {
-        let one = self.bottlenecks().count(base.dimensions.hidden_size)?;
+        let one = self
+            .bottlenecks
+            .count(&HOULSBY, base.dimensions.hidden_size)?;
         let norms = replace::count(base, |name| self.trains(base, name));
         Ok(2 * base.dimensions.layers * one + norms)
     }
 
     fn resolved(&self, base: &Base) -> Self {
-        match self.bottlenecks().dim(base.dimensions.hidden_size) {
-            Ok(dim) => Self {
-                bottleneck_dim: Some(dim),
-                reduction_factor: None,
-                ..self.clone()
-            },
-            Err(_) => self.clone(),
+        Self {
+            bottlenecks: self
+                .bottlenecks
+                .resolved(&HOULSBY, base.dimensions.hidden_size),
+            ..self.clone()
         }
     }
 }

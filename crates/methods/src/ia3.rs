@@ -16,36 +16,28 @@
 use burn::tensor::Tensor;
 use epiphyte_models::{Base, ForwardContext, LazyLinear, LinearInfo, Site};
 use epiphyte_ops::scale_columns;
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::MethodError;
 use crate::delta::{Delta, Deltas};
-use crate::method::{Flag, FlagKind, KeyStyle, Method, MethodConfig};
+use crate::method::{KeyStyle, Method, MethodConfig};
 use crate::parameters::{Init, Param, ParameterSet};
-use crate::targets::{Modules, Selection};
+use crate::targets::{Modules, Selection, TargetModules};
 
-/// The settings of (IA)³, under HF PEFT's names.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Ia3Config {
-    /// Which linear maps; keys, values and the map out of the feed-forward if not given.
-    pub target_modules: Option<Modules>,
-    /// Which of the targets are rescaled at their input.
-    pub feedforward_modules: Option<Modules>,
-    /// Which maps to leave out.
-    pub exclude_modules: Option<Modules>,
+crate::settings! {
+    /// The settings of (IA)³, under HF PEFT's names.
+    pub struct Ia3Config {
+        /// Targets that are rescaled at their input.
+        feedforward_modules: Option<Modules> = None, unset "the last linear layer of the feed-forward";
+
+        ..targets: TargetModules = TargetModules::default();
+    }
 }
 
 impl Ia3Config {
     fn selection(&self) -> Selection<'_> {
-        Selection {
-            method: Self::NAME,
-            target_modules: self.target_modules.as_ref(),
-            exclude_modules: self.exclude_modules.as_ref(),
-            layers_to_transform: None,
-            defaults: |base| base.default_targets.ia3,
-        }
+        self.targets
+            .selection(Self::NAME, |base| base.default_targets.ia3)
     }
 
     /// Which targets are rescaled at their input.
@@ -79,26 +71,11 @@ impl MethodConfig for Ia3Config {
     const SUMMARY: &'static str = "vectors that rescale keys, values and the feed-forward's middle";
     const PAPER: &'static str = "Liu et al. 2022, arXiv 2205.05638";
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
-    const FLAGS: &'static [Flag] = &[
-        Flag {
-            flag: "target-modules",
-            key: "target_modules",
-            help: "linear maps to adapt: names, a regular expression, or all-linear",
-            kind: FlagKind::Modules,
-        },
-        Flag {
-            flag: "feedforward-modules",
-            key: "feedforward_modules",
-            help: "targets that are rescaled at their input",
-            kind: FlagKind::Modules,
-        },
-        Flag {
-            flag: "exclude-modules",
-            key: "exclude_modules",
-            help: "linear maps to leave out",
-            kind: FlagKind::Modules,
-        },
-    ];
+    const MERGES: bool = true;
+
+    fn starts_as_identity(&self) -> bool {
+        true
+    }
 
     fn build(
         &self,
@@ -139,9 +116,8 @@ impl MethodConfig for Ia3Config {
 
     fn resolved(&self, base: &Base) -> Self {
         Self {
-            target_modules: Some(self.selection().targets(base)),
             feedforward_modules: Some(self.feed_forward(base)),
-            ..self.clone()
+            targets: self.targets.resolved(self.selection().targets(base)),
         }
     }
 

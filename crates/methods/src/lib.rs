@@ -14,14 +14,18 @@
 //! # Ok::<(), epiphyte_methods::MethodError>(())
 //! ```
 
+mod adapter_module;
 pub mod bitfit;
 pub mod bottleneck;
+mod calibration;
+mod composition;
 pub mod delta;
 mod dense;
 mod error;
 pub mod file;
 pub mod freeze;
 pub mod full;
+mod gradients;
 pub mod houlsby;
 pub mod ia3;
 pub mod lora;
@@ -33,13 +37,20 @@ pub mod prefix_tuning;
 pub mod prompt_tuning;
 mod registry;
 pub mod replace;
+pub mod settings;
 pub mod targets;
-mod tuned;
 mod virtual_tokens;
 
+pub use adapter_module::{AdapterModule, ParameterCounts};
+pub use calibration::{CalibrationData, Each};
+pub use composition::Chain;
 pub use error::MethodError;
-pub use method::{Flag, FlagKind, KeyStyle, Method, MethodConfig, Moment, Stored};
-pub use parameters::{Init, Param, ParameterSet};
+pub use gradients::Gradients;
+pub use method::{
+    KeyStyle, Method, MethodConfig, OptimizerState, Stage, StepInfo, Stored, StoredTensors,
+    StoredValues,
+};
+pub use parameters::{Init, Param, ParamGroup, ParamId, ParamKind, ParameterSet};
 pub use registry::{AnyConfig, Definition, METHODS, by_name, by_peft_type};
+pub use settings::{Flag, FlagKind, Settings};
 pub use targets::Modules;
-pub use tuned::{Account, Tuned};

@@ -24,38 +24,33 @@ use serde_json::{Map, Value, json};
 
 use crate::MethodError;
 use crate::delta::{Delta, Deltas};
-use crate::method::{Flag, FlagKind, KeyStyle, Method, MethodConfig};
+use crate::method::{KeyStyle, Method, MethodConfig};
 use crate::parameters::{Init, Param, ParameterSet};
-use crate::targets::{Modules, Selection};
+use crate::targets::{Selection, Targets};
 
-/// The settings of LoRA, under HF PEFT's names.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct LoraConfig {
-    /// Rank of the update.
-    #[serde(alias = "rank")]
-    pub r: usize,
-    /// The update is scaled by `alpha / r`.
-    #[serde(alias = "alpha", serialize_with = "alpha")]
-    pub lora_alpha: f64,
-    /// Dropout on what enters the low-rank path.
-    #[serde(alias = "dropout")]
-    pub lora_dropout: f64,
-    /// Which linear maps; queries and values if not given.
-    pub target_modules: Option<Modules>,
-    /// Which of them to leave out.
-    pub exclude_modules: Option<Modules>,
-    /// Only in these layers.
-    pub layers_to_transform: Option<Vec<usize>>,
-    /// Scale by `alpha / √r` instead.
-    pub use_rslora: bool,
-    /// Other ranks for some modules: a regular expression for the end of the path, first match wins.
-    pub rank_pattern: IndexMap<String, usize>,
-    /// Other alphas for some modules.
-    #[serde(serialize_with = "alphas")]
-    pub alpha_pattern: IndexMap<String, f64>,
-    /// How `A` starts.
-    pub init_lora_weights: LoraInit,
+crate::settings! {
+    /// The settings of LoRA, under HF PEFT's names.
+    pub struct LoraConfig {
+        /// Rank of the update.
+        r: usize = 8, flag "rank", in AtLeastOne;
+        /// Scale of the update: it is multiplied by alpha / rank.
+        #[serde(serialize_with = "alpha")]
+        lora_alpha: f64 = 16.0, flag "alpha";
+        /// Dropout on the input of the low-rank path.
+        lora_dropout: f64 = 0.0, flag "dropout", in Fraction;
+        /// Multiply by alpha / sqrt(rank) instead (rank-stabilized LoRA).
+        use_rslora: bool = false;
+        /// Other ranks for some modules: name=rank,... where a name is a regular expression for the
+        /// end of the path and the first match wins.
+        rank_pattern: IndexMap<String, usize> = IndexMap::new();
+        /// Other alphas for some modules: name=alpha,...
+        #[serde(serialize_with = "alphas")]
+        alpha_pattern: IndexMap<String, f64> = IndexMap::new();
+        /// Initial values of A: kaiming or gaussian; B starts at zero.
+        init_lora_weights: LoraInit = LoraInit::Kaiming, as Text;
+
+        ..targets: Targets = Targets::default();
+    }
 }
 
 /// An alpha as HF PEFT writes it: without a point where it is a whole number.
@@ -111,32 +106,10 @@ impl<'de> Deserialize<'de> for LoraInit {
     }
 }
 
-impl Default for LoraConfig {
-    fn default() -> Self {
-        Self {
-            r: 8,
-            lora_alpha: 16.0,
-            lora_dropout: 0.0,
-            target_modules: None,
-            exclude_modules: None,
-            layers_to_transform: None,
-            use_rslora: false,
-            rank_pattern: IndexMap::new(),
-            alpha_pattern: IndexMap::new(),
-            init_lora_weights: LoraInit::default(),
-        }
-    }
-}
-
 impl LoraConfig {
     fn selection(&self) -> Selection<'_> {
-        Selection {
-            method: Self::NAME,
-            target_modules: self.target_modules.as_ref(),
-            exclude_modules: self.exclude_modules.as_ref(),
-            layers_to_transform: self.layers_to_transform.as_deref(),
-            defaults: |base| base.default_targets.lora,
-        }
+        self.targets
+            .selection(Self::NAME, |base| base.default_targets.lora)
     }
 
     /// The targets, each with its rank and scaling.
@@ -144,13 +117,6 @@ impl LoraConfig {
         &self,
         base: &'b Base,
     ) -> Result<Vec<(&'b LinearInfo, usize, f64)>, MethodError> {
-        if !(0.0..1.0).contains(&self.lora_dropout) {
-            return Err(self.value(
-                "lora_dropout",
-                self.lora_dropout,
-                "it must be in [0, 1)".into(),
-            ));
-        }
         let targets = self.selection().of(base)?;
         targets
             .into_iter()
@@ -217,68 +183,18 @@ impl MethodConfig for LoraConfig {
     const SUMMARY: &'static str = "a low-rank path beside chosen linear maps";
     const PAPER: &'static str = "Hu et al. 2021, arXiv 2106.09685";
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
-    const FLAGS: &'static [Flag] = &[
-        Flag {
-            flag: "rank",
-            key: "r",
-            help: "rank of the update",
-            kind: FlagKind::Integer,
-        },
-        Flag {
-            flag: "alpha",
-            key: "lora_alpha",
-            help: "the update is scaled by alpha / rank",
-            kind: FlagKind::Number,
-        },
-        Flag {
-            flag: "dropout",
-            key: "lora_dropout",
-            help: "dropout on what enters the adapter",
-            kind: FlagKind::Number,
-        },
-        Flag {
-            flag: "target-modules",
-            key: "target_modules",
-            help: "linear maps to adapt: names, a regular expression, or all-linear",
-            kind: FlagKind::Modules,
-        },
-        Flag {
-            flag: "exclude-modules",
-            key: "exclude_modules",
-            help: "linear maps to leave out",
-            kind: FlagKind::Modules,
-        },
-        Flag {
-            flag: "layers-to-transform",
-            key: "layers_to_transform",
-            help: "adapt only these layers",
-            kind: FlagKind::Integers,
-        },
-        Flag {
-            flag: "use-rslora",
-            key: "use_rslora",
-            help: "scale by alpha / sqrt(rank)",
-            kind: FlagKind::Switch,
-        },
-        Flag {
-            flag: "rank-pattern",
-            key: "rank_pattern",
-            help: "other ranks for some modules: name=rank,...",
-            kind: FlagKind::Pattern,
-        },
-        Flag {
-            flag: "alpha-pattern",
-            key: "alpha_pattern",
-            help: "other alphas for some modules: name=alpha,...",
-            kind: FlagKind::Pattern,
-        },
-        Flag {
-            flag: "init-lora-weights",
-            key: "init_lora_weights",
-            help: "how A starts: kaiming or gaussian",
-            kind: FlagKind::Text,
-        },
-    ];
+    const MERGES: bool = true;
+
+    fn starts_as_identity(&self) -> bool {
+        true
+    }
+
+    fn examples() -> Vec<Value> {
+        vec![
+            json!({}),
+            json!({ "target_modules": "all-linear", "r": 4, "alpha": 2, "use_rslora": true }),
+        ]
+    }
 
     fn build(
         &self,
@@ -329,7 +245,7 @@ impl MethodConfig for LoraConfig {
 
     fn resolved(&self, base: &Base) -> Self {
         Self {
-            target_modules: Some(self.selection().targets(base)),
+            targets: self.targets.resolved(self.selection().targets(base)),
             ..self.clone()
         }
     }

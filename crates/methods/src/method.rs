@@ -4,12 +4,11 @@ use std::fmt::Debug;
 
 use burn::tensor::Tensor;
 use epiphyte_models::{Adapter, Base};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::calibration::CalibrationData;
 use crate::gradients::Gradients;
+use crate::settings::Settings;
 use crate::{MethodError, Param, ParameterSet};
 
 /// Where training stands.
@@ -263,46 +262,8 @@ impl KeyStyle {
     }
 }
 
-/// A flag of the command line that sets one key of a method's configuration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Flag {
-    /// The flag, without dashes.
-    pub flag: &'static str,
-    /// The configuration's key.
-    pub key: &'static str,
-    /// What it means, for `--help`.
-    pub help: &'static str,
-    /// What it takes.
-    pub kind: FlagKind,
-}
-
-/// What a flag takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FlagKind {
-    /// A whole number.
-    Integer,
-    /// A number.
-    Number,
-    /// Nothing: its presence says true.
-    Switch,
-    /// `true` or `false`: for what is on by default.
-    Boolean,
-    /// A text.
-    Text,
-    /// Texts separated by commas.
-    Texts,
-    /// Module names separated by commas, a regular expression, or `all-linear`.
-    Modules,
-    /// Whole numbers separated by commas.
-    Integers,
-    /// `name=number` pairs separated by commas.
-    Pattern,
-}
-
 /// What a user may set about a method. Field names are HF PEFT's keys where PEFT has the method.
-pub trait MethodConfig:
-    Serialize + DeserializeOwned + Default + Clone + Debug + Send + Sync + 'static
-{
+pub trait MethodConfig: Settings {
     /// The name on the command line.
     const NAME: &'static str;
     /// `peft_type` in `adapter_config.json`.
@@ -315,8 +276,17 @@ pub trait MethodConfig:
     const PAPER: &'static str;
     /// How its keys begin.
     const KEYS: KeyStyle;
-    /// Its flags.
-    const FLAGS: &'static [Flag];
+    /// Whether it can be folded into the base.
+    const MERGES: bool;
+
+    /// Whether a model with the untrained method computes the same as the base.
+    fn starts_as_identity(&self) -> bool;
+
+    /// Settings to test the method with, for models of hidden size 16 with 32 positions: objects of
+    /// keys and values. Together they should reach every part of the method.
+    fn examples() -> Vec<Value> {
+        vec![Value::Object(Map::new())]
+    }
 
     /// Declares the trained tensors and returns the method at work on `base`.
     ///

@@ -16,18 +16,19 @@
 //! | merges | no |
 
 use epiphyte_models::Base;
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::method::{Flag, KeyStyle, Method, MethodConfig};
+use crate::method::{KeyStyle, Method, MethodConfig};
 use crate::parameters::{Init, ParameterSet};
-use crate::prefix_tuning::{FLAGS, PrefixTuningConfig, Variant};
+use crate::prefix_tuning::{PrefixTuningConfig, Variant};
 use crate::{MethodError, virtual_tokens};
 
-/// The settings of P-Tuning v2: those of Prefix-Tuning, other defaults where they are left open.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct PTuningV2Config(pub PrefixTuningConfig);
+crate::settings! {
+    /// The settings of P-Tuning v2: those of Prefix-Tuning, other defaults where they are left open.
+    pub struct PTuningV2Config {
+        ..prefix: PrefixTuningConfig = PrefixTuningConfig::default();
+    }
+}
 
 const P_TUNING_V2: Variant = Variant {
     method: PTuningV2Config::NAME,
@@ -45,27 +46,39 @@ impl MethodConfig for PTuningV2Config {
         "prefix tuning with a small start and dropout, for understanding tasks";
     const PAPER: &'static str = "Liu et al. 2022, arXiv 2110.07602";
     const KEYS: KeyStyle = KeyStyle::PromptLearning;
-    const FLAGS: &'static [Flag] = FLAGS;
+    const MERGES: bool = false;
     const COMPUTED: &'static [&'static str] = virtual_tokens::COMPUTED;
+
+    fn starts_as_identity(&self) -> bool {
+        false
+    }
+
+    fn examples() -> Vec<Value> {
+        PrefixTuningConfig::examples()
+    }
 
     fn build(
         &self,
         base: &Base,
         parameters: &mut ParameterSet,
     ) -> Result<Box<dyn Method>, MethodError> {
-        self.0.build_as(&P_TUNING_V2, base, parameters)
+        self.prefix.build_as(&P_TUNING_V2, base, parameters)
     }
 
     fn count(&self, base: &Base) -> Result<usize, MethodError> {
-        self.0.count_as(&P_TUNING_V2, base)
+        self.prefix.count_as(&P_TUNING_V2, base)
     }
 
     fn resolved(&self, base: &Base) -> Self {
-        Self(self.0.resolved_as(&P_TUNING_V2, base))
+        Self {
+            prefix: self.prefix.resolved_as(&P_TUNING_V2, base),
+        }
     }
 
     fn stored(&self) -> Self {
-        Self(self.0.flat())
+        Self {
+            prefix: self.prefix.flat(),
+        }
     }
 
     fn computed(&self, base: &Base) -> Map<String, Value> {

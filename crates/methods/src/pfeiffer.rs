@@ -19,49 +19,23 @@
 use burn::tensor::Tensor;
 use epiphyte_models::adapter::Block;
 use epiphyte_models::{Adapter, Base, ForwardContext, Hook, Role, Sublayer};
-use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
-use crate::bottleneck::{Bottleneck, InitWeights, Settings, not_mergeable};
-use crate::method::{Flag, FlagKind, KeyStyle, Method, MethodConfig};
+use crate::bottleneck::{Bottleneck, BottleneckConfig, InitWeights, Variant, not_mergeable};
+use crate::method::{KeyStyle, Method, MethodConfig};
 use crate::{MethodError, ParameterSet};
 
-/// The settings of Pfeiffer's adapter, under AdapterHub's names.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct PfeifferConfig {
-    /// Width of the bottleneck; a sixteenth of the model's if not given.
-    pub bottleneck_dim: Option<usize>,
-    /// The model's width divided by the bottleneck's, instead.
-    pub reduction_factor: Option<f64>,
-    /// Activation function.
-    pub non_linearity: String,
-    /// How the matrices start.
-    pub init_weights: InitWeights,
-}
-
-impl Default for PfeifferConfig {
-    fn default() -> Self {
-        Self {
-            bottleneck_dim: None,
-            reduction_factor: None,
-            non_linearity: "relu".to_owned(),
-            init_weights: InitWeights::Bert,
-        }
+crate::settings! {
+    /// The settings of Pfeiffer's adapter, under AdapterHub's names.
+    pub struct PfeifferConfig {
+        ..bottlenecks: BottleneckConfig = BottleneckConfig::default();
     }
 }
 
-impl PfeifferConfig {
-    fn bottlenecks(&self) -> Settings<'_> {
-        Settings {
-            method: Self::NAME,
-            bottleneck_dim: self.bottleneck_dim,
-            reduction_factor: self.reduction_factor,
-            default_dim: |width| (width / 16).max(1),
-            non_linearity: &self.non_linearity,
-            init_weights: self.init_weights,
-        }
-    }
-}
+const PFEIFFER: Variant = Variant {
+    method: PfeifferConfig::NAME,
+    default_dim: |hidden_size| (hidden_size / 16).max(1),
+};
 
 impl MethodConfig for PfeifferConfig {
     const NAME: &'static str = "pfeiffer";
@@ -70,32 +44,19 @@ impl MethodConfig for PfeifferConfig {
     const SUMMARY: &'static str = "a bottleneck after the feed-forward of each layer";
     const PAPER: &'static str = "Pfeiffer et al. 2021, arXiv 2005.00247";
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
-    const FLAGS: &'static [Flag] = &[
-        Flag {
-            flag: "bottleneck-dim",
-            key: "bottleneck_dim",
-            help: "width of the bottleneck",
-            kind: FlagKind::Integer,
-        },
-        Flag {
-            flag: "reduction-factor",
-            key: "reduction_factor",
-            help: "the model's width divided by the bottleneck's, instead",
-            kind: FlagKind::Number,
-        },
-        Flag {
-            flag: "non-linearity",
-            key: "non_linearity",
-            help: "activation function: relu, gelu_new, silu, ...",
-            kind: FlagKind::Text,
-        },
-        Flag {
-            flag: "init-weights",
-            key: "init_weights",
-            help: "how matrices start: bert, houlsby or mam_adapter (up zero)",
-            kind: FlagKind::Text,
-        },
-    ];
+    const MERGES: bool = false;
+
+    fn starts_as_identity(&self) -> bool {
+        self.bottlenecks.init_weights == InitWeights::MamAdapter
+    }
+
+    fn examples() -> Vec<Value> {
+        vec![
+            // A sixteenth of the tests' hidden size is a single unit, which may be off for every token.
+            json!({ "bottleneck_dim": 6 }),
+            json!({ "reduction_factor": 4, "non_linearity": "silu", "init_weights": "mam_adapter" }),
+        ]
+    }
 
     fn build(
         &self,
@@ -103,25 +64,27 @@ impl MethodConfig for PfeifferConfig {
         parameters: &mut ParameterSet,
     ) -> Result<Box<dyn Method>, MethodError> {
         Ok(Box::new(Pfeiffer {
-            feed_forward: self
-                .bottlenecks()
-                .declare(base, Role::FeedForwardOut, parameters)?,
+            feed_forward: self.bottlenecks.declare(
+                &PFEIFFER,
+                base,
+                Role::FeedForwardOut,
+                parameters,
+            )?,
             changed: self.count(base)?,
         }))
     }
 
     fn count(&self, base: &Base) -> Result<usize, MethodError> {
-        Ok(base.dimensions.layers * self.bottlenecks().count(base.dimensions.hidden_size)?)
+        let one = self
+            .bottlenecks
+            .count(&PFEIFFER, base.dimensions.hidden_size)?;
+        Ok(base.dimensions.layers * one)
     }
 
     fn resolved(&self, base: &Base) -> Self {
-        match self.bottlenecks().dim(base.dimensions.hidden_size) {
-            Ok(dim) => Self {
-                bottleneck_dim: Some(dim),
-                reduction_factor: None,
-                ..self.clone()
-            },
-            Err(_) => self.clone(),
+        let hidden_size = base.dimensions.hidden_size;
+        Self {
+            bottlenecks: self.bottlenecks.resolved(&PFEIFFER, hidden_size),
         }
     }
 }

@@ -12,10 +12,10 @@
 //! `P: [p, 2 L kv]` holds keys and values of layer 0, then of layer 1, and so on. With
 //! `prefix_projection` it is not trained itself but is what a network makes of a small one while
 //! training, `P = tanh(E W₁ᵀ + b₁) W₂ᵀ + b₂` with `E: [p, kv]` and `h` values in the middle, and the
-//! file holds its result. `W₂` is kept in a piece for each layer, so that a layer computes its own.
+//! file holds its result. It is computed once a step.
 //! `P` and `E` start normal with standard deviation one, the maps as PyTorch starts them, or `P` at
-//! zero with `init_weights` = `zero`. `prefix_dropout` drops elements of the keys and values while
-//! training; as all sequences of a batch share the prefix, they share the draw.
+//! zero with `init_weights` = `zero`. `prefix_dropout` drops elements of the keys and values during
+//! training; each sequence has its own draw.
 //!
 //! | | |
 //! | --- | --- |
@@ -25,32 +25,33 @@
 //! | merges | no |
 
 use burn::tensor::Tensor;
-use epiphyte_models::adapter::name_id;
-use epiphyte_models::{Adapter, Base, Hook};
-use epiphyte_ops::{Activation, Prefix, Sequences, dropout};
+use epiphyte_models::adapter::{AttentionSite, name_id};
+use epiphyte_models::{Adapter, Base, ForwardContext, Hook};
+use epiphyte_ops::{Activation, Dropout, Prefix, Sequences};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::MethodError;
 use crate::dense::Dense;
-use crate::method::{Flag, FlagKind, KeyStyle, Method, MethodConfig, Stored};
+use crate::method::{KeyStyle, Method, MethodConfig, Stored};
 use crate::parameters::{Init, Param, ParameterSet};
 use crate::virtual_tokens::{self, KEY};
 
-/// The settings of Prefix-Tuning, under HF PEFT's names.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct PrefixTuningConfig {
-    /// How many keys and values in each layer.
-    pub num_virtual_tokens: usize,
-    /// Whether a network makes them while training.
-    pub prefix_projection: bool,
-    /// Values in the middle of that network; the width of the keys if not given.
-    pub encoder_hidden_size: Option<usize>,
-    /// How they start; at random if not given.
-    pub init_weights: Option<PrefixInit>,
-    /// Dropout on them; none if not given.
-    pub prefix_dropout: Option<f64>,
+crate::settings! {
+    /// The settings of Prefix-Tuning, under HF PEFT's names.
+    pub struct PrefixTuningConfig {
+        /// Number of virtual tokens.
+        num_virtual_tokens: usize = 20, in AtLeastOne;
+        /// Compute the prefixes with a small network during training.
+        prefix_projection: bool = false;
+        /// Hidden size of that network.
+        encoder_hidden_size: Option<usize> = None, in AtLeastOne,
+            unset "prefix-tuning the size of all keys of a token, p-tuning-v2 512";
+        /// Initial values: zero, instead of random.
+        init_weights: Option<PrefixInit> = None, flag "prefix-init", as Text;
+        /// Dropout on keys and values of the prefix.
+        prefix_dropout: Option<f64> = None, in Fraction, unset "prefix-tuning 0, p-tuning-v2 0.1";
+    }
 }
 
 /// How a prefix starts, if not at random.
@@ -59,18 +60,6 @@ pub struct PrefixTuningConfig {
 pub enum PrefixInit {
     /// All keys and values zero.
     Zero,
-}
-
-impl Default for PrefixTuningConfig {
-    fn default() -> Self {
-        Self {
-            num_virtual_tokens: 20,
-            prefix_projection: false,
-            encoder_hidden_size: None,
-            init_weights: None,
-            prefix_dropout: None,
-        }
-    }
 }
 
 /// What a method with prefixes does where its configuration leaves it open.
@@ -99,40 +88,6 @@ const PREFIX_TUNING: Variant = Variant {
     dropout: 0.0,
 };
 
-/// The flags of every method with prefixes.
-pub(crate) const FLAGS: &[Flag] = &[
-    Flag {
-        flag: "num-virtual-tokens",
-        key: "num_virtual_tokens",
-        help: "how many keys and values in each layer",
-        kind: FlagKind::Integer,
-    },
-    Flag {
-        flag: "prefix-projection",
-        key: "prefix_projection",
-        help: "let a network make them while training",
-        kind: FlagKind::Switch,
-    },
-    Flag {
-        flag: "encoder-hidden-size",
-        key: "encoder_hidden_size",
-        help: "values in the middle of that network",
-        kind: FlagKind::Integer,
-    },
-    Flag {
-        flag: "init-weights",
-        key: "init_weights",
-        help: "zero, instead of random",
-        kind: FlagKind::Text,
-    },
-    Flag {
-        flag: "prefix-dropout",
-        key: "prefix_dropout",
-        help: "dropout on keys and values",
-        kind: FlagKind::Number,
-    },
-];
-
 /// Width of all key heads together, which is also that of all value heads.
 fn kv_width(base: &Base) -> usize {
     base.dimensions.kv_heads * base.dimensions.head_dim
@@ -149,32 +104,14 @@ impl PrefixTuningConfig {
     }
 
     fn check(&self, variant: &Variant, base: &Base) -> Result<(), MethodError> {
-        virtual_tokens::check(variant.method, self.num_virtual_tokens, base)?;
-        let value = |key, value: String, expected: &str| {
-            let expected = expected.to_owned();
-            Err(MethodError::Value {
+        if base.dimensions.encoder_layers > 0 {
+            return Err(MethodError::NotApplicable {
                 method: variant.method,
-                key,
-                value,
-                expected,
-            })
-        };
-        if self.encoder_hidden_size == Some(0) {
-            return value(
-                "encoder_hidden_size",
-                "0".to_owned(),
-                "it must be at least 1",
-            );
+                model_type: base.dimensions.model_type.clone(),
+                reason: "prefixes of encoder-decoders are not implemented; LoRA is".to_owned(),
+            });
         }
-        let dropout = self.dropout(variant);
-        if !(0.0..1.0).contains(&dropout) {
-            return value(
-                "prefix_dropout",
-                dropout.to_string(),
-                "it must be in [0, 1)",
-            );
-        }
-        Ok(())
+        virtual_tokens::check(variant.method, self.num_virtual_tokens, base)
     }
 
     /// As [`MethodConfig::build`].
@@ -191,51 +128,35 @@ impl PrefixTuningConfig {
             kv_width(base),
         );
         let zero = self.init_weights == Some(PrefixInit::Zero);
-        let source = if self.prefix_projection {
+        let size = 2 * layers * width;
+        let table = if self.prefix_projection {
             let hidden = self.hidden_size(variant, base);
-            let embedding = parameters.declare(
-                "embedding.weight",
-                &[length, width],
-                variant.embedding.clone(),
-            );
-            let inward = Dense::declare(
-                parameters,
-                "transform.0",
-                [hidden, width],
-                (variant.dense)(width),
-            );
-            let outward = (0..layers).map(|layer| {
-                let init = if zero {
-                    (Init::Zeros, Init::Zeros)
-                } else {
-                    (variant.dense)(hidden)
-                };
-                Dense::declare(
-                    parameters,
-                    &format!("transform.2.{layer}"),
-                    [2 * width, hidden],
-                    init,
-                )
-            });
-            Source::Projection {
-                embedding,
-                inward,
-                outward: outward.collect(),
-            }
-        } else {
-            let init = if zero {
-                Init::Zeros
-            } else {
-                variant.embedding.clone()
+            let embedding = variant.embedding.clone();
+            let embedding = parameters.declare("embedding.weight", &[length, width], embedding);
+            let init = (variant.dense)(width);
+            let inward = Dense::declare(parameters, "transform.0", [hidden, width], init);
+            let init = match zero {
+                true => (Init::Zeros, Init::Zeros),
+                false => (variant.dense)(hidden),
             };
-            Source::Table(parameters.declare(KEY, &[length, 2 * layers * width], init))
+            let outward = Dense::declare(parameters, "transform.2", [size, hidden], init);
+            parameters.derived(KEY, &[length, size], move || {
+                let inner = Activation::Tanh.apply(inward.forward(embedding.get()));
+                outward.forward(inner).reshape([length * size])
+            })
+        } else {
+            let init = match zero {
+                true => Init::Zeros,
+                false => variant.embedding.clone(),
+            };
+            parameters.declare(KEY, &[length, size], init)
         };
         Ok(Box::new(Prefixes {
             method: variant.method,
-            source,
+            table,
             length,
             layers,
-            width,
+            kv_size: width,
             dropout: self.dropout(variant),
         }))
     }
@@ -282,8 +203,19 @@ impl MethodConfig for PrefixTuningConfig {
     const SUMMARY: &'static str = "trained keys and values in front of those of every layer";
     const PAPER: &'static str = "Li and Liang 2021, arXiv 2101.00190";
     const KEYS: KeyStyle = KeyStyle::PromptLearning;
-    const FLAGS: &'static [Flag] = FLAGS;
+    const MERGES: bool = false;
     const COMPUTED: &'static [&'static str] = virtual_tokens::COMPUTED;
+
+    fn starts_as_identity(&self) -> bool {
+        false
+    }
+
+    fn examples() -> Vec<Value> {
+        vec![
+            json!({}),
+            json!({ "num_virtual_tokens": 4, "prefix_projection": true, "encoder_hidden_size": 5 }),
+        ]
+    }
 
     fn build(
         &self,
@@ -318,53 +250,25 @@ impl MethodConfig for PrefixTuningConfig {
 #[derive(Debug)]
 struct Prefixes {
     method: &'static str,
-    source: Source,
+    /// `[length, 2 · layers · kv_size]`, trained or derived.
+    table: Param,
     length: usize,
     layers: usize,
-    width: usize,
+    kv_size: usize,
     dropout: f64,
 }
 
-/// Where the keys and values come from.
-#[derive(Debug)]
-enum Source {
-    /// They are trained: `[length, 2 · layers · width]`.
-    Table(Param),
-    /// A network makes them: `[length, width]`, the map to its middle, a map out of it for each layer.
-    Projection {
-        embedding: Param,
-        inward: Dense,
-        outward: Vec<Dense>,
-    },
-}
-
 impl Prefixes {
-    /// Keys and values of a layer side by side, `[length, 2 · width]`.
+    /// Keys and values of a layer in one matrix, `[length, 2 · kv_size]`.
     fn of_layer(&self, layer: usize) -> Tensor<2> {
-        match &self.source {
-            Source::Table(table) => {
-                table
-                    .get::<2>()
-                    .narrow(1, 2 * layer * self.width, 2 * self.width)
-            }
-            Source::Projection {
-                embedding,
-                inward,
-                outward,
-            } => {
-                let middle = Activation::Tanh.apply(inward.forward(embedding.get()));
-                outward[layer].forward(middle)
-            }
-        }
+        let size = 2 * self.kv_size;
+        self.table.get::<2>().narrow(1, layer * size, size)
     }
 
-    /// Dropout with the key of the batch's first sequence, for all sequences alike.
-    fn dropped(&self, x: Tensor<2>, place: &str, cx: &ForwardContext<'_>) -> Tensor<2> {
-        let rows = Sequences::new(vec![0, self.length]);
-        match sequences.keys().and_then(<[u64]>::first) {
-            Some(&key) => dropout(x, self.dropout, name_id(place), &rows.with_keys(vec![key])),
-            None => x,
-        }
+    /// Keys and values apart.
+    fn split(&self, both: Tensor<2>) -> [Tensor<2>; 2] {
+        let keys = both.clone().narrow(1, 0, self.kv_size);
+        [keys, both.narrow(1, self.kv_size, self.kv_size)]
     }
 }
 
@@ -373,11 +277,27 @@ impl Adapter for Prefixes {
         self.length
     }
 
-    fn prefix(&self, layer: usize, _x: &Tensor<2>, cx: &ForwardContext<'_>) -> Option<Prefix> {
-        let both = self.dropped(self.of_layer(layer), &format!("prefix.{layer}"), sequences);
-        Some(Prefix::Shared {
-            keys: both.clone().narrow(1, 0, self.width),
-            values: both.narrow(1, self.width, self.width),
+    fn prefix(&self, at: AttentionSite, _x: &Tensor<2>, cx: &ForwardContext<'_>) -> Option<Prefix> {
+        let both = self.of_layer(at.layer);
+        let count = cx.rows.count();
+        let boundaries = (0..=count).map(|sequence| sequence * self.length);
+        let rows = Sequences::new(boundaries.collect());
+        let rows = match cx.rows.keys() {
+            Some(keys) => rows.with_keys(keys.to_vec()),
+            None => rows,
+        };
+        let Some(dropout) = Dropout::new(self.dropout, name_id("prefix") + at.layer as u64, &rows)
+        else {
+            let [keys, values] = self.split(both);
+            return Some(Prefix::Shared { keys, values });
+        };
+        // Each sequence has its own draw, as in the paper's code.
+        let repeated: Vec<usize> = (0..count).flat_map(|_| 0..self.length).collect();
+        let [keys, values] = self.split(dropout.apply(epiphyte_ops::rows(both, &repeated)));
+        Some(Prefix::PerSequence {
+            length: self.length,
+            keys,
+            values,
         })
     }
 
@@ -387,22 +307,8 @@ impl Adapter for Prefixes {
 }
 
 impl Method for Prefixes {
-    fn stored(&self, parameters: &ParameterSet) -> Vec<Stored> {
-        match &self.source {
-            Source::Table(_) => parameters.iter().map(Stored::of).collect(),
-            Source::Projection { .. } => {
-                let layers = (0..self.layers).map(|layer| self.of_layer(layer).inner());
-                let table = Tensor::cat(layers.collect(), 1);
-                let shape = table.dims().to_vec();
-                let values = table.try_into_vec_as::<f32>();
-                let values = values.expect("parameters are f32 and on a device that can be read");
-                vec![Stored {
-                    key: KEY.to_owned(),
-                    shape,
-                    values,
-                }]
-            }
-        }
+    fn stored(&self, _parameters: &ParameterSet) -> Vec<Stored> {
+        vec![Stored::of(&self.table)]
     }
 
     fn merged(&self, _name: &str, _base: &Base) -> Result<Option<Tensor<1>>, MethodError> {
@@ -413,6 +319,6 @@ impl Method for Prefixes {
     }
 
     fn changed(&self) -> usize {
-        2 * self.layers * self.length * self.width
+        2 * self.layers * self.length * self.kv_size
     }
 }

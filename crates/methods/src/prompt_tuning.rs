@@ -25,39 +25,38 @@ use epiphyte_models::adapter::name_id;
 use epiphyte_models::{Adapter, Base, Embedded, ForwardContext, Hook};
 use epiphyte_ops::{FrozenMatrix, random, rows};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::MethodError;
-use crate::method::{Flag, FlagKind, KeyStyle, Method, MethodConfig};
+use crate::method::{KeyStyle, Method, MethodConfig};
 use crate::parameters::{Init, Param, ParameterSet};
 use crate::virtual_tokens::{self, KEY};
 
-/// The settings of prompt tuning, under HF PEFT's names.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct PromptTuningConfig {
-    /// How many vectors.
-    pub num_virtual_tokens: usize,
-    /// How they start.
-    pub prompt_tuning_init: PromptTuningInit,
-    /// For `TEXT`: the text.
-    pub prompt_tuning_init_text: Option<String>,
-    /// For `TEXT`: where HF PEFT finds the tokenizer; it refuses a file that does not say.
-    pub tokenizer_name_or_path: Option<String>,
-    /// For `TEXT`: the text's tokens. Not in the file: once trained, the start is of no use.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub prompt_tuning_init_token_ids: Option<Vec<u32>>,
-    /// For `LABELS`: the tokens of each label. Not in the file.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub prompt_tuning_init_label_token_ids: Option<Vec<Vec<u32>>>,
+crate::settings! {
+    /// The settings of prompt tuning, under HF PEFT's names.
+    pub struct PromptTuningConfig {
+        /// Number of virtual tokens.
+        num_virtual_tokens: usize = 20, in AtLeastOne;
+        /// Initial values: RANDOM, SAMPLE_VOCAB, TEXT or LABELS.
+        prompt_tuning_init: PromptTuningInit = PromptTuningInit::Random, as Text;
+        /// The text for the initial values of TEXT.
+        prompt_tuning_init_text: Option<String> = None;
+        /// Where HF PEFT finds the tokenizer for TEXT; it refuses a file that does not say.
+        tokenizer_name_or_path: Option<String> = None, unset "directory of the base model";
+        /// The tokens of TEXT. Not in the file: once trained, the initial values are of no use.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        prompt_tuning_init_token_ids: Option<Vec<u32>> = None, as Internal;
+        /// The tokens of each label, for LABELS. Not in the file.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        prompt_tuning_init_label_token_ids: Option<Vec<Vec<u32>>> = None, as Internal;
+    }
 }
 
 /// How the vectors of prompt tuning start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum PromptTuningInit {
     /// Normal with standard deviation one.
-    #[default]
     Random,
     /// Rows of the word embeddings, drawn with replacement.
     SampleVocab,
@@ -65,19 +64,6 @@ pub enum PromptTuningInit {
     Text,
     /// The mean embedding of each label, then as [`PromptTuningInit::SampleVocab`].
     Labels,
-}
-
-impl Default for PromptTuningConfig {
-    fn default() -> Self {
-        Self {
-            num_virtual_tokens: 20,
-            prompt_tuning_init: PromptTuningInit::default(),
-            prompt_tuning_init_text: None,
-            tokenizer_name_or_path: None,
-            prompt_tuning_init_token_ids: None,
-            prompt_tuning_init_label_token_ids: None,
-        }
-    }
 }
 
 impl PromptTuningConfig {
@@ -134,7 +120,9 @@ impl PromptTuningConfig {
             }
         };
         let [_, width] = table.shape();
-        let start = start.reshape::<1, _>([count * width]).try_into_vec_as::<f32>();
+        let start = start
+            .reshape::<1, _>([count * width])
+            .try_into_vec_as::<f32>();
         let start = start.expect("embeddings are f32 and on a device that can be read");
         Ok(Init::Values(start.into()))
     }
@@ -183,33 +171,19 @@ impl MethodConfig for PromptTuningConfig {
     const SUMMARY: &'static str = "trained vectors in front of the input's embeddings";
     const PAPER: &'static str = "Lester et al. 2021, arXiv 2104.08691";
     const KEYS: KeyStyle = KeyStyle::PromptLearning;
-    const FLAGS: &'static [Flag] = &[
-        Flag {
-            flag: "num-virtual-tokens",
-            key: "num_virtual_tokens",
-            help: "how many vectors",
-            kind: FlagKind::Integer,
-        },
-        Flag {
-            flag: "prompt-tuning-init",
-            key: "prompt_tuning_init",
-            help: "how they start: RANDOM, SAMPLE_VOCAB, TEXT or LABELS",
-            kind: FlagKind::Text,
-        },
-        Flag {
-            flag: "prompt-tuning-init-text",
-            key: "prompt_tuning_init_text",
-            help: "the text of TEXT",
-            kind: FlagKind::Text,
-        },
-        Flag {
-            flag: "tokenizer-name-or-path",
-            key: "tokenizer_name_or_path",
-            help: "where HF PEFT finds the tokenizer of TEXT; the base's own directory if not given",
-            kind: FlagKind::Text,
-        },
-    ];
+    const MERGES: bool = false;
     const COMPUTED: &'static [&'static str] = virtual_tokens::COMPUTED;
+
+    fn starts_as_identity(&self) -> bool {
+        false
+    }
+
+    fn examples() -> Vec<Value> {
+        vec![
+            json!({}),
+            json!({ "num_virtual_tokens": 4, "prompt_tuning_init": "SAMPLE_VOCAB" }),
+        ]
+    }
 
     fn build(
         &self,

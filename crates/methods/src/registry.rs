@@ -3,7 +3,8 @@
 use epiphyte_models::Base;
 use serde_json::{Map, Value};
 
-use crate::method::{Flag, KeyStyle, Method, MethodConfig};
+use crate::method::{KeyStyle, Method, MethodConfig};
+use crate::settings::{self, Flag, SettingError};
 use crate::{MethodError, ParameterSet};
 use crate::{
     bitfit, freeze, full, houlsby, ia3, lora, p_tuning_v2, pfeiffer, prefix_tuning, prompt_tuning,
@@ -67,6 +68,10 @@ pub struct Definition {
     pub keys: KeyStyle,
     /// Its flags.
     pub flags: &'static [Flag],
+    /// Whether it can be folded into the base.
+    pub merges: bool,
+    /// Settings to test it with.
+    pub examples: fn() -> Vec<Value>,
     /// Keys that HF PEFT writes besides those of the configuration.
     pub peft_defaults: fn() -> Map<String, Value>,
     /// Keys that HF PEFT writes and that follow from the base.
@@ -84,16 +89,13 @@ impl Definition {
             paper: C::PAPER,
             keys: C::KEYS,
             flags: C::FLAGS,
+            merges: C::MERGES,
+            examples: C::examples,
             peft_defaults: C::peft_defaults,
             computed: C::COMPUTED,
-            configure: |settings| {
-                let config: C =
-                    serde_json::from_value(Value::Object(settings)).map_err(|error| {
-                        MethodError::Configuration {
-                            method: C::NAME,
-                            reason: error.to_string(),
-                        }
-                    })?;
+            configure: |given| {
+                let config = settings::parse::<C>(&given).map_err(wrong::<C>)?;
+                config.check().map_err(wrong::<C>)?;
                 Ok(Box::new(config))
             },
         }
@@ -102,7 +104,8 @@ impl Definition {
     /// The method with these settings; what they leave out has its default.
     ///
     /// # Errors
-    /// [`MethodError::Configuration`] if a key is unknown or of the wrong type.
+    /// [`MethodError::Configuration`] if a key is unknown, [`MethodError::Setting`] if its value is of
+    /// the wrong type, [`MethodError::Value`] if it is out of range.
     pub fn configure(
         &self,
         settings: Map<String, Value>,
@@ -111,10 +114,35 @@ impl Definition {
     }
 }
 
+/// What is wrong with a setting of the method `C`.
+fn wrong<C: MethodConfig>(error: SettingError) -> MethodError {
+    let method = C::NAME;
+    match error {
+        SettingError::Unknown { .. } => MethodError::Configuration {
+            method,
+            reason: error.to_string(),
+        },
+        SettingError::Type { key, problem } => MethodError::Setting {
+            method,
+            key,
+            problem,
+        },
+        SettingError::Range { key, value, range } => MethodError::Value {
+            method,
+            key,
+            value: value.to_string(),
+            expected: format!("it must be {range}"),
+        },
+    }
+}
+
 /// A method's configuration without its type.
 pub trait AnyConfig: std::fmt::Debug + Send + Sync {
     /// The method.
     fn definition(&self) -> &'static Definition;
+
+    /// As [`MethodConfig::starts_as_identity`].
+    fn starts_as_identity(&self) -> bool;
 
     /// As [`MethodConfig::build`].
     ///
@@ -150,15 +178,21 @@ impl<C: MethodConfig> AnyConfig for C {
         by_name(C::NAME).expect("a configuration is made by its definition")
     }
 
+    fn starts_as_identity(&self) -> bool {
+        MethodConfig::starts_as_identity(self)
+    }
+
     fn build(
         &self,
         base: &Base,
         parameters: &mut ParameterSet,
     ) -> Result<Box<dyn Method>, MethodError> {
+        self.check().map_err(wrong::<C>)?;
         MethodConfig::build(self, base, parameters)
     }
 
     fn count(&self, base: &Base) -> Result<usize, MethodError> {
+        self.check().map_err(wrong::<C>)?;
         MethodConfig::count(self, base)
     }
 
@@ -188,18 +222,117 @@ fn object<C: MethodConfig>(config: &C) -> Map<String, Value> {
 
 #[cfg(test)]
 mod tests {
-    use super::METHODS;
+    use std::collections::BTreeMap;
+
+    use serde_json::{Map, Value, json};
+
+    use super::{METHODS, by_name};
 
     #[test]
     fn every_setting_has_a_flag_and_every_flag_a_setting() {
         for definition in METHODS {
-            let config = definition.configure(serde_json::Map::new()).unwrap();
+            let config = definition.configure(Map::new()).unwrap();
             let settings = config.settings();
             let mut keys: Vec<&str> = settings.keys().map(String::as_str).collect();
             let mut flags: Vec<&str> = definition.flags.iter().map(|flag| flag.key).collect();
             keys.sort_unstable();
             flags.sort_unstable();
             assert_eq!(keys, flags, "{}", definition.name);
+        }
+    }
+
+    #[test]
+    fn a_name_of_a_flag_means_the_same_in_every_method() {
+        let mut known = BTreeMap::new();
+        for definition in METHODS {
+            for flag in definition.flags {
+                for name in [flag.flag].iter().chain(flag.aliases) {
+                    let meaning = (flag.key, flag.kind, flag.help);
+                    let first = *known.entry(*name).or_insert(meaning);
+                    assert_eq!(first, meaning, "--{name} of {}", definition.name);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn settings_are_read_back_as_they_were_written() {
+        for definition in METHODS {
+            for example in (definition.examples)() {
+                let Value::Object(example) = example else {
+                    panic!("{}: {example} is not an object", definition.name)
+                };
+                let settings = definition.configure(example).unwrap().settings();
+                let again = definition.configure(settings.clone()).unwrap().settings();
+                assert_eq!(settings, again, "{}", definition.name);
+            }
+        }
+    }
+
+    fn error(method: &str, settings: Value) -> String {
+        let Value::Object(settings) = settings else {
+            panic!("{settings} is not an object")
+        };
+        let configured = by_name(method).unwrap().configure(settings);
+        configured.unwrap_err().to_string()
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_beside_shared_groups() {
+        for definition in METHODS {
+            let error = error(definition.name, json!({ "no_such_key": 1 }));
+            assert!(
+                error.contains("there is no setting `no_such_key`"),
+                "{error}"
+            );
+        }
+        let layers = error("ia3", json!({ "layers_to_transform": [0] }));
+        assert!(layers.contains("`layers_to_transform`"), "{layers}");
+    }
+
+    #[test]
+    fn wrong_values_are_named_with_their_key() {
+        for (method, settings, message) in [
+            ("lora", json!({ "rank": "x" }), "lora: `r`: invalid type"),
+            (
+                "lora",
+                json!({ "rank": 0 }),
+                "lora: `r` is 0, but it must be at least 1",
+            ),
+            (
+                "lora",
+                json!({ "dropout": 1 }),
+                "lora: `lora_dropout` is 1, but it must be in [0, 1)",
+            ),
+            (
+                "ia3",
+                json!({ "target_modules": 3 }),
+                "ia3: `target_modules`: ",
+            ),
+            (
+                "freeze",
+                json!({ "freeze_trainable_layers": 0 }),
+                "`freeze_trainable_layers` is 0",
+            ),
+        ] {
+            let error = error(method, settings);
+            assert!(error.contains(message), "{error}");
+        }
+    }
+
+    #[test]
+    fn names_that_were_valid_stay_valid() {
+        for (method, old, key) in [
+            ("lora", "rank", "r"),
+            ("lora", "alpha", "lora_alpha"),
+            ("lora", "dropout", "lora_dropout"),
+            ("lora", "target-modules", "target_modules"),
+            ("prefix-tuning", "init-weights", "init_weights"),
+            ("houlsby", "init-weights", "init_weights"),
+        ] {
+            let is_called = |flag: &&crate::Flag| flag.is_called(old);
+            let flag = by_name(method).unwrap().flags.iter().find(is_called);
+            assert_eq!(flag.map(|flag| flag.key), Some(key), "{method} {old}");
         }
     }
 }

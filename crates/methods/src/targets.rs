@@ -72,6 +72,73 @@ pub fn ends_with(path: &str, ending: &str) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
+crate::settings! {
+    /// Which linear layers a method acts on.
+    pub struct TargetModules {
+        /// Linear layers to adapt: names, a regular expression, or all-linear.
+        target_modules: Option<Modules> = None, unset "depends on the model's family";
+        /// Linear layers to leave out.
+        exclude_modules: Option<Modules> = None;
+    }
+}
+
+crate::settings! {
+    /// Which linear layers a method acts on, and in which layers of the model.
+    pub struct Targets {
+        /// Numbers of the layers to adapt.
+        layers_to_transform: Option<Vec<usize>> = None, unset "all";
+
+        ..modules: TargetModules = TargetModules::default();
+    }
+}
+
+impl TargetModules {
+    /// What these settings select; `defaults` names the targets if none are set.
+    pub fn selection(
+        &self,
+        method: &'static str,
+        defaults: fn(&Base) -> &'static [&'static str],
+    ) -> Selection<'_> {
+        Selection {
+            method,
+            target_modules: self.target_modules.as_ref(),
+            exclude_modules: self.exclude_modules.as_ref(),
+            layers_to_transform: None,
+            defaults,
+        }
+    }
+
+    /// The same with these target modules, for the file.
+    pub fn resolved(&self, target_modules: Modules) -> Self {
+        Self {
+            target_modules: Some(target_modules),
+            ..self.clone()
+        }
+    }
+}
+
+impl Targets {
+    /// As [`TargetModules::selection`], in the layers that are set.
+    pub fn selection(
+        &self,
+        method: &'static str,
+        defaults: fn(&Base) -> &'static [&'static str],
+    ) -> Selection<'_> {
+        Selection {
+            layers_to_transform: self.layers_to_transform.as_deref(),
+            ..self.modules.selection(method, defaults)
+        }
+    }
+
+    /// As [`TargetModules::resolved`].
+    pub fn resolved(&self, target_modules: Modules) -> Self {
+        Self {
+            modules: self.modules.resolved(target_modules),
+            ..self.clone()
+        }
+    }
+}
+
 /// The choice of linear maps in a configuration.
 #[derive(Clone, Copy, Debug)]
 pub struct Selection<'a> {
@@ -143,8 +210,8 @@ impl Selection<'_> {
         let linears = base.linears();
         let tables = base.tensors().iter().filter_map(|(name, tensor)| {
             let path = name.strip_suffix(".weight")?;
-            let is_table = tensor.matrix().is_some()
-                && linears.iter().all(|linear| linear.site.path != path);
+            let is_table =
+                tensor.matrix().is_some() && linears.iter().all(|linear| linear.site.path != path);
             is_table.then_some((path, "a table of embeddings"))
         });
         let heads = linears
@@ -183,9 +250,9 @@ impl Selection<'_> {
 
     /// What is taken: as configured, or the default of the model's family.
     pub fn targets(&self, base: &Base) -> Modules {
-        self.target_modules.cloned().unwrap_or_else(|| {
-            Modules::endings((self.defaults)(base))
-        })
+        self.target_modules
+            .cloned()
+            .unwrap_or_else(|| Modules::endings((self.defaults)(base)))
     }
 }
 

@@ -8,9 +8,7 @@ use epiphyte_ops::{FrozenMatrix, Precision, Source as Values};
 
 use crate::ModelError;
 use crate::adapter::{Role, Site};
-use crate::base::{
-    Base, BaseTensor, BaseValues, DefaultTargets, Depth, Dimensions, LinearInfo,
-};
+use crate::base::{Base, BaseTensor, BaseValues, DefaultTargets, Depth, Dimensions, LinearInfo};
 use crate::blocks::{LayerShape, Linear, Matrix, Vector};
 
 /// Where the values of a base come from: a checkpoint, or an initializer.

@@ -395,6 +395,11 @@ impl TensorView<'_> {
         })
     }
 
+    /// The elements as 32-bit integers; none for other types.
+    pub fn to_i32(&self) -> Option<Vec<i32>> {
+        (self.dtype == Dtype::I32).then(|| elements(self.bytes, i32::from_le_bytes))
+    }
+
     /// Whether [`TensorView::to_f32`] and [`TensorView::to_bf16`] can read this tensor.
     pub fn is_float(&self) -> bool {
         matches!(

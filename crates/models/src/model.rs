@@ -3,13 +3,9 @@
 use std::ops::Range;
 
 use burn::tensor::Tensor;
-use epiphyte_ops::{
-    IGNORED, Sequences, cross_entropy, language_model_loss, mean_squared_error,
-};
+use epiphyte_ops::{IGNORED, Sequences, cross_entropy, language_model_loss, mean_squared_error};
 
-use crate::adapter::{
-    Adapter, AdapterBatch, BASE_STREAM, Entry, Hidden, Identity, Owner, Stream,
-};
+use crate::adapter::{Adapter, AdapterBatch, BASE_STREAM, Entry, Hidden, Identity, Owner, Stream};
 use crate::backbone::Backbone;
 use crate::base::Base;
 use crate::heads::{ClassificationHead, Head, LanguageModelHead};

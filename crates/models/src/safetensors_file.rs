@@ -129,6 +129,49 @@ pub fn write_f32<N: AsRef<str>, V: FnOnce() -> Vec<f32>>(
     )
 }
 
+/// Values to write: floating point or indices.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Values {
+    /// 32-bit floating point.
+    F32(Vec<f32>),
+    /// 32-bit integers.
+    I32(Vec<i32>),
+}
+
+/// Writes tensors of either type, each a name, a shape and its values, as [`write_f32`].
+///
+/// # Errors
+/// As [`write_f32`].
+pub fn write_values<N: AsRef<str>>(
+    path: &Path,
+    tensors: impl IntoIterator<Item = (N, Vec<usize>, Values)>,
+) -> Result<(), ModelError> {
+    let tensors = tensors.into_iter().map(|(name, shape, values)| {
+        let (dtype, bytes): (Dtype, Vec<u8>) = match values {
+            Values::F32(values) => {
+                let bytes = values.iter().flat_map(|value| value.to_le_bytes());
+                (Dtype::F32, bytes.collect())
+            }
+            Values::I32(values) => {
+                let bytes = values.iter().flat_map(|value| value.to_le_bytes());
+                (Dtype::I32, bytes.collect())
+            }
+        };
+        let count: usize = shape.iter().product();
+        let entry = EntryToWrite {
+            name: name.as_ref().to_owned(),
+            dtype,
+            length: 4 * count,
+            shape,
+        };
+        (entry, bytes)
+    });
+    let metadata = [("format", "pt")];
+    write(path, tensors.collect(), &metadata, |bytes, file| {
+        file.write_all(&bytes)
+    })
+}
+
 /// What the header says of a tensor to be written.
 struct EntryToWrite {
     name: String,

@@ -12,19 +12,11 @@ use crate::support::{Family, case, distance, everywhere, perturb, set};
 
 #[test]
 fn nothing_changes_at_first_where_that_is_promised() {
-    everywhere(|name, case, family, model, tuned| {
-        let zero_up = case.settings.get("init_weights") == Some(&json!("mam_adapter"));
-        let promised = match case.method {
-            "full" | "freeze" | "bitfit" | "lora" | "ia3" => true,
-            "houlsby" | "pfeiffer" => zero_up,
-            _ => false,
-        };
+    everywhere(|name, _case, family, model, tuned| {
+        let promised = tuned.config().starts_as_identity();
         let before = family.output(model, &Identity, None);
-        let after = match case.method {
-            // States gain rows.
-            "prompt-tuning" if family == Family::LlamaLanguageModel => return,
-            _ => family.output(model, &tuned, None),
-        };
+        // Prompts add rows to the states.
+        let after = family.output(model, &tuned, None);
         assert_eq!(before == after, promised, "{name}");
     });
 }
@@ -54,7 +46,7 @@ fn merged_is_unmerged() {
     everywhere(|name, case, family, model, tuned| {
         perturb(&tuned);
         let base = model.base();
-        let merges = matches!(case.method, "full" | "freeze" | "bitfit" | "lora" | "ia3");
+        let merges = tuned.config().definition().merges;
         let mut tensors = BTreeMap::new();
         for tensor in base.tensors().keys() {
             match tuned.merged(tensor, base) {

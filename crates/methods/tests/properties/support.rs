@@ -144,44 +144,13 @@ pub(crate) fn case(method: &'static str, settings: Value) -> Case {
     Case { method, settings }
 }
 
-/// Every registered method, in its defaults and in what else it has.
+/// Every registered method, in each of its examples.
 pub(crate) fn cases() -> Vec<Case> {
-    let more = [
-        case(
-            "lora",
-            json!({ "target_modules": "all-linear", "r": 4, "alpha": 2, "use_rslora": true }),
-        ),
-        case(
-            "freeze",
-            json!({ "freeze_trainable_layers": 1, "freeze_trainable_modules": "all" }),
-        ),
-        case(
-            "houlsby",
-            json!({ "bottleneck_dim": 3, "train_layer_norms": false, "init_weights": "mam_adapter" }),
-        ),
-        case(
-            "pfeiffer",
-            json!({ "reduction_factor": 4, "non_linearity": "silu", "init_weights": "mam_adapter" }),
-        ),
-        case(
-            "prompt-tuning",
-            json!({ "num_virtual_tokens": 4, "prompt_tuning_init": "SAMPLE_VOCAB" }),
-        ),
-        case(
-            "prefix-tuning",
-            json!({ "num_virtual_tokens": 4, "prefix_projection": true, "encoder_hidden_size": 5 }),
-        ),
-        case(
-            "p-tuning-v2",
-            json!({ "num_virtual_tokens": 4, "prefix_projection": true, "encoder_hidden_size": 5 }),
-        ),
-    ];
-    let defaults = METHODS.iter().map(|method| match method.name {
-        // A sixteenth of the width is a single unit, which may be off for every token.
-        "pfeiffer" => case("pfeiffer", json!({ "bottleneck_dim": 6 })),
-        name => case(name, json!({})),
+    let cases = METHODS.iter().flat_map(|method| {
+        let examples = (method.examples)().into_iter();
+        examples.map(|settings| case(method.name, settings))
     });
-    defaults.chain(more).collect()
+    cases.collect()
 }
 
 /// Runs `check` for every case on every family that the method can act on.

@@ -134,7 +134,10 @@ impl Attention {
             };
             attention(&self.kernel_shape(), q, cx.rows, keys, self.id())
         };
-        (batch.map_attention(&hooks, qkv, read, (rows, key_rows), body), x)
+        (
+            batch.map_attention(&hooks, qkv, read, (rows, key_rows), body),
+            x,
+        )
     }
 
     fn kernel_shape(&self) -> epiphyte_ops::Attention {

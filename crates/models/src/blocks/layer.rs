@@ -89,8 +89,14 @@ impl Layer {
             Norm::build(builder, &format!("{path}.{name}"), size, shape.norm)
         };
         let attention_norm = norm(builder, names.attention_norm);
-        let attention =
-            Attention::build(builder, path, &names.attention, &shape.attention, size, kind);
+        let attention = Attention::build(
+            builder,
+            path,
+            &names.attention,
+            &shape.attention,
+            size,
+            kind,
+        );
         let cross = names.cross_attention.zip(shape.cross_attention.as_ref());
         let cross_attention = cross.map(|((names, norm_name), shape)| {
             let norm = norm(builder, norm_name);
@@ -101,8 +107,13 @@ impl Layer {
             )
         });
         let feed_forward_norm = norm(builder, names.feed_forward_norm);
-        let feed_forward =
-            FeedForward::build(builder, path, &names.feed_forward, &shape.feed_forward, size);
+        let feed_forward = FeedForward::build(
+            builder,
+            path,
+            &names.feed_forward,
+            &shape.feed_forward,
+            size,
+        );
         Self {
             index,
             attention,
@@ -176,12 +187,7 @@ impl Layer {
             None => hidden,
         };
         let output = attention.project_output(context, &hidden.rows, batch);
-        let output = dropout(
-            output,
-            self.dropout,
-            attention.output_id(),
-            &hidden.rows,
-        );
+        let output = dropout(output, self.dropout, attention.output_id(), &hidden.rows);
         self.add_residual(norm, block, [input, residual, output], hidden, batch)
     }
 

@@ -70,7 +70,12 @@ pub(crate) fn num_hidden_layers(json: &JsonObject, default: usize) -> Result<usi
     in_range(json, key, json.get(key, default)?, MOST_LAYERS)
 }
 
-pub(crate) fn in_range(json: &JsonObject, key: &str, value: usize, most: usize) -> Result<usize, ModelError> {
+pub(crate) fn in_range(
+    json: &JsonObject,
+    key: &str,
+    value: usize,
+    most: usize,
+) -> Result<usize, ModelError> {
     if (1..=most).contains(&value) {
         Ok(value)
     } else {

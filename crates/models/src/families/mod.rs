@@ -61,12 +61,7 @@ pub trait FamilyConfig: Any + fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// If tensors cannot be read, or the family has no such head.
-    fn build(
-        &self,
-        head: HeadKind,
-        tied: bool,
-        builder: Builder<'_>,
-    ) -> Result<Model, ModelError>;
+    fn build(&self, head: HeadKind, tied: bool, builder: Builder<'_>) -> Result<Model, ModelError>;
 }
 
 /// What the configurations of all families say.
@@ -204,5 +199,8 @@ impl ModelConfig {
 /// The values of `model_type` that are supported.
 pub fn supported() -> Vec<&'static str> {
     let families = FAMILIES.iter();
-    families.flat_map(|family| family.model_types).copied().collect()
+    families
+        .flat_map(|family| family.model_types)
+        .copied()
+        .collect()
 }
