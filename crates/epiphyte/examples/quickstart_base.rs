@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use burn::tensor::Device;
 use epiphyte_data::{TaskKind, Tokenizer};
-use epiphyte_models::safetensors_file::write_f32;
+use epiphyte_io::safetensors_file::write_f32;
 use epiphyte_models::{LoadOptions, ModelConfig, Task, random_model};
 use epiphyte_train::schedule::ScheduleKind;
 use epiphyte_train::{Interrupt, RunConfig, RunOptions, merge, open_adapter, train};

@@ -11,9 +11,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor, TensorData};
-use epiphyte_models::atomic_file::write_atomically;
-use epiphyte_models::safetensors_file::write_f32;
-use epiphyte_models::{Base, Checkpoint};
+use epiphyte_io::safetensors_file::write_f32;
+use epiphyte_models::{Base, Checkpoint, ModelError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -81,12 +80,10 @@ pub fn save(dir: &Path, tuned: &Tuned, base: &Base, about: &About) -> Result<(),
             stored.values
         })
     });
-    write_f32(&dir.join(TENSORS_FILE), tensors)?;
+    write_f32(&dir.join(TENSORS_FILE), tensors).map_err(ModelError::from)?;
     let text = serde_json::to_string_pretty(&config_json(tuned.config(), base, about))
         .expect("JSON values print");
-    write_atomically(&dir.join(CONFIG_FILE), |file| {
-        file.write_all(text.as_bytes())
-    })?;
+    epiphyte_io::write(&dir.join(CONFIG_FILE), text.as_bytes()).map_err(ModelError::from)?;
     Ok(())
 }
 

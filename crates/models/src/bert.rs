@@ -9,9 +9,8 @@ use epiphyte_ops::{
 };
 
 use crate::base::{Base, Builder, Dimensions, Linear, Matrix, Vector};
-use crate::config::BertConfig;
+use crate::config::{BertConfig, activation};
 use crate::group::apart;
-use crate::load::activation;
 use crate::model::{Hidden, Tokens, Transformer};
 use crate::seam::{Adapter, Embedded, Part, Place, Role, Sublayer, name_id};
 use crate::{ModelError, Task};

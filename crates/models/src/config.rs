@@ -12,6 +12,8 @@ mod rope;
 
 use std::path::Path;
 
+use epiphyte_ops::Activation;
+
 pub use bert::BertConfig;
 pub use labels::{Labels, ProblemType};
 pub use llama::LlamaConfig;
@@ -177,6 +179,19 @@ const HIDDEN_ACTS: [&str; 7] = [
     "tanh",
 ];
 
+/// [`HIDDEN_ACTS`] for messages.
+const SUPPORTED_ACTS: &str = "gelu, gelu_new, gelu_pytorch_tanh, relu, silu, swish, tanh";
+
+/// The activation function of a configuration, by the name under `hidden_act`.
+pub(crate) fn activation(name: &str) -> Result<Activation, ModelError> {
+    name.parse().map_err(|_| ModelError::UnsupportedConfig {
+        path: FILE.into(),
+        key: "hidden_act".to_owned(),
+        found: name.to_owned(),
+        supported: SUPPORTED_ACTS,
+    })
+}
+
 /// The name of the activation inside the feed-forward block.
 fn hidden_act(json: &JsonObject, default: &str) -> Result<String, ModelError> {
     let key = "hidden_act";
@@ -184,8 +199,7 @@ fn hidden_act(json: &JsonObject, default: &str) -> Result<String, ModelError> {
     if HIDDEN_ACTS.contains(&name.as_str()) {
         return Ok(name);
     }
-    let supported = "gelu, gelu_new, gelu_pytorch_tanh, relu, silu, swish, tanh";
-    Err(json.unsupported(key, format!("`{name}`"), supported))
+    Err(json.unsupported(key, format!("`{name}`"), SUPPORTED_ACTS))
 }
 
 fn architectures(json: &JsonObject) -> Result<Vec<String>, ModelError> {

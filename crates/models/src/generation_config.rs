@@ -52,38 +52,12 @@ impl GenerationConfig {
 
     fn from_json(json: &JsonObject) -> Result<Self, ModelError> {
         let first = |key| -> Result<Option<u32>, ModelError> {
-            Ok(token_ids(json, key, None)?.first().copied())
+            Ok(json.token_ids(key, None)?.first().copied())
         };
         Ok(Self {
             bos_token_id: first("bos_token_id")?,
-            eos_token_ids: token_ids(json, "eos_token_id", None)?,
+            eos_token_ids: json.token_ids("eos_token_id", None)?,
             pad_token_id: first("pad_token_id")?,
         })
     }
-}
-
-/// A key that holds one token id, a list of them, or `null`. Negative ids, which some published
-/// files have for "none", are left out.
-pub(crate) fn token_ids(
-    json: &JsonObject,
-    key: &str,
-    default: Option<u32>,
-) -> Result<Vec<u32>, ModelError> {
-    #[derive(serde::Deserialize)]
-    #[serde(untagged)]
-    enum Ids {
-        One(i64),
-        Many(Vec<i64>),
-    }
-    let ids = match json.get(key, default.map(|id| Ids::One(id.into())))? {
-        None => Vec::new(),
-        Some(Ids::One(id)) => vec![id],
-        Some(Ids::Many(ids)) => ids,
-    };
-    ids.into_iter()
-        .filter(|&id| id >= 0)
-        .map(|id| {
-            u32::try_from(id).map_err(|_| json.invalid(key, format!("{id} is not a token id")))
-        })
-        .collect()
 }

@@ -21,7 +21,6 @@
 //! # Ok::<(), epiphyte_models::ModelError>(())
 //! ```
 
-pub mod atomic_file;
 mod base;
 mod bert;
 pub mod checkpoint;
@@ -35,7 +34,6 @@ mod llama;
 mod load;
 mod model;
 pub mod rope;
-pub mod safetensors_file;
 pub mod seam;
 
 pub use base::{Base, BaseTensor, Dimensions, Linear, LinearInfo};

@@ -10,9 +10,8 @@ use epiphyte_ops::{
 };
 
 use crate::base::{Base, Builder, Dimensions, Linear, Matrix, Vector};
-use crate::config::LlamaConfig;
+use crate::config::{LlamaConfig, activation};
 use crate::group::apart;
-use crate::load::activation;
 use crate::model::{Hidden, Tokens, Transformer};
 use crate::seam::{Adapter, Embedded, Part, Place, Role, Sublayer};
 use crate::{ModelError, Task};

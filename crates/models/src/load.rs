@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use burn::tensor::Device;
-use epiphyte_ops::{Activation, Precision, Source as Values, random};
+use epiphyte_ops::{Precision, Source as Values, random};
 
 use crate::ModelError;
 use crate::base::{Base, Builder, Source};
@@ -154,16 +154,6 @@ fn build(
     Ok(match config {
         ModelConfig::Bert(config) => Box::new(Bert::build(config, task, builder)?),
         ModelConfig::Llama(config) => Box::new(Llama::build(config, task, tied, builder)?),
-    })
-}
-
-/// The activation function of a configuration.
-pub(crate) fn activation(name: &str) -> Result<Activation, ModelError> {
-    name.parse().map_err(|_| ModelError::UnsupportedConfig {
-        path: "config.json".into(),
-        key: "hidden_act".to_owned(),
-        found: name.to_owned(),
-        supported: "gelu, gelu_new, gelu_pytorch_tanh, relu, silu, swish, tanh",
     })
 }
 

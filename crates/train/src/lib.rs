@@ -25,7 +25,6 @@ pub mod config;
 pub mod early_stopping;
 pub mod error;
 pub mod evaluate;
-pub mod files;
 mod generate;
 pub mod interrupt;
 pub mod journal;

@@ -381,7 +381,7 @@ mod tests {
             "/é\u{2028}\u{85}\u{7f}~ #",
         ] {
             let card = card(awkward);
-            crate::files::write(&path, card.to_string().as_bytes()).unwrap();
+            epiphyte_io::write(&path, card.to_string().as_bytes()).unwrap();
             let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/read_card.py");
             let output = Command::new(&python)
                 .arg(script)

@@ -17,7 +17,7 @@ use crate::model_card::{Counts, DataSource, ModelCard, Scores};
 use crate::task::{TaskSpec, Workbench};
 use crate::together::train_together;
 use crate::trainer::{End, Outcome, Trainer, Workload};
-use crate::{TrainError, files, memory};
+use crate::{TrainError, memory};
 
 /// How a run is carried out, beside what it is.
 #[derive(Clone, Debug, Default)]
@@ -256,7 +256,7 @@ impl<'a> Prepared<'a> {
             train.examples().len(),
             eval.map(|eval| eval.examples().len()),
         );
-        files::write(&run.output.join("README.md"), card.to_string().as_bytes())?;
+        epiphyte_io::write(&run.output.join("README.md"), card.to_string().as_bytes())?;
         Ok(report)
     }
 }
@@ -275,7 +275,7 @@ fn make_room(output: &Path, options: &RunOptions) -> Result<(), TrainError> {
         });
     }
     for checkpoint in crate::checkpoints::Checkpoints::open(output)?.list()? {
-        files::remove_directory(&checkpoint.path)?;
+        epiphyte_io::remove_directory(&checkpoint.path)?;
     }
     Ok(())
 }

@@ -9,7 +9,6 @@ use super::{
     token,
 };
 use crate::ModelError;
-use crate::generation_config::token_ids;
 use crate::json::JsonObject;
 use crate::rope::RotaryEmbedding;
 
@@ -172,7 +171,7 @@ impl LlamaConfig {
             attention_dropout: dropout(json, "attention_dropout", 0.0)?,
             sliding_windows: sliding_windows(json, kind, num_hidden_layers)?,
             bos_token_id: token(json, "bos_token_id", defaults.bos_token_id, vocab_size)?,
-            eos_token_ids: token_ids(json, "eos_token_id", defaults.eos_token_id)?,
+            eos_token_ids: json.token_ids("eos_token_id", defaults.eos_token_id)?,
             pad_token_id: token(json, "pad_token_id", None, vocab_size)?,
             labels: Labels::from_json(json)?,
         })

@@ -7,7 +7,6 @@ use anyhow::Result;
 use clap::Args;
 use epiphyte::data::TaskKind;
 use epiphyte::train::evaluate::{argmax, predict};
-use epiphyte::train::files;
 use serde::Serialize;
 use serde_json::json;
 
@@ -69,7 +68,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
             &serde_json::to_string(&Prediction { label, logits: row }).expect("logits are finite");
         lines.push('\n');
     }
-    files::write(&arguments.output, lines.as_bytes())?;
+    epiphyte::io::write(&arguments.output, lines.as_bytes())?;
     if global.json {
         output::json(&json!({ "examples": logits.len(), "output": arguments.output }));
     } else {

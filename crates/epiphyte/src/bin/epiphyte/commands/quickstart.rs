@@ -158,7 +158,7 @@ fn unpack(dir: &Path) -> Result<()> {
     std::fs::create_dir_all(dir.join("base"))
         .with_context(|| format!("cannot create `{}`", dir.display()))?;
     for (name, bytes) in ASSETS {
-        epiphyte::train::files::write(&dir.join(name), bytes)?;
+        epiphyte::io::write(&dir.join(name), bytes)?;
     }
     Ok(())
 }
@@ -184,7 +184,7 @@ fn configure(dir: &Path, method: &str, settings: &str) -> Result<RunConfig> {
         output = path(method),
     );
     let file = dir.join(format!("{method}.toml"));
-    epiphyte::train::files::write(&file, text.as_bytes())?;
+    epiphyte::io::write(&file, text.as_bytes())?;
     Ok(run_configs(Some(&file), &GivenFlags::default())?.remove(0))
 }
 
