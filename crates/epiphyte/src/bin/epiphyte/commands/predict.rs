@@ -10,9 +10,10 @@ use epiphyte::train::evaluate::{argmax, predict};
 use serde::Serialize;
 use serde_json::json;
 
-use crate::arguments::Global;
 use crate::data_arguments::DataArguments;
+use crate::global::Global;
 use crate::output;
+use crate::progress::Progress;
 
 pub(crate) const EXAMPLES: &str = "\
 Examples:
@@ -50,14 +51,14 @@ enum Label<'a> {
 pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let opened = arguments.data.open(false, global)?;
     let bench = &opened.tuning.bench;
-    let mut pass = opened.pass(global);
+    let mut progress = Progress::new(global);
     let logits = predict(
         &*bench.loaded.model,
         opened.tuning.adapter(),
         &opened.batches,
-        &mut pass,
+        &mut progress,
     )?;
-    pass.finish();
+    progress.finish();
     let mut lines = String::new();
     for row in &logits {
         let label = match bench.spec.task {
