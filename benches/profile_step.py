@@ -1,6 +1,6 @@
 """Where a training step's processor time goes: a table of operations, their share, and the rate that each reaches.
 
-    python profile_step.py --rust target/release/examples/bench_step --dtype f32 --out profile.md
+    python profile_step.py --rust target/release/xtask --dtype f32 --out profile.md
 
 Samples the benchmark's BERT-base LoRA step (16x128 tokens) with `perf record` (Debian: linux-perf), sorts each sample by
 the functions on its stack, and leaves out what happens once: drawing random weights and putting them in order. Rates
@@ -101,7 +101,7 @@ def main() -> None:
     hertz = 99
     with tempfile.TemporaryDirectory() as work:
         data = Path(work) / "perf.data"
-        bench = [arguments.rust, "--work", "bert-base-lora", "--dtype", arguments.dtype]
+        bench = [arguments.rust, "bench-step", "--work", "bert-base-lora", "--dtype", arguments.dtype]
         bench += ["--steps", str(arguments.steps - 1), "--warmup", "1"]
         record = ["perf", "record", "-q", "-e", "cpu-clock", "-F", str(hertz), "--call-graph=dwarf,16384", "-o", data]
         report = subprocess.run([*record, *bench], stdout=subprocess.PIPE, check=True, text=True).stdout

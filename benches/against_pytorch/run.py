@@ -1,6 +1,6 @@
 """Training speed and memory of epiphyte against PyTorch + transformers + PEFT, measured alternately in one run.
 
-    python run.py --rust target/release/examples/bench_step --out results.json
+    python run.py --rust target/release/xtask --out results.json
 
 Each measurement is a process of its own that prints one JSON line: `torch_side.py` here, and for our side the binary
 given with `--rust`, called with the same arguments (`--work NAME --dtype f32 --steps N --warmup N --threads N
@@ -89,7 +89,7 @@ def table(results: dict[str, dict]) -> str:
 def main() -> int:
     """Measure every chosen work on both sides in turn, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rust", type=Path, help="our binary; without it only PyTorch is measured")
+    parser.add_argument("--rust", type=Path, help="the `xtask` binary; without it only PyTorch is measured")
     parser.add_argument("--works", nargs="+", default=list(WORKS), choices=list(WORKS))
     parser.add_argument("--dtypes", nargs="+", default=["f32", "bf16"], choices=["f32", "bf16"])
     parser.add_argument("--steps", type=int, default=5)
@@ -109,7 +109,7 @@ def main() -> int:
         subprocess.run(script, check=True)
     sides = {"torch": [python, HERE / "torch_side.py"]}
     if arguments.rust:
-        sides["rust"] = [arguments.rust.resolve()]
+        sides["rust"] = [arguments.rust.resolve(), "bench-step"]
 
     results = {}
     for name in arguments.works:

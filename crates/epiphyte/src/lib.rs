@@ -43,6 +43,7 @@ pub use burn::tensor::Device;
 
 pub use epiphyte_data as data;
 pub use epiphyte_hub as hub;
+pub use epiphyte_io as io;
 pub use epiphyte_kernels as kernels;
 pub use epiphyte_methods as methods;
 pub use epiphyte_models as models;

@@ -1,12 +1,8 @@
-//! Memory of the process: freed buffers that stay with it, buffers that need no zeros, and how much
-//! is in use.
+//! Memory of the process: freed buffers that stay with it, and buffers that need no zeros.
 //!
 //! A training step allocates and frees the same large buffers as the one before. By default glibc gives
 //! such buffers back to the system and takes fresh ones, whose pages the system clears and maps one
 //! by one: a sixth of a step of BERT-base.
-
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// Asks the allocator to keep what is freed for the next step instead of giving it back to the system.
 /// Call it once, at the start of a program that trains. Returns whether the allocator can do so;
@@ -49,81 +45,6 @@ pub fn uncleared(length: usize) -> Vec<f32> {
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 pub fn uncleared(length: usize) -> Vec<f32> {
     vec![0.0; length]
-}
-
-/// The system's allocator, with a count of the bytes that are in use: what a program holds, without
-/// what the allocator keeps for later.
-///
-/// ```
-/// use epiphyte_kernels::memory::Counting;
-///
-/// #[global_allocator]
-/// static MEMORY: Counting = Counting::new();
-///
-/// let before = MEMORY.live();
-/// let buffer = vec![1u8; 1 << 20];
-/// assert!(MEMORY.live() >= before + (1 << 20));
-/// drop(buffer);
-/// assert!(MEMORY.live() < before + (1 << 20) && MEMORY.peak() >= before + (1 << 20));
-/// ```
-#[derive(Debug, Default)]
-pub struct Counting {
-    live: AtomicUsize,
-    peak: AtomicUsize,
-}
-
-impl Counting {
-    /// An allocator that has handed out nothing yet.
-    pub const fn new() -> Self {
-        Self {
-            live: AtomicUsize::new(0),
-            peak: AtomicUsize::new(0),
-        }
-    }
-
-    /// Bytes in use.
-    pub fn live(&self) -> usize {
-        self.live.load(Relaxed)
-    }
-
-    /// The most bytes that were in use at once.
-    pub fn peak(&self) -> usize {
-        self.peak.load(Relaxed)
-    }
-
-    fn add(&self, bytes: usize) {
-        let live = self.live.fetch_add(bytes, Relaxed) + bytes;
-        self.peak.fetch_max(live, Relaxed);
-    }
-}
-
-// SAFETY: every call is passed on to the system's allocator as it is.
-#[expect(unsafe_code, reason = "an allocator is unsafe to implement")]
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        self.add(layout.size());
-        // SAFETY: the caller's promises are those of `System`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        self.add(layout.size());
-        // SAFETY: the caller's promises are those of `System`.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn dealloc(&self, address: *mut u8, layout: Layout) {
-        self.live.fetch_sub(layout.size(), Relaxed);
-        // SAFETY: the caller's promises are those of `System`.
-        unsafe { System.dealloc(address, layout) }
-    }
-
-    unsafe fn realloc(&self, address: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        self.live.fetch_sub(layout.size(), Relaxed);
-        self.add(size);
-        // SAFETY: the caller's promises are those of `System`.
-        unsafe { System.realloc(address, layout, size) }
-    }
 }
 
 #[cfg(test)]

@@ -12,11 +12,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
-use epiphyte_models::atomic_file::write_atomically;
+use epiphyte_io::safetensors_file::{Values, write_values};
 use epiphyte_models::checkpoint::TensorView;
-use epiphyte_models::safetensors_file::Values;
-use epiphyte_models::safetensors_file::write_values;
-use epiphyte_models::{Base, Checkpoint};
+use epiphyte_models::{Base, Checkpoint, ModelError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -92,12 +90,10 @@ pub fn save(
         };
         (format!("{prefix}{}", stored.key), stored.shape, values)
     });
-    write_values(&dir.join(TENSORS_FILE), tensors)?;
+    write_values(&dir.join(TENSORS_FILE), tensors).map_err(ModelError::from)?;
     let text =
         serde_json::to_string_pretty(&config_json(tuned, base, about)).expect("JSON values print");
-    write_atomically(&dir.join(CONFIG_FILE), |file| {
-        file.write_all(text.as_bytes())
-    })?;
+    epiphyte_io::write(&dir.join(CONFIG_FILE), text.as_bytes()).map_err(ModelError::from)?;
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 //!
 //! [`Checkpoint::open`] reads headers only; a tensor's bytes are touched when they are asked for, so
 //! opening a model of many gigabytes costs milliseconds and no memory. Every header is checked
-//! against its file before a single tensor is handed out (see [`crate::safetensors_file`]).
+//! against its file before a single tensor is handed out (see [`epiphyte_io::safetensors_file`]).
 //!
 //! What a *model* needs of a checkpoint — prefixes, old names, what may be missing — is the business
 //! of [`crate::keys`].
@@ -13,15 +13,16 @@ use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 use std::sync::OnceLock;
 
+use epiphyte_io::HeaderProblem;
+use epiphyte_io::safetensors_file::Header;
 use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::Dtype;
 use sha2::{Digest, Sha256};
 
 use crate::ModelError;
-use crate::error::{HeaderProblem, TensorProblems, WrongDtype, WrongShape};
+use crate::error::{TensorProblems, WrongDtype, WrongShape};
 use crate::json::JsonObject;
-use crate::safetensors_file::Header;
 
 /// The single-file checkpoint's name.
 const SINGLE_FILE: &str = "model.safetensors";

@@ -8,6 +8,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use epiphyte_io::{FileError, HeaderProblem, SafetensorsError};
 use safetensors::Dtype;
 
 /// What can go wrong between a Hugging Face directory and hidden states.
@@ -216,106 +217,6 @@ pub enum ModelError {
     Device(#[from] epiphyte_ops::OpsError),
 }
 
-/// What is wrong with the header of a safetensors file.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum HeaderProblem {
-    /// The file ends before the eight bytes that give the header's length.
-    #[error(
-        "it has {length} bytes, less than the 8 that give the header's length (an empty or cut-off download?)"
-    )]
-    TooShort {
-        /// Length of the file.
-        length: u64,
-    },
-    /// The header's stated length is over the format's limit.
-    #[error("its header claims {declared} bytes, over the limit of {limit}")]
-    TooLarge {
-        /// Stated length of the header.
-        declared: u64,
-        /// The format's limit.
-        limit: u64,
-    },
-    /// The header's stated length is over the file's length.
-    #[error("its header claims {declared} bytes, the file has {length} (a cut-off download?)")]
-    PastEnd {
-        /// Stated length of the header.
-        declared: u64,
-        /// Length of the file.
-        length: u64,
-    },
-    /// The header is not text.
-    #[error("its header is not UTF-8 (byte {offset})")]
-    NotUtf8 {
-        /// Offset in the header of the first byte that is not UTF-8.
-        offset: usize,
-    },
-    /// The header is not JSON of the right form.
-    #[error("its header cannot be parsed: {problem}")]
-    Json {
-        /// What the parser says.
-        problem: String,
-    },
-    /// Two entries have the same name.
-    #[error("tensor `{tensor}` is listed twice")]
-    Duplicate {
-        /// The tensor.
-        tensor: String,
-    },
-    /// A data type that the format does not have.
-    #[error("tensor `{tensor}` has the unknown data type `{dtype}`")]
-    UnknownDtype {
-        /// The tensor.
-        tensor: String,
-        /// The data type's name.
-        dtype: String,
-    },
-    /// Offsets that leave the file: the data is cut off.
-    #[error(
-        "tensor `{tensor}` ends at byte {end} of the data, which has {available} (a cut-off download?)"
-    )]
-    OutOfRange {
-        /// The tensor.
-        tensor: String,
-        /// Where it ends.
-        end: usize,
-        /// Bytes of data in the file.
-        available: usize,
-    },
-    /// Offsets that overlap another tensor, leave a hole, or run backwards.
-    #[error(
-        "tensor `{tensor}` lies at bytes {start}..{end} of the data, but the tensor before it ends at {expected}"
-    )]
-    Offsets {
-        /// The tensor.
-        tensor: String,
-        /// Where it starts.
-        start: usize,
-        /// Where it ends.
-        end: usize,
-        /// Where it has to start.
-        expected: usize,
-    },
-    /// The number of bytes is not what shape and data type need.
-    #[error("tensor `{tensor}`, {dtype} {shape:?}, has {bytes} bytes")]
-    Size {
-        /// The tensor.
-        tensor: String,
-        /// Its data type.
-        dtype: Dtype,
-        /// Its shape.
-        shape: Vec<usize>,
-        /// The bytes between its offsets.
-        bytes: usize,
-    },
-    /// Data that belongs to no tensor.
-    #[error("{bytes} bytes after the last tensor belong to none")]
-    Trailing {
-        /// How many bytes.
-        bytes: usize,
-    },
-}
-
 /// Everything that is wrong with the tensors of one checkpoint, at once.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TensorProblems {
@@ -383,6 +284,36 @@ impl ModelError {
             all.extra.extend(one.extra);
         }
         Self::Tensors(all)
+    }
+}
+
+impl From<FileError> for ModelError {
+    fn from(error: FileError) -> Self {
+        match error {
+            FileError::StorageFull { path, source } => Self::Io {
+                action: "write",
+                path,
+                source,
+            },
+            FileError::Io {
+                action,
+                path,
+                source,
+            } => Self::Io {
+                action,
+                path,
+                source,
+            },
+        }
+    }
+}
+
+impl From<SafetensorsError> for ModelError {
+    fn from(error: SafetensorsError) -> Self {
+        match error {
+            SafetensorsError::Header { path, problem } => Self::Header { path, problem },
+            SafetensorsError::File(error) => error.into(),
+        }
     }
 }
 

@@ -48,11 +48,11 @@ impl GenerationConfig {
 
     fn from_json(json: &JsonObject) -> Result<Self, ModelError> {
         let first = |key| -> Result<Option<u32>, ModelError> {
-            Ok(token_ids(json, key, None)?.first().copied())
+            Ok(json.token_ids(key, None)?.first().copied())
         };
         Ok(Self {
             bos_token_id: first("bos_token_id")?,
-            eos_token_ids: token_ids(json, "eos_token_id", None)?,
+            eos_token_ids: json.token_ids("eos_token_id", None)?,
             pad_token_id: first("pad_token_id")?,
         })
     }

@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -89,6 +90,32 @@ impl JsonObject {
                 prefix: format!("{}{key}.", self.prefix),
                 entries,
             }))
+    }
+
+    /// The token ids under a key that holds one, a list of them, or `null`; `default` where the key is
+    /// absent. Negative ids, which some published files have for "none", are left out.
+    pub(crate) fn token_ids(
+        &self,
+        key: &str,
+        default: Option<u32>,
+    ) -> Result<Vec<u32>, ModelError> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Ids {
+            One(i64),
+            Many(Vec<i64>),
+        }
+        let ids = match self.get(key, default.map(|id| Ids::One(id.into())))? {
+            None => Vec::new(),
+            Some(Ids::One(id)) => vec![id],
+            Some(Ids::Many(ids)) => ids,
+        };
+        ids.into_iter()
+            .filter(|&id| id >= 0)
+            .map(|id| {
+                u32::try_from(id).map_err(|_| self.invalid(key, format!("{id} is not a token id")))
+            })
+            .collect()
     }
 
     /// The error for a key whose value is wrong.

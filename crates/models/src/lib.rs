@@ -18,7 +18,6 @@
 //! ```
 
 pub mod adapter;
-pub mod atomic_file;
 mod backbone;
 mod base;
 pub mod blocks;
@@ -34,7 +33,6 @@ pub mod keys;
 mod load;
 mod model;
 pub mod rope;
-pub mod safetensors_file;
 mod tokens;
 
 pub use adapter::{

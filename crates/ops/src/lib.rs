@@ -52,5 +52,5 @@ pub use residual::add;
 pub use rope::{Angles, rotate};
 pub use sequences::Sequences;
 
-pub use epiphyte_kernels::memory::{Counting, keep_freed_memory};
+pub use epiphyte_kernels::memory::keep_freed_memory;
 pub use epiphyte_kernels::threads::{set_threads, threads};

@@ -2,20 +2,19 @@
 //! names them.
 //!
 //! A directory of that name is complete: it got its name, by a rename, only after all of its files were
-//! on the disk ([`files::write_directory`]). What a killed run left half-written has another name and is
+//! on the disk ([`write_directory`]). What a killed run left half-written has another name and is
 //! removed by [`Checkpoints::open`].
 //!
 //! ```
 //! use std::num::NonZeroUsize;
+//! use epiphyte_io::FileError;
 //! use epiphyte_train::checkpoints::Checkpoints;
-//! use epiphyte_train::error::FileError;
-//! use epiphyte_train::files;
 //!
 //! let output = tempfile::tempdir()?;
 //! let checkpoints = Checkpoints::open(output.path())?;
 //! for step in [100, 200, 300] {
 //!     checkpoints.save(step, |directory| -> Result<(), FileError> {
-//!         files::write(&directory.join("trainer_state.json"), b"{}")
+//!         epiphyte_io::write(&directory.join("trainer_state.json"), b"{}")
 //!     })?;
 //!     checkpoints.rotate(NonZeroUsize::MIN, Some(100))?;
 //! }
@@ -29,8 +28,7 @@ use std::fs;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use crate::error::FileError;
-use crate::files;
+use epiphyte_io::{FileError, write_directory};
 
 const PREFIX: &str = "checkpoint-";
 
@@ -58,7 +56,7 @@ impl Checkpoints {
     /// [`FileError`] if the directory cannot be created, read or cleared.
     pub fn open(directory: &Path) -> Result<Self, FileError> {
         fs::create_dir_all(directory).map_err(FileError::at("create", directory))?;
-        files::clean_up(directory)?;
+        epiphyte_io::clean_up(directory)?;
         Ok(Self::inspect(directory))
     }
 
@@ -112,7 +110,7 @@ impl Checkpoints {
         fill: impl FnOnce(&Path) -> Result<(), E>,
     ) -> Result<Checkpoint, E> {
         let path = self.path(step);
-        files::write_directory(&path, fill)?;
+        write_directory(&path, fill)?;
         Ok(Checkpoint { step, path })
     }
 
@@ -130,7 +128,7 @@ impl Checkpoints {
         old.truncate(old.len().saturating_sub(keep.get()));
         old.retain(|checkpoint| Some(checkpoint.step) != best);
         for checkpoint in &old {
-            files::remove_directory(&checkpoint.path)?;
+            epiphyte_io::remove_directory(&checkpoint.path)?;
         }
         Ok(old)
     }
@@ -161,7 +159,7 @@ mod tests {
     fn save(checkpoints: &Checkpoints, step: u64) {
         checkpoints
             .save(step, |directory| {
-                files::write(&directory.join("step"), step.to_string().as_bytes())
+                epiphyte_io::write(&directory.join("step"), step.to_string().as_bytes())
             })
             .unwrap();
     }

@@ -3,67 +3,10 @@
 //! The trainer's own error wraps these with `#[from]`; each message names the file, key or row and
 //! says what to do next.
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use epiphyte_io::FileError;
 use thiserror::Error;
-
-/// A file or directory of a run could not be read, written or moved.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum FileError {
-    /// The disk, or the user's quota, is full. What stood at `path` before is untouched.
-    #[error("no space left to write `{path}`; whatever stood there before is unchanged")]
-    StorageFull {
-        /// The file that was to be written.
-        path: PathBuf,
-        /// The system's report.
-        source: io::Error,
-    },
-    /// Any other failure of the file system.
-    #[error("could not {action} `{path}`")]
-    Io {
-        /// What was tried, as a verb: "read", "write", "rename".
-        action: &'static str,
-        /// The file or directory concerned.
-        path: PathBuf,
-        /// The system's report.
-        source: io::Error,
-    },
-}
-
-impl FileError {
-    /// Names the file in an [`io::Error`]; a full disk or quota becomes [`FileError::StorageFull`].
-    ///
-    /// ```
-    /// use std::io;
-    /// use std::path::Path;
-    /// use epiphyte_train::error::FileError;
-    ///
-    /// let full = io::Error::from(io::ErrorKind::StorageFull);
-    /// let error = FileError::new("write", Path::new("out/adapter_model.safetensors"), full);
-    /// assert!(matches!(error, FileError::StorageFull { .. }));
-    /// ```
-    #[must_use]
-    pub fn new(action: &'static str, path: &Path, source: io::Error) -> Self {
-        let path = path.to_path_buf();
-        match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                Self::StorageFull { path, source }
-            }
-            _ => Self::Io {
-                action,
-                path,
-                source,
-            },
-        }
-    }
-
-    /// The adapter for `map_err`: `fs::read(path).map_err(FileError::at("read", path))`.
-    pub fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::new(action, path, source)
-    }
-}
 
 /// The JSON Lines log cannot be continued.
 #[derive(Debug, Error)]

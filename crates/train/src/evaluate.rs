@@ -7,7 +7,7 @@ use epiphyte_ops::Sequences;
 
 use crate::TrainError;
 use crate::metrics::{self, Metrics};
-use crate::progress::Pass;
+use crate::observer::{EvaluationMeter, Observer, Silent};
 
 /// The model's tokens of a batch.
 pub(crate) fn tokens(batch: &Batch) -> Tokens<'_> {
@@ -44,7 +44,8 @@ impl OwnedTargets {
     }
 }
 
-/// Logits of every sequence of a data set, in the order of the file. `pass` shows how far it is.
+/// Logits of every sequence of a data set, in the order of the file: `[sequences][outputs]`. `observer`
+/// hears of every batch.
 ///
 /// # Errors
 /// If a logit is not finite.
@@ -52,8 +53,9 @@ pub fn predict(
     model: &dyn Transformer,
     adapter: &dyn Adapter,
     batches: &Batches,
-    pass: &mut Pass,
+    observer: &mut dyn Observer,
 ) -> Result<Vec<Vec<f32>>, TrainError> {
+    let mut meter = EvaluationMeter::new(observer, batches.examples().len());
     let mut logits = Vec::with_capacity(batches.examples().len());
     for batch in batches.epoch(0).batches_from(0) {
         let batch = batch?;
@@ -68,7 +70,7 @@ pub fn predict(
             }
             logits.push(row.to_vec());
         }
-        pass.advance(batch.sequences(), batch.tokens());
+        meter.advance(batch.sequences(), batch.tokens());
     }
     Ok(logits)
 }
@@ -101,11 +103,10 @@ pub fn evaluate(
     batches: &Batches,
     task: TaskKind,
 ) -> Result<Metrics, TrainError> {
-    let mut unseen = Pass::new(batches.examples().len() as u64, true);
-    evaluate_watched(model, adapter, batches, task, &mut unseen)
+    evaluate_watched(model, adapter, batches, task, &mut Silent)
 }
 
-/// As [`evaluate`]; `pass` shows how far it is.
+/// As [`evaluate`]; `observer` hears of every batch.
 ///
 /// # Errors
 /// As [`evaluate`].
@@ -114,12 +115,12 @@ pub fn evaluate_watched(
     adapter: &dyn Adapter,
     batches: &Batches,
     task: TaskKind,
-    pass: &mut Pass,
+    observer: &mut dyn Observer,
 ) -> Result<Metrics, TrainError> {
     if task == TaskKind::CausalLanguageModelling {
-        return language_modelling(model, adapter, batches, pass);
+        return language_modelling(model, adapter, batches, observer);
     }
-    let logits = predict(model, adapter, batches, pass)?;
+    let logits = predict(model, adapter, batches, observer)?;
     let examples = batches.examples();
     if task == TaskKind::Regression {
         let predictions: Vec<f64> = logits.iter().map(|row| f64::from(row[0])).collect();
@@ -155,8 +156,9 @@ fn language_modelling(
     model: &dyn Transformer,
     adapter: &dyn Adapter,
     batches: &Batches,
-    pass: &mut Pass,
+    observer: &mut dyn Observer,
 ) -> Result<Metrics, TrainError> {
+    let mut meter = EvaluationMeter::new(observer, batches.examples().len());
     let (mut sum, mut count) = (0.0, 0);
     for batch in batches.epoch(0).batches_from(0) {
         let batch = batch?;
@@ -168,7 +170,7 @@ fn language_modelling(
             sum += f64::from(value(loss.mean)) * loss.targets as f64;
             count += loss.targets;
         }
-        pass.advance(batch.sequences(), batch.tokens());
+        meter.advance(batch.sequences(), batch.tokens());
     }
     if count == 0 {
         return Err(crate::error::MetricError::Empty.into());

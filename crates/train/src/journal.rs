@@ -16,9 +16,10 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use epiphyte_io::FileError;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::error::{FileError, JournalError};
+use crate::error::JournalError;
 use crate::metrics::Metrics;
 
 /// One line of the journal.

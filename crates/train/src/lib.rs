@@ -5,6 +5,7 @@
 //! moment and resumed, it ends with the same bytes.
 //!
 //! ```no_run
+//! use epiphyte_train::observer::LogLines;
 //! use epiphyte_train::{Interrupt, RunConfig, RunOptions, train};
 //!
 //! let run = RunConfig {
@@ -15,17 +16,18 @@
 //!     output: "adapter".into(),
 //!     ..RunConfig::default()
 //! };
-//! let report = train(&run, &RunOptions::default(), &Interrupt::default())?;
+//! let options = RunOptions::default();
+//! let report = train(&run, &options, &Interrupt::default(), &mut LogLines::default())?;
 //! println!("{} values trained", report.account.trainable_parameters);
 //! # Ok::<(), epiphyte_train::TrainError>(())
 //! ```
 
 pub mod checkpoints;
 pub mod config;
+pub mod display;
 pub mod early_stopping;
 pub mod error;
 pub mod evaluate;
-pub mod files;
 mod generate;
 pub mod interrupt;
 pub mod journal;
@@ -33,8 +35,8 @@ pub mod memory;
 mod merge;
 pub mod metrics;
 pub mod model_card;
+pub mod observer;
 mod pass;
-pub mod progress;
 mod run;
 pub mod schedule;
 mod state;
@@ -49,6 +51,7 @@ pub use error::TrainError;
 pub use generate::{Generation, generate};
 pub use interrupt::Interrupt;
 pub use merge::{Merged, merge};
+pub use observer::Observer;
 pub use run::{Report, RunOptions, Tuning, open_adapter, train, train_several};
 pub use task::{TaskSpec, Workbench};
 pub use together::train_together;

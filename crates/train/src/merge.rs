@@ -4,14 +4,16 @@ use std::fs;
 use std::path::Path;
 
 use burn::tensor::Device;
+use epiphyte_io::FileError;
+use epiphyte_io::safetensors_file::write_f32;
 use epiphyte_methods::Tuned;
-use epiphyte_models::safetensors_file::write_f32;
-use epiphyte_models::{Adapter, Identity, LoadOptions, Task, Tokens, Transformer, load};
+use epiphyte_models::{
+    Adapter, Identity, LoadOptions, ModelError, Task, Tokens, Transformer, load,
+};
 use epiphyte_ops::Sequences;
 use serde::Serialize;
 
 use crate::TrainError;
-use crate::error::FileError;
 use crate::run::Tuning;
 
 /// What merging did.
@@ -58,7 +60,7 @@ pub fn merge(model_dir: &Path, tuning: &Tuning, output: &Path) -> Result<Merged,
     }
     fs::create_dir_all(output).map_err(FileError::at("create", output))?;
     let count = tensors.len();
-    write_f32(&output.join("model.safetensors"), tensors)?;
+    write_f32(&output.join("model.safetensors"), tensors).map_err(ModelError::from)?;
     copy_rest(model_dir, output, bench.spec.head(), &bench.spec.labels)?;
 
     let options = LoadOptions::default();
@@ -127,7 +129,7 @@ fn copy_rest(from: &Path, to: &Path, task: Task, labels: &[String]) -> Result<()
                 serde_json::json!([format!("{class}ForSequenceClassification")]);
             bytes = serde_json::to_vec_pretty(&config).map_err(invalid)?;
         }
-        crate::files::write(&to.join(name), &bytes)?;
+        epiphyte_io::write(&to.join(name), &bytes)?;
     }
     Ok(())
 }

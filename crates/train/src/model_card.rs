@@ -23,8 +23,7 @@
 
 use std::fmt::{self, Display, Formatter, Write};
 
-use indicatif::HumanCount;
-
+use crate::display::{count as grouped, shell_command};
 use crate::metrics::Metrics;
 
 /// Everything a model card says; displayed, it is Markdown with YAML front matter.
@@ -263,24 +262,6 @@ impl Display for YamlString<'_> {
     }
 }
 
-/// The arguments as a POSIX shell would have to be given them.
-fn shell_command(arguments: &[String]) -> String {
-    let quoted = arguments.iter().map(|argument| {
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-./,:=@%+".contains(&byte);
-        if !argument.is_empty() && argument.bytes().all(plain) {
-            argument.clone()
-        } else {
-            format!("'{}'", argument.replace('\'', r"'\''"))
-        }
-    });
-    quoted.collect::<Vec<_>>().join(" ")
-}
-
-/// A count with a comma between groups of three digits: `1,234,567`.
-fn grouped(count: u64) -> String {
-    HumanCount(count).to_string()
-}
-
 fn score(value: f64) -> String {
     if value.is_nan() {
         "undefined".to_owned()
@@ -381,7 +362,7 @@ mod tests {
             "/é\u{2028}\u{85}\u{7f}~ #",
         ] {
             let card = card(awkward);
-            crate::files::write(&path, card.to_string().as_bytes()).unwrap();
+            epiphyte_io::write(&path, card.to_string().as_bytes()).unwrap();
             let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/read_card.py");
             let output = Command::new(&python)
                 .arg(script)
@@ -414,31 +395,6 @@ mod tests {
                 })
             );
         }
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn a_shell_takes_the_command_apart_again() {
-        let arguments = [
-            "",
-            "plain",
-            "a b",
-            "it's",
-            "$HOME `id` \"x\" \\",
-            "*",
-            "-é|&;<>\n\t!",
-            "~",
-            "a=b,c",
-        ];
-        let arguments = arguments.map(str::to_owned);
-        let script = format!("printf '%s\\0' {}", shell_command(&arguments));
-        let output = Command::new("sh").arg("-c").arg(script).output().unwrap();
-        let printed = String::from_utf8(output.stdout).unwrap();
-        assert_eq!(
-            printed.split_terminator('\0').collect::<Vec<_>>(),
-            arguments
-        );
-        assert_eq!(shell_command(&arguments[1..2]), "plain");
     }
 
     /// Reads a code span as CommonMark 0.31, section 6.1 says; `None` if `markdown` is not exactly one.

@@ -11,13 +11,15 @@ use epiphyte_models::{LoadOptions, Loaded, ModelConfig};
 use serde::Serialize;
 
 use crate::config::RunConfig;
+use crate::evaluate::evaluate_watched;
 use crate::interrupt::Interrupt;
 use crate::metrics::Metrics;
 use crate::model_card::{Counts, DataSource, ModelCard, Scores};
+use crate::observer::Observer;
 use crate::task::{TaskSpec, Workbench};
 use crate::together::train_together;
 use crate::trainer::{End, Outcome, Trainer, Workload};
-use crate::{TrainError, files, memory};
+use crate::{TrainError, memory};
 
 /// How a run is carried out, beside what it is.
 #[derive(Clone, Debug, Default)]
@@ -26,8 +28,6 @@ pub struct RunOptions {
     pub resume: bool,
     /// Begin anew in an output directory that holds a run.
     pub overwrite: bool,
-    /// No progress bar.
-    pub quiet: bool,
     /// The command, for the model card.
     pub command: Vec<String>,
     /// Where the base model lies, if the runs' `model` is its name.
@@ -60,14 +60,14 @@ pub struct Report {
     pub bytes: u64,
     /// Seconds of training.
     pub seconds: f64,
-    /// Training tokens a second.
+    /// Training tokens a second; time spent evaluating and saving does not count.
     pub tokens_per_second: f64,
     /// The most memory that the process held.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peak_memory_bytes: Option<u64>,
 }
 
-/// Trains, and writes the adapter and its model card.
+/// Trains, and writes the adapter and its model card. `observer` hears of every step and evaluation.
 ///
 /// # Errors
 /// Whatever is wrong with configuration, data, model, method or files; each error names it.
@@ -75,8 +75,9 @@ pub fn train(
     run: &RunConfig,
     options: &RunOptions,
     interrupt: &Interrupt,
+    observer: &mut dyn Observer,
 ) -> Result<Report, TrainError> {
-    let mut reports = train_several(std::slice::from_ref(run), options, interrupt)?;
+    let mut reports = train_several(std::slice::from_ref(run), options, interrupt, observer)?;
     Ok(reports.remove(0))
 }
 
@@ -89,6 +90,7 @@ pub fn train_several(
     runs: &[RunConfig],
     options: &RunOptions,
     interrupt: &Interrupt,
+    observer: &mut dyn Observer,
 ) -> Result<Vec<Report>, TrainError> {
     agree(runs)?;
     let mut prepared: Vec<Prepared<'_>> = Vec::new();
@@ -99,9 +101,9 @@ pub fn train_several(
     }
     let trainers = prepared.iter().map(|prepared| prepared.trainer(options));
     let mut trainers = trainers.collect::<Result<Vec<_>, _>>()?;
-    let outcomes = train_together(&mut trainers, interrupt, options.quiet)?;
+    let outcomes = train_together(&mut trainers, interrupt, observer)?;
     let ends = prepared.iter().zip(&trainers).zip(outcomes);
-    ends.map(|((prepared, trainer), outcome)| prepared.finish(trainer, outcome, options))
+    ends.map(|((prepared, trainer), outcome)| prepared.finish(trainer, outcome, options, observer))
         .collect()
 }
 
@@ -216,6 +218,7 @@ impl<'a> Prepared<'a> {
         trainer: &Trainer<'_>,
         outcome: Outcome,
         options: &RunOptions,
+        observer: &mut dyn Observer,
     ) -> Result<Report, TrainError> {
         let (run, bench) = (self.run, &self.bench);
         let (model, tuned) = (&*bench.loaded.model, trainer.tuned());
@@ -225,7 +228,8 @@ impl<'a> Prepared<'a> {
             metrics = None;
         }
         if let (None, Some(eval)) = (&metrics, &self.eval) {
-            metrics = Some(crate::evaluate::evaluate(model, tuned, eval, run.task)?);
+            let scores = evaluate_watched(model, tuned, eval, run.task, observer)?;
+            metrics = Some(scores);
         }
         let account = tuned.account(model.base());
         let about = about(run, bench, account);
@@ -256,7 +260,7 @@ impl<'a> Prepared<'a> {
             train.examples().len(),
             eval.map(|eval| eval.examples().len()),
         );
-        files::write(&run.output.join("README.md"), card.to_string().as_bytes())?;
+        epiphyte_io::write(&run.output.join("README.md"), card.to_string().as_bytes())?;
         Ok(report)
     }
 }
@@ -275,7 +279,7 @@ fn make_room(output: &Path, options: &RunOptions) -> Result<(), TrainError> {
         });
     }
     for checkpoint in crate::checkpoints::Checkpoints::open(output)?.list()? {
-        files::remove_directory(&checkpoint.path)?;
+        epiphyte_io::remove_directory(&checkpoint.path)?;
     }
     Ok(())
 }
@@ -377,21 +381,20 @@ impl Tuning {
 
 /// Opens a base for a task, with an adapter on it if one is given.
 ///
-/// `spec` goes before what the adapter says about its task; it is needed for adapters that PEFT wrote
-/// and for a base alone.
+/// `spec` overrides the task that the adapter's configuration names. It is needed for adapters that
+/// PEFT wrote and for a base alone.
 ///
 /// # Errors
-/// If files are missing or malformed, the adapter does not fit the base, or nobody says the task.
+/// If files are missing or malformed, the adapter does not fit the base, or no task is given.
 pub fn open_adapter(
     model: &Path,
-    adapter: Option<&Path>,
+    adapter: Option<AdapterFile>,
     spec: Option<TaskSpec>,
     allow_other_base: bool,
     device: &Device,
     load: &LoadOptions,
 ) -> Result<Tuning, TrainError> {
-    let file = adapter.map(AdapterFile::open).transpose()?;
-    let told = file
+    let told = adapter
         .as_ref()
         .and_then(AdapterFile::provenance)
         .map(|ours| ours.task.clone());
@@ -407,7 +410,7 @@ pub fn open_adapter(
         }
     };
     let bench = Workbench::open(model, spec, device, load)?;
-    let tuned = match file {
+    let tuned = match adapter {
         Some(file) => {
             if !allow_other_base {
                 file.check_base(&bench.loaded.content_hash, bench.tokenizer.content_hash())?;

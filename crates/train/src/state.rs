@@ -8,16 +8,16 @@ use std::fs;
 use std::path::Path;
 
 use burn::tensor::{Device, Tensor, TensorData};
+use epiphyte_io::FileError;
+use epiphyte_io::safetensors_file::write_f32;
 use epiphyte_methods::{Param, Tuned};
-use epiphyte_models::Checkpoint;
-use epiphyte_models::safetensors_file::write_f32;
+use epiphyte_models::{Checkpoint, ModelError};
 use epiphyte_ops::Moments;
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
 use crate::config::RunConfig;
 use crate::early_stopping::EarlyStopping;
-use crate::files;
 use crate::trainer::Recent;
 
 /// Where a run stands.
@@ -69,9 +69,9 @@ impl RunState {
                 )
             })
         });
-        write_f32(&dir.join(TENSORS_FILE), tensors)?;
+        write_f32(&dir.join(TENSORS_FILE), tensors).map_err(ModelError::from)?;
         let text = serde_json::to_vec_pretty(self).expect("a run's state is plain values");
-        Ok(files::write(&dir.join(STATE_FILE), &text)?)
+        Ok(epiphyte_io::write(&dir.join(STATE_FILE), &text)?)
     }
 
     /// Reads the state of a run from `dir` into its parameters.
@@ -84,7 +84,7 @@ impl RunState {
         device: &Device,
     ) -> Result<(Self, Vec<Moments>), TrainError> {
         let path = dir.join(STATE_FILE);
-        let text = fs::read(&path).map_err(crate::error::FileError::at("read", &path))?;
+        let text = fs::read(&path).map_err(FileError::at("read", &path))?;
         let state: Self = serde_json::from_slice(&text).map_err(|error| TrainError::State {
             path,
             reason: error.to_string(),

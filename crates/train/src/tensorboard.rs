@@ -33,7 +33,7 @@ use std::path::{Path, PathBuf};
 use std::process;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::error::FileError;
+use epiphyte_io::FileError;
 use protobuf::Message;
 
 /// Begins the name of every event file; TensorBoard looks for `tfevents`.

@@ -6,13 +6,14 @@
 
 use std::collections::HashSet;
 use std::ops::Range;
+use std::time::{Duration, Instant};
 
 use epiphyte_models::Adapter;
 
 use crate::TrainError;
 use crate::interrupt::Interrupt;
+use crate::observer::{Observer, TrainingProgress};
 use crate::pass::{Learned, Member, pass};
-use crate::progress::Progress;
 use crate::trainer::{Outcome, Step, Trainer};
 use crate::trunk::Trunk;
 
@@ -73,20 +74,24 @@ impl Shared {
 
 /// Trains runs over one base to their ends, or until `interrupt` asks to stop; then checkpoints are saved. Their models
 /// must share the base ([`epiphyte_models::Loaded::for_task`]). Each run's result is what it would be alone.
+/// `observer` hears of every step and evaluation.
 ///
 /// # Errors
 /// If a loss or gradient is not finite, a trained parameter gets no gradient, or files cannot be written.
 pub fn train_together(
     trainers: &mut [Trainer<'_>],
     interrupt: &Interrupt,
-    quiet: bool,
+    observer: &mut dyn Observer,
 ) -> Result<Vec<Outcome>, TrainError> {
     let shared = &mut Shared::of(trainers)?;
     let total = trainers.iter().map(|trainer| trainer.plan().total).sum();
     let done = |trainers: &[Trainer<'_>]| trainers.iter().map(Trainer::step).sum::<u64>();
-    let mut progress = Progress::new(total, done(trainers), quiet);
+    let first = done(trainers);
+    let began = Instant::now();
+    let (mut training, mut tokens) = (Duration::ZERO, 0);
     trainers.iter_mut().for_each(Trainer::begin);
     loop {
+        let started = Instant::now();
         let mut steps: Vec<(usize, Step)> = Vec::new();
         for (run, trainer) in trainers.iter_mut().enumerate() {
             if !trainer.is_over() {
@@ -102,21 +107,32 @@ pub fn train_together(
                 run_pass(trainers, shared, &mut steps[together], number)?;
             }
         }
+        let mut stepped = Vec::with_capacity(steps.len());
         for (run, step) in steps {
-            if let Some(news) = trainers[run].end_step(step, interrupt)? {
-                progress.note(&match total == trainers[run].plan().total {
+            tokens += trainers[run].update(step)?;
+            stepped.push(run);
+        }
+        // Every run waits for all of them, so the time of the step is the time of each.
+        let time = started.elapsed();
+        training += time;
+        let losses = stepped.iter().map(|&run| trainers[run].recent_loss());
+        observer.step(&TrainingProgress {
+            step: done(trainers),
+            total,
+            first,
+            loss: losses.sum::<f64>() / stepped.len() as f64,
+            tokens_per_second: tokens as f64 / training.as_secs_f64().max(1e-9),
+            elapsed: began.elapsed(),
+        });
+        for run in stepped {
+            if let Some(news) = trainers[run].end_step(time, interrupt, observer)? {
+                observer.message(&match total == trainers[run].plan().total {
                     true => news,
                     false => format!("run {}, {news}", run + 1),
                 });
             }
         }
-        let paces = trainers.iter().map(Trainer::pace);
-        let (losses, speeds): (Vec<f64>, Vec<f64>) = paces.unzip();
-        let losses: Vec<f64> = losses.into_iter().filter(|loss| loss.is_finite()).collect();
-        let loss = losses.iter().sum::<f64>() / losses.len() as f64;
-        progress.update(done(trainers), loss, speeds.iter().sum());
     }
-    progress.finish();
     Ok(trainers.iter_mut().map(Trainer::end).collect())
 }
 

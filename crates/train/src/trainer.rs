@@ -5,7 +5,7 @@
 //! resumed ends with the same bytes as one that was not.
 
 use std::num::NonZeroUsize;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Tensor};
 use epiphyte_data::{Batch, Batches};
@@ -23,6 +23,7 @@ use crate::evaluate::{self, OwnedTargets};
 use crate::interrupt::Interrupt;
 use crate::journal::{EvaluationRecord, Journal, Record, StepRecord};
 use crate::metrics::Metrics;
+use crate::observer::Observer;
 use crate::pass::{Learned, Member};
 use crate::schedule::Schedule;
 use crate::state::RunState;
@@ -60,7 +61,7 @@ pub struct Outcome {
     pub metrics: Option<Metrics>,
     /// Seconds spent, those before a resume included.
     pub seconds: f64,
-    /// Training tokens a second, in this process.
+    /// Training tokens a second, in this process; time spent evaluating and saving does not count.
     pub tokens_per_second: f64,
 }
 
@@ -260,9 +261,9 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// The mean loss since the last log line, and training tokens a second, to show.
-    pub(crate) fn pace(&self) -> (f64, f64) {
-        (self.recent.loss(), self.clock.tokens_per_second())
+    /// The mean loss since the last log record.
+    pub(crate) fn recent_loss(&self) -> f64 {
+        self.recent.loss()
     }
 
     /// Puts the parameters of the best evaluation's checkpoint back.
@@ -337,20 +338,31 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// Ends an optimiser step: moves the parameters, and logs, evaluates and saves where that is due. What is worth
-    /// telling the user comes back.
+    /// Updates the parameters with the gradients of a step, and returns the tokens of the step.
     ///
     /// # Errors
-    /// If a gradient is not finite, a trained parameter gets none, or files cannot be written.
-    pub(crate) fn end_step(
-        &mut self,
-        step: Step,
-        interrupt: &Interrupt,
-    ) -> Result<Option<String>, TrainError> {
-        self.clock.tokens += step.batches.iter().map(Batch::tokens).sum::<usize>();
+    /// If a gradient is not finite, or a trained parameter gets none.
+    pub(crate) fn update(&mut self, step: Step) -> Result<usize, TrainError> {
+        let tokens = step.batches.iter().map(Batch::tokens).sum();
         let done = self.optimize(step)?;
+        self.clock.tokens += tokens;
         self.state.step += 1;
         self.recent.add(&done);
+        Ok(tokens)
+    }
+
+    /// Ends an optimizer step that took `time`: logs, evaluates and saves where that is due. Returns
+    /// the scores of an evaluation as a message for the user.
+    ///
+    /// # Errors
+    /// If an evaluation fails, or files cannot be written.
+    pub(crate) fn end_step(
+        &mut self,
+        time: Duration,
+        interrupt: &Interrupt,
+        observer: &mut dyn Observer,
+    ) -> Result<Option<String>, TrainError> {
+        self.clock.training += time;
         let last = self.state.step == self.plan.total;
         if self.state.step.is_multiple_of(self.work.run.logging_steps) || last {
             self.last_loss = self.recent.loss();
@@ -367,7 +379,8 @@ impl<'a> Trainer<'a> {
         if let (true, Some(eval)) = (evaluate, self.work.eval) {
             self.tuned.track(false);
             let task = self.work.run.task;
-            let scores = evaluate::evaluate(self.work.model, &self.tuned, eval, task)?;
+            let model = self.work.model;
+            let scores = evaluate::evaluate_watched(model, &self.tuned, eval, task, observer)?;
             self.tuned.track(true);
             let verdict = self
                 .state
@@ -603,11 +616,15 @@ impl Recent {
     }
 }
 
-/// Time and tokens of this process, on top of what earlier ones spent.
+/// Time and training tokens of this process, and the time of the processes before a resume.
 #[derive(Debug)]
 struct Clock {
     started: Instant,
+    /// Seconds before a resume.
     before: f64,
+    /// Time of the optimizer steps, without evaluations and checkpoints.
+    training: Duration,
+    /// Tokens of the optimizer steps.
     tokens: usize,
 }
 
@@ -616,6 +633,7 @@ impl Clock {
         Self {
             started: Instant::now(),
             before,
+            training: Duration::ZERO,
             tokens: 0,
         }
     }
@@ -625,6 +643,6 @@ impl Clock {
     }
 
     fn tokens_per_second(&self) -> f64 {
-        self.tokens as f64 / self.started.elapsed().as_secs_f64().max(1e-9)
+        self.tokens as f64 / self.training.as_secs_f64().max(1e-9)
     }
 }

@@ -10,11 +10,11 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor, TensorData};
+use epiphyte_io::FileError;
 use epiphyte_models::{Hidden, Identity, Tokens, Transformer};
 use epiphyte_ops::Sequences;
 use serde::{Deserialize, Serialize};
 
-use crate::error::FileError;
 use crate::memory;
 
 /// Where states of the trunk are kept.

@@ -10,6 +10,7 @@ use epiphyte_models::seam::name_id;
 use epiphyte_models::{ModelConfig, Targets, Task, Tokens, Transformer, random_model};
 use epiphyte_ops::{Activation, Precision, Sequences, random};
 use epiphyte_train::journal::{Record, read};
+use epiphyte_train::observer::Silent;
 use epiphyte_train::{Interrupt, RunConfig, Trainer, Workload, train_together};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -257,7 +258,7 @@ fn run(
     };
     let mut trainer = [Trainer::new(work, tuned, stop.is_some()).unwrap()];
     let interrupt = stop.cloned().unwrap_or_default();
-    let outcome = train_together(&mut trainer, &interrupt, true)
+    let outcome = train_together(&mut trainer, &interrupt, &mut Silent)
         .unwrap()
         .remove(0);
     let records = read(&dir.path().join("log.jsonl")).unwrap();

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use epiphyte::Device;
-use epiphyte::models::safetensors_file::write_f32;
+use epiphyte::io::safetensors_file::write_f32;
 use epiphyte::models::{ModelConfig, Task, random_model};
 use epiphyte::ops::Precision;
 use serde_json::{Value, json};

@@ -1,8 +1,8 @@
 //! Small models with nothing at zero, a batch for them, and the methods to try on them.
 
 use burn::tensor::{Device, Tensor, TensorData};
+use epiphyte_io::safetensors_file::write_f32;
 use epiphyte_methods::{METHODS, MethodError, Param, Tuned, by_name};
-use epiphyte_models::safetensors_file::write_f32;
 use epiphyte_models::seam::name_id;
 use epiphyte_models::{
     Adapter, LoadOptions, ModelConfig, Targets, Task, Tokens, Transformer, load, random_model,

@@ -3,10 +3,11 @@
 use std::fs;
 use std::path::Path;
 
+use epiphyte_io::HeaderProblem;
+use epiphyte_io::safetensors_file::{TensorToWrite, write_safetensors};
 use epiphyte_models::ModelError;
 use epiphyte_models::checkpoint::Checkpoint;
-use epiphyte_models::error::{HeaderProblem, TensorProblems};
-use epiphyte_models::safetensors_file::{TensorToWrite, write_safetensors};
+use epiphyte_models::error::TensorProblems;
 use half::{bf16, f16};
 use proptest::prelude::*;
 use safetensors::Dtype;

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use epiphyte_io::safetensors_file::{TensorToWrite, write_safetensors};
 use epiphyte_models::checkpoint::Checkpoint;
 use epiphyte_models::config::ModelConfig;
 use epiphyte_models::generation_config::GenerationConfig;
 use epiphyte_models::keys::{KeyRules, TensorReader};
-use epiphyte_models::safetensors_file::{TensorToWrite, write_safetensors};
 
 /// A folder of the data that may lie beside the repository.
 fn shared(path: &str) -> Option<PathBuf> {

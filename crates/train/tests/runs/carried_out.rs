@@ -6,6 +6,7 @@ use std::fs;
 use epiphyte_methods::METHODS;
 use epiphyte_methods::file::TENSORS_FILE;
 use epiphyte_models::Checkpoint;
+use epiphyte_train::observer::Silent;
 use epiphyte_train::{Interrupt, RunConfig, RunOptions, TrunkCache, train_several};
 use serde_json::{Value, json};
 
@@ -13,11 +14,8 @@ use crate::world::World;
 
 /// The adapters' tensors after training the runs side by side.
 fn trained(runs: &[RunConfig]) -> Vec<Vec<u8>> {
-    let options = RunOptions {
-        quiet: true,
-        ..RunOptions::default()
-    };
-    let reports = train_several(runs, &options, &Interrupt::default());
+    let options = RunOptions::default();
+    let reports = train_several(runs, &options, &Interrupt::default(), &mut Silent);
     let reports = reports.unwrap_or_else(|error| panic!("{error}"));
     let read =
         |report: &epiphyte_train::Report| fs::read(report.output.join(TENSORS_FILE)).unwrap();

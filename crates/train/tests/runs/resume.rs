@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use epiphyte_methods::file::TENSORS_FILE;
 use epiphyte_models::Checkpoint;
 use epiphyte_train::journal::{Record, read};
+use epiphyte_train::observer::Silent;
 use epiphyte_train::{Interrupt, Report, RunConfig, RunOptions, TrainError, train};
 use serde_json::{Value, json};
 
@@ -12,33 +13,30 @@ use crate::world::World;
 
 /// Trains to the end in one go.
 fn whole(run: &RunConfig) -> Report {
-    let options = RunOptions {
-        quiet: true,
-        ..RunOptions::default()
-    };
-    train(run, &options, &Interrupt::default()).unwrap_or_else(|error| panic!("{error}"))
+    let options = RunOptions::default();
+    train(run, &options, &Interrupt::default(), &mut Silent)
+        .unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// Goes on with a run, in one go.
 fn resumed(run: &RunConfig) -> Report {
     let options = RunOptions {
-        quiet: true,
         resume: true,
         ..RunOptions::default()
     };
-    train(run, &options, &Interrupt::default()).unwrap_or_else(|error| panic!("{error}"))
+    train(run, &options, &Interrupt::default(), &mut Silent)
+        .unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// Goes on with a run under a request to stop, which it grants after one step.
 fn one_step(run: &RunConfig) -> Report {
     let options = RunOptions {
-        quiet: true,
         resume: true,
         ..RunOptions::default()
     };
     let asked = Interrupt::default();
     asked.request();
-    train(run, &options, &asked).unwrap_or_else(|error| panic!("{error}"))
+    train(run, &options, &asked, &mut Silent).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// What is not a matter of time in the evaluations of a run's log.
@@ -152,7 +150,6 @@ fn another_configuration_is_not_continued() {
     let run = world.run("run", "lora", &json!({ "r": 2 }));
     one_step(&run);
     let options = RunOptions {
-        quiet: true,
         resume: true,
         ..RunOptions::default()
     };
@@ -167,15 +164,13 @@ fn another_configuration_is_not_continued() {
         },
         world.run("run", "lora", &json!({ "r": 2, "lora_dropout": 0.5 })),
     ] {
-        let error = train(&other, &options, &Interrupt::default()).expect_err("another run");
+        let error =
+            train(&other, &options, &Interrupt::default(), &mut Silent).expect_err("another run");
         assert!(matches!(error, TrainError::OtherRun { .. }), "{error}");
     }
-    let afresh = RunOptions {
-        quiet: true,
-        ..RunOptions::default()
-    };
-    let error =
-        train(&run, &afresh, &Interrupt::default()).expect_err("a directory that holds a run");
+    let afresh = RunOptions::default();
+    let error = train(&run, &afresh, &Interrupt::default(), &mut Silent)
+        .expect_err("a directory that holds a run");
     assert!(matches!(error, TrainError::OutputTaken { .. }), "{error}");
     assert_eq!(resumed(&run).status, "finished");
 }

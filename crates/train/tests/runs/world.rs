@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use epiphyte_data::TaskKind;
-use epiphyte_models::safetensors_file::write_f32;
+use epiphyte_io::safetensors_file::write_f32;
 use epiphyte_models::{ModelConfig, Task, random_model};
 use epiphyte_ops::Precision;
 use epiphyte_train::RunConfig;

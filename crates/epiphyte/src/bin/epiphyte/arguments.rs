@@ -1,11 +1,9 @@
-//! The command line: subcommands and the flags that all of them take.
+//! The command line and its subcommands.
 
-use anyhow::Result;
-use clap::{Args, Parser, Subcommand};
-use epiphyte::Device;
+use clap::{Parser, Subcommand};
 
 use crate::commands::{eval, generate, inspect, merge, predict, quickstart, train};
-use crate::device;
+use crate::global::Global;
 
 /// Fine-tune a pretrained transformer without changing it: the base stays frozen, what is learned is a
 /// small file.
@@ -26,47 +24,6 @@ Examples:
       --text-columns text --method lora --output adapter
   epiphyte eval --model bert-base-uncased --adapter adapter --data test.jsonl
   epiphyte train --help";
-
-/// What every subcommand takes.
-#[derive(Args, Debug)]
-#[command(next_help_heading = "Everywhere")]
-pub(crate) struct Global {
-    /// Print the result as one JSON object
-    #[arg(long, global = true)]
-    pub(crate) json: bool,
-    /// Show neither progress nor notes
-    #[arg(long, short, global = true)]
-    pub(crate) quiet: bool,
-    /// Say more about what is done; twice for still more
-    #[arg(long, short, global = true, action = clap::ArgAction::Count)]
-    pub(crate) verbose: u8,
-    /// How many threads compute [default: all cores]
-    #[arg(long, global = true, value_name = "N")]
-    pub(crate) threads: Option<usize>,
-    /// Where tensors live: cpu, gpu, or a GPU backend by name (wgpu, vulkan, metal, cuda, rocm), cuda:1 for its second GPU
-    #[arg(long, global = true, default_value = device::DEFAULT)]
-    pub(crate) device: String,
-}
-
-impl Global {
-    /// Puts in force what concerns the whole process.
-    pub(crate) fn apply(&self) -> Result<()> {
-        if let Some(threads) = self.threads {
-            epiphyte::kernels::threads::set_threads(threads)?;
-        }
-        Ok(())
-    }
-
-    /// Whether nobody wants to see progress: neither with `--quiet` nor beside JSON for another program.
-    pub(crate) fn hides_progress(&self) -> bool {
-        self.quiet || self.json
-    }
-
-    /// Where tensors live.
-    pub(crate) fn device(&self) -> Result<Device> {
-        device::parse(&self.device)
-    }
-}
 
 /// What to do.
 #[derive(Debug, Subcommand)]

@@ -9,11 +9,10 @@ use epiphyte::hub::Hub;
 use epiphyte::methods::file::AdapterFile;
 use epiphyte::models::{LoadOptions, ModelConfig};
 use epiphyte::train::config::Precision;
-use epiphyte::train::progress::Pass;
 use epiphyte::train::{TaskSpec, Tuning, open_adapter};
 
-use crate::arguments::Global;
 use crate::failure::UsageError;
+use crate::global::Global;
 
 /// The flags of `eval` and `predict` alike.
 #[derive(Args, Debug)]
@@ -56,28 +55,41 @@ fn precision(text: &str) -> Result<Precision, String> {
 }
 
 impl ModelArguments {
-    /// Reads base and adapter for a task.
-    pub(crate) fn open(&self, spec: TaskSpec, global: &Global) -> Result<Tuning> {
+    /// Finds the base model's directory and reads the adapter's configuration.
+    pub(crate) fn locate(&self) -> Result<Located<'_>> {
+        let adapter = self.adapter.as_deref().map(AdapterFile::open);
+        Ok(Located {
+            arguments: self,
+            adapter: adapter.transpose()?,
+            model: Hub::from_env().resolve(&self.model)?,
+        })
+    }
+}
+
+/// A base and an adapter that have been found, but not loaded.
+pub(crate) struct Located<'a> {
+    arguments: &'a ModelArguments,
+    /// Directory of the base model.
+    pub(crate) model: PathBuf,
+    /// The adapter's configuration, if there is an adapter.
+    pub(crate) adapter: Option<AdapterFile>,
+}
+
+impl Located<'_> {
+    /// Loads base and adapter for a task.
+    pub(crate) fn load(self, spec: TaskSpec, global: &Global) -> Result<Tuning> {
         let load = LoadOptions {
-            precision: self.precision.into(),
+            precision: self.arguments.precision.into(),
             ..LoadOptions::default()
         };
-        let model = Hub::from_env().resolve(&self.model)?;
-        let device = global.device()?;
-        let adapter = self.adapter.as_deref();
         Ok(open_adapter(
-            &model,
-            adapter,
+            &self.model,
+            self.adapter,
             Some(spec),
-            self.allow_other_base,
-            &device,
+            self.arguments.allow_other_base,
+            &global.device()?,
             &load,
         )?)
-    }
-
-    /// The adapter's configuration, if there is an adapter.
-    pub(crate) fn adapter_file(&self) -> Result<Option<AdapterFile>> {
-        Ok(self.adapter.as_deref().map(AdapterFile::open).transpose()?)
     }
 }
 
@@ -131,21 +143,13 @@ pub(crate) struct Opened {
     pub(crate) batches: Batches,
 }
 
-impl Opened {
-    /// The progress of a pass over the examples.
-    pub(crate) fn pass(&self, global: &Global) -> Pass {
-        let examples = self.batches.examples().len() as u64;
-        Pass::new(examples, global.hides_progress())
-    }
-}
-
 impl DataArguments {
     /// Reads everything; examples without targets if `labelled` is false.
     pub(crate) fn open(&self, labelled: bool, global: &Global) -> Result<Opened> {
-        let file = self.model.adapter_file()?;
-        let model = Hub::from_env().resolve(&self.model.model)?;
-        let config = ModelConfig::open(&model)?;
-        let mut spec = self.task.spec(file.as_ref(), &config)?;
+        let located = self.model.locate()?;
+        let file = located.adapter.as_ref();
+        let config = ModelConfig::open(&located.model)?;
+        let mut spec = self.task.spec(file, &config)?;
         if !labelled && spec.task == TaskKind::CausalLanguageModelling {
             let problem = "a language model has no labels to predict: use `epiphyte generate` or `epiphyte eval`";
             return Err(UsageError::Other(problem.to_owned()).into());
@@ -156,9 +160,10 @@ impl DataArguments {
         };
         let table = spec.read(&self.data, &reading, self.max_rows)?;
         if spec.task == TaskKind::SequenceClassification && spec.labels.is_empty() {
-            spec.labels = self.labels(&spec, file.as_ref(), &config, &table, labelled)?;
+            spec.labels = self.labels(&spec, file, &config, &table, labelled)?;
         }
-        let tuning = self.model.open(spec, global)?;
+        let model = located.model.clone();
+        let tuning = located.load(spec, global)?;
         let bench = &tuning.bench;
         if tuning.tuned.is_none() && !bench.loaded.has_head {
             let problem = format!(

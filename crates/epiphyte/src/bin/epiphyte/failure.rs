@@ -10,9 +10,6 @@ use epiphyte::train::TrainError;
 
 use crate::output::note;
 
-/// The exit code of a process that Ctrl-C ended.
-pub(crate) const INTERRUPTED: u8 = 130;
-
 /// The command line or the configuration file asks for something that there is not.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum UsageError {

@@ -1,13 +1,14 @@
-//! What the libraries have to tell, on standard error.
+//! Log messages of the libraries, on standard error.
 
 use std::io;
 
 use tracing_subscriber::EnvFilter;
 
-use crate::arguments::Global;
+use crate::global::Global;
 use crate::output;
 
-/// Shows warnings and downloads; with `--verbose` what is done, too. `RUST_LOG` overrides both.
+/// Starts logging: warnings and downloads by default, more with `--verbose`, errors only with
+/// `--quiet`. `RUST_LOG` overrides the flags.
 pub(crate) fn start(global: &Global) {
     let level = match (global.quiet, global.verbose) {
         (true, _) => "error",
@@ -20,7 +21,7 @@ pub(crate) fn start(global: &Global) {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
-        .with_ansi(output::is_watched())
+        .with_ansi(output::is_terminal())
         .with_target(false)
         .without_time()
         .init();

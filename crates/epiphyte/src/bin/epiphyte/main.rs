@@ -8,8 +8,11 @@ mod commands;
 mod data_arguments;
 mod device;
 mod failure;
+mod global;
+mod interrupt;
 mod logging;
 mod output;
+mod progress;
 mod settings;
 
 use std::process::ExitCode;

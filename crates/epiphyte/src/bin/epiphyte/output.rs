@@ -1,9 +1,10 @@
-//! Results on standard output, notes on standard error.
+//! Results go to standard output, notes to standard error.
 //!
-//! A reader that goes away (`| head`) is no failure.
+//! A reader that closes the pipe early (`| head`) is not an error.
 
 use std::io::{self, IsTerminal, Write};
 
+pub(crate) use epiphyte::train::display::count;
 use serde::Serialize;
 
 /// Prints one JSON object on one line.
@@ -11,18 +12,18 @@ pub(crate) fn json(value: &impl Serialize) {
     print(&serde_json::to_string(value).expect("results are plain values"));
 }
 
-/// Prints a line or several.
+/// Prints one or more lines.
 pub(crate) fn print(text: &str) {
     let _ = writeln!(io::stdout().lock(), "{text}");
 }
 
-/// Prints text as it is, at once.
+/// Prints text without a line break and flushes.
 pub(crate) fn write(text: &str) {
     let mut out = io::stdout().lock();
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
-/// Prints a line or several on standard error.
+/// Prints one or more lines on standard error.
 pub(crate) fn note(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
@@ -39,20 +40,7 @@ pub(crate) fn pairs(rows: &[(&str, String)]) {
     }
 }
 
-/// A count with its thousands apart: `1_234_567` as `1,234,567`.
-pub(crate) fn count(number: u64) -> String {
-    let digits = number.to_string();
-    let mut grouped = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            grouped.push(',');
-        }
-        grouped.push(digit);
-    }
-    grouped
-}
-
-/// Bytes with a unit that fits.
+/// A number of bytes with the largest binary unit that fits: `1.5 KiB`.
 pub(crate) fn bytes(number: u64) -> String {
     const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
     let mut size = number as f64;
@@ -71,20 +59,17 @@ pub(crate) fn bytes(number: u64) -> String {
     }
 }
 
-/// Whether somebody watches standard error.
-pub(crate) fn is_watched() -> bool {
+/// Whether standard error is a terminal.
+pub(crate) fn is_terminal() -> bool {
     io::stderr().is_terminal()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{bytes, count};
+    use super::bytes;
 
     #[test]
-    fn numbers_are_readable() {
-        assert_eq!(count(0), "0");
-        assert_eq!(count(999), "999");
-        assert_eq!(count(1_234_567), "1,234,567");
+    fn sizes_have_the_largest_unit_that_fits() {
         assert_eq!(bytes(1023), "1023 bytes");
         assert_eq!(bytes(1536), "1.5 KiB");
         assert_eq!(bytes(3 << 30), "3.0 GiB");

@@ -8,9 +8,10 @@ use epiphyte::train::evaluate::evaluate_watched;
 use epiphyte::train::metrics::Metrics;
 use serde::Serialize;
 
-use crate::arguments::Global;
 use crate::data_arguments::DataArguments;
+use crate::global::Global;
 use crate::output;
+use crate::progress::Progress;
 
 pub(crate) const EXAMPLES: &str = "\
 Examples:
@@ -42,15 +43,15 @@ struct Scores<'a> {
 pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let opened = arguments.data.open(true, global)?;
     let (bench, adapter) = (&opened.tuning.bench, opened.tuning.adapter());
-    let mut pass = opened.pass(global);
+    let mut progress = Progress::new(global);
     let metrics = evaluate_watched(
         &*bench.loaded.model,
         adapter,
         &opened.batches,
         bench.spec.task,
-        &mut pass,
+        &mut progress,
     )?;
-    pass.finish();
+    progress.finish();
     let examples = opened.batches.examples().len();
     if global.json {
         output::json(&Scores {

@@ -8,15 +8,14 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use clap::Args;
 use epiphyte::data::{Columns, TaskKind, Tokenizer};
-use epiphyte::hub::Hub;
 use epiphyte::models::ModelConfig;
 use epiphyte::models::generation_config::GenerationConfig;
 use epiphyte::train::{Generation, TaskSpec, generate};
 use serde_json::json;
 
-use crate::arguments::Global;
 use crate::data_arguments::{ModelArguments, spec_of_adapter};
 use crate::failure::UsageError;
+use crate::global::Global;
 use crate::output;
 
 pub(crate) const EXAMPLES: &str = "\
@@ -76,11 +75,12 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         }
         (prompt, None) => prompt.clone().unwrap_or_default(),
     };
-    let model = Hub::from_env().resolve(&arguments.model.model)?;
+    let located = arguments.model.locate()?;
+    let model = located.model.clone();
     let config = ModelConfig::open(&model)?;
     let max_length = config.max_position_embeddings();
-    let spec = match arguments.model.adapter_file()? {
-        Some(file) => spec_of_adapter(&file, &model)?,
+    let spec = match &located.adapter {
+        Some(file) => spec_of_adapter(file, &model)?,
         None => TaskSpec {
             task: TaskKind::CausalLanguageModelling,
             columns: Columns::default(),
@@ -98,7 +98,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         );
         return Err(UsageError::Other(problem).into());
     }
-    let tuning = arguments.model.open(spec, global)?;
+    let tuning = located.load(spec, global)?;
     let tokenizer = &tuning.bench.tokenizer;
     let ids = match arguments.chat {
         true => {

@@ -14,9 +14,9 @@ use epiphyte::models::{Checkpoint, LoadOptions, ModelConfig, load};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::arguments::Global;
 use crate::data_arguments::spec_of_adapter;
 use crate::failure::UsageError;
+use crate::global::Global;
 use crate::output;
 
 pub(crate) const EXAMPLES: &str = "\

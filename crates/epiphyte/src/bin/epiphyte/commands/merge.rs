@@ -5,12 +5,11 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use epiphyte::hub::Hub;
 use epiphyte::train::merge;
 
-use crate::arguments::Global;
 use crate::data_arguments::{ModelArguments, spec_of_adapter};
 use crate::failure::UsageError;
+use crate::global::Global;
 use crate::output;
 
 pub(crate) const EXAMPLES: &str = "\
@@ -31,12 +30,13 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
-    let Some(file) = arguments.model.adapter_file()? else {
+    let located = arguments.model.locate()?;
+    let Some(file) = &located.adapter else {
         return Err(
             UsageError::Other("there is nothing to merge: pass --adapter".to_owned()).into(),
         );
     };
-    let model = Hub::from_env().resolve(&arguments.model.model)?;
+    let model = located.model.clone();
     let output = &arguments.output;
     let is_model = output.canonicalize().ok() == model.canonicalize().ok();
     if is_model && output.exists() {
@@ -55,8 +55,8 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         );
         return Err(UsageError::Other(problem).into());
     }
-    let spec = spec_of_adapter(&file, &model)?;
-    let tuning = arguments.model.open(spec, global)?;
+    let spec = spec_of_adapter(file, &model)?;
+    let tuning = located.load(spec, global)?;
     let merged = merge(&model, &tuning, output)?;
     if global.json {
         output::json(&merged);

@@ -6,7 +6,7 @@ use anyhow::Result;
 use epiphyte::methods::{Definition, Flag, METHODS};
 use serde::Serialize;
 
-use crate::arguments::Global;
+use crate::global::Global;
 use crate::output;
 
 /// What `--json` prints.

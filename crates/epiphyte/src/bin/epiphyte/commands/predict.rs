@@ -7,13 +7,13 @@ use anyhow::Result;
 use clap::Args;
 use epiphyte::data::TaskKind;
 use epiphyte::train::evaluate::{argmax, predict};
-use epiphyte::train::files;
 use serde::Serialize;
 use serde_json::json;
 
-use crate::arguments::Global;
 use crate::data_arguments::DataArguments;
+use crate::global::Global;
 use crate::output;
+use crate::progress::Progress;
 
 pub(crate) const EXAMPLES: &str = "\
 Examples:
@@ -51,14 +51,14 @@ enum Label<'a> {
 pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let opened = arguments.data.open(false, global)?;
     let bench = &opened.tuning.bench;
-    let mut pass = opened.pass(global);
+    let mut progress = Progress::new(global);
     let logits = predict(
         &*bench.loaded.model,
         opened.tuning.adapter(),
         &opened.batches,
-        &mut pass,
+        &mut progress,
     )?;
-    pass.finish();
+    progress.finish();
     let mut lines = String::new();
     for row in &logits {
         let label = match bench.spec.task {
@@ -69,7 +69,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
             &serde_json::to_string(&Prediction { label, logits: row }).expect("logits are finite");
         lines.push('\n');
     }
-    files::write(&arguments.output, lines.as_bytes())?;
+    epiphyte::io::write(&arguments.output, lines.as_bytes())?;
     if global.json {
         output::json(&json!({ "examples": logits.len(), "output": arguments.output }));
     } else {

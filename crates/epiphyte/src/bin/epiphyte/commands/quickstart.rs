@@ -1,6 +1,6 @@
 //! `epiphyte quickstart`: three adapters on a base model that the binary brings along.
 //!
-//! The base (`assets/quickstart/base`, made by `examples/quickstart_base.rs`) has read Shakespeare; the
+//! The base (`assets/quickstart/base`, made by `xtask/src/quickstart_base.rs`) has read Shakespeare; the
 //! data is a lighthouse keeper's log in modern English. Each run is what `epiphyte train --config`
 //! makes of a file that stays in the output directory, so that it can be changed and run again.
 
@@ -11,18 +11,20 @@ use anyhow::{Context, Result};
 use burn::tensor::Device;
 use clap::Args;
 use epiphyte::data::{Order, Table};
+use epiphyte::methods::file::AdapterFile;
 use epiphyte::models::LoadOptions;
 use epiphyte::models::generation_config::GenerationConfig;
+use epiphyte::train::display::shell_command;
 use epiphyte::train::evaluate::evaluate;
 use epiphyte::train::{
     Generation, Interrupt, RunConfig, RunOptions, TaskSpec, Tuning, generate, open_adapter, train,
 };
 use serde::Serialize;
 
-use crate::arguments::Global;
-use crate::commands::train::{on_ctrl_c, shell};
-use crate::failure::INTERRUPTED;
+use crate::global::Global;
+use crate::interrupt::{INTERRUPTED, on_ctrl_c};
 use crate::output;
+use crate::progress::Progress;
 use crate::settings::{GivenFlags, run_configs};
 
 pub(crate) const EXAMPLES: &str = "\
@@ -134,7 +136,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         config.max_steps = arguments.steps.or(config.max_steps);
         tell(&format!("Training {method} on the log:"));
         let Some(row) = tune(method, &config, loss, global, &device, &interrupt)? else {
-            let command = shell(&train_command(&config));
+            let command = shell_command(&train_command(&config));
             output::note(&format!("stopped; go on with:\n  {command} --resume"));
             return Ok(ExitCode::from(INTERRUPTED));
         };
@@ -158,7 +160,7 @@ fn unpack(dir: &Path) -> Result<()> {
     std::fs::create_dir_all(dir.join("base"))
         .with_context(|| format!("cannot create `{}`", dir.display()))?;
     for (name, bytes) in ASSETS {
-        epiphyte::train::files::write(&dir.join(name), bytes)?;
+        epiphyte::io::write(&dir.join(name), bytes)?;
     }
     Ok(())
 }
@@ -184,7 +186,7 @@ fn configure(dir: &Path, method: &str, settings: &str) -> Result<RunConfig> {
         output = path(method),
     );
     let file = dir.join(format!("{method}.toml"));
-    epiphyte::train::files::write(&file, text.as_bytes())?;
+    epiphyte::io::write(&file, text.as_bytes())?;
     Ok(run_configs(Some(&file), &GivenFlags::default())?.remove(0))
 }
 
@@ -194,7 +196,7 @@ fn open(config: &RunConfig, adapter: Option<&Path>, device: &Device) -> Result<T
     let spec = TaskSpec::of_run(config, &train)?;
     Ok(open_adapter(
         &config.model,
-        adapter,
+        adapter.map(AdapterFile::open).transpose()?,
         Some(spec),
         false,
         device,
@@ -255,12 +257,13 @@ fn tune(
 ) -> Result<Option<Row>> {
     let options = RunOptions {
         overwrite: true,
-        quiet: global.hides_progress(),
         command: train_command(config),
         device: device.clone(),
         ..RunOptions::default()
     };
-    let report = train(config, &options, interrupt)?;
+    let mut progress = Progress::new(global);
+    let report = train(config, &options, interrupt, &mut progress)?;
+    progress.finish();
     if report.status == "interrupted" {
         return Ok(None);
     }
@@ -301,7 +304,7 @@ fn print(summary: &Summary) {
     }
     output::print("\nWhat next:");
     for command in what_next(&summary.output) {
-        output::print(&format!("  {}", shell(&command)));
+        output::print(&format!("  {}", shell_command(&command)));
     }
 }
 

@@ -3,14 +3,16 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 use epiphyte::hub::Hub;
-use epiphyte::train::{Interrupt, Report, RunConfig, RunOptions};
+use epiphyte::train::display::shell_command;
+use epiphyte::train::{Report, RunConfig, RunOptions, train_several};
 
-use crate::arguments::Global;
-use crate::failure::INTERRUPTED;
+use crate::global::Global;
+use crate::interrupt::{INTERRUPTED, on_ctrl_c};
 use crate::output;
+use crate::progress::Progress;
 use crate::settings::{self, GivenFlags};
 
 pub(crate) const EXAMPLES: &str = "\
@@ -76,12 +78,14 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let options = RunOptions {
         resume: arguments.resume,
         overwrite: arguments.overwrite,
-        quiet: global.hides_progress(),
         command: command.clone(),
         model_dir: model.transpose()?,
         device: global.device()?,
     };
-    let reports = epiphyte::train::train_several(&runs, &options, &on_ctrl_c(global.quiet)?)?;
+    let interrupt = on_ctrl_c(global.quiet)?;
+    let mut progress = Progress::new(global);
+    let reports = train_several(&runs, &options, &interrupt, &mut progress)?;
+    progress.finish();
     match (global.json, &reports[..]) {
         (true, [report]) => output::json(report),
         (true, reports) => output::json(&serde_json::json!({ "runs": reports })),
@@ -94,25 +98,9 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     output::note(&format!(
         "stopped after step {}; go on with:\n  {}{resume}",
         report.steps,
-        shell(&command)
+        shell_command(&command)
     ));
     Ok(ExitCode::from(INTERRUPTED))
-}
-
-/// The first Ctrl-C asks to save and stop, the second ends the process.
-pub(crate) fn on_ctrl_c(quiet: bool) -> Result<Interrupt> {
-    let interrupt = Interrupt::default();
-    let asked = interrupt.clone();
-    let handler = move || {
-        if asked.request() {
-            std::process::exit(INTERRUPTED.into());
-        }
-        if !quiet {
-            output::note("stopping after this step; Ctrl-C again to leave at once");
-        }
-    };
-    ctrlc::set_handler(handler).context("cannot listen to Ctrl-C")?;
-    Ok(interrupt)
 }
 
 fn print(report: &Report) {
@@ -153,34 +141,4 @@ fn print(report: &Report) {
             .map(|peak| ("peak memory", output::bytes(peak))),
     );
     output::pairs(&rows);
-}
-
-/// A command as a shell reads it.
-pub(crate) fn shell(command: &[String]) -> String {
-    let plain = |word: &str| {
-        !word.is_empty()
-            && word
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || "-_./=,:@%+".contains(c))
-    };
-    let words = command.iter().map(|word| {
-        if plain(word) {
-            word.clone()
-        } else {
-            format!("'{}'", word.replace('\'', r"'\''"))
-        }
-    });
-    words.collect::<Vec<_>>().join(" ")
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn commands_survive_a_shell() {
-        let words = ["epiphyte", "--prompt", "it's two words"].map(str::to_owned);
-        assert_eq!(
-            super::shell(&words),
-            r"epiphyte --prompt 'it'\''s two words'"
-        );
-    }
 }

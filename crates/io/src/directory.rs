@@ -1,7 +1,7 @@
-//! Directories that appear whole or not at all, as single files do with
-//! [`epiphyte_models::atomic_file`], so that a kill, a crash or a full disk never leaves half a checkpoint.
+//! Directories that appear whole or not at all, as single files do with [`write`](crate::write()), so
+//! that a kill, a crash or a full disk never leaves half a checkpoint.
 //!
-//! New content goes to a temporary neighbour in the same directory, is forced to the disk, and is then
+//! New content goes to a temporary directory with the same parent, is forced to the disk, and is then
 //! renamed. A directory cannot be renamed over a directory that has content, so [`write_directory`] first
 //! moves the old one aside; [`clean_up`] undoes or finishes that if the process dies between the two
 //! renames.
@@ -10,12 +10,12 @@
 //! of the user's.
 //!
 //! ```
-//! use epiphyte_train::files;
+//! use epiphyte_io::{write, write_directory};
 //!
 //! let output = tempfile::tempdir()?;
 //! let path = output.path().join("checkpoint-1");
-//! files::write_directory(&path, |directory| {
-//!     files::write(&directory.join("trainer_state.json"), b"{}")
+//! write_directory(&path, |directory| {
+//!     write(&directory.join("trainer_state.json"), b"{}")
 //! })?;
 //! assert_eq!(std::fs::read(path.join("trainer_state.json"))?, b"{}");
 //! # Ok::<(), Box<dyn std::error::Error>>(())
@@ -25,26 +25,18 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use epiphyte_models::atomic_file::{TEMPORARY, replace_file, sync_directory};
 use tempfile::{Builder, TempDir};
 
-use crate::error::FileError;
+use crate::FileError;
+use crate::atomic_file::{TEMPORARY, sync_directory};
 
 /// Begins the name of a directory that is being replaced: [`clean_up`] restores it if its successor is
 /// not in place.
 const REPLACED: &str = ".epiphyte-old-";
 
-/// Writes `contents` to `path`, replacing what stands there in one step.
-///
-/// # Errors
-/// [`FileError`], naming `path`; the old file is then unchanged and nothing temporary is left.
-pub fn write(path: &Path, contents: &[u8]) -> Result<(), FileError> {
-    replace_file(path, |file| file.write_all(contents)).map_err(FileError::at("write", path))
-}
-
 /// Replaces the directory `path` by one that `fill` writes its files into.
 ///
-/// `fill` gets an empty temporary directory beside `path`, whose parent must exist. The old directory
+/// `fill` gets an empty temporary directory next to `path`, whose parent must exist. The old directory
 /// stays until the new one is complete and on the disk. If the process dies between moving the old one
 /// aside and the new one in, [`clean_up`] puts the old one back.
 ///
@@ -183,6 +175,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::write;
 
     /// Names in `directory`, hidden ones included, sorted.
     fn names(directory: &Path) -> Vec<String> {

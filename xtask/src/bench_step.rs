@@ -5,41 +5,35 @@
 //! threads, the first step and the final checkpoint included), tokens a second, peak memory, and
 //! the time from the start of the process to the end of the first step.
 
-use std::error::Error;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use anyhow::{Context, Result, bail};
 use burn::tensor::Device;
 use epiphyte_data::{Batches, Example, Order, Target, TaskKind};
 use epiphyte_methods::{Tuned, by_name};
 use epiphyte_models::{ModelConfig, Task, random_model};
-use epiphyte_ops::Counting;
 use epiphyte_train::journal::{self, Record};
+use epiphyte_train::observer::Silent;
 use epiphyte_train::schedule::ScheduleKind;
 use epiphyte_train::{Interrupt, RunConfig, Trainer, Workload, memory, train_together};
 use serde_json::{Map, Value, json};
 
-/// Counts what is in use, for a figure without what the allocator keeps for later.
-#[global_allocator]
-static MEMORY: Counting = Counting::new();
+use crate::{MEMORY, print};
 
-/// Whatever goes wrong ends the program.
-type Outcome<T> = Result<T, Box<dyn Error>>;
-
-fn main() -> Outcome<()> {
-    let started = Instant::now();
+/// Measures the work that `arguments` name; `started` is when the process began.
+pub(crate) fn run(arguments: &[String], started: Instant) -> Result<()> {
     epiphyte_ops::keep_freed_memory();
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
     let value = |name: &str| {
         let at = arguments.iter().position(|argument| argument == name)?;
         arguments.get(at + 1).cloned()
     };
-    let number = |name: &str, usual: usize| -> Outcome<usize> {
+    let number = |name: &str, usual: usize| -> Result<usize> {
         Ok(value(name)
             .map(|text| text.parse())
             .transpose()?
             .unwrap_or(usual))
     };
-    let work = value("--work").ok_or("pass --work, such as bert-base-lora")?;
+    let work = value("--work").context("pass --work, such as bert-base-lora")?;
     let (steps, warmup) = (number("--steps", 5)?, number("--warmup", 2)?);
     if let Some(threads) = value("--threads") {
         epiphyte_ops::set_threads(threads.parse()?)?;
@@ -98,7 +92,7 @@ fn main() -> Outcome<()> {
     let mut trainer = [Trainer::new(work, tuned, false)?];
     let before = since_start(started);
     let processor = processor_seconds();
-    train_together(&mut trainer, &Interrupt::default(), true)?;
+    train_together(&mut trainer, &Interrupt::default(), &mut Silent)?;
     let processor = processor_seconds() - processor;
     let records = journal::read(&output.join("log.jsonl"))?;
     std::fs::remove_dir_all(&output)?;
@@ -131,13 +125,8 @@ fn main() -> Outcome<()> {
         "first_step_s": before + ends[0].0,
         "loss": ends.last().map(|end| end.1),
     });
-    println(&report.to_string());
+    print(&report.to_string());
     Ok(())
-}
-
-#[expect(clippy::print_stdout, reason = "the result is this program's output")]
-fn println(line: &str) {
-    println!("{line}");
 }
 
 /// Seconds that the threads of this process have computed, by `/proc/self/stat` (proc(5): in hundredths).
@@ -163,7 +152,7 @@ fn since_start(started: Instant) -> f64 {
 }
 
 /// The model's shape and task.
-fn shape(work: &str) -> Outcome<(ModelConfig, Task)> {
+fn shape(work: &str) -> Result<(ModelConfig, Task)> {
     let classification = Task::SequenceClassification { labels: 2 };
     let no_dropout = json!({ "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0 });
     let (config, task) = if work.starts_with("bert-base") {
@@ -186,7 +175,7 @@ fn shape(work: &str) -> Outcome<(ModelConfig, Task)> {
             Task::CausalLanguageModelling,
         )
     } else {
-        return Err(format!("unknown work `{work}`").into());
+        bail!("unknown work `{work}`");
     };
     let mut config = config;
     if let (Some(config), Some(more)) = (config.as_object_mut(), no_dropout.as_object()) {
@@ -199,7 +188,7 @@ fn shape(work: &str) -> Outcome<(ModelConfig, Task)> {
 }
 
 /// The method and its settings.
-fn method(work: &str) -> Outcome<(&'static str, Map<String, Value>)> {
+fn method(work: &str) -> Result<(&'static str, Map<String, Value>)> {
     let (name, settings) = match work {
         work if work.contains("-lora") => ("lora", json!({ "r": 8, "lora_alpha": 16 })),
         work if work.ends_with("-full") => ("full", json!({})),
@@ -207,7 +196,7 @@ fn method(work: &str) -> Outcome<(&'static str, Map<String, Value>)> {
         work if work.ends_with("-houlsby") => ("houlsby", json!({ "bottleneck_dim": 64 })),
         work if work.ends_with("-prefix") => ("prefix-tuning", json!({ "num_virtual_tokens": 20 })),
         work if work.ends_with("-ia3") => ("ia3", json!({})),
-        other => return Err(format!("unknown work `{other}`").into()),
+        other => bail!("unknown work `{other}`"),
     };
     let Value::Object(settings) = settings else {
         unreachable!("the literals are objects")
@@ -243,7 +232,7 @@ fn fixed(task: Task, vocabulary: usize) -> Vec<Example> {
 }
 
 /// Token rows from JSONL: `input_ids`, `token_type_ids`, `label`.
-fn read(path: &str) -> Outcome<Vec<Example>> {
+fn read(path: &str) -> Result<Vec<Example>> {
     let numbers = |value: &Value| -> Vec<u32> {
         value
             .as_array()

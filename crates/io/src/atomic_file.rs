@@ -1,26 +1,52 @@
 //! Files that appear whole or not at all.
 //!
 //! A run that is killed while saving must leave the previous file as it was. So the bytes go to a
-//! neighbouring file, are forced to the disk, and one rename puts them in place; POSIX rename is atomic,
-//! so a reader sees the old file or the new one. The neighbour's name is always the same: what a killed
-//! process leaves behind is overwritten by the next save.
+//! temporary file in the same directory, are forced to the disk, and one rename puts them in place;
+//! POSIX rename is atomic, so a reader sees the old file or the new one. The temporary name is always
+//! the same: what a killed process leaves behind is overwritten by the next save.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use crate::ModelError;
+use crate::FileError;
 
-/// Begins the name of what is not finished yet.
-pub const TEMPORARY: &str = ".epiphyte-tmp-";
+/// Prefix of the names of unfinished files and directories.
+pub(crate) const TEMPORARY: &str = ".epiphyte-tmp-";
 
-/// Writes the file at `path` through `write`, replacing what was there only once everything is on disk.
+/// Writes the file at `path` through `write`, replacing what was there only once everything is on
+/// disk.
 ///
 /// # Errors
-/// What `write` or the file system reports, for example that the disk is full. The old file is then
+/// [`FileError`], naming `path`, with what `write` or the file system reports. The old file is then
 /// untouched and no part of the new one remains.
-pub fn replace_file(
+///
+/// # Example
+/// ```
+/// # let dir = tempfile::tempdir().unwrap();
+/// # let path = dir.path().join("adapter_config.json");
+/// use epiphyte_io::write_atomically;
+/// write_atomically(&path, |file| file.write_all(b"{}"))?;
+/// assert_eq!(std::fs::read(&path).unwrap(), b"{}");
+/// # Ok::<(), epiphyte_io::FileError>(())
+/// ```
+pub fn write_atomically(
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<(), FileError> {
+    replace_file(path, write).map_err(FileError::at("write", path))
+}
+
+/// [`write_atomically`] for contents that are in memory.
+///
+/// # Errors
+/// [`FileError`], naming `path`; the old file is then unchanged and nothing temporary is left.
+pub fn write(path: &Path, contents: &[u8]) -> Result<(), FileError> {
+    write_atomically(path, |file| file.write_all(contents))
+}
+
+fn replace_file(
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> io::Result<()> {
@@ -39,37 +65,9 @@ pub fn replace_file(
     sync_directory(directory.unwrap_or(Path::new(".")))
 }
 
-/// [`replace_file`], with the error of this crate.
-///
-/// # Errors
-/// [`ModelError::Io`], which names `path`.
-///
-/// # Example
-/// ```
-/// # let dir = tempfile::tempdir().unwrap();
-/// # let path = dir.path().join("adapter_config.json");
-/// use epiphyte_models::atomic_file::write_atomically;
-/// write_atomically(&path, |file| file.write_all(b"{}"))?;
-/// assert_eq!(std::fs::read(&path).unwrap(), b"{}");
-/// # Ok::<(), epiphyte_models::ModelError>(())
-/// ```
-pub fn write_atomically(
-    path: &Path,
-    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
-) -> Result<(), ModelError> {
-    replace_file(path, write).map_err(|source| ModelError::Io {
-        action: "write",
-        path: path.to_owned(),
-        source,
-    })
-}
-
 /// Forces a directory's entries to the disk, without which a rename may be lost when the power fails.
 /// Only Unix can open a directory for that.
-///
-/// # Errors
-/// What the file system reports.
-pub fn sync_directory(directory: &Path) -> io::Result<()> {
+pub(crate) fn sync_directory(directory: &Path) -> io::Result<()> {
     if cfg!(unix) {
         File::open(directory)?.sync_all()
     } else {
@@ -101,8 +99,7 @@ mod tests {
         })
         .unwrap_err();
         assert!(
-            matches!(&error, ModelError::Io { action: "write", path: p, source }
-                if *p == path && source.kind() == io::ErrorKind::StorageFull),
+            matches!(&error, FileError::StorageFull { path: p, .. } if *p == path),
             "{error:?}"
         );
         assert_eq!(fs::read(&path).unwrap(), b"old");

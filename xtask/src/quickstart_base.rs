@@ -10,28 +10,30 @@
 //! <https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt>:
 //!
 //! ```sh
-//! cargo run --release --example quickstart_base -- input.txt target/quickstart_base
+//! cargo run --release -p xtask -- quickstart-base input.txt target/quickstart_base
 //! cp target/quickstart_base/base/*.json target/quickstart_base/base/*.safetensors \
 //!     crates/epiphyte/assets/quickstart/base/
 //! ```
-#![expect(clippy::print_stdout, reason = "an example says what it does")]
 
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::Device;
 use epiphyte_data::{TaskKind, Tokenizer};
-use epiphyte_models::safetensors_file::write_f32;
+use epiphyte_io::safetensors_file::write_f32;
+use epiphyte_methods::file::AdapterFile;
 use epiphyte_models::{LoadOptions, ModelConfig, Task, random_model};
 use epiphyte_train::schedule::ScheduleKind;
-use epiphyte_train::{Interrupt, RunConfig, RunOptions, merge, open_adapter, train};
+use epiphyte_train::{Interrupt, Observer, RunConfig, RunOptions, merge, open_adapter, train};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, NormalizerWrapper, PostProcessorWrapper, TokenizerBuilder};
+
+use crate::print;
 
 /// What `sha256sum input.txt` says; another text makes another base.
 const TEXT_SHA256: &str = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed";
@@ -42,31 +44,32 @@ const END_OF_TEXT: &str = "<|endoftext|>";
 const VOCABULARY: usize = 1024;
 const CONTEXT: usize = 128;
 
-fn main() -> Result<()> {
-    let mut arguments = std::env::args_os().skip(1).map(PathBuf::from);
-    let (Some(text), Some(work)) = (arguments.next(), arguments.next()) else {
-        anyhow::bail!("usage: quickstart_base TEXT WORK_DIRECTORY");
+/// Makes the base from the text and in the directory that `arguments` name.
+pub(crate) fn run(arguments: &[String]) -> Result<()> {
+    let [text, work] = arguments else {
+        bail!("usage: quickstart-base TEXT WORK_DIRECTORY");
     };
+    let (text, work) = (Path::new(text), Path::new(work));
     let start = work.join("start");
     fs::create_dir_all(&start)?;
-    let data = Documents::read(&text)?.write(&work)?;
+    let data = Documents::read(text)?.write(work)?;
     train_tokenizer(&data.documents.train, &start)?;
     write_random_model(&start)?;
     let run = pretrain(&start, &data, &work.join("trained"))?;
 
     let tuning = open_adapter(
         &start,
-        Some(&run.output),
+        Some(AdapterFile::open(&run.output)?),
         None,
         false,
         &Device::default(),
         &LoadOptions::default(),
     )?;
     let merged = merge(&start, &tuning, &work.join("base"))?;
-    println!(
+    print(&format!(
         "{} tensors written, logits within {:e}",
         merged.tensors, merged.largest_difference
-    );
+    ));
     Ok(())
 }
 
@@ -204,8 +207,17 @@ fn write_random_model(dir: &Path) -> Result<()> {
     let tensors = model.base().tensors().iter();
     let tensors = tensors.map(|(name, tensor)| (name, tensor.shape(), || tensor.to_vec()));
     write_f32(&dir.join("model.safetensors"), tensors)?;
-    println!("{} random weights", model.base().count());
+    print(&format!("{} random weights", model.base().count()));
     Ok(())
+}
+
+/// Prints the scores of each evaluation.
+struct Messages;
+
+impl Observer for Messages {
+    fn message(&mut self, text: &str) {
+        print(text);
+    }
 }
 
 /// Trains every weight; the best evaluation's are kept.
@@ -237,6 +249,7 @@ fn pretrain(start: &Path, data: &Data, output: &Path) -> Result<RunConfig> {
             ..RunOptions::default()
         },
         &Interrupt::default(),
+        &mut Messages,
     )?;
     let loss = report
         .metrics
@@ -250,15 +263,15 @@ fn pretrain(start: &Path, data: &Data, output: &Path) -> Result<RunConfig> {
     let bytes: usize = data.documents.eval.iter().map(|text| text.len() + 1).sum();
     let per_byte = eval.values().sum::<usize>() as f64 / bytes as f64 / std::f64::consts::LN_2;
     let unigram = unigram_loss(&train, &eval);
-    println!("{} steps, {:.0} s", report.steps, report.seconds);
-    println!(
+    print(&format!("{} steps, {:.0} s", report.steps, report.seconds));
+    print(&format!(
         "token frequencies alone: loss {unigram:.3}, {:.2} bits a byte",
         unigram * per_byte
-    );
-    println!(
+    ));
+    print(&format!(
         "the trained model:       loss {loss:.3}, {:.2} bits a byte",
         loss * per_byte
-    );
+    ));
     Ok(run)
 }
 

@@ -1,4 +1,5 @@
-//! The safetensors format: its header read with suspicion, its files written as HF PEFT writes them.
+//! The safetensors format: strict parsing of untrusted headers, and files written as HF PEFT writes
+//! them.
 //!
 //! A file is eight bytes (length of the header, little-endian), the header (JSON: for every tensor
 //! its data type, shape and place in the data), and the data. The header is parsed here and not by
@@ -21,9 +22,7 @@ use serde::Deserialize;
 use serde::de::{Error as _, MapAccess, Visitor};
 use serde_json::{Map, Value, json};
 
-use crate::ModelError;
-use crate::atomic_file::write_atomically;
-use crate::error::HeaderProblem;
+use crate::{HeaderProblem, SafetensorsError, write_atomically};
 
 /// The format's limit on the header's length, in bytes.
 pub const MAX_HEADER_LENGTH: u64 = 100_000_000;
@@ -31,7 +30,7 @@ pub const MAX_HEADER_LENGTH: u64 = 100_000_000;
 /// Bytes before the header, which hold its length.
 const LENGTH_BYTES: usize = 8;
 
-/// Values whose bytes are put together for one call of the file.
+/// How many values are converted to bytes for one write to the file.
 const WRITTEN_AT_ONCE: usize = 1 << 16;
 
 /// A tensor to be written.
@@ -53,28 +52,30 @@ pub struct TensorToWrite<'a> {
 /// that, the file is byte for byte the one that PEFT writes for the same tensors.
 ///
 /// # Errors
-/// [`ModelError::Header`] where two tensors have one name or the number of bytes is not what shape
-/// and data type need; [`ModelError::Io`] where the file system refuses.
+/// [`SafetensorsError::Header`] where two tensors have one name or the number of bytes is not what shape
+/// and data type need; [`SafetensorsError::File`] where the file system refuses.
 ///
 /// # Example
 /// ```
 /// # let dir = tempfile::tempdir().unwrap();
 /// # let path = dir.path().join("adapter_model.safetensors");
-/// use epiphyte_models::checkpoint::Checkpoint;
-/// use epiphyte_models::safetensors_file::{TensorToWrite, write_safetensors};
+/// use epiphyte_io::safetensors_file::{Header, TensorToWrite, write_safetensors};
 /// use safetensors::Dtype;
 ///
 /// let scale = [1.0f32, 2.0].map(f32::to_le_bytes).concat();
 /// let tensor = TensorToWrite { name: "ia3_l", dtype: Dtype::F32, shape: &[2, 1], bytes: &scale };
 /// write_safetensors(&path, &[tensor], &[("format", "pt")])?;
-/// assert_eq!(Checkpoint::open_file(&path)?.to_f32("ia3_l", &[2, 1])?, [1.0, 2.0]);
-/// # Ok::<(), epiphyte_models::ModelError>(())
+/// let file = std::fs::read(&path)?;
+/// let header = Header::parse(&file)?;
+/// assert_eq!(header.tensors[0].0, "ia3_l");
+/// assert_eq!(file[header.data_start..], scale);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn write_safetensors(
     path: &Path,
     tensors: &[TensorToWrite<'_>],
     metadata: &[(&str, &str)],
-) -> Result<(), ModelError> {
+) -> Result<(), SafetensorsError> {
     let entry = |tensor: &TensorToWrite<'_>| EntryToWrite {
         name: tensor.name.to_owned(),
         dtype: tensor.dtype,
@@ -87,16 +88,16 @@ pub fn write_safetensors(
     })
 }
 
-/// Writes f32 tensors, each a name, a shape and what gives its values, as HF PEFT and transformers write theirs:
-/// [`write_safetensors`] with `format` = `pt`. A tensor's values are asked for when their turn comes, so that no
-/// second copy of all of them is in memory.
+/// Writes f32 tensors as HF PEFT and transformers write theirs: [`write_safetensors`] with `format` =
+/// `pt`. Each tensor is a name, a shape and a function that returns its values; the function is called
+/// when the tensor is written, so that the values of all tensors are never in memory together.
 ///
 /// # Errors
-/// As [`write_safetensors`]; [`ModelError::Io`] if there are not as many values as a shape says.
+/// As [`write_safetensors`]; [`SafetensorsError::File`] if there are not as many values as a shape says.
 pub fn write_f32<N: AsRef<str>, V: FnOnce() -> Vec<f32>>(
     path: &Path,
     tensors: impl IntoIterator<Item = (N, Vec<usize>, V)>,
-) -> Result<(), ModelError> {
+) -> Result<(), SafetensorsError> {
     let tensors = tensors.into_iter().map(|(name, shape, values)| {
         let count: usize = shape.iter().product();
         let entry = EntryToWrite {
@@ -145,7 +146,7 @@ pub enum Values {
 pub fn write_values<N: AsRef<str>>(
     path: &Path,
     tensors: impl IntoIterator<Item = (N, Vec<usize>, Values)>,
-) -> Result<(), ModelError> {
+) -> Result<(), SafetensorsError> {
     let tensors = tensors.into_iter().map(|(name, shape, values)| {
         let (dtype, bytes): (Dtype, Vec<u8>) = match values {
             Values::F32(values) => {
@@ -172,7 +173,7 @@ pub fn write_values<N: AsRef<str>>(
     })
 }
 
-/// What the header says of a tensor to be written.
+/// The header's entry for a tensor to be written.
 struct EntryToWrite {
     name: String,
     dtype: Dtype,
@@ -181,26 +182,28 @@ struct EntryToWrite {
     length: usize,
 }
 
-/// Writes a file from entries and what `data` makes of what comes with each.
+/// Writes a file: the header from the entries, then the bytes that `data` writes for each tensor.
 fn write<T>(
     path: &Path,
     mut tensors: Vec<(EntryToWrite, T)>,
     metadata: &[(&str, &str)],
     mut data: impl FnMut(T, &mut dyn Write) -> io::Result<()>,
-) -> Result<(), ModelError> {
+) -> Result<(), SafetensorsError> {
     tensors.sort_by(|(a, _), (b, _)| b.dtype.cmp(&a.dtype).then(a.name.cmp(&b.name)));
     let entries = tensors.iter().map(|(entry, _)| entry);
-    let header = header_to_write(entries, metadata).map_err(|problem| ModelError::Header {
-        path: path.to_owned(),
-        problem: Box::new(problem),
-    })?;
+    let header =
+        header_to_write(entries, metadata).map_err(|problem| SafetensorsError::Header {
+            path: path.to_owned(),
+            problem: Box::new(problem),
+        })?;
     write_atomically(path, |file| {
         file.write_all(&(header.len() as u64).to_le_bytes())?;
         file.write_all(&header)?;
         tensors
             .into_iter()
             .try_for_each(|(_, tensor)| data(tensor, file))
-    })
+    })?;
+    Ok(())
 }
 
 /// The padded header for tensors that are already in the order of the file.
@@ -248,18 +251,21 @@ fn header_to_write<'a>(
 
 /// A header that has been checked against its file: every offset lies inside the data.
 #[derive(Debug)]
-pub(crate) struct Header {
+pub struct Header {
     /// `__metadata__`, empty where the file has none.
-    pub(crate) metadata: BTreeMap<String, String>,
+    pub metadata: BTreeMap<String, String>,
     /// The tensors in the order of their data.
-    pub(crate) tensors: Vec<(String, TensorInfo)>,
+    pub tensors: Vec<(String, TensorInfo)>,
     /// Where the data starts in the file; `data_offsets` count from here.
-    pub(crate) data_start: usize,
+    pub data_start: usize,
 }
 
 impl Header {
     /// Parses and checks the header of a whole file.
-    pub(crate) fn parse(file: &[u8]) -> Result<Self, HeaderProblem> {
+    ///
+    /// # Errors
+    /// [`HeaderProblem`]: the first thing that is wrong with it.
+    pub fn parse(file: &[u8]) -> Result<Self, HeaderProblem> {
         let length = file.len() as u64;
         let Some((declared, rest)) = file.split_first_chunk::<LENGTH_BYTES>() else {
             return Err(HeaderProblem::TooShort { length });
@@ -413,6 +419,7 @@ impl<'de> Visitor<'de> for EntriesVisitor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::FileError;
     use proptest::prelude::*;
     use safetensors::SafeTensors;
 
@@ -539,7 +546,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.safetensors");
         let error = write_f32(&path, [("a", vec![3], || vec![1.0, 2.0])]).unwrap_err();
-        assert!(matches!(error, ModelError::Io { .. }), "{error:?}");
+        assert!(
+            matches!(error, SafetensorsError::File(FileError::Io { .. })),
+            "{error:?}"
+        );
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
@@ -560,7 +570,10 @@ mod tests {
         }];
         for tensors in [&twice[..], &short[..]] {
             let error = write_safetensors(&path, tensors, &[]).unwrap_err();
-            assert!(matches!(error, ModelError::Header { .. }), "{error:?}");
+            assert!(
+                matches!(error, SafetensorsError::Header { .. }),
+                "{error:?}"
+            );
         }
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }

@@ -1,0 +1,180 @@
+//! What can go wrong with a file. Each message names the file.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use safetensors::Dtype;
+use thiserror::Error;
+
+/// A file or directory could not be read, written or moved.
+#[derive(Debug, Error)]
+pub enum FileError {
+    /// The disk, or the user's quota, is full. What stood at `path` before is untouched.
+    #[error("no space left to write `{path}`; whatever stood there before is unchanged")]
+    StorageFull {
+        /// The file that was to be written.
+        path: PathBuf,
+        /// The system's report.
+        source: io::Error,
+    },
+    /// Any other failure of the file system.
+    #[error("could not {action} `{path}`")]
+    Io {
+        /// What was tried, as a verb: "read", "write", "rename".
+        action: &'static str,
+        /// The file or directory concerned.
+        path: PathBuf,
+        /// The system's report.
+        source: io::Error,
+    },
+}
+
+impl FileError {
+    /// Names the file in an [`io::Error`]; a full disk or quota becomes [`FileError::StorageFull`].
+    ///
+    /// ```
+    /// use std::io;
+    /// use std::path::Path;
+    /// use epiphyte_io::FileError;
+    ///
+    /// let full = io::Error::from(io::ErrorKind::StorageFull);
+    /// let error = FileError::new("write", Path::new("out/adapter_model.safetensors"), full);
+    /// assert!(matches!(error, FileError::StorageFull { .. }));
+    /// ```
+    #[must_use]
+    pub fn new(action: &'static str, path: &Path, source: io::Error) -> Self {
+        let path = path.to_path_buf();
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                Self::StorageFull { path, source }
+            }
+            _ => Self::Io {
+                action,
+                path,
+                source,
+            },
+        }
+    }
+
+    /// The adapter for `map_err`: `fs::read(path).map_err(FileError::at("read", path))`.
+    pub fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::new(action, path, source)
+    }
+}
+
+/// A safetensors file could not be written, or its header is wrong.
+#[derive(Debug, Error)]
+pub enum SafetensorsError {
+    /// The header of the file cannot be trusted, or no valid one can be written.
+    #[error("`{}` is not a usable safetensors file", path.display())]
+    Header {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with the header.
+        #[source]
+        problem: Box<HeaderProblem>,
+    },
+    /// The file system refused.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+/// What is wrong with the header of a safetensors file.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum HeaderProblem {
+    /// The file ends before the eight bytes that give the header's length.
+    #[error(
+        "it has {length} bytes, less than the 8 that give the header's length (an empty or cut-off download?)"
+    )]
+    TooShort {
+        /// Length of the file.
+        length: u64,
+    },
+    /// The header's stated length is over the format's limit.
+    #[error("its header claims {declared} bytes, over the limit of {limit}")]
+    TooLarge {
+        /// Stated length of the header.
+        declared: u64,
+        /// The format's limit.
+        limit: u64,
+    },
+    /// The header's stated length is over the file's length.
+    #[error("its header claims {declared} bytes, the file has {length} (a cut-off download?)")]
+    PastEnd {
+        /// Stated length of the header.
+        declared: u64,
+        /// Length of the file.
+        length: u64,
+    },
+    /// The header is not text.
+    #[error("its header is not UTF-8 (byte {offset})")]
+    NotUtf8 {
+        /// Offset in the header of the first byte that is not UTF-8.
+        offset: usize,
+    },
+    /// The header is not JSON of the right form.
+    #[error("its header cannot be parsed: {problem}")]
+    Json {
+        /// What the parser says.
+        problem: String,
+    },
+    /// Two entries have the same name.
+    #[error("tensor `{tensor}` is listed twice")]
+    Duplicate {
+        /// The tensor.
+        tensor: String,
+    },
+    /// A data type that the format does not have.
+    #[error("tensor `{tensor}` has the unknown data type `{dtype}`")]
+    UnknownDtype {
+        /// The tensor.
+        tensor: String,
+        /// The data type's name.
+        dtype: String,
+    },
+    /// Offsets that leave the file: the data is cut off.
+    #[error(
+        "tensor `{tensor}` ends at byte {end} of the data, which has {available} (a cut-off download?)"
+    )]
+    OutOfRange {
+        /// The tensor.
+        tensor: String,
+        /// Where it ends.
+        end: usize,
+        /// Bytes of data in the file.
+        available: usize,
+    },
+    /// Offsets that overlap another tensor, leave a hole, or run backwards.
+    #[error(
+        "tensor `{tensor}` lies at bytes {start}..{end} of the data, but the tensor before it ends at {expected}"
+    )]
+    Offsets {
+        /// The tensor.
+        tensor: String,
+        /// Where it starts.
+        start: usize,
+        /// Where it ends.
+        end: usize,
+        /// Where it has to start.
+        expected: usize,
+    },
+    /// The number of bytes is not what shape and data type need.
+    #[error("tensor `{tensor}`, {dtype} {shape:?}, has {bytes} bytes")]
+    Size {
+        /// The tensor.
+        tensor: String,
+        /// Its data type.
+        dtype: Dtype,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// The bytes between its offsets.
+        bytes: usize,
+    },
+    /// Data that belongs to no tensor.
+    #[error("{bytes} bytes after the last tensor belong to none")]
+    Trailing {
+        /// How many bytes.
+        bytes: usize,
+    },
+}

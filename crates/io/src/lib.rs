@@ -1,0 +1,13 @@
+//! Files that appear whole or not at all, and the safetensors format.
+//!
+//! Every crate of the project that writes a file writes it with [`write`](write()),
+//! [`write_atomically`], [`write_directory`] or the functions of [`safetensors_file`].
+
+mod atomic_file;
+mod directory;
+mod error;
+pub mod safetensors_file;
+
+pub use atomic_file::{write, write_atomically};
+pub use directory::{clean_up, remove_directory, write_directory};
+pub use error::{FileError, HeaderProblem, SafetensorsError};

@@ -1,0 +1,40 @@
+//! Programs for those who work on this project, not a part of what it ships:
+//!
+//! - `cargo run --release -p xtask -- bench-step --work bert-base-lora`: one measurement of training
+//!   steps, the Rust side of `benches/against_pytorch` and of `benches/profile_step.py`;
+//! - `cargo run --release -p xtask -- quickstart-base TEXT WORK_DIRECTORY`: the base model that ships
+//!   with `epiphyte quickstart`.
+
+mod bench_step;
+mod counting;
+mod quickstart_base;
+
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+
+use crate::counting::Counting;
+
+/// Counts the memory in use, which `bench-step` reports.
+#[global_allocator]
+static MEMORY: Counting = Counting::new();
+
+fn main() -> Result<()> {
+    let started = Instant::now();
+    let mut arguments = std::env::args().skip(1);
+    let task = arguments.next();
+    let arguments: Vec<String> = arguments.collect();
+    match task.as_deref() {
+        Some("bench-step") => bench_step::run(&arguments, started),
+        Some("quickstart-base") => quickstart_base::run(&arguments),
+        _ => bail!(
+            "usage: xtask bench-step --work NAME ... | xtask quickstart-base TEXT WORK_DIRECTORY"
+        ),
+    }
+}
+
+/// Prints a line of results.
+#[expect(clippy::print_stdout, reason = "results are this program's output")]
+fn print(line: &str) {
+    println!("{line}");
+}
