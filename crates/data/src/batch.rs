@@ -159,7 +159,7 @@ impl Batch {
 /// let batches = Batches::new(examples, 2, Order::Sequential)?;
 /// assert_eq!(batches.per_epoch(), 2);
 ///
-/// let batch = batches.batch(0, 0)?;
+/// let batch = batches.epoch(0).batch(0)?;
 /// assert_eq!(batch.boundaries, [0, 3, 8]);
 /// assert_eq!(batch.targets, Targets::Classes(vec![0, 1]));
 /// # Ok::<(), epiphyte_data::DataError>(())
@@ -207,20 +207,53 @@ impl Batches {
         self.examples.len().div_ceil(self.batch_size)
     }
 
-    /// An epoch, its order worked out once.
+    /// One epoch, counted from 0. Computes its order, which takes time in proportion to the number
+    /// of examples; to take batches one at a time, keep [`Batches::epochs`] instead.
     pub fn epoch(&self, epoch: u64) -> Epoch<'_> {
         Epoch {
             batches: self,
+            number: epoch,
             positions: self.order.positions(&self.lengths, self.batch_size, epoch),
         }
     }
 
-    /// One batch of an epoch, both counted from 0. To go through an epoch, [`Batches::epoch`] is faster.
-    ///
-    /// # Errors
-    /// [`DataError::NoSuchBatch`].
-    pub fn batch(&self, epoch: u64, index: usize) -> Result<Batch, DataError> {
-        self.epoch(epoch).batch(index)
+    /// The epochs of this data set, for a caller that takes one batch at a time.
+    pub fn epochs(&self) -> Epochs<'_> {
+        Epochs {
+            batches: self,
+            last: None,
+        }
+    }
+}
+
+/// The epochs of a data set. Keeps the order of the epoch last asked for, so that taking a batch
+/// costs the same whatever the number of examples.
+///
+/// ```
+/// use epiphyte_data::{Batches, Example, Order, Target};
+///
+/// let example = Example { ids: vec![7, 8], type_ids: vec![0; 2], target: Target::Absent };
+/// let batches = Batches::new(vec![example; 10], 4, Order::Shuffled { seed: 1 })?;
+/// let mut epochs = batches.epochs();
+/// for step in 0..6 {
+///     let (epoch, index) = (step / batches.per_epoch(), step % batches.per_epoch());
+///     let batch = epochs.get(epoch as u64).batch(index)?;
+///     assert!(batch.sequences() <= 4);
+/// }
+/// # Ok::<(), epiphyte_data::DataError>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Epochs<'a> {
+    batches: &'a Batches,
+    last: Option<Epoch<'a>>,
+}
+
+impl<'a> Epochs<'a> {
+    /// An epoch, counted from 0. Computes its order only if another epoch was asked for before.
+    pub fn get(&mut self, epoch: u64) -> &Epoch<'a> {
+        let last = self.last.take().filter(|last| last.number == epoch);
+        self.last
+            .insert(last.unwrap_or_else(|| self.batches.epoch(epoch)))
     }
 }
 
@@ -228,6 +261,7 @@ impl Batches {
 #[derive(Debug, Clone)]
 pub struct Epoch<'a> {
     batches: &'a Batches,
+    number: u64,
     positions: Vec<usize>,
 }
 

@@ -43,7 +43,7 @@ mod table;
 mod task;
 mod tokenizer;
 
-pub use batch::{Batch, Batches, Epoch, Targets};
+pub use batch::{Batch, Batches, Epoch, Epochs, Targets};
 pub use chat::ChatTemplate;
 pub use error::DataError;
 pub use example::{EncodeOptions, Example, Examples, IGNORED, Labels, Target};

@@ -113,10 +113,11 @@ fn main() -> Outcome<()> {
     let mut times: Vec<f64> = ends.windows(2).map(|pair| pair[1].0 - pair[0].0).collect();
     let mut times = times.split_off(warmup - 1);
     let first = warmup as u64;
+    let epoch = batches.epoch(0);
     let tokens: usize = (first..first + times.len() as u64)
         .map(|step| {
-            batches
-                .batch(0, step as usize % batches.per_epoch())
+            epoch
+                .batch(step as usize % batches.per_epoch())
                 .map(|batch| batch.tokens())
         })
         .sum::<Result<usize, _>>()?;

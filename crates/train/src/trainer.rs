@@ -8,7 +8,7 @@ use std::num::NonZeroUsize;
 use std::time::Instant;
 
 use burn::tensor::{Device, Tensor};
-use epiphyte_data::{Batch, Batches};
+use epiphyte_data::{Batch, Batches, Epochs};
 use epiphyte_methods::{Moment, Param, Tuned};
 use epiphyte_models::seam::name_id;
 use epiphyte_models::{Tokens, Transformer};
@@ -100,6 +100,7 @@ impl Plan {
 #[derive(Debug)]
 pub struct Trainer<'a> {
     work: Workload<'a>,
+    epochs: Epochs<'a>,
     tuned: Tuned,
     plan: Plan,
     schedule: Schedule,
@@ -205,6 +206,7 @@ impl<'a> Trainer<'a> {
             },
             last_loss: f64::NAN,
             metrics: None,
+            epochs: work.train.epochs(),
             work,
             tuned,
             plan,
@@ -291,11 +293,11 @@ impl<'a> Trainer<'a> {
         let first =
             (self.state.step % self.plan.per_epoch) as usize * run.gradient_accumulation_steps;
         let last = (first + run.gradient_accumulation_steps).min(self.work.train.per_epoch());
-        let order = self.work.train.epoch(epoch);
         let tokens = self.tokens_per_pass();
+        let epoch_batches = self.epochs.get(epoch);
         let mut batches = Vec::new();
         for index in first..last {
-            batches.extend(order.batch(index)?.parts(tokens));
+            batches.extend(epoch_batches.batch(index)?.parts(tokens));
         }
         self.tuned.method_mut().before_step(moment);
         let keyed = |batch: &Batch| {

@@ -60,7 +60,8 @@ proptest! {
         let rest: Vec<Batch> =
             resumed.epoch(epoch).batches_from(start).collect::<Result<_, _>>().unwrap();
         prop_assert_eq!(&run[start..], &rest[..]);
-        prop_assert_eq!(&resumed.batch(epoch, start).unwrap(), &run[start]);
+        let one = resumed.epochs().get(epoch).batch(start).unwrap();
+        prop_assert_eq!(&one, &run[start]);
     }
 
     #[test]
@@ -117,6 +118,28 @@ fn epochs_and_seeds_differ() {
     assert_eq!(order(5, 3), order(5, 3));
 }
 
+/// A training step asks for one batch; with a shuffle of the whole epoch each time, its cost would
+/// grow with the number of examples.
+#[test]
+fn the_order_of_an_epoch_is_computed_once() {
+    let batches = Batches::new(examples(&[1; 64]), 4, Order::Shuffled { seed: 3 }).unwrap();
+    let mut epochs = batches.epochs();
+    let first = epochs.get(5).positions().as_ptr();
+    for index in 0..batches.per_epoch() {
+        let epoch = epochs.get(5);
+        assert_eq!(epoch.positions().as_ptr(), first, "computed anew");
+        assert_eq!(
+            epoch.batch(index).unwrap(),
+            batches.epoch(5).batch(index).unwrap()
+        );
+    }
+    // Going on to another epoch, or back, gives that epoch's own order.
+    for number in [6, 5] {
+        let expected = batches.epoch(number);
+        assert_eq!(epochs.get(number).positions(), expected.positions());
+    }
+}
+
 /// Fixed for ever: a run stopped under one version resumes under the next. The expected order was worked out by
 /// a Python transcription of the published algorithm (SplitMix64, Fisher-Yates).
 #[test]
@@ -133,7 +156,7 @@ fn impossible_requests_are_refused() {
     ));
     let batches = Batches::new(examples(&[1, 2, 3]), 2, Order::Sequential).unwrap();
     assert!(matches!(
-        batches.batch(0, 2),
+        batches.epoch(0).batch(2),
         Err(DataError::NoSuchBatch { index: 2, count: 2 })
     ));
     let mut mixed = examples(&[1, 2]);
