@@ -9,13 +9,13 @@ use std::error::Error;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use burn::tensor::Device;
-use epiphyte_data::{Batches, Example, Order, Target, TaskKind};
+use epiphyte_data::{Batches, Example, Order, Target};
 use epiphyte_methods::{Tuned, by_name};
 use epiphyte_models::{ModelConfig, Task, random_model};
 use epiphyte_ops::Counting;
 use epiphyte_train::journal::{self, Record};
 use epiphyte_train::schedule::ScheduleKind;
-use epiphyte_train::{Interrupt, RunConfig, Trainer, Workload, memory, train_together};
+use epiphyte_train::{Interrupt, RunConfig, TaskKind, Trainer, Workload, memory, train_together};
 use serde_json::{Map, Value, json};
 
 /// Counts what is in use, for a figure without what the allocator keeps for later.

@@ -19,7 +19,7 @@ use crate::TrainError;
 use crate::checkpoints::Checkpoints;
 use crate::config::RunConfig;
 use crate::early_stopping::EarlyStopping;
-use crate::evaluate::{self, OwnedTargets};
+use crate::evaluate;
 use crate::interrupt::Interrupt;
 use crate::journal::{EvaluationRecord, Journal, Record, StepRecord};
 use crate::metrics::Metrics;
@@ -122,7 +122,6 @@ pub(crate) struct Step {
     moment: Moment,
     batches: Vec<Batch>,
     tokens: Vec<Sequences>,
-    classes: Vec<OwnedTargets>,
     pub(crate) learned: Learned,
 }
 
@@ -297,7 +296,7 @@ impl<'a> Trainer<'a> {
         let epoch_batches = self.epochs.get(epoch);
         let mut batches = Vec::new();
         for index in first..last {
-            batches.extend(epoch_batches.batch(index)?.parts(tokens));
+            batches.extend(epoch_batches.batch(index)?.micro_batches(tokens));
         }
         self.tuned.method_mut().before_step(moment);
         let keyed = |batch: &Batch| {
@@ -307,7 +306,6 @@ impl<'a> Trainer<'a> {
         Ok(Step {
             moment,
             tokens: batches.iter().map(keyed).collect(),
-            classes: batches.iter().map(OwnedTargets::of).collect(),
             learned: Learned::nothing(self.moments.len()),
             batches,
         })
@@ -333,7 +331,7 @@ impl<'a> Trainer<'a> {
                 type_ids: &batch.type_ids,
                 sequences: step.tokens[pass].clone(),
             },
-            targets: step.classes[pass].get(batch),
+            targets: evaluate::targets(batch),
             label_smoothing: self.work.run.label_smoothing,
             sums: step.passes() > 1,
         }

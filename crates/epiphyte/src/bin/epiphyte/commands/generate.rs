@@ -7,11 +7,11 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use epiphyte::data::{Columns, TaskKind, Tokenizer};
+use epiphyte::data::{Columns, Tokenizer};
 use epiphyte::hub::Hub;
 use epiphyte::models::ModelConfig;
 use epiphyte::models::generation_config::GenerationConfig;
-use epiphyte::train::{Generation, TaskSpec, generate};
+use epiphyte::train::{Generation, TaskKind, TaskSpec, generate};
 use serde_json::json;
 
 use crate::arguments::Global;
