@@ -2,12 +2,13 @@
 
 use epiphyte_data::{
     Batch, DataError, EncodeOptions, Example, Examples, Fields, IGNORED, LabelField, LabelSet,
-    Table, Target, TargetSequences, Targets,
+    Table, Target, TargetSequences, Targets, Tokenizer,
 };
 use serde_json::json;
 
 use crate::support::{
-    character_tokenizer, conversations, ending_tokenizer, language_tokenizer, table, word_tokenizer,
+    character_file, character_tokenizer, conversations, directory, ending_tokenizer,
+    language_tokenizer, table, word_tokenizer,
 };
 
 fn encode(table: &Table, fields: &Fields, max_length: usize) -> Result<Examples, DataError> {
@@ -164,6 +165,28 @@ fn completions_count_without_their_prompt() {
         matches!(error, DataError::NothingToLearn { max_length: 3, .. }),
         "{error}"
     );
+}
+
+/// GPT-2's tokenizer trims the spaces off a token's offsets; a token of spaces alone then covers no
+/// byte.
+#[test]
+fn a_prompt_is_told_from_its_completion_if_offsets_are_trimmed() {
+    let file = character_file(&json!({
+        "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true,
+    }));
+    let config = json!({"eos_token": "</s>"});
+    let directory = directory(&[
+        ("tokenizer.json", &file),
+        ("tokenizer_config.json", &config),
+    ]);
+    let tokenizer = Tokenizer::load(directory.path()).unwrap();
+    let alignment = tokenizer.align("a b", false).unwrap();
+    assert_eq!(alignment.offsets[1], (2, 2), "the space is trimmed");
+
+    let table = table(&[("prompt", &[" a  \n "]), ("completion", &["  b \n c "])]);
+    let options = EncodeOptions::new(100);
+    let examples = Examples::encode(&table, &completion(), &tokenizer, &options).unwrap();
+    assert_eq!(counted(&examples.examples[0]), "······  b \n c </s>");
 }
 
 #[test]
