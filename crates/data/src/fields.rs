@@ -47,24 +47,25 @@ pub enum Fields {
         /// What to predict.
         label: LabelField,
     },
-    /// Plain text; every token is learned.
+    /// Plain text; every token counts for the loss.
     PlainText {
         /// The column.
         text: String,
     },
-    /// A prompt and its completion; the tokens of the completion are learned.
+    /// A prompt and its completion; the tokens of the completion count for the loss.
     PromptCompletion {
         /// The column of the prompt.
         prompt: String,
         /// The column of the completion.
         completion: String,
     },
-    /// A conversation; the tokens of the assistant's turns are learned.
+    /// A conversation; the tokens of the assistant's turns count for the loss.
     Messages {
         /// The column.
         messages: String,
     },
-    /// A text for the encoder and one for the decoder; every token of the latter is learned.
+    /// A text for the encoder and one for the decoder; every token of the latter counts for the
+    /// loss.
     SourceTarget {
         /// The column of the encoder's text.
         source: String,

@@ -24,7 +24,8 @@ impl LabelSet {
                 .insert(label_name(value).ok_or_else(|| table.wrong_type(row, column, "a label"))?);
         }
         let mut names: Vec<String> = distinct.into_iter().collect();
-        // Only canonical integers count as numbers, so that `01` and `1` stay two labels in a stable order.
+        // Only canonical integers count as numbers, so that `01` and `1` stay two labels in a
+        // stable order.
         let number = |name: &String| {
             name.parse::<i64>()
                 .ok()
@@ -70,8 +71,8 @@ impl LabelSet {
         &self.names
     }
 
-    /// The class ids of a column, one per row. A cell is looked up by name; an integer that names no
-    /// label is taken as an id, so that data with the labels `0` and `1` fit a model whose labels
+    /// The class ids of a column, one per row. A cell is looked up by name; an integer that names
+    /// no label is taken as an id, so that data with the labels `0` and `1` fit a model whose labels
     /// are `NEGATIVE` and `POSITIVE`.
     ///
     /// # Errors

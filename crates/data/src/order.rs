@@ -1,6 +1,5 @@
-//! The order of an epoch's examples: a function of (seed, epoch), the examples' lengths and the batch
-//! size, and of nothing else, so that a run can be resumed at any step and gives the same batches
-//! on every machine.
+//! The order of an epoch's examples: a function of seed, epoch, the examples' lengths and the batch
+//! size only, so that a run can be resumed at any step and gives the same batches on every machine.
 
 /// Sebastiano Vigna's SplitMix64 (<https://prng.di.unimi.it/splitmix64.c>): 64 bits of state, one
 /// output per step. Its sequence never changes, unlike that of a dependency's default generator.
@@ -94,9 +93,9 @@ mod tests {
         assert_eq!(expected.map(|_| random.next()), expected);
     }
 
-    /// Every permutation of four items is as likely as any other: chi-squared over 24 classes, 24,000
-    /// draws; the bound is the 99.9 % point for 23 degrees of freedom. The seed is fixed, so the
-    /// result never varies.
+    /// Every permutation of four items is as likely as any other: chi-squared over 24 classes,
+    /// 24,000 draws; the bound is the 99.9 % point for 23 degrees of freedom. The seed is fixed, so
+    /// the result never varies.
     #[test]
     fn permutations_are_uniform() {
         let mut counts = std::collections::HashMap::new();

@@ -10,9 +10,9 @@ use crate::spelling::nearest_name;
 
 /// One cell of a [`Table`].
 ///
-/// CSV, TSV and plain text have no types, so every cell read from them is [`Value::Text`], unchanged
-/// (`007` is not 7); labels and numbers are parsed when they are read as such. JSON and Parquet keep
-/// their types.
+/// CSV, TSV and plain text have no types, so every cell read from them is [`Value::Text`],
+/// unchanged (`007` is not 7); labels and numbers are parsed when they are read as such. JSON and
+/// Parquet keep their types.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
     /// No value: JSON `null`, an absent key, a Parquet null.
@@ -119,7 +119,7 @@ impl Table {
     /// The number of rows, at least 1.
     #[expect(
         clippy::len_without_is_empty,
-        reason = "a table without rows is an error where it is made"
+        reason = "a table without rows cannot be constructed"
     )]
     pub fn len(&self) -> usize {
         self.rows
@@ -175,7 +175,8 @@ impl Table {
     /// The numbers of a column, one per row; a text is parsed.
     ///
     /// # Errors
-    /// [`DataError::MissingColumn`]; [`DataError::WrongType`] for a cell that is not a finite number.
+    /// [`DataError::MissingColumn`]; [`DataError::WrongType`] for a cell that is not a finite
+    /// number.
     pub fn numbers(&self, name: &str) -> Result<Vec<f32>, DataError> {
         let values = self.column(name)?;
         values

@@ -38,8 +38,9 @@ impl Examples {
     /// Tokenizes every row of a table, on all cores.
     ///
     /// # Errors
-    /// Those of the columns, the labels, the tokenizer and the chat template, with the row if there
-    /// is one; [`DataError::EmptyText`] for a text without any token; [`DataError::NothingToLearn`].
+    /// Those of the columns, the labels, the tokenizer and the chat template, with the row if
+    /// there is one; [`DataError::EmptyText`] for a text without any token;
+    /// [`DataError::NothingToLearn`].
     pub fn encode(
         table: &Table,
         fields: &Fields,

@@ -53,8 +53,8 @@ pub(super) fn read(path: &Path, limit: usize) -> Result<Table, DataError> {
     Table::from_columns(path, columns)
 }
 
-/// The value at `row` as JSON. Types that JSON lacks (dates, decimals, bytes) become the text in
-/// which Arrow displays them.
+/// The value at `row` as JSON. Types without a JSON type (dates, decimals, bytes)
+/// become the text in which Arrow displays them.
 fn json_at(array: &dyn Array, row: usize) -> Result<Json, ArrowError> {
     if array.is_null(row) {
         return Ok(Json::Null);

@@ -1,4 +1,4 @@
-//! Rows to examples: which tokens, which targets, what is cut, dropped and refused.
+//! Rows to examples: tokens, targets, truncation, dropped rows and errors.
 
 use epiphyte_data::{
     Batch, DataError, EncodeOptions, Example, Examples, Fields, IGNORED, LabelField, LabelSet,
@@ -170,7 +170,7 @@ fn completions_count_without_their_prompt() {
 /// GPT-2's tokenizer trims the spaces off a token's offsets; a token of spaces alone then covers no
 /// byte.
 #[test]
-fn a_prompt_is_told_from_its_completion_if_offsets_are_trimmed() {
+fn a_completion_is_found_if_offsets_are_trimmed() {
     let file = character_file(&json!({
         "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true,
     }));
@@ -234,7 +234,7 @@ fn bad_conversations_name_their_row() {
 }
 
 #[test]
-fn texts_that_cannot_be_learned_from_are_refused() {
+fn empty_texts_and_missing_special_tokens_are_errors() {
     let table = table(&[("text", &["ab", ""]), ("label", &["1", "0"])]);
     let fields = Fields::Texts {
         text: "text".into(),

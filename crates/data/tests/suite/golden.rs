@@ -1,4 +1,5 @@
-//! The same strings through `transformers` and through this crate; `make_golden.py` wrote the expectations.
+//! The same strings through `transformers` and through this crate; `make_golden.py` wrote the
+//! expected values.
 
 use std::path::Path;
 

@@ -64,19 +64,29 @@ pub(crate) fn word_tokenizer() -> Tokenizer {
     vocabulary.extend((0..100).map(|number| (format!("w{number}"), (20 + number).into())));
     let piece = |id: &str, type_id: u32| json!({"SpecialToken": {"id": id, "type_id": type_id}});
     let sequence = |id: &str, type_id: u32| json!({"Sequence": {"id": id, "type_id": type_id}});
+    let added: Vec<_> = special
+        .iter()
+        .enumerate()
+        .map(|(id, token)| added_token(id, token))
+        .collect();
     let file = json!({
         "version": "1.0",
         // Stored truncation and padding must have no effect.
-        "truncation": {"max_length": 3, "strategy": "LongestFirst", "stride": 0, "direction": "Right"},
+        "truncation": {
+            "max_length": 3, "strategy": "LongestFirst", "stride": 0, "direction": "Right",
+        },
         "padding": {"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": null,
                     "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"},
-        "added_tokens": special.iter().enumerate().map(|(id, token)| added_token(id, token)).collect::<Vec<_>>(),
+        "added_tokens": added,
         "normalizer": {"type": "Lowercase"},
         "pre_tokenizer": {"type": "WhitespaceSplit"},
         "post_processor": {
             "type": "TemplateProcessing",
             "single": [piece("[CLS]", 0), sequence("A", 0), piece("[SEP]", 0)],
-            "pair": [piece("[CLS]", 0), sequence("A", 0), piece("[SEP]", 0), sequence("B", 1), piece("[SEP]", 1)],
+            "pair": [
+                piece("[CLS]", 0), sequence("A", 0), piece("[SEP]", 0),
+                sequence("B", 1), piece("[SEP]", 1),
+            ],
             "special_tokens": {
                 "[CLS]": {"id": "[CLS]", "ids": [2], "tokens": ["[CLS]"]},
                 "[SEP]": {"id": "[SEP]", "ids": [3], "tokens": ["[SEP]"]},
@@ -94,9 +104,9 @@ pub(crate) fn word_tokenizer() -> Tokenizer {
     Tokenizer::load(directory.path()).unwrap()
 }
 
-/// tokenizer.json of a tokenizer in which every ASCII character is a token whose id is its code, and
-/// `<|im_start|>`, `<|im_end|>`, `<s>`, `</s>` are 200 to 203. Only `post_processor` adds special
-/// tokens.
+/// tokenizer.json of a tokenizer in which every ASCII character is a token whose id is its code,
+/// and `<|im_start|>`, `<|im_end|>`, `<s>`, `</s>` are 200 to 203. Only `post_processor` adds
+/// special tokens.
 pub(crate) fn character_file(post_processor: &serde_json::Value) -> serde_json::Value {
     let spelled = |code: u8| match code {
         b' ' => "Ġ".to_owned(),
@@ -113,19 +123,28 @@ pub(crate) fn character_file(post_processor: &serde_json::Value) -> serde_json::
             .enumerate()
             .map(|(id, token)| ((*token).to_owned(), (200 + id).into())),
     );
+    let added: Vec<_> = special
+        .iter()
+        .enumerate()
+        .map(|(id, token)| added_token(200 + id, token))
+        .collect();
+    let byte_level = json!({
+        "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": true,
+    });
     json!({
         "version": "1.0",
         "truncation": null,
         "padding": null,
-        "added_tokens":
-            special.iter().enumerate().map(|(id, token)| added_token(200 + id, token)).collect::<Vec<_>>(),
+        "added_tokens": added,
         "normalizer": null,
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": true},
+        "pre_tokenizer": byte_level,
         "post_processor": post_processor,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": true},
-        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-                  "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
-                  "vocab": vocabulary, "merges": []},
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+            "vocab": vocabulary, "merges": [],
+        },
     })
 }
 
@@ -143,12 +162,16 @@ pub(crate) fn character_tokenizer(config: &serde_json::Value) -> Tokenizer {
 pub(crate) fn language_tokenizer() -> Tokenizer {
     let file = character_file(&json!({
         "type": "TemplateProcessing",
-        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "single": [
+            {"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+        ],
         "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
         "special_tokens": {"<s>": {"id": "<s>", "ids": [202], "tokens": ["<s>"]}},
     }));
     let config = json!({
-        "bos_token": "<s>", "eos_token": "</s>", "chat_template": include_str!("../templates/chatml.jinja"),
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "chat_template": include_str!("../templates/chatml.jinja"),
     });
     Tokenizer::load(
         directory(&[
