@@ -9,13 +9,13 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use burn::tensor::Device;
-use epiphyte_data::{Batches, Example, Order, Target, TaskKind};
+use epiphyte_data::{Batches, Example, Order, Target};
 use epiphyte_methods::{Tuned, by_name};
 use epiphyte_models::{ModelConfig, Task, random_model};
 use epiphyte_train::journal::{self, Record};
 use epiphyte_train::observer::Silent;
 use epiphyte_train::schedule::ScheduleKind;
-use epiphyte_train::{Interrupt, RunConfig, Trainer, Workload, memory, train_together};
+use epiphyte_train::{Interrupt, RunConfig, TaskKind, Trainer, Workload, memory, train_together};
 use serde_json::{Map, Value, json};
 
 use crate::{MEMORY, print};
@@ -107,10 +107,11 @@ pub(crate) fn run(arguments: &[String], started: Instant) -> Result<()> {
     let mut times: Vec<f64> = ends.windows(2).map(|pair| pair[1].0 - pair[0].0).collect();
     let mut times = times.split_off(warmup - 1);
     let first = warmup as u64;
+    let epoch = batches.epoch(0);
     let tokens: usize = (first..first + times.len() as u64)
         .map(|step| {
-            batches
-                .batch(0, step as usize % batches.per_epoch())
+            epoch
+                .batch(step as usize % batches.per_epoch())
                 .map(|batch| batch.tokens())
         })
         .sum::<Result<usize, _>>()?;

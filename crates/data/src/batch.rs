@@ -1,7 +1,7 @@
-//! Batches without padding, reachable at random.
+//! Batches without padding, with random access.
 //!
-//! The sequences of a batch stand one behind the other; `boundaries` says where each begins and ends. Linear maps
-//! then work on a plain `[tokens, width]` matrix and no time goes into padding; only attention looks at the
+//! The sequences of a batch are concatenated; `boundaries` are their cumulative lengths. Linear
+//! layers then work on a `[tokens, hidden]` matrix without padding; only attention reads the
 //! boundaries.
 
 use std::ops::Range;
@@ -13,18 +13,34 @@ use crate::order::Order;
 /// The targets of a batch.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Targets {
-    /// One class id a sequence.
-    Classes(Vec<usize>),
-    /// One number a sequence.
-    Values(Vec<f32>),
-    /// One label a token, aligned with the ids; [`crate::IGNORED`] where it does not count. The first label of a
-    /// sequence is never predicted, since the model shifts within each sequence.
+    /// One class id per sequence: `[sequences]`.
+    Classes(Vec<i64>),
+    /// One number per sequence: `[sequences]`.
+    Numbers(Vec<f32>),
+    /// One label per token, aligned with the ids: `[tokens]`; [`crate::IGNORED`] for tokens that do
+    /// not count. The first label of a sequence is never predicted, since the model shifts within
+    /// each sequence.
     Tokens(Vec<i64>),
-    /// Nothing is known.
+    /// One sequence of decoder labels per sequence of the batch.
+    Sequences(TargetSequences),
+    /// Unknown.
     Absent,
 }
 
-/// Some sequences, joined.
+/// The labels of an encoder-decoder's decoder, concatenated like the ids of the batch.
+///
+/// The decoder's input is not stored: it is each sequence of labels shifted right by one, with the
+/// model's own decoder start token in front.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TargetSequences {
+    /// Token ids of all target sequences, special tokens included: `[target tokens]`. Every one
+    /// counts for the loss, at its own position.
+    pub labels: Vec<i64>,
+    /// Cumulative lengths, from 0 to `target tokens`, as [`Batch::boundaries`].
+    pub boundaries: Vec<usize>,
+}
+
+/// Several sequences, concatenated.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Batch {
     /// Token ids of all sequences: `[tokens]`.
@@ -35,7 +51,7 @@ pub struct Batch {
     pub boundaries: Vec<usize>,
     /// What is to be predicted.
     pub targets: Targets,
-    /// Where each sequence stands in the data set, from 0.
+    /// The position of each sequence in the data set, from 0: `[sequences]`.
     pub positions: Vec<usize>,
 }
 
@@ -43,7 +59,7 @@ impl Batch {
     /// Joins examples, each given with its position in the data set.
     ///
     /// # Errors
-    /// [`DataError::MixedTargets`] where examples of different tasks meet.
+    /// [`DataError::MixedTargets`] if the examples' targets are of different kinds.
     pub fn join<'a>(
         examples: impl IntoIterator<Item = (usize, &'a Example)>,
     ) -> Result<Self, DataError> {
@@ -62,15 +78,23 @@ impl Batch {
             if index == 0 {
                 batch.targets = match example.target {
                     Target::Class(_) => Targets::Classes(Vec::new()),
-                    Target::Value(_) => Targets::Values(Vec::new()),
+                    Target::Number(_) => Targets::Numbers(Vec::new()),
                     Target::Tokens(_) => Targets::Tokens(Vec::new()),
+                    Target::Sequence(_) => Targets::Sequences(TargetSequences {
+                        labels: Vec::new(),
+                        boundaries: vec![0],
+                    }),
                     Target::Absent => Targets::Absent,
                 };
             }
             match (&mut batch.targets, &example.target) {
-                (Targets::Classes(classes), Target::Class(class)) => classes.push(*class),
-                (Targets::Values(values), Target::Value(value)) => values.push(*value),
+                (Targets::Classes(classes), Target::Class(class)) => classes.push(*class as i64),
+                (Targets::Numbers(numbers), Target::Number(number)) => numbers.push(*number),
                 (Targets::Tokens(labels), Target::Tokens(more)) => labels.extend(more),
+                (Targets::Sequences(targets), Target::Sequence(labels)) => {
+                    targets.labels.extend(labels);
+                    targets.boundaries.push(targets.labels.len());
+                }
                 (Targets::Absent, Target::Absent) => {}
                 _ => return Err(DataError::MixedTargets { index }),
             }
@@ -83,69 +107,91 @@ impl Batch {
         self.positions.len()
     }
 
-    /// The number of tokens in all sequences.
+    /// The number of tokens that go through the model, those of target sequences included.
     pub fn tokens(&self) -> usize {
-        self.ids.len()
+        let target = match &self.targets {
+            Targets::Sequences(targets) => targets.labels.len(),
+            _ => 0,
+        };
+        self.ids.len() + target
     }
 
-    /// The same sequences in the same order, as batches of about `tokens` tokens and about equal size; a sequence is
-    /// never cut.
+    /// The same sequences in the same order, as micro-batches of about `tokens` tokens and about
+    /// equal size; a sequence is never split.
     ///
     /// ```
     /// use epiphyte_data::{Batch, Example, Target};
     ///
     /// let example = Example { ids: vec![7; 40], type_ids: vec![0; 40], target: Target::Class(1) };
     /// let batch = Batch::join((0..5).map(|position| (position, &example)))?;
-    /// let parts = batch.parts(100);
-    /// assert_eq!(parts.iter().map(Batch::tokens).collect::<Vec<_>>(), [80, 120]);
-    /// assert_eq!(parts[1].positions, [2, 3, 4]);
+    /// let micro_batches = batch.micro_batches(100);
+    /// assert_eq!(micro_batches.iter().map(Batch::tokens).collect::<Vec<_>>(), [80, 120]);
+    /// assert_eq!(micro_batches[1].positions, [2, 3, 4]);
     /// # Ok::<(), epiphyte_data::DataError>(())
     /// ```
-    pub fn parts(&self, tokens: usize) -> Vec<Self> {
-        let count = self.tokens().div_ceil(tokens.max(1)).max(1);
-        // A sequence belongs to the part in which its middle lies.
-        let part_of = |ends: &[usize]| (ends[0] + ends[1]) * count / (2 * self.tokens().max(1));
-        let parts: Vec<usize> = self.boundaries.windows(2).map(part_of).collect();
+    pub fn micro_batches(&self, tokens: usize) -> Vec<Self> {
+        let total = self.tokens();
+        let count = total.div_ceil(tokens.max(1)).max(1);
+        // A sequence belongs to the micro-batch in which its center lies.
+        let ends = self.cumulative_tokens();
+        let place = |ends: &[usize]| (ends[0] + ends[1]) * count / (2 * total.max(1));
+        let places: Vec<usize> = ends.windows(2).map(place).collect();
         let mut first = 0;
-        parts
+        places
             .chunk_by(|one, next| one == next)
-            .map(|part| {
-                let range = first..first + part.len();
-                first = range.end;
-                self.part(range)
+            .map(|run| {
+                let sequences = first..first + run.len();
+                first = sequences.end;
+                self.select(sequences)
             })
             .collect()
     }
 
-    /// Some of the sequences.
-    fn part(&self, sequences: Range<usize>) -> Self {
-        let ends = &self.boundaries[sequences.start..=sequences.end];
-        let tokens = ends[0]..ends[sequences.len()];
+    /// Cumulative [`Batch::tokens`] of the sequences, from 0.
+    fn cumulative_tokens(&self) -> Vec<usize> {
+        match &self.targets {
+            Targets::Sequences(targets) => {
+                let both = self.boundaries.iter().zip(&targets.boundaries);
+                both.map(|(source, target)| source + target).collect()
+            }
+            _ => self.boundaries.clone(),
+        }
+    }
+
+    /// A range of the sequences.
+    fn select(&self, sequences: Range<usize>) -> Self {
+        let (tokens, boundaries) = slice_boundaries(&self.boundaries, &sequences);
         Self {
             ids: self.ids[tokens.clone()].to_vec(),
             type_ids: self.type_ids[tokens.clone()].to_vec(),
-            boundaries: ends.iter().map(|end| end - tokens.start).collect(),
+            boundaries,
             targets: match &self.targets {
                 Targets::Classes(classes) => Targets::Classes(classes[sequences.clone()].to_vec()),
-                Targets::Values(values) => Targets::Values(values[sequences.clone()].to_vec()),
+                Targets::Numbers(numbers) => Targets::Numbers(numbers[sequences.clone()].to_vec()),
                 Targets::Tokens(labels) => Targets::Tokens(labels[tokens].to_vec()),
+                Targets::Sequences(targets) => {
+                    let (tokens, boundaries) = slice_boundaries(&targets.boundaries, &sequences);
+                    Targets::Sequences(TargetSequences {
+                        labels: targets.labels[tokens].to_vec(),
+                        boundaries,
+                    })
+                }
                 Targets::Absent => Targets::Absent,
             },
             positions: self.positions[sequences].to_vec(),
         }
     }
-
-    /// The length of the longest sequence, in tokens; 0 for a batch without sequences.
-    pub fn longest(&self) -> usize {
-        self.boundaries
-            .windows(2)
-            .map(|ends| ends[1] - ends[0])
-            .max()
-            .unwrap_or(0)
-    }
 }
 
-/// A data set cut into batches, epoch after epoch.
+/// The tokens of a range of sequences, and the boundaries of these sequences counted from 0.
+fn slice_boundaries(boundaries: &[usize], sequences: &Range<usize>) -> (Range<usize>, Vec<usize>) {
+    let ends = &boundaries[sequences.start..=sequences.end];
+    let tokens = ends[0]..ends[sequences.len()];
+    let from_zero = ends.iter().map(|end| end - tokens.start).collect();
+    (tokens, from_zero)
+}
+
+/// A data set in batches, with an order for each epoch.
 ///
 /// ```
 /// use epiphyte_data::{Batches, Example, Order, Target, Targets};
@@ -159,7 +205,7 @@ impl Batch {
 /// let batches = Batches::new(examples, 2, Order::Sequential)?;
 /// assert_eq!(batches.per_epoch(), 2);
 ///
-/// let batch = batches.batch(0, 0)?;
+/// let batch = batches.epoch(0).batch(0)?;
 /// assert_eq!(batch.boundaries, [0, 3, 8]);
 /// assert_eq!(batch.targets, Targets::Classes(vec![0, 1]));
 /// # Ok::<(), epiphyte_data::DataError>(())
@@ -173,10 +219,11 @@ pub struct Batches {
 }
 
 impl Batches {
-    /// A data set with its batch size (in sequences) and order.
+    /// Examples with a batch size, in sequences, and an order.
     ///
     /// # Errors
-    /// [`DataError::ZeroBatchSize`]; [`DataError::MixedTargets`] where examples belong to different tasks.
+    /// [`DataError::ZeroBatchSize`]; [`DataError::MixedTargets`] if the examples' targets are of
+    /// different kinds.
     pub fn new(examples: Vec<Example>, batch_size: usize, order: Order) -> Result<Self, DataError> {
         if batch_size == 0 {
             return Err(DataError::ZeroBatchSize);
@@ -188,7 +235,7 @@ impl Batches {
         {
             return Err(DataError::MixedTargets { index });
         }
-        let lengths = examples.iter().map(|example| example.ids.len()).collect();
+        let lengths = examples.iter().map(Example::tokens).collect();
         Ok(Self {
             examples,
             lengths,
@@ -202,25 +249,58 @@ impl Batches {
         &self.examples
     }
 
-    /// Batches in an epoch; the last may be smaller than the others, none is dropped.
+    /// Batches in an epoch. The last may be smaller than the others; none is dropped.
     pub fn per_epoch(&self) -> usize {
         self.examples.len().div_ceil(self.batch_size)
     }
 
-    /// An epoch, its order worked out once.
+    /// One epoch, counted from 0. Computes its order, which takes time in proportion to the number
+    /// of examples; to take batches one at a time, keep [`Batches::epochs`] instead.
     pub fn epoch(&self, epoch: u64) -> Epoch<'_> {
         Epoch {
             batches: self,
+            number: epoch,
             positions: self.order.positions(&self.lengths, self.batch_size, epoch),
         }
     }
 
-    /// One batch of an epoch, both counted from 0. To go through an epoch, [`Batches::epoch`] is faster.
-    ///
-    /// # Errors
-    /// [`DataError::NoSuchBatch`].
-    pub fn batch(&self, epoch: u64, index: usize) -> Result<Batch, DataError> {
-        self.epoch(epoch).batch(index)
+    /// The epochs of this data set, for a caller that takes one batch at a time.
+    pub fn epochs(&self) -> Epochs<'_> {
+        Epochs {
+            batches: self,
+            last: None,
+        }
+    }
+}
+
+/// The epochs of a data set. Keeps the order of the epoch last asked for, so that taking a batch
+/// costs the same whatever the number of examples.
+///
+/// ```
+/// use epiphyte_data::{Batches, Example, Order, Target};
+///
+/// let example = Example { ids: vec![7, 8], type_ids: vec![0; 2], target: Target::Absent };
+/// let batches = Batches::new(vec![example; 10], 4, Order::Shuffled { seed: 1 })?;
+/// let mut epochs = batches.epochs();
+/// for step in 0..6 {
+///     let (epoch, index) = (step / batches.per_epoch(), step % batches.per_epoch());
+///     let batch = epochs.get(epoch as u64).batch(index)?;
+///     assert!(batch.sequences() <= 4);
+/// }
+/// # Ok::<(), epiphyte_data::DataError>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Epochs<'a> {
+    batches: &'a Batches,
+    last: Option<Epoch<'a>>,
+}
+
+impl<'a> Epochs<'a> {
+    /// An epoch, counted from 0. Computes its order only if another epoch was asked for before.
+    pub fn get(&mut self, epoch: u64) -> &Epoch<'a> {
+        let last = self.last.take().filter(|last| last.number == epoch);
+        self.last
+            .insert(last.unwrap_or_else(|| self.batches.epoch(epoch)))
     }
 }
 
@@ -228,6 +308,7 @@ impl Batches {
 #[derive(Debug, Clone)]
 pub struct Epoch<'a> {
     batches: &'a Batches,
+    number: u64,
     positions: Vec<usize>,
 }
 
@@ -257,7 +338,7 @@ impl Epoch<'_> {
         )
     }
 
-    /// The batches from `start` on, which is how a run goes on where it stopped.
+    /// The batches from `start` on, for a run that resumes.
     pub fn batches_from(
         &self,
         start: usize,

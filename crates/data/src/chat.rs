@@ -1,12 +1,13 @@
-//! Chat templates: a conversation becomes the text that the model was made to read.
+//! Chat templates: a conversation to the text format that the model was trained on.
 //!
-//! A template is Jinja, rendered as `transformers` renders it: `trim_blocks` and `lstrip_blocks`, Python's string
-//! and dictionary methods, `raise_exception`, `strftime_now`, and a `tojson` that leaves `<`, `>` and `&` alone.
+//! A template is Jinja, rendered as `transformers` renders it: `trim_blocks` and `lstrip_blocks`,
+//! Python's string and dictionary methods, `raise_exception`, `strftime_now`, and a `tojson` that
+//! does not escape `<`, `>` and `&`.
 //!
-//! Training also asks which part of the text the assistant wrote. A template may say so itself, with
-//! `{% generation %} … {% endgeneration %}`. For one that does not, the parts are found by rendering prefixes of
-//! the conversation: what a turn adds to the text rendered so far (generation prompt included) is what the model
-//! would have to write.
+//! Training needs the byte ranges that the assistant wrote. A template can mark them with
+//! `{% generation %} … {% endgeneration %}`. Without such marks, prefixes of the conversation are
+//! rendered: the text that an assistant's turn adds to the rendering of the turns before it
+//! (generation prompt included) is the text that the model would have to write.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -26,15 +27,16 @@ use serde_json::Value as Json;
 
 use crate::error::DataError;
 
-/// Stand around what `{% generation %}` encloses until its place in the text is noted. Unicode reserves both code
-/// points for uses like this; a conversation that holds one is refused.
+/// Enclose the text of a `{% generation %}` block during rendering; removed once its byte range is
+/// known. Unicode reserves both code points for internal use; a conversation that contains one is
+/// rejected.
 const GENERATION_START: char = '\u{fdd0}';
 const GENERATION_END: char = '\u{fdd1}';
 
 /// The name under which the template is registered.
 const NAME: &str = "chat_template";
 
-/// A parsed chat template together with the special tokens that it may write.
+/// A parsed chat template with the special tokens that it may write.
 #[derive(Debug, Clone)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
@@ -44,11 +46,11 @@ pub struct ChatTemplate {
 
 impl ChatTemplate {
     /// Parses a template. `special_tokens` are the variables `bos_token`, `eos_token` and so on.
-    /// `strftime_now` gives the moment of this call, so that all examples of a run see the same date; see
-    /// [`ChatTemplate::at`].
+    /// `strftime_now` returns the time of this call, so that all examples of a run have the same
+    /// date; see [`ChatTemplate::at`].
     ///
     /// # Errors
-    /// [`DataError::ChatTemplate`] with the line of the fault.
+    /// [`DataError::ChatTemplate`] with the line of the error.
     pub fn new(source: &str, special_tokens: &IndexMap<String, String>) -> Result<Self, DataError> {
         let (source, marks_generation) = name_generation_blocks(source);
         let mut environment = Environment::new();
@@ -79,8 +81,8 @@ impl ChatTemplate {
         Ok(template.at(SystemTime::now()))
     }
 
-    /// The same template with `strftime_now` fixed at `time` (shown in the local time zone): with it, a run that
-    /// is resumed another day sees the same text.
+    /// The same template with `strftime_now` fixed at `time` (in the local time zone), so that a
+    /// run that is resumed another day sees the same text.
     #[must_use]
     pub fn at(mut self, time: SystemTime) -> Self {
         let time = DateTime::<Local>::from(time);
@@ -98,11 +100,12 @@ impl ChatTemplate {
         self
     }
 
-    /// The text of a conversation: a list of objects with `role` and `content` (and whatever else the template
-    /// reads). `add_generation_prompt` ends it with the opening of the assistant's next turn.
+    /// The text of a conversation: a list of objects with `role` and `content` (and any other
+    /// member that the template reads). `add_generation_prompt` ends it with the opening of the
+    /// assistant's next turn.
     ///
     /// # Errors
-    /// [`DataError::ChatTemplate`] where a message is not such an object, or the template refuses.
+    /// [`DataError::ChatTemplate`] if a message is not such an object, or the template rejects it.
     pub fn render(
         &self,
         messages: &[Json],
@@ -111,12 +114,13 @@ impl ChatTemplate {
         Ok(self.render_marked(messages, add_generation_prompt)?.0)
     }
 
-    /// The text of a conversation and the byte ranges of it that the assistant wrote, in order: what the model is
-    /// to learn.
+    /// The text of a conversation and the byte ranges of it that the assistant wrote, in order; the
+    /// model learns these.
     ///
     /// # Errors
-    /// [`DataError::ChatTemplate`]: as [`ChatTemplate::render`]; no turn of the assistant; or a template without
-    /// `{% generation %}` that renders an earlier turn differently once a later one follows.
+    /// [`DataError::ChatTemplate`]: as [`ChatTemplate::render`]; no turn of the assistant; or a
+    /// template without `{% generation %}` that renders an earlier turn differently once a later
+    /// one follows.
     pub fn render_for_training(
         &self,
         messages: &[Json],
@@ -130,7 +134,7 @@ impl ChatTemplate {
             }
         }
         if spans.iter().all(Range::is_empty) {
-            return Err(refused(
+            return Err(rejected(
                 "the conversation has no turn with role `assistant` to learn from",
             ));
         }
@@ -152,15 +156,15 @@ impl ChatTemplate {
         if through.starts_with(&before) && text.starts_with(&through) {
             return Ok(before.len()..through.len());
         }
-        Err(refused(&format!(
-            "message {} is rendered differently once other messages follow, so its place in the text is \
-             unknown: enclose what the assistant writes in `{{% generation %}}` … `{{% endgeneration %}}` in \
-             the template",
+        Err(rejected(&format!(
+            "message {} is rendered differently once other messages follow, so its place in the \
+             text is unknown: enclose what the assistant writes in `{{% generation %}}` … \
+             `{{% endgeneration %}}` in the template",
             turn + 1
         )))
     }
 
-    /// Renders, and takes the marks of `{% generation %}` out again.
+    /// Renders, and replaces the marks of `{% generation %}` by byte ranges.
     fn render_marked(
         &self,
         messages: &[Json],
@@ -201,7 +205,8 @@ impl ChatTemplate {
     }
 }
 
-/// `{% generation %}` blocks as blocks of the filter of that name, and whether there are any.
+/// Rewrites `{% generation %}` blocks as blocks of the filter of that name; returns whether there
+/// are any.
 fn name_generation_blocks(source: &str) -> (Cow<'_, str>, bool) {
     static TAG: LazyLock<Regex> = LazyLock::new(|| {
         Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").expect("the pattern is constant")
@@ -218,13 +223,13 @@ fn name_generation_blocks(source: &str) -> (Cow<'_, str>, bool) {
     (replaced, any)
 }
 
-/// The message without its null members, which templates take for absent ones.
+/// The message without its null members, which templates treat as absent.
 fn checked_message(message: &Json) -> Result<Json, DataError> {
     let members = message
         .as_object()
-        .ok_or_else(|| refused("a message is not an object"))?;
+        .ok_or_else(|| rejected("a message is not an object"))?;
     if !members.get("role").is_some_and(Json::is_string) {
-        return Err(refused(
+        return Err(rejected(
             "a message has no text `role`: give it `user`, `assistant` or `system`",
         ));
     }
@@ -232,8 +237,8 @@ fn checked_message(message: &Json) -> Result<Json, DataError> {
         .to_string()
         .contains([GENERATION_START, GENERATION_END])
     {
-        return Err(refused(
-            "a message holds U+FDD0 or U+FDD1, which no text should: remove them",
+        return Err(rejected(
+            "a message contains U+FDD0 or U+FDD1, which are reserved: remove them",
         ));
     }
     let present = members.iter().filter(|(_, value)| !value.is_null());
@@ -244,8 +249,8 @@ fn checked_message(message: &Json) -> Result<Json, DataError> {
     ))
 }
 
-/// Python's `json.dumps(value, ensure_ascii=False)`, as `transformers` defines the filter; Jinja's own escapes
-/// HTML.
+/// Python's `json.dumps(value, ensure_ascii=False)`, as `transformers` defines the filter; that of
+/// Jinja escapes HTML.
 fn tojson(value: Value, kwargs: Kwargs) -> Result<Value, minijinja::Error> {
     let indent: Option<usize> = kwargs.get("indent")?;
     let ensure_ascii: Option<bool> = kwargs.get("ensure_ascii")?;
@@ -281,7 +286,7 @@ fn tojson(value: Value, kwargs: Kwargs) -> Result<Value, minijinja::Error> {
     Ok(Value::from_safe_string(text))
 }
 
-/// Only strings hold non-ASCII characters in JSON, so each can be replaced where it stands.
+/// Replaces each non-ASCII character of a JSON text by its escape; only strings contain any.
 fn ascii_escaped(json: &str) -> String {
     let mut escaped = String::with_capacity(json.len());
     for character in json.chars() {
@@ -332,7 +337,7 @@ impl serde_json::ser::Formatter for PythonSeparators {
     }
 }
 
-fn refused(reason: &str) -> DataError {
+fn rejected(reason: &str) -> DataError {
     DataError::ChatTemplate {
         reason: reason.to_owned(),
     }

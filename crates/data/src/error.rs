@@ -1,11 +1,11 @@
-//! What can go wrong between a data file and a batch.
+//! Errors between a data file and a batch.
 //!
-//! Every message names the offending thing (file, line or row, column, label) and ends with what to do.
-//! Lines count from 1 as an editor counts them; rows count from 1 and leave the header out.
+//! Every message names the file, the line or row, the column or the label at fault, and ends with
+//! what to do. Lines count from 1 as in an editor; rows count from 1 without the header.
 
 use std::path::PathBuf;
 
-/// Everything that this crate can refuse.
+/// Data, a tokenizer or a chat template that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DataError {
@@ -14,13 +14,14 @@ pub enum DataError {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the operating system says.
+        /// The operating system's error.
         source: std::io::Error,
     },
 
     /// The extension names no format that can be read.
     #[error(
-        "`{}` has no known extension (.jsonl, .json, .csv, .tsv, .parquet, .txt): rename it or name its format",
+        "`{}` has no known extension (.jsonl, .json, .csv, .tsv, .parquet, .txt): \
+         rename it or name its format",
         path.display()
     )]
     UnknownExtension {
@@ -44,7 +45,8 @@ pub enum DataError {
 
     /// The bytes are not UTF-8.
     #[error(
-        "`{}` is not UTF-8 at line {line} (byte {offset}): convert it, for example with `iconv -t UTF-8`",
+        "`{}` is not UTF-8 at line {line} (byte {offset}): \
+         convert it, for example with `iconv -t UTF-8`",
         path.display()
     )]
     InvalidUtf8 {
@@ -61,7 +63,11 @@ pub enum DataError {
         "`{}`, line {line}: {found} fields where the first record has {expected}: \
          check separators and quotes on that line{}",
         path.display(),
-        if *quoting { "" } else { " (quotes are literal here; turn quoting on if fields are quoted)" }
+        if *quoting {
+            ""
+        } else {
+            " (quotes are literal here; turn quoting on if fields are quoted)"
+        }
     )]
     RaggedRow {
         /// The file.
@@ -76,7 +82,7 @@ pub enum DataError {
         quoting: bool,
     },
 
-    /// A quoted CSV field that never ends.
+    /// A quoted CSV field without a closing quote.
     #[error(
         "`{}`, line {line}: a quoted field that starts in this record is never closed: \
          close it, or turn quoting off if quotes are literal",
@@ -89,7 +95,7 @@ pub enum DataError {
         line: usize,
     },
 
-    /// Two columns of one name.
+    /// Two columns with the same name.
     #[error("`{}` has two columns named `{column}`: rename one", path.display())]
     DuplicateColumn {
         /// The file.
@@ -98,27 +104,30 @@ pub enum DataError {
         column: String,
     },
 
-    /// A line, or the array, is not the JSON that was expected.
+    /// A line, or the array, is not the expected JSON.
     #[error("`{}`, line {line}: {reason}: each row must be one JSON object", path.display())]
     InvalidJson {
         /// The file.
         path: PathBuf,
-        /// Line of the fault, from 1.
+        /// Line of the error, from 1.
         line: usize,
-        /// What the parser found.
+        /// The parser's message.
         reason: String,
     },
 
-    /// The Parquet reader refuses the file.
-    #[error("cannot read `{}` as Parquet: {source}: write it again, or name its true format", path.display())]
+    /// The file is not valid Parquet.
+    #[error(
+        "cannot read `{}` as Parquet: {source}: write it again, or name its true format",
+        path.display()
+    )]
     Parquet {
         /// The file.
         path: PathBuf,
-        /// What the reader says.
+        /// The reader's error.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 
-    /// A column that the table lacks.
+    /// A column that the table does not have.
     #[error(
         "`{}` has no column `{column}`: it has {}{}",
         path.display(),
@@ -128,16 +137,19 @@ pub enum DataError {
     MissingColumn {
         /// The file.
         path: PathBuf,
-        /// The column asked for.
+        /// The requested column.
         column: String,
-        /// The columns that there are.
+        /// The table's columns.
         available: Vec<String>,
-        /// The column that resembles the one asked for, where one does.
+        /// The column with the most similar name, if one is similar enough.
         nearest: Option<String>,
     },
 
     /// A cell of the wrong type.
-    #[error("`{}`, row {row}, column `{column}`: {found} where {expected} is needed", path.display())]
+    #[error(
+        "`{}`, row {row}, column `{column}`: {found} where {expected} is needed",
+        path.display()
+    )]
     WrongType {
         /// The file.
         path: PathBuf,
@@ -145,28 +157,17 @@ pub enum DataError {
         row: usize,
         /// The column.
         column: String,
-        /// What the task needs.
+        /// The type that is needed.
         expected: &'static str,
-        /// What the cell holds.
+        /// The cell's value or type.
         found: String,
     },
 
-    /// A task that does not exist.
-    #[error(
-        "unknown task `{name}`: use sequence-classification, regression or causal-language-modelling"
-    )]
-    UnknownTask {
-        /// The name as given.
-        name: String,
-    },
-
-    /// The columns configured do not describe an example of the task.
-    #[error("columns for {task}: {problem}")]
+    /// The configured columns do not describe an example of the requested kind.
+    #[error("columns: {reason}")]
     Columns {
-        /// The task.
-        task: &'static str,
         /// What is wrong and what to give instead.
-        problem: &'static str,
+        reason: String,
     },
 
     /// A label outside the label set.
@@ -189,19 +190,20 @@ pub enum DataError {
         known: Vec<String>,
     },
 
-    /// A label set that cannot be used.
-    #[error("label set: {reason}: correct `id2label` in the model's config.json")]
+    /// A label set that is empty or has a label twice.
+    #[error("label set: {reason}: give each class one name")]
     LabelSet {
         /// What is wrong with it.
         reason: String,
     },
 
-    /// A file of the tokenizer is not there.
+    /// A file of the tokenizer does not exist.
     #[error(
         "`{}` has no `{file}`: copy `{file}` of the base model into that directory{}",
         directory.display(),
         if *file == "tokenizer.json" {
-            " (where the model has only older files, `AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)` writes it)"
+            " (if the model has only older files, \
+             `AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)` writes it)"
         } else {
             ""
         }
@@ -209,11 +211,11 @@ pub enum DataError {
     TokenizerMissing {
         /// The model directory.
         directory: PathBuf,
-        /// The file that is not there.
+        /// The file that does not exist.
         file: &'static str,
     },
 
-    /// A file of the tokenizer that cannot be understood.
+    /// A file of the tokenizer that cannot be parsed.
     #[error("cannot use `{}`: {reason}: fetch the file again from the base model", path.display())]
     TokenizerInvalid {
         /// The file.
@@ -222,8 +224,11 @@ pub enum DataError {
         reason: String,
     },
 
-    /// A special token that the task needs and the tokenizer lacks.
-    #[error("the tokenizer in `{}` names no `{token}`: add it to tokenizer_config.json there", directory.display())]
+    /// A special token that is needed and that the tokenizer does not have.
+    #[error(
+        "the tokenizer in `{}` names no `{token}`: add it to tokenizer_config.json there",
+        directory.display()
+    )]
     SpecialTokenMissing {
         /// The model directory.
         directory: PathBuf,
@@ -231,36 +236,38 @@ pub enum DataError {
         token: &'static str,
     },
 
-    /// The tokenizer fails on a text.
+    /// The tokenizer failed on a text.
     #[error("the tokenizer fails: {reason}: check that tokenizer.json belongs to the base model")]
     Tokenize {
-        /// What it says.
+        /// Its message.
         reason: String,
     },
 
-    /// Sequences longer than the model can take.
+    /// Sequences longer than the model's limit.
     #[error(
-        "max_length {max_length} is over the model's limit of {limit} positions: use at most {limit}"
+        "max_length {max_length} is over the model's limit of {limit} positions: \
+         use at most {limit}"
     )]
     MaxLengthOverLimit {
-        /// The length asked for, in tokens.
+        /// The requested length, in tokens.
         max_length: usize,
-        /// The model's own maximum, in tokens.
+        /// The model's limit, in tokens.
         limit: usize,
     },
 
-    /// Sequences too short to hold anything.
+    /// Sequences too short for any text.
     #[error("max_length {max_length} leaves no room for text: use at least {least}")]
     MaxLengthTooShort {
-        /// The length asked for, in tokens.
+        /// The requested length, in tokens.
         max_length: usize,
-        /// The least useful length: special tokens and one more.
+        /// The least useful length: the special tokens and one more.
         least: usize,
     },
 
     /// A model directory without a chat template.
     #[error(
-        "`{}` has no chat template: put `chat_template.jinja` there, or use a base model made for chat",
+        "`{}` has no chat template: put `chat_template.jinja` there, or use a base model made for \
+         chat",
         directory.display()
     )]
     ChatTemplateMissing {
@@ -268,10 +275,10 @@ pub enum DataError {
         directory: PathBuf,
     },
 
-    /// A chat template that does not parse, or refuses the messages.
+    /// A chat template that does not parse, or that rejects the messages.
     #[error("chat template: {reason}")]
     ChatTemplate {
-        /// What the template engine says.
+        /// The template engine's message.
         reason: String,
     },
 
@@ -288,7 +295,7 @@ pub enum DataError {
         reason: String,
     },
 
-    /// A text that becomes no token at all.
+    /// A text that becomes no token.
     #[error("`{}`, row {row}: the text is empty: remove the row or fill it", path.display())]
     EmptyText {
         /// The file.
@@ -297,21 +304,23 @@ pub enum DataError {
         row: usize,
     },
 
-    /// A file from which no example with something to learn remains.
+    /// A file of which no example has a token to predict.
     #[error(
-        "`{}` gives no example with a token to predict: texts are empty, or max_length {max_length} cuts every target off",
+        "`{}` gives no example with a token to predict: texts are empty, or max_length \
+         {max_length} cuts every target off",
         path.display()
     )]
     NothingToLearn {
         /// The file.
         path: PathBuf,
-        /// The length at which examples were cut, in tokens.
+        /// The length to which examples were truncated, in tokens.
         max_length: usize,
     },
 
-    /// Examples of different tasks in one data set or batch.
+    /// Targets of different kinds in one data set or batch.
     #[error(
-        "examples of different tasks cannot share a batch: example {index} differs from the first"
+        "targets of different kinds cannot share a batch: that of example {index} is of another \
+         kind than the first"
     )]
     MixedTargets {
         /// Position of the first example that differs, from 0.
@@ -322,10 +331,10 @@ pub enum DataError {
     #[error("batch_size is 0: use at least 1")]
     ZeroBatchSize,
 
-    /// A batch that the epoch does not have.
+    /// A batch outside the epoch.
     #[error("batch {index} does not exist: the epoch has {count}")]
     NoSuchBatch {
-        /// The batch asked for, from 0.
+        /// The requested batch, from 0.
         index: usize,
         /// Batches in the epoch.
         count: usize,

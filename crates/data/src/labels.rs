@@ -1,6 +1,6 @@
-//! The label set of a classification task: names in the order of the classifier's outputs.
+//! Label sets: the names of the classes, in the order of the classifier's outputs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use crate::error::DataError;
 use crate::table::{Table, Value};
@@ -12,8 +12,8 @@ pub struct LabelSet {
 }
 
 impl LabelSet {
-    /// The labels that occur in a column, sorted: by number where all are integers, else by their bytes, so that
-    /// the same data give the same ids on every machine.
+    /// The labels that occur in a column, sorted: by number if all are integers, else by their
+    /// bytes, so that the same data give the same ids on every machine.
     ///
     /// # Errors
     /// [`DataError::MissingColumn`]; [`DataError::WrongType`] for a cell that cannot be a label.
@@ -24,7 +24,8 @@ impl LabelSet {
                 .insert(label_name(value).ok_or_else(|| table.wrong_type(row, column, "a label"))?);
         }
         let mut names: Vec<String> = distinct.into_iter().collect();
-        // Only canonical integers count as numbers, so that `01` and `1` stay two labels in a stable order.
+        // Only canonical integers count as numbers, so that `01` and `1` stay two labels in a
+        // stable order.
         let number = |name: &String| {
             name.parse::<i64>()
                 .ok()
@@ -36,27 +37,10 @@ impl LabelSet {
         Ok(Self { names })
     }
 
-    /// The labels of a model's config (`id2label`), whose ids must be 0, 1, … without a gap.
-    ///
-    /// # Errors
-    /// [`DataError::LabelSet`].
-    pub fn from_id2label(id2label: &BTreeMap<usize, String>) -> Result<Self, DataError> {
-        if let Some((expected, id)) = id2label
-            .keys()
-            .enumerate()
-            .find(|(expected, id)| expected != *id)
-        {
-            return Err(DataError::LabelSet {
-                reason: format!("id {id} stands where {expected} should"),
-            });
-        }
-        Self::from_names(id2label.values().cloned())
-    }
-
     /// The labels in the order of their ids.
     ///
     /// # Errors
-    /// [`DataError::LabelSet`] where there is none, or one occurs twice.
+    /// [`DataError::LabelSet`] if there is none, or one occurs twice.
     pub fn from_names(names: impl IntoIterator<Item = String>) -> Result<Self, DataError> {
         let names: Vec<String> = names.into_iter().collect();
         if names.is_empty() {
@@ -76,7 +60,7 @@ impl LabelSet {
     /// The number of labels.
     #[expect(
         clippy::len_without_is_empty,
-        reason = "an empty label set is an error where it is made"
+        reason = "an empty label set cannot be constructed"
     )]
     pub fn len(&self) -> usize {
         self.names.len()
@@ -87,11 +71,12 @@ impl LabelSet {
         &self.names
     }
 
-    /// The class ids of a column, one a row. A cell is looked up by name; an integer that names no label is taken
-    /// as an id, which is how data labelled `0` and `1` meet a model whose labels are `NEGATIVE` and `POSITIVE`.
+    /// The class ids of a column, one per row. A cell is looked up by name; an integer that names
+    /// no label is taken as an id, so that data with the labels `0` and `1` fit a model whose labels
+    /// are `NEGATIVE` and `POSITIVE`.
     ///
     /// # Errors
-    /// [`DataError::UnknownLabel`] naming the row and the set; [`DataError::MissingColumn`];
+    /// [`DataError::UnknownLabel`] with the row and the set; [`DataError::MissingColumn`];
     /// [`DataError::WrongType`].
     pub fn ids(&self, table: &Table, column: &str) -> Result<Vec<usize>, DataError> {
         let values = table.column(column)?;
@@ -112,7 +97,7 @@ impl LabelSet {
             .collect()
     }
 
-    /// The id of one label, by name or, where the names are not themselves integers, by number.
+    /// The id of one label, by name or, if no name is itself an integer, by number.
     pub fn id(&self, label: &str) -> Option<usize> {
         let by_name = self.names.iter().position(|name| name == label);
         by_name.or_else(|| {
@@ -125,7 +110,7 @@ impl LabelSet {
     }
 }
 
-/// How a cell is spelled as a label; `None` where it cannot be one.
+/// The label that a cell spells; `None` if it cannot be one.
 fn label_name(value: &Value) -> Option<String> {
     match value {
         Value::Text(text) => Some(text.trim())
@@ -188,8 +173,8 @@ mod tests {
 
     #[test]
     fn integers_are_ids_only_where_no_name_is_an_integer() {
-        let config = [(0, "NEGATIVE".to_owned()), (1, "POSITIVE".to_owned())].into();
-        let set = LabelSet::from_id2label(&config).unwrap();
+        let names = ["NEGATIVE", "POSITIVE"].map(str::to_owned);
+        let set = LabelSet::from_names(names).unwrap();
         assert_eq!(
             set.ids(&texts(&["1", "NEGATIVE"]), "label").unwrap(),
             [1, 0]
@@ -205,10 +190,6 @@ mod tests {
 
     #[test]
     fn bad_sets_and_cells_are_refused() {
-        assert!(matches!(
-            LabelSet::from_id2label(&[(0, "a".to_owned()), (2, "b".to_owned())].into()),
-            Err(DataError::LabelSet { .. })
-        ));
         assert!(matches!(
             LabelSet::from_names(["a".into(), "a".into()]),
             Err(DataError::LabelSet { .. })

@@ -1,19 +1,31 @@
 //! From a file of examples to batches of token ids.
 //!
-//! The way through the crate: a file is read into a [`Table`]; [`Columns`] and a [`TaskKind`] say which columns
-//! mean what; a [`Tokenizer`] and, for classes, a [`LabelSet`] turn rows into [`Examples`]; [`Batches`] orders
-//! and joins them.
+//! | step | types |
+//! | --- | --- |
+//! | read a file | [`ReadOptions`], [`Format`] → [`Table`] of [`Value`]s |
+//! | say what its columns are | [`Columns`] → [`Fields`], [`LabelField`], [`LabelSet`] |
+//! | load the base model's tokenizer | [`Tokenizer`], [`ChatTemplate`] |
+//! | tokenize rows | [`EncodeOptions`] → [`Examples`] of [`Example`]s, each with a [`Target`] |
+//! | order and join them | [`Order`], [`Batches`], [`Epochs`] → [`Batch`] with its [`Targets`] |
 //!
-//! Batches are not padded. Their sequences stand one behind the other with cumulative boundaries, so that a model
-//! spends no work on padding and a linear map is one plain matrix product. Their order depends on seed and epoch
-//! alone and any batch can be asked for at any time, so that a stopped run resumes exactly.
+//! The crate knows fields and kinds of targets, not tasks: which fields a task reads is decided by
+//! the caller.
+//!
+//! Batches have no padding. Their sequences are concatenated, with cumulative boundaries, so that
+//! no computation is spent on padding and a linear layer is one matrix product. The order of the
+//! batches depends on seed and epoch alone and any batch can be computed at any time, so that a
+//! stopped run resumes exactly.
 //!
 //! ```
 //! use epiphyte_data::{LabelSet, ReadOptions, Table};
 //!
 //! let directory = tempfile::tempdir()?;
 //! let path = directory.path().join("train.jsonl");
-//! std::fs::write(&path, "{\"text\": \"a joy\", \"label\": \"good\"}\n{\"text\": \"a bore\", \"label\": \"bad\"}\n")?;
+//! let rows = [
+//!     r#"{"text": "a joy", "label": "good"}"#,
+//!     r#"{"text": "a bore", "label": "bad"}"#,
+//! ];
+//! std::fs::write(&path, rows.join("\n"))?;
 //!
 //! let table = Table::read(&path, &ReadOptions::default())?;
 //! assert_eq!(table.texts("text")?, ["a joy", "a bore"]);
@@ -27,29 +39,33 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-mod batch;
-mod chat;
-mod csv;
 mod error;
-mod example;
-mod json;
-mod labels;
-mod language;
-mod order;
-mod parquet;
-mod read;
-mod sequence;
+mod spelling;
 mod table;
-mod task;
+
+mod readers;
+
+mod fields;
+mod labels;
+
+mod chat;
 mod tokenizer;
 
-pub use batch::{Batch, Batches, Epoch, Targets};
+mod encode;
+mod example;
+
+mod batch;
+mod order;
+
+pub use batch::{Batch, Batches, Epoch, Epochs, TargetSequences, Targets};
 pub use chat::ChatTemplate;
+pub use encode::EncodeOptions;
 pub use error::DataError;
-pub use example::{EncodeOptions, Example, Examples, IGNORED, Labels, Target};
+pub use example::{Example, Examples, IGNORED, Target};
+pub use fields::{Columns, Fields, LabelField};
 pub use labels::LabelSet;
-pub use order::{Order, WINDOW_BATCHES};
-pub use read::{Format, ReadOptions};
+pub use order::Order;
+pub use readers::{Format, ReadOptions};
+pub use spelling::nearest_name;
 pub use table::{Table, Value};
-pub use task::{Columns, Fields, TaskKind};
 pub use tokenizer::{Alignment, Encoding, Tokenizer, check_max_length};

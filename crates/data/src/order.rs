@@ -1,8 +1,8 @@
-//! The order in which an epoch visits its examples: a function of (seed, epoch) and nothing else, so that a run
-//! can be resumed at any step and gives the same batches on every machine.
+//! The order of an epoch's examples: a function of seed, epoch, the examples' lengths and the batch
+//! size only, so that a run can be resumed at any step and gives the same batches on every machine.
 
-/// Sebastiano Vigna's SplitMix64 (<https://prng.di.unimi.it/splitmix64.c>): 64 bits of state, one output a step.
-/// Small, fast and fixed for ever, which a dependency's default generator is not.
+/// Sebastiano Vigna's SplitMix64 (<https://prng.di.unimi.it/splitmix64.c>): 64 bits of state, one
+/// output per step. Its sequence never changes, unlike that of a dependency's default generator.
 struct SplitMix64(u64);
 
 impl SplitMix64 {
@@ -27,27 +27,28 @@ impl SplitMix64 {
     }
 }
 
-/// How an epoch is ordered.
+/// The order of an epoch's examples.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
-    /// As in the file: evaluation and prediction.
+    /// As in the file, for evaluation and prediction.
     Sequential,
     /// A new permutation each epoch.
     Shuffled {
         /// The run's seed.
         seed: u64,
     },
-    /// A new permutation each epoch, then examples of similar length are brought into the same batch: windows of
-    /// [`WINDOW_BATCHES`] batches are sorted by length and the batches shuffled. Each batch then has few distinct
-    /// lengths, which keeps memory even.
+    /// A new permutation each epoch, then batches of similar length: windows of 50 batches are
+    /// sorted by length, and the batches shuffled. The sequences of a batch then have similar
+    /// lengths, so that memory varies little within a batch.
     LengthGrouped {
         /// The run's seed.
         seed: u64,
     },
 }
 
-/// Batches in a window of [`Order::LengthGrouped`]; the number is `transformers`' own (`group_by_length`).
-pub const WINDOW_BATCHES: usize = 50;
+/// Batches in a window of [`Order::LengthGrouped`]; the number is that of `transformers`
+/// (`group_by_length`).
+const WINDOW_BATCHES: usize = 50;
 
 impl Order {
     /// The examples' positions in the order of epoch `epoch`: a permutation of `0..lengths.len()`.
@@ -57,14 +58,15 @@ impl Order {
         let (Self::Shuffled { seed } | Self::LengthGrouped { seed }) = self else {
             return positions;
         };
-        // The seed goes through the generator once, so that (seed 0, epoch 1) and (seed 1, epoch 0) differ.
+        // The seed goes through the generator once, so that (seed 0, epoch 1) and (seed 1, epoch 0)
+        // differ.
         let mut random = SplitMix64(SplitMix64(seed).next().wrapping_add(epoch));
         random.shuffle(&mut positions);
         if matches!(self, Self::LengthGrouped { .. }) {
             for window in positions.chunks_mut(WINDOW_BATCHES * batch_size) {
                 window.sort_by_key(|&position| std::cmp::Reverse(lengths[position]));
             }
-            // Only the last batch may be short, so it keeps its place.
+            // Only the last batch may be short, so it stays last.
             let (full, rest) = positions.split_at(positions.len() / batch_size * batch_size);
             let mut batches: Vec<&[usize]> = full.chunks(batch_size).collect();
             random.shuffle(&mut batches);
@@ -91,8 +93,9 @@ mod tests {
         assert_eq!(expected.map(|_| random.next()), expected);
     }
 
-    /// Every permutation of four items is as likely as any other: chi-squared over 24 classes, 24,000 draws; the
-    /// bound is the 99.9 % point for 23 degrees of freedom. The seed is fixed, so the test cannot flicker.
+    /// Every permutation of four items is as likely as any other: chi-squared over 24 classes,
+    /// 24,000 draws; the bound is the 99.9 % point for 23 degrees of freedom. The seed is fixed, so
+    /// the result never varies.
     #[test]
     fn permutations_are_uniform() {
         let mut counts = std::collections::HashMap::new();

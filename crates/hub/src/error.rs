@@ -1,4 +1,4 @@
-//! Why a model is not there.
+//! Errors in finding a model's directory.
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -7,13 +7,13 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HubError {
-    /// A path that is not a directory and cannot be a name on the hub either.
+    /// A path that is not a directory and not a name on the hub either.
     #[error("there is no model directory at `{}`", path.display())]
     NoDirectory {
-        /// As asked for.
+        /// The requested path.
         path: PathBuf,
     },
-    /// A name that is not in the cache, and nothing may be downloaded.
+    /// A name that is not in the cache, in a build without the feature `download`.
     #[error(
         "`{name}` is neither a directory nor in the hub's cache `{}`; this build does not download",
         cache.display()
@@ -21,7 +21,7 @@ pub enum HubError {
     NotCached {
         /// The model's name.
         name: String,
-        /// Where it was looked for.
+        /// The cache directory.
         cache: PathBuf,
     },
     /// A name that is not in the cache, and the download failed.
@@ -32,24 +32,24 @@ pub enum HubError {
     Download {
         /// The model's name.
         name: String,
-        /// Where it was looked for.
+        /// The cache directory.
         cache: PathBuf,
-        /// What the hub's client says.
+        /// The error of the hub's client.
         #[source]
         source: Box<dyn Error + Send + Sync>,
     },
-    /// The hub has the model, but not every file that is needed.
+    /// A model on the hub without one of the files that are needed.
     #[error("`{name}` on the hub has no {}", missing.join(", "))]
     Incomplete {
         /// The model's name.
         name: String,
-        /// The files that it lacks.
+        /// The missing files.
         missing: Vec<String>,
     },
 }
 
 impl HubError {
-    /// What to do: which files to place where.
+    /// What to do, with the files that are needed.
     pub fn hint(&self) -> String {
         let files = "config.json, model.safetensors and tokenizer.json";
         match self {
@@ -57,15 +57,15 @@ impl HubError {
                 format!("give the path of a directory that holds {files}")
             }
             Self::NotCached { name, .. } => format!(
-                "place {files} from https://huggingface.co/{name} in a directory and pass its path; a \
-                 build with `--features hub` downloads by itself"
+                "place {files} from https://huggingface.co/{name} in a directory and pass its \
+                 path; a build with `--features hub` downloads by itself"
             ),
             Self::Download { name, .. } => format!(
                 "place {files} from https://huggingface.co/{name} in a directory and pass its path"
             ),
             Self::Incomplete { missing, .. } => format!(
-                "make {} (`save_pretrained` of transformers writes all three of {files}), place them in a \
-                 directory and pass its path",
+                "make {} (`save_pretrained` of transformers writes all three of {files}), place \
+                 them in a directory and pass its path",
                 missing.join(", ")
             ),
         }

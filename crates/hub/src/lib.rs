@@ -1,14 +1,15 @@
-//! From a model's name on the Hugging Face hub to the directory that holds it.
+//! From a model's name on the Hugging Face hub to the model's directory.
 //!
-//! A name is looked up in the hub's cache first, where Python's tools leave their downloads, too; a model
-//! that is there whole needs no network. Only with the feature `download` is another one fetched.
+//! A name is looked up in the hub's cache first, which Python's `huggingface_hub` shares; a model
+//! that is complete there needs no network. Other models are downloaded with the feature `download`
+//! and are an error without it.
 //!
 //! ```
 //! use epiphyte_hub::Hub;
 //!
-//! // A directory is its own answer.
-//! let dir = std::env::temp_dir();
-//! assert_eq!(Hub::from_env().resolve(&dir)?, dir);
+//! // A path to an existing directory is returned unchanged.
+//! let directory = std::env::temp_dir();
+//! assert_eq!(Hub::from_env().resolve(&directory)?, directory);
 //! # Ok::<(), epiphyte_hub::HubError>(())
 //! ```
 
@@ -22,18 +23,19 @@ use std::path::{Path, PathBuf};
 
 pub use error::HubError;
 
-/// A hub and the directory in which its models are kept.
+/// A hub and its cache directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hub {
-    /// Its address; `None` for what `HF_ENDPOINT` says, or else huggingface.co.
+    /// The hub's address; if not given, the value of `HF_ENDPOINT`, or else huggingface.co.
     pub endpoint: Option<String>,
-    /// Where its clients keep what they fetched.
+    /// The directory of downloaded models.
     pub cache: PathBuf,
 }
 
 impl Hub {
-    /// The hub and the cache that the environment names, as for Python's `huggingface_hub`: `HF_ENDPOINT`;
-    /// `HF_HUB_CACHE`, or else `hub` below `HF_HOME`, or else `~/.cache/huggingface/hub`.
+    /// The hub and the cache that the environment names, as for Python's `huggingface_hub`:
+    /// `HF_ENDPOINT`; `HF_HUB_CACHE`, or else `hub` in `HF_HOME`, or else
+    /// `~/.cache/huggingface/hub`.
     pub fn from_env() -> Self {
         let path = |name: &str| env::var_os(name).map(PathBuf::from);
         let cache = path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE"));
@@ -53,7 +55,8 @@ impl Hub {
     /// `google-bert/bert-base-uncased`.
     ///
     /// # Errors
-    /// [`HubError`]; [`HubError::hint`] says which files to place where.
+    /// [`HubError`], if there is no such directory and the model is neither in the cache nor can be
+    /// downloaded; [`HubError::hint`] names the files that are needed.
     pub fn resolve(&self, model: &Path) -> Result<PathBuf, HubError> {
         if model.is_dir() {
             return Ok(model.to_owned());
@@ -68,7 +71,7 @@ impl Hub {
         }
     }
 
-    /// The main branch's snapshot, if it has everything that a model needs.
+    /// The main branch's snapshot, if it is complete.
     fn cached(&self, name: Name<'_>) -> Option<PathBuf> {
         let repository = self.cache.join(name.folder());
         let revision = fs::read_to_string(repository.join("refs/main")).ok()?;
@@ -98,19 +101,21 @@ impl Hub {
     }
 }
 
-/// What a model's directory lacks: of configuration, tokenizer and weights, all shards of which count.
+/// The files missing from a model's directory: configuration, tokenizer, and weights with all their
+/// shards.
 fn missing(directory: &Path) -> Vec<String> {
-    let lacks = |name: &str| !directory.join(name).exists();
+    let is_missing = |name: &str| !directory.join(name).exists();
     let mut wanted = vec!["config.json".to_owned(), "tokenizer.json".to_owned()];
     match fs::read(directory.join("model.safetensors.index.json")) {
-        Ok(index) if lacks("model.safetensors") => wanted.extend(shards(&index)),
+        Ok(index) if is_missing("model.safetensors") => wanted.extend(shards(&index)),
         _ => wanted.push("model.safetensors".to_owned()),
     }
-    wanted.retain(|name| lacks(name));
+    wanted.retain(|name| is_missing(name));
     wanted
 }
 
-/// The files that an index names; none if it is malformed, which reading the model will tell.
+/// The files that an index names; none if it is malformed, which is an error when the model is
+/// loaded.
 fn shards(index: &[u8]) -> Vec<String> {
     let index: serde_json::Value = serde_json::from_slice(index).unwrap_or_default();
     let files = index["weight_map"].as_object().into_iter().flatten();
@@ -122,7 +127,7 @@ fn shards(index: &[u8]) -> Vec<String> {
     shards
 }
 
-/// A model's name: an owner, which old models lack, and a name.
+/// A model's name: an owner, empty for the hub's oldest models, and a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Name<'a> {
     owner: &'a str,
@@ -130,7 +135,8 @@ struct Name<'a> {
 }
 
 impl<'a> Name<'a> {
-    /// Reads `bert-base-uncased` or `google-bert/bert-base-uncased`; what else there is must be a path.
+    /// Parses `bert-base-uncased` or `google-bert/bert-base-uncased`; none for anything else, such
+    /// as a path.
     fn parse(model: &'a str) -> Option<Self> {
         let is_name = |part: &str| {
             part.starts_with(|c: char| c.is_ascii_alphanumeric())
@@ -143,7 +149,7 @@ impl<'a> Name<'a> {
         (fits && !model.starts_with('/')).then_some(Self { owner, name })
     }
 
-    /// Its directory in the cache.
+    /// The model's directory in the cache.
     fn folder(self) -> String {
         format!("models--{}", self.to_string().replace('/', "--"))
     }
@@ -165,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_told_from_paths() {
+    fn paths_are_not_names() {
         let name = |owner, name| Some(Name { owner, name });
         assert_eq!(
             Name::parse("google-bert/bert-base-uncased"),
@@ -186,7 +192,7 @@ mod tests {
         }
     }
 
-    /// A cache with the snapshot of a model, still empty.
+    /// A cache with an empty snapshot of a model.
     fn cache() -> (tempfile::TempDir, Hub, PathBuf) {
         let cache = tempfile::tempdir().unwrap();
         let repository = cache.path().join("models--org--name");
@@ -202,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_counts_when_it_is_whole() {
+    fn an_incomplete_snapshot_is_not_used() {
         let (_cache, hub, snapshot) = cache();
         let name = Name::parse("org/name").unwrap();
         for file in ["config.json", "tokenizer.json"] {
@@ -220,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_is_no_directory_is_named() {
+    fn a_path_that_is_not_a_directory_is_named() {
         let (_cache, hub, _) = cache();
         let error = hub.resolve(Path::new("./absent")).unwrap_err();
         assert!(error.to_string().contains("`./absent`"), "{error}");
@@ -229,7 +235,7 @@ mod tests {
 
     #[test]
     #[cfg(not(feature = "download"))]
-    fn without_the_feature_the_cache_is_all_there_is() {
+    fn without_the_feature_only_the_cache_is_used() {
         let (_cache, hub, _) = cache();
         let error = hub.resolve(Path::new("org/other")).unwrap_err();
         let text = error.to_string();

@@ -1,4 +1,4 @@
-//! A model by its name, from a hub on this machine that speaks what hf-hub asks.
+//! A model by its name, from a local server that answers the requests of hf-hub.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -18,7 +18,7 @@ const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 /// Files of a repository by their path in it.
 type Files = BTreeMap<&'static str, Vec<u8>>;
 
-/// A hub with one model, `org/tiny`, on a port of its own.
+/// A local hub with one model, `org/tiny`, on a free port.
 struct Server {
     address: SocketAddr,
     requests: Arc<Mutex<Vec<String>>>,
@@ -38,7 +38,7 @@ impl Server {
                 if stopped.load(Ordering::SeqCst) {
                     return;
                 }
-                // A client that leaves early is its own affair.
+                // A client may close the connection early.
                 let _ = answer(stream.unwrap(), &files, &log);
             }
         });
@@ -65,7 +65,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
-        // Wakes the thread, which then closes the port.
+        // Wakes the thread, which then returns and closes the port.
         let _ = TcpStream::connect(self.address);
         self.thread.take().unwrap().join().unwrap();
     }
@@ -108,8 +108,8 @@ fn answer(stream: TcpStream, files: &Files, log: &Mutex<Vec<String>>) -> std::io
     let mut stream = &stream;
     write!(
         stream,
-        "HTTP/1.1 {status}\r\nContent-Length: {}\r\nETag: \"etag{at}\"\r\nX-Repo-Commit: {COMMIT}\r\n\
-         Content-Type: application/json\r\nConnection: close\r\n\r\n",
+        "HTTP/1.1 {status}\r\nContent-Length: {}\r\nETag: \"etag{at}\"\r\n\
+         X-Repo-Commit: {COMMIT}\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n",
         body.len()
     )?;
     if method != "HEAD" {
@@ -130,31 +130,31 @@ fn model() -> Files {
 }
 
 #[test]
-fn a_model_is_fetched_once_and_then_found_without_the_hub() {
+fn a_model_is_downloaded_once_and_then_found_in_the_cache() {
     let cache = tempfile::tempdir().unwrap();
     let server = Server::start(model());
     let hub = server.hub(cache.path());
     let name = Path::new("org/tiny");
-    let dir = hub.resolve(name).unwrap();
-    assert!(dir.starts_with(cache.path().join("models--org--tiny")));
+    let directory = hub.resolve(name).unwrap();
+    assert!(directory.starts_with(cache.path().join("models--org--tiny")));
     for (file, bytes) in model() {
         match file {
-            "pytorch_model.bin" => assert!(!dir.join(file).exists()),
-            _ => assert!(fs::read(dir.join(file)).unwrap() == bytes, "{file}"),
+            "pytorch_model.bin" => assert!(!directory.join(file).exists()),
+            _ => assert!(fs::read(directory.join(file)).unwrap() == bytes, "{file}"),
         }
     }
-    let asked = server.requests();
+    let requests = server.requests();
     let weights = format!("GET /org/tiny/resolve/{COMMIT}/model.safetensors");
-    assert_eq!(asked.iter().filter(|line| **line == weights).count(), 1);
+    assert_eq!(requests.iter().filter(|line| **line == weights).count(), 1);
 
-    assert_eq!(hub.resolve(name).unwrap(), dir);
-    assert_eq!(server.requests(), asked, "the cache is enough");
+    assert_eq!(hub.resolve(name).unwrap(), directory);
+    assert_eq!(server.requests(), requests, "the cache is enough");
     drop(server);
-    assert_eq!(hub.resolve(name).unwrap(), dir);
+    assert_eq!(hub.resolve(name).unwrap(), directory);
 }
 
 #[test]
-fn a_file_that_the_hub_lacks_is_named() {
+fn a_file_missing_on_the_hub_is_named() {
     let cache = tempfile::tempdir().unwrap();
     let mut files = model();
     files.remove("tokenizer.json");
@@ -174,7 +174,7 @@ fn a_file_that_the_hub_lacks_is_named() {
     assert!(error.hint().contains("tokenizer.json"), "{}", error.hint());
 }
 
-/// The error of a model that cannot be fetched: which, where it may be placed, and why.
+/// Checks the error of a model that cannot be downloaded: its name, the cache, what to do and why.
 fn refused(hub: &Hub, name: &str, why: &str) {
     let error = hub.resolve(Path::new(name)).unwrap_err();
     assert!(matches!(error, HubError::Download { .. }), "{error:?}");
@@ -200,14 +200,14 @@ fn refused(hub: &Hub, name: &str, why: &str) {
 }
 
 #[test]
-fn an_unknown_model_is_refused() {
+fn an_unknown_model_is_an_error() {
     let cache = tempfile::tempdir().unwrap();
     let server = Server::start(model());
     refused(&server.hub(cache.path()), "org/other", "org/other");
 }
 
 #[test]
-fn an_unreachable_hub_is_told() {
+fn an_unreachable_hub_is_an_error() {
     let cache = tempfile::tempdir().unwrap();
     let hub = Server::start(model()).hub(cache.path());
     refused(&hub, "org/tiny", "onnection refused");

@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use epiphyte_data::{Columns, Format, Order, ReadOptions, TaskKind};
+use epiphyte_data::{Columns, Format, Order, ReadOptions};
 use epiphyte_methods::{Flag, FlagKind};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -13,6 +13,7 @@ use crate::TrainError;
 use crate::early_stopping::Selection;
 use crate::evaluate;
 use crate::schedule::{ScheduleKind, Warmup};
+use crate::task::TaskKind;
 use crate::trunk::TrunkCache;
 
 /// A run: model, data, method, optimisation, output.
@@ -631,6 +632,7 @@ impl RunConfig {
             prompt_column: self.prompt_column.clone(),
             completion_column: self.completion_column.clone(),
             messages_column: self.messages_column.clone(),
+            ..Columns::default()
         }
     }
 

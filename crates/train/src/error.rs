@@ -107,6 +107,22 @@ pub enum TrainError {
         /// What is wrong with its value.
         problem: String,
     },
+    /// A task that does not exist.
+    #[error(
+        "unknown task `{name}`: use sequence-classification, regression or causal-language-modelling"
+    )]
+    UnknownTask {
+        /// The name as given.
+        name: String,
+    },
+    /// The configured columns do not fit the task.
+    #[error("{task}: {source}")]
+    Columns {
+        /// The task.
+        task: crate::TaskKind,
+        /// What is wrong with them.
+        source: epiphyte_data::DataError,
+    },
     /// Data cannot be used.
     #[error(transparent)]
     Data(#[from] epiphyte_data::DataError),

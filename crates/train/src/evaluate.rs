@@ -1,13 +1,14 @@
 //! Scores and predictions of a model over a data set.
 
 use burn::tensor::Tensor;
-use epiphyte_data::{Batch, Batches, Targets, TaskKind};
+use epiphyte_data::{Batch, Batches, Targets};
 use epiphyte_models::{Adapter, Tokens, Transformer};
 use epiphyte_ops::Sequences;
 
 use crate::TrainError;
 use crate::metrics::{self, Metrics};
 use crate::observer::{EvaluationMeter, Observer, Silent};
+use crate::task::TaskKind;
 
 /// The model's tokens of a batch.
 pub(crate) fn tokens(batch: &Batch) -> Tokens<'_> {
@@ -18,29 +19,14 @@ pub(crate) fn tokens(batch: &Batch) -> Tokens<'_> {
     }
 }
 
-/// The model's targets of a batch.
-pub(crate) struct OwnedTargets {
-    classes: Vec<i64>,
-}
-
-impl OwnedTargets {
-    /// Prepares a batch's targets.
-    pub(crate) fn of(batch: &Batch) -> Self {
-        let classes = match &batch.targets {
-            Targets::Classes(classes) => classes.iter().map(|&class| class as i64).collect(),
-            _ => Vec::new(),
-        };
-        Self { classes }
-    }
-
-    /// As the model takes them; none where nothing is known.
-    pub(crate) fn get<'a>(&'a self, batch: &'a Batch) -> Option<epiphyte_models::Targets<'a>> {
-        match &batch.targets {
-            Targets::Classes(_) => Some(epiphyte_models::Targets::Classes(&self.classes)),
-            Targets::Values(values) => Some(epiphyte_models::Targets::Values(values)),
-            Targets::Tokens(labels) => Some(epiphyte_models::Targets::Tokens(labels)),
-            Targets::Absent => None,
-        }
+/// The model's targets of a batch; none if they are unknown.
+pub(crate) fn targets(batch: &Batch) -> Option<epiphyte_models::Targets<'_>> {
+    match &batch.targets {
+        Targets::Classes(classes) => Some(epiphyte_models::Targets::Classes(classes)),
+        Targets::Numbers(numbers) => Some(epiphyte_models::Targets::Values(numbers)),
+        Targets::Tokens(labels) => Some(epiphyte_models::Targets::Tokens(labels)),
+        // No model has a decoder yet.
+        Targets::Sequences(_) | Targets::Absent => None,
     }
 }
 
@@ -127,7 +113,7 @@ pub fn evaluate_watched(
         let targets: Vec<f64> = examples
             .iter()
             .filter_map(|example| match example.target {
-                epiphyte_data::Target::Value(value) => Some(f64::from(value)),
+                epiphyte_data::Target::Number(number) => Some(f64::from(number)),
                 _ => None,
             })
             .collect();
@@ -162,10 +148,8 @@ fn language_modelling(
     let (mut sum, mut count) = (0.0, 0);
     for batch in batches.epoch(0).batches_from(0) {
         let batch = batch?;
-        let targets = OwnedTargets::of(&batch);
-        let loss = targets
-            .get(&batch)
-            .and_then(|targets| model.loss(&tokens(&batch), targets, 0.0, adapter));
+        let loss =
+            targets(&batch).and_then(|targets| model.loss(&tokens(&batch), targets, 0.0, adapter));
         if let Some(loss) = loss {
             sum += f64::from(value(loss.mean)) * loss.targets as f64;
             count += loss.targets;

@@ -53,7 +53,7 @@ pub use interrupt::Interrupt;
 pub use merge::{Merged, merge};
 pub use observer::Observer;
 pub use run::{Report, RunOptions, Tuning, open_adapter, train, train_several};
-pub use task::{TaskSpec, Workbench};
+pub use task::{TaskKind, TaskSpec, Workbench};
 pub use together::train_together;
 pub use trainer::{End, Outcome, Plan, Trainer, Workload};
 pub use trunk::TrunkCache;

@@ -330,7 +330,7 @@ fn card(
         task: run.task.to_string(),
         pipeline_tag: Some(
             match run.task {
-                epiphyte_data::TaskKind::CausalLanguageModelling => "text-generation",
+                crate::TaskKind::CausalLanguageModelling => "text-generation",
                 _ => "text-classification",
             }
             .to_owned(),

@@ -1,17 +1,64 @@
 //! What an adapter's file says about its task, so that `eval` and `predict` need not be told.
 
+use std::fmt;
 use std::path::Path;
+use std::str::FromStr;
 
 use burn::tensor::Device;
 use epiphyte_data::{
-    Batches, Columns, EncodeOptions, Examples, LabelSet, Labels, Order, ReadOptions, Table,
-    TaskKind, Tokenizer, check_max_length,
+    Batches, Columns, EncodeOptions, Examples, Fields, LabelField, LabelSet, Order, ReadOptions,
+    Table, Tokenizer, check_max_length,
 };
 use epiphyte_models::{LoadOptions, Loaded, Task, load};
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
 use crate::config::RunConfig;
+
+/// What the model learns to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TaskKind {
+    /// One of several labels for a text or a pair of texts.
+    SequenceClassification,
+    /// A number for a text or a pair of texts.
+    Regression,
+    /// The next token of a text.
+    #[serde(alias = "causal-lm")]
+    CausalLanguageModelling,
+}
+
+impl TaskKind {
+    /// The name as configurations and the command line spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::SequenceClassification => "sequence-classification",
+            Self::Regression => "regression",
+            Self::CausalLanguageModelling => "causal-language-modelling",
+        }
+    }
+}
+
+impl fmt::Display for TaskKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for TaskKind {
+    type Err = TrainError;
+
+    fn from_str(name: &str) -> Result<Self, TrainError> {
+        match name {
+            "sequence-classification" => Ok(Self::SequenceClassification),
+            "regression" => Ok(Self::Regression),
+            "causal-language-modelling" | "causal-lm" => Ok(Self::CausalLanguageModelling),
+            _ => Err(TrainError::UnknownTask {
+                name: name.to_owned(),
+            }),
+        }
+    }
+}
 
 /// A task with everything that turns a file into examples.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -45,10 +92,9 @@ impl TaskSpec {
     pub fn of_run(run: &RunConfig, train: &Table) -> Result<Self, TrainError> {
         let columns = run.columns();
         let labels = match run.task {
-            TaskKind::SequenceClassification => {
-                let column = columns.label_column.as_deref().unwrap_or("label");
-                LabelSet::from_column(train, column)?.names().to_vec()
-            }
+            TaskKind::SequenceClassification => LabelSet::from_column(train, columns.label())?
+                .names()
+                .to_vec(),
             _ => Vec::new(),
         };
         let usual = if run.task == TaskKind::CausalLanguageModelling {
@@ -114,6 +160,24 @@ impl TaskSpec {
         }
     }
 
+    /// What the columns of a row are to the task; labels are not read if `labelled` is false.
+    fn fields(&self, labelled: bool) -> Result<Fields, TrainError> {
+        let column = || self.columns.label().to_owned();
+        let fields = match self.task {
+            TaskKind::CausalLanguageModelling => self.columns.documents(),
+            _ if !labelled => self.columns.texts(LabelField::Absent),
+            TaskKind::SequenceClassification => self.columns.texts(LabelField::Class {
+                column: column(),
+                labels: LabelSet::from_names(self.labels.iter().cloned())?,
+            }),
+            TaskKind::Regression => self.columns.texts(LabelField::Number { column: column() }),
+        };
+        fields.map_err(|source| TrainError::Columns {
+            task: self.task,
+            source,
+        })
+    }
+
     /// The examples of a table; without targets if `labelled` is false.
     ///
     /// # Errors
@@ -124,24 +188,12 @@ impl TaskSpec {
         tokenizer: &Tokenizer,
         labelled: bool,
     ) -> Result<Examples, TrainError> {
-        let set;
-        let labels = match self.task {
-            _ if !labelled => Labels::Absent,
-            TaskKind::SequenceClassification => {
-                set = LabelSet::from_names(self.labels.iter().cloned())?;
-                Labels::Classes(&set)
-            }
-            TaskKind::Regression => Labels::Numbers,
-            TaskKind::CausalLanguageModelling => Labels::Absent,
-        };
-        let fields = self.columns.resolve(self.task)?;
+        let fields = self.fields(labelled)?;
         let options = EncodeOptions {
-            max_length: self.max_length,
             packing: self.packing,
+            ..EncodeOptions::new(self.max_length)
         };
-        Ok(Examples::encode(
-            table, &fields, labels, tokenizer, &options,
-        )?)
+        Ok(Examples::encode(table, &fields, tokenizer, &options)?)
     }
 }
 
@@ -217,5 +269,46 @@ impl Workbench {
             return Err(TrainError::Vocabulary { id, vocabulary });
         }
         Ok(Batches::new(examples, batch_size, order)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_is_read_back() {
+        for task in [
+            TaskKind::SequenceClassification,
+            TaskKind::Regression,
+            TaskKind::CausalLanguageModelling,
+        ] {
+            assert_eq!(task.name().parse::<TaskKind>().unwrap(), task);
+            assert_eq!(serde_json::to_value(task).unwrap(), task.name());
+        }
+        assert_eq!(
+            "causal-lm".parse::<TaskKind>().unwrap(),
+            TaskKind::CausalLanguageModelling
+        );
+        let error = "seq2seq".parse::<TaskKind>().unwrap_err();
+        assert!(error.to_string().contains("`seq2seq`"), "{error}");
+    }
+
+    #[test]
+    fn columns_that_do_not_fit_name_the_task() {
+        let spec = TaskSpec {
+            task: TaskKind::Regression,
+            columns: Columns::default(),
+            labels: Vec::new(),
+            max_length: 8,
+            packing: false,
+            no_header: false,
+            quoting: None,
+        };
+        let error = spec.fields(true).unwrap_err().to_string();
+        assert!(
+            error.contains("regression") && error.contains("text_columns"),
+            "{error}"
+        );
     }
 }

@@ -8,7 +8,7 @@ use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Tensor};
-use epiphyte_data::{Batch, Batches};
+use epiphyte_data::{Batch, Batches, Epochs};
 use epiphyte_methods::{Moment, Param, Tuned};
 use epiphyte_models::seam::name_id;
 use epiphyte_models::{Tokens, Transformer};
@@ -19,7 +19,7 @@ use crate::TrainError;
 use crate::checkpoints::Checkpoints;
 use crate::config::RunConfig;
 use crate::early_stopping::EarlyStopping;
-use crate::evaluate::{self, OwnedTargets};
+use crate::evaluate;
 use crate::interrupt::Interrupt;
 use crate::journal::{EvaluationRecord, Journal, Record, StepRecord};
 use crate::metrics::Metrics;
@@ -101,6 +101,7 @@ impl Plan {
 #[derive(Debug)]
 pub struct Trainer<'a> {
     work: Workload<'a>,
+    epochs: Epochs<'a>,
     tuned: Tuned,
     plan: Plan,
     schedule: Schedule,
@@ -122,7 +123,6 @@ pub(crate) struct Step {
     moment: Moment,
     batches: Vec<Batch>,
     tokens: Vec<Sequences>,
-    classes: Vec<OwnedTargets>,
     pub(crate) learned: Learned,
 }
 
@@ -206,6 +206,7 @@ impl<'a> Trainer<'a> {
             },
             last_loss: f64::NAN,
             metrics: None,
+            epochs: work.train.epochs(),
             work,
             tuned,
             plan,
@@ -292,11 +293,11 @@ impl<'a> Trainer<'a> {
         let first =
             (self.state.step % self.plan.per_epoch) as usize * run.gradient_accumulation_steps;
         let last = (first + run.gradient_accumulation_steps).min(self.work.train.per_epoch());
-        let order = self.work.train.epoch(epoch);
         let tokens = self.tokens_per_pass();
+        let epoch_batches = self.epochs.get(epoch);
         let mut batches = Vec::new();
         for index in first..last {
-            batches.extend(order.batch(index)?.parts(tokens));
+            batches.extend(epoch_batches.batch(index)?.micro_batches(tokens));
         }
         self.tuned.method_mut().before_step(moment);
         let keyed = |batch: &Batch| {
@@ -306,7 +307,6 @@ impl<'a> Trainer<'a> {
         Ok(Step {
             moment,
             tokens: batches.iter().map(keyed).collect(),
-            classes: batches.iter().map(OwnedTargets::of).collect(),
             learned: Learned::nothing(self.moments.len()),
             batches,
         })
@@ -332,7 +332,7 @@ impl<'a> Trainer<'a> {
                 type_ids: &batch.type_ids,
                 sequences: step.tokens[pass].clone(),
             },
-            targets: step.classes[pass].get(batch),
+            targets: evaluate::targets(batch),
             label_smoothing: self.work.run.label_smoothing,
             sums: step.passes() > 1,
         }

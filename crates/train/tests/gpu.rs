@@ -4,14 +4,14 @@
 //! is enough. Where there is none, the tests say that they skipped, or fail if `EPIPHYTE_REQUIRE_GPU` is 1.
 
 use burn::tensor::{Device, DeviceKind, DeviceType, Tensor, TensorData};
-use epiphyte_data::{Batches, Example, Order, Target, TaskKind};
+use epiphyte_data::{Batches, Example, Order, Target};
 use epiphyte_methods::{METHODS, MethodError, Tuned, by_name};
 use epiphyte_models::seam::name_id;
 use epiphyte_models::{ModelConfig, Targets, Task, Tokens, Transformer, random_model};
 use epiphyte_ops::{Activation, Precision, Sequences, random};
 use epiphyte_train::journal::{Record, read};
 use epiphyte_train::observer::Silent;
-use epiphyte_train::{Interrupt, RunConfig, Trainer, Workload, train_together};
+use epiphyte_train::{Interrupt, RunConfig, TaskKind, Trainer, Workload, train_together};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 

@@ -1,5 +1,5 @@
-//! Chat templates: refusals, the clock, and where templates come from. `golden.rs` compares texts with
-//! `transformers`.
+//! Chat templates: errors, the clock, and the files that hold templates. `golden.rs` compares texts
+//! with `transformers`.
 
 use std::time::{Duration, SystemTime};
 
@@ -23,7 +23,7 @@ fn reason(result: Result<impl std::fmt::Debug, DataError>) -> String {
 }
 
 #[test]
-fn what_the_template_refuses_reaches_the_user() {
+fn an_error_of_the_template_reaches_the_user() {
     let mistral = template(include_str!("../templates/mistral.jinja"));
     let twice = [
         json!({"role": "user", "content": "a"}),
@@ -37,7 +37,7 @@ fn what_the_template_refuses_reaches_the_user() {
 }
 
 #[test]
-fn broken_templates_and_messages_are_refused() {
+fn invalid_templates_and_messages_are_errors() {
     let error = ChatTemplate::new("{% for m in messages %}", &IndexMap::new()).unwrap_err();
     assert!(matches!(error, DataError::ChatTemplate { .. }), "{error}");
     let chatml = template(CHATML);
@@ -49,10 +49,14 @@ fn broken_templates_and_messages_are_refused() {
     assert!(reason(chatml.render_for_training(&alone)).contains("no turn with role `assistant`"));
 }
 
-/// Qwen3 drops the reasoning of earlier turns, so what a prefix renders to is not where the turn stands in the end.
+/// Qwen3 drops the reasoning of earlier turns, so that the rendering of a prefix of the conversation
+/// is not a prefix of the whole rendering.
 #[test]
 fn a_template_that_rewrites_earlier_turns_needs_generation_blocks() {
-    let rewriting = "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' and loop.last %}(thinks){% endif %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
+    let rewriting = "{% for m in messages %}<{{ m.role }}>\
+        {% if m.role == 'assistant' and loop.last %}(thinks){% endif %}\
+        {{ m.content }}{% endfor %}\
+        {% if add_generation_prompt %}<assistant>{% endif %}";
     let turn = |role: &str| json!({"role": role, "content": "x"});
     let messages = [
         turn("user"),
@@ -91,7 +95,7 @@ fn null_members_count_as_absent() {
 }
 
 #[test]
-fn a_template_comes_from_its_file_before_the_configuration() {
+fn the_template_file_takes_precedence_over_the_configuration() {
     let render = |tokenizer: &Tokenizer| {
         tokenizer
             .chat_template()

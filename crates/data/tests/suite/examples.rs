@@ -1,42 +1,36 @@
-//! Rows to examples: which tokens, which targets, what is cut, dropped and refused.
+//! Rows to examples: tokens, targets, truncation, dropped rows and errors.
 
 use epiphyte_data::{
-    DataError, EncodeOptions, Example, Examples, Fields, IGNORED, LabelSet, Labels, Table, Target,
+    Batch, DataError, EncodeOptions, Example, Examples, Fields, IGNORED, LabelField, LabelSet,
+    Table, Target, TargetSequences, Targets, Tokenizer,
 };
 use serde_json::json;
 
 use crate::support::{
-    character_tokenizer, conversations, language_tokenizer, table, word_tokenizer,
+    character_file, character_tokenizer, conversations, directory, ending_tokenizer,
+    language_tokenizer, table, word_tokenizer,
 };
-
-fn options(max_length: usize) -> EncodeOptions {
-    EncodeOptions {
-        max_length,
-        packing: false,
-    }
-}
 
 fn encode(table: &Table, fields: &Fields, max_length: usize) -> Result<Examples, DataError> {
     Examples::encode(
         table,
         fields,
-        Labels::Absent,
         &language_tokenizer(),
-        &options(max_length),
+        &EncodeOptions::new(max_length),
     )
 }
 
 fn completion() -> Fields {
-    Fields::Completion {
+    Fields::PromptCompletion {
         prompt: "prompt".into(),
         completion: "completion".into(),
     }
 }
 
 /// The text of the tokens that count, with `·` for each that does not.
-fn learned(example: &Example) -> String {
+fn counted(example: &Example) -> String {
     let Target::Tokens(labels) = &example.target else {
-        panic!("not language modelling")
+        panic!("no label per token")
     };
     assert_eq!(labels.len(), example.ids.len());
     assert_eq!(example.type_ids, vec![0; example.ids.len()]);
@@ -56,26 +50,25 @@ fn learned(example: &Example) -> String {
 }
 
 #[test]
-fn classification_of_pairs() {
+fn pairs_with_a_class() {
     let table = table(&[
         ("a", &["w1 w2", "w3"]),
         ("b", &["w4", "w5 w6 w7"]),
         ("label", &["yes", "no"]),
     ]);
-    let labels = LabelSet::from_column(&table, "label").unwrap();
-    let fields = Fields::Sequence {
+    let pairs = |label| Fields::Texts {
         text: "a".into(),
         pair: Some("b".into()),
-        label: "label".into(),
+        label,
     };
+    let column = || "label".to_owned();
     let tokenizer = word_tokenizer();
-    let examples = Examples::encode(
-        &table,
-        &fields,
-        Labels::Classes(&labels),
-        &tokenizer,
-        &options(6),
-    )
+    let encode =
+        |label| Examples::encode(&table, &pairs(label), &tokenizer, &EncodeOptions::new(6));
+    let examples = encode(LabelField::Class {
+        column: column(),
+        labels: LabelSet::from_column(&table, "label").unwrap(),
+    })
     .unwrap();
     assert_eq!(
         examples.examples[0],
@@ -91,11 +84,9 @@ fn classification_of_pairs() {
         (1, 0, 12)
     );
 
-    let unlabelled =
-        Examples::encode(&table, &fields, Labels::Absent, &tokenizer, &options(6)).unwrap();
-    assert_eq!(unlabelled.examples[0].target, Target::Absent);
-    let error =
-        Examples::encode(&table, &fields, Labels::Numbers, &tokenizer, &options(6)).unwrap_err();
+    let unlabeled = encode(LabelField::Absent).unwrap();
+    assert_eq!(unlabeled.examples[0].target, Target::Absent);
+    let error = encode(LabelField::Number { column: column() }).unwrap_err();
     assert!(
         matches!(error, DataError::WrongType { row: 1, .. }),
         "{error}"
@@ -103,56 +94,45 @@ fn classification_of_pairs() {
 }
 
 #[test]
-fn regression_parses_numbers() {
+fn numbers_are_parsed() {
     let table = table(&[("a", &["w1"]), ("score", &["3.800"])]);
-    let fields = Fields::Sequence {
+    let fields = Fields::Texts {
         text: "a".into(),
         pair: None,
-        label: "score".into(),
+        label: LabelField::Number {
+            column: "score".into(),
+        },
     };
-    let examples = Examples::encode(
-        &table,
-        &fields,
-        Labels::Numbers,
-        &word_tokenizer(),
-        &options(6),
-    )
-    .unwrap();
-    assert_eq!(examples.examples[0].target, Target::Value(3.8));
+    let examples =
+        Examples::encode(&table, &fields, &word_tokenizer(), &EncodeOptions::new(6)).unwrap();
+    assert_eq!(examples.examples[0].target, Target::Number(3.8));
 }
 
 #[test]
 fn plain_text_counts_wholly() {
-    let fields = Fields::Text {
+    let fields = Fields::PlainText {
         text: "text".into(),
     };
     let examples = encode(&table(&[("text", &["ab", "", "cde"])]), &fields, 4).unwrap();
-    let texts: Vec<String> = examples.examples.iter().map(learned).collect();
+    let texts: Vec<String> = examples.examples.iter().map(counted).collect();
     assert_eq!(texts, ["<s>ab</s>", "<s></s>", "<s>cde"]);
     assert_eq!((examples.truncated, examples.dropped), (1, 0));
 }
 
 #[test]
 fn packing_loses_nothing_but_a_lone_last_token() {
-    let fields = Fields::Text {
+    let fields = Fields::PlainText {
         text: "text".into(),
     };
     let pack = |max_length| {
         let table = table(&[("text", &["abc", "de"])]);
         let options = EncodeOptions {
-            max_length,
             packing: true,
+            ..EncodeOptions::new(max_length)
         };
-        Examples::encode(
-            &table,
-            &fields,
-            Labels::Absent,
-            &language_tokenizer(),
-            &options,
-        )
-        .unwrap()
+        Examples::encode(&table, &fields, &language_tokenizer(), &options).unwrap()
     };
-    let texts = |examples: &Examples| examples.examples.iter().map(learned).collect::<Vec<_>>();
+    let texts = |examples: &Examples| examples.examples.iter().map(counted).collect::<Vec<_>>();
     assert_eq!(
         texts(&pack(4)),
         ["<s>abc", "</s><s>de"],
@@ -169,7 +149,7 @@ fn completions_count_without_their_prompt() {
         ("completion", &[" A: 4", "x</s>", "y"]),
     ]);
     let examples = encode(&table, &completion(), 12).unwrap();
-    let texts: Vec<String> = examples.examples.iter().map(learned).collect();
+    let texts: Vec<String> = examples.examples.iter().map(counted).collect();
     assert_eq!(
         texts,
         ["····· A: 4</s>", "····x</s>"],
@@ -187,6 +167,28 @@ fn completions_count_without_their_prompt() {
     );
 }
 
+/// GPT-2's tokenizer trims the spaces off a token's offsets; a token of spaces alone then covers no
+/// byte.
+#[test]
+fn a_completion_is_found_if_offsets_are_trimmed() {
+    let file = character_file(&json!({
+        "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true,
+    }));
+    let config = json!({"eos_token": "</s>"});
+    let directory = directory(&[
+        ("tokenizer.json", &file),
+        ("tokenizer_config.json", &config),
+    ]);
+    let tokenizer = Tokenizer::load(directory.path()).unwrap();
+    let alignment = tokenizer.align("a b", false).unwrap();
+    assert_eq!(alignment.offsets[1], (2, 2), "the space is trimmed");
+
+    let table = table(&[("prompt", &[" a  \n "]), ("completion", &["  b \n c "])]);
+    let options = EncodeOptions::new(100);
+    let examples = Examples::encode(&table, &completion(), &tokenizer, &options).unwrap();
+    assert_eq!(counted(&examples.examples[0]), "······  b \n c </s>");
+}
+
 #[test]
 fn conversations_count_the_assistant() {
     let table = conversations(&[json!([
@@ -199,9 +201,9 @@ fn conversations_count_the_assistant() {
         messages: "messages".into(),
     };
     let examples = encode(&table, &fields, 1000).unwrap();
-    let text = learned(&examples.examples[0]);
-    let counted: Vec<&str> = text.split('·').filter(|part| !part.is_empty()).collect();
-    assert_eq!(counted, ["bc<|im_end|>\n", "e<|im_end|>\n"]);
+    let text = counted(&examples.examples[0]);
+    let turns: Vec<&str> = text.split('·').filter(|part| !part.is_empty()).collect();
+    assert_eq!(turns, ["bc<|im_end|>\n", "e<|im_end|>\n"]);
     assert_eq!(
         examples.examples[0].ids[0], 200,
         "the template writes its own special tokens"
@@ -232,25 +234,23 @@ fn bad_conversations_name_their_row() {
 }
 
 #[test]
-fn texts_that_cannot_be_learned_from_are_refused() {
+fn empty_texts_and_missing_special_tokens_are_errors() {
     let table = table(&[("text", &["ab", ""]), ("label", &["1", "0"])]);
-    let fields = Fields::Sequence {
+    let fields = Fields::Texts {
         text: "text".into(),
         pair: None,
-        label: "label".into(),
+        label: LabelField::Absent,
     };
     let tokenizer = character_tokenizer(&json!({}));
-    let error =
-        Examples::encode(&table, &fields, Labels::Absent, &tokenizer, &options(6)).unwrap_err();
+    let error = Examples::encode(&table, &fields, &tokenizer, &EncodeOptions::new(6)).unwrap_err();
     assert!(
         matches!(error, DataError::EmptyText { row: 2, .. }),
         "{error}"
     );
-    let fields = Fields::Text {
+    let fields = Fields::PlainText {
         text: "text".into(),
     };
-    let error =
-        Examples::encode(&table, &fields, Labels::Absent, &tokenizer, &options(6)).unwrap_err();
+    let error = Examples::encode(&table, &fields, &tokenizer, &EncodeOptions::new(6)).unwrap_err();
     assert!(
         matches!(
             error,
@@ -261,4 +261,107 @@ fn texts_that_cannot_be_learned_from_are_refused() {
         ),
         "{error}"
     );
+}
+
+fn source_target() -> Fields {
+    Fields::SourceTarget {
+        source: "source".into(),
+        target: "target".into(),
+    }
+}
+
+/// The ids are those of the word tokenizer's vocabulary; `transformers` calls the tokenizer with
+/// `text` and `text_target` alike, so that both get `[CLS] … [SEP]`.
+#[test]
+fn sources_and_targets_are_encoded_each_alone_with_special_tokens() {
+    let table = table(&[
+        ("source", &["w1 w2 w3 w4", "w5"]),
+        ("target", &["w6", "w7 w8 w9"]),
+    ]);
+    let options = EncodeOptions {
+        max_target_length: Some(4),
+        ..EncodeOptions::new(5)
+    };
+    let examples = Examples::encode(&table, &source_target(), &word_tokenizer(), &options).unwrap();
+    assert_eq!(
+        examples.examples,
+        [
+            Example {
+                ids: vec![2, 21, 22, 23, 3],
+                type_ids: vec![0; 5],
+                target: Target::Sequence(vec![2, 26, 3]),
+            },
+            Example {
+                ids: vec![2, 25, 3],
+                type_ids: vec![0; 3],
+                target: Target::Sequence(vec![2, 27, 28, 3]),
+            },
+        ],
+        "both texts are truncated before their last special token"
+    );
+    assert_eq!((examples.truncated, examples.tokens()), (2, 15));
+}
+
+/// T5's post-processor appends `</s>` and nothing else.
+#[test]
+fn a_target_ends_as_the_post_processor_ends_it() {
+    let table = table(&[("source", &["ab"]), ("target", &[""])]);
+    let tokenizer = ending_tokenizer();
+    let options = EncodeOptions::new(8);
+    let examples = Examples::encode(&table, &source_target(), &tokenizer, &options).unwrap();
+    assert_eq!(examples.examples[0].ids, [97, 98, 203]);
+    assert_eq!(examples.examples[0].target, Target::Sequence(vec![203]));
+
+    // Without a post-processor an empty target has no label at all.
+    let bare = character_tokenizer(&json!({}));
+    let error = Examples::encode(&table, &source_target(), &bare, &options).unwrap_err();
+    assert!(
+        matches!(error, DataError::EmptyText { row: 1, .. }),
+        "{error}"
+    );
+}
+
+#[test]
+fn target_sequences_are_joined_and_split_with_their_sources() {
+    let example = |source: usize, target: std::ops::Range<i64>| Example {
+        ids: vec![9; source],
+        type_ids: vec![0; source],
+        target: Target::Sequence(target.collect()),
+    };
+    let examples = [
+        example(2, 0..30),
+        example(30, 30..32),
+        example(16, 32..48),
+        example(16, 48..64),
+    ];
+    let batch = Batch::join(examples.iter().enumerate()).unwrap();
+    assert_eq!(batch.boundaries, [0, 2, 32, 48, 64]);
+    let Targets::Sequences(targets) = &batch.targets else {
+        panic!("{:?}", batch.targets)
+    };
+    assert_eq!(targets.boundaries, [0, 30, 32, 48, 64]);
+    assert_eq!(targets.labels, (0..64).collect::<Vec<i64>>());
+
+    // Sources alone are 34 and 30 tokens in the two halves, with their targets 64 and 64.
+    let halves = batch.micro_batches(64);
+    assert_eq!(
+        halves.iter().map(Batch::tokens).collect::<Vec<_>>(),
+        [64, 64]
+    );
+    assert_eq!(halves[1].boundaries, [0, 16, 32]);
+    assert_eq!(
+        halves[1].targets,
+        Targets::Sequences(TargetSequences {
+            labels: (32..64).collect(),
+            boundaries: vec![0, 16, 32],
+        })
+    );
+    assert_eq!(halves[1].positions, [2, 3]);
+
+    let mut mixed = examples.to_vec();
+    mixed[3].target = Target::Tokens(vec![0; 16]);
+    assert!(matches!(
+        Batch::join(mixed.iter().enumerate()),
+        Err(DataError::MixedTargets { index: 3 })
+    ));
 }

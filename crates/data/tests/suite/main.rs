@@ -3,6 +3,7 @@
 mod batches;
 mod chat;
 mod examples;
+mod fixtures;
 mod golden;
 mod readers;
 mod real_data;

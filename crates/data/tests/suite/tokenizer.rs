@@ -33,7 +33,7 @@ fn pairs_truncate_longest_first_and_keep_special_tokens() {
 }
 
 #[test]
-fn configuration_says_special_tokens_and_limits() {
+fn special_tokens_and_limits_come_from_the_configuration() {
     let tokenizer = word_tokenizer();
     assert_eq!(tokenizer.special_id("cls_token").unwrap(), 2);
     assert_eq!(tokenizer.model_max_length(), None);
@@ -58,15 +58,15 @@ fn configuration_says_special_tokens_and_limits() {
     assert_eq!(
         tokenizer.special_id("bos_token").unwrap(),
         200,
-        "tokenizer_config.json goes first"
+        "tokenizer_config.json takes precedence"
     );
     assert_eq!(tokenizer.special_id("eos_token").unwrap(), 203);
     assert_eq!(tokenizer.model_max_length(), Some(512));
 }
 
-/// As `transformers` 5 has it.
+/// As in `transformers` 5.
 #[test]
-fn tokenizer_json_alone_says_which_special_tokens_are_added() {
+fn tokenizer_json_alone_decides_which_special_tokens_are_added() {
     let tokenizer = character_tokenizer(&json!({"bos_token": "<s>", "add_bos_token": true}));
     assert_eq!(tokenizer.encode("ab", None, None).unwrap().ids, [97, 98]);
     let pair = tokenizer.encode("ab", Some("c"), None).unwrap();
@@ -78,7 +78,7 @@ fn tokenizer_json_alone_says_which_special_tokens_are_added() {
 }
 
 #[test]
-fn the_left_side_is_cut_where_the_configuration_says() {
+fn truncation_is_on_the_configured_side() {
     let tokenizer = character_tokenizer(&json!({"truncation_side": "left"}));
     assert_eq!(
         tokenizer.encode("abcd", None, Some(2)).unwrap().ids,
@@ -127,18 +127,20 @@ fn absent_and_broken_files_are_named() {
 
     std::fs::write(empty.path().join("tokenizer.json"), "{\"version\"").unwrap();
     let error = Tokenizer::load(empty.path()).unwrap_err();
-    assert!(
-        matches!(&error, DataError::TokenizerInvalid { path, .. } if path.ends_with("tokenizer.json"))
-    );
+    assert!(matches!(
+        &error,
+        DataError::TokenizerInvalid { path, .. } if path.ends_with("tokenizer.json")
+    ));
 
     let directory = directory(&[
         ("tokenizer.json", &character_file(&json!(null))),
         ("tokenizer_config.json", &json!([])),
     ]);
     let error = Tokenizer::load(directory.path()).unwrap_err();
-    assert!(
-        matches!(&error, DataError::TokenizerInvalid { path, .. } if path.ends_with("tokenizer_config.json"))
-    );
+    assert!(matches!(
+        &error,
+        DataError::TokenizerInvalid { path, .. } if path.ends_with("tokenizer_config.json")
+    ));
 }
 
 #[test]

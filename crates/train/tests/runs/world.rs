@@ -4,11 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
-use epiphyte_data::TaskKind;
 use epiphyte_io::safetensors_file::write_f32;
 use epiphyte_models::{ModelConfig, Task, random_model};
 use epiphyte_ops::Precision;
-use epiphyte_train::RunConfig;
+use epiphyte_train::{RunConfig, TaskKind};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 

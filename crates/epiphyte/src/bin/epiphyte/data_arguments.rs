@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use epiphyte::data::{Batches, LabelSet, Order, Table, TaskKind};
+use epiphyte::data::{Batches, LabelSet, Order, Table};
 use epiphyte::hub::Hub;
 use epiphyte::methods::file::AdapterFile;
 use epiphyte::models::{LoadOptions, ModelConfig};
 use epiphyte::train::config::Precision;
-use epiphyte::train::{TaskSpec, Tuning, open_adapter};
+use epiphyte::train::{TaskKind, TaskSpec, Tuning, open_adapter};
 
 use crate::failure::UsageError;
 use crate::global::Global;
@@ -198,8 +198,7 @@ impl DataArguments {
         if !labelled {
             return Ok((0..outputs).map(|id| format!("LABEL_{id}")).collect());
         }
-        let column = spec.columns.label_column.as_deref().unwrap_or("label");
-        let found = LabelSet::from_column(table, column)?;
+        let found = LabelSet::from_column(table, spec.columns.label())?;
         if found.names().len() == outputs {
             return Ok(found.names().to_vec());
         }

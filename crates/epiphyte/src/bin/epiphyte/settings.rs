@@ -194,10 +194,7 @@ fn run_config(entries: Vec<Entry>) -> Result<RunConfig> {
 fn similar_key(name: &str) -> Option<String> {
     let methods = METHODS.iter().flat_map(|method| method.flags);
     let known = RunConfig::FLAGS.iter().chain(methods).map(|flag| flag.flag);
-    let (similarity, nearest) = known
-        .map(|flag| (strsim::jaro_winkler(flag, name), flag))
-        .max_by(|(one, _), (other, _)| one.total_cmp(other))?;
-    (similarity > 0.85).then(|| nearest.replace('-', "_"))
+    epiphyte::data::nearest_name(name, known).map(|flag| flag.replace('-', "_"))
 }
 
 /// What a file says.

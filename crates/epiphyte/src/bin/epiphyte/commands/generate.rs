@@ -7,10 +7,10 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use epiphyte::data::{Columns, TaskKind, Tokenizer};
+use epiphyte::data::{Columns, Tokenizer};
 use epiphyte::models::ModelConfig;
 use epiphyte::models::generation_config::GenerationConfig;
-use epiphyte::train::{Generation, TaskSpec, generate};
+use epiphyte::train::{Generation, TaskKind, TaskSpec, generate};
 use serde_json::json;
 
 use crate::data_arguments::{ModelArguments, spec_of_adapter};

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use epiphyte::data::TaskKind;
+use epiphyte::train::TaskKind;
 use epiphyte::train::evaluate::{argmax, predict};
 use serde::Serialize;
 use serde_json::json;

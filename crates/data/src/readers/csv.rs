@@ -1,8 +1,8 @@
 //! CSV and TSV.
 //!
-//! With quoting, fields follow RFC 4180: `"…"` may hold separators, newlines and doubled quotes. Without it every
-//! `"` is a character like any other, which is how GLUE's TSV files are written: MRPC is full of lone quotes that
-//! would otherwise swallow whole paragraphs.
+//! With quoting, fields follow RFC 4180: `"…"` may hold separators, newlines and doubled quotes.
+//! Without it every `"` is an ordinary character. GLUE's TSV files are written that way: with
+//! quoting, one of MRPC's many unpaired quotes would make a single field of several lines.
 
 use std::io::Read;
 use std::path::Path;
@@ -10,24 +10,24 @@ use std::path::Path;
 use crate::error::DataError;
 use crate::table::{Table, Value};
 
-/// What distinguishes one CSV-like file from another.
+/// Settings of a file of separated values.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Dialect {
+pub(super) struct Dialect {
     /// The byte between fields.
-    pub(crate) delimiter: u8,
+    pub(super) delimiter: u8,
     /// Whether `"` quotes a field.
-    pub(crate) quoting: bool,
+    pub(super) quoting: bool,
     /// Whether the first record names the columns.
-    pub(crate) header: bool,
+    pub(super) header: bool,
 }
 
-/// A record put after the file's text. The `csv` crate closes an open quote silently at the end of its input, so
-/// that one forgotten quote makes one field of the whole rest of the file. This record then ends up inside that
-/// field, and its absence tells.
+/// A record appended to the file's text. The `csv` crate closes an open quote silently at the end
+/// of its input, so that one forgotten quote makes one field of the whole rest of the file. Then
+/// this record becomes part of that field, and its absence shows the error.
 const GUARD: &str = "\u{0}end";
 
 /// Reads at most `limit` rows, every cell a text.
-pub(crate) fn read(
+pub(super) fn read(
     path: &Path,
     text: &str,
     dialect: Dialect,
@@ -97,7 +97,8 @@ pub(crate) fn read(
     Table::from_columns(path, names.into_iter().zip(columns))
 }
 
-/// The line on which a record starts, from 1. The `csv` crate's own count is that of the blank lines before it.
+/// The line on which a record starts, from 1. The `csv` crate counts from the blank lines before
+/// the record instead.
 fn line_of(text: &str, position: Option<&::csv::Position>) -> usize {
     let before = position.map_or(text.len(), |position| {
         text.len().min(position.byte() as usize)

@@ -17,7 +17,7 @@ use crate::error::DataError;
 use crate::table::{Table, Value};
 
 /// Reads at most `limit` rows.
-pub(crate) fn read(path: &Path, limit: usize) -> Result<Table, DataError> {
+pub(super) fn read(path: &Path, limit: usize) -> Result<Table, DataError> {
     let file = File::open(path).map_err(|source| DataError::Io {
         path: path.to_owned(),
         source,
@@ -53,8 +53,8 @@ pub(crate) fn read(path: &Path, limit: usize) -> Result<Table, DataError> {
     Table::from_columns(path, columns)
 }
 
-/// The value at `row` as JSON. Types that JSON has no word for (dates, decimals, bytes) become the text in which
-/// Arrow displays them.
+/// The value at `row` as JSON. Types without a JSON type (dates, decimals, bytes)
+/// become the text in which Arrow displays them.
 fn json_at(array: &dyn Array, row: usize) -> Result<Json, ArrowError> {
     if array.is_null(row) {
         return Ok(Json::Null);

@@ -1,8 +1,9 @@
-//! Examples for causal language modelling: plain text, prompt and completion, conversations.
+//! Documents with a label per token: plain text, prompt and completion, conversations.
 //!
-//! A prompt and its completion are tokenised as one text, because that is what the model reads when it generates;
-//! a token counts for the loss when any byte of it lies in the part to be learned. Every document ends with
-//! `eos_token`, so that the model learns to stop.
+//! A prompt and its completion are tokenized as one text, because the model reads them as one text
+//! when it generates; a token counts for the loss if any of its bytes lies in the part to learn.
+//! Plain text and completions end with `eos_token`, so that the model learns to stop; the end of a
+//! conversation is the chat template's matter.
 
 use std::ops::Range;
 
@@ -14,23 +15,24 @@ use crate::table::{Table, Value};
 use crate::tokenizer::{Alignment, Tokenizer};
 
 /// Token ids and their labels.
-struct Labelled {
+struct Labeled {
     ids: Vec<u32>,
     labels: Vec<i64>,
 }
 
-impl Labelled {
-    /// All of a document counts.
+impl Labeled {
+    /// A document whose every token counts.
     fn whole(ids: Vec<u32>) -> Self {
         let labels = ids.iter().map(|&id| i64::from(id)).collect();
         Self { ids, labels }
     }
 
-    /// Only tokens that touch one of the byte ranges count.
+    /// A document of which only the tokens that overlap one of the byte ranges count.
     fn within(alignment: Alignment, spans: &[Range<usize>]) -> Self {
         let counts = |&(start, end): &(usize, usize)| {
             spans.iter().any(|span| {
-                // Byte-level tokenizers may trim a token of spaces to nothing, placed at its end.
+                // Byte-level tokenizers may trim the offsets of a token of spaces to an empty range
+                // at its end.
                 if start < end {
                     start < span.end && span.start < end
                 } else {
@@ -56,7 +58,7 @@ impl Labelled {
         }
     }
 
-    /// Appends `eos`, to be learned, unless the tokenizer or the text has put it there.
+    /// Ends with `eos`, which counts; appends it unless the tokenizer or the text already has.
     fn ended(mut self, eos: u32) -> Self {
         if self.ids.last() == Some(&eos) {
             self.labels.pop();
@@ -67,7 +69,8 @@ impl Labelled {
         self
     }
 
-    /// The example, cut to `max_length`; `None` where nothing in it can be predicted. The first token never can.
+    /// The example, truncated to `max_length`; `None` if no token that counts is left. The first
+    /// token is never predicted.
     fn example(mut self, max_length: usize) -> Option<Example> {
         self.ids.truncate(max_length);
         self.labels.truncate(max_length);
@@ -83,8 +86,8 @@ impl Labelled {
     }
 }
 
-/// Plain text, one example a row.
-pub(crate) fn texts(
+/// Plain text, one example per row.
+pub(super) fn texts(
     table: &Table,
     column: &str,
     tokenizer: &Tokenizer,
@@ -94,13 +97,13 @@ pub(crate) fn texts(
     let eos = tokenizer.special_id("eos_token")?;
     let rows = texts
         .par_iter()
-        .map(|text| Ok(Labelled::whole(tokenizer.align(text, true)?.ids).ended(eos)))
+        .map(|text| Ok(Labeled::whole(tokenizer.align(text, true)?.ids).ended(eos)))
         .collect::<Result<_, _>>()?;
     collect(table, rows, max_length)
 }
 
-/// Plain text, all rows joined and cut into blocks of `max_length`. The last block is shorter rather than lost.
-pub(crate) fn packed(
+/// Plain text, all rows joined and cut into blocks of `max_length`. The last block may be shorter.
+pub(super) fn packed(
     table: &Table,
     column: &str,
     tokenizer: &Tokenizer,
@@ -108,9 +111,9 @@ pub(crate) fn packed(
 ) -> Result<Examples, DataError> {
     let texts = table.texts(column)?;
     let eos = tokenizer.special_id("eos_token")?;
-    let documents: Vec<Labelled> = texts
+    let documents: Vec<Labeled> = texts
         .par_iter()
-        .map(|text| Ok(Labelled::whole(tokenizer.align(text, true)?.ids).ended(eos)))
+        .map(|text| Ok(Labeled::whole(tokenizer.align(text, true)?.ids).ended(eos)))
         .collect::<Result<_, DataError>>()?;
     let stream: Vec<u32> = documents
         .into_iter()
@@ -118,16 +121,16 @@ pub(crate) fn packed(
         .collect();
     let mut blocks = Vec::new();
     for block in stream.chunks(max_length.max(1)) {
-        // A last block of one token has nothing to predict it from.
+        // A last block of one token has no preceding token to predict it from.
         if block.len() > 1 {
-            blocks.push(Labelled::whole(block.to_vec()));
+            blocks.push(Labeled::whole(block.to_vec()));
         }
     }
     collect(table, blocks, max_length)
 }
 
-/// A prompt and its completion; loss on the completion.
-pub(crate) fn completions(
+/// A prompt and its completion; the completion's tokens count.
+pub(super) fn completions(
     table: &Table,
     prompt: &str,
     completion: &str,
@@ -142,16 +145,16 @@ pub(crate) fn completions(
         .zip(&completions)
         .map(|(prompt, completion)| {
             let text = format!("{prompt}{completion}");
-            let learned = prompt.len()..text.len();
-            Ok(Labelled::within(tokenizer.align(&text, true)?, &[learned]).ended(eos))
+            let counted = prompt.len()..text.len();
+            Ok(Labeled::within(tokenizer.align(&text, true)?, &[counted]).ended(eos))
         })
         .collect::<Result<_, DataError>>()?;
     collect(table, rows, max_length)
 }
 
-/// Conversations through the model's chat template; loss on the assistant's turns. The template writes its own
-/// special tokens, so the tokenizer adds none.
-pub(crate) fn conversations(
+/// Conversations through the model's chat template; the tokens of the assistant's turns count. The
+/// template writes its own special tokens, so the tokenizer adds none.
+pub(super) fn conversations(
     table: &Table,
     column: &str,
     tokenizer: &Tokenizer,
@@ -174,14 +177,14 @@ pub(crate) fn conversations(
                     reason: error.to_string(),
                 }
             })?;
-            Ok(Labelled::within(tokenizer.align(&text, false)?, &spans))
+            Ok(Labeled::within(tokenizer.align(&text, false)?, &spans))
         })
         .collect::<Result<_, DataError>>()?;
     collect(table, rows, max_length)
 }
 
-/// Cuts, drops and counts.
-fn collect(table: &Table, rows: Vec<Labelled>, max_length: usize) -> Result<Examples, DataError> {
+/// Truncates the documents, drops those without a token that counts, and counts both.
+fn collect(table: &Table, rows: Vec<Labeled>, max_length: usize) -> Result<Examples, DataError> {
     let count = rows.len();
     let truncated = rows.iter().filter(|row| row.ids.len() > max_length).count();
     let examples: Vec<Example> = rows

@@ -1,7 +1,6 @@
 //! JSON: one object a line (JSONL), or one array of objects.
 //!
-//! The two are told apart by the first character rather than by the extension, because files called `.json`
-//! come in both kinds.
+//! The first character decides which, not the extension: files called `.json` exist in both kinds.
 
 use std::path::Path;
 
@@ -10,8 +9,9 @@ use serde_json::{Map, Value as Json};
 use crate::error::DataError;
 use crate::table::Table;
 
-/// Reads at most `limit` rows. Blank lines between objects are skipped; keys that a row lacks are null.
-pub(crate) fn read(path: &Path, text: &str, limit: usize) -> Result<Table, DataError> {
+/// Reads at most `limit` rows. Blank lines between objects are skipped; keys missing from a row are
+/// null.
+pub(super) fn read(path: &Path, text: &str, limit: usize) -> Result<Table, DataError> {
     let invalid = |line, reason: String| DataError::InvalidJson {
         path: path.to_owned(),
         line,

@@ -1,55 +1,32 @@
-//! Examples for classification and regression: one text or a pair, one target.
+//! One text or a pair, with a class or a number for it.
 
 use rayon::prelude::*;
 
 use crate::error::DataError;
-use crate::example::{Example, Examples, Labels, Target};
+use crate::example::{Example, Examples, Target};
+use crate::fields::LabelField;
 use crate::table::Table;
 use crate::tokenizer::Tokenizer;
 
-/// The target of each row.
-pub(crate) fn targets(
-    table: &Table,
-    label: &str,
-    labels: Labels<'_>,
-) -> Result<Vec<Target>, DataError> {
-    Ok(match labels {
-        Labels::Classes(set) => set
-            .ids(table, label)?
-            .into_iter()
-            .map(Target::Class)
-            .collect(),
-        Labels::Numbers => table
-            .numbers(label)?
-            .into_iter()
-            .map(Target::Value)
-            .collect(),
-        Labels::Absent => vec![Target::Absent; table.len()],
-    })
-}
-
-/// Tokenises each row with special tokens, truncated `longest_first`.
-pub(crate) fn encode(
+/// Tokenizes each row with special tokens, truncated `longest_first`.
+pub(super) fn encode(
     table: &Table,
     text: &str,
     pair: Option<&str>,
-    targets: Vec<Target>,
+    label: &LabelField,
     tokenizer: &Tokenizer,
     max_length: usize,
 ) -> Result<Examples, DataError> {
     let texts = table.texts(text)?;
     let pairs = pair.map(|pair| table.texts(pair)).transpose()?;
-    let rows: Vec<(Example, bool)> = targets
+    let rows: Vec<(Example, bool)> = targets(table, label)?
         .into_par_iter()
         .enumerate()
         .map(|(row, target)| {
             let pair = pairs.as_ref().map(|pairs| pairs[row]);
             let encoding = tokenizer.encode(texts[row], pair, Some(max_length))?;
             if encoding.ids.is_empty() {
-                return Err(DataError::EmptyText {
-                    path: table.path().to_owned(),
-                    row: row + 1,
-                });
+                return Err(table.empty_text(row));
             }
             let example = Example {
                 ids: encoding.ids,
@@ -65,5 +42,22 @@ pub(crate) fn encode(
         examples,
         truncated,
         dropped: 0,
+    })
+}
+
+/// The target of each row.
+fn targets(table: &Table, label: &LabelField) -> Result<Vec<Target>, DataError> {
+    Ok(match label {
+        LabelField::Class { column, labels } => labels
+            .ids(table, column)?
+            .into_iter()
+            .map(Target::Class)
+            .collect(),
+        LabelField::Number { column } => table
+            .numbers(column)?
+            .into_iter()
+            .map(Target::Number)
+            .collect(),
+        LabelField::Absent => vec![Target::Absent; table.len()],
     })
 }

@@ -1,11 +1,11 @@
-//! From a file on disk to a [`Table`]: which format, which options, and the checks all text formats share.
+//! [`Table::read`]: format, options, and the checks that all text formats share.
 
 use std::path::Path;
 use std::str::FromStr;
 
+use super::{csv, json, parquet};
 use crate::error::DataError;
 use crate::table::{Table, Value};
-use crate::{csv, json, parquet};
 
 /// A file format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub enum Format {
     Json,
     /// Comma-separated values after RFC 4180 (`.csv`).
     Csv,
-    /// Tab-separated values; quotes are literal unless told otherwise, as in GLUE (`.tsv`).
+    /// Tab-separated values; quotes are literal by default, as in GLUE (`.tsv`).
     Tsv,
     /// Apache Parquet (`.parquet`).
     Parquet,
@@ -65,11 +65,12 @@ impl FromStr for Format {
 /// How to read a file; the default follows the file's extension.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReadOptions {
-    /// The format; `None` goes by the extension.
+    /// The format; by the file's extension if not given.
     pub format: Option<Format>,
-    /// CSV and TSV: whether the first record names the columns. Without a header they are called `0`, `1`, …
+    /// CSV and TSV: whether the first record names the columns. Without a header they are called
+    /// `0`, `1`, …
     pub header: bool,
-    /// CSV and TSV: whether `"` quotes a field. `None` is the format's custom: CSV yes, TSV no.
+    /// CSV and TSV: whether `"` quotes a field; if not given, yes for CSV and no for TSV.
     pub quoting: Option<bool>,
     /// Read at most this many rows.
     pub limit: Option<usize>,
@@ -90,8 +91,8 @@ impl Table {
     /// Reads a file.
     ///
     /// # Errors
-    /// Whatever [`DataError`] says about files: not readable, of unknown format, empty, not UTF-8, a ragged row,
-    /// an unclosed quote, broken JSON or Parquet.
+    /// Those of [`DataError`] about files: not readable, of unknown format, empty, not UTF-8, a
+    /// ragged row, an unclosed quote, invalid JSON or Parquet.
     pub fn read(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Self, DataError> {
         let path = path.as_ref();
         let format = options.format.map_or_else(|| Format::of(path), Ok)?;

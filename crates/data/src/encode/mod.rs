@@ -1,0 +1,87 @@
+//! Encoding: rows of a table to examples.
+
+mod language;
+mod source_target;
+mod texts;
+
+use crate::error::DataError;
+use crate::example::Examples;
+use crate::fields::Fields;
+use crate::table::Table;
+use crate::tokenizer::Tokenizer;
+
+/// How texts become examples.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EncodeOptions {
+    /// The longest example, in tokens; of [`Fields::SourceTarget`], the longest source. Check it
+    /// with [`crate::check_max_length`] first.
+    pub max_length: usize,
+    /// [`Fields::SourceTarget`]: the longest target, in tokens; `max_length` if not given.
+    pub max_target_length: Option<usize>,
+    /// [`Fields::PlainText`]: join all rows, with `eos_token` between them, and cut the result into
+    /// examples of `max_length`. If false, each row is an example of its own.
+    pub packing: bool,
+}
+
+impl EncodeOptions {
+    /// Options for examples of at most `max_length` tokens, without packing.
+    pub fn new(max_length: usize) -> Self {
+        Self {
+            max_length,
+            max_target_length: None,
+            packing: false,
+        }
+    }
+}
+
+impl Examples {
+    /// Tokenizes every row of a table, on all cores.
+    ///
+    /// # Errors
+    /// Those of the columns, the labels, the tokenizer and the chat template, with the row if
+    /// there is one; [`DataError::EmptyText`] for a text without any token;
+    /// [`DataError::NothingToLearn`].
+    pub fn encode(
+        table: &Table,
+        fields: &Fields,
+        tokenizer: &Tokenizer,
+        options: &EncodeOptions,
+    ) -> Result<Self, DataError> {
+        let max_length = options.max_length;
+        let examples = match fields {
+            Fields::Texts { text, pair, label } => {
+                texts::encode(table, text, pair.as_deref(), label, tokenizer, max_length)?
+            }
+            Fields::PlainText { text } if options.packing => {
+                language::packed(table, text, tokenizer, max_length)?
+            }
+            Fields::PlainText { text } => language::texts(table, text, tokenizer, max_length)?,
+            Fields::PromptCompletion { prompt, completion } => {
+                language::completions(table, prompt, completion, tokenizer, max_length)?
+            }
+            Fields::Messages { messages } => {
+                language::conversations(table, messages, tokenizer, max_length)?
+            }
+            Fields::SourceTarget { source, target } => {
+                let limits = (max_length, options.max_target_length.unwrap_or(max_length));
+                source_target::encode(table, source, target, tokenizer, limits)?
+            }
+        };
+        if examples.truncated > 0 {
+            tracing::warn!(
+                file = %table.path().display(),
+                examples = examples.truncated,
+                max_length,
+                "examples with a text that was too long and lost its end"
+            );
+        }
+        if examples.dropped > 0 {
+            tracing::warn!(
+                file = %table.path().display(),
+                rows = examples.dropped,
+                "rows left out: no token to predict remains in them"
+            );
+        }
+        Ok(examples)
+    }
+}

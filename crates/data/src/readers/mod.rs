@@ -1,0 +1,8 @@
+//! Readers: a file in one of several formats to a [`crate::Table`]. `read` chooses the reader.
+
+mod csv;
+mod json;
+mod parquet;
+mod read;
+
+pub use read::{Format, ReadOptions};
