@@ -10,12 +10,12 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail};
 use burn::tensor::Device;
 use epiphyte_data::{Batches, Example, Order, Target};
-use epiphyte_methods::{Tuned, by_name};
+use epiphyte_methods::{AdapterModule, by_name};
 use epiphyte_models::{ModelConfig, Task, random_model};
 use epiphyte_train::journal::{self, Record};
 use epiphyte_train::observer::Silent;
 use epiphyte_train::schedule::ScheduleKind;
-use epiphyte_train::{Interrupt, RunConfig, TaskKind, Trainer, Workload, memory, train_together};
+use epiphyte_train::{Interrupt, RunConfig, TaskKind, Trainer, Workload, memory, train_runs};
 use serde_json::{Map, Value, json};
 
 use crate::{MEMORY, print};
@@ -80,7 +80,7 @@ pub(crate) fn run(arguments: &[String], started: Instant) -> Result<()> {
     let device = Device::default();
     let model = random_model(&config, task, &device, precision.into(), 0)?;
     let config = by_name(method)?.configure(settings)?;
-    let tuned = Tuned::new(config, model.base(), &device, 0)?;
+    let tuned = AdapterModule::new(config, model.base(), &device, 0)?;
     let batches = Batches::new(examples, batch_size, Order::Sequential)?;
     let work = Workload {
         run: &run,
@@ -92,7 +92,7 @@ pub(crate) fn run(arguments: &[String], started: Instant) -> Result<()> {
     let mut trainer = [Trainer::new(work, tuned, false)?];
     let before = since_start(started);
     let processor = processor_seconds();
-    train_together(&mut trainer, &Interrupt::default(), &mut Silent)?;
+    train_runs(&mut trainer, &Interrupt::default(), &mut Silent)?;
     let processor = processor_seconds() - processor;
     let records = journal::read(&output.join("log.jsonl"))?;
     std::fs::remove_dir_all(&output)?;
@@ -154,7 +154,7 @@ fn since_start(started: Instant) -> f64 {
 
 /// The model's shape and task.
 fn shape(work: &str) -> Result<(ModelConfig, Task)> {
-    let classification = Task::SequenceClassification { labels: 2 };
+    let classification = HeadKind::Classification { labels: 2 };
     let no_dropout = json!({ "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0 });
     let (config, task) = if work.starts_with("bert-base") {
         (

@@ -26,7 +26,9 @@ use epiphyte_io::safetensors_file::write_f32;
 use epiphyte_methods::file::AdapterFile;
 use epiphyte_models::{LoadOptions, ModelConfig, Task, random_model};
 use epiphyte_train::schedule::ScheduleKind;
-use epiphyte_train::{Interrupt, Observer, RunConfig, RunOptions, TaskKind, merge, open_adapter, train};
+use epiphyte_train::{
+    Interrupt, Observer, RunConfig, RunOptions, TaskKind, merge, open_adapter, train,
+};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};

@@ -16,7 +16,7 @@
 //!
 //! ```
 //! use epiphyte::Device;
-//! use epiphyte::methods::{Tuned, by_name};
+//! use epiphyte::methods::{AdapterModule, by_name};
 //! use epiphyte::models::{ModelConfig, Task, random_model};
 //! use epiphyte::ops::Precision;
 //!
@@ -25,15 +25,15 @@
 //!     "intermediate_size": 128, "vocab_size": 100
 //! }"#;
 //! let config = ModelConfig::parse("config.json".as_ref(), config)?;
-//! let (task, device) = (Task::SequenceClassification { labels: 2 }, Device::default());
+//! let (task, device) = (HeadKind::Classification { labels: 2 }, Device::default());
 //! let model = random_model(&config, task, &device, Precision::F32, 0)?;
 //!
 //! let settings = serde_json::json!({ "rank": 8, "target_modules": ["query", "value"] });
 //! let lora = by_name("lora")?.configure(settings.as_object().unwrap().clone())?;
-//! let tuned = Tuned::new(lora, model.base(), &device, 0)?;
+//! let tuned = AdapterModule::new(lora, model.base(), &device, 0)?;
 //!
 //! // Rank times inputs and outputs, of two matrices in each of two layers.
-//! assert_eq!(tuned.account(model.base()).trainable_parameters, 8 * (64 + 64) * 2 * 2);
+//! assert_eq!(tuned.counts(model.base()).trainable_parameters, 8 * (64 + 64) * 2 * 2);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!

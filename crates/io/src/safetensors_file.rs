@@ -94,16 +94,40 @@ pub fn write_safetensors(
 ///
 /// # Errors
 /// As [`write_safetensors`]; [`SafetensorsError::File`] if there are not as many values as a shape says.
-pub fn write_f32<N: AsRef<str>, V: FnOnce() -> Vec<f32>>(
+pub fn write_f32<'a, N: AsRef<str>, V: FnOnce() -> Vec<f32> + 'a>(
     path: &Path,
     tensors: impl IntoIterator<Item = (N, Vec<usize>, V)>,
+) -> Result<(), SafetensorsError> {
+    let tensors = tensors.into_iter();
+    let tensors = tensors.map(|(name, shape, values)| (name, shape, Values::F32(Box::new(values))));
+    write_values(path, tensors)
+}
+
+/// Values to write.
+pub enum Values<'a> {
+    /// 32-bit floating point; made when the tensor is written.
+    F32(Box<dyn FnOnce() -> Vec<f32> + 'a>),
+    /// 32-bit integers.
+    I32(Vec<i32>),
+}
+
+/// Writes tensors of either type, each a name, a shape and its values, as [`write_f32`].
+///
+/// # Errors
+/// As [`write_f32`].
+pub fn write_values<'a, N: AsRef<str>>(
+    path: &Path,
+    tensors: impl IntoIterator<Item = (N, Vec<usize>, Values<'a>)>,
 ) -> Result<(), SafetensorsError> {
     let tensors = tensors.into_iter().map(|(name, shape, values)| {
         let count: usize = shape.iter().product();
         let entry = EntryToWrite {
             name: name.as_ref().to_owned(),
-            dtype: Dtype::F32,
-            length: count * size_of::<f32>(),
+            dtype: match values {
+                Values::F32(_) => Dtype::F32,
+                Values::I32(_) => Dtype::I32,
+            },
+            length: 4 * count,
             shape,
         };
         (entry, (count, values))
@@ -114,61 +138,33 @@ pub fn write_f32<N: AsRef<str>, V: FnOnce() -> Vec<f32>>(
         tensors.collect(),
         &metadata,
         |(count, values), file| {
-            let values = values();
-            if values.len() != count {
-                let problem = format!("{} values for a shape of {count}", values.len());
-                return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
+            let wrong_count = |found: usize| {
+                let problem = format!("{found} values for a shape of {count}");
+                Err(io::Error::new(io::ErrorKind::InvalidInput, problem))
+            };
+            match values {
+                Values::F32(values) => {
+                    let values = values();
+                    if values.len() != count {
+                        return wrong_count(values.len());
+                    }
+                    write_elements(&values, |value| value.to_le_bytes(), file)
+                }
+                Values::I32(values) if values.len() != count => wrong_count(values.len()),
+                Values::I32(values) => write_elements(&values, |value| value.to_le_bytes(), file),
             }
-            values.chunks(WRITTEN_AT_ONCE).try_for_each(|values| {
-                let bytes: Vec<u8> = values
-                    .iter()
-                    .flat_map(|value| value.to_le_bytes())
-                    .collect();
-                file.write_all(&bytes)
-            })
         },
     )
 }
 
-/// Values to write: floating point or indices.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Values {
-    /// 32-bit floating point.
-    F32(Vec<f32>),
-    /// 32-bit integers.
-    I32(Vec<i32>),
-}
-
-/// Writes tensors of either type, each a name, a shape and its values, as [`write_f32`].
-///
-/// # Errors
-/// As [`write_f32`].
-pub fn write_values<N: AsRef<str>>(
-    path: &Path,
-    tensors: impl IntoIterator<Item = (N, Vec<usize>, Values)>,
-) -> Result<(), SafetensorsError> {
-    let tensors = tensors.into_iter().map(|(name, shape, values)| {
-        let (dtype, bytes): (Dtype, Vec<u8>) = match values {
-            Values::F32(values) => {
-                let bytes = values.iter().flat_map(|value| value.to_le_bytes());
-                (Dtype::F32, bytes.collect())
-            }
-            Values::I32(values) => {
-                let bytes = values.iter().flat_map(|value| value.to_le_bytes());
-                (Dtype::I32, bytes.collect())
-            }
-        };
-        let count: usize = shape.iter().product();
-        let entry = EntryToWrite {
-            name: name.as_ref().to_owned(),
-            dtype,
-            length: 4 * count,
-            shape,
-        };
-        (entry, bytes)
-    });
-    let metadata = [("format", "pt")];
-    write(path, tensors.collect(), &metadata, |bytes, file| {
+/// Writes elements of four bytes, a piece at a time.
+fn write_elements<T: Copy>(
+    values: &[T],
+    to_bytes: impl Fn(T) -> [u8; 4],
+    file: &mut dyn Write,
+) -> io::Result<()> {
+    values.chunks(WRITTEN_AT_ONCE).try_for_each(|values| {
+        let bytes: Vec<u8> = values.iter().flat_map(|&value| to_bytes(value)).collect();
         file.write_all(&bytes)
     })
 }

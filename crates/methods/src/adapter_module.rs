@@ -133,7 +133,7 @@ impl AdapterModule {
             .chain(self.head_parameters.trained())
     }
 
-    /// Turns gradients on or off.
+    /// Turns gradients on or off, and computes derived parameters from the values as they are now.
     pub fn track(&self, tracked: bool) {
         self.parameters.track(tracked);
         self.head_parameters.track(tracked);
@@ -183,7 +183,6 @@ impl AdapterModule {
     /// Tells the method that the optimizer has moved the parameters.
     pub fn after_step(&mut self, gradients: &Gradients, info: StepInfo) {
         self.method.after_step(gradients, info);
-        self.parameters.derive(false);
     }
 
     /// What the adapter's file holds of the method.

@@ -78,6 +78,9 @@ pub enum MethodError {
         /// What it adds beside the weights.
         reason: &'static str,
     },
+    /// The training data cannot be run before training.
+    #[error("the training data cannot be run before training: {0}")]
+    Calibration(String),
     /// A file cannot be read or written.
     #[error("cannot {action} `{}`: {source}", path.display())]
     File {

@@ -85,7 +85,7 @@ pub fn save(
         .map(|stored| (keys.head_prefix(), stored));
     let tensors = method.chain(head).map(|(prefix, stored)| {
         let values = match stored.values {
-            StoredValues::F32(values) => Values::F32(values),
+            StoredValues::F32(values) => Values::F32(Box::new(|| values)),
             StoredValues::I32(values) => Values::I32(values),
         };
         (format!("{prefix}{}", stored.key), stored.shape, values)

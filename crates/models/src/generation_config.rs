@@ -6,7 +6,6 @@
 use std::path::Path;
 
 use crate::ModelError;
-use crate::config::token_ids;
 use crate::families::ModelConfig;
 use crate::json::JsonObject;
 

@@ -10,11 +10,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::TrainError;
+use crate::activation_cache::ActivationCacheKind;
 use crate::early_stopping::Selection;
 use crate::evaluate;
 use crate::schedule::{ScheduleKind, Warmup};
-use crate::task::TaskKind;
-use crate::trunk::TrunkCache;
+use crate::tasks::TaskKind;
 
 /// A run: model, data, method, optimisation, output.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -96,7 +96,7 @@ pub struct RunConfig {
     /// Keep only what enters each layer and compute the rest again on the way back: less memory, more time.
     pub gradient_checkpointing: bool,
     /// Where states below the lowest trained layer are kept from epoch to epoch, if nothing is random there.
-    pub trunk_cache: TrunkCache,
+    pub trunk_cache: ActivationCacheKind,
     /// The most that these may take, in gigabytes (10⁹ bytes).
     pub trunk_cache_budget: f64,
     /// From what initialisation, order and dropout follow.
@@ -184,7 +184,7 @@ impl Default for RunConfig {
             precision: Precision::F32,
             tokens_per_pass: None,
             gradient_checkpointing: false,
-            trunk_cache: TrunkCache::Auto,
+            trunk_cache: ActivationCacheKind::Auto,
             trunk_cache_budget: 4.0,
             seed: 0,
             group_by_length: false,

@@ -108,12 +108,12 @@ pub enum TrainError {
         problem: String,
     },
     /// A task that does not exist.
-    #[error(
-        "unknown task `{name}`: use sequence-classification, regression or causal-language-modelling"
-    )]
+    #[error("unknown task `{name}`; known are {known}")]
     UnknownTask {
         /// The name as given.
         name: String,
+        /// The names of all tasks, separated by commas.
+        known: String,
     },
     /// The configured columns do not fit the task.
     #[error("{task}: {source}")]

@@ -1,34 +1,14 @@
 //! Scores and predictions of a model over a data set.
 
 use burn::tensor::Tensor;
-use epiphyte_data::{Batch, Batches, Targets};
-use epiphyte_models::{Adapter, Tokens, Transformer};
-use epiphyte_ops::Sequences;
+use epiphyte_data::Batches;
+use epiphyte_models::{Adapter, Model};
 
 use crate::TrainError;
-use crate::metrics::{self, Metrics};
+use crate::metrics::Metrics;
+use crate::model_input::{ModelInput, targets};
 use crate::observer::{EvaluationMeter, Observer, Silent};
-use crate::task::TaskKind;
-
-/// The model's tokens of a batch.
-pub(crate) fn tokens(batch: &Batch) -> Tokens<'_> {
-    Tokens {
-        ids: &batch.ids,
-        type_ids: &batch.type_ids,
-        sequences: Sequences::new(batch.boundaries.clone()),
-    }
-}
-
-/// The model's targets of a batch; none if they are unknown.
-pub(crate) fn targets(batch: &Batch) -> Option<epiphyte_models::Targets<'_>> {
-    match &batch.targets {
-        Targets::Classes(classes) => Some(epiphyte_models::Targets::Classes(classes)),
-        Targets::Numbers(numbers) => Some(epiphyte_models::Targets::Values(numbers)),
-        Targets::Tokens(labels) => Some(epiphyte_models::Targets::Tokens(labels)),
-        // No model has a decoder yet.
-        Targets::Sequences(_) | Targets::Absent => None,
-    }
-}
+use crate::tasks::TaskKind;
 
 /// Logits of every sequence of a data set, in the order of the file: `[sequences][outputs]`. `observer`
 /// hears of every batch.
@@ -36,7 +16,7 @@ pub(crate) fn targets(batch: &Batch) -> Option<epiphyte_models::Targets<'_>> {
 /// # Errors
 /// If a logit is not finite.
 pub fn predict(
-    model: &dyn Transformer,
+    model: &Model,
     adapter: &dyn Adapter,
     batches: &Batches,
     observer: &mut dyn Observer,
@@ -45,7 +25,8 @@ pub fn predict(
     let mut logits = Vec::with_capacity(batches.examples().len());
     for batch in batches.epoch(0).batches_from(0) {
         let batch = batch?;
-        let values = to_vec(model.logits(&tokens(&batch), adapter));
+        let input = ModelInput::new(model, &batch);
+        let values = to_vec(model.logits(&input.tokens(), adapter));
         let width = values.len() / batch.sequences().max(1);
         for (row, position) in values.chunks(width.max(1)).zip(&batch.positions) {
             if row.iter().any(|value| !value.is_finite()) {
@@ -61,95 +42,36 @@ pub fn predict(
     Ok(logits)
 }
 
-/// The names of the scores that [`evaluate`] measures; `f1_weighted` only for more than two classes.
-pub fn measured(task: TaskKind) -> &'static [&'static str] {
-    match task {
-        TaskKind::SequenceClassification => &[
-            "accuracy",
-            "f1",
-            "f1_weighted",
-            "loss",
-            "matthews",
-            "precision",
-            "recall",
-        ],
-        TaskKind::Regression => &["loss", "mae", "mse", "pearson", "spearman"],
-        TaskKind::CausalLanguageModelling => &["loss", "perplexity"],
-    }
-}
-
-/// Scores over a data set with targets: for classification `accuracy`, `f1`, `matthews`, …; for
-/// regression `pearson`, `spearman`, `mse`, `mae`; for language models `perplexity`; always `loss`.
+/// Scores over a data set with labels, without an observer; as [`Task::evaluate`](crate::Task::evaluate).
 ///
 /// # Errors
-/// If there is nothing to score, or a number is not finite.
+/// As there.
 pub fn evaluate(
-    model: &dyn Transformer,
+    model: &Model,
     adapter: &dyn Adapter,
     batches: &Batches,
     task: TaskKind,
 ) -> Result<Metrics, TrainError> {
-    evaluate_watched(model, adapter, batches, task, &mut Silent)
+    task.evaluate(model, adapter, batches, &mut Silent)
 }
 
-/// As [`evaluate`]; `observer` hears of every batch.
+/// The mean loss over all target tokens of a data set.
 ///
 /// # Errors
-/// As [`evaluate`].
-pub fn evaluate_watched(
-    model: &dyn Transformer,
-    adapter: &dyn Adapter,
-    batches: &Batches,
-    task: TaskKind,
-    observer: &mut dyn Observer,
-) -> Result<Metrics, TrainError> {
-    if task == TaskKind::CausalLanguageModelling {
-        return language_modelling(model, adapter, batches, observer);
-    }
-    let logits = predict(model, adapter, batches, observer)?;
-    let examples = batches.examples();
-    if task == TaskKind::Regression {
-        let predictions: Vec<f64> = logits.iter().map(|row| f64::from(row[0])).collect();
-        let targets: Vec<f64> = examples
-            .iter()
-            .filter_map(|example| match example.target {
-                epiphyte_data::Target::Number(number) => Some(f64::from(number)),
-                _ => None,
-            })
-            .collect();
-        let mut metrics = metrics::regression(&predictions, &targets)?;
-        metrics.insert("loss", metrics.get("mse").unwrap_or(f64::NAN));
-        return Ok(metrics);
-    }
-    let labels: Vec<usize> = examples
-        .iter()
-        .filter_map(|example| match example.target {
-            epiphyte_data::Target::Class(class) => Some(class),
-            _ => None,
-        })
-        .collect();
-    let predictions: Vec<usize> = logits.iter().map(|row| argmax(row)).collect();
-    let mut metrics = metrics::classification(&predictions, &labels, logits[0].len())?;
-    let losses = logits
-        .iter()
-        .zip(&labels)
-        .map(|(row, &label)| negative_log_likelihood(row, label));
-    metrics.insert("loss", losses.sum::<f64>() / labels.len() as f64);
-    Ok(metrics)
-}
-
-fn language_modelling(
-    model: &dyn Transformer,
+/// If there is no target.
+pub(crate) fn mean_token_loss(
+    model: &Model,
     adapter: &dyn Adapter,
     batches: &Batches,
     observer: &mut dyn Observer,
-) -> Result<Metrics, TrainError> {
+) -> Result<f64, TrainError> {
     let mut meter = EvaluationMeter::new(observer, batches.examples().len());
     let (mut sum, mut count) = (0.0, 0);
     for batch in batches.epoch(0).batches_from(0) {
         let batch = batch?;
+        let input = ModelInput::new(model, &batch);
         let loss =
-            targets(&batch).and_then(|targets| model.loss(&tokens(&batch), targets, 0.0, adapter));
+            targets(&batch).and_then(|targets| model.loss(&input.tokens(), targets, 0.0, adapter));
         if let Some(loss) = loss {
             sum += f64::from(value(loss.mean)) * loss.targets as f64;
             count += loss.targets;
@@ -159,7 +81,7 @@ fn language_modelling(
     if count == 0 {
         return Err(crate::error::MetricError::Empty.into());
     }
-    Ok(metrics::language_modelling(sum / count as f64))
+    Ok(sum / count as f64)
 }
 
 /// The class with the largest logit, the first of equals.
@@ -173,7 +95,8 @@ pub fn argmax(row: &[f32]) -> usize {
     best
 }
 
-fn negative_log_likelihood(row: &[f32], label: usize) -> f64 {
+/// `-log softmax(row)[label]`.
+pub(crate) fn negative_log_likelihood(row: &[f32], label: usize) -> f64 {
     let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = row
         .iter()
@@ -192,33 +115,4 @@ fn to_vec(tensor: Tensor<2>) -> Vec<f32> {
 /// The one value of a loss.
 pub(crate) fn value(tensor: Tensor<1>) -> f32 {
     tensor.inner().into_scalar()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_score_is_named() {
-        let named = |task, metrics: Metrics| {
-            let mut found: Vec<&str> = metrics.iter().map(|(name, _)| name).collect();
-            if !found.contains(&"loss") {
-                found.push("loss");
-                found.sort_unstable();
-            }
-            assert_eq!(found, measured(task));
-        };
-        named(
-            TaskKind::SequenceClassification,
-            metrics::classification(&[0, 1, 2], &[0, 1, 2], 3).unwrap(),
-        );
-        named(
-            TaskKind::Regression,
-            metrics::regression(&[0.0, 1.0], &[0.0, 1.0]).unwrap(),
-        );
-        named(
-            TaskKind::CausalLanguageModelling,
-            metrics::language_modelling(1.0),
-        );
-    }
 }

@@ -1,8 +1,8 @@
 //! Text from a language model, one token at a time.
 
 use burn::tensor::Tensor;
-use epiphyte_models::{Adapter, Hidden, Tokens, Transformer};
-use epiphyte_ops::{Sequences, random, rows};
+use epiphyte_models::{Adapter, AdapterBatch, Model, Tokens};
+use epiphyte_ops::{Sequences, random};
 
 use crate::TrainError;
 
@@ -26,7 +26,7 @@ pub struct Generation {
 /// # Errors
 /// If the model has no language-model head, or the prompt leaves no room for a token.
 pub fn generate(
-    model: &dyn Transformer,
+    model: &Model,
     adapter: &dyn Adapter,
     prompt: &[u32],
     how: &Generation,
@@ -37,16 +37,9 @@ pub fn generate(
     let mut ids = prompt.to_vec();
     for draw in draws {
         let type_ids = vec![0; ids.len()];
-        let sequences = Sequences::new(vec![0, ids.len()]);
-        let tokens = Tokens {
-            ids: &ids,
-            type_ids: &type_ids,
-            sequences,
-        };
-        let Hidden {
-            states, sequences, ..
-        } = model.hidden(&tokens, adapter);
-        let length = sequences.tokens() + adapter.prefix_length();
+        let tokens = Tokens::new(&ids, &type_ids, Sequences::new(vec![0, ids.len()]));
+        let hidden = model.hidden(&tokens, adapter);
+        let length = hidden.rows.tokens() + adapter.prefix_length();
         if length >= how.max_length {
             if ids.len() == prompt.len() {
                 return Err(TrainError::PromptTooLong {
@@ -56,9 +49,10 @@ pub fn generate(
             }
             break;
         }
-        let last: Vec<usize> = sequences.lasts().collect();
-        let one = Sequences::new(vec![0, 1]);
-        let logits = head.forward(rows(states, &last), adapter, &one);
+        let last: Vec<usize> = hidden.rows.lasts().collect();
+        let last = hidden.select_rows(&last);
+        let batch = AdapterBatch::single(adapter, &tokens);
+        let logits = head.forward(last.states, &last.rows, &batch);
         let next = choose(logits, how.temperature, draw);
         if how.stop.contains(&next) {
             break;

@@ -1,6 +1,6 @@
 //! The trainer: optimiser, schedules, metrics, exact resume, logs.
 //!
-//! [`train`] takes a [`RunConfig`] from files to an adapter's directory; [`Workbench`] and
+//! [`train`] takes a [`RunConfig`] from files to an adapter's directory; [`TaskModel`] and
 //! [`mod@evaluate`] serve what comes after. A run is a function of its configuration: stopped at any
 //! moment and resumed, it ends with the same bytes.
 //!
@@ -22,6 +22,8 @@
 //! # Ok::<(), epiphyte_train::TrainError>(())
 //! ```
 
+mod activation_cache;
+mod calibration;
 pub mod checkpoints;
 pub mod config;
 pub mod display;
@@ -34,18 +36,20 @@ pub mod journal;
 pub mod memory;
 mod merge;
 pub mod metrics;
+mod micro_batch;
 pub mod model_card;
+mod model_input;
 pub mod observer;
-mod pass;
+pub mod optimizer;
 mod run;
 pub mod schedule;
 mod state;
-mod task;
+pub mod tasks;
 pub mod tensorboard;
-mod together;
+mod train_loop;
 mod trainer;
-mod trunk;
 
+pub use activation_cache::ActivationCacheKind;
 pub use config::RunConfig;
 pub use error::TrainError;
 pub use generate::{Generation, generate};
@@ -53,7 +57,6 @@ pub use interrupt::Interrupt;
 pub use merge::{Merged, merge};
 pub use observer::Observer;
 pub use run::{Report, RunOptions, Tuning, open_adapter, train, train_several};
-pub use task::{TaskKind, TaskSpec, Workbench};
-pub use together::train_together;
+pub use tasks::{TASKS, Task, TaskKind, TaskModel, TaskSpec};
+pub use train_loop::train_runs;
 pub use trainer::{End, Outcome, Plan, Trainer, Workload};
-pub use trunk::TrunkCache;

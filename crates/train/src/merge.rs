@@ -6,9 +6,10 @@ use std::path::Path;
 use burn::tensor::Device;
 use epiphyte_io::FileError;
 use epiphyte_io::safetensors_file::write_f32;
-use epiphyte_methods::Tuned;
+use epiphyte_methods::AdapterModule;
 use epiphyte_models::{
-    Adapter, Identity, LoadOptions, ModelError, Task, Tokens, Transformer, load,
+    Adapter, AdapterBatch, DecoderTokens, HeadKind, Identity, LoadOptions, Model, ModelError,
+    Tokens, load,
 };
 use epiphyte_ops::Sequences;
 use serde::Serialize;
@@ -42,7 +43,7 @@ pub fn merge(model_dir: &Path, tuning: &Tuning, output: &Path) -> Result<Merged,
             "there is no adapter to merge: pass --adapter".to_owned(),
         ));
     };
-    let model = &*bench.loaded.model;
+    let model = &bench.loaded.model;
     let base = model.base();
     let mut changed_tensors = 0;
     let mut tensors = Vec::new();
@@ -61,12 +62,19 @@ pub fn merge(model_dir: &Path, tuning: &Tuning, output: &Path) -> Result<Merged,
     fs::create_dir_all(output).map_err(FileError::at("create", output))?;
     let count = tensors.len();
     write_f32(&output.join("model.safetensors"), tensors).map_err(ModelError::from)?;
-    copy_rest(model_dir, output, bench.spec.head(), &bench.spec.labels)?;
+    let class = bench.loaded.config.family().class_name(bench.spec.head());
+    copy_rest(
+        model_dir,
+        output,
+        bench.spec.head(),
+        class,
+        &bench.spec.labels,
+    )?;
 
     let options = LoadOptions::default();
     let device = Device::flex();
     let merged = load(output, bench.spec.head(), &device, &options)?;
-    let largest_difference = largest_difference(model, tuned, &*merged.model);
+    let largest_difference = largest_difference(model, tuned, &merged.model);
     Ok(Merged {
         changed_tensors,
         tensors: count,
@@ -75,7 +83,13 @@ pub fn merge(model_dir: &Path, tuning: &Tuning, output: &Path) -> Result<Merged,
 }
 
 /// Copies tokenizer and configuration; the configuration learns the classes.
-fn copy_rest(from: &Path, to: &Path, task: Task, labels: &[String]) -> Result<(), TrainError> {
+fn copy_rest(
+    from: &Path,
+    to: &Path,
+    head: HeadKind,
+    class: Option<&str>,
+    labels: &[String],
+) -> Result<(), TrainError> {
     for entry in fs::read_dir(from).map_err(FileError::at("read", from))? {
         let path = entry.map_err(FileError::at("read", from))?.path();
         let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
@@ -93,7 +107,7 @@ fn copy_rest(from: &Path, to: &Path, task: Task, labels: &[String]) -> Result<()
         }
         let mut bytes = fs::read(&path).map_err(FileError::at("read", &path))?;
         if name == "config.json"
-            && let Some(outputs) = task.outputs()
+            && let Some(outputs) = head.labels()
         {
             let invalid = |error: serde_json::Error| TrainError::State {
                 path: path.clone(),
@@ -120,13 +134,9 @@ fn copy_rest(from: &Path, to: &Path, task: Task, labels: &[String]) -> Result<()
             if let Some(config) = config.as_object_mut() {
                 config.remove("num_labels");
             }
-            let class = if config["model_type"] == "bert" {
-                "Bert"
-            } else {
-                "Llama"
-            };
-            config["architectures"] =
-                serde_json::json!([format!("{class}ForSequenceClassification")]);
+            if let Some(class) = class {
+                config["architectures"] = serde_json::json!([class]);
+            }
             bytes = serde_json::to_vec_pretty(&config).map_err(invalid)?;
         }
         epiphyte_io::write(&to.join(name), &bytes)?;
@@ -135,9 +145,9 @@ fn copy_rest(from: &Path, to: &Path, task: Task, labels: &[String]) -> Result<()
 }
 
 /// Over a few made-up texts, the largest difference between what the two models say.
-fn largest_difference(model: &dyn Transformer, tuned: &Tuned, merged: &dyn Transformer) -> f64 {
+fn largest_difference(model: &Model, tuned: &AdapterModule, merged: &Model) -> f64 {
     let vocabulary = model.base().dimensions.vocabulary as u32;
-    let longest = model.base().dimensions.max_positions.min(32);
+    let longest = model.base().dimensions.max_positions.unwrap_or(32).min(32);
     let mut largest = 0.0f64;
     for probe in 0..4u32 {
         let length = (longest / 4 * (probe as usize + 1)).max(1);
@@ -145,10 +155,15 @@ fn largest_difference(model: &dyn Transformer, tuned: &Tuned, merged: &dyn Trans
             .map(|at| (probe.wrapping_mul(7919) + at.wrapping_mul(104_729)) % vocabulary)
             .collect();
         let type_ids = vec![0; length];
+        let sequences = Sequences::new(vec![0, length]);
+        let labels: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
+        let decoder = model.backbone().decoder_input(&labels, &sequences);
         let tokens = Tokens {
-            ids: &ids,
-            type_ids: &type_ids,
-            sequences: Sequences::new(vec![0, length]),
+            decoder: decoder.as_ref().map(|ids| DecoderTokens {
+                ids,
+                sequences: sequences.clone(),
+            }),
+            ..Tokens::new(&ids, &type_ids, sequences.clone())
         };
         let before = outputs(model, &tokens, tuned);
         let after = outputs(merged, &tokens, &Identity);
@@ -161,11 +176,12 @@ fn largest_difference(model: &dyn Transformer, tuned: &Tuned, merged: &dyn Trans
     largest
 }
 
-fn outputs(model: &dyn Transformer, tokens: &Tokens<'_>, adapter: &dyn Adapter) -> Vec<f32> {
+fn outputs(model: &Model, tokens: &Tokens<'_>, adapter: &dyn Adapter) -> Vec<f32> {
     let logits = match model.language_head() {
         Some(head) => {
             let hidden = model.hidden(tokens, adapter);
-            head.forward(hidden.states, adapter, &hidden.sequences)
+            let batch = AdapterBatch::single(adapter, tokens);
+            head.forward(hidden.states, &hidden.rows, &batch)
         }
         None => model.logits(tokens, adapter),
     };

@@ -6,18 +6,17 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 use epiphyte_data::{Batches, Order};
 use epiphyte_methods::file::{self, About, AdapterFile, Provenance};
-use epiphyte_methods::{Account, Tuned, by_name};
+use epiphyte_methods::{AdapterModule, ParameterCounts, by_name};
 use epiphyte_models::{LoadOptions, Loaded, ModelConfig};
 use serde::Serialize;
 
 use crate::config::RunConfig;
-use crate::evaluate::evaluate_watched;
 use crate::interrupt::Interrupt;
 use crate::metrics::Metrics;
 use crate::model_card::{Counts, DataSource, ModelCard, Scores};
 use crate::observer::Observer;
-use crate::task::{TaskSpec, Workbench};
-use crate::together::train_together;
+use crate::tasks::{TaskModel, TaskSpec};
+use crate::train_loop::train_runs;
 use crate::trainer::{End, Outcome, Trainer, Workload};
 use crate::{TrainError, memory};
 
@@ -55,7 +54,7 @@ pub struct Report {
     pub metrics: Option<Metrics>,
     /// Parameters.
     #[serde(flatten)]
-    pub account: Account,
+    pub account: ParameterCounts,
     /// Bytes of the adapter's tensors on disk.
     pub bytes: u64,
     /// Seconds of training.
@@ -101,8 +100,8 @@ pub fn train_several(
     }
     let trainers = prepared.iter().map(|prepared| prepared.trainer(options));
     let mut trainers = trainers.collect::<Result<Vec<_>, _>>()?;
-    let outcomes = train_together(&mut trainers, interrupt, observer)?;
-    let ends = prepared.iter().zip(&trainers).zip(outcomes);
+    let outcomes = train_runs(&mut trainers, interrupt, observer)?;
+    let ends = prepared.iter().zip(&mut trainers).zip(outcomes);
     ends.map(|((prepared, trainer), outcome)| prepared.finish(trainer, outcome, options, observer))
         .collect()
 }
@@ -139,7 +138,7 @@ fn agree(runs: &[RunConfig]) -> Result<(), TrainError> {
 /// A run with everything that it reads.
 struct Prepared<'a> {
     run: &'a RunConfig,
-    bench: Workbench,
+    bench: TaskModel,
     train: Batches,
     eval: Option<Batches>,
 }
@@ -163,8 +162,9 @@ impl<'a> Prepared<'a> {
         )?;
         let mut spec = TaskSpec::of_run(run, &table)?;
         if run.max_length.is_none() {
-            let limit = ModelConfig::open(model_dir)?.max_position_embeddings();
-            spec.max_length = spec.max_length.min(limit);
+            let config = ModelConfig::open(model_dir)?;
+            let limit = config.facts().max_position_embeddings;
+            spec.max_length = spec.max_length.min(limit.unwrap_or(usize::MAX));
         }
         let load = LoadOptions {
             precision: run.precision.into(),
@@ -173,8 +173,8 @@ impl<'a> Prepared<'a> {
         };
         let device = &options.device;
         let bench = match beside {
-            Some(loaded) => Workbench::beside(loaded, model_dir, spec, device, &load)?,
-            None => Workbench::open(model_dir, spec, device, &load)?,
+            Some(loaded) => TaskModel::beside(loaded, model_dir, spec, device, &load)?,
+            None => TaskModel::open(model_dir, spec, device, &load)?,
         };
         let train = bench.batches(&table, true, run.batch_size, run.order())?;
         let eval = match &run.eval_data {
@@ -195,9 +195,9 @@ impl<'a> Prepared<'a> {
 
     fn trainer<'s>(&'s self, options: &'s RunOptions) -> Result<Trainer<'s>, TrainError> {
         let (run, device) = (self.run, &options.device);
-        let model = &*self.bench.loaded.model;
+        let model = &self.bench.loaded.model;
         let config = by_name(&run.method)?.configure(run.method_settings.clone())?;
-        let tuned = Tuned::new(config, model.base(), device, run.seed)?;
+        let tuned = AdapterModule::new(config, model.base(), device, run.seed)?;
         let work = Workload {
             run,
             model,
@@ -215,23 +215,23 @@ impl<'a> Prepared<'a> {
     /// Writes the adapter and its model card.
     fn finish(
         &self,
-        trainer: &Trainer<'_>,
+        trainer: &mut Trainer<'_>,
         outcome: Outcome,
         options: &RunOptions,
         observer: &mut dyn Observer,
     ) -> Result<Report, TrainError> {
         let (run, bench) = (self.run, &self.bench);
-        let (model, tuned) = (&*bench.loaded.model, trainer.tuned());
         let mut metrics = outcome.metrics;
         if run.load_best_model_at_end && outcome.end != End::Interrupted {
             trainer.load_best()?;
             metrics = None;
         }
+        let (model, tuned) = (&bench.loaded.model, trainer.module());
         if let (None, Some(eval)) = (&metrics, &self.eval) {
-            let scores = evaluate_watched(model, tuned, eval, run.task, observer)?;
+            let scores = run.task.evaluate(model, tuned, eval, observer)?;
             metrics = Some(scores);
         }
-        let account = tuned.account(model.base());
+        let account = tuned.counts(model.base());
         let about = about(run, bench, account);
         file::save(&run.output, tuned, model.base(), &about)?;
         let bytes = size(&run.output.join(file::TENSORS_FILE));
@@ -284,10 +284,10 @@ fn make_room(output: &Path, options: &RunOptions) -> Result<(), TrainError> {
     Ok(())
 }
 
-fn about(run: &RunConfig, bench: &Workbench, account: Account) -> About {
+fn about(run: &RunConfig, bench: &TaskModel, account: ParameterCounts) -> About {
     About {
         base_model: run.model.display().to_string(),
-        task_type: bench.spec.peft_task_type().to_owned(),
+        task_type: bench.spec.task.peft_task_type().to_owned(),
         provenance: Provenance {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             method: run.method.clone(),
@@ -328,13 +328,7 @@ fn card(
         base_model: run.model.display().to_string(),
         method: run.method.clone(),
         task: run.task.to_string(),
-        pipeline_tag: Some(
-            match run.task {
-                crate::TaskKind::CausalLanguageModelling => "text-generation",
-                _ => "text-classification",
-            }
-            .to_owned(),
-        ),
+        pipeline_tag: Some(run.task.pipeline_tag().to_owned()),
         counts: Counts {
             base: report.account.base_parameters as u64,
             trainable: report.account.trainable_parameters as u64,
@@ -364,9 +358,9 @@ fn card(
 #[derive(Debug)]
 pub struct Tuning {
     /// The base.
-    pub bench: Workbench,
+    pub bench: TaskModel,
     /// The adapter.
-    pub tuned: Option<Tuned>,
+    pub tuned: Option<AdapterModule>,
 }
 
 impl Tuning {
@@ -409,7 +403,7 @@ pub fn open_adapter(
             ));
         }
     };
-    let bench = Workbench::open(model, spec, device, load)?;
+    let bench = TaskModel::open(model, spec, device, load)?;
     let tuned = match adapter {
         Some(file) => {
             if !allow_other_base {

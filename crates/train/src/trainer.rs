@@ -1,21 +1,22 @@
-//! The training loop.
+//! One run: its state, and each part of an optimizer step.
 //!
-//! A step is a function of the run's configuration and its number: which examples it sees follows from
-//! seed and epoch, what dropout drops from seed, epoch and the example. So a run that was stopped and
-//! resumed ends with the same bytes as one that was not.
+//! The order of the parts is in [`train_loop`](crate::train_loop). A step is a function of the run's
+//! configuration and its number: which examples it sees follows from seed and epoch, what dropout drops
+//! from seed, epoch and the example. So a run that was stopped and resumed ends with the same bytes as
+//! one that was not.
 
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 use epiphyte_data::{Batch, Batches, Epochs};
-use epiphyte_methods::{Moment, Param, Tuned};
-use epiphyte_models::seam::name_id;
-use epiphyte_models::{Tokens, Transformer};
-use epiphyte_ops::{AdamW, Moments, Sequences, on_processor, scale, square_sum};
-use serde::{Deserialize, Serialize};
+use epiphyte_methods::{AdapterModule, OptimizerState, Param, Stage, StepInfo};
+use epiphyte_models::adapter::name_id;
+use epiphyte_models::{Mode, Model, Tokens};
+use epiphyte_ops::{on_processor, square_sum};
 
 use crate::TrainError;
+use crate::calibration::TrainingExamples;
 use crate::checkpoints::Checkpoints;
 use crate::config::RunConfig;
 use crate::early_stopping::EarlyStopping;
@@ -23,15 +24,17 @@ use crate::evaluate;
 use crate::interrupt::Interrupt;
 use crate::journal::{EvaluationRecord, Journal, Record, StepRecord};
 use crate::metrics::Metrics;
+use crate::micro_batch::{GradientAccumulator, RunBatch};
+use crate::model_input::{ModelInput, targets};
 use crate::observer::Observer;
-use crate::pass::{Learned, Member};
+use crate::optimizer::{AdamW, Optimizer};
 use crate::schedule::Schedule;
-use crate::state::RunState;
+use crate::state::{RecentSteps, RunState};
 use crate::tensorboard::EventWriter;
 
-/// About how many tokens of a batch go through the model at once on a processor, if a run does not say. Products are as
-/// fast with so many rows as with more, and what is kept for the way back is in proportion to them.
-const TOKENS_PER_PASS: usize = 512;
+/// About how many tokens a micro-batch holds on a processor, if the run does not say. Products with this
+/// many rows are as fast as with more, and saved activations are in proportion to them.
+const MICRO_BATCH_TOKENS: usize = 512;
 
 /// What a trainer works on.
 #[derive(Debug)]
@@ -39,19 +42,19 @@ pub struct Workload<'a> {
     /// The run.
     pub run: &'a RunConfig,
     /// The model.
-    pub model: &'a dyn Transformer,
+    pub model: &'a Model,
     /// Training batches.
     pub train: &'a Batches,
     /// Evaluation batches.
     pub eval: Option<&'a Batches>,
-    /// Where tensors live.
+    /// Where tensors are.
     pub device: &'a Device,
 }
 
 /// How training ended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
-    /// Optimiser steps done.
+    /// Optimizer steps done.
     pub steps: u64,
     /// Why it ended.
     pub end: End,
@@ -72,21 +75,21 @@ pub enum End {
     Finished,
     /// Evaluations no longer improved.
     StoppedEarly,
-    /// Somebody asked.
+    /// An interrupt was requested.
     Interrupted,
 }
 
 /// The steps of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// Optimiser steps in an epoch.
+    /// Optimizer steps in an epoch.
     pub per_epoch: u64,
-    /// Optimiser steps in all.
+    /// Optimizer steps in all.
     pub total: u64,
 }
 
 impl Plan {
-    /// The steps of `run` over so many batches an epoch.
+    /// The steps of `run` with this many batches an epoch.
     pub fn new(run: &RunConfig, batches_per_epoch: usize) -> Self {
         let per_epoch = batches_per_epoch.div_ceil(run.gradient_accumulation_steps) as u64;
         let all = (per_epoch as f64 * run.epochs).ceil() as u64;
@@ -97,44 +100,62 @@ impl Plan {
     }
 }
 
-/// A run under way.
+/// A run in progress.
 #[derive(Debug)]
 pub struct Trainer<'a> {
     work: Workload<'a>,
     epochs: Epochs<'a>,
-    tuned: Tuned,
+    module: AdapterModule,
+    optimizer: Box<dyn Optimizer>,
     plan: Plan,
-    schedule: Schedule,
-    optimizer: AdamW,
+    stages: Vec<Stage>,
     state: RunState,
-    moments: Vec<Moments>,
+    /// The run's number among several, from 0.
+    number: Option<usize>,
+    /// The micro-batches of the step, each with its sequences' dropout keys.
+    batches: Vec<(Batch, Vec<u64>)>,
+    accumulator: GradientAccumulator,
     checkpoints: Checkpoints,
     journal: Journal,
     events: EventWriter,
     clock: Clock,
-    recent: Recent,
     last_loss: f64,
     metrics: Option<Metrics>,
+    /// Whether the step's evaluation asks for a checkpoint.
+    save_due: bool,
     end: End,
 }
 
-/// An optimiser step under way: what each of its passes sees, and what they have taught so far.
-pub(crate) struct Step {
-    moment: Moment,
-    batches: Vec<Batch>,
-    tokens: Vec<Sequences>,
-    pub(crate) learned: Learned,
+/// A run's part of a micro-batch.
+pub(crate) struct MicroBatch<'s> {
+    input: ModelInput<'s>,
+    batch: &'s Batch,
+    model: &'s Model,
+    module: &'s AdapterModule,
+    mode: Mode,
+    label_smoothing: f64,
+    sums: bool,
+    step: u64,
 }
 
-impl Step {
-    /// How many passes the step takes.
-    pub(crate) fn passes(&self) -> usize {
-        self.batches.len()
+impl MicroBatch<'_> {
+    /// The model's tokens.
+    pub(crate) fn tokens(&self) -> Tokens<'_> {
+        self.input.tokens()
     }
 
-    /// Tokens of a pass.
-    pub(crate) fn tokens(&self, pass: usize) -> usize {
-        self.batches.get(pass).map_or(0, Batch::tokens)
+    /// With its tokens, ready to run.
+    pub(crate) fn with<'t>(&'t self, tokens: &'t Tokens<'t>) -> RunBatch<'t> {
+        RunBatch {
+            model: self.model,
+            module: self.module,
+            tokens,
+            mode: self.mode,
+            targets: targets(self.batch),
+            label_smoothing: self.label_smoothing,
+            sums: self.sums,
+            step: self.step,
+        }
     }
 }
 
@@ -144,16 +165,28 @@ impl<'a> Trainer<'a> {
     ///
     /// # Errors
     /// If files cannot be read or written, or the checkpoint belongs to another run.
-    pub fn new(work: Workload<'a>, tuned: Tuned, resume: bool) -> Result<Self, TrainError> {
+    pub fn new(
+        work: Workload<'a>,
+        mut module: AdapterModule,
+        resume: bool,
+    ) -> Result<Self, TrainError> {
         let run = work.run;
         let plan = Plan::new(run, work.train.per_epoch());
+        run.warmup().steps(plan.total)?;
+        let mut optimizer = AdamW::new(epiphyte_ops::AdamW {
+            beta1: run.adam_beta1,
+            beta2: run.adam_beta2,
+            epsilon: run.adam_epsilon,
+            weight_decay: run.weight_decay,
+        });
         let checkpoints = Checkpoints::open(&run.output)?;
         let latest = if resume { checkpoints.latest()? } else { None };
         let journal_path = run.output.join("log.jsonl");
         let events_dir = run.output.join("runs");
-        let (mut state, moments, journal, events) = match latest {
+        let (state, journal, events) = match latest {
             Some(checkpoint) => {
-                let (state, moments) = RunState::load(&checkpoint.path, &tuned, work.device)?;
+                let (path, device) = (&checkpoint.path, work.device);
+                let state = RunState::load(path, &mut module, &mut optimizer, device)?;
                 if state.run != *run {
                     return Err(TrainError::OtherRun {
                         path: checkpoint.path,
@@ -161,71 +194,58 @@ impl<'a> Trainer<'a> {
                 }
                 let journal = Journal::resume(&journal_path, state.step)?;
                 let events = EventWriter::resume(&events_dir, state.step)?;
-                (state, moments, journal, events)
+                (state, journal, events)
             }
             None => {
                 let state = RunState {
                     run: run.clone(),
                     step: 0,
+                    stage: None,
+                    stage_step: 0,
+                    optimizer_steps: Default::default(),
                     elapsed: 0.0,
                     early_stopping: EarlyStopping::new(run.selection()),
                     finished: false,
-                    recent: Recent::default(),
+                    recent: RecentSteps::default(),
                 };
-                let moments = tuned
-                    .trained()
-                    .map(|param| Moments::zeros(&param.flat()))
-                    .collect();
-                (
-                    state,
-                    moments,
-                    Journal::create(&journal_path)?,
-                    EventWriter::create(&events_dir)?,
-                )
+                let journal = Journal::create(&journal_path)?;
+                (state, journal, EventWriter::create(&events_dir)?)
             }
         };
-        let warmup_steps = run.warmup().steps(plan.total)?;
         Ok(Self {
-            schedule: Schedule {
-                kind: run.lr_scheduler_type,
-                warmup_steps,
-                total_steps: plan.total,
-            },
-            optimizer: AdamW {
-                beta1: run.adam_beta1,
-                beta2: run.adam_beta2,
-                epsilon: run.adam_epsilon,
-                weight_decay: run.weight_decay,
-            },
+            epochs: work.train.epochs(),
+            stages: module.stages(plan.total),
+            optimizer: Box::new(optimizer),
             clock: Clock::new(state.elapsed),
-            recent: std::mem::take(&mut state.recent),
             // A run that goes on after its end ends as it did.
             end: match state.finished && state.step < plan.total {
                 true => End::StoppedEarly,
                 false => End::Finished,
             },
+            number: None,
+            batches: Vec::new(),
+            accumulator: GradientAccumulator::default(),
             last_loss: f64::NAN,
             metrics: None,
-            epochs: work.train.epochs(),
+            save_due: false,
             work,
-            tuned,
+            module,
             plan,
             state,
-            moments,
             checkpoints,
             journal,
             events,
         })
     }
 
-    /// Optimiser steps done.
+    /// Optimizer steps done.
     pub fn step(&self) -> u64 {
         self.state.step
     }
 
     /// What the run trains.
-    pub fn tuned(&self) -> &Tuned {
-        &self.tuned
+    pub fn module(&self) -> &AdapterModule {
+        &self.module
     }
 
     /// The run that this trains.
@@ -243,15 +263,17 @@ impl<'a> Trainer<'a> {
         self.state.finished || self.state.step >= self.plan.total || self.end != End::Finished
     }
 
-    /// Begins to train: gradients are recorded from here on.
-    pub(crate) fn begin(&mut self) {
+    /// Begins to train: gradients are recorded from here on. `number` is the run's number among
+    /// several.
+    pub(crate) fn begin(&mut self, number: Option<usize>) {
+        self.number = number;
         self.clock = Clock::new(self.state.elapsed);
-        self.tuned.track(true);
+        self.module.track(true);
     }
 
     /// Ends training and says how it went.
     pub(crate) fn end(&mut self) -> Outcome {
-        self.tuned.track(false);
+        self.module.track(false);
         Outcome {
             steps: self.state.step,
             end: self.end,
@@ -264,249 +286,251 @@ impl<'a> Trainer<'a> {
 
     /// The mean loss since the last log record.
     pub(crate) fn recent_loss(&self) -> f64 {
-        self.recent.loss()
+        self.state.recent.mean_loss()
     }
 
     /// Puts the parameters of the best evaluation's checkpoint back.
     ///
     /// # Errors
     /// If the checkpoint cannot be read.
-    pub fn load_best(&self) -> Result<(), TrainError> {
+    pub fn load_best(&mut self) -> Result<(), TrainError> {
         if let Some(best) = self.state.early_stopping.best() {
             let path = self.checkpoints.path(best.step);
-            RunState::load(&path, &self.tuned, self.work.device)?;
+            let (module, optimizer) = (&mut self.module, &mut *self.optimizer);
+            RunState::load(&path, module, optimizer, self.work.device)?;
+            self.module.track(false);
         }
         Ok(())
     }
 
-    /// Begins an optimiser step.
+    /// Begins an optimizer step without gradients.
+    pub(crate) fn zero_gradients(&mut self) {
+        self.accumulator = GradientAccumulator::default();
+    }
+
+    /// Draws the step's examples and splits them into micro-batches.
     ///
     /// # Errors
-    /// If a batch cannot be made.
-    pub(crate) fn begin_step(&mut self) -> Result<Step, TrainError> {
+    /// If a batch cannot be made, or the method cannot begin a stage.
+    pub(crate) fn draw_batch(&mut self) -> Result<(), TrainError> {
+        self.begin_stage_if_due()?;
         let run = self.work.run;
-        let moment = Moment {
-            step: self.state.step as usize,
-            total: self.plan.total as usize,
-        };
         let epoch = self.state.step / self.plan.per_epoch;
         let first =
             (self.state.step % self.plan.per_epoch) as usize * run.gradient_accumulation_steps;
         let last = (first + run.gradient_accumulation_steps).min(self.work.train.per_epoch());
-        let tokens = self.tokens_per_pass();
+        let tokens = run.micro_batch_tokens.unwrap_or_else(|| {
+            // A GPU takes a batch whole.
+            match on_processor(self.work.device) {
+                true => MICRO_BATCH_TOKENS,
+                false => usize::MAX,
+            }
+        });
         let epoch_batches = self.epochs.get(epoch);
-        let mut batches = Vec::new();
+        self.batches.clear();
         for index in first..last {
-            batches.extend(epoch_batches.batch(index)?.micro_batches(tokens));
-        }
-        self.tuned.method_mut().before_step(moment);
-        let keyed = |batch: &Batch| {
-            let sequences = Sequences::new(batch.boundaries.clone());
-            keyed(sequences, run.seed, epoch, &batch.positions)
-        };
-        Ok(Step {
-            moment,
-            tokens: batches.iter().map(keyed).collect(),
-            learned: Learned::nothing(self.moments.len()),
-            batches,
-        })
-    }
-
-    /// About how many tokens a pass takes.
-    fn tokens_per_pass(&self) -> usize {
-        let usual = match on_processor(self.work.device) {
-            true => TOKENS_PER_PASS,
-            false => usize::MAX,
-        };
-        self.work.run.tokens_per_pass.unwrap_or(usual)
-    }
-
-    /// What the run brings to a pass of its step.
-    pub(crate) fn member<'s>(&'s self, step: &'s Step, pass: usize) -> Member<'s> {
-        let batch = &step.batches[pass];
-        Member {
-            model: self.work.model,
-            tuned: &self.tuned,
-            tokens: Tokens {
-                ids: &batch.ids,
-                type_ids: &batch.type_ids,
-                sequences: step.tokens[pass].clone(),
-            },
-            targets: evaluate::targets(batch),
-            label_smoothing: self.work.run.label_smoothing,
-            sums: step.passes() > 1,
-        }
-    }
-
-    /// Updates the parameters with the gradients of a step, and returns the tokens of the step.
-    ///
-    /// # Errors
-    /// If a gradient is not finite, or a trained parameter gets none.
-    pub(crate) fn update(&mut self, step: Step) -> Result<usize, TrainError> {
-        let tokens = step.batches.iter().map(Batch::tokens).sum();
-        let done = self.optimize(step)?;
-        self.clock.tokens += tokens;
-        self.state.step += 1;
-        self.recent.add(&done);
-        Ok(tokens)
-    }
-
-    /// Ends an optimizer step that took `time`: logs, evaluates and saves where that is due. Returns
-    /// the scores of an evaluation as a message for the user.
-    ///
-    /// # Errors
-    /// If an evaluation fails, or files cannot be written.
-    pub(crate) fn end_step(
-        &mut self,
-        time: Duration,
-        interrupt: &Interrupt,
-        observer: &mut dyn Observer,
-    ) -> Result<Option<String>, TrainError> {
-        self.clock.training += time;
-        let last = self.state.step == self.plan.total;
-        if self.state.step.is_multiple_of(self.work.run.logging_steps) || last {
-            self.last_loss = self.recent.loss();
-            let recent = std::mem::take(&mut self.recent);
-            self.log(recent)?;
-        }
-        let epoch_ends = self.state.step.is_multiple_of(self.plan.per_epoch) || last;
-        let due = |every: Option<u64>| match every {
-            Some(every) => self.state.step.is_multiple_of(every) || last,
-            None => epoch_ends,
-        };
-        let (evaluate, mut save) = (due(self.work.run.eval_steps), due(self.work.run.save_steps));
-        let mut news = None;
-        if let (true, Some(eval)) = (evaluate, self.work.eval) {
-            self.tuned.track(false);
-            let task = self.work.run.task;
-            let model = self.work.model;
-            let scores = evaluate::evaluate_watched(model, &self.tuned, eval, task, observer)?;
-            self.tuned.track(true);
-            let verdict = self
-                .state
-                .early_stopping
-                .observe(self.state.step, &scores)?;
-            save |= verdict.is_best || verdict.stop;
-            news = Some(format!("step {}: {}", self.state.step, summary(&scores)));
-            self.log_evaluation(&scores, verdict.is_best)?;
-            self.metrics = Some(scores);
-            if verdict.stop {
-                self.state.finished = true;
-                self.end = End::StoppedEarly;
+            for batch in epoch_batches.batch(index)?.micro_batches(tokens) {
+                let keys = dropout_keys(run.seed, epoch, &batch.positions);
+                self.batches.push((batch, keys));
             }
         }
-        if interrupt.is_requested() && !last && !self.state.finished {
-            self.end = End::Interrupted;
-        }
-        if save || last || self.end != End::Finished {
-            self.state.finished |= last;
-            self.save()?;
-        }
-        Ok(news)
+        let info = self.info();
+        self.module.before_step(info);
+        Ok(())
     }
 
-    /// Moves the parameters along the gradients of a step.
-    fn optimize(&mut self, step: Step) -> Result<Done, TrainError> {
-        let run = self.work.run;
-        let Step {
-            moment,
-            batches,
-            learned,
-            ..
-        } = step;
-        let Learned {
-            loss,
-            targets,
-            mut gradients,
-        } = learned;
-        if targets == 0 {
-            return Err(TrainError::NothingToLearn {
-                step: self.state.step + 1,
-            });
-        }
-        if batches.len() > 1 {
-            scale_all(&mut gradients, 1.0 / targets as f64);
-        }
-        let names: Vec<String> = self
-            .tuned
-            .trained()
-            .map(|param| param.key().to_owned())
-            .collect();
-        if self.state.step == 0 {
-            let without: Vec<String> = names
-                .iter()
-                .zip(&gradients)
-                .filter(|(_, gradient)| gradient.is_none())
-                .map(|(name, _)| name.clone())
-                .collect();
-            if !without.is_empty() {
-                return Err(TrainError::NoGradient { names: without });
-            }
-        }
-        self.tuned
-            .method_mut()
-            .after_backward(&mut gradients, moment);
-        let norm = self.clip(&names, &mut gradients)?;
-        let learning_rate = run.learning_rate * self.schedule.factor(self.state.step);
-        let number = self.state.step as usize + 1;
-        for ((param, gradient), moments) in
-            self.tuned.trained().zip(gradients).zip(&mut self.moments)
-        {
-            let Some(gradient) = gradient else { continue };
-            let optimizer = if decays(param) {
-                self.optimizer
-            } else {
-                AdamW {
-                    weight_decay: 0.0,
-                    ..self.optimizer
-                }
+    /// Begins the next stage if the last one is done.
+    fn begin_stage_if_due(&mut self) -> Result<(), TrainError> {
+        loop {
+            let next = match self.state.stage {
+                None => 0,
+                Some(stage) if self.state.stage_step >= self.stages[stage].steps => stage + 1,
+                Some(_) => return Ok(()),
             };
-            param.update(|value| {
-                let (value, moved) =
-                    optimizer.step(value, gradient, moments.take(), learning_rate, number);
-                *moments = moved;
-                value
-            });
+            let mut data = TrainingExamples {
+                model: self.work.model,
+                batches: self.work.train,
+            };
+            self.module.begin_stage(next, &mut data)?;
+            if self.stages[next].optimizer == OptimizerState::Fresh {
+                self.optimizer.reset();
+            }
+            self.state.stage = Some(next);
+            self.state.stage_step = 0;
         }
-        self.tuned.method_mut().after_step(moment);
-        Ok(Done {
-            loss: loss / targets as f64,
-            norm,
-            learning_rate,
-        })
     }
 
-    /// The gradients' length, all together; longer ones than `max_grad_norm` are scaled down to it.
-    fn clip(
-        &self,
-        names: &[String],
-        gradients: &mut [Option<Tensor<1>>],
-    ) -> Result<f64, TrainError> {
+    /// Where training stands.
+    fn info(&self) -> StepInfo {
+        let stage = self.state.stage.unwrap_or(0);
+        StepInfo {
+            step: self.state.step,
+            total: self.plan.total,
+            stage,
+            stage_step: self.state.stage_step,
+            stage_total: self.stages[stage].steps,
+        }
+    }
+
+    /// The number of micro-batches of the step.
+    pub(crate) fn micro_batches(&self) -> usize {
+        self.batches.len()
+    }
+
+    /// Tokens of a micro-batch; 0 if the step has no such.
+    pub(crate) fn tokens(&self, index: usize) -> usize {
+        let batch = self.batches.get(index);
+        batch.map_or(0, |(batch, _)| batch.tokens())
+    }
+
+    /// Tokens of the step.
+    pub(crate) fn step_tokens(&self) -> usize {
+        self.batches.iter().map(|(batch, _)| batch.tokens()).sum()
+    }
+
+    /// What the run brings to a micro-batch of its step, and where its gradients go.
+    pub(crate) fn micro_batch(
+        &mut self,
+        index: usize,
+    ) -> Option<(MicroBatch<'_>, &mut GradientAccumulator)> {
+        let (batch, keys) = self.batches.get(index)?;
+        let run = self.work.run;
+        let step_key = name_id(&format!("{}/step/{}", run.seed, self.state.step));
+        let part = MicroBatch {
+            input: ModelInput::with_keys(self.work.model, batch, keys.clone()),
+            batch,
+            model: self.work.model,
+            module: &self.module,
+            mode: Mode::Training {
+                step: self.state.step,
+                step_key,
+                view: 0,
+            },
+            label_smoothing: run.label_smoothing,
+            sums: self.batches.len() > 1,
+            step: self.state.step + 1,
+        };
+        Some((part, &mut self.accumulator))
+    }
+
+    /// Makes the accumulated gradients those of the mean over all targets, and lets the method change
+    /// them.
+    ///
+    /// # Errors
+    /// If the step has no target, or a parameter that must have a gradient got none.
+    pub(crate) fn complete_gradients(&mut self) -> Result<(), TrainError> {
+        let step = self.state.step + 1;
+        if self.accumulator.targets == 0 {
+            return Err(TrainError::NothingToLearn { step });
+        }
+        let info = self.info();
+        let gradients = &mut self.accumulator.gradients;
+        if self.batches.len() > 1 {
+            let mean = 1.0 / self.accumulator.targets as f64;
+            let derived = self.module.parameters().derived_params();
+            for param in self.module.trained().chain(derived) {
+                gradients.scale(param, mean);
+            }
+        }
+        self.module.after_backward(gradients, info);
+        if self.state.step == 0 {
+            let lacks = |param: &&Param| {
+                gradients.get(param).is_none() && !self.module.method().may_lack_gradient(param)
+            };
+            let without = self.module.trained().filter(lacks);
+            let names: Vec<String> = without.map(|param| param.key().to_owned()).collect();
+            if !names.is_empty() {
+                return Err(TrainError::NoGradient { names });
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the norm of all gradients together; a norm above `max_grad_norm` is scaled down to it.
+    ///
+    /// # Errors
+    /// If a gradient is not finite.
+    pub(crate) fn clip_gradients(&mut self) -> Result<(), TrainError> {
+        let gradients = &mut self.accumulator.gradients;
         let mut sum = 0.0;
-        for (name, gradient) in names.iter().zip(gradients.iter()) {
-            let Some(gradient) = gradient else { continue };
+        for param in self.module.trained() {
+            let Some(gradient) = gradients.get(param) else {
+                continue;
+            };
             let square = square_sum(gradient);
             if !square.is_finite() {
                 return Err(TrainError::NonFinite {
-                    what: format!("the gradient of `{name}`"),
+                    what: format!("the gradient of `{}`", param.key()),
                     step: self.state.step + 1,
                 });
             }
-            sum += square;
+            if param.group().clip {
+                sum += square;
+            }
         }
         let norm = sum.sqrt();
         let most = self.work.run.max_grad_norm;
         if most > 0.0 && norm > most {
-            scale_all(gradients, most / (norm + 1e-6));
+            for param in self.module.trained().filter(|param| param.group().clip) {
+                gradients.scale(param, most / (norm + 1e-6));
+            }
         }
-        Ok(norm)
+        self.state.recent.norm = norm;
+        Ok(())
     }
 
-    fn log(&mut self, recent: Recent) -> Result<(), TrainError> {
+    /// Moves the parameters along the gradients.
+    pub(crate) fn optimizer_step(&mut self) {
+        let info = self.info();
+        let learning_rate = self.work.run.learning_rate * self.schedule().factor(info.stage_step);
+        let gradients = &mut self.accumulator.gradients;
+        let keep = self.module.method().reads_gradients_after_step();
+        for param in self.module.trained() {
+            let gradient = match keep {
+                true => gradients.get(param).cloned(),
+                false => gradients.take(param),
+            };
+            if let Some(gradient) = gradient {
+                let scale = param.group().learning_rate_scale;
+                self.optimizer.step(param, gradient, learning_rate * scale);
+            }
+        }
+        self.module.after_step(gradients, info);
+        self.state.step += 1;
+        self.state.stage_step += 1;
+        let recent = &mut self.state.recent;
+        recent.loss += self.accumulator.loss / self.accumulator.targets as f64;
+        recent.steps += 1;
+        recent.learning_rate = learning_rate;
+        self.clock.tokens += self.step_tokens();
+    }
+
+    /// The learning-rate schedule of the stage.
+    fn schedule(&self) -> Schedule {
+        let total_steps = self.info().stage_total;
+        let warmup = self.work.run.warmup().steps(total_steps);
+        Schedule {
+            kind: self.work.run.lr_scheduler_type,
+            warmup_steps: warmup.expect("the ratio was checked when the run began"),
+            total_steps,
+        }
+    }
+
+    /// Writes a log record after a step that took `time`, if one is due.
+    ///
+    /// # Errors
+    /// If the log cannot be written.
+    pub(crate) fn log(&mut self, time: Duration) -> Result<(), TrainError> {
+        self.clock.training += time;
+        if !self.state.step.is_multiple_of(self.work.run.logging_steps) && !self.is_last() {
+            return Ok(());
+        }
+        let recent = std::mem::take(&mut self.state.recent);
+        self.last_loss = recent.mean_loss();
         let record = StepRecord {
             step: self.state.step,
             epoch: self.epoch(),
-            loss: recent.loss(),
+            loss: recent.mean_loss(),
             learning_rate: recent.learning_rate,
             gradient_norm: recent.norm,
             tokens_per_second: self.clock.tokens_per_second(),
@@ -522,6 +546,63 @@ impl<'a> Trainer<'a> {
             ],
         )?;
         Ok(self.journal.append(&Record::Step(record))?)
+    }
+
+    /// Evaluates, if an evaluation is due, and stops the run if scores no longer improve.
+    ///
+    /// # Errors
+    /// If an evaluation fails, or the log cannot be written.
+    pub(crate) fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        self.save_due = self.is_due(self.work.run.save_steps);
+        let Some(eval) = self.work.eval else {
+            return Ok(());
+        };
+        if !self.is_due(self.work.run.eval_steps) {
+            return Ok(());
+        }
+        self.module.track(false);
+        let (task, model) = (self.work.run.task, self.work.model);
+        let scores = task.evaluate(model, &self.module, eval, observer)?;
+        self.module.track(true);
+        let verdict = self
+            .state
+            .early_stopping
+            .observe(self.state.step, &scores)?;
+        self.save_due |= verdict.is_best || verdict.stop;
+        let run = self.number.map(|number| format!("run {}, ", number + 1));
+        let run = run.unwrap_or_default();
+        observer.message(&format!("{run}step {}: {}", self.step(), summary(&scores)));
+        self.log_evaluation(&scores, verdict.is_best)?;
+        self.metrics = Some(scores);
+        if verdict.stop {
+            self.state.finished = true;
+            self.end = End::StoppedEarly;
+        }
+        Ok(())
+    }
+
+    /// Saves a checkpoint, if one is due or the run ends here.
+    ///
+    /// # Errors
+    /// If files cannot be written.
+    pub(crate) fn save(&mut self, interrupt: &Interrupt) -> Result<(), TrainError> {
+        let last = self.is_last();
+        if interrupt.is_requested() && !last && !self.state.finished {
+            self.end = End::Interrupted;
+        }
+        if !self.save_due && !last && self.end == End::Finished {
+            return Ok(());
+        }
+        self.state.finished |= last;
+        self.state.elapsed = self.clock.elapsed();
+        self.journal.sync()?;
+        let (state, module, optimizer) = (&self.state, &self.module, &*self.optimizer);
+        self.checkpoints
+            .save(state.step, |dir| state.save(dir, module, optimizer))?;
+        let keep = NonZeroUsize::new(self.work.run.save_total_limit).unwrap_or(NonZeroUsize::MIN);
+        let best = self.state.early_stopping.best().map(|best| best.step);
+        self.checkpoints.rotate(keep, best)?;
+        Ok(())
     }
 
     fn log_evaluation(&mut self, metrics: &Metrics, is_best: bool) -> Result<(), TrainError> {
@@ -540,17 +621,15 @@ impl<'a> Trainer<'a> {
         }))?)
     }
 
-    fn save(&mut self) -> Result<(), TrainError> {
-        self.state.elapsed = self.clock.elapsed();
-        self.state.recent = self.recent;
-        self.journal.sync()?;
-        let (state, tuned, moments) = (&self.state, &self.tuned, &self.moments);
-        self.checkpoints
-            .save(state.step, |dir| state.save(dir, tuned, moments))?;
-        let keep = NonZeroUsize::new(self.work.run.save_total_limit).unwrap_or(NonZeroUsize::MIN);
-        let best = self.state.early_stopping.best().map(|best| best.step);
-        self.checkpoints.rotate(keep, best)?;
-        Ok(())
+    /// Whether the step just done is the run's last.
+    fn is_last(&self) -> bool {
+        self.state.step == self.plan.total
+    }
+
+    /// Whether what happens `every` so often, or at the end of each epoch, is due.
+    fn is_due(&self, every: Option<u64>) -> bool {
+        let every = every.unwrap_or(self.plan.per_epoch);
+        self.state.step.is_multiple_of(every) || self.is_last()
     }
 
     fn epoch(&self) -> f64 {
@@ -558,24 +637,10 @@ impl<'a> Trainer<'a> {
     }
 }
 
-/// The sequences with the keys from which dropout follows: seed, epoch and the example itself.
-fn keyed(sequences: Sequences, seed: u64, epoch: u64, positions: &[usize]) -> Sequences {
-    let keys = positions
-        .iter()
-        .map(|position| name_id(&format!("{seed}/{epoch}/{position}")));
-    sequences.with_keys(keys.collect())
-}
-
-/// Multiplies every gradient by `factor`.
-fn scale_all(gradients: &mut [Option<Tensor<1>>], factor: f64) {
-    for slot in gradients {
-        *slot = slot.take().map(|gradient| scale(gradient, factor));
-    }
-}
-
-/// Whether weight decay applies: not to biases and scales, as in transformers' `Trainer`.
-fn decays(param: &Param) -> bool {
-    param.shape().len() > 1
+/// A dropout key for each example: it follows from seed, epoch and the example's position in the data.
+fn dropout_keys(seed: u64, epoch: u64, positions: &[usize]) -> Vec<u64> {
+    let key = |position| name_id(&format!("{seed}/{epoch}/{position}"));
+    positions.iter().map(key).collect()
 }
 
 /// `accuracy 0.8120, loss 0.4321`, the most telling first.
@@ -585,35 +650,6 @@ fn summary(metrics: &Metrics) -> String {
         .map(|(name, value)| format!("{name} {value:.4}"))
         .collect();
     scores.join(", ")
-}
-
-/// What a step did.
-struct Done {
-    loss: f64,
-    norm: f64,
-    learning_rate: f64,
-}
-
-/// Steps since the last log line.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Recent {
-    loss: f64,
-    steps: usize,
-    norm: f64,
-    learning_rate: f64,
-}
-
-impl Recent {
-    fn add(&mut self, done: &Done) {
-        self.loss += done.loss;
-        self.steps += 1;
-        self.norm = done.norm;
-        self.learning_rate = done.learning_rate;
-    }
-
-    fn loss(&self) -> f64 {
-        self.loss / self.steps as f64
-    }
 }
 
 /// Time and training tokens of this process, and the time of the processes before a resume.

@@ -186,7 +186,7 @@ impl<'a> AdapterBatch<'a> {
         }
         if let [only] = &self.entries[..] {
             let rows = hidden.rows.clone();
-            return own(0, only.adapter.hidden(layer, hidden, &only.context(&rows)));
+            return only.adapter.hidden(layer, hidden, &only.context(&rows));
         }
         let angles = hidden.angles.clone();
         let parts: Vec<Hidden> = self
@@ -194,10 +194,8 @@ impl<'a> AdapterBatch<'a> {
             .map(|(number, entry, sequences)| {
                 let part = hidden.part(sequences, Owner::Adapter(number));
                 let rows = part.rows.clone();
-                own(
-                    number,
-                    entry.adapter.hidden(layer, part, &entry.context(&rows)),
-                )
+                let seen = entry.adapter.hidden(layer, part, &entry.context(&rows));
+                seen.owned_by(number)
             })
             .collect();
         Hidden {
@@ -205,16 +203,6 @@ impl<'a> AdapterBatch<'a> {
             ..Hidden::concat(&parts)
         }
     }
-}
-
-/// Marks the streams that an adapter added as its own.
-fn own(number: usize, mut hidden: Hidden) -> Hidden {
-    for stream in &mut hidden.carried {
-        if let Owner::Adapter(owner) = &mut stream.owner {
-            *owner = number;
-        }
-    }
-    hidden
 }
 
 impl Stream {

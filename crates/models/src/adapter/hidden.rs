@@ -63,6 +63,17 @@ impl Hidden {
         }
     }
 
+    /// The same, with the streams of adapters marked as those of adapter `number` of a batch.
+    #[must_use]
+    pub fn owned_by(mut self, number: usize) -> Self {
+        for stream in &mut self.carried {
+            if let Owner::Adapter(owner) = &mut stream.owner {
+                *owner = number;
+            }
+        }
+        self
+    }
+
     /// Takes the stream of this name out.
     pub fn take(&mut self, name: &str) -> Option<Stream> {
         let index = self.carried.iter().position(|stream| stream.name == name)?;

@@ -8,7 +8,7 @@ use anyhow::Result;
 use clap::Args;
 use epiphyte::Device;
 use epiphyte::hub::Hub;
-use epiphyte::methods::Account;
+use epiphyte::methods::ParameterCounts;
 use epiphyte::methods::file::{AdapterFile, CONFIG_FILE, TENSORS_FILE};
 use epiphyte::models::{Checkpoint, LoadOptions, ModelConfig, load};
 use serde::Serialize;
@@ -175,7 +175,11 @@ fn print_tensors(tensors: &[TensorSummary]) {
 }
 
 /// The adapter's account: as it says itself, or from its base.
-fn account(file: &AdapterFile, model: Option<&Path>, global: &Global) -> Result<Option<Account>> {
+fn account(
+    file: &AdapterFile,
+    model: Option<&Path>,
+    global: &Global,
+) -> Result<Option<ParameterCounts>> {
     if let Some(account) = file.provenance().and_then(|ours| ours.account) {
         return Ok(Some(account));
     }
@@ -194,7 +198,7 @@ fn account(file: &AdapterFile, model: Option<&Path>, global: &Global) -> Result<
     let task = spec_of_adapter(file, &model)?.head();
     let loaded = load(&model, task, &device, &LoadOptions::default())?;
     let tuned = file.load(loaded.model.base(), &device)?;
-    Ok(Some(tuned.account(loaded.model.base())))
+    Ok(Some(tuned.counts(loaded.model.base())))
 }
 
 /// What `--json` prints of a base model.

@@ -1,64 +1,18 @@
-//! What an adapter's file says about its task, so that `eval` and `predict` need not be told.
+//! A task with its columns and classes, as an adapter's file stores it, and a model ready for it.
 
-use std::fmt;
 use std::path::Path;
-use std::str::FromStr;
 
 use burn::tensor::Device;
 use epiphyte_data::{
     Batches, Columns, EncodeOptions, Examples, Fields, LabelField, LabelSet, Order, ReadOptions,
     Table, Tokenizer, check_max_length,
 };
-use epiphyte_models::{LoadOptions, Loaded, Task, load};
+use epiphyte_models::{HeadKind, LoadOptions, Loaded, load};
 use serde::{Deserialize, Serialize};
 
+use super::TaskKind;
 use crate::TrainError;
 use crate::config::RunConfig;
-
-/// What the model learns to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum TaskKind {
-    /// One of several labels for a text or a pair of texts.
-    SequenceClassification,
-    /// A number for a text or a pair of texts.
-    Regression,
-    /// The next token of a text.
-    #[serde(alias = "causal-lm")]
-    CausalLanguageModelling,
-}
-
-impl TaskKind {
-    /// The name as configurations and the command line spell it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::SequenceClassification => "sequence-classification",
-            Self::Regression => "regression",
-            Self::CausalLanguageModelling => "causal-language-modelling",
-        }
-    }
-}
-
-impl fmt::Display for TaskKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for TaskKind {
-    type Err = TrainError;
-
-    fn from_str(name: &str) -> Result<Self, TrainError> {
-        match name {
-            "sequence-classification" => Ok(Self::SequenceClassification),
-            "regression" => Ok(Self::Regression),
-            "causal-language-modelling" | "causal-lm" => Ok(Self::CausalLanguageModelling),
-            _ => Err(TrainError::UnknownTask {
-                name: name.to_owned(),
-            }),
-        }
-    }
-}
 
 /// A task with everything that turns a file into examples.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -91,22 +45,12 @@ impl TaskSpec {
     /// If the training data cannot be read.
     pub fn of_run(run: &RunConfig, train: &Table) -> Result<Self, TrainError> {
         let columns = run.columns();
-        let labels = match run.task {
-            TaskKind::SequenceClassification => LabelSet::from_column(train, columns.label())?
-                .names()
-                .to_vec(),
-            _ => Vec::new(),
-        };
-        let usual = if run.task == TaskKind::CausalLanguageModelling {
-            512
-        } else {
-            128
-        };
+        let labels = run.task.classes(&columns, train)?;
         Ok(Self {
             task: run.task,
             columns,
             labels,
-            max_length: run.max_length.unwrap_or(usual),
+            max_length: run.max_length.unwrap_or(run.task.default_max_length()),
             packing: run.packing,
             no_header: run.no_header,
             quoting: run.quoting,
@@ -114,22 +58,8 @@ impl TaskSpec {
     }
 
     /// The head that the task needs.
-    pub fn head(&self) -> Task {
-        match self.task {
-            TaskKind::SequenceClassification => Task::SequenceClassification {
-                labels: self.labels.len(),
-            },
-            TaskKind::Regression => Task::Regression,
-            TaskKind::CausalLanguageModelling => Task::CausalLanguageModelling,
-        }
-    }
-
-    /// PEFT's name of the task.
-    pub fn peft_task_type(&self) -> &'static str {
-        match self.task {
-            TaskKind::SequenceClassification | TaskKind::Regression => "SEQ_CLS",
-            TaskKind::CausalLanguageModelling => "CAUSAL_LM",
-        }
+    pub fn head(&self) -> HeadKind {
+        self.task.head(self.labels.len())
     }
 
     /// Reads a data file.
@@ -160,24 +90,6 @@ impl TaskSpec {
         }
     }
 
-    /// What the columns of a row are to the task; labels are not read if `labelled` is false.
-    fn fields(&self, labelled: bool) -> Result<Fields, TrainError> {
-        let column = || self.columns.label().to_owned();
-        let fields = match self.task {
-            TaskKind::CausalLanguageModelling => self.columns.documents(),
-            _ if !labelled => self.columns.texts(LabelField::Absent),
-            TaskKind::SequenceClassification => self.columns.texts(LabelField::Class {
-                column: column(),
-                labels: LabelSet::from_names(self.labels.iter().cloned())?,
-            }),
-            TaskKind::Regression => self.columns.texts(LabelField::Number { column: column() }),
-        };
-        fields.map_err(|source| TrainError::Columns {
-            task: self.task,
-            source,
-        })
-    }
-
     /// The examples of a table; without targets if `labelled` is false.
     ///
     /// # Errors
@@ -188,7 +100,11 @@ impl TaskSpec {
         tokenizer: &Tokenizer,
         labelled: bool,
     ) -> Result<Examples, TrainError> {
-        let fields = self.fields(labelled)?;
+        let fields = self.task.fields(&self.columns, &self.labels, labelled);
+        let fields = fields.map_err(|source| TrainError::Columns {
+            task: self.task,
+            source,
+        })?;
         let options = EncodeOptions {
             packing: self.packing,
             ..EncodeOptions::new(self.max_length)
@@ -199,7 +115,7 @@ impl TaskSpec {
 
 /// A base model with its tokenizer, ready for a task.
 #[derive(Debug)]
-pub struct Workbench {
+pub struct TaskModel {
     /// The model.
     pub loaded: Loaded,
     /// The tokenizer.
@@ -208,7 +124,7 @@ pub struct Workbench {
     pub spec: TaskSpec,
 }
 
-impl Workbench {
+impl TaskModel {
     /// Reads model and tokenizer for a task.
     ///
     /// # Errors
@@ -226,7 +142,7 @@ impl Workbench {
     /// The same for another task over a base that is in memory already.
     ///
     /// # Errors
-    /// As [`Workbench::open`].
+    /// As [`TaskModel::open`].
     pub fn beside(
         loaded: &Loaded,
         model: &Path,
@@ -234,13 +150,20 @@ impl Workbench {
         device: &Device,
         options: &LoadOptions,
     ) -> Result<Self, TrainError> {
-        let loaded = loaded.for_task(model, spec.head(), device, options)?;
+        let loaded = loaded.with_head(model, spec.head(), device, options)?;
         Self::with(loaded, model, spec)
     }
 
     fn with(loaded: Loaded, model: &Path, spec: TaskSpec) -> Result<Self, TrainError> {
         let tokenizer = Tokenizer::load(model)?;
-        check_max_length(spec.max_length, loaded.config.max_position_embeddings())?;
+        check_max_length(
+            spec.max_length,
+            loaded
+                .config
+                .facts()
+                .max_position_embeddings
+                .unwrap_or(usize::MAX),
+        )?;
         Ok(Self {
             loaded,
             tokenizer,
@@ -263,7 +186,7 @@ impl Workbench {
             .spec
             .examples(table, &self.tokenizer, labelled)?
             .examples;
-        let vocabulary = self.loaded.config.vocab_size();
+        let vocabulary = self.loaded.config.facts().vocab_size;
         let largest = examples.iter().flat_map(|example| &example.ids).max();
         if let Some(&id) = largest.filter(|&&id| id as usize >= vocabulary) {
             return Err(TrainError::Vocabulary { id, vocabulary });

@@ -1,8 +1,9 @@
-//! The trunk cache: states that are the same in every epoch, computed once.
+//! The activation cache: hidden states that are the same in every epoch, computed once.
 //!
-//! Where nothing below layer k is trained and nothing random happens there, what enters layer k is a function of the
-//! text alone. It is computed when a text is first met and kept, in memory or in a file. A row's states do not depend
-//! on the other rows of its batch, so training goes as it would without, bit for bit.
+//! Where nothing below layer k is trained and no dropout is on there, the input of layer k is a function
+//! of the text alone. It is computed when a text is first seen and kept, in memory or in a file. A row's
+//! states do not depend on the other rows of its batch, so training gives the same bytes as without the
+//! cache.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -11,16 +12,16 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor, TensorData};
 use epiphyte_io::FileError;
-use epiphyte_models::{Hidden, Identity, Tokens, Transformer};
+use epiphyte_models::{Adapter, AdapterBatch, Entry, Hidden, Hook, Model, Tokens};
 use epiphyte_ops::Sequences;
 use serde::{Deserialize, Serialize};
 
 use crate::memory;
 
-/// Where states of the trunk are kept.
+/// Where hidden states are kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum TrunkCache {
+pub enum ActivationCacheKind {
     /// In memory if they fit, else in a file if they fit, else nowhere.
     #[default]
     Auto,
@@ -34,10 +35,10 @@ pub enum TrunkCache {
 
 /// States that enter a layer, by text.
 #[derive(Debug)]
-pub(crate) struct Trunk {
+pub(crate) struct ActivationCache {
     layer: usize,
     device: Device,
-    places: HashMap<Vec<u32>, Place>,
+    slots: HashMap<Vec<u32>, Slot>,
     store: Store,
     /// Bytes that may still be kept.
     left: u64,
@@ -45,7 +46,7 @@ pub(crate) struct Trunk {
 
 /// Where a text's states lie: the first value's number, and how many there are.
 #[derive(Clone, Copy, Debug)]
-struct Place {
+struct Slot {
     start: u64,
     values: usize,
 }
@@ -56,7 +57,7 @@ enum Store {
     Disk(Spill),
 }
 
-/// A file of states; it is removed when the trunk is.
+/// A file of states; it is removed when the cache is.
 #[derive(Debug)]
 struct Spill {
     path: PathBuf,
@@ -72,14 +73,27 @@ impl Drop for Spill {
     }
 }
 
-impl Trunk {
+/// The base model whose positions start behind a prefix.
+struct PositionOffset(usize);
+
+impl Adapter for PositionOffset {
+    fn prefix_length(&self) -> usize {
+        self.0
+    }
+
+    fn uses(&self, _hook: Hook<'_>) -> bool {
+        false
+    }
+}
+
+impl ActivationCache {
     /// A cache for what enters layer `layer`, `bytes` in all if everything is kept; none where `kind` says so or, under
-    /// [`TrunkCache::Auto`], where they fit nowhere. The file lies in `dir`.
+    /// [`ActivationCacheKind::Auto`], where they fit nowhere. The file lies in `dir`.
     ///
     /// # Errors
     /// If the file cannot be made.
     pub(crate) fn new(
-        kind: TrunkCache,
+        kind: ActivationCacheKind,
         layer: usize,
         bytes: u64,
         budget: u64,
@@ -88,15 +102,15 @@ impl Trunk {
     ) -> Result<Option<Self>, FileError> {
         let room = memory::available_bytes().map_or(budget, |available| budget.min(available / 2));
         let in_memory = match kind {
-            TrunkCache::Off => return Ok(None),
-            TrunkCache::Memory => true,
-            TrunkCache::Disk => false,
-            TrunkCache::Auto if bytes <= room => true,
-            TrunkCache::Auto if bytes <= budget => false,
-            TrunkCache::Auto => {
+            ActivationCacheKind::Off => return Ok(None),
+            ActivationCacheKind::Memory => true,
+            ActivationCacheKind::Disk => false,
+            ActivationCacheKind::Auto if bytes <= room => true,
+            ActivationCacheKind::Auto if bytes <= budget => false,
+            ActivationCacheKind::Auto => {
                 tracing::info!(
                     "the states below layer {layer} would take {bytes} bytes and are computed anew in each epoch: \
-                     raise --trunk-cache-budget to keep them"
+                     raise --activation-cache-budget to keep them"
                 );
                 return Ok(None);
             }
@@ -112,7 +126,7 @@ impl Trunk {
         Ok(Some(Self {
             layer,
             device: device.clone().inner(),
-            places: HashMap::new(),
+            slots: HashMap::new(),
             store,
             left: budget,
         }))
@@ -123,66 +137,68 @@ impl Trunk {
         self.layer
     }
 
-    /// What enters the layer, computed for the texts that are met for the first time.
+    /// The input of the layer for the entry's sequences, computed for the texts that are new.
     ///
     /// # Errors
     /// If the file cannot be read.
-    pub(crate) fn states(
-        &mut self,
-        model: &dyn Transformer,
-        tokens: &Tokens<'_>,
-    ) -> Result<Hidden, FileError> {
-        let width = model.base().dimensions.width;
-        let rows = |index: usize| {
-            let boundaries = tokens.sequences.boundaries();
-            boundaries[index]..boundaries[index + 1]
-        };
+    pub(crate) fn states(&mut self, model: &Model, entry: &Entry<'_>) -> Result<Hidden, FileError> {
+        let (tokens, offset) = (entry.tokens, entry.adapter.prefix_length());
+        let size = model.base().dimensions.hidden_size;
+        let rows = |index: usize| tokens.sequences.range(&(index..index + 1));
         let keys: Vec<Vec<u32>> = (0..tokens.sequences.count())
-            .map(|index| [&tokens.ids[rows(index)], &tokens.type_ids[rows(index)]].concat())
+            .map(|index| {
+                let (ids, type_ids) = (&tokens.ids[rows(index)], &tokens.type_ids[rows(index)]);
+                [&[offset as u32], ids, type_ids].concat()
+            })
             .collect();
         let new: Vec<usize> = (0..keys.len())
-            .filter(|&index| !self.places.contains_key(&keys[index]))
+            .filter(|&index| !self.slots.contains_key(&keys[index]))
             .collect();
-        let computed = self.compute(model, tokens, &new);
+        let computed = self.compute(model, tokens, offset, &new);
         let mut fresh = HashMap::new();
         let mut start = 0;
         for &index in &new {
-            let values = &computed[start..][..rows(index).len() * width];
+            let values = &computed[start..][..rows(index).len() * size];
             start += values.len();
             self.keep(&keys[index], values);
             fresh.insert(index, values);
         }
-        let mut states = Vec::with_capacity(tokens.ids.len() * width);
+        let mut states = Vec::with_capacity(tokens.ids.len() * size);
         for (index, key) in keys.iter().enumerate() {
             match fresh.get(&index) {
                 Some(values) => states.extend_from_slice(values),
-                None => self.read(self.places[key], &mut states)?,
+                None => self.read(self.slots[key], &mut states)?,
             }
         }
-        let states = TensorData::new(states, [tokens.ids.len(), width]);
+        let states = TensorData::new(states, [tokens.ids.len(), size]);
         let states = Tensor::from_data(states, &self.device);
-        Ok(model.resume(states, &tokens.sequences))
+        let hidden = Hidden::new(states, tokens.sequences.clone());
+        Ok(model.backbone().prepare(hidden, offset))
     }
 
-    /// The trunk over some of the sequences.
-    fn compute(&self, model: &dyn Transformer, tokens: &Tokens<'_>, which: &[usize]) -> Vec<f32> {
+    /// The states of some of the sequences, computed.
+    fn compute(
+        &self,
+        model: &Model,
+        tokens: &Tokens<'_>,
+        offset: usize,
+        which: &[usize],
+    ) -> Vec<f32> {
         if which.is_empty() {
             return Vec::new();
         }
         let (mut ids, mut type_ids, mut boundaries) = (Vec::new(), Vec::new(), vec![0]);
         for &index in which {
-            let ends = &tokens.sequences.boundaries()[index..];
-            ids.extend_from_slice(&tokens.ids[ends[0]..ends[1]]);
-            type_ids.extend_from_slice(&tokens.type_ids[ends[0]..ends[1]]);
+            let rows = tokens.sequences.range(&(index..index + 1));
+            ids.extend_from_slice(&tokens.ids[rows.clone()]);
+            type_ids.extend_from_slice(&tokens.type_ids[rows]);
             boundaries.push(ids.len());
         }
-        let tokens = Tokens {
-            ids: &ids,
-            type_ids: &type_ids,
-            sequences: Sequences::new(boundaries),
-        };
-        let hidden = model.embed(&tokens, &Identity);
-        let hidden = model.run(0..self.layer, hidden, None, &Identity);
+        let tokens = Tokens::new(&ids, &type_ids, Sequences::new(boundaries));
+        let adapter = PositionOffset(offset);
+        let batch = AdapterBatch::single(&adapter, &tokens);
+        let hidden = model.embed(&batch.entries()[0]);
+        let hidden = model.run(0..self.layer, hidden, None, &batch);
         let values = hidden.states.try_into_vec_as::<f32>();
         values.expect("states are f32 on a device that can be read")
     }
@@ -190,7 +206,7 @@ impl Trunk {
     /// Keeps a text's states if there is room.
     fn keep(&mut self, key: &[u32], values: &[f32]) {
         let bytes = 4 * values.len() as u64;
-        if bytes > self.left || self.places.contains_key(key) {
+        if bytes > self.left || self.slots.contains_key(key) {
             return;
         }
         let start = match &mut self.store {
@@ -212,14 +228,14 @@ impl Trunk {
         };
         self.left -= bytes;
         let values = values.len();
-        self.places.insert(key.to_vec(), Place { start, values });
+        self.slots.insert(key.to_vec(), Slot { start, values });
     }
 
-    fn read(&mut self, place: Place, into: &mut Vec<f32>) -> Result<(), FileError> {
+    fn read(&mut self, slot: Slot, into: &mut Vec<f32>) -> Result<(), FileError> {
         match &mut self.store {
-            Store::Memory(kept) => into.extend_from_slice(&kept[place.start as usize]),
+            Store::Memory(kept) => into.extend_from_slice(&kept[slot.start as usize]),
             Store::Disk(spill) => {
-                let read = spill.read(place, into);
+                let read = spill.read(slot, into);
                 read.map_err(FileError::at("read", &spill.path))?;
             }
         }
@@ -229,7 +245,7 @@ impl Trunk {
 
 impl Spill {
     fn new(dir: &Path) -> Result<Self, FileError> {
-        let path = dir.join("trunk_cache.bin");
+        let path = dir.join("activation_cache.bin");
         let mut options = OpenOptions::new();
         let options = options.read(true).write(true).create(true).truncate(true);
         let file = options
@@ -254,9 +270,9 @@ impl Spill {
         Ok(start)
     }
 
-    fn read(&mut self, place: Place, into: &mut Vec<f32>) -> io::Result<()> {
-        self.file.seek(SeekFrom::Start(4 * place.start))?;
-        let mut bytes = vec![0; 4 * place.values];
+    fn read(&mut self, slot: Slot, into: &mut Vec<f32>) -> io::Result<()> {
+        self.file.seek(SeekFrom::Start(4 * slot.start))?;
+        let mut bytes = vec![0; 4 * slot.values];
         self.file.read_exact(&mut bytes)?;
         let values = bytes.chunks_exact(4);
         into.extend(
@@ -297,9 +313,9 @@ mod tests {
         }
     }
 
-    fn trunk(kind: TrunkCache, budget: u64, dir: &Path) -> Trunk {
-        let trunk = Trunk::new(kind, 2, 0, budget, dir, &Device::default());
-        trunk.unwrap().expect("a cache was asked for")
+    fn cache(kind: ActivationCacheKind, budget: u64, dir: &Path) -> ActivationCache {
+        let cache = ActivationCache::new(kind, 2, 0, budget, dir, &Device::default());
+        cache.unwrap().expect("a cache was asked for")
     }
 
     fn values(hidden: Hidden) -> Vec<f32> {
@@ -316,14 +332,14 @@ mod tests {
     fn what_is_kept_is_not_computed_again() {
         let dir = tempfile::tempdir().unwrap();
         let (first, other) = (model(1), model(2));
-        for kind in [TrunkCache::Memory, TrunkCache::Disk] {
-            let mut trunk = trunk(kind, 1 << 20, dir.path());
+        for kind in [ActivationCacheKind::Memory, ActivationCacheKind::Disk] {
+            let mut cache = cache(kind, 1 << 20, dir.path());
             let before = computed(&*first, &tokens(&[0, 4, 7]));
             assert_eq!(
-                values(trunk.states(&*first, &tokens(&[0, 4, 7])).unwrap()),
+                values(cache.states(&*first, &tokens(&[0, 4, 7])).unwrap()),
                 before
             );
-            let both = values(trunk.states(&*other, &tokens(&[0, 4, 7, 9])).unwrap());
+            let both = values(cache.states(&*other, &tokens(&[0, 4, 7, 9])).unwrap());
             assert_eq!(both[..before.len()], before);
             let new = computed(&*other, &tokens(&[0, 4, 7, 9]));
             assert_eq!(both[before.len()..], new[before.len()..]);
@@ -335,7 +351,7 @@ mod tests {
     fn segments_tell_texts_apart() {
         let dir = tempfile::tempdir().unwrap();
         let model = model(1);
-        let mut trunk = trunk(TrunkCache::Memory, 1 << 20, dir.path());
+        let mut cache = cache(ActivationCacheKind::Memory, 1 << 20, dir.path());
         let sequences = || Sequences::new(vec![0, 3]);
         for type_ids in [[0, 0, 0], [0, 0, 1]] {
             let tokens = Tokens {
@@ -343,7 +359,7 @@ mod tests {
                 type_ids: &type_ids,
                 sequences: sequences(),
             };
-            let states = values(trunk.states(&*model, &tokens).unwrap());
+            let states = values(cache.states(&*model, &tokens).unwrap());
             assert_eq!(states, computed(&*model, &tokens));
         }
     }
@@ -353,15 +369,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (first, other) = (model(1), model(2));
         // Room for the first text, of four tokens.
-        let mut trunk = trunk(TrunkCache::Disk, 4 * 4 * 16, dir.path());
+        let mut cache = cache(ActivationCacheKind::Disk, 4 * 4 * 16, dir.path());
         let texts = tokens(&[0, 4, 7]);
-        let before = values(trunk.states(&*first, &texts).unwrap());
-        let after = values(trunk.states(&*other, &texts).unwrap());
+        let before = values(cache.states(&*first, &texts).unwrap());
+        let after = values(cache.states(&*other, &texts).unwrap());
         assert_eq!(after[..64], before[..64]);
         assert_eq!(after[64..], computed(&*other, &texts)[64..]);
-        let file = dir.path().join("trunk_cache.bin");
+        let file = dir.path().join("activation_cache.bin");
         assert_eq!(fs::metadata(&file).unwrap().len(), 4 * 4 * 16);
-        drop(trunk);
+        drop(cache);
         assert!(!file.exists());
     }
 }

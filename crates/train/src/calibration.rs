@@ -1,0 +1,82 @@
+//! Training examples for methods that run the data before a stage of training begins.
+
+use epiphyte_data::{Batch, Batches};
+use epiphyte_methods::{CalibrationData, Each, Gradients, MethodError, Param};
+use epiphyte_models::{Adapter, Model};
+
+use crate::evaluate::value;
+use crate::model_input::{ModelInput, targets};
+
+/// The training data in the order of its first epoch, without dropout.
+pub(crate) struct TrainingExamples<'a> {
+    pub(crate) model: &'a Model,
+    pub(crate) batches: &'a Batches,
+}
+
+impl TrainingExamples<'_> {
+    /// Calls `run` with micro-batches of at most `tokens` tokens until `examples` are used up.
+    fn each(
+        &self,
+        examples: usize,
+        tokens: usize,
+        mut run: impl FnMut(&Batch) -> Result<(), MethodError>,
+    ) -> Result<(), MethodError> {
+        let mut left = examples;
+        for batch in self.batches.epoch(0).batches_from(0) {
+            let batch = batch.map_err(|error| MethodError::Calibration(error.to_string()))?;
+            for part in batch.micro_batches(tokens) {
+                if left < part.sequences() {
+                    return Ok(());
+                }
+                left -= part.sequences();
+                run(&part)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// About how many tokens run at once where one result for all is enough.
+const TOKENS: usize = 512;
+
+impl CalibrationData for TrainingExamples<'_> {
+    fn examples(&self) -> usize {
+        self.batches.examples().len()
+    }
+
+    fn forward(&mut self, examples: usize, adapter: &dyn Adapter) -> Result<(), MethodError> {
+        self.each(examples, TOKENS, |batch| {
+            let input = ModelInput::new(self.model, batch);
+            self.model.hidden(&input.tokens(), adapter);
+            Ok(())
+        })
+    }
+
+    fn gradients(
+        &mut self,
+        examples: usize,
+        each: Each,
+        params: &[Param],
+        adapter: &dyn Adapter,
+        see: &mut dyn FnMut(&Gradients),
+    ) -> Result<(), MethodError> {
+        let tokens = match each {
+            Each::Example => 1,
+            Each::Batch => TOKENS,
+        };
+        self.each(examples, tokens, |batch| {
+            let input = ModelInput::new(self.model, batch);
+            let loss = targets(batch)
+                .and_then(|targets| self.model.loss(&input.tokens(), targets, 0.0, adapter));
+            let Some(loss) = loss else { return Ok(()) };
+            if !value(loss.mean.clone()).is_finite() {
+                let problem = "the loss of a training example is not finite";
+                return Err(MethodError::Calibration(problem.to_owned()));
+            }
+            let mut gradients = Gradients::new();
+            gradients.collect(params.iter(), &mut loss.mean.backward());
+            see(&gradients);
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,325 @@
+//! Forward and backward for one micro-batch: the batches of one or several runs over one base.
+//!
+//! Each layer has its own autodiff graph. Backward begins a layer with the gradient of its output,
+//! collects the gradients of the parameters, frees the graph, and goes on to the layer below. With
+//! gradient checkpointing (Chen et al. 2016, arXiv 1604.06174) forward drops each graph and backward
+//! rebuilds it; dropout follows from seed, epoch and example, so the second computation equals the
+//! first.
+//!
+//! What passes from graph to graph is a bundle: the residual stream and every stream that travels with
+//! it. Where nothing below a layer is trained, no graph is recorded: a side network that reads the
+//! states of a frozen base leaves the base without graphs.
+
+use std::ops::Range;
+
+use burn::tensor::{Gradients as Tape, Tensor};
+use epiphyte_methods::{AdapterModule, Gradients};
+use epiphyte_models::{AdapterBatch, Entry, Hidden, LossRows, Mode, Model, Targets, Tokens};
+use epiphyte_ops::pull_back;
+
+use crate::TrainError;
+use crate::activation_cache::ActivationCache;
+use crate::evaluate::value;
+
+/// What one run brings to a micro-batch.
+pub(crate) struct RunBatch<'a> {
+    /// The model with the run's own head; all runs' models share one base.
+    pub(crate) model: &'a Model,
+    pub(crate) module: &'a AdapterModule,
+    pub(crate) tokens: &'a Tokens<'a>,
+    pub(crate) mode: Mode,
+    /// The labels; none where none are known.
+    pub(crate) targets: Option<Targets<'a>>,
+    pub(crate) label_smoothing: f64,
+    /// Whether the gradient is that of the sum over targets, not of their mean.
+    pub(crate) sums: bool,
+    /// The optimizer step, from 1, for messages.
+    pub(crate) step: u64,
+}
+
+impl<'a> RunBatch<'a> {
+    fn entry(&self) -> Entry<'a> {
+        Entry {
+            adapter: self.module,
+            tokens: self.tokens,
+            mode: self.mode,
+        }
+    }
+}
+
+/// Loss, target count and gradients accumulated over the micro-batches of one optimizer step.
+#[derive(Debug, Default)]
+pub(crate) struct GradientAccumulator {
+    /// The sum of the losses of all targets.
+    pub(crate) loss: f64,
+    /// The number of targets.
+    pub(crate) targets: usize,
+    /// The gradients of the parameters.
+    pub(crate) gradients: Gradients,
+}
+
+/// Runs the batches forward and backward and adds to the accumulators, one for each run. A run whose
+/// batch has no target takes no part.
+///
+/// # Errors
+/// If a run's loss is not finite, or the activation cache's file cannot be read.
+pub(crate) fn forward_backward(
+    runs: &[RunBatch<'_>],
+    mut cache: Option<&mut ActivationCache>,
+    checkpointing: bool,
+    accumulators: &mut [&mut GradientAccumulator],
+) -> Result<(), TrainError> {
+    let mut parts = Vec::new();
+    for (index, run) in runs.iter().enumerate() {
+        let Some(targets) = run.targets else {
+            continue;
+        };
+        let hidden = match &mut cache {
+            Some(cache) => cache.states(run.model, &run.entry())?,
+            None => run.model.embed(&run.entry()),
+        };
+        let rows = run.model.final_rows(&hidden);
+        let data = &run.tokens.sequences;
+        if let Some(loss_rows) = run.model.loss_rows(targets, data, &rows) {
+            parts.push(Part {
+                index,
+                run,
+                hidden,
+                loss_rows,
+                final_tokens: rows.tokens(),
+            });
+        }
+    }
+    if parts.is_empty() {
+        return Ok(());
+    }
+    let first = cache.map_or(0, |cache| cache.layer());
+    let losses = JointBatch::new(first, &parts).forward_backward(checkpointing, &mut |tape| {
+        for part in &parts {
+            let gradients = &mut accumulators[part.index].gradients;
+            part.run.module.collect(gradients, tape);
+        }
+    });
+    for (part, loss) in parts.iter().zip(losses) {
+        if !loss.is_finite() {
+            return Err(TrainError::NonFinite {
+                what: first_non_finite(part.run.module).map_or_else(
+                    || "the loss".to_owned(),
+                    |name| format!("`{name}`, and with it the loss,"),
+                ),
+                step: part.run.step,
+            });
+        }
+        let accumulator = &mut accumulators[part.index];
+        accumulator.loss += loss * part.loss_rows.targets() as f64;
+        accumulator.targets += part.loss_rows.targets();
+    }
+    Ok(())
+}
+
+/// A run that takes part, with the input of the first layer and what its loss reads.
+struct Part<'a> {
+    index: usize,
+    run: &'a RunBatch<'a>,
+    hidden: Hidden,
+    loss_rows: LossRows<'a>,
+    /// The rows of its last hidden states, before any are selected.
+    final_tokens: usize,
+}
+
+/// The rows of all runs as one batch.
+struct JointBatch<'a> {
+    model: &'a Model,
+    parts: &'a [Part<'a>],
+    batch: AdapterBatch<'a>,
+    layers: Range<usize>,
+    hidden: Hidden,
+    /// The rows of the last layer that losses read.
+    selected: Vec<usize>,
+}
+
+/// A layer that was run forward.
+struct Forwarded {
+    index: usize,
+    /// Its input; a leaf of autodiff where it carries a gradient.
+    input: Hidden,
+    /// Its output with its graph; dropped under gradient checkpointing.
+    output: Option<Hidden>,
+}
+
+impl<'a> JointBatch<'a> {
+    fn new(first_layer: usize, parts: &'a [Part<'a>]) -> Self {
+        let model = parts[0].run.model;
+        let mut selected = Vec::new();
+        let mut start = 0;
+        for part in parts {
+            selected.extend(part.loss_rows.rows().iter().map(|row| start + row));
+            start += part.final_tokens;
+        }
+        let hidden = parts.iter().enumerate();
+        let hidden: Vec<Hidden> = hidden
+            .map(|(number, part)| part.hidden.clone().owned_by(number))
+            .collect();
+        Self {
+            model,
+            parts,
+            batch: AdapterBatch::new(parts.iter().map(|part| part.run.entry())),
+            layers: first_layer..model.layers(),
+            hidden: Hidden::concat(&hidden),
+            selected,
+        }
+    }
+
+    /// Runs all layers forward, computes the losses, and runs all layers backward. Gradients are handed
+    /// to `on_gradients` as soon as a layer is done. Returns each run's loss.
+    fn forward_backward(
+        &self,
+        checkpointing: bool,
+        on_gradients: &mut dyn FnMut(&mut Tape),
+    ) -> Vec<f64> {
+        let entering = tracked(&self.hidden);
+        let lowest = match entering.iter().any(|&tracked| tracked) {
+            true => self.layers.start,
+            false => self
+                .batch
+                .first_layer()
+                .clamp(self.layers.start, self.layers.end),
+        };
+        let hidden = self.run(self.layers.start..lowest, detached(&self.hidden));
+        let mut input = leaves(&detached(&hidden), &entering);
+        let mut forwarded = Vec::new();
+        for index in lowest..self.layers.end {
+            let output = self.run(index..index + 1, input.clone());
+            let next = leaves(&detached(&output), &tracked(&output));
+            let output = (!checkpointing).then_some(output);
+            forwarded.push(Forwarded {
+                index,
+                input,
+                output,
+            });
+            input = next;
+        }
+        let (losses, objective) = self.objective(&input);
+        let mut tape = objective.backward();
+        on_gradients(&mut tape);
+        let mut gradients = take_gradients(&input, &mut tape);
+        while let Some(layer) = forwarded.pop() {
+            let output = match layer.output {
+                Some(output) => output,
+                None => self.run(layer.index..layer.index + 1, layer.input.clone()),
+            };
+            let Some(mut tape) = backward(&output, gradients) else {
+                return losses;
+            };
+            on_gradients(&mut tape);
+            gradients = take_gradients(&layer.input, &mut tape);
+        }
+        if let Some(mut tape) = backward(&self.hidden, gradients) {
+            on_gradients(&mut tape);
+        }
+        losses
+    }
+
+    fn run(&self, layers: Range<usize>, hidden: Hidden) -> Hidden {
+        self.model
+            .run(layers, hidden, Some(&self.selected), &self.batch)
+    }
+
+    /// Each run's loss, and the sum of what each minimizes, from the last layer's output.
+    fn objective(&self, last: &Hidden) -> (Vec<f64>, Tensor<1>) {
+        let read = self.model.finish(last.clone(), &self.batch);
+        let mut start = 0;
+        let mut losses = Vec::new();
+        let mut total: Option<Tensor<1>> = None;
+        for (number, Part { run, loss_rows, .. }) in self.parts.iter().enumerate() {
+            let count = run.tokens.sequences.count();
+            let own = match self.parts.len() {
+                1 => read.clone(),
+                _ => read.part(
+                    start..start + count,
+                    epiphyte_models::adapter::Owner::Adapter(number),
+                ),
+            };
+            start += count;
+            let loss = run
+                .model
+                .loss_of(own, loss_rows, run.label_smoothing, &run.entry());
+            let mut objective = loss.expect("loss rows exist only where the model has the head");
+            losses.push(f64::from(value(objective.clone())));
+            if let Some(penalty) = run.module.method().penalty() {
+                objective = objective + penalty;
+            }
+            if run.sums {
+                objective = objective * loss_rows.targets() as f64;
+            }
+            total = Some(match total {
+                Some(total) => total + objective,
+                None => objective,
+            });
+        }
+        (losses, total.expect("at least one run takes part"))
+    }
+}
+
+/// The tensors of a bundle: the residual stream, then each stream.
+fn tensors(hidden: &Hidden) -> impl Iterator<Item = &Tensor<2>> {
+    std::iter::once(&hidden.states).chain(hidden.carried.iter().map(|stream| &stream.states))
+}
+
+/// Changes each tensor of a bundle.
+fn map(hidden: &Hidden, mut change: impl FnMut(Tensor<2>) -> Tensor<2>) -> Hidden {
+    let mut mapped = hidden.with(change(hidden.states.clone()));
+    for stream in &mut mapped.carried {
+        stream.states = change(stream.states.clone());
+    }
+    mapped
+}
+
+/// Which tensors of a bundle carry a gradient.
+fn tracked(hidden: &Hidden) -> Vec<bool> {
+    tensors(hidden)
+        .map(|states| states.is_autodiff() && states.is_tracked())
+        .collect()
+}
+
+/// The bundle without its graph.
+fn detached(hidden: &Hidden) -> Hidden {
+    map(hidden, Tensor::inner)
+}
+
+/// The bundle with the tensors that carry a gradient as leaves of a new graph.
+fn leaves(hidden: &Hidden, tracked: &[bool]) -> Hidden {
+    let mut tracked = tracked.iter();
+    map(hidden, |states| match tracked.next() {
+        Some(true) => states.autodiff().require_grad(),
+        _ => states,
+    })
+}
+
+/// The gradients of a bundle's leaves.
+fn take_gradients(leaves: &Hidden, tape: &mut Tape) -> Vec<Option<Tensor<2>>> {
+    tensors(leaves)
+        .map(|states| {
+            states
+                .is_autodiff()
+                .then(|| states.grad_remove(tape))
+                .flatten()
+        })
+        .collect()
+}
+
+/// Runs a graph backward from the gradients of its outputs; none if no gradient enters it.
+fn backward(output: &Hidden, gradients: Vec<Option<Tensor<2>>>) -> Option<Tape> {
+    let pulled = tensors(output).zip(gradients).zip(tracked(output));
+    let pulled = pulled.filter_map(|((states, gradient), tracked)| {
+        tracked.then_some(pull_back(states.clone(), gradient?))
+    });
+    Some(pulled.reduce(|sum, more| sum + more)?.backward())
+}
+
+/// The first trained tensor that holds a NaN or an infinity.
+fn first_non_finite(module: &AdapterModule) -> Option<String> {
+    let mut params = module.trained();
+    let broken = params.find(|param| param.to_vec().iter().any(|value| !value.is_finite()));
+    broken.map(|param| param.key().to_owned())
+}

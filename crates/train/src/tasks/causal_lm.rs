@@ -1,0 +1,67 @@
+//! Causal language modeling: the next token of a text, of a completion, or of a chat's answers.
+
+use epiphyte_data::{Batches, Columns, ColumnsError, Fields};
+use epiphyte_models::{Adapter, HeadKind, Model};
+
+use super::Task;
+use crate::TrainError;
+use crate::evaluate::mean_token_loss;
+use crate::metrics::{self, Metrics};
+use crate::observer::Observer;
+
+#[derive(Debug)]
+pub(super) struct CausalLm;
+
+impl Task for CausalLm {
+    fn name(&self) -> &'static str {
+        "causal-lm"
+    }
+
+    fn aliases(&self) -> &'static [&'static str] {
+        &["causal-language-modelling", "causal-language-modeling"]
+    }
+
+    fn peft_task_type(&self) -> &'static str {
+        "CAUSAL_LM"
+    }
+
+    fn pipeline_tag(&self) -> &'static str {
+        "text-generation"
+    }
+
+    fn head(&self, _labels: usize) -> HeadKind {
+        HeadKind::LanguageModel
+    }
+
+    fn default_max_length(&self) -> usize {
+        512
+    }
+
+    fn predicts_text(&self) -> bool {
+        true
+    }
+
+    fn fields(
+        &self,
+        columns: &Columns,
+        _classes: &[String],
+        _labelled: bool,
+    ) -> Result<Fields, ColumnsError> {
+        columns.documents()
+    }
+
+    fn scores(&self) -> &'static [&'static str] {
+        &["loss", "perplexity"]
+    }
+
+    fn evaluate(
+        &self,
+        model: &Model,
+        adapter: &dyn Adapter,
+        batches: &Batches,
+        observer: &mut dyn Observer,
+    ) -> Result<Metrics, TrainError> {
+        let loss = mean_token_loss(model, adapter, batches, observer)?;
+        Ok(metrics::language_modelling(loss))
+    }
+}

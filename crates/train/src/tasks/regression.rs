@@ -1,0 +1,70 @@
+//! Regression: a number for a text or a pair of texts.
+
+use epiphyte_data::{Batches, Columns, ColumnsError, Fields, LabelField, Target};
+use epiphyte_models::{Adapter, HeadKind, Model};
+
+use super::Task;
+use crate::TrainError;
+use crate::evaluate::predict;
+use crate::metrics::{self, Metrics};
+use crate::observer::Observer;
+
+#[derive(Debug)]
+pub(super) struct Regression;
+
+impl Task for Regression {
+    fn name(&self) -> &'static str {
+        "regression"
+    }
+
+    fn peft_task_type(&self) -> &'static str {
+        "SEQ_CLS"
+    }
+
+    fn pipeline_tag(&self) -> &'static str {
+        "text-classification"
+    }
+
+    fn head(&self, _labels: usize) -> HeadKind {
+        HeadKind::Classification { labels: 1 }
+    }
+
+    fn fields(
+        &self,
+        columns: &Columns,
+        _classes: &[String],
+        labelled: bool,
+    ) -> Result<Fields, ColumnsError> {
+        columns.texts(match labelled {
+            true => LabelField::Number {
+                column: columns.label().to_owned(),
+            },
+            false => LabelField::Absent,
+        })
+    }
+
+    fn scores(&self) -> &'static [&'static str] {
+        &["loss", "mae", "mse", "pearson", "spearman"]
+    }
+
+    fn evaluate(
+        &self,
+        model: &Model,
+        adapter: &dyn Adapter,
+        batches: &Batches,
+        observer: &mut dyn Observer,
+    ) -> Result<Metrics, TrainError> {
+        let logits = predict(model, adapter, batches, observer)?;
+        let predictions: Vec<f64> = logits.iter().map(|row| f64::from(row[0])).collect();
+        let targets = batches
+            .examples()
+            .iter()
+            .filter_map(|example| match example.target {
+                Target::Number(number) => Some(f64::from(number)),
+                _ => None,
+            });
+        let mut metrics = metrics::regression(&predictions, &targets.collect::<Vec<_>>())?;
+        metrics.insert("loss", metrics.get("mse").unwrap_or(f64::NAN));
+        Ok(metrics)
+    }
+}

@@ -1,0 +1,98 @@
+//! Sequence classification: one of several labels for a text or a pair of texts.
+
+use epiphyte_data::Target;
+use epiphyte_data::{
+    Batches, Columns, ColumnsError, DataError, Fields, LabelField, LabelSet, Table,
+};
+use epiphyte_models::{Adapter, HeadKind, Model};
+
+use super::Task;
+use crate::TrainError;
+use crate::evaluate::{argmax, negative_log_likelihood, predict};
+use crate::metrics::{self, Metrics};
+use crate::observer::Observer;
+
+#[derive(Debug)]
+pub(super) struct SequenceClassification;
+
+impl Task for SequenceClassification {
+    fn name(&self) -> &'static str {
+        "sequence-classification"
+    }
+
+    fn peft_task_type(&self) -> &'static str {
+        "SEQ_CLS"
+    }
+
+    fn pipeline_tag(&self) -> &'static str {
+        "text-classification"
+    }
+
+    fn head(&self, labels: usize) -> HeadKind {
+        HeadKind::Classification { labels }
+    }
+
+    fn classes(&self, columns: &Columns, table: &Table) -> Result<Vec<String>, DataError> {
+        Ok(LabelSet::from_column(table, columns.label())?
+            .names()
+            .to_vec())
+    }
+
+    fn has_classes(&self) -> bool {
+        true
+    }
+
+    fn fields(
+        &self,
+        columns: &Columns,
+        classes: &[String],
+        labelled: bool,
+    ) -> Result<Fields, ColumnsError> {
+        if !labelled {
+            return columns.texts(LabelField::Absent);
+        }
+        columns.texts(LabelField::Class {
+            column: columns.label().to_owned(),
+            labels: LabelSet::from_names(classes.iter().cloned())
+                .expect("the names of a task's classes are distinct"),
+        })
+    }
+
+    fn scores(&self) -> &'static [&'static str] {
+        &[
+            "accuracy",
+            "f1",
+            "f1_weighted",
+            "loss",
+            "matthews",
+            "precision",
+            "recall",
+        ]
+    }
+
+    fn evaluate(
+        &self,
+        model: &Model,
+        adapter: &dyn Adapter,
+        batches: &Batches,
+        observer: &mut dyn Observer,
+    ) -> Result<Metrics, TrainError> {
+        let logits = predict(model, adapter, batches, observer)?;
+        let labels = batches
+            .examples()
+            .iter()
+            .filter_map(|example| match example.target {
+                Target::Class(class) => Some(class),
+                _ => None,
+            });
+        let labels: Vec<usize> = labels.collect();
+        let predictions: Vec<usize> = logits.iter().map(|row| argmax(row)).collect();
+        let mut metrics = metrics::classification(&predictions, &labels, logits[0].len())?;
+        let losses = logits
+            .iter()
+            .zip(&labels)
+            .map(|(row, &label)| negative_log_likelihood(row, label));
+        metrics.insert("loss", losses.sum::<f64>() / labels.len() as f64);
+        Ok(metrics)
+    }
+}
