@@ -39,8 +39,8 @@ pub(crate) fn run(arguments: &[String], started: Instant) -> Result<()> {
         epiphyte_ops::set_threads(threads.parse()?)?;
     }
     let precision = match value("--dtype").as_deref() {
-        Some("bf16") => epiphyte_train::config::Precision::Bf16,
-        _ => epiphyte_train::config::Precision::F32,
+        Some("bf16") => Precision::Bf16,
+        _ => Precision::F32,
     };
 
     let (config, task) = shape(&work)?;
@@ -70,7 +70,7 @@ pub(crate) fn run(arguments: &[String], started: Instant) -> Result<()> {
         // One batch is an epoch here; a checkpoint after each would be measured with the steps.
         save_steps: Some(u64::MAX),
         precision,
-        tokens_per_pass: match value("--tokens-per-pass") {
+        micro_batch_tokens: match value("--micro-batch-tokens") {
             Some(text) => Some(text.parse()?),
             // Its four texts would be one pass: for a few per cent of time, a quarter of the activations.
             None => work.starts_with("llama").then_some(128),
@@ -78,7 +78,7 @@ pub(crate) fn run(arguments: &[String], started: Instant) -> Result<()> {
         ..RunConfig::default()
     };
     let device = Device::default();
-    let model = random_model(&config, task, &device, precision.into(), 0)?;
+    let model = random_model(&config, task, &device, precision, 0)?;
     let config = by_name(method)?.configure(settings)?;
     let tuned = AdapterModule::new(config, model.base(), &device, 0)?;
     let batches = Batches::new(examples, batch_size, Order::Sequential)?;

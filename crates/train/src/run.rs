@@ -167,7 +167,7 @@ impl<'a> Prepared<'a> {
             spec.max_length = spec.max_length.min(limit.unwrap_or(usize::MAX));
         }
         let load = LoadOptions {
-            precision: run.precision.into(),
+            precision: run.precision,
             seed: run.seed,
             base_dropout: run.base_dropout,
         };

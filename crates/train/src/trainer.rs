@@ -20,7 +20,6 @@ use crate::calibration::TrainingExamples;
 use crate::checkpoints::Checkpoints;
 use crate::config::RunConfig;
 use crate::early_stopping::EarlyStopping;
-use crate::evaluate;
 use crate::interrupt::Interrupt;
 use crate::journal::{EvaluationRecord, Journal, Record, StepRecord};
 use crate::metrics::Metrics;

@@ -1,6 +1,6 @@
 //! Causal language modeling: the next token of a text, of a completion, or of a chat's answers.
 
-use epiphyte_data::{Batches, Columns, ColumnsError, Fields};
+use epiphyte_data::{Batches, Columns, DataError, Fields};
 use epiphyte_models::{Adapter, HeadKind, Model};
 
 use super::Task;
@@ -46,7 +46,7 @@ impl Task for CausalLm {
         columns: &Columns,
         _classes: &[String],
         _labelled: bool,
-    ) -> Result<Fields, ColumnsError> {
+    ) -> Result<Fields, DataError> {
         columns.documents()
     }
 

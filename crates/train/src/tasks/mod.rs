@@ -11,7 +11,7 @@ mod spec;
 use std::fmt;
 use std::str::FromStr;
 
-use epiphyte_data::{Batches, Columns, ColumnsError, DataError, Fields, Table};
+use epiphyte_data::{Batches, Columns, DataError, Fields, Table};
 use epiphyte_models::{Adapter, HeadKind, Model};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -79,7 +79,7 @@ pub trait Task: fmt::Debug + Sync {
         columns: &Columns,
         classes: &[String],
         labelled: bool,
-    ) -> Result<Fields, ColumnsError>;
+    ) -> Result<Fields, DataError>;
 
     /// The names of the scores that [`Task::evaluate`] measures, sorted.
     fn scores(&self) -> &'static [&'static str];

@@ -1,6 +1,6 @@
 //! Regression: a number for a text or a pair of texts.
 
-use epiphyte_data::{Batches, Columns, ColumnsError, Fields, LabelField, Target};
+use epiphyte_data::{Batches, Columns, DataError, Fields, LabelField, Target};
 use epiphyte_models::{Adapter, HeadKind, Model};
 
 use super::Task;
@@ -34,7 +34,7 @@ impl Task for Regression {
         columns: &Columns,
         _classes: &[String],
         labelled: bool,
-    ) -> Result<Fields, ColumnsError> {
+    ) -> Result<Fields, DataError> {
         columns.texts(match labelled {
             true => LabelField::Number {
                 column: columns.label().to_owned(),

@@ -1,8 +1,7 @@
 //! Sequence classification: one of several labels for a text or a pair of texts.
 
-use epiphyte_data::Target;
 use epiphyte_data::{
-    Batches, Columns, ColumnsError, DataError, Fields, LabelField, LabelSet, Table,
+    Batches, Columns, DataError, Fields, LabelField, LabelSet, Table, Target,
 };
 use epiphyte_models::{Adapter, HeadKind, Model};
 
@@ -47,7 +46,7 @@ impl Task for SequenceClassification {
         columns: &Columns,
         classes: &[String],
         labelled: bool,
-    ) -> Result<Fields, ColumnsError> {
+    ) -> Result<Fields, DataError> {
         if !labelled {
             return columns.texts(LabelField::Absent);
         }

@@ -1,12 +1,12 @@
-//! The command line and its subcommands.
+//! The command line: subcommands and the flags that all of them have.
 
 use clap::{Parser, Subcommand};
 
 use crate::commands::{eval, generate, inspect, merge, predict, quickstart, train};
 use crate::global::Global;
 
-/// Fine-tune a pretrained transformer without changing it: the base stays frozen, what is learned is a
-/// small file.
+/// Fine-tune a pretrained transformer without changing it: the base stays frozen, and the trained
+/// parameters are a small file.
 #[derive(Debug, Parser)]
 #[command(name = "epiphyte", version, max_term_width = 110, after_help = EXAMPLES)]
 pub(crate) struct Arguments {
@@ -25,16 +25,16 @@ Examples:
   epiphyte eval --model bert-base-uncased --adapter adapter --data test.jsonl
   epiphyte train --help";
 
-/// What to do.
+/// The subcommands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Fine-tune a small model that comes along with three methods, in about a minute
+    /// Fine-tune a small built-in model with three methods, in about a minute
     #[command(after_help = quickstart::EXAMPLES)]
     Quickstart(quickstart::Arguments),
     /// Fine-tune a base model
     #[command(after_help = train::EXAMPLES)]
     Train(train::Arguments),
-    /// Score a model on data with labels
+    /// Evaluate a model on labeled data
     #[command(after_help = eval::EXAMPLES)]
     Eval(eval::Arguments),
     /// Write labels and logits for every example of a file
@@ -46,7 +46,7 @@ pub(crate) enum Command {
     /// List the fine-tuning methods and their flags
     #[command(after_help = "Examples:\n  epiphyte methods\n  epiphyte methods --json")]
     Methods,
-    /// Say what an adapter or a base model consists of
+    /// Show the contents of an adapter or a base model
     #[command(after_help = inspect::EXAMPLES)]
     Inspect(inspect::Arguments),
     /// Fold an adapter into its base
