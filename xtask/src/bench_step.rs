@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use burn::tensor::Device;
 use epiphyte_data::{Batches, Example, Order, Target};
 use epiphyte_methods::{AdapterModule, by_name};
-use epiphyte_models::{ModelConfig, Task, random_model};
+use epiphyte_models::{ModelConfig, HeadKind, random_model};
 use epiphyte_train::journal::{self, Record};
 use epiphyte_train::observer::Silent;
 use epiphyte_train::schedule::ScheduleKind;
@@ -50,7 +50,7 @@ pub(crate) fn run(arguments: &[String], started: Instant) -> Result<()> {
         None => fixed(task, config.vocab_size()),
     };
     let batch_size = match task {
-        Task::CausalLanguageModelling => 4,
+        HeadKind::LanguageModel => 4,
         _ if work.starts_with("minilm") => 32,
         _ => 16,
     };
@@ -58,8 +58,8 @@ pub(crate) fn run(arguments: &[String], started: Instant) -> Result<()> {
     let run = RunConfig {
         output: output.clone(),
         task: match task {
-            Task::CausalLanguageModelling => TaskKind::CausalLanguageModelling,
-            _ => TaskKind::SequenceClassification,
+            HeadKind::LanguageModel => TaskKind::text(),
+            _ => TaskKind::default(),
         },
         max_steps: Some((steps + warmup) as u64),
         batch_size,
@@ -173,7 +173,7 @@ fn shape(work: &str) -> Result<(ModelConfig, Task)> {
             json!({ "model_type": "llama", "num_hidden_layers": 24, "hidden_size": 896,
             "num_attention_heads": 14, "num_key_value_heads": 2, "intermediate_size": 4864,
             "vocab_size": 151_936, "tie_word_embeddings": true }),
-            Task::CausalLanguageModelling,
+            HeadKind::LanguageModel,
         )
     } else {
         bail!("unknown work `{work}`");
@@ -206,8 +206,8 @@ fn method(work: &str) -> Result<(&'static str, Map<String, Value>)> {
 }
 
 /// One batch of fixed tokens, the same as in `torch_side.py`.
-fn fixed(task: Task, vocabulary: usize) -> Vec<Example> {
-    let rows = if task == Task::CausalLanguageModelling {
+fn fixed(task: HeadKind, vocabulary: usize) -> Vec<Example> {
+    let rows = if task == HeadKind::LanguageModel {
         4
     } else {
         16
@@ -218,7 +218,7 @@ fn fixed(task: Task, vocabulary: usize) -> Vec<Example> {
                 .map(|index| (index * 7919 % (vocabulary - 1) + 1) as u32)
                 .collect();
             let target = match task {
-                Task::CausalLanguageModelling => {
+                HeadKind::LanguageModel => {
                     Target::Tokens(ids.iter().map(|&id| i64::from(id)).collect())
                 }
                 _ => Target::Class(row % 2),

@@ -24,7 +24,7 @@ use burn::tensor::Device;
 use epiphyte_data::Tokenizer;
 use epiphyte_io::safetensors_file::write_f32;
 use epiphyte_methods::file::AdapterFile;
-use epiphyte_models::{LoadOptions, ModelConfig, Task, random_model};
+use epiphyte_models::{LoadOptions, ModelConfig, HeadKind, random_model};
 use epiphyte_train::schedule::ScheduleKind;
 use epiphyte_train::{
     Interrupt, Observer, RunConfig, RunOptions, TaskKind, merge, open_adapter, train,
@@ -201,7 +201,7 @@ fn write_random_model(dir: &Path) -> Result<()> {
     let config = ModelConfig::open(dir)?;
     let model = random_model(
         &config,
-        Task::CausalLanguageModelling,
+        HeadKind::LanguageModel,
         &Device::default(),
         Default::default(),
         0,
@@ -227,7 +227,7 @@ fn pretrain(start: &Path, data: &Data, output: &Path) -> Result<RunConfig> {
     let run = RunConfig {
         model: start.to_owned(),
         output: output.to_owned(),
-        task: TaskKind::CausalLanguageModelling,
+        task: TaskKind::text(),
         train_data: data.train.clone(),
         eval_data: Some(data.eval.clone()),
         text_columns: vec!["text".to_owned()],

@@ -17,7 +17,7 @@
 //! ```
 //! use epiphyte::Device;
 //! use epiphyte::methods::{AdapterModule, by_name};
-//! use epiphyte::models::{ModelConfig, Task, random_model};
+//! use epiphyte::models::{ModelConfig, HeadKind, random_model};
 //! use epiphyte::ops::Precision;
 //!
 //! let config = br#"{

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 use epiphyte_methods::MethodError;
 use epiphyte_methods::file::{About, AdapterFile, CONFIG_FILE, Provenance, TENSORS_FILE, save};
-use epiphyte_models::{LoadOptions, ModelConfig, Task, Transformer, load, random_model};
+use epiphyte_models::{LoadOptions, ModelConfig, HeadKind, Model, load, random_model};
 use epiphyte_ops::Precision;
 use serde_json::{Value, json};
 
@@ -171,8 +171,8 @@ fn golden_adapters_are_written_again_as_they_were() {
         let base = dir.with_file_name("base");
         let config = ModelConfig::open(&base).unwrap_or_else(|error| panic!("{error}"));
         let task = match json["task_type"].as_str() {
-            Some("CAUSAL_LM") => Task::CausalLanguageModelling,
-            _ => Task::SequenceClassification {
+            Some("CAUSAL_LM") => HeadKind::LanguageModel,
+            _ => HeadKind::Classification {
                 labels: config.labels().num_labels(),
             },
         };
@@ -214,7 +214,7 @@ fn assert_refused(dir: &Path, architecture: Architecture, words: &str) {
     );
 }
 
-fn assert_same_when_written_again(dir: &Path, json: &Value, model: &dyn Transformer) {
+fn assert_same_when_written_again(dir: &Path, json: &Value, model: &Model) {
     let name = dir.display();
     let file = AdapterFile::open(dir).unwrap_or_else(|error| panic!("{name}: {error}"));
     let tuned = file
@@ -268,16 +268,16 @@ fn comparable(json: &Value) -> BTreeMap<String, Value> {
 }
 
 impl Architecture {
-    fn model(self) -> Box<dyn Transformer> {
+    fn model(self) -> Model {
         let (config, task) = match self {
             Bert => (
                 json!({ "model_type": "bert" }),
-                Task::SequenceClassification { labels: 3 },
+                HeadKind::Classification { labels: 3 },
             ),
             Llama | FourKeyHeads => {
                 let heads = if matches!(self, Llama) { 2 } else { 4 };
                 let config = json!({ "model_type": "llama", "num_key_value_heads": heads });
-                (config, Task::CausalLanguageModelling)
+                (config, HeadKind::LanguageModel)
             }
         };
         let mut config = config;

@@ -5,13 +5,13 @@
 
 use burn::tensor::{Device, DeviceKind, DeviceType, Tensor, TensorData};
 use epiphyte_data::{Batches, Example, Order, Target};
-use epiphyte_methods::{METHODS, MethodError, Tuned, by_name};
-use epiphyte_models::seam::name_id;
-use epiphyte_models::{ModelConfig, Targets, Task, Tokens, Transformer, random_model};
+use epiphyte_methods::{METHODS, MethodError, AdapterModule, by_name};
+use epiphyte_models::adapter::name_id;
+use epiphyte_models::{ModelConfig, Targets, HeadKind, Tokens, Model, random_model};
 use epiphyte_ops::{Activation, Precision, Sequences, random};
 use epiphyte_train::journal::{Record, read};
 use epiphyte_train::observer::Silent;
-use epiphyte_train::{Interrupt, RunConfig, TaskKind, Trainer, Workload, train_together};
+use epiphyte_train::{Interrupt, RunConfig, TaskKind, Trainer, Workload, train_runs};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -59,8 +59,8 @@ enum Family {
 impl Family {
     fn task(self) -> Task {
         match self {
-            Self::Bert => Task::SequenceClassification { labels: 3 },
-            Self::Llama => Task::CausalLanguageModelling,
+            Self::Bert => HeadKind::Classification { labels: 3 },
+            Self::Llama => HeadKind::LanguageModel,
         }
     }
 
@@ -84,7 +84,7 @@ impl Family {
         config.unwrap()
     }
 
-    fn model(self, device: &Device) -> Box<dyn Transformer> {
+    fn model(self, device: &Device) -> Model {
         random_model(&self.config(), self.task(), device, Precision::F32, 3).unwrap()
     }
 
@@ -138,10 +138,10 @@ fn cases() -> impl Iterator<Item = Case> {
 impl Case {
     /// The method at work, each trained tensor moved off its start, so that no zero hides anything; none
     /// where the family has nothing that the method could train.
-    fn tune(&self, model: &dyn Transformer, device: &Device) -> Option<Tuned> {
+    fn tune(&self, model: &Model, device: &Device) -> Option<AdapterModule> {
         let settings = self.settings.as_object().unwrap().clone();
         let config = by_name(self.method).unwrap().configure(settings).unwrap();
-        let tuned = match Tuned::new(config, model.base(), device, 1) {
+        let tuned = match AdapterModule::new(config, model.base(), device, 1) {
             Err(MethodError::NotApplicable {
                 method: "bitfit", ..
             }) => return None,
@@ -190,7 +190,7 @@ fn train(family: Family, case: &Case, device: &Device) -> Option<Numbers> {
 }
 
 /// The gradients of all examples' loss, with dropout.
-fn gradients(family: Family, model: &dyn Transformer, tuned: &Tuned) -> Vec<Vec<f32>> {
+fn gradients(family: Family, model: &Model, tuned: &AdapterModule) -> Vec<Vec<f32>> {
     let batches = family.batches();
     let (mut ids, mut type_ids, mut boundaries) = (Vec::new(), Vec::new(), vec![0]);
     for example in batches.examples() {
@@ -224,8 +224,8 @@ fn gradients(family: Family, model: &dyn Transformer, tuned: &Tuned) -> Vec<Vec<
 /// steps and of that, and the trained values. A run that is to `stop` does so after one step, and goes on where the last one stopped.
 fn run(
     family: Family,
-    model: &dyn Transformer,
-    tuned: Tuned,
+    model: &Model,
+    tuned: AdapterModule,
     device: &Device,
     dir: &TempDir,
     stop: Option<&Interrupt>,
@@ -233,8 +233,8 @@ fn run(
     let run = RunConfig {
         output: dir.path().to_owned(),
         task: match family {
-            Family::Bert => TaskKind::SequenceClassification,
-            Family::Llama => TaskKind::CausalLanguageModelling,
+            Family::Bert => TaskKind::default(),
+            Family::Llama => TaskKind::text(),
         },
         max_steps: Some(STEPS),
         batch_size: 2,
@@ -258,7 +258,7 @@ fn run(
     };
     let mut trainer = [Trainer::new(work, tuned, stop.is_some()).unwrap()];
     let interrupt = stop.cloned().unwrap_or_default();
-    let outcome = train_together(&mut trainer, &interrupt, &mut Silent)
+    let outcome = train_runs(&mut trainer, &interrupt, &mut Silent)
         .unwrap()
         .remove(0);
     let records = read(&dir.path().join("log.jsonl")).unwrap();
@@ -273,7 +273,7 @@ fn run(
     )
 }
 
-fn values(tuned: &Tuned) -> Vec<Vec<f32>> {
+fn values(tuned: &AdapterModule) -> Vec<Vec<f32>> {
     tuned.trained().map(|param| param.to_vec()).collect()
 }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use epiphyte_data::Tokenizer;
-use epiphyte_models::{Checkpoint, Identity, LoadOptions, Task, Tokens, load};
+use epiphyte_models::{Checkpoint, Identity, LoadOptions, HeadKind, Tokens, load};
 use epiphyte_ops::Sequences;
 use serde::Deserialize;
 
@@ -38,7 +38,7 @@ fn hidden_states_are_those_of_transformers() {
         .expect("the golden states");
 
     let tokenizer = Tokenizer::load(&dir).expect("a tokenizer");
-    let task = Task::SequenceClassification { labels: 2 };
+    let task = HeadKind::Classification { labels: 2 };
     let loaded = load(&dir, task, &Device::default(), &LoadOptions::default()).expect("a model");
     assert!(!loaded.has_head);
     let (mut ids, mut type_ids, mut boundaries) = (Vec::new(), Vec::new(), vec![0]);

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
-use epiphyte_models::{Identity, LoadOptions, Loaded, Targets, Task, Tokens, load};
+use epiphyte_models::{Identity, LoadOptions, Loaded, Targets, HeadKind, Tokens, load};
 use epiphyte_ops::Sequences;
 use epiphyte_train::{Generation, generate};
 use serde::Deserialize;
@@ -36,7 +36,7 @@ impl Stories {
         let dir = folder()?;
         let ids = fs::read_to_string(dir.join("greedy_golden_ids.txt")).expect("ids");
         let numbers = fs::read_to_string(dir.join("golden_numbers.json")).expect("numbers");
-        let task = Task::CausalLanguageModelling;
+        let task = HeadKind::LanguageModel;
         Some(Self {
             loaded: load(
                 &dir.join("hf"),

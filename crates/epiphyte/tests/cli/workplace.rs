@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 
 use epiphyte::Device;
 use epiphyte::io::safetensors_file::write_f32;
-use epiphyte::models::{ModelConfig, Task, random_model};
+use epiphyte::models::{ModelConfig, HeadKind, random_model};
 use epiphyte::ops::Precision;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -30,13 +30,13 @@ impl Workplace {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let here = Self { dir };
-        let two = Task::SequenceClassification { labels: 2 };
+        let two = HeadKind::Classification { labels: 2 };
         write_model(&here.path("bert"), &bert_config(), two, false);
         write_model(&here.path("bert-head"), &bert_config(), two, true);
         write_model(
             &here.path("llama"),
             &llama_config(),
-            Task::CausalLanguageModelling,
+            HeadKind::LanguageModel,
             true,
         );
         here.write("train.jsonl", rows(0, 96));
@@ -139,7 +139,7 @@ fn llama_config() -> Value {
     })
 }
 
-fn write_model(dir: &Path, config: &Value, task: Task, with_head: bool) {
+fn write_model(dir: &Path, config: &Value, task: HeadKind, with_head: bool) {
     fs::create_dir_all(dir).unwrap();
     let text = config.to_string();
     fs::write(dir.join("config.json"), &text).unwrap();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use burn::tensor::{Tensor, TensorData};
 use epiphyte_methods::file::{AdapterFile, CONFIG_FILE, TENSORS_FILE};
-use epiphyte_methods::{AnyConfig, Tuned, by_name};
+use epiphyte_methods::{AnyConfig, AdapterModule, by_name};
 use epiphyte_ops::{AdamW, Moments};
 use serde_json::{Value, json};
 
@@ -98,9 +98,9 @@ pub(crate) fn check(base: &Base, method: &str, differences: &mut Vec<String>) ->
 /// A method at work, with what PyTorch says about it.
 struct Case {
     name: String,
-    tuned: Tuned,
+    tuned: AdapterModule,
     /// The same as its file has it, where training uses tensors that the file does not have.
-    saved: Option<Tuned>,
+    saved: Option<AdapterModule>,
     /// The golden key of each trained tensor.
     keys: Vec<String>,
     expected: Expected,
@@ -118,7 +118,7 @@ impl Case {
         let expected = Expected::open(&dir.join("expected.safetensors"));
         let facts = read_json(&dir.join("expected.json"));
         let start = |config: Box<dyn AnyConfig>| {
-            Tuned::new(config, base.model.base(), &base.device, 0)
+            AdapterModule::new(config, base.model.base(), &base.device, 0)
                 .unwrap_or_else(|error| panic!("{name}: {error}"))
         };
 

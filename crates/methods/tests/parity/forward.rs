@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 
 use burn::tensor::Tensor;
-use epiphyte_models::{Adapter, Identity, Transformer};
+use epiphyte_models::{Adapter, Identity, Model};
 use epiphyte_ops::{Sequences, rows};
 
 use crate::compare;
@@ -67,7 +67,7 @@ impl Adapter for States {
 }
 
 /// Logits of each sequence, or of each token of a language model, virtual tokens left out.
-pub(crate) fn logits(model: &dyn Transformer, batch: &Batch, adapter: &dyn Adapter) -> Vec<f32> {
+pub(crate) fn logits(model: &Model, batch: &Batch, adapter: &dyn Adapter) -> Vec<f32> {
     let tokens = batch.tokens();
     let Some(head) = model.language_head() else {
         return values(model.logits(&tokens, adapter));
@@ -81,7 +81,7 @@ pub(crate) fn logits(model: &dyn Transformer, batch: &Batch, adapter: &dyn Adapt
 }
 
 /// The mean loss, one value.
-pub(crate) fn loss(model: &dyn Transformer, batch: &Batch, adapter: &dyn Adapter) -> Tensor<1> {
+pub(crate) fn loss(model: &Model, batch: &Batch, adapter: &dyn Adapter) -> Tensor<1> {
     let loss = model.loss(&batch.tokens(), batch.targets(), 0.0, adapter);
     loss.expect("every golden batch has targets").mean
 }

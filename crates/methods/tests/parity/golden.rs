@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use epiphyte_models::{
-    Checkpoint, LoadOptions, ModelConfig, Targets, Task, Tokens, Transformer, load,
+    Checkpoint, LoadOptions, ModelConfig, Targets, HeadKind, Tokens, Model, load,
 };
 use epiphyte_ops::Sequences;
 use serde::Deserialize;
@@ -32,7 +32,7 @@ pub(crate) fn directories(dir: &Path) -> Vec<String> {
 /// A base model with the batch that all its cases see.
 pub(crate) struct Base {
     pub(crate) dir: PathBuf,
-    pub(crate) model: Box<dyn Transformer>,
+    pub(crate) model: Model,
     pub(crate) device: Device,
     inputs: Inputs,
 }
@@ -68,12 +68,12 @@ impl Base {
         let task = match &inputs.labels {
             Labels::Classes(_) => {
                 let config = ModelConfig::open(&dir.join("base")).expect("a configuration");
-                Task::SequenceClassification {
+                HeadKind::Classification {
                     labels: config.labels().num_labels(),
                 }
             }
-            Labels::Values(_) => Task::Regression,
-            Labels::Tokens(_) => Task::CausalLanguageModelling,
+            Labels::Values(_) => HeadKind::Classification { labels: 1 },
+            Labels::Tokens(_) => HeadKind::LanguageModel,
         };
         let device = Device::default();
         let loaded = load(&dir.join("base"), task, &device, &LoadOptions::default())

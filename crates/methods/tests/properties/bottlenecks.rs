@@ -1,7 +1,7 @@
 //! Houlsby's and Pfeiffer's equations, written out in f64.
 
 use burn::tensor::{Device, Tensor, TensorData};
-use epiphyte_methods::Tuned;
+use epiphyte_methods::AdapterModule;
 use epiphyte_models::{Adapter, Part, Sublayer};
 use epiphyte_ops::{Sequences, random};
 use serde_json::json;
@@ -11,7 +11,7 @@ use crate::support::{Family, case, distance, perturb, to_vec};
 const WIDTH: usize = 16;
 
 /// `up · f(down · z + b) + b` for one row.
-fn bottleneck(tuned: &Tuned, module: &str, f: fn(f64) -> f64, z: &[f64]) -> Vec<f64> {
+fn bottleneck(tuned: &AdapterModule, module: &str, f: fn(f64) -> f64, z: &[f64]) -> Vec<f64> {
     let param = |name: &str| {
         tuned
             .parameters()
@@ -51,7 +51,7 @@ fn close(output: f64, residual: f64) -> f64 {
 }
 
 /// What the method makes of a sub-layer's output, and what `expected` says of each row.
-fn check(method: &'static str, part: Part, expected: impl Fn(&Tuned, &[f64], &[f64]) -> Vec<f64>) {
+fn check(method: &'static str, part: Part, expected: impl Fn(&AdapterModule, &[f64], &[f64]) -> Vec<f64>) {
     let model = Family::Bert.model();
     let tuned = case(method, json!({ "bottleneck_dim": 5 }))
         .tune(&*model)

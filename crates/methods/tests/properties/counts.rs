@@ -1,7 +1,7 @@
 //! Numbers of trained values: closed formula, declared tensors, and the numbers in the literature.
 
 use burn::tensor::Device;
-use epiphyte_models::{ModelConfig, Task, Transformer, random_model};
+use epiphyte_models::{ModelConfig, HeadKind, Model, random_model};
 use serde_json::{Value, json};
 
 use crate::support::{Family, case, everywhere};
@@ -9,7 +9,7 @@ use crate::support::{Family, case, everywhere};
 #[test]
 fn the_closed_formula_counts_the_declared_tensors() {
     everywhere(|name, case, family, model, tuned| {
-        let account = tuned.account(model.base());
+        let account = tuned.counts(model.base());
         assert_eq!(case.count(model), account.trainable_parameters, "{name}");
         let head = match family {
             Family::Bert => 3 * 16 + 3,
@@ -21,7 +21,7 @@ fn the_closed_formula_counts_the_declared_tensors() {
 }
 
 /// One layer of bert-base, so that all of it need not be made.
-fn one_layer_of_bert_base() -> Box<dyn Transformer> {
+fn one_layer_of_bert_base() -> Model {
     let config = json!({
         "model_type": "bert", "architectures": ["BertForSequenceClassification"],
         "vocab_size": 8, "hidden_size": 768, "num_hidden_layers": 1, "num_attention_heads": 12,
@@ -30,7 +30,7 @@ fn one_layer_of_bert_base() -> Box<dyn Transformer> {
     let config = ModelConfig::parse("config.json".as_ref(), config.to_string().as_bytes()).unwrap();
     random_model(
         &config,
-        Task::SequenceClassification { labels: 2 },
+        HeadKind::Classification { labels: 2 },
         &Device::default(),
         Default::default(),
         0,
@@ -190,7 +190,7 @@ fn a_folded_network_is_trained_but_not_stored() {
     )
     .tune(&*model)
     .unwrap();
-    let account = tuned.account(model.base());
+    let account = tuned.counts(model.base());
     assert_eq!(account.stored_parameters, 2 * 2 * 5 * 12);
     assert_eq!(account.changed_parameters, account.stored_parameters);
     assert!(account.trainable_parameters > account.stored_parameters);

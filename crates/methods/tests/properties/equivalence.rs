@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::{Device, Tensor};
-use epiphyte_methods::{MethodError, Tuned};
+use epiphyte_methods::{MethodError, AdapterModule};
 use epiphyte_models::{Adapter, Identity};
 use serde_json::json;
 
@@ -80,7 +80,7 @@ fn merged_is_unmerged() {
 fn what_the_file_holds_is_the_live_adapter() {
     everywhere(|name, case, family, model, tuned| {
         perturb(&tuned);
-        let loaded = Tuned::stored_of(tuned.config(), model.base(), &Device::default()).unwrap();
+        let loaded = AdapterModule::stored_of(tuned.config(), model.base(), &Device::default()).unwrap();
         let held = tuned.stored().into_iter().chain(tuned.stored_head());
         let held: BTreeMap<String, _> = held.map(|stored| (stored.key.clone(), stored)).collect();
         assert_eq!(held.len(), loaded.trained().count(), "{name}");

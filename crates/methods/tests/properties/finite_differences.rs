@@ -1,7 +1,7 @@
 //! Gradients against differences of the loss.
 
 use epiphyte_methods::Param;
-use epiphyte_models::seam::name_id;
+use epiphyte_models::adapter::name_id;
 use epiphyte_ops::random;
 
 use crate::support::{everywhere, perturb, set, to_vec};

@@ -2,10 +2,10 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use epiphyte_io::safetensors_file::write_f32;
-use epiphyte_methods::{METHODS, MethodError, Param, Tuned, by_name};
-use epiphyte_models::seam::name_id;
+use epiphyte_methods::{METHODS, MethodError, Param, AdapterModule, by_name};
+use epiphyte_models::adapter::name_id;
 use epiphyte_models::{
-    Adapter, LoadOptions, ModelConfig, Targets, Task, Tokens, Transformer, load, random_model,
+    Adapter, LoadOptions, ModelConfig, Targets, HeadKind, Tokens, Model, load, random_model,
 };
 use epiphyte_ops::{Sequences, random};
 use serde_json::{Value, json};
@@ -25,8 +25,8 @@ pub(crate) const FAMILIES: [Family; 3] = [Family::Bert, Family::Llama, Family::L
 impl Family {
     pub(crate) fn task(self) -> Task {
         match self {
-            Self::Bert | Self::Llama => Task::SequenceClassification { labels: LABELS },
-            Self::LlamaLanguageModel => Task::CausalLanguageModelling,
+            Self::Bert | Self::Llama => HeadKind::Classification { labels: LABELS },
+            Self::LlamaLanguageModel => HeadKind::LanguageModel,
         }
     }
 
@@ -49,7 +49,7 @@ impl Family {
     }
 
     /// A model of which no bias is zero and no norm's scale is one.
-    pub(crate) fn model(self) -> Box<dyn Transformer> {
+    pub(crate) fn model(self) -> Model {
         let config = self.config();
         let text = config.to_string();
         let device = Device::default();
@@ -74,7 +74,7 @@ impl Family {
     }
 
     /// The loss of the batch.
-    pub(crate) fn loss(self, model: &dyn Transformer, adapter: &dyn Adapter) -> Tensor<1> {
+    pub(crate) fn loss(self, model: &Model, adapter: &dyn Adapter) -> Tensor<1> {
         let labels: Vec<i64> = IDS.iter().map(|&id| i64::from(id)).collect();
         let targets = match self {
             Self::Bert | Self::Llama => Targets::Classes(&[2, 0, 1]),
@@ -89,7 +89,7 @@ impl Family {
     /// What the model says about the batch: logits, or states where there is no task head.
     pub(crate) fn output(
         self,
-        model: &dyn Transformer,
+        model: &Model,
         adapter: &dyn Adapter,
         keys: Option<Vec<u64>>,
     ) -> Vec<f32> {
@@ -126,12 +126,12 @@ pub(crate) struct Case {
 }
 
 impl Case {
-    pub(crate) fn tune(&self, model: &dyn Transformer) -> Result<Tuned, MethodError> {
+    pub(crate) fn tune(&self, model: &Model) -> Result<AdapterModule, MethodError> {
         let config = by_name(self.method)?.configure(self.settings.as_object().unwrap().clone())?;
-        Tuned::new(config, model.base(), &Device::default(), 1)
+        AdapterModule::new(config, model.base(), &Device::default(), 1)
     }
 
-    pub(crate) fn count(&self, model: &dyn Transformer) -> usize {
+    pub(crate) fn count(&self, model: &Model) -> usize {
         let config = by_name(self.method).unwrap();
         let config = config
             .configure(self.settings.as_object().unwrap().clone())
@@ -154,7 +154,7 @@ pub(crate) fn cases() -> Vec<Case> {
 }
 
 /// Runs `check` for every case on every family that the method can act on.
-pub(crate) fn everywhere(check: impl Fn(&str, &Case, Family, &dyn Transformer, Tuned)) {
+pub(crate) fn everywhere(check: impl Fn(&str, &Case, Family, &Model, AdapterModule)) {
     for family in FAMILIES {
         let model = family.model();
         for case in cases() {
@@ -172,7 +172,7 @@ pub(crate) fn everywhere(check: impl Fn(&str, &Case, Family, &dyn Transformer, T
 }
 
 /// Moves every trained tensor off its start, so that no zero hides anything.
-pub(crate) fn perturb(tuned: &Tuned) {
+pub(crate) fn perturb(tuned: &AdapterModule) {
     for param in tuned.trained() {
         let noise = random::normal(name_id(param.key()) ^ 5, param.count(), 0.2);
         let moved: Vec<f32> = param

@@ -3,9 +3,9 @@
 use std::sync::Mutex;
 
 use burn::tensor::Tensor;
-use epiphyte_methods::Tuned;
+use epiphyte_methods::AdapterModule;
 use epiphyte_models::{
-    Adapter, BaseTensor, Identity, ModelConfig, Product, Role, Site, Tokens, Transformer,
+    Adapter, BaseTensor, Identity, ModelConfig, Product, Role, Site, Tokens, Model,
 };
 use epiphyte_ops::{Angles, Sequences, rotate};
 use serde_json::{Value, json};
@@ -23,7 +23,7 @@ fn tokens<'a>(ids: &'a [u32], type_ids: &'a [u32]) -> Tokens<'a> {
     }
 }
 
-fn prompt_table(tuned: &Tuned) -> Vec<f32> {
+fn prompt_table(tuned: &AdapterModule) -> Vec<f32> {
     tuned
         .parameters()
         .get("prompt_embeddings")
@@ -31,7 +31,7 @@ fn prompt_table(tuned: &Tuned) -> Vec<f32> {
         .to_vec()
 }
 
-fn word_rows(model: &dyn Transformer, ids: &[u32]) -> Vec<f32> {
+fn word_rows(model: &Model, ids: &[u32]) -> Vec<f32> {
     match model.base().tensor(&model.base().word_embeddings) {
         Some(BaseTensor::Matrix(table)) => to_vec(table.gather(ids)),
         other => panic!("{other:?}"),
@@ -224,7 +224,7 @@ fn a_prefix_of_past_keys_and_values_is_the_past() {
     let prefixed = to_vec(model.hidden(&tokens(&TEXT, &[0; 4]), &tuned).states);
     let all = [IN_FRONT.as_slice(), &TEXT].concat();
     let whole = to_vec(model.hidden(&tokens(&all, &[0; 7]), &Identity).states);
-    let width = model.base().dimensions.width;
+    let width = model.base().dimensions.hidden_size;
     assert!(distance(&whole[3 * width..], &prefixed) < 1e-5);
 }
 

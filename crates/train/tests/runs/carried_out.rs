@@ -7,7 +7,7 @@ use epiphyte_methods::METHODS;
 use epiphyte_methods::file::TENSORS_FILE;
 use epiphyte_models::Checkpoint;
 use epiphyte_train::observer::Silent;
-use epiphyte_train::{Interrupt, RunConfig, RunOptions, TrunkCache, train_several};
+use epiphyte_train::{Interrupt, RunConfig, RunOptions, ActivationCacheKind, train_several};
 use serde_json::{Value, json};
 
 use crate::world::World;
@@ -107,7 +107,7 @@ fn gradient_checkpointing() {
 }
 
 #[test]
-fn trunk_cache() {
+fn activation_cache() {
     let world = World::new();
     let cases = [
         ("freeze", json!({ "freeze_trainable_layers": 1 })),
@@ -123,21 +123,21 @@ fn trunk_cache() {
             activation_cache_budget,
             ..world.run(&format!("{method}/{name}"), method, &settings)
         };
-        let off = alone(&run("off", TrunkCache::Off, 4.0));
+        let off = alone(&run("off", ActivationCacheKind::Off, 4.0));
         let others = [
-            ("auto", TrunkCache::Auto, 4.0),
-            ("memory", TrunkCache::Memory, 4.0),
-            ("disk", TrunkCache::Disk, 4.0),
+            ("auto", ActivationCacheKind::Auto, 4.0),
+            ("memory", ActivationCacheKind::Memory, 4.0),
+            ("disk", ActivationCacheKind::Disk, 4.0),
             // Room for about half of the examples.
-            ("some-in-memory", TrunkCache::Memory, 6e-6),
-            ("some-on-disk", TrunkCache::Disk, 6e-6),
-            ("no-room", TrunkCache::Auto, 6e-6),
+            ("some-in-memory", ActivationCacheKind::Memory, 6e-6),
+            ("some-on-disk", ActivationCacheKind::Disk, 6e-6),
+            ("no-room", ActivationCacheKind::Auto, 6e-6),
         ];
         for (name, kind, budget) in others {
             let run = run(name, kind, budget);
             assert!(alone(&run) == off, "{method}, {name}");
             assert!(
-                !run.output.join("trunk_cache.bin").exists(),
+                !run.output.join("activation_cache.bin").exists(),
                 "{method}, {name}"
             );
         }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use epiphyte_io::safetensors_file::write_f32;
-use epiphyte_models::{ModelConfig, Task, random_model};
+use epiphyte_models::{ModelConfig, HeadKind, random_model};
 use epiphyte_ops::Precision;
 use epiphyte_train::{RunConfig, TaskKind};
 use serde_json::{Map, Value, json};
@@ -26,11 +26,11 @@ impl World {
         let model = world.path("model");
         fs::create_dir(&model).expect("a directory");
         write_tokenizer(&model);
-        write_model(&model, &bert(), Task::SequenceClassification { labels: 2 });
+        write_model(&model, &bert(), HeadKind::Classification { labels: 2 });
         let language_model = world.path("language_model");
         fs::create_dir(&language_model).expect("a directory");
         write_tokenizer(&language_model);
-        write_model(&language_model, &qwen(), Task::CausalLanguageModelling);
+        write_model(&language_model, &qwen(), HeadKind::LanguageModel);
         write_examples(&world.path("train.jsonl"), 0..30, |good| good);
         write_examples(&world.path("eval.jsonl"), 30..40, |good| good);
         write_examples(&world.path("opposite.jsonl"), 30..40, |good| !good);
@@ -75,7 +75,7 @@ impl World {
     pub(crate) fn language_run(&self, name: &str, method: &str, settings: &Value) -> RunConfig {
         RunConfig {
             model: self.path("language_model"),
-            task: TaskKind::CausalLanguageModelling,
+            task: TaskKind::text(),
             batch_size: 5,
             gradient_accumulation_steps: 1,
             ..self.run(name, method, settings)

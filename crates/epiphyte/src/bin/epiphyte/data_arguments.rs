@@ -146,7 +146,7 @@ impl DataArguments {
         let file = located.adapter.as_ref();
         let config = ModelConfig::open(&located.model)?;
         let mut spec = self.task.spec(file, &config)?;
-        if !labelled && spec.task == TaskKind::CausalLanguageModelling {
+        if !labelled && spec.task == TaskKind::text() {
             let problem = "a language model has no labels to predict: use `epiphyte generate` or `epiphyte eval`";
             return Err(UsageError::Other(problem.to_owned()).into());
         }
@@ -155,7 +155,7 @@ impl DataArguments {
             ..spec.reading()
         };
         let table = spec.read(&self.data, &reading, self.max_rows)?;
-        if spec.task == TaskKind::SequenceClassification && spec.labels.is_empty() {
+        if spec.task == TaskKind::default() && spec.labels.is_empty() {
             spec.labels = self.labels(&spec, file, &config, &table, labelled)?;
         }
         let model = located.model.clone();
@@ -229,7 +229,7 @@ impl TaskArguments {
                 .into());
             }
         };
-        let usual = if task == TaskKind::CausalLanguageModelling {
+        let usual = if task == TaskKind::text() {
             512
         } else {
             128
@@ -283,10 +283,10 @@ fn told(file: Option<&AdapterFile>) -> Result<Option<TaskSpec>> {
 /// The task of an adapter that PEFT wrote.
 fn peft_task(file: &AdapterFile) -> Result<TaskKind> {
     match file.task_type() {
-        Some("CAUSAL_LM") => Ok(TaskKind::CausalLanguageModelling),
+        Some("CAUSAL_LM") => Ok(TaskKind::text()),
         Some("SEQ_CLS") => Ok(match head_outputs(file)? {
             Some(1) => TaskKind::Regression,
-            _ => TaskKind::SequenceClassification,
+            _ => TaskKind::default(),
         }),
         _ => Err(
             UsageError::Other("the adapter does not say its task: pass --task".to_owned()).into(),
@@ -310,7 +310,7 @@ fn head_outputs(file: &AdapterFile) -> Result<Option<usize>> {
 pub(crate) fn spec_of_adapter(file: &AdapterFile, model: &Path) -> Result<TaskSpec> {
     let config = ModelConfig::open(model)?;
     let mut spec = TaskArguments::default().spec(Some(file), &config)?;
-    if spec.task == TaskKind::SequenceClassification && spec.labels.is_empty() {
+    if spec.task == TaskKind::default() && spec.labels.is_empty() {
         let outputs = head_outputs(file)?.unwrap_or(config.labels().num_labels());
         spec.labels = match config.labels().names() {
             names if names.len() == outputs => names.to_vec(),

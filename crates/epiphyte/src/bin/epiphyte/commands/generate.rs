@@ -82,7 +82,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let spec = match &located.adapter {
         Some(file) => spec_of_adapter(file, &model)?,
         None => TaskSpec {
-            task: TaskKind::CausalLanguageModelling,
+            task: TaskKind::text(),
             columns: Columns::default(),
             labels: Vec::new(),
             max_length,
@@ -91,7 +91,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
             quoting: None,
         },
     };
-    if spec.task != TaskKind::CausalLanguageModelling {
+    if spec.task != TaskKind::text() {
         let problem = format!(
             "the adapter is for {}, so it cannot generate: use `epiphyte predict`",
             spec.task
