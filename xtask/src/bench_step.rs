@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use burn::tensor::Device;
 use epiphyte_data::{Batches, Example, Order, Target};
 use epiphyte_methods::{AdapterModule, by_name};
-use epiphyte_models::{ModelConfig, HeadKind, random_model};
+use epiphyte_models::{HeadKind, ModelConfig, random_model};
 use epiphyte_train::journal::{self, Record};
 use epiphyte_train::observer::Silent;
 use epiphyte_train::schedule::ScheduleKind;

@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 
 use epiphyte::Device;
 use epiphyte::io::safetensors_file::write_f32;
-use epiphyte::models::{ModelConfig, HeadKind, random_model};
+use epiphyte::models::{HeadKind, ModelConfig, random_model};
 use epiphyte::ops::Precision;
 use serde_json::{Value, json};
 use tempfile::TempDir;

@@ -3,8 +3,7 @@
 use std::sync::Mutex;
 
 use burn::tensor::Tensor;
-use epiphyte_models::{Adapter, Identity, Model};
-use epiphyte_ops::{Sequences, rows};
+use epiphyte_models::{Adapter, AdapterBatch, ForwardContext, Hidden, Identity, Model};
 
 use crate::compare;
 use crate::golden::{Base, Batch, Expected};
@@ -20,7 +19,7 @@ pub(crate) fn check(base: &Base, differences: &mut Vec<String>) {
         .file_name()
         .expect("a directory has a name")
         .to_string_lossy();
-    let (batch, model) = (base.batch(), &*base.model);
+    let (batch, model) = (base.batch(), &base.model);
     let mut same = |key: &str, found: &[f32]| {
         compare(
             &format!("{name} {key}"),
@@ -57,12 +56,12 @@ pub(crate) fn check(base: &Base, differences: &mut Vec<String>) {
 struct States(Mutex<Vec<Vec<f32>>>);
 
 impl Adapter for States {
-    fn hidden(&self, _layer: usize, states: Tensor<2>, _sequences: &Sequences) -> Tensor<2> {
+    fn hidden(&self, _layer: usize, hidden: Hidden, _cx: &ForwardContext<'_>) -> Hidden {
         self.0
             .lock()
             .expect("no holder of the lock panics")
-            .push(values(states.clone()));
-        states
+            .push(values(hidden.states.clone()));
+        hidden
     }
 }
 
@@ -73,11 +72,13 @@ pub(crate) fn logits(model: &Model, batch: &Batch, adapter: &dyn Adapter) -> Vec
         return values(model.logits(&tokens, adapter));
     };
     let hidden = model.hidden(&tokens, adapter);
-    let ends = hidden.sequences.boundaries()[1..]
+    let ends = hidden.rows.boundaries()[1..]
         .iter()
         .zip(tokens.sequences.lengths());
     let real: Vec<usize> = ends.flat_map(|(&end, length)| end - length..end).collect();
-    values(head.forward(rows(hidden.states, &real), adapter, &tokens.sequences))
+    let real = hidden.select_rows(&real);
+    let adapters = AdapterBatch::single(adapter, &tokens);
+    values(head.forward(real.states, &real.rows, &adapters))
 }
 
 /// The mean loss, one value.

@@ -229,11 +229,7 @@ impl TaskArguments {
                 .into());
             }
         };
-        let usual = if task == TaskKind::text() {
-            512
-        } else {
-            128
-        };
+        let usual = if task == TaskKind::text() { 512 } else { 128 };
         let mut spec = told.unwrap_or_else(|| TaskSpec {
             task,
             columns: epiphyte::data::Columns::default(),
