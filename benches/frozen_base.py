@@ -68,8 +68,8 @@ class Bench:
         """Epochs after the first, without and with the trunk cache."""
         run = self.mrpc | {"method": "freeze", "freeze_trainable_layers": 1, "base_dropout": 0.0, "epochs": 3}
         run |= {"logging_steps": 115}
-        _, memory_before, before = self.train("trunk-off", [run | {"trunk_cache": "off"}])
-        _, memory, after = self.train("trunk-on", [run | {"trunk_cache": "memory"}])
+        _, memory_before, before = self.train("trunk-off", [run | {"activation_cache": "off"}])
+        _, memory, after = self.train("trunk-on", [run | {"activation_cache": "memory"}])
         log = (self.work / "trunk-on" / "0" / "log.jsonl").read_text().splitlines()
         ends = [json.loads(line)["elapsed"] for line in log]
         return {

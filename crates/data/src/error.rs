@@ -152,9 +152,7 @@ pub enum DataError {
     },
 
     /// A task that does not exist.
-    #[error(
-        "unknown task `{name}`: use sequence-classification, regression or causal-language-modelling"
-    )]
+    #[error("unknown task `{name}`: use sequence-classification, regression or causal-lm")]
     UnknownTask {
         /// The name as given.
         name: String,

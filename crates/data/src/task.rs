@@ -16,7 +16,7 @@ pub enum TaskKind {
     /// A number for a text or a pair of texts.
     Regression,
     /// The next token of a text.
-    #[serde(alias = "causal-lm")]
+    #[serde(rename = "causal-lm", alias = "causal-language-modelling")]
     CausalLanguageModelling,
 }
 
@@ -26,7 +26,7 @@ impl TaskKind {
         match self {
             Self::SequenceClassification => "sequence-classification",
             Self::Regression => "regression",
-            Self::CausalLanguageModelling => "causal-language-modelling",
+            Self::CausalLanguageModelling => "causal-lm",
         }
     }
 }
@@ -44,7 +44,7 @@ impl FromStr for TaskKind {
         match name {
             "sequence-classification" => Ok(Self::SequenceClassification),
             "regression" => Ok(Self::Regression),
-            "causal-language-modelling" | "causal-lm" => Ok(Self::CausalLanguageModelling),
+            "causal-lm" | "causal-language-modelling" => Ok(Self::CausalLanguageModelling),
             _ => Err(DataError::UnknownTask {
                 name: name.to_owned(),
             }),
@@ -126,9 +126,7 @@ impl Columns {
         );
         if task != TaskKind::CausalLanguageModelling {
             if language != (&None, &None, &None) {
-                return problem(
-                    "prompt, completion and messages columns belong to causal-language-modelling",
-                );
+                return problem("prompt, completion and messages columns belong to causal-lm");
             }
             let label = self
                 .label_column
@@ -185,7 +183,7 @@ mod tests {
             assert_eq!(serde_json::to_value(task).unwrap(), task.name());
         }
         assert_eq!(
-            "causal-lm".parse::<TaskKind>().unwrap(),
+            "causal-language-modelling".parse::<TaskKind>().unwrap(),
             TaskKind::CausalLanguageModelling
         );
         assert!(matches!(

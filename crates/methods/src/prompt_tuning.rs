@@ -45,10 +45,10 @@ crate::settings! {
         tokenizer_name_or_path: Option<String> = None, unset "directory of the base model";
         /// The tokens of TEXT. Not in the file: once trained, the initial values are of no use.
         #[serde(skip_serializing_if = "Option::is_none")]
-        prompt_tuning_init_token_ids: Option<Vec<u32>> = None, as Internal;
+        prompt_tuning_init_token_ids: Option<Vec<u32>> = None, flag "", as Integers;
         /// The tokens of each label, for LABELS. Not in the file.
         #[serde(skip_serializing_if = "Option::is_none")]
-        prompt_tuning_init_label_token_ids: Option<Vec<Vec<u32>>> = None, as Internal;
+        prompt_tuning_init_label_token_ids: Option<Vec<Vec<u32>>> = None, flag "", as Integers;
     }
 }
 

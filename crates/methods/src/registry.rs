@@ -68,6 +68,8 @@ pub struct Definition {
     pub keys: KeyStyle,
     /// Its flags.
     pub flags: &'static [Flag],
+    /// The default of each setting.
+    pub defaults: fn() -> Map<String, Value>,
     /// Whether it can be folded into the base.
     pub merges: bool,
     /// Settings to test it with.
@@ -89,6 +91,7 @@ impl Definition {
             paper: C::PAPER,
             keys: C::KEYS,
             flags: C::FLAGS,
+            defaults: || object(&C::default()),
             merges: C::MERGES,
             examples: C::examples,
             peft_defaults: C::peft_defaults,
@@ -247,7 +250,7 @@ mod tests {
         for definition in METHODS {
             for flag in definition.flags {
                 for name in [flag.flag].iter().chain(flag.aliases) {
-                    let meaning = (flag.key, flag.kind, flag.help);
+                    let meaning = (flag.key, flag.kind);
                     let first = *known.entry(*name).or_insert(meaning);
                     assert_eq!(first, meaning, "--{name} of {}", definition.name);
                 }

@@ -161,8 +161,6 @@ pub enum FlagKind {
     Integers,
     /// `name=number` pairs separated by commas.
     Pattern,
-    /// Not a flag: the program itself sets it.
-    Internal,
 }
 
 /// The values that a number may have.
@@ -285,7 +283,7 @@ setting_types! {
 ///
 /// A setting is `name: type = default`; its doc comment is the help text, without the last period.
 /// What may follow, in this order:
-/// - `flag "…"`: the flag, if it is not the name with dashes
+/// - `flag "…"`: the flag, if it is not the name with dashes; `""` for none
 /// - `alias "…" | "…"`: former names, which stay accepted
 /// - `in …`: the [`Range`](crate::settings::Range) of a number
 /// - `as …`: the [`FlagKind`](crate::settings::FlagKind), if the type does not say it
@@ -452,7 +450,7 @@ pub const fn count(parts: &[&[Flag]]) -> usize {
     while part < parts.len() {
         let mut at = 0;
         while at < parts[part].len() {
-            if !matches!(parts[part][at].kind, FlagKind::Internal) {
+            if !parts[part][at].flag.is_empty() {
                 count += 1;
             }
             at += 1;
@@ -470,7 +468,7 @@ pub const fn join<const N: usize>(parts: &[&[Flag]]) -> [Flag; N] {
         key: "",
         aliases: &[],
         help: "",
-        kind: FlagKind::Internal,
+        kind: FlagKind::Text,
         unset: None,
     };
     let mut flags = [EMPTY; N];
@@ -478,7 +476,7 @@ pub const fn join<const N: usize>(parts: &[&[Flag]]) -> [Flag; N] {
     while part < parts.len() {
         let mut at = 0;
         while at < parts[part].len() {
-            if !matches!(parts[part][at].kind, FlagKind::Internal) {
+            if !parts[part][at].flag.is_empty() {
                 flags[count] = parts[part][at];
                 count += 1;
             }

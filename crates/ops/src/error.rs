@@ -21,6 +21,9 @@ pub enum OpsError {
         "bf16 is for the CPU: a GPU keeps frozen matrices in f32, so ask for the precision f32"
     )]
     Bf16OnGpu,
+    /// A precision of an unknown name.
+    #[error("unknown precision `{0}`: use f32 or bf16")]
+    UnknownPrecision(String),
     /// An activation function of an unknown name.
     #[error(
         "unknown activation function `{0}`; known are gelu, gelu_new, gelu_pytorch_tanh, relu, silu, \

@@ -1,18 +1,21 @@
 //! Linear maps `y = x Wᵀ + b`, over a weight that is frozen or trained.
 
 use std::fmt;
+use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use epiphyte_kernels::gemm::{self, Epilogue, Operand, PackedWeight, matmul};
 use epiphyte_kernels::memory::uncleared;
 use epiphyte_kernels::{columns, embedding};
+use serde::{Deserialize, Serialize};
 
 use crate::OpsError;
 use crate::fused::{Fused, Gradient, Kept, Wanted, apply, on_processor, runs_here};
 
-/// In which type a frozen matrix is kept and multiplied.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+/// Data type in which a frozen matrix is kept and multiplied: `f32` or `bf16` in files and flags.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// 32-bit floating point throughout.
     #[default]
@@ -20,6 +23,18 @@ pub enum Precision {
     /// Frozen matrices in bfloat16 (half the memory, products on bf16 units where the processor has
     /// them); everything else stays f32.
     Bf16,
+}
+
+impl FromStr for Precision {
+    type Err = OpsError;
+
+    fn from_str(name: &str) -> Result<Self, OpsError> {
+        match name {
+            "f32" => Ok(Self::F32),
+            "bf16" => Ok(Self::Bf16),
+            _ => Err(OpsError::UnknownPrecision(name.to_owned())),
+        }
+    }
 }
 
 impl Precision {

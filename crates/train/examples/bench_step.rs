@@ -12,7 +12,7 @@ use burn::tensor::Device;
 use epiphyte_data::{Batches, Example, Order, Target, TaskKind};
 use epiphyte_methods::{Tuned, by_name};
 use epiphyte_models::{ModelConfig, Task, random_model};
-use epiphyte_ops::Counting;
+use epiphyte_ops::{Counting, Precision};
 use epiphyte_train::journal::{self, Record};
 use epiphyte_train::schedule::ScheduleKind;
 use epiphyte_train::{Interrupt, RunConfig, Trainer, Workload, memory, train_together};
@@ -45,8 +45,8 @@ fn main() -> Outcome<()> {
         epiphyte_ops::set_threads(threads.parse()?)?;
     }
     let precision = match value("--dtype").as_deref() {
-        Some("bf16") => epiphyte_train::config::Precision::Bf16,
-        _ => epiphyte_train::config::Precision::F32,
+        Some("bf16") => Precision::Bf16,
+        _ => Precision::F32,
     };
 
     let (config, task) = shape(&work)?;
@@ -76,7 +76,7 @@ fn main() -> Outcome<()> {
         // One batch is an epoch here; a checkpoint after each would be measured with the steps.
         save_steps: Some(u64::MAX),
         precision,
-        tokens_per_pass: match value("--tokens-per-pass") {
+        micro_batch_tokens: match value("--micro-batch-tokens") {
             Some(text) => Some(text.parse()?),
             // Its four texts would be one pass: for a few per cent of time, a quarter of the activations.
             None => work.starts_with("llama").then_some(128),
@@ -84,7 +84,7 @@ fn main() -> Outcome<()> {
         ..RunConfig::default()
     };
     let device = Device::default();
-    let model = random_model(&config, task, &device, precision.into(), 0)?;
+    let model = random_model(&config, task, &device, precision, 0)?;
     let config = by_name(method)?.configure(settings)?;
     let tuned = Tuned::new(config, model.base(), &device, 0)?;
     let batches = Batches::new(examples, batch_size, Order::Sequential)?;

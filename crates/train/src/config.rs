@@ -1,12 +1,12 @@
-//! Everything a user may say about a run. Every key is a flag of `epiphyte train`, and the other way round.
+//! The configuration of a run. Every key is a flag of `epiphyte train`, and every flag is a key.
 //!
-//! Keys that are not here are the method's own and go to it; it refuses those that it does not know.
+//! Keys that are not here are settings of the method, which refuses those that it does not know.
 
 use std::path::PathBuf;
 
 use epiphyte_data::{Columns, Format, Order, ReadOptions, TaskKind};
-use epiphyte_methods::{Flag, FlagKind};
-use serde::{Deserialize, Serialize};
+use epiphyte_methods::settings::{SettingError, Settings, parse};
+use epiphyte_ops::Precision;
 use serde_json::{Map, Value};
 
 use crate::TrainError;
@@ -15,514 +15,126 @@ use crate::evaluate;
 use crate::schedule::{ScheduleKind, Warmup};
 use crate::trunk::TrunkCache;
 
-/// A run: model, data, method, optimisation, output.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct RunConfig {
-    /// Directory of the base model.
-    pub model: PathBuf,
-    /// Where the adapter, the log and the checkpoints go.
-    pub output: PathBuf,
-    /// What is learned.
-    pub task: TaskKind,
-    /// The training examples.
-    pub train_data: PathBuf,
-    /// The examples to evaluate on.
-    pub eval_data: Option<PathBuf>,
-    /// Text columns: one, or two for pairs.
-    pub text_columns: Vec<String>,
-    /// The label's or number's column.
-    pub label_column: Option<String>,
-    /// Language modelling: the column of the prompt.
-    pub prompt_column: Option<String>,
-    /// Language modelling: the column of the completion.
-    pub completion_column: Option<String>,
-    /// Language modelling: the column of the chat.
-    pub messages_column: Option<String>,
-    /// The data's format: json, jsonl, csv, tsv, parquet or text; by the extension if not given.
-    pub format: Option<String>,
-    /// The first line of CSV and TSV files is data, columns are called 0, 1, …
-    pub no_header: bool,
-    /// Whether `"` quotes fields; CSV yes and TSV no if not given.
-    pub quoting: Option<bool>,
-    /// Use only the first so many training rows.
-    pub max_train_rows: Option<usize>,
-    /// Use only the first so many evaluation rows.
-    pub max_eval_rows: Option<usize>,
-    /// Plain text: join all rows and cut the result into examples of `max_length`.
-    pub packing: bool,
-    /// Longest example in tokens.
-    pub max_length: Option<usize>,
-    /// The method's name.
-    pub method: String,
-    /// Passes over the training data.
-    pub epochs: f64,
-    /// Stop after so many optimiser steps, whatever `epochs` says.
-    pub max_steps: Option<u64>,
-    /// Sequences in a batch.
-    pub batch_size: usize,
-    /// Sequences in a batch of an evaluation; as in training if not given.
-    pub eval_batch_size: Option<usize>,
-    /// Batches before an optimiser step.
-    pub gradient_accumulation_steps: usize,
-    /// The highest learning rate.
-    pub learning_rate: f64,
-    /// How the learning rate goes.
-    pub lr_scheduler_type: ScheduleKind,
-    /// Share of all steps in which the learning rate rises.
-    pub warmup_ratio: f64,
-    /// Steps in which the learning rate rises; goes before the ratio.
-    pub warmup_steps: Option<u64>,
-    /// AdamW's decoupled weight decay; biases and norms are not decayed.
-    pub weight_decay: f64,
-    /// AdamW's decay of the mean of gradients.
-    pub adam_beta1: f64,
-    /// AdamW's decay of the mean of squared gradients.
-    pub adam_beta2: f64,
-    /// AdamW's term in the denominator.
-    pub adam_epsilon: f64,
-    /// Longest gradient, all parameters together; longer ones are scaled down. 0 for no limit.
-    pub max_grad_norm: f64,
-    /// Share of the target distribution that is spread over all classes.
-    pub label_smoothing: f64,
-    /// The base's own dropout, in place of what its config.json says.
-    pub base_dropout: Option<f64>,
-    /// In which type the frozen base is kept: f32 or bf16.
-    pub precision: Precision,
-    /// About how many tokens go through the model at once: a batch with more goes in several passes, whose gradients
-    /// are added up. If not given, 512 on a processor and whole batches on a GPU.
-    pub tokens_per_pass: Option<usize>,
-    /// Keep only what enters each layer and compute the rest again on the way back: less memory, more time.
-    pub gradient_checkpointing: bool,
-    /// Where states below the lowest trained layer are kept from epoch to epoch, if nothing is random there.
-    pub trunk_cache: TrunkCache,
-    /// The most that these may take, in gigabytes (10⁹ bytes).
-    pub trunk_cache_budget: f64,
-    /// From what initialisation, order and dropout follow.
-    pub seed: u64,
-    /// Bring examples of similar length into the same batch.
-    pub group_by_length: bool,
-    /// Evaluate every so many steps; after every epoch if not given.
-    pub eval_steps: Option<u64>,
-    /// Save a checkpoint every so many steps; at every evaluation or epoch if not given.
-    pub save_steps: Option<u64>,
-    /// Keep so many checkpoints, beside the best.
-    pub save_total_limit: usize,
-    /// Log every so many steps.
-    pub logging_steps: u64,
-    /// By which metric the best checkpoint is chosen; loss if not given.
-    pub metric_for_best_model: Option<String>,
-    /// Save the best evaluation's adapter at the end, not the last step's.
-    pub load_best_model_at_end: bool,
-    /// Stop after so many evaluations without improvement.
-    pub early_stopping_patience: Option<u32>,
-    /// What counts as an improvement.
-    pub early_stopping_threshold: f64,
-    /// What the method's own flags say.
-    #[serde(flatten)]
-    pub method_settings: Map<String, Value>,
-}
+epiphyte_methods::settings! {
+    /// A run: model, data, method, optimization, output.
+    pub struct RunConfig {
+        /// Directory of the base model (config.json, *.safetensors, tokenizer.json), or its name on
+        /// the hub.
+        model: PathBuf = PathBuf::new();
+        /// Directory for the adapter, the log and the checkpoints.
+        output: PathBuf = PathBuf::new();
+        /// Task: sequence-classification, regression or causal-lm.
+        task: TaskKind = TaskKind::SequenceClassification, as Text;
+        /// Training examples: .jsonl, .json, .csv, .tsv, .parquet or .txt.
+        train_data: PathBuf = PathBuf::new();
+        /// Evaluation examples.
+        eval_data: Option<PathBuf> = None;
+        /// Text column, or two for pairs: a,b.
+        text_columns: Vec<String> = Vec::new();
+        /// Column of the label or number.
+        label_column: Option<String> = None, unset "label";
+        /// Language modeling: column of the prompt.
+        prompt_column: Option<String> = None;
+        /// Language modeling: column of the completion; only its tokens have a loss.
+        completion_column: Option<String> = None;
+        /// Language modeling: column of the chat messages.
+        messages_column: Option<String> = None;
+        /// Format of the data: json, jsonl, csv, tsv, parquet or text.
+        format: Option<String> = None, unset "by extension";
+        /// CSV and TSV without a header line; columns are called 0, 1, and so on.
+        no_header: bool = false;
+        /// Whether " quotes fields: true or false.
+        quoting: Option<bool> = None, as Boolean, unset "CSV true, TSV false";
+        /// Use only the first N training rows.
+        max_train_rows: Option<usize> = None;
+        /// Use only the first N evaluation rows.
+        max_eval_rows: Option<usize> = None;
+        /// Plain text: join all rows and cut the result into examples of max-length tokens.
+        packing: bool = false;
+        /// Maximum length of an example in tokens; longer ones are truncated.
+        max_length: Option<usize> = None, in Positive, unset "128, or 512 for language modeling";
+        /// Fine-tuning method; see `epiphyte methods`.
+        method: String = "lora".to_owned();
+        /// Epochs: passes over the training data.
+        epochs: f64 = 3.0, in Positive;
+        /// Stop after N optimizer steps; overrides --epochs.
+        max_steps: Option<u64> = None, in Positive;
+        /// Sequences in a batch.
+        batch_size: usize = 32, in Positive;
+        /// Sequences in a batch during evaluation.
+        eval_batch_size: Option<usize> = None, in Positive, unset "the batch size";
+        /// Batches per optimizer step.
+        gradient_accumulation_steps: usize = 1, in Positive;
+        /// Peak learning rate.
+        learning_rate: f64 = 1e-3, in Positive;
+        /// Learning-rate schedule: linear, cosine, constant or constant_with_warmup.
+        lr_scheduler_type: ScheduleKind = ScheduleKind::Linear, as Text;
+        /// Linear warm-up as a fraction of all steps.
+        warmup_ratio: f64 = 0.06, in Fraction;
+        /// Linear warm-up steps; overrides --warmup-ratio.
+        warmup_steps: Option<u64> = None;
+        /// Decoupled weight decay of AdamW; biases and norms are not decayed.
+        weight_decay: f64 = 0.0, in NotNegative;
+        /// AdamW's beta1: decay of the running mean of gradients.
+        adam_beta1: f64 = 0.9, in Fraction;
+        /// AdamW's beta2: decay of the running mean of squared gradients.
+        adam_beta2: f64 = 0.999, in Fraction;
+        /// AdamW's epsilon: added to the denominator.
+        adam_epsilon: f64 = 1e-8, in NotNegative;
+        /// Gradient clipping: maximum norm of all gradients together; 0 for none.
+        max_grad_norm: f64 = 1.0, in NotNegative;
+        /// Label smoothing: share of the target probability that is spread over all classes.
+        label_smoothing: f64 = 0.0, in Fraction;
+        /// Dropout of the base model.
+        base_dropout: Option<f64> = None, in Fraction, unset "as its config.json says";
+        /// Data type of the frozen base: f32 or bf16.
+        precision: Precision = Precision::F32, as Text;
+        /// Approximate number of tokens in a micro-batch. A larger batch is split, and gradients are
+        /// accumulated.
+        micro_batch_tokens: Option<usize> = None, alias "tokens-per-pass", in Positive,
+            unset "512; the whole batch on a GPU";
+        /// Recompute activations during backward: less memory, more time.
+        gradient_checkpointing: bool = false;
+        /// Cache for hidden states below the lowest trained layer, over epochs: auto, memory, disk or
+        /// off.
+        activation_cache: TrunkCache = TrunkCache::Auto, alias "trunk-cache", as Text;
+        /// Maximum size of the activation cache in gigabytes (10^9 bytes).
+        activation_cache_budget: f64 = 4.0, alias "trunk-cache-budget", in NotNegative;
+        /// Random seed for initialization, shuffling and dropout.
+        seed: u64 = 0;
+        /// Group examples of similar length into batches.
+        group_by_length: bool = false;
+        /// Evaluate every N steps.
+        eval_steps: Option<u64> = None, in Positive, unset "every epoch";
+        /// Save a checkpoint every N steps.
+        save_steps: Option<u64> = None, in Positive, unset "at every evaluation or epoch";
+        /// Number of checkpoints to keep, not counting the best.
+        save_total_limit: usize = 1, in Positive;
+        /// Log every N steps.
+        logging_steps: u64 = 10, in Positive;
+        /// Metric that decides which checkpoint is best.
+        metric_for_best_model: Option<String> = None, unset "loss";
+        /// Save the adapter of the best evaluation, not that of the last step.
+        load_best_model_at_end: bool = false;
+        /// Stop after N evaluations without improvement.
+        early_stopping_patience: Option<u32> = None;
+        /// Smallest change of the metric that counts as an improvement.
+        early_stopping_threshold: f64 = 0.0;
 
-/// In which type the frozen base is kept.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// 32-bit floating point.
-    #[default]
-    F32,
-    /// bfloat16.
-    Bf16,
-}
-
-impl From<Precision> for epiphyte_ops::Precision {
-    fn from(precision: Precision) -> Self {
-        match precision {
-            Precision::F32 => Self::F32,
-            Precision::Bf16 => Self::Bf16,
-        }
-    }
-}
-
-impl Default for RunConfig {
-    fn default() -> Self {
-        Self {
-            model: PathBuf::new(),
-            output: PathBuf::new(),
-            task: TaskKind::SequenceClassification,
-            train_data: PathBuf::new(),
-            eval_data: None,
-            text_columns: Vec::new(),
-            label_column: None,
-            prompt_column: None,
-            completion_column: None,
-            messages_column: None,
-            format: None,
-            no_header: false,
-            quoting: None,
-            max_train_rows: None,
-            max_eval_rows: None,
-            packing: false,
-            max_length: None,
-            method: "lora".to_owned(),
-            epochs: 3.0,
-            max_steps: None,
-            batch_size: 32,
-            eval_batch_size: None,
-            gradient_accumulation_steps: 1,
-            learning_rate: 1e-3,
-            lr_scheduler_type: ScheduleKind::Linear,
-            warmup_ratio: 0.06,
-            warmup_steps: None,
-            weight_decay: 0.0,
-            adam_beta1: 0.9,
-            adam_beta2: 0.999,
-            adam_epsilon: 1e-8,
-            max_grad_norm: 1.0,
-            label_smoothing: 0.0,
-            base_dropout: None,
-            precision: Precision::F32,
-            tokens_per_pass: None,
-            gradient_checkpointing: false,
-            trunk_cache: TrunkCache::Auto,
-            trunk_cache_budget: 4.0,
-            seed: 0,
-            group_by_length: false,
-            eval_steps: None,
-            save_steps: None,
-            save_total_limit: 1,
-            logging_steps: 10,
-            metric_for_best_model: None,
-            load_best_model_at_end: false,
-            early_stopping_patience: None,
-            early_stopping_threshold: 0.0,
-            method_settings: Map::new(),
-        }
-    }
-}
-
-const fn flag(flag: &'static str, key: &'static str, kind: FlagKind, help: &'static str) -> Flag {
-    Flag {
-        flag,
-        key,
-        help,
-        kind,
+        ..method_settings: Map<String, Value> = Map::new();
     }
 }
 
 impl RunConfig {
-    /// The run's own flags, one a key.
-    pub const FLAGS: &'static [Flag] = &[
-        flag(
-            "model",
-            "model",
-            FlagKind::Text,
-            "directory of the base model (config.json, *.safetensors, tokenizer.json), or its name on the hub",
-        ),
-        flag(
-            "output",
-            "output",
-            FlagKind::Text,
-            "where the adapter, the log and the checkpoints go",
-        ),
-        flag(
-            "task",
-            "task",
-            FlagKind::Text,
-            "what is learned: sequence-classification, regression or causal-language-modelling [default: sequence-classification]",
-        ),
-        flag(
-            "train-data",
-            "train_data",
-            FlagKind::Text,
-            "training examples: .jsonl, .json, .csv, .tsv, .parquet or .txt",
-        ),
-        flag(
-            "eval-data",
-            "eval_data",
-            FlagKind::Text,
-            "examples to evaluate on",
-        ),
-        flag(
-            "text-columns",
-            "text_columns",
-            FlagKind::Texts,
-            "text column, or two for pairs: a,b",
-        ),
-        flag(
-            "label-column",
-            "label_column",
-            FlagKind::Text,
-            "column of the label or number [default: label]",
-        ),
-        flag(
-            "prompt-column",
-            "prompt_column",
-            FlagKind::Text,
-            "language modelling: column of the prompt",
-        ),
-        flag(
-            "completion-column",
-            "completion_column",
-            FlagKind::Text,
-            "language modelling: column of the completion, which alone is learned",
-        ),
-        flag(
-            "messages-column",
-            "messages_column",
-            FlagKind::Text,
-            "language modelling: column of the chat messages",
-        ),
-        flag(
-            "format",
-            "format",
-            FlagKind::Text,
-            "format of the data: json, jsonl, csv, tsv, parquet or text [default: by extension]",
-        ),
-        flag(
-            "no-header",
-            "no_header",
-            FlagKind::Switch,
-            "CSV and TSV without a header line; columns are called 0, 1, ...",
-        ),
-        flag(
-            "quoting",
-            "quoting",
-            FlagKind::Boolean,
-            "whether \" quotes fields: true or false [default: CSV true, TSV false]",
-        ),
-        flag(
-            "max-train-rows",
-            "max_train_rows",
-            FlagKind::Integer,
-            "use only the first N training rows",
-        ),
-        flag(
-            "max-eval-rows",
-            "max_eval_rows",
-            FlagKind::Integer,
-            "use only the first N evaluation rows",
-        ),
-        flag(
-            "packing",
-            "packing",
-            FlagKind::Switch,
-            "plain text: join all rows, cut into examples of max-length",
-        ),
-        flag(
-            "max-length",
-            "max_length",
-            FlagKind::Integer,
-            "longest example in tokens [default: 128, or 512 for language modelling]",
-        ),
-        flag(
-            "method",
-            "method",
-            FlagKind::Text,
-            "fine-tuning method; see `epiphyte methods` [default: lora]",
-        ),
-        flag(
-            "epochs",
-            "epochs",
-            FlagKind::Number,
-            "passes over the training data [default: 3]",
-        ),
-        flag(
-            "max-steps",
-            "max_steps",
-            FlagKind::Integer,
-            "stop after N optimiser steps",
-        ),
-        flag(
-            "batch-size",
-            "batch_size",
-            FlagKind::Integer,
-            "sequences in a batch [default: 32]",
-        ),
-        flag(
-            "eval-batch-size",
-            "eval_batch_size",
-            FlagKind::Integer,
-            "sequences in a batch of an evaluation",
-        ),
-        flag(
-            "gradient-accumulation-steps",
-            "gradient_accumulation_steps",
-            FlagKind::Integer,
-            "batches before an optimiser step [default: 1]",
-        ),
-        flag(
-            "learning-rate",
-            "learning_rate",
-            FlagKind::Number,
-            "highest learning rate [default: 1e-3]",
-        ),
-        flag(
-            "lr-scheduler-type",
-            "lr_scheduler_type",
-            FlagKind::Text,
-            "how the learning rate goes: linear, cosine, constant or constant_with_warmup [default: linear]",
-        ),
-        flag(
-            "warmup-ratio",
-            "warmup_ratio",
-            FlagKind::Number,
-            "share of steps in which the learning rate rises [default: 0.06]",
-        ),
-        flag(
-            "warmup-steps",
-            "warmup_steps",
-            FlagKind::Integer,
-            "steps in which the learning rate rises; goes before the ratio",
-        ),
-        flag(
-            "weight-decay",
-            "weight_decay",
-            FlagKind::Number,
-            "AdamW's decoupled weight decay [default: 0]",
-        ),
-        flag(
-            "adam-beta1",
-            "adam_beta1",
-            FlagKind::Number,
-            "AdamW's decay of the mean of gradients [default: 0.9]",
-        ),
-        flag(
-            "adam-beta2",
-            "adam_beta2",
-            FlagKind::Number,
-            "AdamW's decay of the mean of squared gradients [default: 0.999]",
-        ),
-        flag(
-            "adam-epsilon",
-            "adam_epsilon",
-            FlagKind::Number,
-            "AdamW's term in the denominator [default: 1e-8]",
-        ),
-        flag(
-            "max-grad-norm",
-            "max_grad_norm",
-            FlagKind::Number,
-            "scale longer gradients down to this; 0 for no limit [default: 1]",
-        ),
-        flag(
-            "label-smoothing",
-            "label_smoothing",
-            FlagKind::Number,
-            "share of the target spread over all classes [default: 0]",
-        ),
-        flag(
-            "base-dropout",
-            "base_dropout",
-            FlagKind::Number,
-            "the base's own dropout [default: what its config.json says]",
-        ),
-        flag(
-            "precision",
-            "precision",
-            FlagKind::Text,
-            "type of the frozen base: f32 or bf16 [default: f32]",
-        ),
-        flag(
-            "tokens-per-pass",
-            "tokens_per_pass",
-            FlagKind::Integer,
-            "about how many tokens of a batch go through the model at once [default: 512; on a GPU all]",
-        ),
-        flag(
-            "gradient-checkpointing",
-            "gradient_checkpointing",
-            FlagKind::Switch,
-            "compute layers again on the way back: less memory, more time",
-        ),
-        flag(
-            "trunk-cache",
-            "trunk_cache",
-            FlagKind::Text,
-            "where states below the lowest trained layer are kept: auto, memory, disk or off [default: auto]",
-        ),
-        flag(
-            "trunk-cache-budget",
-            "trunk_cache_budget",
-            FlagKind::Number,
-            "the most that they may take, in gigabytes [default: 4]",
-        ),
-        flag(
-            "seed",
-            "seed",
-            FlagKind::Integer,
-            "what initialisation, order and dropout follow from [default: 0]",
-        ),
-        flag(
-            "group-by-length",
-            "group_by_length",
-            FlagKind::Switch,
-            "bring examples of similar length into the same batch",
-        ),
-        flag(
-            "eval-steps",
-            "eval_steps",
-            FlagKind::Integer,
-            "evaluate every N steps [default: every epoch]",
-        ),
-        flag(
-            "save-steps",
-            "save_steps",
-            FlagKind::Integer,
-            "save a checkpoint every N steps [default: every epoch]",
-        ),
-        flag(
-            "save-total-limit",
-            "save_total_limit",
-            FlagKind::Integer,
-            "keep N checkpoints beside the best [default: 1]",
-        ),
-        flag(
-            "logging-steps",
-            "logging_steps",
-            FlagKind::Integer,
-            "log every N steps [default: 10]",
-        ),
-        flag(
-            "metric-for-best-model",
-            "metric_for_best_model",
-            FlagKind::Text,
-            "metric that decides which checkpoint is best [default: loss]",
-        ),
-        flag(
-            "load-best-model-at-end",
-            "load_best_model_at_end",
-            FlagKind::Switch,
-            "save the best evaluation's adapter at the end",
-        ),
-        flag(
-            "early-stopping-patience",
-            "early_stopping_patience",
-            FlagKind::Integer,
-            "stop after N evaluations without improvement",
-        ),
-        flag(
-            "early-stopping-threshold",
-            "early_stopping_threshold",
-            FlagKind::Number,
-            "what counts as an improvement [default: 0]",
-        ),
-    ];
-
-    /// A run from the keys and values of a file and flags.
+    /// A run from keys and values of a file and flags.
     ///
     /// # Errors
-    /// [`TrainError::Setting`] if a value is of the wrong type or unknown.
-    pub fn parse(settings: Map<String, Value>) -> Result<Self, TrainError> {
-        // Every key has a default, so each can be read alone: its error then has its name.
-        for (key, value) in &settings {
-            let alone = Value::Object(Map::from_iter([(key.clone(), value.clone())]));
-            Self::deserialize(alone).map_err(|error| TrainError::Setting {
-                key: key.clone(),
-                problem: error.to_string(),
-            })?;
-        }
-        serde_json::from_value(Value::Object(settings))
-            .map_err(|error| TrainError::Config(error.to_string()))
+    /// [`TrainError::Setting`] if a value is of the wrong type.
+    pub fn parse(settings: &Map<String, Value>) -> Result<Self, TrainError> {
+        parse(settings).map_err(|error| match error {
+            SettingError::Type { key, problem } => TrainError::Setting { key, problem },
+            other => TrainError::Config(other.to_string()),
+        })
     }
 
     /// Checks what can be checked before anything is read.
@@ -543,42 +155,7 @@ impl RunConfig {
                 )));
             }
         }
-        let wrong = |key: &str, value: f64, expected: &str| {
-            Err(TrainError::Config(format!(
-                "`{key}` is {value}, but it must be {expected}"
-            )))
-        };
-        let positive = [
-            ("batch_size", self.batch_size as f64),
-            (
-                "gradient_accumulation_steps",
-                self.gradient_accumulation_steps as f64,
-            ),
-            ("epochs", self.epochs),
-            ("learning_rate", self.learning_rate),
-            ("logging_steps", self.logging_steps as f64),
-            ("save_total_limit", self.save_total_limit as f64),
-            ("max_steps", self.max_steps.unwrap_or(1) as f64),
-            ("eval_steps", self.eval_steps.unwrap_or(1) as f64),
-            ("save_steps", self.save_steps.unwrap_or(1) as f64),
-            ("eval_batch_size", self.eval_batch_size.unwrap_or(1) as f64),
-            ("tokens_per_pass", self.tokens_per_pass.unwrap_or(1) as f64),
-        ];
-        for (key, value) in positive {
-            if !(value > 0.0 && value.is_finite()) {
-                return wrong(key, value, "greater than 0");
-            }
-        }
-        let shares = [
-            ("warmup_ratio", self.warmup_ratio),
-            ("label_smoothing", self.label_smoothing),
-            ("base_dropout", self.base_dropout.unwrap_or(0.0)),
-        ];
-        for (key, value) in shares {
-            if !(0.0..1.0).contains(&value) {
-                return wrong(key, value, "in [0, 1)");
-            }
-        }
+        Settings::check(self).map_err(|error| TrainError::Config(error.to_string()))?;
         self.reading()?;
         let measured = evaluate::measured(self.task);
         if let Some(metric) = &self.metric_for_best_model
@@ -609,15 +186,6 @@ impl RunConfig {
                 return Err(TrainError::Config(format!(
                     "`{key}` needs evaluations: pass --eval-data"
                 )));
-            }
-        }
-        for (key, value) in [
-            ("weight_decay", self.weight_decay),
-            ("max_grad_norm", self.max_grad_norm),
-            ("trunk_cache_budget", self.trunk_cache_budget),
-        ] {
-            if !(value >= 0.0 && value.is_finite()) {
-                return wrong(key, value, "0 or more");
             }
         }
         Ok(())
@@ -687,14 +255,29 @@ mod tests {
         let Ok(Value::Object(keys)) = serde_json::to_value(RunConfig::default()) else {
             panic!("a run is an object");
         };
-        let mut keys: Vec<&str> = keys.keys().map(String::as_str).collect();
-        let mut flags: Vec<&str> = RunConfig::FLAGS.iter().map(|flag| flag.key).collect();
-        keys.sort_unstable();
-        flags.sort_unstable();
-        assert_eq!(keys, flags);
-        for flag in RunConfig::FLAGS {
+        let flags = RunConfig::FLAGS.iter();
+        assert!(keys.keys().eq(flags.clone().map(|flag| flag.key)));
+        for flag in flags {
             assert_eq!(flag.flag.replace('-', "_"), flag.key);
         }
+    }
+
+    #[test]
+    fn former_names_stay_valid() {
+        let settings = serde_json::json!({
+            "tokens_per_pass": 64, "trunk_cache": "disk", "trunk-cache-budget": 2,
+            "task": "causal-language-modelling",
+        });
+        let run: RunConfig = serde_json::from_value(settings).unwrap();
+        let expected = RunConfig {
+            micro_batch_tokens: Some(64),
+            activation_cache: TrunkCache::Disk,
+            activation_cache_budget: 2.0,
+            task: TaskKind::CausalLanguageModelling,
+            ..RunConfig::default()
+        };
+        assert_eq!(run, expected);
+        assert_eq!(serde_json::to_value(&run).unwrap()["task"], "causal-lm");
     }
 
     #[test]
@@ -702,7 +285,7 @@ mod tests {
         let Value::Object(settings) = serde_json::json!({ "rank": 4, "epochs": 2 }) else {
             unreachable!()
         };
-        let run = RunConfig::parse(settings).unwrap();
+        let run = RunConfig::parse(&settings).unwrap();
         assert_eq!(run.epochs, 2.0);
         assert_eq!(run.method_settings["rank"], 4);
     }
@@ -712,13 +295,13 @@ mod tests {
         for (key, value, words) in [
             ("lr_scheduler_type", "linera", "`constant_with_warmup`"),
             ("precision", "f31", "expected `f32` or `bf16`"),
-            ("task", "translation", "`causal-language-modelling`"),
+            ("task", "translation", "`causal-lm`"),
         ] {
             let settings = Map::from_iter([
                 ("epochs".to_owned(), 2.into()),
                 (key.to_owned(), value.into()),
             ]);
-            let error = RunConfig::parse(settings).unwrap_err();
+            let error = RunConfig::parse(&settings).unwrap_err();
             assert!(matches!(&error, TrainError::Setting { key: named, .. } if named == key));
             for words in [value, words] {
                 assert!(error.to_string().contains(words), "{error}");
@@ -752,18 +335,49 @@ mod tests {
 
     #[test]
     fn values_out_of_range_are_named() {
+        for (key, value, message) in [
+            (
+                "batch_size",
+                0.0,
+                "`batch_size` is 0, but it must be greater than 0",
+            ),
+            (
+                "epochs",
+                -1.0,
+                "`epochs` is -1, but it must be greater than 0",
+            ),
+            ("tokens_per_pass", 0.0, "`micro_batch_tokens` is 0, "),
+            (
+                "warmup_ratio",
+                1.0,
+                "`warmup_ratio` is 1, but it must be in [0, 1)",
+            ),
+            (
+                "weight_decay",
+                -0.5,
+                "`weight_decay` is -0.5, but it must be 0 or more",
+            ),
+        ] {
+            let whole = value == value.trunc() && key != "epochs";
+            let value = if whole {
+                Value::from(value as i64)
+            } else {
+                value.into()
+            };
+            let settings =
+                serde_json::json!({ "model": "m", "output": "o", "train_data": "t", key: value });
+            let run: RunConfig = serde_json::from_value(settings).unwrap();
+            let error = run.check().unwrap_err().to_string();
+            assert!(error.contains(message), "{error}");
+        }
         let run = RunConfig {
             model: "m".into(),
             output: "o".into(),
             train_data: "t".into(),
-            batch_size: 0,
+            learning_rate: f64::NAN,
             ..RunConfig::default()
         };
-        assert!(
-            run.check()
-                .unwrap_err()
-                .to_string()
-                .contains("`batch_size` is 0")
-        );
+        let error = run.check().unwrap_err().to_string();
+        assert!(error.contains("`learning_rate` is NaN"), "{error}");
     }
 }

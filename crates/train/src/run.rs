@@ -165,7 +165,7 @@ impl<'a> Prepared<'a> {
             spec.max_length = spec.max_length.min(limit);
         }
         let load = LoadOptions {
-            precision: run.precision.into(),
+            precision: run.precision,
             seed: run.seed,
             base_dropout: run.base_dropout,
         };

@@ -53,10 +53,10 @@ impl Shared {
         let run = first.run;
         let trunk = match fixed && pays {
             true => Trunk::new(
-                run.trunk_cache,
+                run.activation_cache,
                 layer,
                 (tokens * dimensions.width * size_of::<f32>()) as u64,
-                (run.trunk_cache_budget * 1e9) as u64,
+                (run.activation_cache_budget * 1e9) as u64,
                 &run.output,
                 first.device,
             )?,

@@ -317,7 +317,7 @@ impl<'a> Trainer<'a> {
             true => TOKENS_PER_PASS,
             false => usize::MAX,
         };
-        self.work.run.tokens_per_pass.unwrap_or(usual)
+        self.work.run.micro_batch_tokens.unwrap_or(usual)
     }
 
     /// What the run brings to a pass of its step.

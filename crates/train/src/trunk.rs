@@ -96,7 +96,7 @@ impl Trunk {
             TrunkCache::Auto => {
                 tracing::info!(
                     "the states below layer {layer} would take {bytes} bytes and are computed anew in each epoch: \
-                     raise --trunk-cache-budget to keep them"
+                     raise --activation-cache-budget to keep them"
                 );
                 return Ok(None);
             }

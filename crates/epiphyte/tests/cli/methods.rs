@@ -1,17 +1,22 @@
 //! Every method from training to its file, its scores and its merged model.
 
-use epiphyte::methods::METHODS;
+use epiphyte::methods::{Definition, METHODS};
 use serde_json::Value;
 
 use crate::workplace::{CLASSIFY, SPEAK, Workplace};
 
-/// What a method needs to be told to fit the tiny models.
-fn flags(method: &str) -> &'static str {
-    match method {
-        "houlsby" | "pfeiffer" => "--bottleneck-dim 4",
-        "prompt-tuning" | "prefix-tuning" | "p-tuning-v2" => "--num-virtual-tokens 3",
-        _ => "",
-    }
+/// A method's last example as flags.
+fn flags(method: &Definition) -> String {
+    let examples = (method.examples)();
+    let example = examples.last().and_then(Value::as_object).unwrap();
+    let flags = example.iter().map(|(key, value)| {
+        let mut flags = method.flags.iter();
+        let flag = flags.find(|flag| flag.is_called(key)).unwrap().flag;
+        let text = value.as_str();
+        let text = text.map_or_else(|| value.to_string(), str::to_owned);
+        format!("--{flag}={text}")
+    });
+    flags.collect::<Vec<String>>().join(" ")
 }
 
 #[test]
@@ -21,7 +26,7 @@ fn every_method_goes_all_the_way() {
         for (task, run, base) in [("classify", CLASSIFY, "bert"), ("speak", SPEAK, "llama")] {
             let name = method.name;
             let adapter = format!("{name}-{task}");
-            let flags = flags(name);
+            let flags = flags(method);
             let command = format!("{run} --method {name} {flags} --max-steps 3 --output {adapter}");
             let output = here.run(&format!("{command} --json"));
             let errors = String::from_utf8(output.stderr).unwrap();
@@ -87,7 +92,7 @@ fn merge(here: &Workplace, base: &str, adapter: &str) {
     let task = if base == "bert" {
         "sequence-classification"
     } else {
-        "causal-language-modelling"
+        "causal-lm"
     };
     let flags = format!("--data dev.jsonl --task {task} --text-columns text --max-length 16");
     let alone = here.json(&format!("eval --model {adapter}-merged {flags}"));
@@ -140,7 +145,7 @@ fn threads_do_not_show_in_the_adapter() {
                 here.succeed(&format!(
                     "{run} --method {name} {} --precision {precision} --max-steps 3 --threads {threads} --overwrite \
                      --output {output}",
-                    flags(name)
+                    flags(method)
                 ));
                 std::fs::read(here.path(&output).join("adapter_model.safetensors")).unwrap()
             };

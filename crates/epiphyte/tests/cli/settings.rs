@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::workplace::{CLASSIFY, Workplace};
+use crate::workplace::{CLASSIFY, SPEAK, Workplace};
 
 #[test]
 fn a_file_says_what_flags_say() {
@@ -97,6 +97,36 @@ fn several_runs_of_a_file_are_what_each_is_alone() {
     }
 }
 
+#[test]
+fn former_flags_and_names_stay_valid() {
+    let here = Workplace::new();
+    let speak = |flags: &str| {
+        let task = SPEAK.replace("--task causal-lm", "");
+        let flags = format!("{task} --method prefix-tuning --num-virtual-tokens 3 {flags}");
+        here.succeed(&format!(
+            "{flags} --max-steps 2 --overwrite --output run --quiet"
+        ));
+        fs::read(here.path("run/adapter_model.safetensors")).unwrap()
+    };
+    let now = speak(
+        "--task causal-lm --micro-batch-tokens 64 --activation-cache off --activation-cache-budget 1 \
+         --prefix-init zero",
+    );
+    let before = speak(
+        "--task causal-language-modelling --tokens-per-pass 64 --trunk-cache off \
+         --trunk-cache-budget 1 --init-weights zero",
+    );
+    assert!(now == before);
+    let help = here.succeed("train --help");
+    for former in [
+        "tokens-per-pass",
+        "trunk-cache",
+        "causal-language-modelling",
+    ] {
+        assert!(!help.contains(former), "{former}");
+    }
+}
+
 /// An adapter names the base that was asked for, not the place of a copy on this machine.
 #[test]
 fn a_model_by_name_is_recorded_by_its_name() {
@@ -139,7 +169,7 @@ fn flags_that_do_not_fit_are_refused() {
         (
             "--task translation",
             "`--task`: unknown variant `translation`, expected one of `sequence-classification`, \
-             `regression`, `causal-language-modelling`",
+             `regression`, `causal-lm`",
         ),
         (
             "--precision f31",

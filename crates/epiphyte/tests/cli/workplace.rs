@@ -118,7 +118,7 @@ pub(crate) const CLASSIFY: &str = "train --model bert --train-data train.jsonl -
     --text-columns text --batch-size 16 --max-length 16 --learning-rate 1e-2";
 
 /// Flags of a short run of a language model.
-pub(crate) const SPEAK: &str = "train --model llama --task causal-language-modelling --train-data train.jsonl \
+pub(crate) const SPEAK: &str = "train --model llama --task causal-lm --train-data train.jsonl \
     --eval-data dev.jsonl --text-columns text --batch-size 16 --max-length 16 --learning-rate 1e-2";
 
 fn bert_config() -> Value {

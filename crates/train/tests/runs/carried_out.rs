@@ -77,7 +77,7 @@ fn passes_of_any_size() {
                 run.method_settings["prefix_dropout"] = json!(0.0);
             }
             RunConfig {
-                tokens_per_pass: Some(tokens),
+                micro_batch_tokens: Some(tokens),
                 ..run
             }
         })
@@ -119,10 +119,10 @@ fn trunk_cache() {
         ),
     ];
     for (method, settings) in cases {
-        let run = |name: &str, trunk_cache, trunk_cache_budget| RunConfig {
+        let run = |name: &str, activation_cache, activation_cache_budget| RunConfig {
             base_dropout: Some(0.0),
-            trunk_cache,
-            trunk_cache_budget,
+            activation_cache,
+            activation_cache_budget,
             ..world.run(&format!("{method}/{name}"), method, &settings)
         };
         let off = alone(&run("off", TrunkCache::Off, 4.0));
@@ -155,7 +155,7 @@ fn side_by_side() {
             seed: index as u64,
             batch_size: 3 + index % 3,
             gradient_accumulation_steps: 1 + index % 2,
-            tokens_per_pass: (index % 4 == 1).then_some(10),
+            micro_batch_tokens: (index % 4 == 1).then_some(10),
             learning_rate: 1e-2 * (1 + index % 4) as f64,
             train_data: if index % 3 == 2 {
                 world.opposite()

@@ -1,4 +1,4 @@
-//! The command line: subcommands and the flags that all of them take.
+//! The command line: subcommands and the flags that all of them have.
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
@@ -7,8 +7,8 @@ use epiphyte::Device;
 use crate::commands::{eval, generate, inspect, merge, predict, quickstart, train};
 use crate::device;
 
-/// Fine-tune a pretrained transformer without changing it: the base stays frozen, what is learned is a
-/// small file.
+/// Fine-tune a pretrained transformer without changing it: the base stays frozen, and the trained
+/// parameters are a small file.
 #[derive(Debug, Parser)]
 #[command(name = "epiphyte", version, max_term_width = 110, after_help = EXAMPLES)]
 pub(crate) struct Arguments {
@@ -27,29 +27,29 @@ Examples:
   epiphyte eval --model bert-base-uncased --adapter adapter --data test.jsonl
   epiphyte train --help";
 
-/// What every subcommand takes.
+/// Flags of every subcommand.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Everywhere")]
 pub(crate) struct Global {
     /// Print the result as one JSON object
     #[arg(long, global = true)]
     pub(crate) json: bool,
-    /// Show neither progress nor notes
+    /// Show no progress and no notes
     #[arg(long, short, global = true)]
     pub(crate) quiet: bool,
-    /// Say more about what is done; twice for still more
+    /// Log more; twice for even more
     #[arg(long, short, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
-    /// How many threads compute [default: all cores]
+    /// Number of compute threads [default: all cores]
     #[arg(long, global = true, value_name = "N")]
     pub(crate) threads: Option<usize>,
-    /// Where tensors live: cpu, gpu, or a GPU backend by name (wgpu, vulkan, metal, cuda, rocm), cuda:1 for its second GPU
+    /// Device: cpu, gpu, or a GPU backend by name (wgpu, vulkan, metal, cuda, rocm); cuda:1 is its second GPU
     #[arg(long, global = true, default_value = device::DEFAULT)]
     pub(crate) device: String,
 }
 
 impl Global {
-    /// Puts in force what concerns the whole process.
+    /// Applies the settings of the whole process.
     pub(crate) fn apply(&self) -> Result<()> {
         if let Some(threads) = self.threads {
             epiphyte::kernels::threads::set_threads(threads)?;
@@ -57,27 +57,27 @@ impl Global {
         Ok(())
     }
 
-    /// Whether nobody wants to see progress: neither with `--quiet` nor beside JSON for another program.
+    /// Whether progress is hidden: with `--quiet`, and with `--json`, whose output a program reads.
     pub(crate) fn hides_progress(&self) -> bool {
         self.quiet || self.json
     }
 
-    /// Where tensors live.
+    /// The device that was asked for.
     pub(crate) fn device(&self) -> Result<Device> {
         device::parse(&self.device)
     }
 }
 
-/// What to do.
+/// The subcommands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Fine-tune a small model that comes along with three methods, in about a minute
+    /// Fine-tune a small built-in model with three methods, in about a minute
     #[command(after_help = quickstart::EXAMPLES)]
     Quickstart(quickstart::Arguments),
     /// Fine-tune a base model
     #[command(after_help = train::EXAMPLES)]
     Train(train::Arguments),
-    /// Score a model on data with labels
+    /// Evaluate a model on labeled data
     #[command(after_help = eval::EXAMPLES)]
     Eval(eval::Arguments),
     /// Write labels and logits for every example of a file
@@ -89,7 +89,7 @@ pub(crate) enum Command {
     /// List the fine-tuning methods and their flags
     #[command(after_help = "Examples:\n  epiphyte methods\n  epiphyte methods --json")]
     Methods,
-    /// Say what an adapter or a base model consists of
+    /// Show the contents of an adapter or a base model
     #[command(after_help = inspect::EXAMPLES)]
     Inspect(inspect::Arguments),
     /// Fold an adapter into its base

@@ -8,7 +8,7 @@ use epiphyte::data::{Batches, LabelSet, Order, Table, TaskKind};
 use epiphyte::hub::Hub;
 use epiphyte::methods::file::AdapterFile;
 use epiphyte::models::{LoadOptions, ModelConfig};
-use epiphyte::train::config::Precision;
+use epiphyte::ops::Precision;
 use epiphyte::train::progress::Pass;
 use epiphyte::train::{TaskSpec, Tuning, open_adapter};
 
@@ -46,20 +46,16 @@ pub(crate) struct ModelArguments {
     /// Use the adapter on another base than it was trained over
     #[arg(long)]
     pub(crate) allow_other_base: bool,
-    /// Type of the frozen base: f32 or bf16
-    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = precision)]
+    /// Data type of the frozen base: f32 or bf16
+    #[arg(long, value_name = "TYPE", default_value = "f32")]
     pub(crate) precision: Precision,
-}
-
-fn precision(text: &str) -> Result<Precision, String> {
-    serde_json::from_value(text.into()).map_err(|_| "use f32 or bf16".to_owned())
 }
 
 impl ModelArguments {
     /// Reads base and adapter for a task.
     pub(crate) fn open(&self, spec: TaskSpec, global: &Global) -> Result<Tuning> {
         let load = LoadOptions {
-            precision: self.precision.into(),
+            precision: self.precision,
             ..LoadOptions::default()
         };
         let model = Hub::from_env().resolve(&self.model)?;
@@ -85,7 +81,7 @@ impl ModelArguments {
 #[derive(Args, Debug, Default)]
 #[command(next_help_heading = "Task, where the adapter does not say it")]
 pub(crate) struct TaskArguments {
-    /// What the model does: sequence-classification, regression or causal-language-modelling
+    /// Task: sequence-classification, regression or causal-lm
     #[arg(long, value_name = "TASK")]
     task: Option<TaskKind>,
     /// Text column, or two for pairs
@@ -97,13 +93,13 @@ pub(crate) struct TaskArguments {
     /// Names of the classes in the order of their ids
     #[arg(long, value_name = "A,B,..", value_delimiter = ',')]
     labels: Option<Vec<String>>,
-    /// Language modelling: column of the prompt
+    /// Language modeling: column of the prompt
     #[arg(long, value_name = "COLUMN")]
     prompt_column: Option<String>,
-    /// Language modelling: column of the completion
+    /// Language modeling: column of the completion
     #[arg(long, value_name = "COLUMN")]
     completion_column: Option<String>,
-    /// Language modelling: column of the chat messages
+    /// Language modeling: column of the chat messages
     #[arg(long, value_name = "COLUMN")]
     messages_column: Option<String>,
     /// Longest example in tokens

@@ -9,7 +9,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use clap::{Arg, ArgMatches, Command};
-use epiphyte::methods::{Flag, FlagKind, METHODS, MethodError, Modules, by_name};
+use epiphyte::methods::{
+    Definition, Flag, FlagKind, METHODS, MethodError, Modules, Settings, by_name,
+};
 use epiphyte::train::{RunConfig, TrainError};
 use serde_json::{Map, Value};
 
@@ -33,15 +35,19 @@ pub(crate) struct GivenFlags(BTreeMap<&'static str, String>);
 
 impl clap::Args for GivenFlags {
     fn augment_args(mut command: Command) -> Command {
+        let defaults = serde_json::to_value(RunConfig::default());
+        let defaults = defaults.expect("a run is plain values");
+        let defaults = defaults.as_object().expect("a run is an object");
         let mut heading = HEADINGS[0].1;
         for flag in RunConfig::FLAGS {
             if let Some((_, next)) = HEADINGS.iter().find(|(first, _)| *first == flag.flag) {
                 heading = next;
             }
-            command = command.arg(argument(flag, flag.help.to_owned()).help_heading(heading));
+            command =
+                command.arg(argument(flag, with_default(flag, defaults)).help_heading(heading));
         }
         for (flag, owners) in method_flags() {
-            let help = format!("{} [{}]", flag.help, owners.join(", "));
+            let help = format!("{}{}", flag.help, of_owners(flag, &owners));
             command = command.arg(argument(flag, help).help_heading("Method's own settings"));
         }
         command
@@ -68,24 +74,49 @@ impl clap::FromArgMatches for GivenFlags {
 }
 
 /// All methods' flags in the order of the methods, each once, with the methods that have it.
-fn method_flags() -> Vec<(&'static Flag, Vec<&'static str>)> {
-    let mut flags: Vec<(&'static Flag, Vec<&'static str>)> = Vec::new();
+fn method_flags() -> Vec<(&'static Flag, Vec<&'static Definition>)> {
+    let mut flags: Vec<(&'static Flag, Vec<&'static Definition>)> = Vec::new();
     for method in METHODS {
         for flag in method.flags {
             match flags.iter_mut().find(|(known, _)| known.flag == flag.flag) {
-                Some((_, owners)) => owners.push(method.name),
-                None => flags.push((flag, vec![method.name])),
+                Some((_, owners)) => owners.push(method),
+                None => flags.push((flag, vec![method])),
             }
         }
     }
     flags
 }
 
+/// The help of a flag with its default.
+pub(crate) fn with_default(flag: &Flag, defaults: &Map<String, Value>) -> String {
+    match flag.default_text(defaults) {
+        Some(default) => format!("{} [default: {default}]", flag.help),
+        None => flag.help.to_owned(),
+    }
+}
+
+/// The defaults of a flag in the methods that have it, and the methods.
+fn of_owners(flag: &Flag, owners: &[&Definition]) -> String {
+    let names: Vec<&str> = owners.iter().map(|method| method.name).collect();
+    let defaults = owners.iter();
+    let defaults = defaults.map(|method| flag.default_text(&(method.defaults)()));
+    let defaults: Vec<Option<String>> = defaults.collect();
+    let default = if defaults.iter().all(|default| *default == defaults[0]) {
+        defaults[0].clone()
+    } else {
+        let pairs = names.iter().zip(&defaults);
+        let pairs =
+            pairs.filter_map(|(name, default)| Some(format!("{name} {}", default.as_ref()?)));
+        Some(pairs.collect::<Vec<String>>().join(", "))
+    };
+    let default = default.map(|default| format!(" [default: {default}]"));
+    format!("{} [{}]", default.unwrap_or_default(), names.join(", "))
+}
+
 fn argument(flag: &'static Flag, help: String) -> Arg {
-    let (first, rest) = help.split_at(help.chars().next().map_or(0, char::len_utf8));
-    let help = first.to_uppercase() + rest;
     let argument = Arg::new(flag.flag)
         .long(flag.flag)
+        .aliases(flag.aliases)
         .overrides_with(flag.flag)
         .help(help);
     let argument = argument.value_name(match flag.kind {
@@ -138,7 +169,7 @@ fn run_config(entries: Vec<Entry>) -> Result<RunConfig> {
 
     let (mut settings, mut places) = (Map::new(), BTreeMap::new());
     for Entry { place, name, value } in entries {
-        let is_called = |flag: &&Flag| flag.flag == name || flag.key == name.replace('-', "_");
+        let is_called = |flag: &&Flag| flag.is_called(&name);
         let own = RunConfig::FLAGS.iter().find(is_called);
         let Some(flag) = own.or_else(|| method.flags.iter().find(is_called)) else {
             let owners: Vec<&str> = METHODS
@@ -175,22 +206,25 @@ fn run_config(entries: Vec<Entry>) -> Result<RunConfig> {
         },
         None => UsageError::Other(format!("`{key}`: {problem}")),
     };
-    let run = RunConfig::parse(settings).map_err(|error| match error {
+    let run = RunConfig::parse(&settings).map_err(|error| match error {
         TrainError::Setting { key, problem } => at(&key, problem).into(),
         other => anyhow::Error::from(other),
     })?;
-    // Each alone, so that what is wrong has its place; all have defaults.
-    for (key, value) in &run.method_settings {
-        let alone = Map::from_iter([(key.clone(), value.clone())]);
-        method.configure(alone).map_err(|error| match error {
-            MethodError::Configuration { reason, .. } => at(key, reason).into(),
-            other => anyhow::Error::from(other),
-        })?;
-    }
+    let configured = method.configure(run.method_settings.clone());
+    configured.map_err(|error| match error {
+        MethodError::Setting { key, problem, .. } => at(&key, problem).into(),
+        MethodError::Value {
+            key,
+            value,
+            expected,
+            ..
+        } => at(key, format!("it is {value}, but {expected}")).into(),
+        other => anyhow::Error::from(other),
+    })?;
     Ok(run)
 }
 
-/// The key that somebody may have meant.
+/// The key most similar to `name`, if one is similar enough to be what was meant.
 fn similar_key(name: &str) -> Option<String> {
     let methods = METHODS.iter().flat_map(|method| method.flags);
     let known = RunConfig::FLAGS.iter().chain(methods).map(|flag| flag.flag);

@@ -3,11 +3,12 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use epiphyte::methods::{Definition, Flag, METHODS};
+use epiphyte::methods::{Definition, METHODS};
 use serde::Serialize;
 
 use crate::arguments::Global;
 use crate::output;
+use crate::settings::with_default;
 
 /// What `--json` prints.
 #[derive(Serialize)]
@@ -32,6 +33,7 @@ struct FlagListing {
     flag: &'static str,
     key: &'static str,
     help: &'static str,
+    default: Option<String>,
 }
 
 pub(crate) fn run(global: &Global) -> Result<ExitCode> {
@@ -60,15 +62,19 @@ pub(crate) fn run(global: &Global) -> Result<ExitCode> {
             .map(|flag| flag.flag.len())
             .max()
             .unwrap_or(0);
-        for Flag { flag, help, .. } in method.flags {
-            output::print(&format!("    --{flag:width$}  {help}"));
+        let defaults = (method.defaults)();
+        for flag in method.flags {
+            let help = with_default(flag, &defaults);
+            output::print(&format!("    --{:width$}  {help}", flag.flag));
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
 fn listing(method: &Definition) -> MethodListing {
+    let defaults = (method.defaults)();
     let flags = method.flags.iter().map(|flag| FlagListing {
+        default: flag.default_text(&defaults),
         flag: flag.flag,
         key: flag.key,
         help: flag.help,

@@ -171,7 +171,7 @@ fn configure(dir: &Path, method: &str, settings: &str) -> Result<RunConfig> {
          train_data = {train}\n\
          eval_data = {eval}\n\
          output = {output}\n\
-         task = \"causal-language-modelling\"\n\
+         task = \"causal-lm\"\n\
          text_columns = [\"text\"]\n\
          max_length = 128\n\
          batch_size = 16\n\

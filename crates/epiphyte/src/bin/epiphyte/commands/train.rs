@@ -33,7 +33,7 @@ Examples:
     output = \"adapter\"
 
   A language model on prompts and their completions:
-    epiphyte train --model llama --task causal-language-modelling --train-data pairs.jsonl \\
+    epiphyte train --model llama --task causal-lm --train-data pairs.jsonl \\
         --prompt-column prompt --completion-column answer --method prefix-tuning --output adapter
 
   Several runs over one base, side by side (tasks, data, methods and settings may differ):
