@@ -157,6 +157,11 @@ fn flags_that_do_not_fit_are_refused() {
             "`--rank` is of lora; the method is bitfit",
         ),
         ("--rank eight", "`--rank`: `eight` is not a whole number"),
+        ("--rank 0", "`--rank`: it is 0, but it must be at least 1"),
+        (
+            "--dropout 1",
+            "`--dropout`: it is 1, but it must be in [0, 1)",
+        ),
         (
             "--quoting perhaps",
             "`--quoting`: `perhaps` is neither true nor false",
@@ -169,7 +174,7 @@ fn flags_that_do_not_fit_are_refused() {
         (
             "--task translation",
             "`--task`: unknown variant `translation`, expected one of `sequence-classification`, \
-             `regression`, `causal-lm`",
+             `regression`, `causal-language-modelling`, `causal-lm`",
         ),
         (
             "--precision f31",
