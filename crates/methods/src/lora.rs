@@ -47,7 +47,7 @@ crate::settings! {
         #[serde(serialize_with = "alphas")]
         alpha_pattern: IndexMap<String, f64> = IndexMap::new();
         /// Initial values of A: kaiming or gaussian; B starts at zero.
-        init_lora_weights: LoraInit = LoraInit::Kaiming, as Text;
+        init_lora_weights: LoraInit = LoraInit::Kaiming, as Text, unset "kaiming";
 
         ..targets: Targets = Targets::default();
     }

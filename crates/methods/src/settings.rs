@@ -111,7 +111,7 @@ pub struct Flag {
     pub help: &'static str,
     /// What it takes.
     pub kind: FlagKind,
-    /// What happens if it is not given, where no default value says it.
+    /// What happens if it is not given, where the default value does not say it.
     pub unset: Option<&'static str>,
 }
 
@@ -127,7 +127,10 @@ impl Flag {
 
     /// The default for `--help`, out of all `defaults`; none if there is nothing to say.
     pub fn default_text(&self, defaults: &Map<String, Value>) -> Option<String> {
-        let value = match defaults.get(self.key) {
+        if let Some(unset) = self.unset {
+            return Some(unset.to_owned());
+        }
+        match defaults.get(self.key) {
             Some(Value::Number(number)) => match number.as_f64() {
                 Some(float) if float.fract() == 0.0 => Some(format!("{float}")),
                 _ => Some(number.to_string()),
@@ -135,8 +138,7 @@ impl Flag {
             Some(Value::Bool(value)) if *value => Some(value.to_string()),
             Some(Value::String(text)) if !text.is_empty() => Some(text.clone()),
             _ => None,
-        };
-        value.or_else(|| self.unset.map(str::to_owned))
+        }
     }
 }
 
@@ -287,7 +289,7 @@ setting_types! {
 /// - `alias "…" | "…"`: former names, which stay accepted
 /// - `in …`: the [`Range`](crate::settings::Range) of a number
 /// - `as …`: the [`FlagKind`](crate::settings::FlagKind), if the type does not say it
-/// - `unset "…"`: what `--help` says of the default, if the default is no value
+/// - `unset "…"`: what `--help` says of the default, in place of its value
 ///
 /// At the end, `..name: type = default` embeds the settings of another group, as if they stood here.
 ///
@@ -318,7 +320,7 @@ macro_rules! settings {
         pub struct $name {
             $(
                 $(#[doc = $help])+
-                $(#[doc = concat!("\n\nIf not given: ", $unset, ".")])?
+                $(#[doc = concat!("\n\nDefault: ", $unset, ".")])?
                 $(#[serde($($serde)*)])?
                 pub $field: $type,
             )*
@@ -410,11 +412,13 @@ pub fn read<T: DeserializeOwned>(key: &str, value: &Value) -> Result<T, SettingE
     })
 }
 
-/// A doc comment as help text: without spaces at its ends and without the last period.
+/// A doc comment as help text: without spaces at its ends and without the last period, if it is no
+/// ellipsis.
 #[doc(hidden)]
 pub const fn help(doc: &'static str) -> &'static str {
     let text = doc.trim_ascii();
     match text.as_bytes() {
+        [.., b'.', b'.'] => text,
         [.., b'.'] => text.split_at(text.len() - 1).0,
         _ => text,
     }
