@@ -152,11 +152,6 @@ impl Activation {
         Ok(())
     }
 
-    /// `x = f(x)`, on the calling thread: for a tile of a product, or a row.
-    pub fn apply(self, x: &mut [f32]) {
-        by_curve!(self, values_in_place(x));
-    }
-
     /// Turns `gradient`, that of f(x), into that of x: multiplies it by f'(x).
     ///
     /// # Errors
@@ -216,14 +211,6 @@ kernel! {
     fn values<S, C: Curve>(x: &[f32], y: &mut [f32]) {
         for (y, &x) in y.iter_mut().zip(x) {
             *y = C::value::<S>(x);
-        }
-    }
-}
-
-kernel! {
-    fn values_in_place<S, C: Curve>(x: &mut [f32]) {
-        for x in x {
-            *x = C::value::<S>(*x);
         }
     }
 }

@@ -18,6 +18,7 @@ pub mod isa;
 mod math;
 pub mod memory;
 pub mod norm;
+pub mod random;
 pub mod rope;
 mod scratch;
 mod simd;

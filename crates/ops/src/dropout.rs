@@ -1,7 +1,8 @@
 //! Dropout whose decisions follow from where an element stands, not from when it is drawn.
 
 use burn::tensor::{Tensor, TensorData};
-use epiphyte_kernels::dropout::{self as kernels, derive_key};
+use epiphyte_kernels::dropout as kernels;
+use epiphyte_kernels::random::derive_key;
 
 use crate::Sequences;
 use crate::fused::{Fused, Gradient, Kept, Wanted, apply, runs_here};

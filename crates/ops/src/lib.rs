@@ -31,7 +31,6 @@ mod low_rank;
 mod norm;
 mod optimizer;
 mod per_sequence;
-pub mod random;
 mod residual;
 mod rope;
 mod sequences;
@@ -53,4 +52,5 @@ pub use rope::{Angles, rotate};
 pub use sequences::Sequences;
 
 pub use epiphyte_kernels::memory::{Counting, keep_freed_memory};
+pub use epiphyte_kernels::random;
 pub use epiphyte_kernels::threads::{set_threads, threads};

@@ -28,9 +28,6 @@ const PANELS: usize = 24;
 /// Panels whose finished columns are handed over together, while they are still in a cache.
 const FINISHED: usize = 4;
 
-/// The most columns that [`Product::run`] hands to `finish` at once.
-pub(super) const PIECE: usize = FINISHED * PANEL;
-
 /// The left operand, `[rows, words]`.
 pub(super) trait Left: Sync {
     /// Writes `words` of row `rows.start + i` to `to[i * ROW..]`.
@@ -67,17 +64,14 @@ pub(super) struct Product<L, R> {
 impl<L: Left, R: Right> Product<L, R> {
     /// Computes the product into `result`, `[rows, columns]`.
     ///
-    /// Each piece of a row that is complete is handed to `finish(row, columns, piece, twin)`, once,
-    /// with the same piece of a second matrix `twin` where there is one.
+    /// Each piece of a row is passed to `finish(row, columns, piece)` once, when it is complete.
     pub(super) fn run(
         &self,
         result: &mut [f32],
-        twin: Option<&mut [f32]>,
-        finish: impl Fn(usize, Range<usize>, &mut [f32], Option<&mut [f32]>) + Sync,
+        finish: impl Fn(usize, Range<usize>, &mut [f32]) + Sync,
     ) {
-        let length = self.rows * self.columns;
-        assert!(result.len() == length && twin.as_ref().is_none_or(|twin| twin.len() == length));
-        let (result, twin) = (Shared::new(result), twin.map(Shared::new));
+        assert!(result.len() == self.rows * self.columns);
+        let result = Shared::new(result);
         let panels = self.columns.div_ceil(PANEL);
         let (tall, wide) = self.task(panels);
         let down = self.rows.div_ceil(tall);
@@ -87,14 +81,8 @@ impl<L: Left, R: Right> Product<L, R> {
             let panels = panel..panels.min(panel + wide);
             self.rectangle(rows, panels, &result, |row, columns| {
                 let piece = row * self.columns + columns.start..row * self.columns + columns.end;
-                // SAFETY: pieces of this task's rectangle, which no other task touches.
-                let (result, twin) = unsafe {
-                    (
-                        result.piece(piece.clone()),
-                        twin.as_ref().map(|twin| twin.piece(piece)),
-                    )
-                };
-                finish(row, columns, result, twin);
+                // SAFETY: a piece of this task's rectangle, which no other task touches.
+                finish(row, columns, unsafe { result.piece(piece) });
             });
         });
     }

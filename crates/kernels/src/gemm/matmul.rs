@@ -139,7 +139,7 @@ fn run(
         scale: alpha,
         accumulate,
     };
-    product.run(c, None, |_, columns, c, _| finish(columns, c));
+    product.run(c, |_, columns, c| finish(columns, c));
 }
 
 /// A row-major matrix of f32 words.

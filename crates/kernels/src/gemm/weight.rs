@@ -3,12 +3,10 @@
 use std::ops::Range;
 
 use bytemuck::Zeroable;
-use half::bf16;
 
-use super::blocked::{Left, PIECE, Product, Right};
+use super::blocked::{Left, Product, Right};
 use super::tile::{Kernel, PANEL, ROW};
 use super::words::{Matrix, prefetch, repair, round, round_pairs, rows_ahead, transpose, widen};
-use crate::activation::Activation;
 use crate::scratch::{self, Line};
 use crate::simd::kernel;
 use crate::{Isa, KernelError, threads};
@@ -86,18 +84,13 @@ kernel! {
     }
 }
 
-/// What happens to each element of `x Wᵀ` while it is still in a cache:
-/// `y = activation(x Wᵀ + bias + low rank)`.
-#[derive(Debug, Default)]
+/// What is added to `x Wᵀ` while it is still in a cache: `y = x Wᵀ + bias + low rank`.
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Epilogue<'a> {
     /// Added to each row, `[out]`.
     pub bias: Option<&'a [f32]>,
     /// Added after it.
     pub low_rank: Option<LowRank<'a>>,
-    /// Applied last.
-    pub activation: Option<Activation>,
-    /// Receives `x Wᵀ + bias + low rank`, `[tokens, out]`: what the activation's backward pass reads.
-    pub before_activation: Option<&'a mut [f32]>,
 }
 
 /// A frozen weight `[out, in]`, packed.
@@ -141,25 +134,6 @@ impl PackedWeight {
     ) -> Result<Self, KernelError> {
         KernelError::check_length("weight", weight, &[out, input])?;
         let row = |row: usize, to: &mut [f32]| to.copy_from_slice(&weight[row * input..][..input]);
-        Ok(Self::pack_rows(row, out, input, precision))
-    }
-
-    /// Packs a row-major bf16 weight `[out, in]`, as checkpoints store it.
-    ///
-    /// # Errors
-    /// [`KernelError::Length`] when the slice is not `out * input` long.
-    pub fn pack_bf16(
-        weight: &[bf16],
-        out: usize,
-        input: usize,
-        precision: Precision,
-    ) -> Result<Self, KernelError> {
-        KernelError::check_length("weight", weight, &[out, input])?;
-        let row = |row: usize, to: &mut [f32]| {
-            for (to, from) in to.iter_mut().zip(&weight[row * input..][..input]) {
-                *to = from.to_f32();
-            }
-        };
         Ok(Self::pack_rows(row, out, input, precision))
     }
 
@@ -315,7 +289,7 @@ impl PackedWeight {
         size_of_val(&self.lines[..])
     }
 
-    /// `y = activation(x Wᵀ + bias + low rank)`.
+    /// `y = x Wᵀ + bias + low rank`.
     ///
     /// # Shapes
     /// - x: `[tokens, in]`
@@ -323,7 +297,7 @@ impl PackedWeight {
     ///
     /// # Errors
     /// [`KernelError::Rows`] when x (or y, for an empty weight) is not whole rows,
-    /// [`KernelError::Length`] when y, the bias, the low rank or `before_activation` does not fit.
+    /// [`KernelError::Length`] when y, the bias or the low rank does not fit.
     pub fn forward(
         &self,
         x: &[f32],
@@ -331,25 +305,15 @@ impl PackedWeight {
         y: &mut [f32],
     ) -> Result<(), KernelError> {
         let tokens = self.tokens(("x", x, self.input), ("y", y, self.out))?;
-        let Epilogue {
-            bias,
-            low_rank,
-            activation,
-            before_activation,
-        } = epilogue;
+        let Epilogue { bias, low_rank } = epilogue;
         if let Some(bias) = bias {
             KernelError::check_length("bias", bias, &[self.out])?;
         }
         if let Some(low_rank) = &low_rank {
             low_rank.check(tokens, self.out)?;
         }
-        if let Some(before) = &before_activation {
-            KernelError::check_length("before_activation", before, &[tokens, self.out])?;
-        }
-        self.product(tokens, x, Direction::Forward, false).run(
-            y,
-            before_activation,
-            |row, columns, y, before| {
+        self.product(tokens, x, Direction::Forward, false)
+            .run(y, |row, columns, y| {
                 if let Some(bias) = bias {
                     y.iter_mut()
                         .zip(&bias[columns.clone()])
@@ -358,20 +322,7 @@ impl PackedWeight {
                 if let Some(low_rank) = &low_rank {
                     low_rank.add(row, self.out, columns.start, y);
                 }
-                let mut aside = [0.0; PIECE];
-                let before = match before {
-                    Some(before) => before,
-                    None if activation.is_some() => &mut aside[..y.len()],
-                    None => return,
-                };
-                before.copy_from_slice(y);
-                if let Some(activation) = activation {
-                    activation
-                        .forward(before, y)
-                        .expect("both are one piece of a row");
-                }
-            },
-        );
+            });
         Ok(())
     }
 
@@ -396,7 +347,7 @@ impl PackedWeight {
             low_rank.check(tokens, self.input)?;
         }
         self.product(tokens, g, Direction::Backward, accumulate)
-            .run(dx, None, |row, columns, dx, _| {
+            .run(dx, |row, columns, dx| {
                 if let Some(low_rank) = &low_rank {
                     low_rank.add(row, self.input, columns.start, dx);
                 }

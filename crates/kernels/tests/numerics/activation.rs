@@ -100,9 +100,6 @@ proptest! {
                 activation.gated_forward(&x, &up, gated).unwrap();
                 d_up.copy_from_slice(&dy);
                 activation.gated_backward(&x, &up, d_up, d_gate).unwrap();
-                let mut in_place = x.clone();
-                activation.apply(&mut in_place);
-                assert_eq!(&in_place, y);
                 results
             });
             for (isa, results) in paths {
