@@ -61,7 +61,7 @@ pub struct Loss {
     pub targets: usize,
 }
 
-/// A linear map from hidden states to logits.
+/// A linear layer from hidden states to logits.
 pub trait Head {
     /// The width of a hidden state.
     fn width(&self) -> usize;

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 /// architecture runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Isa {
-    /// Plain Rust, vectorised as far as the target's baseline goes.
+    /// Plain Rust, vectorized as far as the target's baseline goes.
     Portable,
     /// 128-bit vectors of AArch64.
     Neon,

@@ -31,7 +31,7 @@ pub fn keep_freed_memory() -> bool {
 /// that a kernel that forgets an element shows.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 #[expect(unsafe_code, reason = "memory that is not cleared is beyond safe Rust")]
-pub fn uncleared(length: usize) -> Vec<f32> {
+pub fn uninit_buffer(length: usize) -> Vec<f32> {
     let mut buffer = Vec::<f32>::with_capacity(length);
     // SAFETY: empty assembly that may have written what the pointer leads to, as far as the compiler
     // can know: from here on the buffer holds fixed bytes, and any bytes are an f32.
@@ -47,7 +47,7 @@ pub fn uncleared(length: usize) -> Vec<f32> {
 
 /// As on processors for which Rust has inline assembly; here the buffer is cleared.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-pub fn uncleared(length: usize) -> Vec<f32> {
+pub fn uninit_buffer(length: usize) -> Vec<f32> {
     vec![0.0; length]
 }
 
@@ -129,9 +129,9 @@ unsafe impl GlobalAlloc for Counting {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn an_uncleared_buffer_has_its_length_and_shows_what_nobody_wrote() {
+    fn an_uninit_buffer_has_its_length_and_shows_what_nobody_wrote() {
         for length in [0, 1, 1000, 1 << 20] {
-            let mut buffer = super::uncleared(length);
+            let mut buffer = super::uninit_buffer(length);
             assert_eq!(buffer.len(), length);
             if cfg!(debug_assertions) {
                 assert!(buffer.iter().all(|value| value.is_nan()));

@@ -1,8 +1,8 @@
 //! Layer norm and RMS norm over rows, with the residual sum before them, forward and backward.
 //!
-//! Transformers almost always normalise a sum: `norm(x + residual)`. Both are one pass over the row
-//! while it is in the cache. The backward pass needs the normalised row `h`, which follows from what
-//! was normalised, or from the result: `h = (y - beta) / gamma`. The result is what the next linear
+//! Transformers almost always normalize a sum: `norm(x + residual)`. Both are one pass over the row
+//! while it is in the cache. The backward pass needs the normalized row `h`, which follows from what
+//! was normalized, or from the result: `h = (y - beta) / gamma`. The result is what the next linear
 //! map often keeps anyway; the sum then need not be stored at all.
 //!
 //! ```
@@ -24,7 +24,7 @@ use crate::{KernelError, scratch, threads};
 const PART: usize = 16 * 1024;
 /// Rows whose contributions to the gradients of gamma and beta are summed before those sums are.
 const SUMMED_ROWS: usize = 64;
-/// How many times larger than gamma beta may be where the result stands for what was normalised:
+/// How many times larger than gamma beta may be where the result stands for what was normalized:
 /// `(y - beta) / gamma` loses as many of f32's 16 million steps.
 const MOST_OFFSET: f32 = 8.0;
 /// The smallest gamma that is divided by.
@@ -61,10 +61,10 @@ pub struct RowStatistics {
     pub rstd: f32,
 }
 
-/// What [`Norm::backward`] finds the normalised rows from, `[rows, width]`.
+/// What [`Norm::backward`] finds the normalized rows from, `[rows, width]`.
 #[derive(Clone, Copy, Debug)]
 pub enum Kept<'a> {
-    /// What was normalised: x, or its sum with the residual.
+    /// What was normalized: x, or its sum with the residual.
     Input(&'a [f32]),
     /// The result. Only of a norm that [`Norm::can_be_undone`].
     Output(&'a [f32]),
@@ -99,7 +99,7 @@ pub struct NormGradients<'a> {
 }
 
 impl Norm<'_> {
-    /// Normalises the rows of `x` (`[rows, width]`), or of its sum with a `residual` of the same shape,
+    /// Normalizes the rows of `x` (`[rows, width]`), or of its sum with a `residual` of the same shape,
     /// into `y`.
     ///
     /// `statistics` has an element a row.
@@ -127,12 +127,12 @@ impl Norm<'_> {
                 Some(residual) => add(x, &residual[index * part * width..][..x.len()], y),
                 None => y.copy_from_slice(x),
             }
-            normalise_rows(*self, y, statistics);
+            normalize_rows(*self, y, statistics);
         });
         Ok(())
     }
 
-    /// Whether the result says what was normalised without losing much of it: no gamma is zero, none
+    /// Whether the result says what was normalized without losing much of it: no gamma is zero, none
     /// small beside its beta.
     pub fn can_be_undone(&self) -> bool {
         let scales = |gamma: &f32| gamma.is_finite() && gamma.abs() >= LEAST_SCALE;
@@ -252,8 +252,8 @@ kernel! {
 }
 
 kernel! {
-    /// Normalises rows where they are.
-    fn normalise_rows<S>(norm: Norm<'_>, rows: &mut [f32], statistics: &mut [RowStatistics]) {
+    /// Normalizes rows where they are.
+    fn normalize_rows<S>(norm: Norm<'_>, rows: &mut [f32], statistics: &mut [RowStatistics]) {
         let width = norm.gamma().len();
         let scale = 1.0 / width as f32;
         for (row, statistics) in rows.chunks_exact_mut(width).zip(statistics) {
@@ -281,9 +281,9 @@ kernel! {
     }
 }
 
-/// Writes row `row` of what was kept, normalised, to `h`.
+/// Writes row `row` of what was kept, normalized, to `h`.
 #[inline(always)]
-fn normalised(
+fn normalized(
     norm: Norm<'_>,
     kept: Kept<'_>,
     row: usize,
@@ -312,7 +312,7 @@ fn normalised(
     }
 }
 
-// With g = dy gamma and the normalised row h: dx = rstd (g - mean(g) - h mean(g h)), where an RMS norm
+// With g = dy gamma and the normalized row h: dx = rstd (g - mean(g) - h mean(g h)), where an RMS norm
 // has no mean(g).
 kernel! {
     fn backward_rows<S>(
@@ -323,7 +323,7 @@ kernel! {
         let scale = 1.0 / width as f32;
         let rows = gradient.chunks_exact_mut(width).zip(statistics);
         for (row, (g, &statistics)) in rows.enumerate() {
-            normalised(norm, kept, row, statistics, h);
+            normalized(norm, kept, row, statistics, h);
             for (g, gamma) in g.iter_mut().zip(gamma) {
                 *g *= gamma;
             }
@@ -344,7 +344,7 @@ kernel! {
         let width = h.len();
         let (d_gamma, d_beta) = partial.split_at_mut(width);
         for (row, (dy, &statistics)) in gradient.chunks_exact(width).zip(statistics).enumerate() {
-            normalised(norm, kept, row, statistics, h);
+            normalized(norm, kept, row, statistics, h);
             for (((d_gamma, d_beta), h), &dy) in d_gamma.iter_mut().zip(&mut *d_beta).zip(&*h).zip(dy) {
                 *d_gamma = S::mul_add(*h, dy, *d_gamma);
                 *d_beta += dy;

@@ -2,9 +2,9 @@
 
 use burn::tensor::Tensor;
 use epiphyte_kernels::columns;
-use epiphyte_kernels::memory::uncleared;
+use epiphyte_kernels::memory::uninit_buffer;
 
-use crate::fused::{Fused, Gradient, Kept, Wanted, apply, runs_here};
+use crate::fused::{Fused, Gradient, Kept, Wanted, apply, uses_fused};
 use crate::linear::SHAPES;
 
 /// The smallest factor that the result is divided by.
@@ -16,7 +16,7 @@ const LEAST: f32 = 1e-12;
 /// - `x`, result: `[tokens, width]`
 /// - `factors`: `[width]`
 pub fn scale_columns(x: Tensor<2>, factors: Tensor<1>) -> Tensor<2> {
-    if runs_here(&x) && runs_here(&factors) {
+    if uses_fused(&x) && uses_fused(&factors) {
         let op = Scale { shape: x.dims() };
         return apply(op, [x.into(), factors.into()]);
     }
@@ -34,7 +34,7 @@ impl Fused<2> for Scale {
     type Saved = bool;
 
     fn forward(&self, [x, factors]: [&[f32]; 2]) -> (Vec<f32>, bool) {
-        let mut y = uncleared(x.len());
+        let mut y = uninit_buffer(x.len());
         columns::scale(x, factors, &mut y).expect(SHAPES);
         let undone = |factor: &f32| factor.is_finite() && factor.abs() >= LEAST;
         (y, factors.iter().all(undone))
@@ -44,7 +44,7 @@ impl Fused<2> for Scale {
         self.shape.to_vec()
     }
 
-    fn keeps(&self, [_, factors]: Wanted<2>, undone: &bool) -> (Wanted<2>, bool) {
+    fn saved_operands(&self, [_, factors]: Wanted<2>, undone: &bool) -> (Wanted<2>, bool) {
         ([factors && !undone, true], factors && *undone)
     }
 

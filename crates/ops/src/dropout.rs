@@ -5,7 +5,7 @@ use epiphyte_kernels::dropout as kernels;
 use epiphyte_kernels::random::derive_key;
 
 use crate::Sequences;
-use crate::fused::{Fused, Gradient, Kept, Wanted, apply, runs_here};
+use crate::fused::{Fused, Gradient, Kept, Wanted, apply, uses_fused};
 use crate::linear::SHAPES;
 
 /// Drops elements with probability `p` and scales the others by `1 / (1 - p)` (Srivastava et al.
@@ -53,7 +53,7 @@ impl Dropout {
             shape: x.dims(),
             dropout: self.clone(),
         };
-        if runs_here(&x) {
+        if uses_fused(&x) {
             return apply(op, [x.into()]);
         }
         let mut factors = vec![1.0; op.shape[0] * op.shape[1]];
@@ -66,7 +66,7 @@ impl Dropout {
     pub(crate) fn apply_to(&self, x: &mut [f32], width: usize) {
         let keys = self.sequences.keys().unwrap_or_default();
         for (key, pair) in keys.iter().zip(self.sequences.boundaries().windows(2)) {
-            let mask = kernels::Dropout::new(self.p as f32, place(*key, self.site));
+            let mask = kernels::Dropout::new(self.p as f32, site_key(*key, self.site));
             mask.and_then(|mask| mask.apply(&mut x[pair[0] * width..pair[1] * width], width, 0))
                 .expect(SHAPES);
         }
@@ -74,7 +74,7 @@ impl Dropout {
 }
 
 /// The key from which a site of a sequence draws.
-pub(crate) fn place(key: u64, site: u64) -> u64 {
+pub(crate) fn site_key(key: u64, site: u64) -> u64 {
     derive_key(key, site)
 }
 
@@ -98,7 +98,7 @@ impl Fused<1> for Mask {
         self.shape.to_vec()
     }
 
-    fn keeps(&self, _tracked: Wanted<1>, _saved: &()) -> (Wanted<1>, bool) {
+    fn saved_operands(&self, _tracked: Wanted<1>, _saved: &()) -> (Wanted<1>, bool) {
         ([false], false)
     }
 

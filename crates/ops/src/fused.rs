@@ -36,12 +36,12 @@ pub(crate) trait Fused<const N: usize>: Clone + Debug + Send + 'static {
 
     /// Which operands, and whether the result itself, must live until the way back, given which
     /// operands are tracked. By default every operand and not the result.
-    fn keeps(&self, _tracked: Wanted<N>, _saved: &Self::Saved) -> (Wanted<N>, bool) {
+    fn saved_operands(&self, _tracked: Wanted<N>, _saved: &Self::Saved) -> (Wanted<N>, bool) {
         ([true; N], false)
     }
 
     /// Gradients of the wanted operands, given that of the result. Operands and result that
-    /// [`Fused::keeps`] did not ask for come as empty slices.
+    /// [`Fused::saved_operands`] did not ask for come as empty slices.
     fn backward(
         &self,
         kept: Kept<'_, N, Self::Saved>,
@@ -98,7 +98,7 @@ pub fn composed<T>(body: impl FnOnce() -> T) -> T {
 }
 
 /// Whether `tensor` lives where fused operations run: in plain memory, as f32.
-pub(crate) fn runs_here<const D: usize>(tensor: &Tensor<D>) -> bool {
+pub(crate) fn uses_fused<const D: usize>(tensor: &Tensor<D>) -> bool {
     !COMPOSED.get() && tensor.dtype() == DType::F32 && is_cpu(tensor.device().as_dispatch())
 }
 
@@ -136,17 +136,17 @@ impl<const D: usize> From<Tensor<D>> for Operand {
     fn from(tensor: Tensor<D>) -> Self {
         if tensor.is_autodiff() {
             let tracked = tensor.try_into_primitive::<Autodiff<Flex>>();
-            Self::Autodiff(tracked.expect("the caller checked `runs_here`"))
+            Self::Autodiff(tracked.expect("the caller checked `uses_fused`"))
         } else {
             let plain = tensor.try_into_primitive::<Flex>();
-            Self::Plain(plain.expect("the caller checked `runs_here`"))
+            Self::Plain(plain.expect("the caller checked `uses_fused`"))
         }
     }
 }
 
 /// Runs `op` and records its way back where a tracked operand asks for it.
 ///
-/// Every operand must satisfy [`runs_here`]; `D` is the rank of the result.
+/// Every operand must satisfy [`uses_fused`]; `D` is the rank of the result.
 pub(crate) fn apply<const N: usize, const D: usize, Op: Fused<N>>(
     op: Op,
     operands: [Operand; N],
@@ -178,7 +178,7 @@ pub(crate) fn apply<const N: usize, const D: usize, Op: Fused<N>>(
     {
         OpsKind::UnTracked(step) => step.finish(output),
         OpsKind::Tracked(step) => {
-            let (inputs, keep_output) = op.keeps(tracked, &saved);
+            let (inputs, keep_output) = op.saved_operands(tracked, &saved);
             let mut kept = dense.map(Some);
             for (tensor, keep) in kept.iter_mut().zip(inputs) {
                 if !keep {
@@ -223,7 +223,7 @@ pub fn fork<const N: usize, const D: usize>(x: Tensor<D>) -> [Tensor<D>; N] {
 
 /// The same values as a step of their own, which hands its gradient on.
 fn alias<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    if !runs_here(&x) || !x.is_autodiff() {
+    if !uses_fused(&x) || !x.is_autodiff() {
         return x;
     }
     let (Operand::Plain(values), Operand::Autodiff(tracked)) =
@@ -246,7 +246,7 @@ fn alias<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 /// One value from which a way back starts that brings `gradient` to `x`: `Σ x ⊙ gradient`, but on the CPU, where nobody
 /// reads the value, it is 0 and no time goes into it.
 pub fn pull_back<const D: usize>(x: Tensor<D>, gradient: Tensor<D>) -> Tensor<1> {
-    if !runs_here(&x) || !runs_here(&gradient) || gradient.is_autodiff() {
+    if !uses_fused(&x) || !uses_fused(&gradient) || gradient.is_autodiff() {
         return (x * gradient).sum();
     }
     let Operand::Plain(gradient) = Operand::from(gradient) else {
@@ -269,7 +269,7 @@ impl Fused<1> for PullBack {
         vec![1]
     }
 
-    fn keeps(&self, _tracked: Wanted<1>, _saved: &()) -> (Wanted<1>, bool) {
+    fn saved_operands(&self, _tracked: Wanted<1>, _saved: &()) -> (Wanted<1>, bool) {
         ([false], false)
     }
 

@@ -1,15 +1,15 @@
-//! Linear maps `y = x Wᵀ + b`, over a weight that is frozen or trained.
+//! Linear layers `y = x Wᵀ + b`, over a weight that is frozen or trained.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use epiphyte_kernels::gemm::{self, Epilogue, Operand, PackedWeight, matmul};
-use epiphyte_kernels::memory::uncleared;
+use epiphyte_kernels::memory::uninit_buffer;
 use epiphyte_kernels::{columns, embedding};
 
 use crate::OpsError;
-use crate::fused::{Fused, Gradient, Kept, Wanted, apply, on_processor, runs_here};
+use crate::fused::{Fused, Gradient, Kept, Wanted, apply, on_processor, uses_fused};
 
 /// In which type a frozen matrix is kept and multiplied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -105,7 +105,7 @@ impl FrozenMatrix {
         })
     }
 
-    /// Rows and columns; for a linear map, its outputs and inputs.
+    /// Rows and columns; for a linear layer, its outputs and inputs.
     pub fn shape(&self) -> [usize; 2] {
         self.shape
     }
@@ -190,7 +190,7 @@ impl From<Precision> for gemm::Precision {
     }
 }
 
-/// The weight of a linear map or an embedding table: frozen, or a tensor that may be trained.
+/// The weight of a linear layer or an embedding table: frozen, or a tensor that may be trained.
 #[derive(Clone, Debug)]
 pub enum Weight {
     /// A matrix of the base.
@@ -233,9 +233,9 @@ impl Weight {
 /// - `bias`: `[out]`
 /// - result: `[tokens, out]`
 pub fn linear(x: Tensor<2>, weight: &Weight, bias: Option<Tensor<1>>) -> Tensor<2> {
-    let bias_runs_here = bias.as_ref().is_none_or(runs_here);
+    let bias_fused = bias.as_ref().is_none_or(uses_fused);
     match weight {
-        Weight::Frozen(matrix) if matrix.packed().is_some() && runs_here(&x) && bias_runs_here => {
+        Weight::Frozen(matrix) if matrix.packed().is_some() && uses_fused(&x) && bias_fused => {
             let tokens = x.dims()[0];
             let op = FrozenLinear {
                 matrix: matrix.clone(),
@@ -246,7 +246,7 @@ pub fn linear(x: Tensor<2>, weight: &Weight, bias: Option<Tensor<1>>) -> Tensor<
                 None => apply(op, [x.into()]),
             }
         }
-        Weight::Trained(weight) if runs_here(&x) && runs_here(weight) && bias_runs_here => {
+        Weight::Trained(weight) if uses_fused(&x) && uses_fused(weight) && bias_fused => {
             let ([tokens, inputs], [outputs, _]) = (x.dims(), weight.dims());
             let op = TrainedLinear {
                 tokens,
@@ -287,7 +287,7 @@ impl<const N: usize> Fused<N> for FrozenLinear {
     type Saved = ();
 
     fn forward(&self, inputs: [&[f32]; N]) -> (Vec<f32>, ()) {
-        let mut y = uncleared(self.tokens * self.matrix.shape[0]);
+        let mut y = uninit_buffer(self.tokens * self.matrix.shape[0]);
         let epilogue = Epilogue {
             bias: inputs.get(1).copied(),
             ..Epilogue::default()
@@ -302,7 +302,7 @@ impl<const N: usize> Fused<N> for FrozenLinear {
         vec![self.tokens, self.matrix.shape[0]]
     }
 
-    fn keeps(&self, _tracked: Wanted<N>, _saved: &()) -> (Wanted<N>, bool) {
+    fn saved_operands(&self, _tracked: Wanted<N>, _saved: &()) -> (Wanted<N>, bool) {
         ([false; N], false)
     }
 
@@ -314,7 +314,7 @@ impl<const N: usize> Fused<N> for FrozenLinear {
     ) -> [Option<Gradient>; N] {
         std::array::from_fn(|operand| match operand {
             0 if wanted[0] => {
-                let mut dx = uncleared(self.tokens * self.matrix.shape[1]);
+                let mut dx = uninit_buffer(self.tokens * self.matrix.shape[1]);
                 self.packed()
                     .backward_input(&gradient, None, &mut dx, false)
                     .expect(SHAPES);
@@ -344,7 +344,7 @@ impl<const N: usize> Fused<N> for TrainedLinear {
             outputs,
         } = *self;
         let [x, w] = [operands[0], operands[1]];
-        let mut y = uncleared(tokens * outputs);
+        let mut y = uninit_buffer(tokens * outputs);
         let shape = [tokens, inputs, outputs];
         match operands.get(2) {
             Some(bias) => gemm::affine(shape, x, w, bias, &mut y),
@@ -361,7 +361,7 @@ impl<const N: usize> Fused<N> for TrainedLinear {
         vec![self.tokens, self.outputs]
     }
 
-    fn keeps(&self, tracked: Wanted<N>, _saved: &()) -> (Wanted<N>, bool) {
+    fn saved_operands(&self, tracked: Wanted<N>, _saved: &()) -> (Wanted<N>, bool) {
         (
             std::array::from_fn(|operand| operand < 2 && tracked[1 - operand]),
             false,
@@ -402,7 +402,7 @@ pub(crate) const SHAPES: &str = "the operation computes its shapes from its oper
 
 /// `alpha a b` in new memory.
 pub(crate) fn product(shape: [usize; 3], alpha: f32, a: Operand<'_>, b: Operand<'_>) -> Vec<f32> {
-    let mut c = uncleared(shape[0] * shape[2]);
+    let mut c = uninit_buffer(shape[0] * shape[2]);
     matmul(shape, alpha, a, b, 0.0, &mut c).expect(SHAPES);
     c
 }
@@ -415,7 +415,7 @@ pub(crate) fn column_sums(matrix: &[f32], columns: usize) -> Gradient {
 }
 
 fn gather(table: Tensor<2>, ids: &[u32]) -> Tensor<2> {
-    if runs_here(&table) {
+    if uses_fused(&table) {
         let op = Gather {
             table: table.dims(),
             ids: ids.iter().map(|&id| i64::from(id)).collect(),
@@ -442,7 +442,7 @@ impl Fused<1> for Gather {
 
     fn forward(&self, [table]: [&[f32]; 1]) -> (Vec<f32>, ()) {
         let width = self.table[1];
-        let mut rows = uncleared(self.ids.len() * width);
+        let mut rows = uninit_buffer(self.ids.len() * width);
         embedding::gather(table, width, &self.ids, &mut rows)
             .expect("token ids are below the vocabulary");
         (rows, ())
@@ -452,7 +452,7 @@ impl Fused<1> for Gather {
         vec![self.ids.len(), self.table[1]]
     }
 
-    fn keeps(&self, _tracked: Wanted<1>, _saved: &()) -> (Wanted<1>, bool) {
+    fn saved_operands(&self, _tracked: Wanted<1>, _saved: &()) -> (Wanted<1>, bool) {
         ([false], false)
     }
 

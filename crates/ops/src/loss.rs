@@ -4,7 +4,7 @@ use burn::tensor::{Int, Tensor, TensorData, activation};
 use epiphyte_kernels::cross_entropy::{CrossEntropy, DenseHead, HeadGradients};
 use epiphyte_kernels::vector;
 
-use crate::fused::{Fused, Gradient, Kept, Wanted, apply, runs_here};
+use crate::fused::{Fused, Gradient, Kept, Wanted, apply, uses_fused};
 use crate::linear::{FrozenMatrix, SHAPES, Weight, linear, rows};
 
 /// The target that says "no loss here", as in PyTorch and Hugging Face.
@@ -71,7 +71,7 @@ pub fn language_model_loss(
         rows(hidden, &counted)
     };
     match head {
-        Weight::Frozen(matrix) if matrix.packed().is_some() && runs_here(&hidden) => {
+        Weight::Frozen(matrix) if matrix.packed().is_some() && uses_fused(&hidden) => {
             let tracked = hidden.is_autodiff() && hidden.is_tracked();
             let op = FrozenHead {
                 matrix: matrix.clone(),
@@ -81,7 +81,7 @@ pub fn language_model_loss(
             };
             Some(apply(op, [hidden.into()]))
         }
-        Weight::Trained(weight) if runs_here(weight) && runs_here(&hidden) => {
+        Weight::Trained(weight) if uses_fused(weight) && uses_fused(&hidden) => {
             let tracked = weight.is_autodiff() || hidden.is_autodiff();
             let op = TrainedHead {
                 shape: weight.dims(),
@@ -152,7 +152,7 @@ impl Fused<1> for FrozenHead {
         vec![1]
     }
 
-    fn keeps(&self, _tracked: Wanted<1>, _saved: &Vec<f32>) -> (Wanted<1>, bool) {
+    fn saved_operands(&self, _tracked: Wanted<1>, _saved: &Vec<f32>) -> (Wanted<1>, bool) {
         ([false], false)
     }
 
@@ -194,7 +194,7 @@ impl Fused<2> for TrainedHead {
         vec![1]
     }
 
-    fn keeps(&self, _tracked: Wanted<2>, _saved: &[Vec<f32>; 2]) -> (Wanted<2>, bool) {
+    fn saved_operands(&self, _tracked: Wanted<2>, _saved: &[Vec<f32>; 2]) -> (Wanted<2>, bool) {
         ([false; 2], false)
     }
 

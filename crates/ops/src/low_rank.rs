@@ -1,4 +1,4 @@
-//! A low-rank path beside a linear map: `x Wᵀ + b + s · (d(x) Aᵀ) Bᵀ` (Hu et al. 2021, section 4.1),
+//! A low-rank path beside a linear layer: `x Wᵀ + b + s · (d(x) Aᵀ) Bᵀ` (Hu et al. 2021, section 4.1),
 //! with dropout d on what enters the path.
 //!
 //! Over a frozen weight it is one operation: the path joins the product while that is still in a
@@ -8,12 +8,12 @@ use std::borrow::Cow;
 
 use burn::tensor::Tensor;
 use epiphyte_kernels::gemm::{self, Epilogue, Operand, PackedWeight};
-use epiphyte_kernels::memory::uncleared;
+use epiphyte_kernels::memory::uninit_buffer;
 use epiphyte_kernels::vector;
 
 use crate::add;
 use crate::dropout::Dropout;
-use crate::fused::{Fused, Gradient, Kept, Wanted, apply, runs_here};
+use crate::fused::{Fused, Gradient, Kept, Wanted, apply, uses_fused};
 use crate::linear::{FrozenMatrix, SHAPES, Weight, column_sums, linear, product};
 
 /// The path.
@@ -42,10 +42,10 @@ pub fn low_rank_linear(
     bias: Option<Tensor<1>>,
     path: LowRank,
 ) -> Tensor<2> {
-    let here = [&x, &path.a, &path.b].into_iter().all(runs_here);
+    let here = [&x, &path.a, &path.b].into_iter().all(uses_fused);
     match weight {
         Weight::Frozen(matrix)
-            if matrix.packed().is_some() && here && bias.as_ref().is_none_or(runs_here) =>
+            if matrix.packed().is_some() && here && bias.as_ref().is_none_or(uses_fused) =>
         {
             let op = Beside {
                 matrix: matrix.clone(),
@@ -116,7 +116,7 @@ impl Beside {
     /// The gradient of x, given `back = s g B`, what reaches `d(x) Aᵀ`.
     fn input_gradient(&self, gradient: &[f32], back: &[f32], a: &[f32]) -> Vec<f32> {
         let [_, inputs] = self.matrix.shape();
-        let mut dx = uncleared(self.tokens * inputs);
+        let mut dx = uninit_buffer(self.tokens * inputs);
         let low_rank = gemm::LowRank {
             left: back,
             right: a,
@@ -146,7 +146,7 @@ impl<const N: usize> Fused<N> for Beside {
         let (left, right) = (Operand::Plain(&dropped), Operand::Transposed(a));
         let low = product([self.tokens, inputs, self.rank], self.scale, left, right);
         let b = transposed(b, self.rank);
-        let mut y = uncleared(self.tokens * outputs);
+        let mut y = uninit_buffer(self.tokens * outputs);
         let epilogue = Epilogue {
             bias: operands.get(3).copied(),
             low_rank: Some(gemm::LowRank {
@@ -163,7 +163,7 @@ impl<const N: usize> Fused<N> for Beside {
         vec![self.tokens, self.matrix.shape()[0]]
     }
 
-    fn keeps(&self, tracked: Wanted<N>, _saved: &Vec<f32>) -> (Wanted<N>, bool) {
+    fn saved_operands(&self, tracked: Wanted<N>, _saved: &Vec<f32>) -> (Wanted<N>, bool) {
         let [x, a] = [tracked[0], tracked[1]];
         let inputs = [a, x, x || a, false];
         (std::array::from_fn(|operand| inputs[operand]), false)

@@ -16,7 +16,7 @@ use super::{
     Attention, AttentionBackward, AttentionGradients, Head, KEYS, Operands, QUERIES, SCORES,
     by_head,
 };
-use crate::gemm::block::{
+use crate::gemm::small::{
     ROW, multiply, pack_columns, pack_left, pack_rows, panels_len, transpose_left,
 };
 use crate::math::exp;

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{Attention, Head, KEYS, Operands, QUERIES, SCORES, by_head};
-use crate::gemm::block::{ROW, multiply, pack_columns, pack_left, pack_rows, panels_len};
+use crate::gemm::small::{ROW, multiply, pack_columns, pack_left, pack_rows, panels_len};
 use crate::math::exp;
 use crate::simd::{kernel, max, sum};
 use crate::{scratch, threads};

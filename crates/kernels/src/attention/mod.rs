@@ -7,7 +7,7 @@
 //!
 //! Hidden states are `[tokens, heads * head_dim]`; sequences lie one after the other and
 //! `boundaries` says where each starts. Blocks are counted from the start of a sequence, so
-//! neither its neighbours nor the number of threads change a byte of its result.
+//! neither its neighbors nor the number of threads change a byte of its result.
 //!
 //! ```
 //! use epiphyte_kernels::attention::Attention;
@@ -27,7 +27,7 @@ use std::ops::Range;
 
 use crate::KernelError;
 use crate::dropout::{self, Dropout};
-use crate::gemm::block::{LONGEST, ROW};
+use crate::gemm::small::{LONGEST, ROW};
 
 /// Queries of a block.
 const QUERIES: usize = 128;

@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use super::blocked::{Left, Product, Right};
-use super::tile::{Kernel, PANEL, ROW};
-use super::words::{Matrix, prefetch, rows_ahead, transpose};
+use super::macrokernel::{Left, Product, Right};
+use super::microkernel::{Kernel, PANEL, ROW};
+use super::packing::{Matrix, prefetch, rows_ahead, transpose};
 use crate::{Isa, KernelError};
 
 /// A matrix as a factor of [`matmul`].

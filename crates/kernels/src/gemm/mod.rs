@@ -26,13 +26,13 @@
 //! # Ok::<(), epiphyte_kernels::KernelError>(())
 //! ```
 
-pub(crate) mod block;
-mod blocked;
 mod lanes;
+mod macrokernel;
 mod matmul;
-mod tile;
+mod microkernel;
+mod packing;
+pub(crate) mod small;
 mod weight;
-mod words;
 
 pub use matmul::{Operand, affine, matmul};
 pub use weight::{Epilogue, LowRank, PackedWeight, Precision};

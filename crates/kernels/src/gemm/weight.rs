@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use bytemuck::Zeroable;
 
-use super::blocked::{Left, Product, Right};
-use super::tile::{Kernel, PANEL, ROW};
-use super::words::{Matrix, prefetch, repair, round, round_pairs, rows_ahead, transpose, widen};
+use super::macrokernel::{Left, Product, Right};
+use super::microkernel::{Kernel, PANEL, ROW};
+use super::packing::{Matrix, prefetch, repair, round, round_pairs, rows_ahead, transpose, widen};
 use crate::scratch::{self, Line};
 use crate::simd::kernel;
 use crate::{Isa, KernelError, threads};

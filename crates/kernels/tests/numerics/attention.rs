@@ -220,7 +220,7 @@ fn reference_gradients_are_those_of_the_reference() {
 }
 
 #[test]
-fn a_sequence_does_not_see_its_neighbours() {
+fn a_sequence_does_not_see_its_neighbors() {
     let together = Case {
         causal: true,
         dropout: 0.2,

@@ -76,7 +76,7 @@ fn check(layer: bool, rows: usize, width: usize, offset: f32, seed: u64) {
     let mut x = normals(rows * width, seed);
     x.iter_mut().for_each(|x| *x += offset);
     let residual = normals(rows * width, seed + 1);
-    // Away from zero, so that the result says what was normalised.
+    // Away from zero, so that the result says what was normalized.
     let (mut gamma, mut beta, dy) = (
         normals(width, seed + 2),
         normals(width, seed + 3),

@@ -1,6 +1,6 @@
 //! Moving words: rounding to bf16, pairing, transposing.
 
-use super::tile::PANEL;
+use super::microkernel::PANEL;
 use crate::Isa;
 use crate::simd::kernel;
 

@@ -9,12 +9,12 @@
     reason = "calls the register tile, which works on pointers"
 )]
 
-use super::tile::{self, BLOCK, Kernel, PANEL, Tile};
-use super::words::{Matrix, transpose};
+use super::microkernel::{self, BLOCK, Kernel, PANEL, Tile};
+use super::packing::{Matrix, transpose};
 use crate::Isa;
 
 /// From one row of a left operand to the next.
-pub(crate) const ROW: usize = tile::ROW;
+pub(crate) const ROW: usize = microkernel::ROW;
 
 /// The longest sum of products that one call computes.
 pub(crate) const LONGEST: usize = BLOCK;

@@ -15,8 +15,8 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::tile::{BLOCK, Kernel, PANEL, ROW, Tile};
-use super::words::Matrix;
+use super::microkernel::{BLOCK, Kernel, PANEL, ROW, Tile};
+use super::packing::Matrix;
 use crate::{scratch, threads};
 
 /// The most rows that a task packs.
