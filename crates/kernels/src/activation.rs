@@ -152,7 +152,7 @@ impl Activation {
         Ok(())
     }
 
-    /// Turns `gradient`, that of f(x), into that of x: multiplies it by f'(x).
+    /// Multiplies `gradient`, that of f(x), by f'(x), which makes it that of x.
     ///
     /// # Errors
     /// [`KernelError::Length`] when `gradient` is not as long as `x`.
@@ -183,8 +183,8 @@ impl Activation {
         Ok(())
     }
 
-    /// Turns `gradient`, that of [`Activation::gated_forward`]'s result, into that of `up`, `dy f(gate)`,
-    /// and writes that of `gate`, `dy up f'(gate)`, to `d_gate`.
+    /// Changes `gradient`, that of [`Activation::gated_forward`]'s result, to that of `up`,
+    /// `dy f(gate)`, and writes that of `gate`, `dy up f'(gate)`, to `d_gate`.
     ///
     /// # Errors
     /// [`KernelError::Length`] when a slice is not as long as `gate`.
@@ -232,7 +232,9 @@ kernel! {
 }
 
 kernel! {
-    fn gated_slopes<S, C: Curve>(gate: &[f32], up: &[f32], gradient: &mut [f32], d_gate: &mut [f32]) {
+    fn gated_slopes<S, C: Curve>(
+        gate: &[f32], up: &[f32], gradient: &mut [f32], d_gate: &mut [f32],
+    ) {
         let gradients = gradient.iter_mut().zip(d_gate);
         for ((gradient, d_gate), (&gate, &up)) in gradients.zip(gate.iter().zip(up)) {
             *d_gate = *gradient * up * C::slope::<S>(gate);

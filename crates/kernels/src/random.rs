@@ -49,8 +49,8 @@ fn philox<const N: usize>(counters: [[u32; N]; 4], mut key: [u32; 2]) -> [[u32; 
     [a, b, c, d]
 }
 
-/// The numbers by which dropout decides about columns `BLOCK * block ..` of a row: column `16 w + l` of the block is word `w`
-/// of counter `16 block + l`.
+/// The numbers by which dropout decides about columns `BLOCK * block ..` of a row: column `16 w +
+/// l` of the block is word `w` of counter `16 block + l`.
 #[inline(always)]
 pub(crate) fn mask_words(key: u64, row: u64, block: u32) -> [[u32; LANES]; 4] {
     let mut first = [0; LANES];
@@ -144,7 +144,8 @@ mod tests {
         assert!(values.iter().all(|value| value.abs() <= 2e-3));
         let (mean, std) = mean_and_std(&values);
         assert!(mean.abs() < 3.0 * 1e-3 / 100_000f64.sqrt(), "{mean}");
-        // Cutting a standard normal at two leaves this standard deviation: scipy.stats.truncnorm(-2, 2).std().
+        // A standard normal truncated at two has this standard deviation:
+        // scipy.stats.truncnorm(-2, 2).std().
         assert!((std / 1e-3 - 0.879_626).abs() < 0.01, "{std}");
     }
 

@@ -26,10 +26,10 @@ pub enum Activation {
 }
 
 impl Activation {
-    /// The function of every element.
+    /// Applies the function to every element.
     ///
     /// # Shapes
-    /// - `x`, result: `[tokens, width]`
+    /// - `x`, result: `[tokens, hidden]`
     pub fn apply(self, x: Tensor<2>) -> Tensor<2> {
         if uses_fused(&x) {
             return apply(
@@ -41,7 +41,8 @@ impl Activation {
             );
         }
         match self {
-            // Not `activation::gelu`, whose gradient on most backends is that of its tanh approximation.
+            // Not `activation::gelu`: on most backends its gradient is that of the tanh
+            // approximation.
             Self::Gelu => {
                 let twice_phi = (x.clone() * std::f64::consts::FRAC_1_SQRT_2).erf() + 1.0;
                 x * twice_phi * 0.5
@@ -53,10 +54,10 @@ impl Activation {
         }
     }
 
-    /// `f(gate) ⊙ up`, the gated feed-forward's middle (Shazeer 2020).
+    /// `f(gate) ⊙ up`, the intermediate activations of a gated feed-forward (Shazeer 2020).
     ///
     /// # Shapes
-    /// - `gate`, `up`, result: `[tokens, width]`
+    /// - `gate`, `up`, result: `[tokens, hidden]`
     pub fn gate(self, gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
         if uses_fused(&gate) && uses_fused(&up) {
             let op = Elementwise {

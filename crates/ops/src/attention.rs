@@ -106,7 +106,7 @@ impl Prefix {
     }
 }
 
-/// What is known of a prefix without its values.
+/// The shape of a prefix.
 #[derive(Clone, Copy, Debug)]
 struct PrefixShape {
     length: usize,
@@ -165,8 +165,8 @@ pub fn attention(
     op.composed(q, [k, v], prefix_operands, bias)
 }
 
-/// Attention over `q`, `k`, `v`, the prefix's keys and values if there is one, and the bias if there
-/// is one, in this order.
+/// Attention over `q`, `k`, `v`, the prefix's keys and values if there is one, and the bias if
+/// there is one, in this order.
 #[derive(Clone, Debug)]
 struct Operation {
     shape: Attention,
@@ -225,7 +225,7 @@ impl Operation {
     }
 }
 
-/// What the forward pass saves for the backward pass.
+/// Results of the forward pass that the backward pass reads.
 #[derive(Clone, Debug)]
 struct Saved {
     /// Log-sum-exp of the scores, `[heads, tokens]`.
@@ -348,7 +348,8 @@ impl Operation {
             .select(0, index(real_rows, rows.tokens(), &device))
     }
 
-    /// Keys or values of all query heads, the prefix first: `[sequences, heads, columns, head_dim]`.
+    /// Keys or values of all query heads, the prefix first: `[sequences, heads, columns,
+    /// head_dim]`.
     fn padded_keys(&self, own: Tensor<2>, prefix: Option<Tensor<2>>) -> Tensor<4> {
         let shape = &self.shape;
         let (batch, head) = (self.rows.count(), [shape.kv_heads, shape.head_dim]);

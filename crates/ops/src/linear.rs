@@ -11,7 +11,7 @@ use epiphyte_kernels::{columns, embedding};
 use crate::OpsError;
 use crate::fused::{Fused, Gradient, Kept, Wanted, apply, on_processor, uses_fused};
 
-/// In which type a frozen matrix is kept and multiplied.
+/// The number format in which a frozen matrix is stored and multiplied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Precision {
     /// 32-bit floating point throughout.
@@ -23,7 +23,7 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// Whether frozen matrices can be kept so on `device`.
+    /// Checks that frozen matrices can be stored in this format on `device`.
     ///
     /// # Errors
     /// [`OpsError::Bf16OnGpu`].
@@ -35,9 +35,9 @@ impl Precision {
     }
 }
 
-/// A matrix `[rows, columns]` of the base model that no gradient is wanted for.
+/// A matrix `[rows, columns]` of the base model that gets no gradient.
 ///
-/// It is put in order for products when it is first used: one that a method replaces takes no memory. Cloning shares
+/// It is packed when it is first used: one that a method replaces takes no memory. Cloning shares
 /// the values.
 #[derive(Clone)]
 pub struct FrozenMatrix {
@@ -48,10 +48,10 @@ pub struct FrozenMatrix {
     values: Arc<OnceLock<Values>>,
 }
 
-/// Where the values of a frozen matrix come from, row-major, as often as they are asked for.
+/// A function that returns the row-major values of a frozen matrix, the same on each call.
 pub type Source = dyn Fn() -> Vec<f32> + Send + Sync;
 
-/// On the CPU packed once, in the order in which both passes read it; elsewhere a tensor.
+/// On the CPU packed once, for the forward and the backward pass; elsewhere a tensor.
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "it lies behind a pointer")]
 enum Values {
@@ -85,7 +85,8 @@ impl FrozenMatrix {
         })
     }
 
-    /// A frozen matrix whose values `source` gives when they are needed: `rows * columns` of them, the same each time.
+    /// A frozen matrix whose `rows * columns` values `source` returns when they are needed, the
+    /// same on each call.
     ///
     /// # Errors
     /// As [`Precision::check`].
@@ -195,7 +196,7 @@ impl From<Precision> for gemm::Precision {
 pub enum Weight {
     /// A matrix of the base.
     Frozen(FrozenMatrix),
-    /// A tensor `[out, in]` that stands in its place.
+    /// A tensor `[out, in]` in its place.
     Trained(Tensor<2>),
 }
 
@@ -484,8 +485,8 @@ pub(crate) fn index(
 /// The rows of `x` with the given numbers, in that order; gradients flow back to them.
 ///
 /// # Shapes
-/// - `x`: `[tokens, width]`
-/// - result: `[rows, width]`
+/// - `x`: `[tokens, hidden]`
+/// - result: `[rows, hidden]`
 pub fn rows(x: Tensor<2>, rows: &[usize]) -> Tensor<2> {
     let indices = index(rows.iter().copied(), rows.len(), &x.device());
     x.select(0, indices)

@@ -1,4 +1,4 @@
-//! Losses, averaged over what has a target.
+//! Losses, averaged over the rows that have a target.
 
 use burn::tensor::{Int, Tensor, TensorData, activation};
 use epiphyte_kernels::cross_entropy::{CrossEntropy, DenseHead, HeadGradients};
@@ -7,7 +7,7 @@ use epiphyte_kernels::vector;
 use crate::fused::{Fused, Gradient, Kept, Wanted, apply, uses_fused};
 use crate::linear::{FrozenMatrix, SHAPES, Weight, linear, rows};
 
-/// The target that says "no loss here", as in PyTorch and Hugging Face.
+/// The target of a row without a loss, as in PyTorch and Hugging Face.
 pub const IGNORED: i64 = -100;
 
 /// Mean cross-entropy of `logits` against class numbers; rows whose target is [`IGNORED`] do not
@@ -44,14 +44,14 @@ pub fn cross_entropy(logits: Tensor<2>, targets: &[i64], smoothing: f64) -> Opti
     Some(loss / counted.len() as f64)
 }
 
-/// Mean next-token cross-entropy of a language model's head over hidden states, computed without
-/// ever holding the logits of all tokens where the device allows.
+/// Mean next-token cross-entropy of a language model's head over hidden states, computed on the CPU
+/// without storing the logits of all tokens.
 ///
 /// `targets[row]` is the token that row `row` should predict (already shifted).
 ///
 /// # Shapes
-/// - `hidden`: `[tokens, width]`
-/// - `head`: `[vocabulary, width]`
+/// - `hidden`: `[tokens, hidden]`
+/// - `head`: `[vocabulary, hidden]`
 pub fn language_model_loss(
     hidden: Tensor<2>,
     head: &Weight,
@@ -95,8 +95,8 @@ pub fn language_model_loss(
     }
 }
 
-/// The mean loss of a frozen head over `hidden`; its gradient is found on the way forward, chunk by
-/// chunk, while the logits are there.
+/// The mean loss of a frozen head over `hidden`; the forward pass computes its gradient too, chunk
+/// by chunk, while the logits are there.
 #[derive(Clone, Debug)]
 struct FrozenHead {
     matrix: FrozenMatrix,

@@ -1,8 +1,8 @@
-//! A low-rank path beside a linear layer: `x Wᵀ + b + s · (d(x) Aᵀ) Bᵀ` (Hu et al. 2021, section 4.1),
-//! with dropout d on what enters the path.
+//! A linear layer with a low-rank path: `x Wᵀ + b + s · (d(x) Aᵀ) Bᵀ` (Hu et al. 2021, section
+//! 4.1), with dropout d on the input of the path.
 //!
-//! Over a frozen weight it is one operation: the path joins the product while that is still in a
-//! cache, in both directions, and the dropped x is drawn again on the way back instead of kept.
+//! Over a frozen weight it is one operation: the path is added to the product while that is still
+//! in a cache, forward and backward, and the backward pass recomputes the dropped x.
 
 use std::borrow::Cow;
 
@@ -25,7 +25,7 @@ pub struct LowRank {
     pub b: Tensor<2>,
     /// Factor on the path.
     pub scale: f32,
-    /// Dropout on what enters it.
+    /// Dropout on its input.
     pub dropout: Option<Dropout>,
 }
 
@@ -64,7 +64,8 @@ pub fn low_rank_linear(
     }
 }
 
-/// `y + s · (d(x) Aᵀ) Bᵀ`, over a product that exists: the bytes of [`low_rank_linear`], in pieces.
+/// `y + s · (d(x) Aᵀ) Bᵀ`, for a product `y` already computed, with the bytes of
+/// [`low_rank_linear`].
 ///
 /// # Shapes
 /// - `y`, result: `[tokens, out]`
@@ -101,7 +102,7 @@ impl Beside {
             .expect("`low_rank_linear` chose this operation for a packed weight")
     }
 
-    /// What enters the path.
+    /// The input of the path, after dropout.
     fn dropped<'a>(&self, x: &'a [f32]) -> Cow<'a, [f32]> {
         match &self.dropout {
             Some(dropout) => {
@@ -113,7 +114,7 @@ impl Beside {
         }
     }
 
-    /// The gradient of x, given `back = s g B`, what reaches `d(x) Aᵀ`.
+    /// The gradient of x, given `back = s g B`, that of `d(x) Aᵀ`.
     fn input_gradient(&self, gradient: &[f32], back: &[f32], a: &[f32]) -> Vec<f32> {
         let [_, inputs] = self.matrix.shape();
         let mut dx = uninit_buffer(self.tokens * inputs);
@@ -191,7 +192,7 @@ impl<const N: usize> Fused<N> for Beside {
                 Some(product([rank, tokens, inputs], 1.0, left, right).into())
             }
             2 => {
-                // The few rows of its transpose read the gradient where it lies.
+                // Its transpose has few rows, so the product reads the gradient in place.
                 let (left, right) = (Operand::Transposed(kept.saved), Operand::Plain(&gradient));
                 let d_b = product([rank, tokens, outputs], 1.0, left, right);
                 Some(transposed(&d_b, outputs).into())

@@ -12,8 +12,8 @@ use crate::linear::SHAPES;
 /// variance biased as in PyTorch's `LayerNorm`.
 ///
 /// # Shapes
-/// - `x`, result: `[tokens, width]`
-/// - `gamma`, `beta`: `[width]`
+/// - `x`, result: `[tokens, hidden]`
+/// - `gamma`, `beta`: `[hidden]`
 pub fn layer_norm(x: Tensor<2>, gamma: Tensor<1>, beta: Tensor<1>, epsilon: f64) -> Tensor<2> {
     if uses_fused(&x) && uses_fused(&gamma) && uses_fused(&beta) {
         let op = RowNorm {
@@ -28,11 +28,11 @@ pub fn layer_norm(x: Tensor<2>, gamma: Tensor<1>, beta: Tensor<1>, epsilon: f64)
     centered / (variance + epsilon).sqrt() * gamma.unsqueeze::<2>() + beta.unsqueeze::<2>()
 }
 
-/// [`layer_norm`] of `x + residual`, without keeping the sum.
+/// [`layer_norm`] of `x + residual`, without storing the sum.
 ///
 /// # Shapes
-/// - `x`, `residual`, result: `[tokens, width]`
-/// - `gamma`, `beta`: `[width]`
+/// - `x`, `residual`, result: `[tokens, hidden]`
+/// - `gamma`, `beta`: `[hidden]`
 pub fn add_layer_norm(
     x: Tensor<2>,
     residual: Tensor<2>,
@@ -55,8 +55,8 @@ pub fn add_layer_norm(
 /// `x / sqrt(mean(x²) + epsilon) * gamma` over each row (Zhang and Sennrich 2019).
 ///
 /// # Shapes
-/// - `x`, result: `[tokens, width]`
-/// - `gamma`: `[width]`
+/// - `x`, result: `[tokens, hidden]`
+/// - `gamma`: `[hidden]`
 pub fn rms_norm(x: Tensor<2>, gamma: Tensor<1>, epsilon: f64) -> Tensor<2> {
     if uses_fused(&x) && uses_fused(&gamma) {
         let op = RowNorm {
@@ -78,21 +78,21 @@ struct RowNorm {
     layer: bool,
 }
 
-/// What a norm finds out for its way back.
+/// Results of the forward pass that the backward pass reads.
 #[derive(Clone, Debug)]
 struct Saved {
     statistics: Vec<RowStatistics>,
     normalized: Normalized,
 }
 
-/// Where the way back finds the normalized rows.
+/// From what the backward pass computes the normalized rows.
 #[derive(Clone, Debug)]
 enum Normalized {
-    /// In the result, which what comes next often keeps anyway.
+    /// The result, which the next operation often saves anyway.
     Output,
-    /// In x, where a scale is too small to divide the result by.
+    /// x, if a gamma is too small to divide the result by.
     Input,
-    /// In the sum of x and the residual, likewise.
+    /// The sum of x and the residual, likewise.
     Sum(Vec<f32>),
 }
 
@@ -119,7 +119,7 @@ impl<const N: usize> Fused<N> for RowNorm {
         let norm = self.norm(operands);
         let (x, residual) = (operands[0], operands.get(3).copied());
         let normalized = match residual {
-            _ if norm.can_be_undone() => Normalized::Output,
+            _ if norm.is_invertible() => Normalized::Output,
             None => Normalized::Input,
             Some(residual) => {
                 let mut sum = uninit_buffer(x.len());

@@ -58,7 +58,7 @@ fn sequence_of_rows(rows: &Sequences) -> impl Iterator<Item = usize> + '_ {
     lengths.flat_map(|(sequence, length)| std::iter::repeat_n(sequence, length))
 }
 
-/// What the sum of `length` rows is multiplied by to give their mean.
+/// The factor from the sum of `length` rows to their mean.
 fn factor_of_mean(length: usize) -> f32 {
     1.0 / length.max(1) as f32
 }

@@ -7,10 +7,10 @@ use epiphyte_kernels::vector;
 use crate::fused::{Fused, Gradient, Kept, Wanted, apply, uses_fused};
 use crate::linear::SHAPES;
 
-/// `x + y`: where a sub-layer's output joins the residual stream.
+/// `x + y`: a block's output added to the residual stream.
 ///
 /// # Shapes
-/// - `x`, `y`, result: `[tokens, width]`
+/// - `x`, `y`, result: `[tokens, hidden]`
 pub fn add(x: Tensor<2>, y: Tensor<2>) -> Tensor<2> {
     if uses_fused(&x) && uses_fused(&y) {
         let op = Sum { shape: x.dims() };

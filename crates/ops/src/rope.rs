@@ -73,7 +73,7 @@ pub fn rotate(x: Tensor<2>, angles: &Angles, head_dim: usize) -> Tensor<2> {
     rotated.reshape([tokens, width])
 }
 
-/// The rotation; its gradient is the rotation back.
+/// The rotation; its backward pass rotates by the negative angles.
 #[derive(Clone, Debug)]
 struct Rotation {
     shape: [usize; 2],
@@ -82,7 +82,7 @@ struct Rotation {
 }
 
 impl Rotation {
-    /// Turns the heads of `x` where they are.
+    /// Rotates the heads of `x` in place.
     fn turn(&self, x: &mut [f32], back: bool) {
         let rope = Rope {
             cos: &self.angles.cos,

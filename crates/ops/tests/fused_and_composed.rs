@@ -1,5 +1,5 @@
-//! Every operation twice: fused over the kernels, and composed of Burn's own operations. Results and
-//! gradients of all operands agree, whatever is tracked.
+//! Every operation twice: fused over the kernels, and composed of Burn's own operations. Results
+//! and gradients of all operands agree, whatever is tracked.
 
 use burn::tensor::{Device, Tensor, TensorData};
 use epiphyte_ops::{

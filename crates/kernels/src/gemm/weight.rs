@@ -1,4 +1,4 @@
-//! A frozen weight, packed once for both passes.
+//! A frozen weight, packed once for the forward and the backward pass.
 
 use std::ops::Range;
 
@@ -11,7 +11,7 @@ use crate::scratch::{self, Line};
 use crate::simd::kernel;
 use crate::{Isa, KernelError, threads};
 
-/// In which numbers a frozen weight is kept and multiplied.
+/// The number format in which a frozen weight is stored and multiplied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Precision {
     /// f32 throughout.
@@ -56,10 +56,12 @@ impl LowRank<'_> {
 }
 
 kernel! {
-    /// Adds the combination of the rows of `right`, `columns` apart, with the factors `left`, from column
-    /// `first` on. It is summed by itself first, as a product of its own would be, so that the result has the bytes of
-    /// the two products added.
-    fn add_combination<S>(left: &[f32], right: &[f32], columns: usize, first: usize, piece: &mut [f32]) {
+    /// Adds the combination of the rows of `right`, `columns` apart, with the factors `left`, from
+    /// column `first` on. It is summed separately first, as a product of its own would be, so that
+    /// the result has the bytes of the two products added.
+    fn add_combination<S>(
+        left: &[f32], right: &[f32], columns: usize, first: usize, piece: &mut [f32],
+    ) {
         let (chunks, rest) = piece.as_chunks_mut::<PANEL>();
         let whole = chunks.len() * PANEL;
         for (index, chunk) in chunks.iter_mut().enumerate() {
@@ -95,15 +97,15 @@ pub struct Epilogue<'a> {
 
 /// A frozen weight `[out, in]`, packed.
 ///
-/// It is cut into squares of 32 x 32 (the edges filled with zeros), the squares of
-/// 32 outputs one after the other, and each square stored with the outputs side by side:
-/// `x Wᵀ` reads its panels where they lie. `g W` reads the squares in the other order and
-/// transposes each in registers while it copies a block of them, which costs a small part of the
-/// multiplications done with it, and no second copy of the weight.
+/// It is split into squares of 32 x 32 (the edges filled with zeros), the squares of 32 outputs
+/// contiguous, and each square stored with its outputs contiguous: `x Wᵀ` reads its panels in
+/// place. `g W` reads the squares in the other order and transposes each in registers while it
+/// copies a block of them, which takes little time next to the product and needs no second copy of
+/// the weight.
 ///
-/// In bf16 a word is a pair of inputs of one output, as the processor's dot product wants it.
-/// The layout is that of any instruction set; those without bf16 products widen the block to f32
-/// while they copy it.
+/// In bf16 a word is a pair of inputs of one output, the layout of the processor's dot product. All
+/// instruction sets share the layout; those without bf16 products widen the block to f32 while they
+/// copy it.
 pub struct PackedWeight {
     lines: Vec<Line>,
     out: usize,
@@ -269,12 +271,12 @@ impl PackedWeight {
         Ok(())
     }
 
-    /// Rows of the weight: the width of y.
+    /// Rows of the weight: elements of a row of y.
     pub fn out(&self) -> usize {
         self.out
     }
 
-    /// Columns of the weight: the width of x.
+    /// Columns of the weight: elements of a row of x.
     pub fn input(&self) -> usize {
         self.input
     }
@@ -445,7 +447,7 @@ enum Direction {
     Backward,
 }
 
-/// What the words are that the register tile multiplies.
+/// The kind of words that the microkernel multiplies.
 #[derive(Clone, Copy, PartialEq)]
 enum Words {
     /// An f32 each.

@@ -83,7 +83,8 @@ proptest! {
             }
             vec![parameters]
         }) {
-            // A step rounds a parameter three times, each time by at most half a unit in the last place.
+            // A step rounds a parameter three times, each time by at most half a unit in the last
+            // place.
             let roundings = 3.0 * gradients.len() as f64;
             assert_close(&format!("{isa:?}"), &results[0], &expected, roundings * f64::from(f32::EPSILON) / 2.0);
         }
