@@ -63,8 +63,8 @@ pub enum KernelError {
     },
     /// The thread pool runs already and cannot be resized.
     #[error(
-        "{running} threads are already running, so {asked} cannot be set: set the number of threads \
-         before anything else runs"
+        "{running} threads are already running, so {asked} cannot be set: set the number of \
+         threads before anything else runs"
     )]
     ThreadsFixed {
         /// Threads in the running pool.

@@ -233,7 +233,8 @@ proptest! {
             ] {
                 let mut c = if beta == 0.0 { vec![f32::NAN; m * n] } else { before.clone() };
                 isa.with(|| matmul([m, k, n], alpha, a, b, beta, &mut c)).unwrap();
-                check([m, k, n], &scaled, &{ transposed(&bt, n, k) }, &start, &c, &format!("{isa:?} {m} x {k} x {n}"));
+                let what = format!("{isa:?} {m} x {k} x {n}");
+                check([m, k, n], &scaled, &transposed(&bt, n, k), &start, &c, &what);
             }
         }
     }
@@ -241,7 +242,9 @@ proptest! {
 
 proptest! {
     #[test]
-    fn a_changing_weight_with_a_bias(tokens in 0..40usize, input in 0..70usize, out in 1..70usize, seed: u32) {
+    fn a_changing_weight_with_a_bias(
+        tokens in 0..40usize, input in 0..70usize, out in 1..70usize, seed: u32,
+    ) {
         let (x, weight, bias) = (
             values(tokens * input, seed),
             values(out * input, seed ^ 1),

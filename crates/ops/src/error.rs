@@ -23,8 +23,8 @@ pub enum OpsError {
     Bf16OnGpu,
     /// An activation function of an unknown name.
     #[error(
-        "unknown activation function `{0}`; known are gelu, gelu_new, gelu_pytorch_tanh, relu, silu, \
-         swish and tanh"
+        "unknown activation function `{0}`; known are gelu, gelu_new, gelu_pytorch_tanh, relu, \
+         silu, swish and tanh"
     )]
     UnknownActivation(String),
 }

@@ -154,7 +154,6 @@ impl<const N: usize> Fused<N> for Beside {
                 left: &low,
                 right: &b,
             }),
-            ..Epilogue::default()
         };
         self.packed().forward(x, epilogue, &mut y).expect(SHAPES);
         (y, low)

@@ -171,7 +171,9 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 
     #[test]
-    fn all_shapes(layer: bool, rows in 0..200usize, width in 1..150usize, offset in -2.0..2.0f32, seed in 0..1000u64) {
+    fn all_shapes(
+        layer: bool, rows in 0..200usize, width in 1..150usize, offset in -2.0..2.0f32, seed in 0..1000u64,
+    ) {
         check(layer, rows, width, offset, seed);
     }
 }
