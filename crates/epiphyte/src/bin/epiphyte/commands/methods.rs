@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::global::Global;
 use crate::output;
 
-/// What `--json` prints.
+/// The result with `--json`.
 #[derive(Serialize)]
 struct Listing {
     methods: Vec<MethodListing>,
