@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use epiphyte_data::{Columns, Format, Order, ReadOptions};
-use epiphyte_methods::settings::{SettingError, Settings, parse};
+use epiphyte_methods::framework::settings::{SettingError, Settings, parse};
 use epiphyte_ops::Precision;
 use serde_json::{Map, Value};
 

@@ -67,7 +67,7 @@ fn merged_is_unmerged() {
         let unmerged = on.output(&module, None);
         let merged = on.output(&Merged(tensors), None);
         assert!(
-            distance(&unmerged, &on.output(&Identity, None)) > 1e-3,
+            distance(&unmerged, &on.output(&Identity, None)) > 1e-2,
             "{name} does nothing"
         );
         let difference = distance(&unmerged, &merged);

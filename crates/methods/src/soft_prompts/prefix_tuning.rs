@@ -32,10 +32,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::MethodError;
-use crate::dense::Dense;
-use crate::method::{KeyStyle, Method, MethodConfig, Stored};
-use crate::parameters::{Init, Param, ParameterSet};
-use crate::virtual_tokens::{self, KEY};
+use crate::framework::method::{KeyStyle, Method, MethodConfig, Stored};
+use crate::framework::parameters::{Init, Param, ParameterSet};
+use crate::parts::dense::Dense;
+use crate::parts::virtual_tokens::{self, KEY};
 
 crate::settings! {
     /// The settings of Prefix-Tuning, under HF PEFT's names.

@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 use epiphyte_ops::{Weight, linear};
 
-use crate::parameters::{Init, Param, ParameterSet};
+use crate::framework::parameters::{Init, Param, ParameterSet};
 
 /// `x Wᵀ + b`, both trained.
 #[derive(Debug)]

@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use thiserror::Error;
 
-use crate::targets::Modules;
+use crate::framework::targets::Modules;
 
 /// A group of settings, declared with [`settings!`](crate::settings!).
 pub trait Settings:
@@ -274,10 +274,10 @@ setting_types! {
 ///         /// Initial values: zero or random.
 ///         init: String = "zero".to_owned(), as Text;
 ///
-///         ..targets: epiphyte_methods::targets::TargetModules = Default::default();
+///         ..targets: epiphyte_methods::framework::targets::TargetModules = Default::default();
 ///     }
 /// }
-/// use epiphyte_methods::settings::Settings;
+/// use epiphyte_methods::framework::settings::Settings;
 /// let example: Example = serde_json::from_str(r#"{ "rank": 4, "target_modules": "all-linear" }"#)?;
 /// assert_eq!((example.r, Example::FLAGS[0].help), (4, "Rank of the update"));
 /// # Ok::<(), serde_json::Error>(())
@@ -287,8 +287,8 @@ setting_types! {
 /// What may follow, in this order:
 /// - `flag "…"`: the flag, if it is not the name with dashes; `""` for none
 /// - `alias "…" | "…"`: former names, which stay accepted
-/// - `in …`: the [`Range`](crate::settings::Range) of a number
-/// - `as …`: the [`FlagKind`](crate::settings::FlagKind), if the type does not say it
+/// - `in …`: the [`Range`](crate::framework::settings::Range) of a number
+/// - `as …`: the [`FlagKind`](crate::framework::settings::FlagKind), if the type does not say it
 /// - `unset "…"`: what `--help` says of the default, in place of its value
 ///
 /// At the end, `..name: type = default` embeds the settings of another group, as if they stood here.
@@ -337,9 +337,9 @@ macro_rules! settings {
             }
         }
 
-        impl $crate::settings::Settings for $name {
-            const FLAGS: &'static [$crate::settings::Flag] = {
-                use $crate::settings;
+        impl $crate::framework::settings::Settings for $name {
+            const FLAGS: &'static [$crate::framework::settings::Flag] = {
+                use $crate::framework::settings;
                 const PARTS: &[&[settings::Flag]] = &[
                     &[$(settings::Flag {
                         flag: $crate::settings!(@or [{
@@ -365,22 +365,22 @@ macro_rules! settings {
                 &mut self,
                 name: &str,
                 value: &::serde_json::Value,
-            ) -> Result<bool, $crate::settings::SettingError> {
-                let (_key, _value) = ($crate::settings::key(Self::FLAGS, name), value);
+            ) -> Result<bool, $crate::framework::settings::SettingError> {
+                let (_key, _value) = ($crate::framework::settings::key(Self::FLAGS, name), value);
                 $(
                     if _key == stringify!($field) {
-                        self.$field = $crate::settings::read(_key, _value)?;
+                        self.$field = $crate::framework::settings::read(_key, _value)?;
                         return Ok(true);
                     }
                 )*
-                Ok(false $(|| $crate::settings::Settings::set(&mut self.$group, name, value)?)*)
+                Ok(false $(|| $crate::framework::settings::Settings::set(&mut self.$group, name, value)?)*)
             }
 
-            fn check(&self) -> Result<(), $crate::settings::SettingError> {
+            fn check(&self) -> Result<(), $crate::framework::settings::SettingError> {
                 $($(
-                    $crate::settings::Range::$range.check(stringify!($field), &self.$field)?;
+                    $crate::framework::settings::Range::$range.check(stringify!($field), &self.$field)?;
                 )?)*
-                $($crate::settings::Settings::check(&self.$group)?;)*
+                $($crate::framework::settings::Settings::check(&self.$group)?;)*
                 Ok(())
             }
         }
@@ -388,7 +388,7 @@ macro_rules! settings {
         impl<'de> ::serde::Deserialize<'de> for $name {
             fn deserialize<D: ::serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 let given = ::serde::Deserialize::deserialize(deserializer)?;
-                $crate::settings::parse(&given).map_err(::serde::de::Error::custom)
+                $crate::framework::settings::parse(&given).map_err(::serde::de::Error::custom)
             }
         }
     };

@@ -23,10 +23,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::MethodError;
-use crate::delta::{Delta, Deltas};
-use crate::method::{KeyStyle, Method, MethodConfig};
-use crate::parameters::{Init, Param, ParameterSet};
-use crate::targets::{Selection, Targets};
+use crate::framework::method::{KeyStyle, Method, MethodConfig};
+use crate::framework::parameters::{Init, Param, ParameterSet};
+use crate::framework::targets::{Selection, Targets};
+use crate::parts::delta::{Delta, Deltas};
 
 crate::settings! {
     /// The settings of LoRA, under HF PEFT's names.

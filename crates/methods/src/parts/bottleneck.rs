@@ -15,8 +15,8 @@ use epiphyte_ops::Activation;
 use serde::{Deserialize, Serialize};
 
 use crate::MethodError;
-use crate::dense::Dense;
-use crate::parameters::{Init, ParameterSet};
+use crate::framework::parameters::{Init, ParameterSet};
+use crate::parts::dense::Dense;
 
 /// How a bottleneck's matrices start; biases start at zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
