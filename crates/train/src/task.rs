@@ -6,8 +6,8 @@ use std::str::FromStr;
 
 use burn::tensor::Device;
 use epiphyte_data::{
-    Batches, Columns, EncodeOptions, Examples, Fields, LabelField, LabelSet, Order, ReadOptions,
-    Table, Tokenizer, check_max_length,
+    Batches, Columns, EncodeOptions, Example, Examples, Fields, LabelField, LabelSet, Order,
+    ReadOptions, Table, Tokenizer, check_max_length,
 };
 use epiphyte_models::{LoadOptions, Loaded, Task, load};
 use serde::{Deserialize, Serialize};
@@ -35,6 +35,14 @@ impl TaskKind {
             Self::SequenceClassification => "sequence-classification",
             Self::Regression => "regression",
             Self::CausalLanguageModelling => "causal-language-modelling",
+        }
+    }
+
+    /// The longest example in tokens, if neither run nor adapter gives a length.
+    pub fn default_max_length(self) -> usize {
+        match self {
+            Self::SequenceClassification | Self::Regression => 128,
+            Self::CausalLanguageModelling => 512,
         }
     }
 }
@@ -97,16 +105,13 @@ impl TaskSpec {
                 .to_vec(),
             _ => Vec::new(),
         };
-        let usual = if run.task == TaskKind::CausalLanguageModelling {
-            512
-        } else {
-            128
-        };
         Ok(Self {
             task: run.task,
             columns,
             labels,
-            max_length: run.max_length.unwrap_or(usual),
+            max_length: run
+                .max_length
+                .unwrap_or_else(|| run.task.default_max_length()),
             packing: run.packing,
             no_header: run.no_header,
             quoting: run.quoting,
@@ -264,8 +269,8 @@ impl Workbench {
             .examples(table, &self.tokenizer, labelled)?
             .examples;
         let vocabulary = self.loaded.config.vocab_size();
-        let largest = examples.iter().flat_map(|example| &example.ids).max();
-        if let Some(&id) = largest.filter(|&&id| id as usize >= vocabulary) {
+        let largest = examples.iter().filter_map(Example::largest_id).max();
+        if let Some(id) = largest.filter(|&id| id as usize >= vocabulary) {
             return Err(TrainError::Vocabulary { id, vocabulary });
         }
         Ok(Batches::new(examples, batch_size, order)?)

@@ -228,16 +228,13 @@ impl TaskArguments {
                 .into());
             }
         };
-        let usual = if task == TaskKind::CausalLanguageModelling {
-            512
-        } else {
-            128
-        };
         let mut spec = told.unwrap_or_else(|| TaskSpec {
             task,
             columns: epiphyte::data::Columns::default(),
             labels: Vec::new(),
-            max_length: usual.min(config.max_position_embeddings()),
+            max_length: task
+                .default_max_length()
+                .min(config.max_position_embeddings()),
             packing: false,
             no_header: false,
             quoting: None,
