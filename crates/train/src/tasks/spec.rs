@@ -4,7 +4,7 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use epiphyte_data::{
-    Batches, Columns, EncodeOptions, Examples, Order, ReadOptions, Table, Tokenizer,
+    Batches, Columns, EncodeOptions, Example, Examples, Order, ReadOptions, Table, Tokenizer,
     check_max_length,
 };
 use epiphyte_models::{HeadKind, LoadOptions, Loaded, load};
