@@ -200,35 +200,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_name_is_read_back() {
-        for task in [
-            TaskKind::SequenceClassification,
-            TaskKind::Regression,
-            TaskKind::CausalLanguageModelling,
-        ] {
-            assert_eq!(task.name().parse::<TaskKind>().unwrap(), task);
-            assert_eq!(serde_json::to_value(task).unwrap(), task.name());
-        }
-        assert_eq!(
-            "causal-lm".parse::<TaskKind>().unwrap(),
-            TaskKind::CausalLanguageModelling
-        );
-        let error = "seq2seq".parse::<TaskKind>().unwrap_err();
-        assert!(error.to_string().contains("`seq2seq`"), "{error}");
-    }
-
-    #[test]
     fn columns_that_do_not_fit_name_the_task() {
-        let spec = TaskSpec {
-            task: TaskKind::Regression,
-            columns: Columns::default(),
-            labels: Vec::new(),
-            max_length: 8,
-            packing: false,
-            no_header: false,
-            quoting: None,
+        let task: TaskKind = "regression".parse().unwrap();
+        let error = task.fields(&Columns::default(), &[], true).unwrap_err();
+        let error = TrainError::Columns {
+            task,
+            source: error,
         };
-        let error = spec.fields(true).unwrap_err().to_string();
+        let error = error.to_string();
         assert!(
             error.contains("regression") && error.contains("text_columns"),
             "{error}"
