@@ -5,9 +5,9 @@
 
 use burn::tensor::{Device, DeviceKind, DeviceType, Tensor, TensorData};
 use epiphyte_data::{Batches, Example, Order, Target};
-use epiphyte_methods::{METHODS, MethodError, AdapterModule, by_name};
+use epiphyte_methods::{AdapterModule, METHODS, MethodError, by_name};
 use epiphyte_models::adapter::name_id;
-use epiphyte_models::{ModelConfig, Targets, HeadKind, Tokens, Model, random_model};
+use epiphyte_models::{HeadKind, Model, ModelConfig, Targets, Tokens, random_model};
 use epiphyte_ops::{Activation, Precision, Sequences, random};
 use epiphyte_train::journal::{Record, read};
 use epiphyte_train::observer::Silent;

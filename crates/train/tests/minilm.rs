@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use epiphyte_data::Tokenizer;
-use epiphyte_models::{Checkpoint, Identity, LoadOptions, HeadKind, Tokens, load};
+use epiphyte_models::{Checkpoint, HeadKind, Identity, LoadOptions, Tokens, load};
 use epiphyte_ops::Sequences;
 use serde::Deserialize;
 

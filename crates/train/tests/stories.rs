@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
-use epiphyte_models::{Identity, LoadOptions, Loaded, Targets, HeadKind, Tokens, load};
+use epiphyte_models::{HeadKind, Identity, LoadOptions, Loaded, Targets, Tokens, load};
 use epiphyte_ops::Sequences;
 use epiphyte_train::{Generation, generate};
 use serde::Deserialize;

@@ -1,8 +1,6 @@
 //! Sequence classification: one of several labels for a text or a pair of texts.
 
-use epiphyte_data::{
-    Batches, Columns, DataError, Fields, LabelField, LabelSet, Table, Target,
-};
+use epiphyte_data::{Batches, Columns, DataError, Fields, LabelField, LabelSet, Table, Target};
 use epiphyte_models::{Adapter, HeadKind, Model};
 
 use super::Task;

@@ -7,7 +7,7 @@ use epiphyte_methods::METHODS;
 use epiphyte_methods::file::TENSORS_FILE;
 use epiphyte_models::Checkpoint;
 use epiphyte_train::observer::Silent;
-use epiphyte_train::{Interrupt, RunConfig, RunOptions, ActivationCacheKind, train_several};
+use epiphyte_train::{ActivationCacheKind, Interrupt, RunConfig, RunOptions, train_several};
 use serde_json::{Value, json};
 
 use crate::world::World;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use epiphyte_io::safetensors_file::write_f32;
-use epiphyte_models::{ModelConfig, HeadKind, random_model};
+use epiphyte_models::{HeadKind, ModelConfig, random_model};
 use epiphyte_ops::Precision;
 use epiphyte_train::{RunConfig, TaskKind};
 use serde_json::{Map, Value, json};
