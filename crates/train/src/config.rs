@@ -344,7 +344,7 @@ mod tests {
         for (key, value, message) in [
             (
                 "batch_size",
-                0.0,
+                0.0f64,
                 "`batch_size` is 0, but it must be greater than 0",
             ),
             (
