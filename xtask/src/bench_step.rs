@@ -1,9 +1,9 @@
 //! One measurement of training steps: the Rust side of `benches/against_pytorch`.
 //!
-//! Random weights in the shape that `--work` names, fixed tokens, no dropout, AdamW over what the method
-//! trains. Prints one JSON object with the median time of a step after warm-up, processor seconds a step (of all
-//! threads, the first step and the final checkpoint included), tokens a second, peak memory, and
-//! the time from the start of the process to the end of the first step.
+//! Random weights in the shape that `--work` names, fixed tokens, no dropout, AdamW over what the
+//! method trains. Prints one JSON object with the median time of a step after warm-up, processor
+//! seconds a step (of all threads, the first step and the final checkpoint included), tokens a
+//! second, peak memory, and the time from the start of the process to the end of the first step.
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -73,7 +73,8 @@ pub(crate) fn run(arguments: &[String], started: Instant) -> Result<()> {
         precision,
         micro_batch_tokens: match value("--micro-batch-tokens") {
             Some(text) => Some(text.parse()?),
-            // Its four texts would be one pass: for a few per cent of time, a quarter of the activations.
+            // Its four texts would be one pass: for a few per cent of time, a quarter of the
+            // activations.
             None => work.starts_with("llama").then_some(128),
         },
         ..RunConfig::default()
@@ -131,7 +132,8 @@ pub(crate) fn run(arguments: &[String], started: Instant) -> Result<()> {
     Ok(())
 }
 
-/// Seconds that the threads of this process have computed, by `/proc/self/stat` (proc(5): in hundredths).
+/// Seconds that the threads of this process have computed, by `/proc/self/stat` (proc(5): in
+/// hundredths).
 fn processor_seconds() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);

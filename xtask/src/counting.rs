@@ -1,5 +1,5 @@
-//! An allocator that counts: how much memory a program uses, without what the system's allocator keeps
-//! for later.
+//! An allocator that counts: how much memory a program uses, without what the system's allocator
+//! keeps for later.
 #![expect(unsafe_code, reason = "an allocator is unsafe to implement")]
 
 use std::alloc::{GlobalAlloc, Layout, System};

@@ -1,18 +1,25 @@
 //! Parameter-efficient fine-tuning of pretrained transformers.
 //!
-//! An epiphyte grows on a tree without changing it: the base model stays frozen, what is learned is a
-//! small file beside it. This crate gathers the project's crates under one name, and the `epiphyte`
-//! binary stands on nothing else. From the bottom up:
+//! The base model stays frozen; a method trains a small number of parameters, which are saved as an
+//! adapter. This crate re-exports the project's crates, in the order in which a program uses them:
 //!
-//! - [`kernels`]: slices in, slices out, on the CPU
-//! - [`ops`]: the same as differentiable operations on tensors
-//! - [`models`]: Hugging Face directories, transformer families, the seam where methods act
-//! - [`methods`]: one fine-tuning method a file, and HF PEFT's adapter files
-//! - [`hub`]: a model's name on the Hugging Face hub to its directory
-//! - [`data`]: files of examples to batches of tokens
-//! - [`mod@train`]: from a configuration to an adapter, exactly resumable
+//! | module | content |
+//! | --- | --- |
+//! | [`hub`] | from a model's name on the Hugging Face hub to its directory |
+//! | [`data`] | readers, label sets, tokenizers, chat templates, batches |
+//! | [`models`] | transformer families, read from Hugging Face directories; the hooks of methods |
+//! | [`methods`] | the fine-tuning methods and the adapter files of HF PEFT |
+//! | [`mod@train`] | training, evaluation, prediction, generation, merging |
+//! | [`io`] | files that are replaced atomically, safetensors files |
 //!
-//! What a method costs on a model can be told before anything is trained:
+//! [`train::train`] is a whole run, from a configuration to a saved adapter;
+//! [`train::open_adapter`] loads one. Types of two lower crates appear in some signatures
+//! (`ops::Precision`, `ops::Sequences`); everything else in `ops` and `kernels` may change without
+//! notice.
+//!
+//! # Example
+//!
+//! The number of parameters that a method trains is known before training:
 //!
 //! ```
 //! use epiphyte::Device;
@@ -36,16 +43,16 @@
 //! assert_eq!(tuned.counts(model.base()).trainable_parameters, 8 * (64 + 64) * 2 * 2);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
-//!
-//! [`train::train`] takes a whole run from files to an adapter.
 
 pub use burn::tensor::Device;
 
 pub use epiphyte_data as data;
 pub use epiphyte_hub as hub;
 pub use epiphyte_io as io;
+#[doc(hidden)]
 pub use epiphyte_kernels as kernels;
 pub use epiphyte_methods as methods;
 pub use epiphyte_models as models;
+#[doc(hidden)]
 pub use epiphyte_ops as ops;
 pub use epiphyte_train as train;

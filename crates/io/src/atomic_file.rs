@@ -2,8 +2,8 @@
 //!
 //! A run that is killed while saving must leave the previous file as it was. So the bytes go to a
 //! temporary file in the same directory, are forced to the disk, and one rename puts them in place;
-//! POSIX rename is atomic, so a reader sees the old file or the new one. The temporary name is always
-//! the same: what a killed process leaves behind is overwritten by the next save.
+//! POSIX rename is atomic, so a reader sees the old file or the new one. The temporary name is
+//! always the same: what a killed process leaves behind is overwritten by the next save.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -65,8 +65,8 @@ fn replace_file(
     sync_directory(directory.unwrap_or(Path::new(".")))
 }
 
-/// Forces a directory's entries to the disk, without which a rename may be lost when the power fails.
-/// Only Unix can open a directory for that.
+/// Forces a directory's entries to the disk, without which a rename may be lost when the power
+/// fails. Only Unix can open a directory for that.
 pub(crate) fn sync_directory(directory: &Path) -> io::Result<()> {
     if cfg!(unix) {
         File::open(directory)?.sync_all()

@@ -1,13 +1,13 @@
-//! Directories that appear whole or not at all, as single files do with [`write`](crate::write()), so
-//! that a kill, a crash or a full disk never leaves half a checkpoint.
+//! Directories that appear whole or not at all, as single files do with [`write`](crate::write()),
+//! so that a kill, a crash or a full disk never leaves half a checkpoint.
 //!
-//! New content goes to a temporary directory with the same parent, is forced to the disk, and is then
-//! renamed. A directory cannot be renamed over a directory that has content, so [`write_directory`] first
-//! moves the old one aside; [`clean_up`] undoes or finishes that if the process dies between the two
-//! renames.
+//! New content goes to a temporary directory with the same parent, is forced to the disk, and is
+//! then renamed. A directory cannot be renamed over a directory that has content, so
+//! [`write_directory`] first moves the old one aside; [`clean_up`] undoes or finishes that if the
+//! process dies between the two renames.
 //!
-//! Everything temporary has a name that begins with `.epiphyte-`, so cleaning up never touches a file
-//! of the user's.
+//! Everything temporary has a name that begins with `.epiphyte-`, so cleaning up never touches a
+//! file of the user's.
 //!
 //! ```
 //! use epiphyte_io::{write, write_directory};
@@ -30,19 +30,19 @@ use tempfile::{Builder, TempDir};
 use crate::FileError;
 use crate::atomic_file::{TEMPORARY, sync_directory};
 
-/// Begins the name of a directory that is being replaced: [`clean_up`] restores it if its successor is
-/// not in place.
+/// Begins the name of a directory that is being replaced: [`clean_up`] restores it if its successor
+/// is not in place.
 const REPLACED: &str = ".epiphyte-old-";
 
 /// Replaces the directory `path` by one that `fill` writes its files into.
 ///
 /// `fill` gets an empty temporary directory next to `path`, whose parent must exist. The old directory
-/// stays until the new one is complete and on the disk. If the process dies between moving the old one
-/// aside and the new one in, [`clean_up`] puts the old one back.
+/// stays until the new one is complete and on the disk. If the process dies between moving the old
+/// one aside and the new one in, [`clean_up`] puts the old one back.
 ///
 /// # Errors
-/// What `fill` returns, or a [`FileError`] naming `path`; the old directory is then in its place and
-/// nothing temporary is left.
+/// What `fill` returns, or a [`FileError`] naming `path`; the old directory is then in its place
+/// and nothing temporary is left.
 pub fn write_directory<E: From<FileError>>(
     path: &Path,
     fill: impl FnOnce(&Path) -> Result<(), E>,
@@ -75,9 +75,9 @@ pub fn remove_directory(path: &Path) -> Result<(), FileError> {
     attempt().map_err(FileError::at("remove", path))
 }
 
-/// Clears `directory` of what a killed run left behind: half-written files and directories go, and a
-/// directory whose replacement never arrived is put back. Call it before a run begins to write there,
-/// and never while another process does.
+/// Clears `directory` of what a killed run left behind: half-written files and directories go, and
+/// a directory whose replacement never arrived is put back. Call it before a run begins to write
+/// there, and never while another process does.
 ///
 /// # Errors
 /// [`FileError`], naming what could not be read, removed or put back.
@@ -128,8 +128,8 @@ fn move_into_place(temporary: TempDir, path: &Path, replaced: &Path) -> io::Resu
     sync_directory(parent)
 }
 
-/// A temporary directory with, on Unix, the permissions that a plain `mkdir` would give, where `tempfile`
-/// alone would keep it to its owner.
+/// A temporary directory with, on Unix, the permissions that a plain `mkdir` would give, where
+/// `tempfile` alone would keep it to its owner.
 fn temporary_directory(parent: &Path, name: &str) -> io::Result<TempDir> {
     let prefix = format!("{TEMPORARY}{name}-");
     let mut builder = Builder::new();

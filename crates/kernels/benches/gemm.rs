@@ -25,7 +25,7 @@ const SHAPES: [[usize; 3]; 10] = [
     [1700, 1536, 384],
 ];
 
-/// Values in [-1, 1) that no two neighbours share.
+/// Values in [-1, 1) that no two neighbors share.
 fn values(length: usize) -> Vec<f32> {
     (0..length as u32)
         .map(|i| (i.wrapping_mul(0x9e37_79b9) >> 8) as f32 / (1 << 23) as f32 - 1.0)

@@ -13,15 +13,14 @@ use epiphyte_kernels::attention::{
     Attention, AttentionBackward, AttentionDropout, AttentionGradients,
 };
 use epiphyte_kernels::cross_entropy::{CrossEntropy, HeadGradients};
-use epiphyte_kernels::dropout::{Dropout, fill_normal};
+use epiphyte_kernels::dropout::Dropout;
 use epiphyte_kernels::gemm::{PackedWeight, Precision};
 use epiphyte_kernels::norm::{Kept, Norm, RowStatistics};
+use epiphyte_kernels::random::normal;
 use epiphyte_kernels::rope::Rope;
 
 fn normals(length: usize, seed: u64) -> Vec<f32> {
-    let mut values = vec![0.0; length];
-    fill_normal(&mut values, 0.0, 1.0, seed);
-    values
+    normal(seed, length, 1.0)
 }
 
 struct Shape {

@@ -152,12 +152,7 @@ impl Activation {
         Ok(())
     }
 
-    /// `x = f(x)`, on the calling thread: for a tile of a product, or a row.
-    pub fn apply(self, x: &mut [f32]) {
-        by_curve!(self, values_in_place(x));
-    }
-
-    /// Turns `gradient`, that of f(x), into that of x: multiplies it by f'(x).
+    /// Multiplies `gradient`, that of f(x), by f'(x), which makes it that of x.
     ///
     /// # Errors
     /// [`KernelError::Length`] when `gradient` is not as long as `x`.
@@ -188,8 +183,8 @@ impl Activation {
         Ok(())
     }
 
-    /// Turns `gradient`, that of [`Activation::gated_forward`]'s result, into that of `up`, `dy f(gate)`,
-    /// and writes that of `gate`, `dy up f'(gate)`, to `d_gate`.
+    /// Changes `gradient`, that of [`Activation::gated_forward`]'s result, to that of `up`,
+    /// `dy f(gate)`, and writes that of `gate`, `dy up f'(gate)`, to `d_gate`.
     ///
     /// # Errors
     /// [`KernelError::Length`] when a slice is not as long as `gate`.
@@ -221,14 +216,6 @@ kernel! {
 }
 
 kernel! {
-    fn values_in_place<S, C: Curve>(x: &mut [f32]) {
-        for x in x {
-            *x = C::value::<S>(*x);
-        }
-    }
-}
-
-kernel! {
     fn slopes<S, C: Curve>(x: &[f32], gradient: &mut [f32]) {
         for (gradient, &x) in gradient.iter_mut().zip(x) {
             *gradient *= C::slope::<S>(x);
@@ -245,7 +232,9 @@ kernel! {
 }
 
 kernel! {
-    fn gated_slopes<S, C: Curve>(gate: &[f32], up: &[f32], gradient: &mut [f32], d_gate: &mut [f32]) {
+    fn gated_slopes<S, C: Curve>(
+        gate: &[f32], up: &[f32], gradient: &mut [f32], d_gate: &mut [f32],
+    ) {
         let gradients = gradient.iter_mut().zip(d_gate);
         for ((gradient, d_gate), (&gate, &up)) in gradients.zip(gate.iter().zip(up)) {
             *d_gate = *gradient * up * C::slope::<S>(gate);

@@ -1,8 +1,8 @@
 //! AdamW, one pass over flat buffers.
 //!
-//! Adam with the weight decay beside the gradient instead of in it (Loshchilov and Hutter 2019),
-//! in the operations and the order of `torch.optim.AdamW`. Parameters of many tensors may lie in
-//! one buffer: every element goes its own way.
+//! Adam with decoupled weight decay (Loshchilov and Hutter 2019), in the operations and the order
+//! of `torch.optim.AdamW`. One buffer may hold the parameters of many tensors: the update is
+//! elementwise.
 
 use crate::simd::kernel;
 use crate::{KernelError, threads};
@@ -19,7 +19,7 @@ pub struct AdamW {
     pub betas: (f64, f64),
     /// `eps`, added to the root of the mean squared gradient.
     pub epsilon: f64,
-    /// `weight_decay`: the share of a parameter that a step at learning rate 1 takes away.
+    /// `weight_decay`: the share of a parameter that a step at learning rate 1 subtracts.
     pub weight_decay: f64,
 }
 
@@ -116,7 +116,9 @@ impl AdamW {
 }
 
 kernel! {
-    fn update<S>(factors: Factors, parameters: &mut [f32], gradients: &[f32], m: &mut [f32], v: &mut [f32]) {
+    fn update<S>(
+        factors: Factors, parameters: &mut [f32], gradients: &[f32], m: &mut [f32], v: &mut [f32],
+    ) {
         let states = m.iter_mut().zip(v);
         for ((parameter, &gradient), (m, v)) in parameters.iter_mut().zip(gradients).zip(states) {
             *m = S::mul_add(factors.first, gradient - *m, *m);

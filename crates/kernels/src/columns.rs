@@ -1,4 +1,4 @@
-//! Columns of a matrix: a factor for each, and sums over the rows.
+//! A factor for each column of a matrix, and sums over its rows.
 //!
 //! ```
 //! use epiphyte_kernels::columns::{scale, sums};
@@ -36,7 +36,7 @@ pub fn scale(x: &[f32], factors: &[f32], y: &mut [f32]) -> Result<(), KernelErro
     Ok(())
 }
 
-/// [`scale`] where x is.
+/// [`scale`] in place.
 ///
 /// # Errors
 /// As [`scale`].
@@ -48,8 +48,8 @@ pub fn scale_in_place(x: &mut [f32], factors: &[f32]) -> Result<(), KernelError>
     Ok(())
 }
 
-/// The sum of each column of `x`, or with `other` that of `x[row][column] * other[row][column]`: over
-/// blocks of rows, then over the blocks in order.
+/// The sum of each column of `x`, or with `other` that of `x[row][column] * other[row][column]`:
+/// over blocks of rows, then over the blocks in order.
 ///
 /// # Errors
 /// As [`scale`].

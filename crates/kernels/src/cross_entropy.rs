@@ -1,14 +1,14 @@
 //! Softmax cross-entropy: of a classifier's logits, and fused with a language model's head.
 //!
-//! A vocabulary is so wide that the logits of a batch would be its largest tensor by far. The
-//! fused form never holds them: it takes a few rows at a time, computes their logits, turns them
-//! in place into losses and gradients, and takes these back through the head before it goes on.
-//! Rows are what it cuts, never the vocabulary: a row's logits stay until its gradient is done,
-//! so no product is computed twice. Rows that are ignored cost nothing.
+//! The logits of a batch would be its largest tensor by far. The fused form never stores all of
+//! them: it takes a few rows at a time, computes their logits, turns them in place into losses and
+//! gradients, and multiplies these by the head's weight before it continues. It splits the rows,
+//! never the vocabulary: a row's logits are kept until its gradient is computed, so no product is
+//! computed twice. Ignored rows cost nothing.
 //!
 //! Definitions are those of `torch.nn.functional.cross_entropy`: a row with target t and logits z
-//! loses `(1 - s) (lse - z[t]) + s (lse - mean(z))`, with the log-sum-exp lse and the label
-//! smoothing s. Losses and gradients belong to the *sum* over rows; divide by
+//! has the loss `(1 - s) (lse - z[t]) + s (lse - mean(z))`, with the log-sum-exp lse and the label
+//! smoothing s. Losses and gradients are those of the *sum* over rows; divide by
 //! [`Loss::targets`] for the mean.
 //!
 //! ```
@@ -36,7 +36,7 @@ const HELD: usize = 8 * 1024 * 1024;
 /// The loss and its options.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CrossEntropy {
-    /// Rows with this target count for nothing.
+    /// Rows with this target have no loss and no gradient.
     pub ignore_index: i64,
     /// How much of the target's probability is spread over all classes, 0 to 1.
     pub label_smoothing: f32,
@@ -61,21 +61,21 @@ pub struct Loss {
     pub targets: usize,
 }
 
-/// A linear map from hidden states to logits.
+/// A linear layer from hidden states to logits.
 pub trait Head {
-    /// The width of a hidden state.
+    /// The hidden size.
     fn width(&self) -> usize;
 
     /// How many logits there are.
     fn vocabulary(&self) -> usize;
 
-    /// Computes `logits` (`[rows, vocabulary]`) from `hidden` (`[rows, width]`).
+    /// Computes `logits` (`[rows, vocabulary]`) from `hidden` (`[rows, hidden]`).
     ///
     /// # Errors
     /// When a shape does not fit.
     fn logits(&self, hidden: &[f32], logits: &mut [f32]) -> Result<(), KernelError>;
 
-    /// Computes `d_hidden` (`[rows, width]`) from `d_logits` (`[rows, vocabulary]`).
+    /// Computes `d_hidden` (`[rows, hidden]`) from `d_logits` (`[rows, vocabulary]`).
     ///
     /// # Errors
     /// When a shape does not fit.
@@ -104,14 +104,14 @@ impl Head for PackedWeight {
 /// A head without bias whose weight may change, such as a trained one.
 #[derive(Clone, Copy, Debug)]
 pub struct DenseHead<'a> {
-    /// `[vocabulary, width]`.
+    /// `[vocabulary, hidden]`.
     pub weight: &'a [f32],
-    /// The width of a hidden state.
+    /// The hidden size.
     pub width: usize,
 }
 
 impl DenseHead<'_> {
-    /// Rows, width and vocabulary, in the order of a product.
+    /// Rows, hidden size and vocabulary, in the order of a product.
     fn shape(&self, hidden: &[f32]) -> Result<[usize; 3], KernelError> {
         let vocabulary = KernelError::count_rows("weight", self.weight, self.width)?;
         Ok([
@@ -157,12 +157,12 @@ impl Head for DenseHead<'_> {
     }
 }
 
-/// The gradients that [`CrossEntropy::with_head`] shall compute; what is `None` costs nothing.
+/// The gradients that [`CrossEntropy::with_head`] computes; those that are `None` cost nothing.
 #[derive(Debug, Default)]
 pub struct HeadGradients<'a> {
-    /// Receives that of the hidden states, `[rows, width]`.
+    /// Receives that of the hidden states, `[rows, hidden]`.
     pub d_hidden: Option<&'a mut [f32]>,
-    /// Receives that of the head's weight, `[vocabulary, width]`.
+    /// Receives that of the head's weight, `[vocabulary, hidden]`.
     pub d_weight: Option<&'a mut [f32]>,
 }
 
@@ -217,17 +217,19 @@ impl CrossEntropy {
         Ok(self.sum(targets, losses))
     }
 
-    /// The loss of `head`'s logits of `hidden` (`[rows, width]`) against `targets` (`[rows]`), and
+    /// The loss of `head`'s logits of `hidden` (`[rows, hidden]`) against `targets` (`[rows]`), and
     /// the gradients of its sum. `losses` (`[rows]`) receives that of each row, 0 where ignored.
     ///
     /// ```
     /// use epiphyte_kernels::cross_entropy::{CrossEntropy, DenseHead, HeadGradients};
     ///
-    /// // A vocabulary of two words, hidden states of width 1.
+    /// // A vocabulary of two, hidden size 1.
     /// let head = DenseHead { weight: &[1.0, -1.0], width: 1 };
     /// let (mut losses, mut d_hidden) = ([0.0; 2], [0.0; 2]);
     /// let gradients = HeadGradients { d_hidden: Some(&mut d_hidden), d_weight: None };
-    /// let loss = CrossEntropy::default().with_head(&head, &[0.0, 7.0], &[0, -100], &mut losses, gradients)?;
+    /// let (hidden, targets) = ([0.0, 7.0], [0, -100]);
+    /// let loss = CrossEntropy::default();
+    /// let loss = loss.with_head(&head, &hidden, &targets, &mut losses, gradients)?;
     /// assert_eq!(loss.targets, 1);
     /// assert_eq!(d_hidden, [-1.0, 0.0]);
     /// # Ok::<(), epiphyte_kernels::KernelError>(())
@@ -322,7 +324,7 @@ impl CrossEntropy {
         }
     }
 
-    /// Turns logits into losses and, when `gradient`, themselves into gradients.
+    /// Computes the losses of logits and, with `gradient`, replaces the logits by their gradients.
     fn turn(
         &self,
         logits: &mut [f32],
@@ -373,7 +375,8 @@ kernel! {
             let mut mean = 0.0;
             if smoothing > 0.0 {
                 for part in logits.chunks(SUMMED) {
-                    mean += f64::from(fold(part, 0.0, |total, x| total + (x - largest), |a, b| a + b));
+                    let sum = fold(part, 0.0, |total, x| total + (x - largest), |a, b| a + b);
+                    mean += f64::from(sum);
                 }
                 mean /= classes as f64;
             }

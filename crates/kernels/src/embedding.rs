@@ -1,4 +1,4 @@
-//! Rows of a table by index, and the gradient's way back into the table.
+//! Rows of a table by index, and the gradient of the table.
 //!
 //! ```
 //! use epiphyte_kernels::embedding::{gather, scatter_add};
@@ -18,7 +18,7 @@ use crate::{KernelError, threads};
 
 /// Elements that one thread takes at a time.
 const PART: usize = 16 * 1024;
-/// Into how many runs of rows a table is cut when gradients are added to it.
+/// Into how many ranges of rows a table is split when gradients are added to it.
 const TABLE_PARTS: usize = 16;
 
 /// `y[i] = table[indices[i]]`, for a `table` of rows of `width`.
@@ -64,7 +64,7 @@ pub fn scatter_add(
     if dy.is_empty() {
         return Ok(());
     }
-    // Each part of the table looks for its own rows, so that no two threads write one.
+    // Each task searches for the indices of its own rows, so that no two threads write one row.
     let rows = (d_table.len() / width).div_ceil(TABLE_PARTS);
     threads::for_each(
         d_table.chunks_mut(rows * width).enumerate(),

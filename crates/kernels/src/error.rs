@@ -2,12 +2,15 @@
 
 use thiserror::Error;
 
-/// What a kernel refuses.
+/// Arguments that a kernel rejects.
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KernelError {
     /// A slice does not have as many elements as its shape says.
-    #[error("`{operand}` has {got} elements, but its shape {shape:?} needs {}", shape.iter().product::<usize>())]
+    #[error(
+        "`{operand}` has {got} elements, but its shape {shape:?} needs {}",
+        shape.iter().product::<usize>()
+    )]
     Length {
         /// The parameter's name.
         operand: &'static str,
@@ -16,7 +19,7 @@ pub enum KernelError {
         /// How many elements the caller gave.
         got: usize,
     },
-    /// A slice cannot be cut into rows of the width that the other operand has.
+    /// A slice is not a whole number of rows of the width that another operand has.
     #[error("`{operand}` has {got} elements, which is not a whole number of rows of width {width}")]
     Rows {
         /// The parameter's name.
@@ -26,7 +29,7 @@ pub enum KernelError {
         /// How many elements the caller gave.
         got: usize,
     },
-    /// Offsets of sequences do not cut the tokens into sequences.
+    /// The offsets of sequences do not start at 0, decrease, or do not end at the last token.
     #[error(
         "`{operand}` must start with 0, never fall and end with {tokens}, the number of tokens"
     )]
@@ -36,36 +39,37 @@ pub enum KernelError {
         /// How many tokens there are.
         tokens: usize,
     },
-    /// An index points outside what it indexes.
+    /// An index is out of range.
     #[error("`{operand}[{position}]` is {index}, but only 0 to {limit} (exclusive) exist")]
     Index {
         /// The parameter's name.
         operand: &'static str,
-        /// Where in it.
+        /// The position in it.
         position: usize,
-        /// The index found there.
+        /// The index at this position.
         index: i64,
         /// The first index that is too large.
         limit: usize,
     },
-    /// A number is outside what the kernel is defined for.
+    /// A number is outside the kernel's domain.
     #[error("`{parameter}` is {got}, but must be {allowed}")]
     Parameter {
         /// The parameter's name.
         parameter: &'static str,
         /// The value given.
         got: String,
-        /// What it may be.
+        /// The allowed values.
         allowed: &'static str,
     },
     /// The thread pool runs already and cannot be resized.
     #[error(
-        "{running} threads are already running, so {asked} cannot be set: set the number of threads before anything else runs"
+        "{running} threads are already running, so {asked} cannot be set: set the number of \
+         threads before anything else runs"
     )]
     ThreadsFixed {
         /// Threads in the running pool.
         running: usize,
-        /// Threads asked for.
+        /// The number of threads requested.
         asked: usize,
     },
 }
@@ -87,7 +91,8 @@ impl KernelError {
         }
     }
 
-    /// Checks that `slice`, the parameter called `operand`, is whole rows of `width`, and counts them.
+    /// Checks that `slice`, the parameter called `operand`, is a whole number of rows of `width`,
+    /// and returns that number.
     pub(crate) fn count_rows<T>(
         operand: &'static str,
         slice: &[T],

@@ -1,4 +1,4 @@
-//! Which instruction set runs: detected once, and lowered at will so that tests force every path.
+//! The instruction set in use: detected once; tests lower it to run every path.
 
 use std::cell::Cell;
 use std::sync::OnceLock;
@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 /// architecture runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Isa {
-    /// Plain Rust, vectorised as far as the target's baseline goes.
+    /// Plain Rust, vectorized as far as the target's baseline goes.
     Portable,
     /// 128-bit vectors of AArch64.
     Neon,
@@ -28,7 +28,7 @@ impl Isa {
 
     /// The set to use now: [`Isa::detected`], or less inside [`Isa::with`].
     ///
-    /// Kernels read it once, on the calling thread, before they hand work to others.
+    /// Kernels read it once, on the calling thread, before they start tasks on other threads.
     pub fn current() -> Self {
         LIMIT.get().unwrap_or_else(Self::detected)
     }
@@ -57,7 +57,8 @@ impl Isa {
         }
     }
 
-    /// Runs `body` with [`Isa::current`] set to `self` on this thread. Tests use it to force a path.
+    /// Runs `body` with [`Isa::current`] set to `self` on this thread. Tests use it to force a
+    /// path.
     ///
     /// # Panics
     /// If the processor does not have the set.
@@ -68,7 +69,7 @@ impl Isa {
     }
 }
 
-/// Puts the thread's limit back, also when a panic unwinds.
+/// Restores the thread's limit, also when a panic unwinds.
 struct Restore(Option<Isa>);
 
 impl Drop for Restore {

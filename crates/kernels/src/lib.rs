@@ -1,9 +1,11 @@
 //! CPU kernels for training over a frozen transformer: slices in, slices out, no framework.
 //!
-//! - Every kernel picks its code at run time by [`Isa::current`]: AVX-512 (with bf16), AVX2, NEON or portable Rust.
-//! - Work goes to rayon's pool through [`threads::for_each`]; the result never depends on the number of threads.
+//! - Every kernel chooses its code at run time by [`Isa::current`]: AVX-512 (with bf16), AVX2, NEON
+//!   or portable Rust.
+//! - [`threads::for_each`] runs work on rayon's pool; the result never depends on the number of
+//!   threads.
 //! - A wrong shape is a [`KernelError`], not a panic.
-//! - Matrices are row-major and dense; hidden states are `[tokens, width]`, without padding.
+//! - Matrices are row-major and dense; hidden states are `[tokens, hidden]`, without padding.
 
 pub mod activation;
 pub mod adamw;
@@ -18,6 +20,7 @@ pub mod isa;
 mod math;
 pub mod memory;
 pub mod norm;
+pub mod random;
 pub mod rope;
 mod scratch;
 mod simd;

@@ -1,4 +1,4 @@
-//! Elementary functions without a table, a branch or a call, so that loops over them vectorise.
+//! Elementary functions without a table, a branch or a call, so that loops over them vectorize.
 //!
 //! Errors in units in the last place (ulp) against f64, over every instruction set; the tests walk
 //! through a dense sample of all floats:

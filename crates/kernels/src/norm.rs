@@ -1,9 +1,9 @@
 //! Layer norm and RMS norm over rows, with the residual sum before them, forward and backward.
 //!
-//! Transformers almost always normalise a sum: `norm(x + residual)`. Both are one pass over the row
-//! while it is in the cache. The backward pass needs the normalised row `h`, which follows from what
-//! was normalised, or from the result: `h = (y - beta) / gamma`. The result is what the next linear
-//! map often keeps anyway; the sum then need not be stored at all.
+//! Transformers almost always normalize a sum: `norm(x + residual)`. Both are one pass over the row
+//! while it is in the cache. The backward pass needs the normalized row `h`, which it computes from
+//! the input of the norm or from the result: `h = (y - beta) / gamma`. The next linear layer often
+//! saves the result anyway; the sum then need not be stored at all.
 //!
 //! ```
 //! use epiphyte_kernels::norm::{Norm, RowStatistics};
@@ -22,15 +22,15 @@ use crate::{KernelError, scratch, threads};
 
 /// Elements that one thread takes at a time.
 const PART: usize = 16 * 1024;
-/// Rows whose contributions to the gradients of gamma and beta are summed before those sums are.
+/// Rows of a block, over which the gradients of gamma and beta are summed first.
 const SUMMED_ROWS: usize = 64;
-/// How many times larger than gamma beta may be where the result stands for what was normalised:
-/// `(y - beta) / gamma` loses as many of f32's 16 million steps.
+/// The largest ratio of beta to gamma for which the result is saved in place of the input:
+/// `(y - beta) / gamma` loses precision by this factor, of f32's 16 million steps.
 const MOST_OFFSET: f32 = 8.0;
 /// The smallest gamma that is divided by.
 const LEAST_SCALE: f32 = 1e-12;
 
-/// A norm and its parameters; all of them have the width of a row.
+/// A norm and its parameters, each as long as a row.
 #[derive(Clone, Copy, Debug)]
 pub enum Norm<'a> {
     /// (x - mean) / √(variance + epsilon) · gamma + beta, with the variance over n (not n - 1):
@@ -52,7 +52,7 @@ pub enum Norm<'a> {
     },
 }
 
-/// What the backward pass needs to know of a row.
+/// The statistics of a row that the backward pass needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct RowStatistics {
     /// The mean that was subtracted; 0 in an RMS norm.
@@ -61,12 +61,12 @@ pub struct RowStatistics {
     pub rstd: f32,
 }
 
-/// What [`Norm::backward`] finds the normalised rows from, `[rows, width]`.
+/// The rows from which [`Norm::backward`] computes the normalized rows, `[rows, width]`.
 #[derive(Clone, Copy, Debug)]
 pub enum Kept<'a> {
-    /// What was normalised: x, or its sum with the residual.
+    /// The input of the norm: x, or its sum with the residual.
     Input(&'a [f32]),
-    /// The result. Only of a norm that [`Norm::can_be_undone`].
+    /// The result. Only for a norm that [`Norm::is_invertible`].
     Output(&'a [f32]),
 }
 
@@ -89,7 +89,7 @@ impl<'a> Kept<'a> {
     }
 }
 
-/// Where [`Norm::backward`] leaves the gradients of the parameters.
+/// The gradients of the parameters that [`Norm::backward`] computes.
 #[derive(Debug)]
 pub struct NormGradients<'a> {
     /// Receives the gradient of gamma, `[width]`.
@@ -99,10 +99,10 @@ pub struct NormGradients<'a> {
 }
 
 impl Norm<'_> {
-    /// Normalises the rows of `x` (`[rows, width]`), or of its sum with a `residual` of the same shape,
-    /// into `y`.
+    /// Normalizes the rows of `x` (`[rows, width]`), or of its sum with a `residual` of the same
+    /// shape, into `y`.
     ///
-    /// `statistics` has an element a row.
+    /// `statistics` has an element for each row.
     ///
     /// # Errors
     /// [`KernelError::Rows`] or [`KernelError::Length`] when a shape does not fit.
@@ -127,22 +127,22 @@ impl Norm<'_> {
                 Some(residual) => add(x, &residual[index * part * width..][..x.len()], y),
                 None => y.copy_from_slice(x),
             }
-            normalise_rows(*self, y, statistics);
+            normalize_rows(*self, y, statistics);
         });
         Ok(())
     }
 
-    /// Whether the result says what was normalised without losing much of it: no gamma is zero, none
-    /// small beside its beta.
-    pub fn can_be_undone(&self) -> bool {
+    /// Whether the normalized rows can be computed from the result without losing much precision:
+    /// no gamma is zero, and none is small compared with its beta.
+    pub fn is_invertible(&self) -> bool {
         let scales = |gamma: &f32| gamma.is_finite() && gamma.abs() >= LEAST_SCALE;
         let mut offsets = self.gamma().iter().zip(self.beta());
         self.gamma().iter().all(scales)
             && offsets.all(|(gamma, beta)| beta.abs() <= MOST_OFFSET * gamma.abs())
     }
 
-    /// Turns `gradient`, that of the result, into that of x (and of the residual, which is the same),
-    /// `[rows, width]`; and computes those of the parameters where asked.
+    /// Changes `gradient`, that of the result, to that of x (and of the residual, which is the
+    /// same), `[rows, width]`, and computes those of the parameters if they are wanted.
     ///
     /// # Errors
     /// [`KernelError::Rows`] or [`KernelError::Length`] when a shape does not fit.
@@ -225,7 +225,7 @@ impl Norm<'_> {
         }
     }
 
-    /// The number of rows, and their width (1 where there is nothing).
+    /// The number of rows, and their width (1 if there are no elements).
     fn check(&self, x: &[f32]) -> Result<(usize, usize), KernelError> {
         let width = self.gamma().len();
         if let Norm::Layer { beta, .. } = self {
@@ -252,8 +252,8 @@ kernel! {
 }
 
 kernel! {
-    /// Normalises rows where they are.
-    fn normalise_rows<S>(norm: Norm<'_>, rows: &mut [f32], statistics: &mut [RowStatistics]) {
+    /// Normalizes rows where they are.
+    fn normalize_rows<S>(norm: Norm<'_>, rows: &mut [f32], statistics: &mut [RowStatistics]) {
         let width = norm.gamma().len();
         let scale = 1.0 / width as f32;
         for (row, statistics) in rows.chunks_exact_mut(width).zip(statistics) {
@@ -281,9 +281,9 @@ kernel! {
     }
 }
 
-/// Writes row `row` of what was kept, normalised, to `h`.
+/// Writes the normalized row `row` to `h`.
 #[inline(always)]
-fn normalised(
+fn normalized(
     norm: Norm<'_>,
     kept: Kept<'_>,
     row: usize,
@@ -312,18 +312,19 @@ fn normalised(
     }
 }
 
-// With g = dy gamma and the normalised row h: dx = rstd (g - mean(g) - h mean(g h)), where an RMS norm
-// has no mean(g).
+// With g = dy gamma and the normalized row h: dx = rstd (g - mean(g) - h mean(g h)), where an RMS
+// norm has no mean(g).
 kernel! {
     fn backward_rows<S>(
-        norm: Norm<'_>, kept: Kept<'_>, statistics: &[RowStatistics], gradient: &mut [f32], h: &mut [f32],
+        norm: Norm<'_>, kept: Kept<'_>, statistics: &[RowStatistics],
+        gradient: &mut [f32], h: &mut [f32],
     ) {
         let gamma = norm.gamma();
         let width = gamma.len();
         let scale = 1.0 / width as f32;
         let rows = gradient.chunks_exact_mut(width).zip(statistics);
         for (row, (g, &statistics)) in rows.enumerate() {
-            normalised(norm, kept, row, statistics, h);
+            normalized(norm, kept, row, statistics, h);
             for (g, gamma) in g.iter_mut().zip(gamma) {
                 *g *= gamma;
             }
@@ -344,8 +345,9 @@ kernel! {
         let width = h.len();
         let (d_gamma, d_beta) = partial.split_at_mut(width);
         for (row, (dy, &statistics)) in gradient.chunks_exact(width).zip(statistics).enumerate() {
-            normalised(norm, kept, row, statistics, h);
-            for (((d_gamma, d_beta), h), &dy) in d_gamma.iter_mut().zip(&mut *d_beta).zip(&*h).zip(dy) {
+            normalized(norm, kept, row, statistics, h);
+            let sums = d_gamma.iter_mut().zip(&mut *d_beta);
+            for (((d_gamma, d_beta), h), &dy) in sums.zip(&*h).zip(dy) {
                 *d_gamma = S::mul_add(*h, dy, *d_gamma);
                 *d_beta += dy;
             }

@@ -37,7 +37,7 @@ pub struct Rope<'a> {
 }
 
 impl Rope<'_> {
-    /// Turns each head of each token of `x` (`[tokens, heads * head_dim]`), in place, by the
+    /// Rotates each head of each token of `x` (`[tokens, heads * head_dim]`), in place, by the
     /// angles of the token's position.
     ///
     /// # Errors
@@ -47,7 +47,7 @@ impl Rope<'_> {
         self.turn(x, positions, 1.0)
     }
 
-    /// Turns the gradient `dx` of the output, in place, into that of the input.
+    /// Changes the gradient `dx` of the output, in place, to that of the input.
     ///
     /// # Errors
     /// As [`Rope::forward`].
@@ -68,7 +68,7 @@ impl Rope<'_> {
         Ok(())
     }
 
-    /// The width of a token, which may be 0.
+    /// Elements of a token's row, which may be 0.
     fn check(&self, x: &[f32], positions: &[u32]) -> Result<usize, KernelError> {
         let Self {
             cos,

@@ -1,7 +1,7 @@
-//! Memory that a kernel needs while it runs, kept by the thread for the next one.
+//! Scratch memory of kernels, kept by each thread for the next kernel.
 //!
-//! A fresh allocation of this size would come from the system and go back to it each time, and
-//! the page faults would cost more than many a kernel.
+//! An allocation of this size would be requested from and returned to the system each time, and the
+//! page faults would take longer than many kernels.
 
 use std::cell::RefCell;
 
@@ -26,12 +26,12 @@ unsafe impl Zeroable for Line {}
 unsafe impl Pod for Line {}
 
 thread_local! {
-    /// Buffers that nobody on this thread uses now, the last one given back at the end.
+    /// This thread's unused buffers, the last one used at the end.
     static IDLE: RefCell<Vec<Vec<Line>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Lends `body` memory for `words` words, starting at a cache line. What it holds is left over
-/// from earlier uses.
+/// Calls `body` with memory for `words` words that starts at a cache line. Its contents are left
+/// over from earlier uses.
 ///
 /// Uses may nest: each gets its own memory.
 pub(crate) fn with<T>(words: usize, body: impl FnOnce(&mut [u32]) -> T) -> T {

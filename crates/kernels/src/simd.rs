@@ -2,7 +2,7 @@
 //!
 //! A kernel is written once, over slices, with the operations of [`Simd`]. The `kernel!` macro
 //! compiles it once for each [`Isa`](crate::Isa) under `#[target_feature]`, where the compiler
-//! vectorises its loops, and calls the copy that [`Isa::current`](crate::Isa::current) names. No
+//! vectorizes its loops, and calls the copy that [`Isa::current`](crate::Isa::current) names. No
 //! kernel names an intrinsic, and every copy does the same operations in the same order; they
 //! differ only in whether a product and a sum are rounded once (FMA) or twice (portable).
 //!

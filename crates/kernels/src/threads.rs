@@ -1,7 +1,7 @@
-//! How many threads compute, and the one way in which work is handed to them.
+//! The number of threads, and the one function that runs work on them.
 //!
-//! Every kernel cuts its work into parts whose results do not depend on each other nor on who
-//! computes them: no sum is ever split by the number of threads. That is why one seed gives the
+//! Every kernel splits its work into parts whose results depend neither on each other nor on the
+//! thread that computes them: no sum is ever split by the number of threads. So one seed gives the
 //! same bytes on 1, 2 or 8 threads.
 //!
 //! ```
@@ -47,7 +47,7 @@ pub fn threads() -> usize {
 
 /// Calls `body` once with each of `parts`, in any order, spread over [`threads()`] threads.
 ///
-/// `parts` is whatever cuts the work: a range of numbers, `chunks_mut` of a slice, a zip of
+/// `parts` is any iterator over the parts: a range of numbers, `chunks_mut` of a slice, a zip of
 /// several. The threads take parts one by one, in order, so uneven ones balance. Each thread runs
 /// under the caller's [`Isa::current`].
 pub fn for_each<P>(parts: P, body: impl Fn(P::Item) + Sync)

@@ -9,13 +9,13 @@ use epiphyte_ops::Prefix;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::calibration::{CalibrationData, Each};
-use crate::composition::Chain;
-use crate::gradients::Gradients;
-use crate::method::{Method, StepInfo, Stored, StoredTensors};
-use crate::parameters::{Param, ParameterSet};
+use crate::framework::calibration::{CalibrationData, Each};
+use crate::framework::composition::Chain;
+use crate::framework::gradients::Gradients;
+use crate::framework::method::{Method, StepInfo, Stored, StoredTensors};
+use crate::framework::parameters::{Param, ParameterSet};
+use crate::parts::replace::Replaced;
 use crate::registry::AnyConfig;
-use crate::replace::Replaced;
 use crate::{MethodError, Stage};
 
 /// Everything that a run trains over one base.

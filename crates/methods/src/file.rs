@@ -18,7 +18,7 @@ use epiphyte_models::{Base, Checkpoint, ModelError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::method::{StoredTensors, StoredValues};
+use crate::framework::method::{StoredTensors, StoredValues};
 use crate::registry::{AnyConfig, Definition, by_name, by_peft_type};
 use crate::{AdapterModule, MethodError, ParameterCounts};
 

@@ -1,10 +1,12 @@
 //! Parameter-efficient fine-tuning methods, one file each, and the adapter files of HF PEFT.
 //!
 //! A method's file holds all of it: paper, equation, shapes, parameters, file keys, tests. It acts on
-//! a model through the seam ([`epiphyte_models::Adapter`]) alone; the registry ([`METHODS`]) is the
-//! only other file that names it. Methods of one kind share what is the same: [`delta`] for changes
-//! of a linear map's weight, [`replace`] for tensors that stand in for the base's, [`bottleneck`] for
-//! small networks beside the layers.
+//! a model through the hooks of [`epiphyte_models::Adapter`] alone; the registry ([`METHODS`]) and the
+//! list of modules below are the only other places that name it.
+//!
+//! [`framework`] is what every method is written against: the traits, parameters, gradients, settings.
+//! [`parts`] is what methods of one kind share. The method files are in folders by the taxonomy of the
+//! surveys.
 //!
 //! ```
 //! let lora = epiphyte_methods::by_name("lora")?;
@@ -14,43 +16,67 @@
 //! # Ok::<(), epiphyte_methods::MethodError>(())
 //! ```
 
+/// What every method is written against.
+pub mod framework {
+    pub mod calibration;
+    pub mod composition;
+    pub mod gradients;
+    pub mod method;
+    pub mod parameters;
+    pub mod settings;
+    pub mod targets;
+}
+
+/// What methods of one kind share.
+pub mod parts {
+    pub mod bottleneck;
+    pub mod delta;
+    pub(crate) mod dense;
+    pub mod replace;
+    pub(crate) mod virtual_tokens;
+}
+
+/// Small networks and vectors added inside the layers.
+pub mod adapters {
+    pub mod houlsby;
+    pub mod ia3;
+    pub mod pfeiffer;
+}
+
+/// Trained vectors in front of the input, or keys and values in front of those of each layer.
+pub mod soft_prompts {
+    pub mod p_tuning_v2;
+    pub mod prefix_tuning;
+    pub mod prompt_tuning;
+}
+
+/// Some of the base's own parameters.
+pub mod selective {
+    pub mod bitfit;
+    pub mod freeze;
+    pub mod full;
+}
+
+/// Changes of a weight that are expressed by few parameters.
+pub mod reparametrized {
+    pub mod lora;
+}
+
 mod adapter_module;
-pub mod bitfit;
-pub mod bottleneck;
-mod calibration;
-mod composition;
-pub mod delta;
-mod dense;
 mod error;
 pub mod file;
-pub mod freeze;
-pub mod full;
-mod gradients;
-pub mod houlsby;
-pub mod ia3;
-pub mod lora;
-mod method;
-pub mod p_tuning_v2;
-mod parameters;
-pub mod pfeiffer;
-pub mod prefix_tuning;
-pub mod prompt_tuning;
 mod registry;
-pub mod replace;
-pub mod settings;
-pub mod targets;
-mod virtual_tokens;
 
 pub use adapter_module::{AdapterModule, ParameterCounts};
-pub use calibration::{CalibrationData, Each};
-pub use composition::Chain;
 pub use error::MethodError;
-pub use gradients::Gradients;
-pub use method::{
+pub use framework::calibration::{CalibrationData, Each};
+pub use framework::composition::Chain;
+pub use framework::gradients::Gradients;
+pub use framework::method::{
     KeyStyle, Method, MethodConfig, OptimizerState, Stage, StepInfo, Stored, StoredTensors,
     StoredValues,
 };
-pub use parameters::{Init, Param, ParamGroup, ParamId, ParamKind, ParameterSet};
+pub use framework::parameters::{Init, Param, ParamGroup, ParamId, ParamKind, ParameterSet};
+pub use framework::settings::{Flag, FlagKind, Settings};
+pub use framework::targets::Modules;
 pub use registry::{AnyConfig, Definition, METHODS, by_name, by_peft_type};
-pub use settings::{Flag, FlagKind, Settings};
-pub use targets::Modules;

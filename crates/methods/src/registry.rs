@@ -3,25 +3,22 @@
 use epiphyte_models::Base;
 use serde_json::{Map, Value};
 
-use crate::method::{KeyStyle, Method, MethodConfig};
-use crate::settings::{self, Flag, SettingError};
-use crate::{MethodError, ParameterSet};
-use crate::{
-    bitfit, freeze, full, houlsby, ia3, lora, p_tuning_v2, pfeiffer, prefix_tuning, prompt_tuning,
-};
+use crate::framework::method::{KeyStyle, Method, MethodConfig};
+use crate::framework::settings::{self, Flag, SettingError};
+use crate::{MethodError, ParameterSet, adapters, reparametrized, selective, soft_prompts};
 
 /// The methods there are.
 pub static METHODS: &[Definition] = &[
-    Definition::of::<full::FullConfig>(),
-    Definition::of::<freeze::FreezeConfig>(),
-    Definition::of::<bitfit::BitFitConfig>(),
-    Definition::of::<lora::LoraConfig>(),
-    Definition::of::<ia3::Ia3Config>(),
-    Definition::of::<houlsby::HoulsbyConfig>(),
-    Definition::of::<pfeiffer::PfeifferConfig>(),
-    Definition::of::<prompt_tuning::PromptTuningConfig>(),
-    Definition::of::<prefix_tuning::PrefixTuningConfig>(),
-    Definition::of::<p_tuning_v2::PTuningV2Config>(),
+    Definition::of::<selective::full::FullConfig>(),
+    Definition::of::<selective::freeze::FreezeConfig>(),
+    Definition::of::<selective::bitfit::BitFitConfig>(),
+    Definition::of::<reparametrized::lora::LoraConfig>(),
+    Definition::of::<adapters::ia3::Ia3Config>(),
+    Definition::of::<adapters::houlsby::HoulsbyConfig>(),
+    Definition::of::<adapters::pfeiffer::PfeifferConfig>(),
+    Definition::of::<soft_prompts::prompt_tuning::PromptTuningConfig>(),
+    Definition::of::<soft_prompts::prefix_tuning::PrefixTuningConfig>(),
+    Definition::of::<soft_prompts::p_tuning_v2::PTuningV2Config>(),
 ];
 
 /// The method of a name.

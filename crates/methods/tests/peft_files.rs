@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 use epiphyte_methods::MethodError;
 use epiphyte_methods::file::{About, AdapterFile, CONFIG_FILE, Provenance, TENSORS_FILE, save};
-use epiphyte_models::{LoadOptions, ModelConfig, HeadKind, Model, load, random_model};
+use epiphyte_models::{HeadKind, LoadOptions, Model, ModelConfig, load, random_model};
 use epiphyte_ops::Precision;
 use serde_json::{Value, json};
 
@@ -138,7 +138,7 @@ fn every_folder_is_read_as_it_should_be() {
                 unknown += 1;
             }
             Some(&Loads(architecture)) => {
-                assert_same_when_written_again(&dir, &json, &*architecture.model());
+                assert_same_when_written_again(&dir, &json, &architecture.model());
                 loaded += 1;
             }
             Some(&Unsupported(key, value)) => {
@@ -173,12 +173,12 @@ fn golden_adapters_are_written_again_as_they_were() {
         let task = match json["task_type"].as_str() {
             Some("CAUSAL_LM") => HeadKind::LanguageModel,
             _ => HeadKind::Classification {
-                labels: config.labels().num_labels(),
+                labels: config.facts().labels.num_labels(),
             },
         };
         let loaded = load(&base, task, &Device::default(), &LoadOptions::default());
         let loaded = loaded.unwrap_or_else(|error| panic!("{error}"));
-        assert_same_when_written_again(&dir, &json, &*loaded.model);
+        assert_same_when_written_again(&dir, &json, &loaded.model);
     }
     assert_eq!(adapters.len(), 25);
 }

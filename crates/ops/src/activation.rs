@@ -4,10 +4,10 @@ use std::str::FromStr;
 
 use burn::tensor::{Tensor, activation};
 use epiphyte_kernels::activation as kernels;
-use epiphyte_kernels::memory::uncleared;
+use epiphyte_kernels::memory::uninit_buffer;
 
 use crate::OpsError;
-use crate::fused::{Fused, Gradient, Kept, Wanted, apply, runs_here};
+use crate::fused::{Fused, Gradient, Kept, Wanted, apply, uses_fused};
 use crate::linear::SHAPES;
 
 /// An activation function, as `hidden_act` in a model's `config.json` names it.
@@ -26,12 +26,12 @@ pub enum Activation {
 }
 
 impl Activation {
-    /// The function of every element.
+    /// Applies the function to every element.
     ///
     /// # Shapes
-    /// - `x`, result: `[tokens, width]`
+    /// - `x`, result: `[tokens, hidden]`
     pub fn apply(self, x: Tensor<2>) -> Tensor<2> {
-        if runs_here(&x) {
+        if uses_fused(&x) {
             return apply(
                 Elementwise {
                     curve: self.into(),
@@ -41,7 +41,8 @@ impl Activation {
             );
         }
         match self {
-            // Not `activation::gelu`, whose gradient on most backends is that of its tanh approximation.
+            // Not `activation::gelu`: on most backends its gradient is that of the tanh
+            // approximation.
             Self::Gelu => {
                 let twice_phi = (x.clone() * std::f64::consts::FRAC_1_SQRT_2).erf() + 1.0;
                 x * twice_phi * 0.5
@@ -53,12 +54,12 @@ impl Activation {
         }
     }
 
-    /// `f(gate) ⊙ up`, the gated feed-forward's middle (Shazeer 2020).
+    /// `f(gate) ⊙ up`, the intermediate activations of a gated feed-forward (Shazeer 2020).
     ///
     /// # Shapes
-    /// - `gate`, `up`, result: `[tokens, width]`
+    /// - `gate`, `up`, result: `[tokens, hidden]`
     pub fn gate(self, gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
-        if runs_here(&gate) && runs_here(&up) {
+        if uses_fused(&gate) && uses_fused(&up) {
             let op = Elementwise {
                 curve: self.into(),
                 shape: gate.dims(),
@@ -80,7 +81,7 @@ impl<const N: usize> Fused<N> for Elementwise {
     type Saved = ();
 
     fn forward(&self, operands: [&[f32]; N]) -> (Vec<f32>, ()) {
-        let mut y = uncleared(operands[0].len());
+        let mut y = uninit_buffer(operands[0].len());
         match operands.get(1) {
             Some(up) => self.curve.gated_forward(operands[0], up, &mut y),
             None => self.curve.forward(operands[0], &mut y),
@@ -102,7 +103,7 @@ impl<const N: usize> Fused<N> for Elementwise {
         let x = kept.inputs[0];
         let first = match kept.inputs.get(1) {
             Some(up) => {
-                let mut d_gate = uncleared(x.len());
+                let mut d_gate = uninit_buffer(x.len());
                 self.curve
                     .gated_backward(x, up, gradient.values_mut(), &mut d_gate)
                     .expect(SHAPES);

@@ -3,11 +3,11 @@
 use burn::tensor::{Tensor, TensorData, activation};
 use epiphyte_kernels::attention as kernels;
 use epiphyte_kernels::dropout::Dropout;
-use epiphyte_kernels::memory::uncleared;
+use epiphyte_kernels::memory::uninit_buffer;
 
 use crate::Sequences;
-use crate::dropout::place;
-use crate::fused::{Fused, Gradient, Kept, Operand, Wanted, apply, runs_here};
+use crate::dropout::site_key;
+use crate::fused::{Fused, Gradient, Kept, Operand, Wanted, apply, uses_fused};
 use crate::linear::{SHAPES, index};
 
 /// The shape of an attention and which keys a query sees.
@@ -106,7 +106,7 @@ impl Prefix {
     }
 }
 
-/// What is known of a prefix without its values.
+/// The shape of a prefix.
 #[derive(Clone, Copy, Debug)]
 struct PrefixShape {
     length: usize,
@@ -146,9 +146,9 @@ pub fn attention(
         bias: bias.as_ref().map(Tensor::dims),
         site,
     };
-    let prefix_fused = prefix_operands.iter().flatten().all(runs_here);
-    let bias_fused = bias.as_ref().is_none_or(runs_here);
-    if [&q, &k, &v].into_iter().all(runs_here) && prefix_fused && bias_fused {
+    let prefix_fused = prefix_operands.iter().flatten().all(uses_fused);
+    let bias_fused = bias.as_ref().is_none_or(uses_fused);
+    if [&q, &k, &v].into_iter().all(uses_fused) && prefix_fused && bias_fused {
         return match (prefix_operands, bias) {
             (None, None) => apply(op, [q.into(), k.into(), v.into()]),
             (None, Some(bias)) => apply(op, [q.into(), k.into(), v.into(), bias.into()]),
@@ -165,8 +165,8 @@ pub fn attention(
     op.composed(q, [k, v], prefix_operands, bias)
 }
 
-/// Attention over `q`, `k`, `v`, the prefix's keys and values if there is one, and the bias if there
-/// is one, in this order.
+/// Attention over `q`, `k`, `v`, the prefix's keys and values if there is one, and the bias if
+/// there is one, in this order.
 #[derive(Clone, Debug)]
 struct Operation {
     shape: Attention,
@@ -186,7 +186,7 @@ impl Operation {
     ) -> T {
         let keys = self.rows.keys().filter(|_| self.shape.dropout > 0.0);
         let keys: Option<Vec<u64>> =
-            keys.map(|keys| keys.iter().map(|&key| place(key, self.site)).collect());
+            keys.map(|keys| keys.iter().map(|&key| site_key(key, self.site)).collect());
         let shape = &self.shape;
         let mut further = operands[3..].iter();
         let mut next = || *further.next().expect("`attention` passes all operands");
@@ -225,7 +225,7 @@ impl Operation {
     }
 }
 
-/// What the forward pass saves for the backward pass.
+/// Results of the forward pass that the backward pass reads.
 #[derive(Clone, Debug)]
 struct Saved {
     /// Log-sum-exp of the scores, `[heads, tokens]`.
@@ -239,8 +239,8 @@ impl<const N: usize> Fused<N> for Operation {
 
     fn forward(&self, operands: [&[f32]; N]) -> (Vec<f32>, Saved) {
         let [q, k, v] = [operands[0], operands[1], operands[2]];
-        let mut out = uncleared(q.len());
-        let mut lse = uncleared(self.shape.heads * self.rows.tokens());
+        let mut out = uninit_buffer(q.len());
+        let mut lse = uninit_buffer(self.shape.heads * self.rows.tokens());
         let reads_output = self.with_kernel(operands, |kernel| {
             kernel.forward(q, k, v, &mut out, &mut lse).expect(SHAPES);
             kernel.backward_reads_output()
@@ -252,7 +252,7 @@ impl<const N: usize> Fused<N> for Operation {
         vec![self.rows.tokens(), self.shape.heads * self.shape.head_dim]
     }
 
-    fn keeps(&self, _tracked: Wanted<N>, saved: &Saved) -> (Wanted<N>, bool) {
+    fn saved_operands(&self, _tracked: Wanted<N>, saved: &Saved) -> (Wanted<N>, bool) {
         ([true; N], saved.reads_output)
     }
 
@@ -271,7 +271,7 @@ impl<const N: usize> Fused<N> for Operation {
             d_out: &gradient,
         };
         let mut results: [Option<Vec<f32>>; N] = std::array::from_fn(|operand| {
-            wanted[operand].then(|| uncleared(kept.inputs[operand].len()))
+            wanted[operand].then(|| uninit_buffer(kept.inputs[operand].len()))
         });
         let mut slots = results.iter_mut().map(Option::as_deref_mut);
         let mut next = |present: bool| present.then(|| slots.next().flatten()).flatten();
@@ -348,7 +348,8 @@ impl Operation {
             .select(0, index(real_rows, rows.tokens(), &device))
     }
 
-    /// Keys or values of all query heads, the prefix first: `[sequences, heads, columns, head_dim]`.
+    /// Keys or values of all query heads, the prefix first: `[sequences, heads, columns,
+    /// head_dim]`.
     fn padded_keys(&self, own: Tensor<2>, prefix: Option<Tensor<2>>) -> Tensor<4> {
         let shape = &self.shape;
         let (batch, head) = (self.rows.count(), [shape.kv_heads, shape.head_dim]);
@@ -387,8 +388,8 @@ impl Operation {
         let keys = self.rows.keys().unwrap_or_default();
         let lengths = self.rows.lengths().zip(self.key_rows.lengths());
         for (sequence, (&key, (queries, keys))) in keys.iter().zip(lengths).enumerate() {
-            let mask =
-                Dropout::new(shape.dropout as f32, place(key, self.site)).expect("p is in [0, 1)");
+            let mask = Dropout::new(shape.dropout as f32, site_key(key, self.site))
+                .expect("p is in [0, 1)");
             let keys = self.prefix_length() + keys;
             for head in 0..shape.heads {
                 for query in 0..queries {

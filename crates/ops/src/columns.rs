@@ -2,9 +2,9 @@
 
 use burn::tensor::Tensor;
 use epiphyte_kernels::columns;
-use epiphyte_kernels::memory::uncleared;
+use epiphyte_kernels::memory::uninit_buffer;
 
-use crate::fused::{Fused, Gradient, Kept, Wanted, apply, runs_here};
+use crate::fused::{Fused, Gradient, Kept, Wanted, apply, uses_fused};
 use crate::linear::SHAPES;
 
 /// The smallest factor that the result is divided by.
@@ -13,10 +13,10 @@ const LEAST: f32 = 1e-12;
 /// `x ⊙ factors`, each row by the same factors.
 ///
 /// # Shapes
-/// - `x`, result: `[tokens, width]`
-/// - `factors`: `[width]`
+/// - `x`, result: `[tokens, hidden]`
+/// - `factors`: `[hidden]`
 pub fn scale_columns(x: Tensor<2>, factors: Tensor<1>) -> Tensor<2> {
-    if runs_here(&x) && runs_here(&factors) {
+    if uses_fused(&x) && uses_fused(&factors) {
         let op = Scale { shape: x.dims() };
         return apply(op, [x.into(), factors.into()]);
     }
@@ -29,23 +29,23 @@ struct Scale {
 }
 
 impl Fused<2> for Scale {
-    /// Whether the result says what x was, so that x need not be kept: attention keeps its operands
-    /// anyway.
+    /// Whether x can be computed from the result, so that x need not be saved: attention saves its
+    /// operands, which are these results, anyway.
     type Saved = bool;
 
     fn forward(&self, [x, factors]: [&[f32]; 2]) -> (Vec<f32>, bool) {
-        let mut y = uncleared(x.len());
+        let mut y = uninit_buffer(x.len());
         columns::scale(x, factors, &mut y).expect(SHAPES);
-        let undone = |factor: &f32| factor.is_finite() && factor.abs() >= LEAST;
-        (y, factors.iter().all(undone))
+        let invertible = |factor: &f32| factor.is_finite() && factor.abs() >= LEAST;
+        (y, factors.iter().all(invertible))
     }
 
     fn shape(&self) -> Vec<usize> {
         self.shape.to_vec()
     }
 
-    fn keeps(&self, [_, factors]: Wanted<2>, undone: &bool) -> (Wanted<2>, bool) {
-        ([factors && !undone, true], factors && *undone)
+    fn saved_operands(&self, [_, factors]: Wanted<2>, invertible: &bool) -> (Wanted<2>, bool) {
+        ([factors && !invertible, true], factors && *invertible)
     }
 
     fn backward(
@@ -56,11 +56,11 @@ impl Fused<2> for Scale {
     ) -> [Option<Gradient>; 2] {
         let [input, values] = kept.inputs;
         let d_factors = factors.then(|| {
-            let undone = *kept.saved;
-            let other = if undone { kept.output } else { input };
+            let invertible = *kept.saved;
+            let other = if invertible { kept.output } else { input };
             let mut sums = vec![0.0; values.len()];
             columns::sums(&gradient, Some(other), &mut sums).expect(SHAPES);
-            if undone {
+            if invertible {
                 let sums = sums.iter_mut().zip(values);
                 sums.for_each(|(sum, factor)| *sum /= factor);
             }

@@ -1,20 +1,22 @@
-//! Dropout whose decisions follow from where an element stands, not from when it is drawn.
+//! Dropout whose mask depends on the position of an element, not on the order of draws.
 
 use burn::tensor::{Tensor, TensorData};
-use epiphyte_kernels::dropout::{self as kernels, derive_key};
+use epiphyte_kernels::dropout as kernels;
+use epiphyte_kernels::random::derive_key;
 
 use crate::Sequences;
-use crate::fused::{Fused, Gradient, Kept, Wanted, apply, runs_here};
+use crate::fused::{Fused, Gradient, Kept, Wanted, apply, uses_fused};
 use crate::linear::SHAPES;
 
 /// Drops elements with probability `p` and scales the others by `1 / (1 - p)` (Srivastava et al.
-/// 2014), while the sequences carry keys; otherwise returns `x` as it is.
+/// 2014), if the sequences have random keys; otherwise returns `x`.
 ///
-/// An element's fate depends on its sequence's key, on `site` and on its row and column within the
-/// sequence, so a run repeats on any number of threads, in any batch, and after a resume.
+/// Whether an element is dropped depends on its sequence's key, on `site` and on its row and column
+/// within the sequence, so a run repeats on any number of threads, in any batch, and after a
+/// resume.
 ///
 /// # Shapes
-/// - `x`, result: `[tokens, width]`
+/// - `x`, result: `[tokens, hidden]`
 ///
 /// # Panics
 /// If `p` is 1 or more; configurations are checked where they are read.
@@ -25,7 +27,7 @@ pub fn dropout(x: Tensor<2>, p: f64, site: u64, sequences: &Sequences) -> Tensor
     }
 }
 
-/// Dropout at one place of these sequences, as [`dropout`] does it.
+/// [`dropout`] at one site of the model, for these sequences.
 #[derive(Clone, Debug)]
 pub struct Dropout {
     p: f64,
@@ -34,8 +36,8 @@ pub struct Dropout {
 }
 
 impl Dropout {
-    /// Dropout with probability `p` at `site`; none where nothing is dropped, because `p` is 0 or the
-    /// sequences carry no keys.
+    /// Dropout with probability `p` at `site`; `None` if nothing is dropped, because `p` is 0 or
+    /// the sequences have no random keys.
     ///
     /// `p` must be in `[0, 1)`; configurations are checked where they are read.
     pub fn new(p: f64, site: u64, sequences: &Sequences) -> Option<Self> {
@@ -46,13 +48,13 @@ impl Dropout {
         })
     }
 
-    /// What is left of `x`, `[tokens, width]`.
+    /// Applies it to `x`, `[tokens, hidden]`.
     pub fn apply(&self, x: Tensor<2>) -> Tensor<2> {
         let op = Mask {
             shape: x.dims(),
             dropout: self.clone(),
         };
-        if runs_here(&x) {
+        if uses_fused(&x) {
             return apply(op, [x.into()]);
         }
         let mut factors = vec![1.0; op.shape[0] * op.shape[1]];
@@ -61,19 +63,19 @@ impl Dropout {
         x.clone() * Tensor::from_data(factors, &x.device().inner())
     }
 
-    /// Multiplies each element of rows of `width` by its factor, forward and backward alike.
+    /// Multiplies each element of rows of `width` by its factor; forward and backward are the same.
     pub(crate) fn apply_to(&self, x: &mut [f32], width: usize) {
         let keys = self.sequences.keys().unwrap_or_default();
         for (key, pair) in keys.iter().zip(self.sequences.boundaries().windows(2)) {
-            let mask = kernels::Dropout::new(self.p as f32, place(*key, self.site));
+            let mask = kernels::Dropout::new(self.p as f32, site_key(*key, self.site));
             mask.and_then(|mask| mask.apply(&mut x[pair[0] * width..pair[1] * width], width, 0))
                 .expect(SHAPES);
         }
     }
 }
 
-/// The key from which a site of a sequence draws.
-pub(crate) fn place(key: u64, site: u64) -> u64 {
+/// The random key of a site of a sequence.
+pub(crate) fn site_key(key: u64, site: u64) -> u64 {
     derive_key(key, site)
 }
 
@@ -97,7 +99,7 @@ impl Fused<1> for Mask {
         self.shape.to_vec()
     }
 
-    fn keeps(&self, _tracked: Wanted<1>, _saved: &()) -> (Wanted<1>, bool) {
+    fn saved_operands(&self, _tracked: Wanted<1>, _saved: &()) -> (Wanted<1>, bool) {
         ([false], false)
     }
 

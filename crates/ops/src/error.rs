@@ -1,12 +1,12 @@
-//! What can be wrong with an operation's arguments.
+//! Errors in the arguments of operations.
 
 use thiserror::Error;
 
-/// An operation was asked for something that it cannot do.
+/// Arguments that an operation rejects.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OpsError {
-    /// Values do not fill the shape that they are said to have.
+    /// The number of values is not that of the shape.
     #[error("{what} has shape {found:?}, expected {expected:?}")]
     Shape {
         /// The argument.
@@ -26,8 +26,8 @@ pub enum OpsError {
     UnknownPrecision(String),
     /// An activation function of an unknown name.
     #[error(
-        "unknown activation function `{0}`; known are gelu, gelu_new, gelu_pytorch_tanh, relu, silu, \
-         swish and tanh"
+        "unknown activation function `{0}`; known are gelu, gelu_new, gelu_pytorch_tanh, relu, \
+         silu, swish and tanh"
     )]
     UnknownActivation(String),
 }

@@ -1,9 +1,8 @@
 //! The bridge between a slice kernel and Burn's autodiff.
 //!
-//! An operation says what goes forward and what comes back, over plain slices ([`Fused`]); this
-//! file, and only this file, knows how Burn stores a CPU tensor, records a backward step and which
-//! operands are tracked. An operand that no trained tensor reaches gets no gradient, and nothing is
-//! saved on its account.
+//! An operation implements its forward and backward pass over plain slices ([`Fused`]); only this
+//! file deals with Burn's CPU tensors, recorded backward steps and tracked operands. An operand
+//! that does not depend on a trained tensor gets no gradient, and nothing is saved for it.
 
 use std::cell::Cell;
 use std::fmt::Debug;
@@ -25,23 +24,23 @@ pub(crate) type Wanted<const N: usize> = [bool; N];
 
 /// An operation on `N` dense f32 operands with one result, and its gradient.
 pub(crate) trait Fused<const N: usize>: Clone + Debug + Send + 'static {
-    /// What the forward pass computes besides its result and the backward pass reads.
+    /// What the forward pass computes in addition to its result, for the backward pass.
     type Saved: Clone + Debug + Send + 'static;
 
-    /// The result (row-major, of shape [`Fused::shape`]) and what is worth keeping for the way back.
+    /// The result (row-major, of shape [`Fused::shape`]) and what the backward pass reads.
     fn forward(&self, inputs: [&[f32]; N]) -> (Vec<f32>, Self::Saved);
 
     /// The shape of the result.
     fn shape(&self) -> Vec<usize>;
 
-    /// Which operands, and whether the result itself, must live until the way back, given which
+    /// Which operands, and whether the result itself, are saved for the backward pass, given which
     /// operands are tracked. By default every operand and not the result.
-    fn keeps(&self, _tracked: Wanted<N>, _saved: &Self::Saved) -> (Wanted<N>, bool) {
+    fn saved_operands(&self, _tracked: Wanted<N>, _saved: &Self::Saved) -> (Wanted<N>, bool) {
         ([true; N], false)
     }
 
     /// Gradients of the wanted operands, given that of the result. Operands and result that
-    /// [`Fused::keeps`] did not ask for come as empty slices.
+    /// [`Fused::saved_operands`] does not name are empty slices.
     fn backward(
         &self,
         kept: Kept<'_, N, Self::Saved>,
@@ -50,20 +49,20 @@ pub(crate) trait Fused<const N: usize>: Clone + Debug + Send + 'static {
     ) -> [Option<Gradient>; N];
 }
 
-/// What the way back may read.
+/// The saved values that the backward pass may read.
 pub(crate) struct Kept<'a, const N: usize, Saved> {
     pub(crate) inputs: [&'a [f32]; N],
     pub(crate) output: &'a [f32],
     pub(crate) saved: &'a Saved,
 }
 
-/// A gradient on its way back. It is changed where it is if nobody else holds it; clones share it, so
-/// that an operation hands what it got on without a copy.
+/// A gradient. It is changed in place if it is not shared; clones share it, so that an operation
+/// can pass on the gradient of its result without a copy.
 #[derive(Clone, Debug)]
 pub(crate) struct Gradient(FlexTensor);
 
 impl Gradient {
-    /// The values, to be changed; copied first if another gradient shares them.
+    /// The values, mutable; copied first if another gradient shares them.
     pub(crate) fn values_mut(&mut self) -> &mut [f32] {
         self.0.storage_mut()
     }
@@ -89,7 +88,7 @@ thread_local! {
 }
 
 /// Runs `body` with every operation of this thread composed of Burn's own, as on a device without
-/// fused operations. Tests hold the two against each other.
+/// fused operations. Tests compare the two.
 pub fn composed<T>(body: impl FnOnce() -> T) -> T {
     let before = COMPOSED.replace(true);
     let result = body();
@@ -97,17 +96,17 @@ pub fn composed<T>(body: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Whether `tensor` lives where fused operations run: in plain memory, as f32.
-pub(crate) fn runs_here<const D: usize>(tensor: &Tensor<D>) -> bool {
+/// Whether operations on `tensor` are fused: it is in CPU memory, as f32.
+pub(crate) fn uses_fused<const D: usize>(tensor: &Tensor<D>) -> bool {
     !COMPOSED.get() && tensor.dtype() == DType::F32 && is_cpu(tensor.device().as_dispatch())
 }
 
-/// Whether tensors of `device` lie in plain memory, where the processor computes.
+/// Whether `device` is the CPU (Burn's flex backend).
 pub fn on_processor(device: &Device) -> bool {
     is_cpu(device.as_dispatch())
 }
 
-/// Whether a device is plain memory (Burn's flex backend).
+/// [`on_processor`], for Burn's own device type.
 pub(crate) fn is_cpu(device: &DispatchDevice) -> bool {
     match device {
         DispatchDevice::Autodiff(device) => is_cpu(device),
@@ -115,7 +114,7 @@ pub(crate) fn is_cpu(device: &DispatchDevice) -> bool {
     }
 }
 
-/// An operand, taken apart.
+/// An operand, as Burn's backends store it.
 pub(crate) enum Operand {
     /// On an autodiff device: it may be tracked.
     Autodiff(Tracked),
@@ -136,17 +135,17 @@ impl<const D: usize> From<Tensor<D>> for Operand {
     fn from(tensor: Tensor<D>) -> Self {
         if tensor.is_autodiff() {
             let tracked = tensor.try_into_primitive::<Autodiff<Flex>>();
-            Self::Autodiff(tracked.expect("the caller checked `runs_here`"))
+            Self::Autodiff(tracked.expect("the caller checked `uses_fused`"))
         } else {
             let plain = tensor.try_into_primitive::<Flex>();
-            Self::Plain(plain.expect("the caller checked `runs_here`"))
+            Self::Plain(plain.expect("the caller checked `uses_fused`"))
         }
     }
 }
 
-/// Runs `op` and records its way back where a tracked operand asks for it.
+/// Runs `op` and records its backward step if an operand is tracked.
 ///
-/// Every operand must satisfy [`runs_here`]; `D` is the rank of the result.
+/// Every operand must satisfy [`uses_fused`]; `D` is the rank of the result.
 pub(crate) fn apply<const N: usize, const D: usize, Op: Fused<N>>(
     op: Op,
     operands: [Operand; N],
@@ -178,7 +177,7 @@ pub(crate) fn apply<const N: usize, const D: usize, Op: Fused<N>>(
     {
         OpsKind::UnTracked(step) => step.finish(output),
         OpsKind::Tracked(step) => {
-            let (inputs, keep_output) = op.keeps(tracked, &saved);
+            let (inputs, keep_output) = op.saved_operands(tracked, &saved);
             let mut kept = dense.map(Some);
             for (tensor, keep) in kept.iter_mut().zip(inputs) {
                 if !keep {
@@ -197,9 +196,10 @@ pub(crate) fn apply<const N: usize, const D: usize, Op: Fused<N>>(
     Tensor::from_primitive::<Autodiff<Flex>>(output)
 }
 
-/// The same tensor for several readers, whose gradients come together in a fixed order: pair by pair from the last
-/// to the first. Autodiff adds up what several readers of one tensor send back in an order that depends on the whole
-/// graph; with more than two of them, a run's last bits would depend on what else the graph holds.
+/// The same tensor for several consumers, whose gradients are added in a fixed order: pair by pair
+/// from the last to the first. Burn's autodiff adds the gradients of several consumers of one
+/// tensor in an order that depends on the whole graph; with more than two, the last bits of a run
+/// would depend on the rest of the graph.
 ///
 /// ```
 /// use burn::tensor::{Device, Tensor};
@@ -221,9 +221,9 @@ pub fn fork<const N: usize, const D: usize>(x: Tensor<D>) -> [Tensor<D>; N] {
     })
 }
 
-/// The same values as a step of their own, which hands its gradient on.
+/// The same values as a recorded step of its own, which passes its gradient on.
 fn alias<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    if !runs_here(&x) || !x.is_autodiff() {
+    if !uses_fused(&x) || !x.is_autodiff() {
         return x;
     }
     let (Operand::Plain(values), Operand::Autodiff(tracked)) =
@@ -243,10 +243,10 @@ fn alias<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     Tensor::from_primitive::<Autodiff<Flex>>(output)
 }
 
-/// One value from which a way back starts that brings `gradient` to `x`: `Σ x ⊙ gradient`, but on the CPU, where nobody
-/// reads the value, it is 0 and no time goes into it.
+/// Scalar whose backward pass delivers `gradient` to `x` (a vector-Jacobian product): `Σ x ⊙
+/// gradient`. Its value is unused, so on the CPU it is 0.
 pub fn pull_back<const D: usize>(x: Tensor<D>, gradient: Tensor<D>) -> Tensor<1> {
-    if !runs_here(&x) || !runs_here(&gradient) || gradient.is_autodiff() {
+    if !uses_fused(&x) || !uses_fused(&gradient) || gradient.is_autodiff() {
         return (x * gradient).sum();
     }
     let Operand::Plain(gradient) = Operand::from(gradient) else {
@@ -269,7 +269,7 @@ impl Fused<1> for PullBack {
         vec![1]
     }
 
-    fn keeps(&self, _tracked: Wanted<1>, _saved: &()) -> (Wanted<1>, bool) {
+    fn saved_operands(&self, _tracked: Wanted<1>, _saved: &()) -> (Wanted<1>, bool) {
         ([false], false)
     }
 
@@ -302,7 +302,7 @@ impl Backward<Flex, 1> for HandOn {
     }
 }
 
-/// What a recorded step holds.
+/// The state of a recorded step.
 #[derive(Clone, Debug)]
 struct State<const N: usize, Saved> {
     inputs: [Option<FlexTensor>; N],

@@ -1,11 +1,11 @@
 //! Differentiable operations for training over a frozen transformer.
 //!
-//! Each operation is written twice at most: composed of Burn's own operations, which runs on every
-//! Burn backend, and fused over [`epiphyte_kernels`], which runs on the CPU and does in one pass over
-//! memory what the composition does in ten. The caller does not choose: the device does.
+//! Each operation has at most two implementations: composed of Burn's own operations, which runs on
+//! every Burn backend, and fused over [`epiphyte_kernels`], which runs on the CPU in one pass over
+//! memory instead of about ten. The device of the operands decides which one runs.
 //!
-//! Hidden states are `[tokens, width]` matrices without padding; [`Sequences`] says where each
-//! sequence begins and ends, and only attention and dropout ask.
+//! Hidden states are `[tokens, hidden]` matrices without padding; [`Sequences`] holds where each
+//! sequence begins and ends, which only attention, dropout and the per-sequence operations read.
 //!
 //! ```
 //! use burn::tensor::{Device, Tensor};
@@ -31,7 +31,6 @@ mod low_rank;
 mod norm;
 mod optimizer;
 mod per_sequence;
-pub mod random;
 mod residual;
 mod rope;
 mod sequences;
@@ -53,4 +52,5 @@ pub use rope::{Angles, rotate};
 pub use sequences::Sequences;
 
 pub use epiphyte_kernels::memory::keep_freed_memory;
+pub use epiphyte_kernels::random;
 pub use epiphyte_kernels::threads::{set_threads, threads};

@@ -1,4 +1,4 @@
-//! Linear maps `y = x Wᵀ + b`, over a weight that is frozen or trained.
+//! Linear layers `y = x Wᵀ + b`, over a weight that is frozen or trained.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,14 +6,14 @@ use std::sync::{Arc, OnceLock};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use epiphyte_kernels::gemm::{self, Epilogue, Operand, PackedWeight, matmul};
-use epiphyte_kernels::memory::uncleared;
+use epiphyte_kernels::memory::uninit_buffer;
 use epiphyte_kernels::{columns, embedding};
 use serde::{Deserialize, Serialize};
 
 use crate::OpsError;
-use crate::fused::{Fused, Gradient, Kept, Wanted, apply, on_processor, runs_here};
+use crate::fused::{Fused, Gradient, Kept, Wanted, apply, on_processor, uses_fused};
 
-/// Data type in which a frozen matrix is kept and multiplied: `f32` or `bf16` in files and flags.
+/// Data type in which a frozen matrix is stored and multiplied: `f32` or `bf16` in files and flags.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
@@ -38,7 +38,7 @@ impl FromStr for Precision {
 }
 
 impl Precision {
-    /// Whether frozen matrices can be kept so on `device`.
+    /// Checks that frozen matrices can be stored in this format on `device`.
     ///
     /// # Errors
     /// [`OpsError::Bf16OnGpu`].
@@ -50,9 +50,9 @@ impl Precision {
     }
 }
 
-/// A matrix `[rows, columns]` of the base model that no gradient is wanted for.
+/// A matrix `[rows, columns]` of the base model that gets no gradient.
 ///
-/// It is put in order for products when it is first used: one that a method replaces takes no memory. Cloning shares
+/// It is packed when it is first used: one that a method replaces takes no memory. Cloning shares
 /// the values.
 #[derive(Clone)]
 pub struct FrozenMatrix {
@@ -63,10 +63,10 @@ pub struct FrozenMatrix {
     values: Arc<OnceLock<Values>>,
 }
 
-/// Where the values of a frozen matrix come from, row-major, as often as they are asked for.
+/// A function that returns the row-major values of a frozen matrix, the same on each call.
 pub type Source = dyn Fn() -> Vec<f32> + Send + Sync;
 
-/// On the CPU packed once, in the order in which both passes read it; elsewhere a tensor.
+/// On the CPU packed once, for the forward and the backward pass; elsewhere a tensor.
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "it lies behind a pointer")]
 enum Values {
@@ -100,7 +100,8 @@ impl FrozenMatrix {
         })
     }
 
-    /// A frozen matrix whose values `source` gives when they are needed: `rows * columns` of them, the same each time.
+    /// A frozen matrix whose `rows * columns` values `source` returns when they are needed, the
+    /// same on each call.
     ///
     /// # Errors
     /// As [`Precision::check`].
@@ -120,7 +121,7 @@ impl FrozenMatrix {
         })
     }
 
-    /// Rows and columns; for a linear map, its outputs and inputs.
+    /// Rows and columns; for a linear layer, its outputs and inputs.
     pub fn shape(&self) -> [usize; 2] {
         self.shape
     }
@@ -210,12 +211,12 @@ impl From<Precision> for gemm::Precision {
     }
 }
 
-/// The weight of a linear map or an embedding table: frozen, or a tensor that may be trained.
+/// The weight of a linear layer or an embedding table: frozen, or a tensor that may be trained.
 #[derive(Clone, Debug)]
 pub enum Weight {
     /// A matrix of the base.
     Frozen(FrozenMatrix),
-    /// A tensor `[out, in]` that stands in its place.
+    /// A tensor `[out, in]` in its place.
     Trained(Tensor<2>),
 }
 
@@ -253,9 +254,9 @@ impl Weight {
 /// - `bias`: `[out]`
 /// - result: `[tokens, out]`
 pub fn linear(x: Tensor<2>, weight: &Weight, bias: Option<Tensor<1>>) -> Tensor<2> {
-    let bias_runs_here = bias.as_ref().is_none_or(runs_here);
+    let bias_fused = bias.as_ref().is_none_or(uses_fused);
     match weight {
-        Weight::Frozen(matrix) if matrix.packed().is_some() && runs_here(&x) && bias_runs_here => {
+        Weight::Frozen(matrix) if matrix.packed().is_some() && uses_fused(&x) && bias_fused => {
             let tokens = x.dims()[0];
             let op = FrozenLinear {
                 matrix: matrix.clone(),
@@ -266,7 +267,7 @@ pub fn linear(x: Tensor<2>, weight: &Weight, bias: Option<Tensor<1>>) -> Tensor<
                 None => apply(op, [x.into()]),
             }
         }
-        Weight::Trained(weight) if runs_here(&x) && runs_here(weight) && bias_runs_here => {
+        Weight::Trained(weight) if uses_fused(&x) && uses_fused(weight) && bias_fused => {
             let ([tokens, inputs], [outputs, _]) = (x.dims(), weight.dims());
             let op = TrainedLinear {
                 tokens,
@@ -307,7 +308,7 @@ impl<const N: usize> Fused<N> for FrozenLinear {
     type Saved = ();
 
     fn forward(&self, inputs: [&[f32]; N]) -> (Vec<f32>, ()) {
-        let mut y = uncleared(self.tokens * self.matrix.shape[0]);
+        let mut y = uninit_buffer(self.tokens * self.matrix.shape[0]);
         let epilogue = Epilogue {
             bias: inputs.get(1).copied(),
             ..Epilogue::default()
@@ -322,7 +323,7 @@ impl<const N: usize> Fused<N> for FrozenLinear {
         vec![self.tokens, self.matrix.shape[0]]
     }
 
-    fn keeps(&self, _tracked: Wanted<N>, _saved: &()) -> (Wanted<N>, bool) {
+    fn saved_operands(&self, _tracked: Wanted<N>, _saved: &()) -> (Wanted<N>, bool) {
         ([false; N], false)
     }
 
@@ -334,7 +335,7 @@ impl<const N: usize> Fused<N> for FrozenLinear {
     ) -> [Option<Gradient>; N] {
         std::array::from_fn(|operand| match operand {
             0 if wanted[0] => {
-                let mut dx = uncleared(self.tokens * self.matrix.shape[1]);
+                let mut dx = uninit_buffer(self.tokens * self.matrix.shape[1]);
                 self.packed()
                     .backward_input(&gradient, None, &mut dx, false)
                     .expect(SHAPES);
@@ -364,7 +365,7 @@ impl<const N: usize> Fused<N> for TrainedLinear {
             outputs,
         } = *self;
         let [x, w] = [operands[0], operands[1]];
-        let mut y = uncleared(tokens * outputs);
+        let mut y = uninit_buffer(tokens * outputs);
         let shape = [tokens, inputs, outputs];
         match operands.get(2) {
             Some(bias) => gemm::affine(shape, x, w, bias, &mut y),
@@ -381,7 +382,7 @@ impl<const N: usize> Fused<N> for TrainedLinear {
         vec![self.tokens, self.outputs]
     }
 
-    fn keeps(&self, tracked: Wanted<N>, _saved: &()) -> (Wanted<N>, bool) {
+    fn saved_operands(&self, tracked: Wanted<N>, _saved: &()) -> (Wanted<N>, bool) {
         (
             std::array::from_fn(|operand| operand < 2 && tracked[1 - operand]),
             false,
@@ -422,7 +423,7 @@ pub(crate) const SHAPES: &str = "the operation computes its shapes from its oper
 
 /// `alpha a b` in new memory.
 pub(crate) fn product(shape: [usize; 3], alpha: f32, a: Operand<'_>, b: Operand<'_>) -> Vec<f32> {
-    let mut c = uncleared(shape[0] * shape[2]);
+    let mut c = uninit_buffer(shape[0] * shape[2]);
     matmul(shape, alpha, a, b, 0.0, &mut c).expect(SHAPES);
     c
 }
@@ -435,7 +436,7 @@ pub(crate) fn column_sums(matrix: &[f32], columns: usize) -> Gradient {
 }
 
 fn gather(table: Tensor<2>, ids: &[u32]) -> Tensor<2> {
-    if runs_here(&table) {
+    if uses_fused(&table) {
         let op = Gather {
             table: table.dims(),
             ids: ids.iter().map(|&id| i64::from(id)).collect(),
@@ -462,7 +463,7 @@ impl Fused<1> for Gather {
 
     fn forward(&self, [table]: [&[f32]; 1]) -> (Vec<f32>, ()) {
         let width = self.table[1];
-        let mut rows = uncleared(self.ids.len() * width);
+        let mut rows = uninit_buffer(self.ids.len() * width);
         embedding::gather(table, width, &self.ids, &mut rows)
             .expect("token ids are below the vocabulary");
         (rows, ())
@@ -472,7 +473,7 @@ impl Fused<1> for Gather {
         vec![self.ids.len(), self.table[1]]
     }
 
-    fn keeps(&self, _tracked: Wanted<1>, _saved: &()) -> (Wanted<1>, bool) {
+    fn saved_operands(&self, _tracked: Wanted<1>, _saved: &()) -> (Wanted<1>, bool) {
         ([false], false)
     }
 
@@ -504,8 +505,8 @@ pub(crate) fn index(
 /// The rows of `x` with the given numbers, in that order; gradients flow back to them.
 ///
 /// # Shapes
-/// - `x`: `[tokens, width]`
-/// - result: `[rows, width]`
+/// - `x`: `[tokens, hidden]`
+/// - result: `[rows, hidden]`
 pub fn rows(x: Tensor<2>, rows: &[usize]) -> Tensor<2> {
     let indices = index(rows.iter().copied(), rows.len(), &x.device());
     x.select(0, indices)

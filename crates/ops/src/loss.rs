@@ -1,13 +1,13 @@
-//! Losses, averaged over what has a target.
+//! Losses, averaged over the rows that have a target.
 
 use burn::tensor::{Int, Tensor, TensorData, activation};
 use epiphyte_kernels::cross_entropy::{CrossEntropy, DenseHead, HeadGradients};
 use epiphyte_kernels::vector;
 
-use crate::fused::{Fused, Gradient, Kept, Wanted, apply, runs_here};
+use crate::fused::{Fused, Gradient, Kept, Wanted, apply, uses_fused};
 use crate::linear::{FrozenMatrix, SHAPES, Weight, linear, rows};
 
-/// The target that says "no loss here", as in PyTorch and Hugging Face.
+/// The target of a row without a loss, as in PyTorch and Hugging Face.
 pub const IGNORED: i64 = -100;
 
 /// Mean cross-entropy of `logits` against class numbers; rows whose target is [`IGNORED`] do not
@@ -44,14 +44,14 @@ pub fn cross_entropy(logits: Tensor<2>, targets: &[i64], smoothing: f64) -> Opti
     Some(loss / counted.len() as f64)
 }
 
-/// Mean next-token cross-entropy of a language model's head over hidden states, computed without
-/// ever holding the logits of all tokens where the device allows.
+/// Mean next-token cross-entropy of a language model's head over hidden states, computed on the CPU
+/// without storing the logits of all tokens.
 ///
 /// `targets[row]` is the token that row `row` should predict (already shifted).
 ///
 /// # Shapes
-/// - `hidden`: `[tokens, width]`
-/// - `head`: `[vocabulary, width]`
+/// - `hidden`: `[tokens, hidden]`
+/// - `head`: `[vocabulary, hidden]`
 pub fn language_model_loss(
     hidden: Tensor<2>,
     head: &Weight,
@@ -71,7 +71,7 @@ pub fn language_model_loss(
         rows(hidden, &counted)
     };
     match head {
-        Weight::Frozen(matrix) if matrix.packed().is_some() && runs_here(&hidden) => {
+        Weight::Frozen(matrix) if matrix.packed().is_some() && uses_fused(&hidden) => {
             let tracked = hidden.is_autodiff() && hidden.is_tracked();
             let op = FrozenHead {
                 matrix: matrix.clone(),
@@ -81,7 +81,7 @@ pub fn language_model_loss(
             };
             Some(apply(op, [hidden.into()]))
         }
-        Weight::Trained(weight) if runs_here(weight) && runs_here(&hidden) => {
+        Weight::Trained(weight) if uses_fused(weight) && uses_fused(&hidden) => {
             let tracked = weight.is_autodiff() || hidden.is_autodiff();
             let op = TrainedHead {
                 shape: weight.dims(),
@@ -95,8 +95,8 @@ pub fn language_model_loss(
     }
 }
 
-/// The mean loss of a frozen head over `hidden`; its gradient is found on the way forward, chunk by
-/// chunk, while the logits are there.
+/// The mean loss of a frozen head over `hidden`; the forward pass computes its gradient too, chunk
+/// by chunk, while the logits are there.
 #[derive(Clone, Debug)]
 struct FrozenHead {
     matrix: FrozenMatrix,
@@ -152,7 +152,7 @@ impl Fused<1> for FrozenHead {
         vec![1]
     }
 
-    fn keeps(&self, _tracked: Wanted<1>, _saved: &Vec<f32>) -> (Wanted<1>, bool) {
+    fn saved_operands(&self, _tracked: Wanted<1>, _saved: &Vec<f32>) -> (Wanted<1>, bool) {
         ([false], false)
     }
 
@@ -194,7 +194,7 @@ impl Fused<2> for TrainedHead {
         vec![1]
     }
 
-    fn keeps(&self, _tracked: Wanted<2>, _saved: &[Vec<f32>; 2]) -> (Wanted<2>, bool) {
+    fn saved_operands(&self, _tracked: Wanted<2>, _saved: &[Vec<f32>; 2]) -> (Wanted<2>, bool) {
         ([false; 2], false)
     }
 

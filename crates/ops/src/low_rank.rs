@@ -1,19 +1,19 @@
-//! A low-rank path beside a linear map: `x Wᵀ + b + s · (d(x) Aᵀ) Bᵀ` (Hu et al. 2021, section 4.1),
-//! with dropout d on what enters the path.
+//! A linear layer with a low-rank path: `x Wᵀ + b + s · (d(x) Aᵀ) Bᵀ` (Hu et al. 2021, section
+//! 4.1), with dropout d on the input of the path.
 //!
-//! Over a frozen weight it is one operation: the path joins the product while that is still in a
-//! cache, in both directions, and the dropped x is drawn again on the way back instead of kept.
+//! Over a frozen weight it is one operation: the path is added to the product while that is still
+//! in a cache, forward and backward, and the backward pass recomputes the dropped x.
 
 use std::borrow::Cow;
 
 use burn::tensor::Tensor;
 use epiphyte_kernels::gemm::{self, Epilogue, Operand, PackedWeight};
-use epiphyte_kernels::memory::uncleared;
+use epiphyte_kernels::memory::uninit_buffer;
 use epiphyte_kernels::vector;
 
 use crate::add;
 use crate::dropout::Dropout;
-use crate::fused::{Fused, Gradient, Kept, Wanted, apply, runs_here};
+use crate::fused::{Fused, Gradient, Kept, Wanted, apply, uses_fused};
 use crate::linear::{FrozenMatrix, SHAPES, Weight, column_sums, linear, product};
 
 /// The path.
@@ -25,7 +25,7 @@ pub struct LowRank {
     pub b: Tensor<2>,
     /// Factor on the path.
     pub scale: f32,
-    /// Dropout on what enters it.
+    /// Dropout on its input.
     pub dropout: Option<Dropout>,
 }
 
@@ -42,10 +42,10 @@ pub fn low_rank_linear(
     bias: Option<Tensor<1>>,
     path: LowRank,
 ) -> Tensor<2> {
-    let here = [&x, &path.a, &path.b].into_iter().all(runs_here);
+    let here = [&x, &path.a, &path.b].into_iter().all(uses_fused);
     match weight {
         Weight::Frozen(matrix)
-            if matrix.packed().is_some() && here && bias.as_ref().is_none_or(runs_here) =>
+            if matrix.packed().is_some() && here && bias.as_ref().is_none_or(uses_fused) =>
         {
             let op = Beside {
                 matrix: matrix.clone(),
@@ -64,7 +64,8 @@ pub fn low_rank_linear(
     }
 }
 
-/// `y + s · (d(x) Aᵀ) Bᵀ`, over a product that exists: the bytes of [`low_rank_linear`], in pieces.
+/// `y + s · (d(x) Aᵀ) Bᵀ`, for a product `y` already computed, with the bytes of
+/// [`low_rank_linear`].
 ///
 /// # Shapes
 /// - `y`, result: `[tokens, out]`
@@ -101,7 +102,7 @@ impl Beside {
             .expect("`low_rank_linear` chose this operation for a packed weight")
     }
 
-    /// What enters the path.
+    /// The input of the path, after dropout.
     fn dropped<'a>(&self, x: &'a [f32]) -> Cow<'a, [f32]> {
         match &self.dropout {
             Some(dropout) => {
@@ -113,10 +114,10 @@ impl Beside {
         }
     }
 
-    /// The gradient of x, given `back = s g B`, what reaches `d(x) Aᵀ`.
+    /// The gradient of x, given `back = s g B`, that of `d(x) Aᵀ`.
     fn input_gradient(&self, gradient: &[f32], back: &[f32], a: &[f32]) -> Vec<f32> {
         let [_, inputs] = self.matrix.shape();
-        let mut dx = uncleared(self.tokens * inputs);
+        let mut dx = uninit_buffer(self.tokens * inputs);
         let low_rank = gemm::LowRank {
             left: back,
             right: a,
@@ -146,14 +147,13 @@ impl<const N: usize> Fused<N> for Beside {
         let (left, right) = (Operand::Plain(&dropped), Operand::Transposed(a));
         let low = product([self.tokens, inputs, self.rank], self.scale, left, right);
         let b = transposed(b, self.rank);
-        let mut y = uncleared(self.tokens * outputs);
+        let mut y = uninit_buffer(self.tokens * outputs);
         let epilogue = Epilogue {
             bias: operands.get(3).copied(),
             low_rank: Some(gemm::LowRank {
                 left: &low,
                 right: &b,
             }),
-            ..Epilogue::default()
         };
         self.packed().forward(x, epilogue, &mut y).expect(SHAPES);
         (y, low)
@@ -163,7 +163,7 @@ impl<const N: usize> Fused<N> for Beside {
         vec![self.tokens, self.matrix.shape()[0]]
     }
 
-    fn keeps(&self, tracked: Wanted<N>, _saved: &Vec<f32>) -> (Wanted<N>, bool) {
+    fn saved_operands(&self, tracked: Wanted<N>, _saved: &Vec<f32>) -> (Wanted<N>, bool) {
         let [x, a] = [tracked[0], tracked[1]];
         let inputs = [a, x, x || a, false];
         (std::array::from_fn(|operand| inputs[operand]), false)
@@ -191,7 +191,7 @@ impl<const N: usize> Fused<N> for Beside {
                 Some(product([rank, tokens, inputs], 1.0, left, right).into())
             }
             2 => {
-                // The few rows of its transpose read the gradient where it lies.
+                // Its transpose has few rows, so the product reads the gradient in place.
                 let (left, right) = (Operand::Transposed(kept.saved), Operand::Plain(&gradient));
                 let d_b = product([rank, tokens, outputs], 1.0, left, right);
                 Some(transposed(&d_b, outputs).into())

@@ -1,21 +1,21 @@
 //! Layer norm and root-mean-square norm.
 
 use burn::tensor::Tensor;
-use epiphyte_kernels::memory::uncleared;
+use epiphyte_kernels::memory::uninit_buffer;
 use epiphyte_kernels::norm::{self as kernels, Norm, NormGradients, RowStatistics};
 use epiphyte_kernels::vector;
 
-use crate::fused::{Fused, Gradient, Kept, Wanted, apply, runs_here};
+use crate::fused::{Fused, Gradient, Kept, Wanted, apply, uses_fused};
 use crate::linear::SHAPES;
 
 /// `(x - mean) / sqrt(variance + epsilon) * gamma + beta` over each row (Ba et al. 2016), the
 /// variance biased as in PyTorch's `LayerNorm`.
 ///
 /// # Shapes
-/// - `x`, result: `[tokens, width]`
-/// - `gamma`, `beta`: `[width]`
+/// - `x`, result: `[tokens, hidden]`
+/// - `gamma`, `beta`: `[hidden]`
 pub fn layer_norm(x: Tensor<2>, gamma: Tensor<1>, beta: Tensor<1>, epsilon: f64) -> Tensor<2> {
-    if runs_here(&x) && runs_here(&gamma) && runs_here(&beta) {
+    if uses_fused(&x) && uses_fused(&gamma) && uses_fused(&beta) {
         let op = RowNorm {
             shape: x.dims(),
             epsilon: epsilon as f32,
@@ -23,16 +23,16 @@ pub fn layer_norm(x: Tensor<2>, gamma: Tensor<1>, beta: Tensor<1>, epsilon: f64)
         };
         return apply(op, [x.into(), gamma.into(), beta.into()]);
     }
-    let centred = x.clone() - x.mean_dim(1);
-    let variance = centred.clone().square().mean_dim(1);
-    centred / (variance + epsilon).sqrt() * gamma.unsqueeze::<2>() + beta.unsqueeze::<2>()
+    let centered = x.clone() - x.mean_dim(1);
+    let variance = centered.clone().square().mean_dim(1);
+    centered / (variance + epsilon).sqrt() * gamma.unsqueeze::<2>() + beta.unsqueeze::<2>()
 }
 
-/// [`layer_norm`] of `x + residual`, without keeping the sum.
+/// [`layer_norm`] of `x + residual`, without storing the sum.
 ///
 /// # Shapes
-/// - `x`, `residual`, result: `[tokens, width]`
-/// - `gamma`, `beta`: `[width]`
+/// - `x`, `residual`, result: `[tokens, hidden]`
+/// - `gamma`, `beta`: `[hidden]`
 pub fn add_layer_norm(
     x: Tensor<2>,
     residual: Tensor<2>,
@@ -40,7 +40,7 @@ pub fn add_layer_norm(
     beta: Tensor<1>,
     epsilon: f64,
 ) -> Tensor<2> {
-    let here = runs_here(&x) && runs_here(&residual) && runs_here(&gamma) && runs_here(&beta);
+    let here = uses_fused(&x) && uses_fused(&residual) && uses_fused(&gamma) && uses_fused(&beta);
     if here {
         let op = RowNorm {
             shape: x.dims(),
@@ -55,10 +55,10 @@ pub fn add_layer_norm(
 /// `x / sqrt(mean(x²) + epsilon) * gamma` over each row (Zhang and Sennrich 2019).
 ///
 /// # Shapes
-/// - `x`, result: `[tokens, width]`
-/// - `gamma`: `[width]`
+/// - `x`, result: `[tokens, hidden]`
+/// - `gamma`: `[hidden]`
 pub fn rms_norm(x: Tensor<2>, gamma: Tensor<1>, epsilon: f64) -> Tensor<2> {
-    if runs_here(&x) && runs_here(&gamma) {
+    if uses_fused(&x) && uses_fused(&gamma) {
         let op = RowNorm {
             shape: x.dims(),
             epsilon: epsilon as f32,
@@ -78,21 +78,21 @@ struct RowNorm {
     layer: bool,
 }
 
-/// What a norm finds out for its way back.
+/// Results of the forward pass that the backward pass reads.
 #[derive(Clone, Debug)]
 struct Saved {
     statistics: Vec<RowStatistics>,
-    normalised: Normalised,
+    normalized: Normalized,
 }
 
-/// Where the way back finds the normalised rows.
+/// From what the backward pass computes the normalized rows.
 #[derive(Clone, Debug)]
-enum Normalised {
-    /// In the result, which what comes next often keeps anyway.
+enum Normalized {
+    /// The result, which the next operation often saves anyway.
     Output,
-    /// In x, where a scale is too small to divide the result by.
+    /// x, if a gamma is too small to divide the result by.
     Input,
-    /// In the sum of x and the residual, likewise.
+    /// The sum of x and the residual, likewise.
     Sum(Vec<f32>),
 }
 
@@ -118,22 +118,22 @@ impl<const N: usize> Fused<N> for RowNorm {
         let [rows, width] = self.shape;
         let norm = self.norm(operands);
         let (x, residual) = (operands[0], operands.get(3).copied());
-        let normalised = match residual {
-            _ if norm.can_be_undone() => Normalised::Output,
-            None => Normalised::Input,
+        let normalized = match residual {
+            _ if norm.is_invertible() => Normalized::Output,
+            None => Normalized::Input,
             Some(residual) => {
-                let mut sum = uncleared(x.len());
+                let mut sum = uninit_buffer(x.len());
                 vector::add(x, residual, &mut sum).expect(SHAPES);
-                Normalised::Sum(sum)
+                Normalized::Sum(sum)
             }
         };
-        let mut y = uncleared(rows * width);
+        let mut y = uninit_buffer(rows * width);
         let mut statistics = vec![RowStatistics::default(); rows];
         norm.forward(x, residual, &mut y, &mut statistics)
             .expect(SHAPES);
         let saved = Saved {
             statistics,
-            normalised,
+            normalized,
         };
         (y, saved)
     }
@@ -142,9 +142,9 @@ impl<const N: usize> Fused<N> for RowNorm {
         self.shape.to_vec()
     }
 
-    fn keeps(&self, _tracked: Wanted<N>, saved: &Saved) -> (Wanted<N>, bool) {
-        let input = matches!(saved.normalised, Normalised::Input);
-        let output = matches!(saved.normalised, Normalised::Output);
+    fn saved_operands(&self, _tracked: Wanted<N>, saved: &Saved) -> (Wanted<N>, bool) {
+        let input = matches!(saved.normalized, Normalized::Input);
+        let output = matches!(saved.normalized, Normalized::Output);
         // x, gamma, beta, residual.
         let inputs = [input, true, true, false];
         (std::array::from_fn(|operand| inputs[operand]), output)
@@ -161,10 +161,10 @@ impl<const N: usize> Fused<N> for RowNorm {
             vec![0.0; width],
             vec![0.0; if self.layer { width } else { 0 }],
         );
-        let rows = match &kept.saved.normalised {
-            Normalised::Output => kernels::Kept::Output(kept.output),
-            Normalised::Input => kernels::Kept::Input(kept.inputs[0]),
-            Normalised::Sum(sum) => kernels::Kept::Input(sum),
+        let rows = match &kept.saved.normalized {
+            Normalized::Output => kernels::Kept::Output(kept.output),
+            Normalized::Input => kernels::Kept::Input(kept.inputs[0]),
+            Normalized::Sum(sum) => kernels::Kept::Input(sum),
         };
         let trained = wanted[1] || (self.layer && wanted[2]);
         let parameters = trained.then_some(NormGradients {

@@ -1,25 +1,25 @@
-//! AdamW, as PyTorch defines it, and the length of gradients.
+//! AdamW, as PyTorch defines it, and the norm of gradients.
 
 use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 use epiphyte_kernels::{adamw, vector};
 
-use crate::fused::runs_here;
+use crate::fused::uses_fused;
 use crate::linear::SHAPES;
 
-/// The sum of squares of a flat tensor without autodiff, in f64 where the device allows: what the length
-/// of a gradient is made of. Not finite if a value is not.
+/// The sum of squares of a flat tensor without autodiff, in f64 if the device allows, for the norm
+/// of a gradient. Not finite if a value is not.
 pub fn square_sum(tensor: &Tensor<1>) -> f64 {
-    if runs_here(tensor) {
+    if uses_fused(tensor) {
         return vector::square_sum(plain(tensor.clone()).storage());
     }
     f64::from(tensor.clone().square().sum().into_scalar::<f32>())
 }
 
-/// `sum + more`, flat and without autodiff; in place if nobody else holds the sum.
+/// `sum + more`, flat and without autodiff; in place if the sum is not shared.
 pub fn accumulate(sum: Tensor<1>, more: Tensor<1>) -> Tensor<1> {
-    if runs_here(&sum) && runs_here(&more) {
+    if uses_fused(&sum) && uses_fused(&more) {
         let (mut sum, more) = (plain(sum), plain(more));
         vector::accumulate(more.storage(), sum.storage_mut()).expect(SHAPES);
         return Tensor::from_primitive::<Flex>(sum);
@@ -27,9 +27,9 @@ pub fn accumulate(sum: Tensor<1>, more: Tensor<1>) -> Tensor<1> {
     sum + more
 }
 
-/// `factor · tensor`, flat and without autodiff; in place if nobody else holds the values.
+/// `factor · tensor`, flat and without autodiff; in place if the values are not shared.
 pub fn scale(tensor: Tensor<1>, factor: f64) -> Tensor<1> {
-    if runs_here(&tensor) {
+    if uses_fused(&tensor) {
         let mut tensor = plain(tensor);
         vector::scale(tensor.storage_mut(), factor as f32);
         return Tensor::from_primitive::<Flex>(tensor);
@@ -41,7 +41,7 @@ pub fn scale(tensor: Tensor<1>, factor: f64) -> Tensor<1> {
 fn plain(tensor: Tensor<1>) -> FlexTensor {
     let tensor = tensor.try_into_primitive::<Flex>();
     tensor
-        .expect("the caller checked `runs_here` and gives tensors without autodiff")
+        .expect("the caller checked `uses_fused` and gives tensors without autodiff")
         .to_contiguous()
 }
 
@@ -88,8 +88,7 @@ impl Moments {
         }
     }
 
-    /// The moments, out of a place that gets others in a moment: their only holder may change them
-    /// in place.
+    /// Takes the moments out of `self`, so that they are not shared and can be updated in place.
     pub fn take(&mut self) -> Self {
         let nothing = Tensor::empty([0], &self.first.device());
         Self {
@@ -100,7 +99,7 @@ impl Moments {
 }
 
 impl AdamW {
-    /// One step: the new value, and the moments moved on.
+    /// One step: the new value and the updated moments.
     ///
     /// `step` counts from 1. All tensors are flat and without autodiff.
     pub fn step(
@@ -111,7 +110,7 @@ impl AdamW {
         learning_rate: f64,
         step: usize,
     ) -> (Tensor<1>, Moments) {
-        if runs_here(&value) && runs_here(&gradient) {
+        if uses_fused(&value) && uses_fused(&gradient) {
             return self.step_in_place(value, gradient, moments, learning_rate, step);
         }
         let step = i32::try_from(step).unwrap_or(i32::MAX);
@@ -125,7 +124,7 @@ impl AdamW {
         (value, Moments { first, second })
     }
 
-    /// The same in one pass over memory. Tensors that nobody else holds are changed where they are.
+    /// The same in one pass over memory. Tensors that are not shared are changed in place.
     fn step_in_place(
         &self,
         value: Tensor<1>,

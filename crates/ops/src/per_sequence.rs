@@ -4,7 +4,7 @@ use burn::tensor::{IndexingUpdateOp, Tensor, TensorData};
 use epiphyte_kernels::columns;
 
 use crate::Sequences;
-use crate::fused::{Fused, Gradient, Kept, Wanted, apply, runs_here};
+use crate::fused::{Fused, Gradient, Kept, Wanted, apply, uses_fused};
 use crate::linear::{SHAPES, index};
 
 /// The mean of each sequence's rows; zeros for a sequence without rows.
@@ -25,7 +25,7 @@ use crate::linear::{SHAPES, index};
 /// assert_eq!(expanded.to_data().to_vec::<f32>().unwrap(), [2.0, 2.0, 5.0]);
 /// ```
 pub fn mean_rows(x: Tensor<2>, rows: &Sequences) -> Tensor<2> {
-    if runs_here(&x) {
+    if uses_fused(&x) {
         let op = MeanRows(PerSequence::new(&x, rows));
         return apply(op, [x.into()]);
     }
@@ -44,7 +44,7 @@ pub fn mean_rows(x: Tensor<2>, rows: &Sequences) -> Tensor<2> {
 /// - `per_sequence`: `[sequences, hidden]`
 /// - result: `[tokens, hidden]`
 pub fn expand_rows(per_sequence: Tensor<2>, rows: &Sequences) -> Tensor<2> {
-    if runs_here(&per_sequence) {
+    if uses_fused(&per_sequence) {
         let op = ExpandRows(PerSequence::new(&per_sequence, rows));
         return apply(op, [per_sequence.into()]);
     }
@@ -58,7 +58,7 @@ fn sequence_of_rows(rows: &Sequences) -> impl Iterator<Item = usize> + '_ {
     lengths.flat_map(|(sequence, length)| std::iter::repeat_n(sequence, length))
 }
 
-/// What the sum of `length` rows is multiplied by to give their mean.
+/// The factor from the sum of `length` rows to their mean.
 fn factor_of_mean(length: usize) -> f32 {
     1.0 / length.max(1) as f32
 }
@@ -130,7 +130,7 @@ impl Fused<1> for MeanRows {
         vec![self.0.rows.count(), self.0.hidden]
     }
 
-    fn keeps(&self, _tracked: Wanted<1>, _saved: &()) -> (Wanted<1>, bool) {
+    fn saved_operands(&self, _tracked: Wanted<1>, _saved: &()) -> (Wanted<1>, bool) {
         ([false], false)
     }
 
@@ -162,7 +162,7 @@ impl Fused<1> for ExpandRows {
         vec![self.0.rows.tokens(), self.0.hidden]
     }
 
-    fn keeps(&self, _tracked: Wanted<1>, _saved: &()) -> (Wanted<1>, bool) {
+    fn saved_operands(&self, _tracked: Wanted<1>, _saved: &()) -> (Wanted<1>, bool) {
         ([false], false)
     }
 

@@ -1,18 +1,18 @@
 //! Sums of activations.
 
 use burn::tensor::Tensor;
-use epiphyte_kernels::memory::uncleared;
+use epiphyte_kernels::memory::uninit_buffer;
 use epiphyte_kernels::vector;
 
-use crate::fused::{Fused, Gradient, Kept, Wanted, apply, runs_here};
+use crate::fused::{Fused, Gradient, Kept, Wanted, apply, uses_fused};
 use crate::linear::SHAPES;
 
-/// `x + y`: where a sub-layer's output joins the residual stream.
+/// `x + y`: a block's output added to the residual stream.
 ///
 /// # Shapes
-/// - `x`, `y`, result: `[tokens, width]`
+/// - `x`, `y`, result: `[tokens, hidden]`
 pub fn add(x: Tensor<2>, y: Tensor<2>) -> Tensor<2> {
-    if runs_here(&x) && runs_here(&y) {
+    if uses_fused(&x) && uses_fused(&y) {
         let op = Sum { shape: x.dims() };
         return apply(op, [x.into(), y.into()]);
     }
@@ -28,7 +28,7 @@ impl Fused<2> for Sum {
     type Saved = ();
 
     fn forward(&self, [x, y]: [&[f32]; 2]) -> (Vec<f32>, ()) {
-        let mut sum = uncleared(x.len());
+        let mut sum = uninit_buffer(x.len());
         vector::add(x, y, &mut sum).expect(SHAPES);
         (sum, ())
     }
@@ -37,7 +37,7 @@ impl Fused<2> for Sum {
         self.shape.to_vec()
     }
 
-    fn keeps(&self, _tracked: Wanted<2>, _saved: &()) -> (Wanted<2>, bool) {
+    fn saved_operands(&self, _tracked: Wanted<2>, _saved: &()) -> (Wanted<2>, bool) {
         ([false; 2], false)
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use burn::tensor::{Tensor, TensorData};
 use epiphyte_kernels::rope::Rope;
 
-use crate::fused::{Fused, Gradient, Kept, Wanted, apply, runs_here};
+use crate::fused::{Fused, Gradient, Kept, Wanted, apply, uses_fused};
 use crate::linear::SHAPES;
 
 /// The cosines and sines of the tokens of one forward pass, shared by all layers.
@@ -46,7 +46,7 @@ impl Angles {
 /// If the angles are not those of as many tokens.
 pub fn rotate(x: Tensor<2>, angles: &Angles, head_dim: usize) -> Tensor<2> {
     let [tokens, width] = x.dims();
-    if runs_here(&x) {
+    if uses_fused(&x) {
         let op = Rotation {
             shape: [tokens, width],
             angles: angles.clone(),
@@ -73,7 +73,7 @@ pub fn rotate(x: Tensor<2>, angles: &Angles, head_dim: usize) -> Tensor<2> {
     rotated.reshape([tokens, width])
 }
 
-/// The rotation; its gradient is the rotation back.
+/// The rotation; its backward pass rotates by the negative angles.
 #[derive(Clone, Debug)]
 struct Rotation {
     shape: [usize; 2],
@@ -82,7 +82,7 @@ struct Rotation {
 }
 
 impl Rotation {
-    /// Turns the heads of `x` where they are.
+    /// Rotates the heads of `x` in place.
     fn turn(&self, x: &mut [f32], back: bool) {
         let rope = Rope {
             cos: &self.angles.cos,
@@ -113,7 +113,7 @@ impl Fused<1> for Rotation {
         self.shape.to_vec()
     }
 
-    fn keeps(&self, _tracked: Wanted<1>, _saved: &()) -> (Wanted<1>, bool) {
+    fn saved_operands(&self, _tracked: Wanted<1>, _saved: &()) -> (Wanted<1>, bool) {
         ([false], false)
     }
 

@@ -7,9 +7,9 @@ use std::sync::Arc;
 /// its sequence, and the random key of each sequence.
 ///
 /// Linear layers are then plain products, no work is spent on padding, and only attention reads the
-/// boundaries. The random keys belong to the sequences, not to the batch: what a sequence draws does
-/// not depend on the other sequences of its batch, so runs that share a batch give the same results
-/// as alone. Rows keep their positions when only some of them are selected.
+/// boundaries. The random keys belong to the sequences, not to the batch: what a sequence draws
+/// does not depend on the other sequences of its batch, so runs that share a batch give the same
+/// results as alone. Rows keep their positions when only some of them are selected.
 ///
 /// ```
 /// use epiphyte_ops::Sequences;

@@ -1,5 +1,5 @@
-//! Every operation twice: fused over the kernels, and composed of Burn's own operations. Results and
-//! gradients of all operands agree, whatever is tracked.
+//! Every operation twice: fused over the kernels, and composed of Burn's own operations. Results
+//! and gradients of all operands agree, whatever is tracked.
 
 use burn::tensor::{Device, Tensor, TensorData};
 use epiphyte_ops::{
@@ -86,7 +86,7 @@ fn row(tensor: &Tensor<2>) -> Tensor<1> {
 }
 
 #[test]
-fn linear_maps() {
+fn linear_layers() {
     let frozen = FrozenMatrix::new(
         random::normal(7, 5 * 33, 1.0),
         [5, 33],
@@ -263,12 +263,12 @@ fn norms() {
     agree("layer norm of a sum", &shapes, 2e-5, |x| {
         add_layer_norm(x[0].clone(), x[3].clone(), row(&x[1]), row(&x[2]), 1e-12)
     });
-    // A gamma of one or more: the result stands for what was normalised.
+    // A gamma of one or more: the result stands for what was normalized.
     agree("layer norm kept by its result", &shapes, 2e-5, |x| {
         let gamma = row(&x[1]).abs() + 1.0;
         add_layer_norm(x[0].clone(), x[3].clone(), gamma, row(&x[2]), 1e-12)
     });
-    // A gamma of zero: the result no longer says what was normalised.
+    // A gamma of zero: the result no longer says what was normalized.
     let device = Device::default().autodiff();
     let mask: Vec<f32> = (0..24).map(|column| f32::from(column != 5)).collect();
     let mask = Tensor::<1>::from_floats(&mask[..], &device);
@@ -551,7 +551,7 @@ fn language_model_heads() {
 }
 
 #[test]
-fn optimiser_steps() {
+fn optimizer_steps() {
     let steps = || {
         let tensor = |key| {
             let values = TensorData::new(random::normal(key, 37, 1.0), [37]);

@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use epiphyte_data::{Columns, Format, Order, ReadOptions};
-use epiphyte_methods::settings::{SettingError, Settings, parse};
+use epiphyte_methods::framework::settings::{SettingError, Settings, parse};
 use epiphyte_ops::Precision;
 use serde_json::{Map, Value};
 
@@ -93,8 +93,8 @@ epiphyte_methods::settings! {
         base_dropout: Option<f64> = None, in Fraction, unset "as its config.json says";
         /// Data type of the frozen base: f32 or bf16.
         precision: Precision = Precision::F32, as Text;
-        /// Approximate number of tokens in a micro-batch. A larger batch is split, and gradients are
-        /// accumulated.
+        /// Approximate number of tokens in a micro-batch; a larger batch is split, and its gradients
+        /// are accumulated.
         micro_batch_tokens: Option<usize> = None, alias "tokens-per-pass", in Positive,
             unset "512; the whole batch on a GPU";
         /// Recompute activations during backward: less memory, more time.
@@ -254,6 +254,8 @@ impl RunConfig {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -270,7 +272,7 @@ mod tests {
 
     #[test]
     fn former_names_stay_valid() {
-        let settings = serde_json::json!({
+        let settings = json!({
             "tokens_per_pass": 64, "trunk_cache": "disk", "trunk-cache-budget": 2,
             "task": "causal-language-modelling",
         });
@@ -288,7 +290,7 @@ mod tests {
 
     #[test]
     fn keys_of_the_method_are_left_to_it() {
-        let Value::Object(settings) = serde_json::json!({ "rank": 4, "epochs": 2 }) else {
+        let Value::Object(settings) = json!({ "rank": 4, "epochs": 2 }) else {
             unreachable!()
         };
         let run = RunConfig::parse(&settings).unwrap();
@@ -344,37 +346,18 @@ mod tests {
         for (key, value, message) in [
             (
                 "batch_size",
-                0.0f64,
-                "`batch_size` is 0, but it must be greater than 0",
+                json!(0),
+                "is 0, but it must be greater than 0",
             ),
-            (
-                "epochs",
-                -1.0,
-                "`epochs` is -1, but it must be greater than 0",
-            ),
-            ("tokens_per_pass", 0.0, "`micro_batch_tokens` is 0, "),
-            (
-                "warmup_ratio",
-                1.0,
-                "`warmup_ratio` is 1, but it must be in [0, 1)",
-            ),
-            (
-                "weight_decay",
-                -0.5,
-                "`weight_decay` is -0.5, but it must be 0 or more",
-            ),
+            ("epochs", json!(-1), "is -1, but it must be greater than 0"),
+            ("micro_batch_tokens", json!(0), "is 0, but it must be"),
+            ("warmup_ratio", json!(1), "is 1, but it must be in [0, 1)"),
+            ("weight_decay", json!(-0.5), "is -0.5, but it must be 0 or"),
         ] {
-            let whole = value == value.trunc() && key != "epochs";
-            let value = if whole {
-                Value::from(value as i64)
-            } else {
-                value.into()
-            };
-            let settings =
-                serde_json::json!({ "model": "m", "output": "o", "train_data": "t", key: value });
+            let settings = json!({ "model": "m", "output": "o", "train_data": "t", key: value });
             let run: RunConfig = serde_json::from_value(settings).unwrap();
             let error = run.check().unwrap_err().to_string();
-            assert!(error.contains(message), "{error}");
+            assert!(error.contains(&format!("`{key}` {message}")), "{error}");
         }
         let run = RunConfig {
             model: "m".into(),

@@ -21,8 +21,8 @@ pub fn count(number: u64) -> String {
     grouped
 }
 
-/// A duration as hours, minutes and whole seconds, with days before them if there are any: `01:02:03`,
-/// `2d 01:02:03`.
+/// A duration as hours, minutes and whole seconds, with days before them if there are any:
+/// `01:02:03`, `2d 01:02:03`.
 ///
 /// ```
 /// use std::time::Duration;

@@ -9,7 +9,7 @@ use crate::TrainError;
 /// How tokens are chosen and when to stop.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Generation {
-    /// At most so many new tokens.
+    /// The largest number of new tokens.
     pub max_new_tokens: usize,
     /// 0 takes the most likely token; higher values draw, the more evenly the higher.
     pub temperature: f64,

@@ -1,4 +1,4 @@
-//! The trainer: optimiser, schedules, metrics, exact resume, logs.
+//! The trainer: optimizer, schedules, metrics, exact resume, logs.
 //!
 //! [`train`] takes a [`RunConfig`] from files to an adapter's directory; [`TaskModel`] and
 //! [`mod@evaluate`] serve what comes after. A run is a function of its configuration: stopped at any

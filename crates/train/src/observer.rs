@@ -1,5 +1,5 @@
-//! What a run and an evaluation report while they work. A library draws nothing: the caller passes an
-//! [`Observer`], and the binary's is a progress bar.
+//! What a run and an evaluation report while they work. A library draws nothing: the caller passes
+//! an [`Observer`], and the binary's is a progress bar.
 //!
 //! ```
 //! use epiphyte_train::observer::{Observer, TrainingProgress};
@@ -28,8 +28,8 @@ const LINE_INTERVAL: Duration = Duration::from_secs(10);
 /// The methods are called from the thread that trains, between its computations, so they should
 /// return quickly.
 pub trait Observer {
-    /// An optimizer step is done. Called after every step, before its evaluation and checkpoint. Where
-    /// several runs are trained together, once after each of them has done its step.
+    /// An optimizer step is done. Called after every step, before its evaluation and checkpoint.
+    /// Where several runs are trained together, once after each of them has done its step.
     fn step(&mut self, progress: &TrainingProgress) {
         let _ = progress;
     }
@@ -118,8 +118,8 @@ pub struct Silent;
 
 impl Observer for Silent {}
 
-/// Writes events to `tracing` at level `info`: messages at once, progress every ten seconds and at the
-/// end.
+/// Writes events to `tracing` at level `info`: messages at once, progress every ten seconds and at
+/// the end.
 #[derive(Clone, Debug, Default)]
 pub struct LogLines {
     /// When progress was last written.
@@ -143,7 +143,8 @@ impl LogLines {
     }
 
     fn evaluation_progress_at(&mut self, now: Instant, progress: &EvaluationProgress) {
-        // The scores of an evaluation inside training are a message, which says that it is complete.
+        // The scores of an evaluation inside training are a message, which says that it is
+        // complete.
         if self.is_due(now) || (progress.is_complete() && !self.training) {
             self.last = Some(now);
             tracing::info!(

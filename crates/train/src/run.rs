@@ -45,7 +45,7 @@ pub struct Report {
     pub method: String,
     /// `finished`, `stopped_early` or `interrupted`.
     pub status: &'static str,
-    /// Optimiser steps done.
+    /// Optimizer steps done.
     pub steps: u64,
     /// Mean training loss over the last logged steps.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -20,7 +20,7 @@ use tempfile::TempDir;
 /// A value passes through about a hundred operations; they add up to no more than a hundred roundings.
 const TOLERANCE: f64 = 100.0 * f32::EPSILON as f64 / 2.0;
 
-/// Optimiser steps of a run.
+/// Optimizer steps of a run.
 const STEPS: u64 = 5;
 
 const LEARNING_RATE: f64 = 1e-2;

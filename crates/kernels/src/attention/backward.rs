@@ -6,7 +6,7 @@
 //! of keys, and for each over the blocks of queries that see it. If all keys are in one block, δ is
 //! the former sum and the output is not read; which of the two depends on the sequence alone.
 //!
-//! The gradient of the bias is the sum of dS over the sequences. If it is asked for, one thread
+//! The gradient of the bias is the sum of dS over the sequences. If it is wanted, one thread
 //! runs all sequences of a head in order, so the sum does not depend on the number of threads and
 //! needs no copies.
 
@@ -16,7 +16,7 @@ use super::{
     Attention, AttentionBackward, AttentionGradients, Head, KEYS, Operands, QUERIES, SCORES,
     by_head,
 };
-use crate::gemm::block::{
+use crate::gemm::small::{
     ROW, multiply, pack_columns, pack_left, pack_rows, panels_len, transpose_left,
 };
 use crate::math::exp;
@@ -118,14 +118,14 @@ struct Task<'a> {
     dv: KeyRows<'a>,
 }
 
-/// Where the gradients of a head's keys (or values) go, row by row; empty if not asked for.
+/// Where the gradients of a head's keys (or values) go, row by row; empty if not wanted.
 struct KeyRows<'a> {
     prefix: Vec<&'a mut [f32]>,
     own: Vec<&'a mut [f32]>,
 }
 
 impl KeyRows<'_> {
-    /// Whether the gradient of one of these keys is asked for.
+    /// Whether the gradient of one of these keys is wanted.
     fn want(&self, keys: &Range<usize>, prefix_len: usize) -> bool {
         (keys.start < prefix_len && !self.prefix.is_empty())
             || (keys.end > prefix_len && !self.own.is_empty())
@@ -178,7 +178,8 @@ impl<'g> KeyGradient<'g> {
 }
 
 /// A `[rows, kv_heads * head_dim]` gradient to which several heads (and, for a shared prefix,
-/// several sequences) contribute: each writes a copy of its own, and the copies are summed in order.
+/// several sequences) contribute: each writes a copy of its own, and the copies are summed in
+/// order.
 struct SharedRows<'g> {
     gradient: Option<&'g mut [f32]>,
     /// `[rows of all copies, heads * head_dim]`; `None` if each row has one contributor, which then
@@ -370,7 +371,7 @@ kernel! {
 kernel! {
     /// Turns the products q kᵀ into F P, and dP into dS times the scale. Adds dS to `d_bias`, the
     /// head's, unless that is empty. Without `delta`, `keys` are all keys, and δ is summed here.
-    #[expect(clippy::too_many_arguments, reason = "what one block of a pass works on")]
+    #[expect(clippy::too_many_arguments, reason = "the operands and results of one block")]
     fn score_gradients<S>(
         head: &Head<'_>, queries: &Range<usize>, keys: &Range<usize>,
         lse: &[f32], delta: Option<&[f32]>, p: &mut [f32], ds: &mut [f32], d_bias: &mut [f32],

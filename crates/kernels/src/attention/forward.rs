@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{Attention, Head, KEYS, Operands, QUERIES, SCORES, by_head};
-use crate::gemm::block::{ROW, multiply, pack_columns, pack_left, pack_rows, panels_len};
+use crate::gemm::small::{ROW, multiply, pack_columns, pack_left, pack_rows, panels_len};
 use crate::math::exp;
 use crate::simd::{kernel, max, sum};
 use crate::{scratch, threads};
@@ -127,15 +127,15 @@ fn forward_block(head: Head<'_>, block: Block<'_>, memory: [&mut [f32]; 5]) {
     }
 }
 
-/// Of each query's scores so far: the largest, and the sum of exponentials relative to it.
+/// For each query, the largest score so far and the sum of exponentials relative to it.
 struct Running {
     largest: [f32; QUERIES],
     total: [f32; QUERIES],
 }
 
 kernel! {
-    /// Turns products of queries and keys into probabilities that lack only their common divisor,
-    /// and scales the results so far to where their scores would have put them.
+    /// Turns products of queries and keys into probabilities that are not yet divided by their sum,
+    /// and rescales the results so far to the new running maximum.
     fn exponentiate<S>(
         head: &Head<'_>, queries: &Range<usize>, keys: &Range<usize>,
         scores: &mut [f32], running: &mut Running, result: &mut [f32],
@@ -143,7 +143,8 @@ kernel! {
         let dim = head.attention.head_dim;
         let rows = scores.chunks_exact_mut(SCORES).zip(result.chunks_exact_mut(dim));
         let running = running.largest.iter_mut().zip(&mut running.total);
-        for ((query, (scores, result)), (largest, total)) in queries.clone().zip(rows).zip(running) {
+        let rows = queries.clone().zip(rows).zip(running);
+        for ((query, (scores, result)), (largest, total)) in rows {
             let scores = &mut scores[..keys.len()];
             head.finish_scores(query, keys, scores);
             let larger = max(scores).max(*largest);

@@ -1,18 +1,19 @@
 //! Attention over sequences without padding, forward and backward, without stored scores.
 //!
-//! `softmax(scale · q kᵀ + bias) v` per sequence and head. A block of scores lives only while it
-//! is used: the forward pass keeps a running maximum and sum (Milakov and Gimelshein 2018), and
-//! leaves the logarithm of that sum, from which the backward pass computes each probability again
-//! (Dao et al. 2022, FlashAttention). What is saved grows with the tokens, not with their square.
+//! `softmax(scale · q kᵀ + bias) v` per sequence and head. Scores are computed block by block: the
+//! forward pass keeps a running maximum and sum (Milakov and Gimelshein 2018) and saves the
+//! log-sum-exp, from which the backward pass recomputes each probability (Dao et al. 2022,
+//! FlashAttention). The memory saved grows with the number of tokens, not with its square.
 //!
-//! Hidden states are `[tokens, heads * head_dim]`; sequences lie one after the other and
-//! `boundaries` says where each starts. Blocks are counted from the start of a sequence, so
-//! neither its neighbours nor the number of threads change a byte of its result.
+//! Hidden states are `[tokens, heads * head_dim]`; the sequences are concatenated, and `boundaries`
+//! holds the offset of each. Blocks are counted from the start of a sequence, so neither the other
+//! sequences nor the number of threads change a byte of its result.
 //!
 //! ```
 //! use epiphyte_kernels::attention::Attention;
 //!
-//! // Two sequences of two and one tokens, one head of width 1. Equal keys: the mean of the values.
+//! // Sequences of two tokens and of one, one head of one element. Equal keys: the mean of the
+//! // values.
 //! let attention = Attention { causal: true, ..Attention::new(&[0, 2, 3], 1, 1) };
 //! let (mut out, mut lse) = ([0.0; 3], [0.0; 3]);
 //! attention.forward(&[1.0; 3], &[0.5; 3], &[2.0, 4.0, 8.0], &mut out, &mut lse)?;
@@ -27,7 +28,7 @@ use std::ops::Range;
 
 use crate::KernelError;
 use crate::dropout::{self, Dropout};
-use crate::gemm::block::{LONGEST, ROW};
+use crate::gemm::small::{LONGEST, ROW};
 
 /// Queries of a block.
 const QUERIES: usize = 128;
@@ -36,7 +37,7 @@ const KEYS: usize = 128;
 /// From the scores of one query to those of the next.
 const SCORES: usize = ROW;
 
-/// What attends to what.
+/// The shape of an attention and which keys a query sees.
 #[derive(Clone, Copy, Debug)]
 pub struct Attention<'a> {
     /// Where each sequence starts among the query tokens, and where the last one ends:
@@ -106,7 +107,7 @@ pub struct AttentionDropout<'a> {
     pub keys: &'a [u64],
 }
 
-/// What [`Attention::backward`] starts from: the forward pass's operands and results.
+/// The operands and results of the forward pass, and the gradient of the output.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionBackward<'a> {
     /// Queries, `[tokens, heads * head_dim]`.
@@ -115,7 +116,8 @@ pub struct AttentionBackward<'a> {
     pub k: &'a [f32],
     /// Values, `[key tokens, kv_heads * head_dim]`.
     pub v: &'a [f32],
-    /// Output, `[tokens, heads * head_dim]`; may be empty unless [`Attention::backward_reads_output`].
+    /// Output, `[tokens, heads * head_dim]`; may be empty unless
+    /// [`Attention::backward_reads_output`].
     pub out: &'a [f32],
     /// Log-sum-exp, `[heads, tokens]`.
     pub lse: &'a [f32],
@@ -123,7 +125,7 @@ pub struct AttentionBackward<'a> {
     pub d_out: &'a [f32],
 }
 
-/// The gradients that [`Attention::backward`] shall compute; what is `None` costs nothing.
+/// The gradients that [`Attention::backward`] computes; those that are `None` cost nothing.
 #[derive(Debug, Default)]
 pub struct AttentionGradients<'a> {
     /// Receives that of the queries, `[tokens, heads * head_dim]`.
@@ -142,8 +144,8 @@ pub struct AttentionGradients<'a> {
 }
 
 impl<'a> Attention<'a> {
-    /// Every token of a sequence attends to every one, with `heads` heads of `head_dim` and the
-    /// scale 1 / √head_dim. Other attentions are this one with fields changed.
+    /// Bidirectional self-attention with `heads` heads of `head_dim` and the scale 1 / √head_dim.
+    /// For other kinds of attention, change its fields.
     pub fn new(boundaries: &'a [usize], heads: usize, head_dim: usize) -> Self {
         Self {
             boundaries,
@@ -184,7 +186,7 @@ impl<'a> Attention<'a> {
         Ok(())
     }
 
-    /// Computes the gradients that are asked for.
+    /// Computes the gradients that are `Some`.
     ///
     /// # Errors
     /// As [`Attention::forward`].
@@ -451,7 +453,7 @@ impl<'a> Head<'a> {
     /// Whether one of these queries sees one of these keys.
     #[inline(always)]
     fn meet(&self, queries: &Range<usize>, keys: &Range<usize>) -> bool {
-        // Both ends of what is visible grow with the query.
+        // Both ends of the visible range grow with the query.
         let start = self.visible(queries.start).start;
         let end = self.visible(queries.end - 1).end;
         keys.start < end && start < keys.end
@@ -479,7 +481,7 @@ impl<'a> Head<'a> {
         }
     }
 
-    /// What dropout multiplies the probabilities of a query and these keys by.
+    /// Dropout's factors on the probabilities of a query and these keys.
     #[inline(always)]
     fn dropout_factors(&self, dropout: Dropout, query: usize, keys: &Range<usize>) -> [f32; KEYS] {
         let row = (query * self.attention.heads + self.head) as u64;

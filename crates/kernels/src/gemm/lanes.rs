@@ -2,7 +2,7 @@
 //!
 //! The reduction reads its factors in *words* of four bytes. A word is one f32 or, where the
 //! processor multiplies bf16 itself, two bf16 that follow each other in the reduction. The code
-//! above this file moves words and need not know which.
+//! that calls this file copies words of either kind.
 
 #![expect(unsafe_code, reason = "intrinsics over raw pointers")]
 
@@ -33,7 +33,7 @@ pub(super) trait Lanes: Copy {
     /// `to = scale * self`, or `to += scale * self`.
     unsafe fn store(self, scale: f32, accumulate: bool, to: *mut f32);
 
-    /// Asks for the cache line of `address`, which may be any.
+    /// Prefetches the cache line of `address`, which may be any address.
     #[inline(always)]
     fn prefetch(_address: *const f32) {}
 }
@@ -73,7 +73,7 @@ impl Lanes for Portable {
 
     #[inline(always)]
     unsafe fn store(self, scale: f32, accumulate: bool, to: *mut f32) {
-        // SAFETY: the caller's pointer covers 8 floats that nobody else uses.
+        // SAFETY: the caller's pointer covers 8 floats that nothing else uses.
         let to = unsafe { &mut *to.cast::<[f32; 8]>() };
         for (to, sum) in to.iter_mut().zip(self.0) {
             *to = scale * sum + if accumulate { *to } else { 0.0 };

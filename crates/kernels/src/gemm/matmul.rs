@@ -1,10 +1,10 @@
-//! The general f32 product, for operands that change: packed as it goes.
+//! The general f32 product, for operands that change: packed during the product.
 
 use std::ops::Range;
 
-use super::blocked::{Left, Product, Right};
-use super::tile::{Kernel, PANEL, ROW};
-use super::words::{Matrix, prefetch, rows_ahead, transpose};
+use super::macrokernel::{Left, Product, Right};
+use super::microkernel::{Kernel, PANEL, ROW};
+use super::packing::{Matrix, prefetch, rows_ahead, transpose};
 use crate::{Isa, KernelError};
 
 /// A matrix as a factor of [`matmul`].
@@ -12,7 +12,7 @@ use crate::{Isa, KernelError};
 pub enum Operand<'a> {
     /// As it is stored.
     Plain(&'a [f32]),
-    /// Stored as the transpose of what is multiplied.
+    /// Stored transposed.
     Transposed(&'a [f32]),
 }
 
@@ -105,8 +105,8 @@ pub fn affine(
     Ok(())
 }
 
-/// `c (+)= alpha a b`, each finished piece of a row handed to `finish`; without a reduction there is
-/// nothing to finish.
+/// `c (+)= alpha a b`, calling `finish` with each complete piece of a row, unless the reduction is
+/// empty.
 fn run(
     [m, k, n]: [usize; 3],
     alpha: f32,
@@ -139,7 +139,7 @@ fn run(
         scale: alpha,
         accumulate,
     };
-    product.run(c, None, |_, columns, c, _| finish(columns, c));
+    product.run(c, |_, columns, c| finish(columns, c));
 }
 
 /// A row-major matrix of f32 words.
@@ -201,7 +201,7 @@ impl Left for View<'_> {
 struct Panels<'a> {
     matrix: View<'a>,
     columns: usize,
-    /// Whether full panels are read where they lie, for want of enough rows to repay the copy.
+    /// Whether full panels are read in place, since there are too few rows to repay the copy.
     in_place: bool,
 }
 

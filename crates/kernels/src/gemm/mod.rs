@@ -1,11 +1,11 @@
 //! Matrix products.
 //!
 //! A frozen weight never changes, so it is packed once, as a [`PackedWeight`], in the order in
-//! which the product reads it, and serves both passes of training from that one copy:
-//! `y = x Wᵀ` going forward and `dx = g W` going back. Whatever else needs a product (trained
-//! weights, low-rank paths, weight gradients) packs as it goes: [`matmul`].
+//! which the product reads it; the forward pass `y = x Wᵀ` and the backward pass `dx = g W` use the
+//! same copy. All other products (trained weights, low-rank paths, weight gradients) pack their
+//! operands each time: [`matmul`].
 //!
-//! Both run the same code, and both keep two promises on one instruction set:
+//! Both run the same code, and both guarantee on one instruction set:
 //!
 //! - the result has the same bytes on any number of threads;
 //! - a row of the result depends on that row of the left operand alone, not on how many other
@@ -18,7 +18,8 @@
 //! // [out = 2, in = 3]
 //! let weight = PackedWeight::pack(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 2, 3, Precision::F32)?;
 //! let mut y = [0.0; 2];
-//! weight.forward(&[1.0, 0.0, -1.0], Epilogue { bias: Some(&[10.0, 20.0]), ..Default::default() }, &mut y)?;
+//! let epilogue = Epilogue { bias: Some(&[10.0, 20.0]), low_rank: None };
+//! weight.forward(&[1.0, 0.0, -1.0], epilogue, &mut y)?;
 //! assert_eq!(y, [8.0, 18.0]);
 //! let mut dx = [1.0; 3];
 //! weight.backward_input(&[1.0, 1.0], None, &mut dx, true)?;
@@ -26,13 +27,13 @@
 //! # Ok::<(), epiphyte_kernels::KernelError>(())
 //! ```
 
-pub(crate) mod block;
-mod blocked;
 mod lanes;
+mod macrokernel;
 mod matmul;
-mod tile;
+mod microkernel;
+mod packing;
+pub(crate) mod small;
 mod weight;
-mod words;
 
 pub use matmul::{Operand, affine, matmul};
 pub use weight::{Epilogue, LowRank, PackedWeight, Precision};

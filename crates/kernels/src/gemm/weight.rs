@@ -1,19 +1,17 @@
-//! A frozen weight, packed once for both passes.
+//! A frozen weight, packed once for the forward and the backward pass.
 
 use std::ops::Range;
 
 use bytemuck::Zeroable;
-use half::bf16;
 
-use super::blocked::{Left, PIECE, Product, Right};
-use super::tile::{Kernel, PANEL, ROW};
-use super::words::{Matrix, prefetch, repair, round, round_pairs, rows_ahead, transpose, widen};
-use crate::activation::Activation;
+use super::macrokernel::{Left, Product, Right};
+use super::microkernel::{Kernel, PANEL, ROW};
+use super::packing::{Matrix, prefetch, repair, round, round_pairs, rows_ahead, transpose, widen};
 use crate::scratch::{self, Line};
 use crate::simd::kernel;
 use crate::{Isa, KernelError, threads};
 
-/// In which numbers a frozen weight is kept and multiplied.
+/// The number format in which a frozen weight is stored and multiplied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Precision {
     /// f32 throughout.
@@ -58,10 +56,12 @@ impl LowRank<'_> {
 }
 
 kernel! {
-    /// Adds the combination of the rows of `right`, `columns` apart, with the factors `left`, from column
-    /// `first` on. It is summed by itself first, as a product of its own would be, so that the result has the bytes of
-    /// the two products added.
-    fn add_combination<S>(left: &[f32], right: &[f32], columns: usize, first: usize, piece: &mut [f32]) {
+    /// Adds the combination of the rows of `right`, `columns` apart, with the factors `left`, from
+    /// column `first` on. It is summed separately first, as a product of its own would be, so that
+    /// the result has the bytes of the two products added.
+    fn add_combination<S>(
+        left: &[f32], right: &[f32], columns: usize, first: usize, piece: &mut [f32],
+    ) {
         let (chunks, rest) = piece.as_chunks_mut::<PANEL>();
         let whole = chunks.len() * PANEL;
         for (index, chunk) in chunks.iter_mut().enumerate() {
@@ -86,31 +86,26 @@ kernel! {
     }
 }
 
-/// What happens to each element of `x Wᵀ` while it is still in a cache:
-/// `y = activation(x Wᵀ + bias + low rank)`.
-#[derive(Debug, Default)]
+/// What is added to `x Wᵀ` while it is still in a cache: `y = x Wᵀ + bias + low rank`.
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Epilogue<'a> {
     /// Added to each row, `[out]`.
     pub bias: Option<&'a [f32]>,
     /// Added after it.
     pub low_rank: Option<LowRank<'a>>,
-    /// Applied last.
-    pub activation: Option<Activation>,
-    /// Receives `x Wᵀ + bias + low rank`, `[tokens, out]`: what the activation's backward pass reads.
-    pub before_activation: Option<&'a mut [f32]>,
 }
 
 /// A frozen weight `[out, in]`, packed.
 ///
-/// It is cut into squares of 32 x 32 (the edges filled with zeros), the squares of
-/// 32 outputs one after the other, and each square stored with the outputs side by side:
-/// `x Wᵀ` reads its panels where they lie. `g W` reads the squares in the other order and
-/// transposes each in registers while it copies a block of them, which costs a small part of the
-/// multiplications done with it, and no second copy of the weight.
+/// It is split into squares of 32 x 32 (the edges filled with zeros), the squares of 32 outputs
+/// contiguous, and each square stored with its outputs contiguous: `x Wᵀ` reads its panels in
+/// place. `g W` reads the squares in the other order and transposes each in registers while it
+/// copies a block of them, which takes little time next to the product and needs no second copy of
+/// the weight.
 ///
-/// In bf16 a word is a pair of inputs of one output, as the processor's dot product wants it.
-/// The layout is that of any instruction set; those without bf16 products widen the block to f32
-/// while they copy it.
+/// In bf16 a word is a pair of inputs of one output, the layout of the processor's dot product. All
+/// instruction sets share the layout; those without bf16 products widen the block to f32 while they
+/// copy it.
 pub struct PackedWeight {
     lines: Vec<Line>,
     out: usize,
@@ -141,25 +136,6 @@ impl PackedWeight {
     ) -> Result<Self, KernelError> {
         KernelError::check_length("weight", weight, &[out, input])?;
         let row = |row: usize, to: &mut [f32]| to.copy_from_slice(&weight[row * input..][..input]);
-        Ok(Self::pack_rows(row, out, input, precision))
-    }
-
-    /// Packs a row-major bf16 weight `[out, in]`, as checkpoints store it.
-    ///
-    /// # Errors
-    /// [`KernelError::Length`] when the slice is not `out * input` long.
-    pub fn pack_bf16(
-        weight: &[bf16],
-        out: usize,
-        input: usize,
-        precision: Precision,
-    ) -> Result<Self, KernelError> {
-        KernelError::check_length("weight", weight, &[out, input])?;
-        let row = |row: usize, to: &mut [f32]| {
-            for (to, from) in to.iter_mut().zip(&weight[row * input..][..input]) {
-                *to = from.to_f32();
-            }
-        };
         Ok(Self::pack_rows(row, out, input, precision))
     }
 
@@ -295,12 +271,12 @@ impl PackedWeight {
         Ok(())
     }
 
-    /// Rows of the weight: the width of y.
+    /// Rows of the weight: elements of a row of y.
     pub fn out(&self) -> usize {
         self.out
     }
 
-    /// Columns of the weight: the width of x.
+    /// Columns of the weight: elements of a row of x.
     pub fn input(&self) -> usize {
         self.input
     }
@@ -315,7 +291,7 @@ impl PackedWeight {
         size_of_val(&self.lines[..])
     }
 
-    /// `y = activation(x Wᵀ + bias + low rank)`.
+    /// `y = x Wᵀ + bias + low rank`.
     ///
     /// # Shapes
     /// - x: `[tokens, in]`
@@ -323,7 +299,7 @@ impl PackedWeight {
     ///
     /// # Errors
     /// [`KernelError::Rows`] when x (or y, for an empty weight) is not whole rows,
-    /// [`KernelError::Length`] when y, the bias, the low rank or `before_activation` does not fit.
+    /// [`KernelError::Length`] when y, the bias or the low rank does not fit.
     pub fn forward(
         &self,
         x: &[f32],
@@ -331,25 +307,15 @@ impl PackedWeight {
         y: &mut [f32],
     ) -> Result<(), KernelError> {
         let tokens = self.tokens(("x", x, self.input), ("y", y, self.out))?;
-        let Epilogue {
-            bias,
-            low_rank,
-            activation,
-            before_activation,
-        } = epilogue;
+        let Epilogue { bias, low_rank } = epilogue;
         if let Some(bias) = bias {
             KernelError::check_length("bias", bias, &[self.out])?;
         }
         if let Some(low_rank) = &low_rank {
             low_rank.check(tokens, self.out)?;
         }
-        if let Some(before) = &before_activation {
-            KernelError::check_length("before_activation", before, &[tokens, self.out])?;
-        }
-        self.product(tokens, x, Direction::Forward, false).run(
-            y,
-            before_activation,
-            |row, columns, y, before| {
+        self.product(tokens, x, Direction::Forward, false)
+            .run(y, |row, columns, y| {
                 if let Some(bias) = bias {
                     y.iter_mut()
                         .zip(&bias[columns.clone()])
@@ -358,20 +324,7 @@ impl PackedWeight {
                 if let Some(low_rank) = &low_rank {
                     low_rank.add(row, self.out, columns.start, y);
                 }
-                let mut aside = [0.0; PIECE];
-                let before = match before {
-                    Some(before) => before,
-                    None if activation.is_some() => &mut aside[..y.len()],
-                    None => return,
-                };
-                before.copy_from_slice(y);
-                if let Some(activation) = activation {
-                    activation
-                        .forward(before, y)
-                        .expect("both are one piece of a row");
-                }
-            },
-        );
+            });
         Ok(())
     }
 
@@ -396,7 +349,7 @@ impl PackedWeight {
             low_rank.check(tokens, self.input)?;
         }
         self.product(tokens, g, Direction::Backward, accumulate)
-            .run(dx, None, |row, columns, dx, _| {
+            .run(dx, |row, columns, dx| {
                 if let Some(low_rank) = &low_rank {
                     low_rank.add(row, self.input, columns.start, dx);
                 }
@@ -494,7 +447,7 @@ enum Direction {
     Backward,
 }
 
-/// What the words are that the register tile multiplies.
+/// The kind of words that the microkernel multiplies.
 #[derive(Clone, Copy, PartialEq)]
 enum Words {
     /// An f32 each.

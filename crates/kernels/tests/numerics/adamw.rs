@@ -71,7 +71,8 @@ proptest! {
                 *parameter -= 1e-3 * 1e-2 * *parameter;
                 m = 0.9 * m + 0.1 * gradient;
                 v = 0.999 * v + 0.001 * gradient * gradient;
-                let (m_hat, v_hat) = (m / (1.0 - 0.9f64.powi(step)), v / (1.0 - 0.999f64.powi(step)));
+                let m_hat = m / (1.0 - 0.9f64.powi(step));
+            let v_hat = v / (1.0 - 0.999f64.powi(step));
                 *parameter -= 1e-3 * m_hat / (v_hat.sqrt() + 1e-8);
             }
         }
@@ -83,9 +84,11 @@ proptest! {
             }
             vec![parameters]
         }) {
-            // A step rounds a parameter three times, each time by at most half a unit in the last place.
+            // A step rounds a parameter three times, each time by at most half a unit in the last
+            // place.
             let roundings = 3.0 * gradients.len() as f64;
-            assert_close(&format!("{isa:?}"), &results[0], &expected, roundings * f64::from(f32::EPSILON) / 2.0);
+            let tolerance = roundings * f64::from(f32::EPSILON) / 2.0;
+            assert_close(&format!("{isa:?}"), &results[0], &expected, tolerance);
         }
     }
 }

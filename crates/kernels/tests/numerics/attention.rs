@@ -27,8 +27,8 @@ fn check(case: &Case) {
     let operands = numbers.operands(case);
     let (out, lse) = numbers.reference_forward(case, &operands);
     let (gradients, terms) = numbers.reference_backward(case, &operands);
-    // Gradients are sums whose terms may cancel, to nothing where a query has one key: they are as exact as their
-    // terms are large.
+    // Gradients are sums whose terms may cancel, to nothing where a query has one key: they are as
+    // exact as their terms are large.
     let largest = terms.into_iter().fold(1.0, f64::max);
     for (isa, results) in on_every_path(1e-5 * largest, || numbers.kernels(case)) {
         let name = |index: usize| format!("{isa:?}, {}", NAMES[index]);
@@ -220,7 +220,7 @@ fn reference_gradients_are_those_of_the_reference() {
 }
 
 #[test]
-fn a_sequence_does_not_see_its_neighbours() {
+fn a_sequence_does_not_see_its_neighbors() {
     let together = Case {
         causal: true,
         dropout: 0.2,

@@ -34,7 +34,8 @@ proptest! {
             sums(&x, Some(&other), &mut products).unwrap();
             vec![y, total, products]
         }) {
-            for ((name, got), expected) in ["scaled", "sums", "sums of products"].iter().zip(&results).zip(&expected) {
+            let all = ["scaled", "sums", "sums of products"].iter().zip(&results);
+            for ((name, got), expected) in all.zip(&expected) {
                 assert_close(&format!("{isa:?}, {name}"), got, expected, 1e-6);
             }
         }

@@ -10,9 +10,13 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 
     #[test]
-    fn all_shapes(rows in 1..100usize, width in 1..70usize, tokens in 0..400usize, seed in 0..1000u64) {
+    fn all_shapes(
+        rows in 1..100usize, width in 1..70usize, tokens in 0..400usize, seed in 0..1000u64,
+    ) {
         let (table, dy) = (normals(rows * width, seed), normals(tokens * width, seed + 1));
-        let indices: Vec<i64> = (0..tokens).map(|token| ((token * token + seed as usize) % rows) as i64).collect();
+        let indices: Vec<i64> = (0..tokens)
+            .map(|token| ((token * token + seed as usize) % rows) as i64)
+            .collect();
         let mut y = Vec::new();
         let mut d_table = table.clone();
         for (&index, dy) in indices.iter().zip(dy.chunks(width)) {

@@ -55,8 +55,8 @@ fn reference_gradients(layer: bool, x: &[f64], gamma: &[f64], dy: &[f64]) -> [Ve
     [dx, d_gamma, d_beta]
 }
 
-/// How much of f32's rounding a gradient of these rows may show: the mean is taken from x and what is left divided
-/// by the deviation, and the gradient is divided by it once more.
+/// How much of f32's rounding a gradient of these rows may show: the mean is taken from x and what
+/// is left divided by the deviation, and the gradient is divided by it once more.
 fn amplification(layer: bool, x: &[f64], width: usize) -> f64 {
     let of_row = |x: &[f64]| {
         let n = width as f64;
@@ -76,7 +76,7 @@ fn check(layer: bool, rows: usize, width: usize, offset: f32, seed: u64) {
     let mut x = normals(rows * width, seed);
     x.iter_mut().for_each(|x| *x += offset);
     let residual = normals(rows * width, seed + 1);
-    // Away from zero, so that the result says what was normalised.
+    // Away from zero, so that the result says what was normalized.
     let (mut gamma, mut beta, dy) = (
         normals(width, seed + 2),
         normals(width, seed + 3),
@@ -129,7 +129,7 @@ fn check(layer: bool, rows: usize, width: usize, offset: f32, seed: u64) {
         norm.forward(&x, None, &mut y, &mut statistics).unwrap();
         norm.forward(&x, Some(&residual), &mut y_of_sum, &mut statistics)
             .unwrap();
-        assert!(norm.can_be_undone());
+        assert!(norm.is_invertible());
 
         let mut results = vec![y, y_of_sum.clone()];
         for kept in [Kept::Input(&sum), Kept::Output(&y_of_sum)] {
@@ -171,7 +171,9 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 
     #[test]
-    fn all_shapes(layer: bool, rows in 0..200usize, width in 1..150usize, offset in -2.0..2.0f32, seed in 0..1000u64) {
+    fn all_shapes(
+        layer: bool, rows in 0..200usize, width in 1..150usize, offset in -2.0..2.0f32, seed in 0..1000u64,
+    ) {
         check(layer, rows, width, offset, seed);
     }
 }
@@ -281,15 +283,15 @@ fn shapes_that_do_not_fit_are_refused() {
 
 #[test]
 fn a_scale_that_says_too_little_cannot_be_undone() {
-    let undone = |gamma: f32, beta: f32| {
+    let invertible = |gamma: f32, beta: f32| {
         let (gamma, beta) = ([1.0, gamma], [0.0, beta]);
         let layer = Norm::Layer {
             gamma: &gamma,
             beta: &beta,
             epsilon: 1e-5,
         };
-        layer.can_be_undone()
+        layer.is_invertible()
     };
-    assert!(undone(1.0, 0.0) && undone(-0.1, 0.5) && undone(0.001, 0.0));
-    assert!(!undone(0.0, 0.0) && !undone(0.01, 0.5) && !undone(f32::NAN, 0.0));
+    assert!(invertible(1.0, 0.0) && invertible(-0.1, 0.5) && invertible(0.001, 0.0));
+    assert!(!invertible(0.0, 0.0) && !invertible(0.01, 0.5) && !invertible(f32::NAN, 0.0));
 }

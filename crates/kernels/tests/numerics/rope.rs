@@ -10,12 +10,16 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 
     #[test]
-    fn all_shapes(tokens in 0..150usize, heads in 1..5usize, half in 1..20usize, passing in 0..5usize, seed in 0..1000u64) {
+    fn all_shapes(
+        tokens in 0..150usize, heads in 1..5usize, half in 1..20usize, passing in 0..5usize, seed in 0..1000u64,
+    ) {
         let (rotary_dim, head_dim, count) = (2 * half, 2 * half + passing, 50);
         let angles: Vec<f32> = normals(count * half, seed).iter().map(|x| x * 3.0).collect();
         let cos: Vec<f32> = angles.iter().map(|angle| angle.cos()).collect();
         let sin: Vec<f32> = angles.iter().map(|angle| angle.sin()).collect();
-        let positions: Vec<u32> = (0..tokens).map(|token| ((token * 7 + seed as usize) % count) as u32).collect();
+        let positions: Vec<u32> = (0..tokens)
+            .map(|token| ((token * 7 + seed as usize) % count) as u32)
+            .collect();
         let x = normals(tokens * heads * head_dim, seed + 1);
         let rope = Rope { cos: &cos, sin: &sin, rotary_dim, head_dim };
 

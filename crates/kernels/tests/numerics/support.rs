@@ -1,13 +1,11 @@
 //! What all numerics tests share: inputs, comparisons, forced instruction sets and thread counts.
 
 use epiphyte_kernels::Isa;
-use epiphyte_kernels::dropout::fill_normal;
+use epiphyte_kernels::random::normal;
 
 /// `length` standard normal numbers.
 pub(crate) fn normals(length: usize, seed: u64) -> Vec<f32> {
-    let mut values = vec![0.0; length];
-    fill_normal(&mut values, 0.0, 1.0, seed);
-    values
+    normal(seed, length, 1.0)
 }
 
 pub(crate) fn f64s(values: &[f32]) -> Vec<f64> {

@@ -26,7 +26,8 @@ proptest! {
             assert_eq!(accumulated, sum);
             vec![sum, scaled, vec![square_sum(&x) as f32]]
         }) {
-            for ((name, got), expected) in ["sum", "scaled", "squares"].iter().zip(&results).zip(&expected) {
+            let all = ["sum", "scaled", "squares"].iter().zip(&results);
+            for ((name, got), expected) in all.zip(&expected) {
                 assert_close(&format!("{isa:?}, {name}"), got, expected, 1e-7);
             }
         }

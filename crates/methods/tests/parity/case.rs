@@ -1,10 +1,10 @@
-//! One method on one base: logits, loss, gradients, five optimiser steps.
+//! One method on one base: logits, loss, gradients, five optimizer steps.
 
 use std::collections::BTreeMap;
 
 use burn::tensor::{Tensor, TensorData};
 use epiphyte_methods::file::{AdapterFile, CONFIG_FILE, TENSORS_FILE};
-use epiphyte_methods::{AnyConfig, AdapterModule, by_name};
+use epiphyte_methods::{AdapterModule, AnyConfig, Gradients, Param, StoredValues, by_name};
 use epiphyte_ops::{AdamW, Moments};
 use serde_json::{Value, json};
 
@@ -14,7 +14,7 @@ use crate::golden::{Base, Expected, Facts, read_json};
 
 /// How near gradients must be, in units of the tensor's largest.
 const GRADIENTS: f32 = 1e-3;
-/// How near parameters must be after the optimiser's steps, absolute.
+/// How near parameters must be after the optimizer's steps, absolute.
 const STEPS: f32 = 1e-3;
 
 /// Compares a case; returns how many trained tensors it has.
@@ -30,11 +30,11 @@ pub(crate) fn check(base: &Base, method: &str, differences: &mut Vec<String>) ->
             differences,
         );
     };
-    let (batch, model, tuned) = (base.batch(), &*base.model, &case.tuned);
+    let (batch, model, module) = (base.batch(), &base.model, &case.tuned);
     if let Some(saved) = &case.saved {
         same("logits", &logits(model, &batch, saved), OUTPUTS);
     }
-    same("logits", &logits(model, &batch, tuned), OUTPUTS);
+    same("logits", &logits(model, &batch, module), OUTPUTS);
 
     let how = &case.facts.optimizer;
     let (beta1, beta2) = how.betas;
@@ -44,55 +44,55 @@ pub(crate) fn check(base: &Base, method: &str, differences: &mut Vec<String>) ->
         epsilon: how.eps,
         weight_decay: how.weight_decay,
     };
-    let mut moments: Vec<Moments> = tuned
-        .trained()
-        .map(|param| Moments::zeros(&param.flat()))
-        .collect();
+    let mut moments: BTreeMap<&str, Moments> = BTreeMap::new();
     let mut losses = Vec::new();
-    tuned.track(true);
     for step in 1..=how.steps {
-        let mean = loss(model, &batch, tuned);
+        module.track(true);
+        let mean = loss(model, &batch, module);
         losses.extend(values(mean.clone()));
-        let mut found = mean.backward();
-        let gradients: Vec<Tensor<1>> = tuned
-            .trained()
-            .map(|param| {
-                let gradient = param.flat().grad_remove(&mut found);
-                gradient
-                    .unwrap_or_else(|| panic!("{}: `{}` has no gradient", case.name, param.key()))
-            })
-            .collect();
+        let mut gradients = Gradients::new();
+        module.collect(&mut gradients, &mut mean.backward());
+        gradients.pull_back_derived(module.parameters());
+        module.track(false);
+        let of = |param: &Param| {
+            let gradient = gradients.get(param).cloned();
+            gradient.unwrap_or_else(|| panic!("{}: `{}` has no gradient", case.name, param.key()))
+        };
         if step == 1 {
-            for (key, found) in
-                case.by_key(gradients.iter().map(|gradient| values(gradient.clone())))
-            {
-                same(
-                    &format!("grad/{key}"),
-                    &found,
-                    GRADIENTS * case.largest_gradient(&key),
-                );
+            for (key, found) in case.by_key(module.trained().map(|param| values(of(param)))) {
+                let tolerance = GRADIENTS * case.largest_gradient(&key);
+                same(&format!("grad/{key}"), &found, tolerance);
             }
         }
-        for ((param, gradient), moments) in tuned.trained().zip(gradients).zip(&mut moments) {
-            let value = param.flat().inner();
-            let (value, moved) = adam.step(value, gradient, moments.clone(), how.lr, step);
-            *moments = moved;
+        for param in module.trained() {
+            let moved = moments.remove(param.key());
+            let moved = moved.unwrap_or_else(|| Moments::zeros(&param.flat()));
+            let (value, moved) = adam.step(param.flat(), of(param), moved, how.lr, step);
+            moments.insert(param.key(), moved);
             param.set(value);
         }
+        module.parameters().derive(false);
     }
-    tuned.track(false);
 
     same("losses", &losses, OUTPUTS);
-    same("loss_after", &values(loss(model, &batch, tuned)), OUTPUTS);
-    for (key, found) in case.by_key(tuned.trained().map(|param| param.to_vec())) {
+    same("loss_after", &values(loss(model, &batch, module)), OUTPUTS);
+    for (key, found) in case.by_key(module.trained().map(|param| param.to_vec())) {
         if !case.facts.zero_gradient.contains(&key) {
             same(&format!("after/{key}"), &found, STEPS);
         }
     }
     if case.saved.is_some() {
-        same("after/prompt_embeddings", &tuned.stored()[0].values, STEPS);
+        same("after/prompt_embeddings", &first_stored(module), STEPS);
     }
     case.facts.trainable.len()
+}
+
+/// The values of the first tensor of the adapter's file.
+fn first_stored(module: &AdapterModule) -> Vec<f32> {
+    match module.stored().remove(0).values {
+        StoredValues::F32(values) => values,
+        StoredValues::I32(values) => panic!("{} indices", values.len()),
+    }
 }
 
 /// A method at work, with what PyTorch says about it.
@@ -153,22 +153,17 @@ impl Case {
             (saved, None)
         };
         let style = file.config().definition().keys;
-        let key = |prefix: &str, key: &str| match key.strip_prefix("transform.2.") {
-            // One map in PEFT, a piece of it for each layer here.
-            Some(piece) => format!(
-                "prompt_encoder.transform.2.{}",
-                piece.split_once('.').expect("layer, name").1
-            ),
-            None if network && prefix.is_empty() => format!("prompt_encoder.{key}"),
-            None => format!("{prefix}{key}"),
+        let key = |prefix: &str, key: &str| match network && prefix.is_empty() {
+            true => format!("prompt_encoder.{key}"),
+            false => format!("{prefix}{key}"),
         };
         let own = tuned
             .parameters()
-            .iter()
+            .trained()
             .map(|param| key(style.prefix(), param.key()));
         let head = tuned
             .head_parameters()
-            .iter()
+            .trained()
             .map(|param| key(style.head_prefix(), param.key()));
         let keys = own.chain(head).collect();
         let case = Self {
@@ -182,11 +177,12 @@ impl Case {
         .checked();
         if network {
             case.set_initial();
+            case.tuned.parameters().derive(false);
             let stored = Expected::open(&dir.join(TENSORS_FILE)).get("prompt_embeddings");
             let mut differences = Vec::new();
             compare(
                 "folded",
-                &case.tuned.stored()[0].values,
+                &first_stored(&case.tuned),
                 &stored,
                 OUTPUTS,
                 &mut differences,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use epiphyte_models::{
-    Checkpoint, LoadOptions, ModelConfig, Targets, HeadKind, Tokens, Model, load,
+    Checkpoint, HeadKind, LoadOptions, Model, ModelConfig, Targets, Tokens, load,
 };
 use epiphyte_ops::Sequences;
 use serde::Deserialize;
@@ -69,7 +69,7 @@ impl Base {
             Labels::Classes(_) => {
                 let config = ModelConfig::open(&dir.join("base")).expect("a configuration");
                 HeadKind::Classification {
-                    labels: config.labels().num_labels(),
+                    labels: config.facts().labels.num_labels(),
                 }
             }
             Labels::Values(_) => HeadKind::Classification { labels: 1 },
@@ -125,11 +125,7 @@ impl Base {
 
 impl Batch {
     pub(crate) fn tokens(&self) -> Tokens<'_> {
-        Tokens {
-            ids: &self.ids,
-            type_ids: &self.type_ids,
-            sequences: self.sequences.clone(),
-        }
+        Tokens::new(&self.ids, &self.type_ids, self.sequences.clone())
     }
 
     pub(crate) fn targets(&self) -> Targets<'_> {
@@ -150,7 +146,7 @@ pub(crate) struct Facts {
     pub(crate) optimizer: Optimizer,
 }
 
-/// The optimiser that PyTorch ran.
+/// The optimizer that PyTorch ran.
 #[derive(Deserialize)]
 pub(crate) struct Optimizer {
     pub(crate) lr: f64,

@@ -2,11 +2,12 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use epiphyte_methods::AdapterModule;
-use epiphyte_models::{Adapter, Part, Sublayer};
+use epiphyte_models::adapter::Block;
+use epiphyte_models::{Adapter, ForwardContext, Mode, Sublayer, Tokens};
 use epiphyte_ops::{Sequences, random};
 use serde_json::json;
 
-use crate::support::{Family, case, distance, perturb, to_vec};
+use crate::support::{bert, case, distance, perturb, to_vec};
 
 const WIDTH: usize = 16;
 
@@ -51,10 +52,14 @@ fn close(output: f64, residual: f64) -> f64 {
 }
 
 /// What the method makes of a sub-layer's output, and what `expected` says of each row.
-fn check(method: &'static str, part: Part, expected: impl Fn(&AdapterModule, &[f64], &[f64]) -> Vec<f64>) {
-    let model = Family::Bert.model();
+fn check(
+    method: &'static str,
+    block: Block,
+    expected: impl Fn(&AdapterModule, &[f64], &[f64]) -> Vec<f64>,
+) {
+    let on = bert();
     let tuned = case(method, json!({ "bottleneck_dim": 5 }))
-        .tune(&*model)
+        .tune(&on)
         .unwrap();
     perturb(&tuned);
     let matrix = |seed| {
@@ -65,16 +70,22 @@ fn check(method: &'static str, part: Part, expected: impl Fn(&AdapterModule, &[f
         )
     };
     let ((output, output_tensor), (residual, residual_tensor)) = (matrix(1), matrix(2));
+    let rows = Sequences::new(vec![0, 3]);
+    let tokens = Tokens::new(&[0; 3], &[0; 3], rows.clone());
     let found = tuned.sublayer(
         &Sublayer {
             layer: 1,
-            part,
+            block,
             input: &residual_tensor,
             residual: &residual_tensor,
-            close: &|output| (output + residual_tensor.clone()).tanh() * 2.0,
-            sequences: &Sequences::new(vec![0, 3]),
+            add_residual: &|output| (output + residual_tensor.clone()).tanh() * 2.0,
         },
         output_tensor,
+        &ForwardContext {
+            rows: &rows,
+            tokens: &tokens,
+            mode: Mode::Evaluation,
+        },
     );
     let wide = |row: &[f32]| {
         row.iter()
@@ -91,11 +102,14 @@ fn check(method: &'static str, part: Part, expected: impl Fn(&AdapterModule, &[f
 
 #[test]
 fn houlsby_adds_to_what_leaves_each_sublayer() {
-    for (part, module) in [
-        (Part::Attention, "bert.encoder.layer.1.attention.output"),
-        (Part::FeedForward, "bert.encoder.layer.1.output"),
+    for (block, module) in [
+        (
+            Block::SelfAttention,
+            "bert.encoder.layer.1.attention.output",
+        ),
+        (Block::FeedForward, "bert.encoder.layer.1.output"),
     ] {
-        check("houlsby", part, |tuned, output, _| {
+        check("houlsby", block, |tuned, output, _| {
             let added = bottleneck(tuned, module, gelu_tanh, output);
             output.iter().zip(added).map(|(o, u)| o + u).collect()
         });
@@ -104,7 +118,7 @@ fn houlsby_adds_to_what_leaves_each_sublayer() {
 
 #[test]
 fn pfeiffer_reads_what_the_layer_would_return_and_adds_before_the_norm() {
-    check("pfeiffer", Part::FeedForward, |tuned, output, residual| {
+    check("pfeiffer", Block::FeedForward, |tuned, output, residual| {
         let z: Vec<f64> = output
             .iter()
             .zip(residual)
@@ -113,5 +127,7 @@ fn pfeiffer_reads_what_the_layer_would_return_and_adds_before_the_norm() {
         let added = bottleneck(tuned, "bert.encoder.layer.1.output", relu, &z);
         output.iter().zip(added).map(|(o, u)| o + u).collect()
     });
-    check("pfeiffer", Part::Attention, |_, output, _| output.to_vec());
+    check("pfeiffer", Block::SelfAttention, |_, output, _| {
+        output.to_vec()
+    });
 }

@@ -1,23 +1,29 @@
 //! Numbers of trained values: closed formula, declared tensors, and the numbers in the literature.
 
 use burn::tensor::Device;
-use epiphyte_models::{ModelConfig, HeadKind, Model, random_model};
+use epiphyte_models::{HeadKind, Model, ModelConfig, random_model};
 use serde_json::{Value, json};
 
-use crate::support::{Family, case, everywhere};
+use crate::support::{LABELS, bert, case, everywhere, llama};
 
 #[test]
 fn the_closed_formula_counts_the_declared_tensors() {
-    everywhere(|name, case, family, model, tuned| {
-        let account = tuned.counts(model.base());
-        assert_eq!(case.count(model), account.trainable_parameters, "{name}");
-        let head = match family {
-            Family::Bert => 3 * 16 + 3,
-            Family::Llama => 3 * 16,
-            Family::LlamaLanguageModel => 0,
-        };
-        assert_eq!(account.head_parameters, head, "{name}");
+    everywhere(|name, case, on, module| {
+        let counts = module.counts(on.model.base());
+        let count = case.count(&on.model);
+        assert_eq!(count, counts.trainable_parameters, "{name}");
+        let has_head = on.head.labels().is_some();
+        assert_eq!(counts.head_parameters > 0, has_head, "{name}");
     });
+}
+
+#[test]
+fn heads_have_the_published_sizes() {
+    for (on, expected) in [(bert(), LABELS * 16 + LABELS), (llama(), LABELS * 16)] {
+        let module = case("lora", json!({})).tune(&on).unwrap();
+        let counts = module.counts(on.model.base());
+        assert_eq!(counts.head_parameters, expected, "{}", on.name);
+    }
 }
 
 /// One layer of bert-base, so that all of it need not be made.
@@ -115,7 +121,7 @@ fn counts_on_bert_base_are_those_of_the_literature() {
     ];
     for (method, settings, outside, expected) in published {
         let case = case(method, settings);
-        let count = case.count(&*model);
+        let count = case.count(&model);
         assert_eq!(
             12 * (count - outside) + outside,
             expected,
@@ -131,7 +137,7 @@ fn counts_on_bert_base_are_those_of_the_literature() {
 fn counts_on_llama_follow_the_formulas() {
     let (d, layers, q, kv, ff, p, m) = (16, 2, 24, 12, 24, 7, 3);
     let norms = (2 * layers + 1) * d;
-    let model = Family::Llama.model();
+    let on = llama();
     for (method, settings, expected) in [
         ("lora", json!({ "r": 4 }), layers * 4 * ((d + q) + (d + kv))),
         (
@@ -173,7 +179,7 @@ fn counts_on_llama_follow_the_formulas() {
         ),
     ] {
         assert_eq!(
-            case(method, settings.clone()).count(&*model),
+            case(method, settings.clone()).count(&on.model),
             expected,
             "{method} {settings}"
         );
@@ -183,14 +189,14 @@ fn counts_on_llama_follow_the_formulas() {
 /// What is trained, changed and stored are three numbers.
 #[test]
 fn a_folded_network_is_trained_but_not_stored() {
-    let model = Family::Llama.model();
+    let on = llama();
     let tuned = case(
         "prefix-tuning",
         json!({ "num_virtual_tokens": 5, "prefix_projection": true }),
     )
-    .tune(&*model)
+    .tune(&on)
     .unwrap();
-    let account = tuned.counts(model.base());
+    let account = tuned.counts(on.model.base());
     assert_eq!(account.stored_parameters, 2 * 2 * 5 * 12);
     assert_eq!(account.changed_parameters, account.stored_parameters);
     assert!(account.trainable_parameters > account.stored_parameters);

@@ -4,30 +4,32 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::{Device, Tensor};
-use epiphyte_methods::{MethodError, AdapterModule};
-use epiphyte_models::{Adapter, Identity};
-use serde_json::json;
+use epiphyte_methods::file::{About, AdapterFile, Provenance, save};
+use epiphyte_methods::{AdapterModule, MethodError};
+use epiphyte_models::adapter::AttentionSite;
+use epiphyte_models::{
+    Adapter, Embedded, ForwardContext, Hidden, Hook, Identity, LazyLinear, Site, StandIn, Sublayer,
+};
+use epiphyte_ops::Prefix;
+use serde_json::{Value, json};
 
-use crate::support::{Family, case, distance, everywhere, perturb, set};
+use crate::support::{bert, case, distance, everywhere, llama, perturb};
 
 #[test]
 fn nothing_changes_at_first_where_that_is_promised() {
-    everywhere(|name, _case, family, model, tuned| {
-        let promised = tuned.config().starts_as_identity();
-        let before = family.output(model, &Identity, None);
+    everywhere(|name, _, on, module| {
+        let promised = module.config().starts_as_identity();
         // Prompts add rows to the states.
-        let after = family.output(model, &tuned, None);
-        assert_eq!(before == after, promised, "{name}");
+        let same = on.output(&Identity, None) == on.output(&module, None);
+        assert_eq!(same, promised, "{name}");
     });
 }
 
 #[test]
 fn houlsby_starts_near_the_base() {
-    for family in [Family::Bert, Family::Llama] {
-        let model = family.model();
-        let tuned = case("houlsby", json!({})).tune(&*model).unwrap();
-        let after = family.output(&*model, &tuned, None);
-        let moved = distance(&family.output(&*model, &Identity, None), &after);
+    for on in [bert(), llama()] {
+        let module = case("houlsby", json!({})).tune(&on).unwrap();
+        let moved = distance(&on.output(&Identity, None), &on.output(&module, None));
         assert!(moved > 0.0 && moved < 1e-2, "{moved}");
     }
 }
@@ -36,20 +38,20 @@ fn houlsby_starts_near_the_base() {
 struct Merged(BTreeMap<String, Tensor<1>>);
 
 impl Adapter for Merged {
-    fn parameter(&self, name: &str) -> Option<Tensor<1>> {
-        self.0.get(name).cloned()
+    fn parameter(&self, name: &str) -> Option<StandIn> {
+        self.0.get(name).cloned().map(StandIn::Tensor)
     }
 }
 
 #[test]
 fn merged_is_unmerged() {
-    everywhere(|name, case, family, model, tuned| {
-        perturb(&tuned);
-        let base = model.base();
-        let merges = tuned.config().definition().merges;
+    everywhere(|name, case, on, module| {
+        perturb(&module);
+        let base = on.model.base();
+        let merges = module.config().definition().merges;
         let mut tensors = BTreeMap::new();
         for tensor in base.tensors().keys() {
-            match tuned.merged(tensor, base) {
+            match module.merged(tensor, base) {
                 Ok(Some(values)) => {
                     tensors.insert(tensor.clone(), values);
                 }
@@ -62,40 +64,134 @@ fn merged_is_unmerged() {
             }
         }
         assert!(merges, "{name} said nothing");
-        let unmerged = family.output(model, &tuned, None);
-        let merged = family.output(model, &Merged(tensors), None);
+        let unmerged = on.output(&module, None);
+        let merged = on.output(&Merged(tensors), None);
         assert!(
-            distance(&unmerged, &family.output(model, &Identity, None)) > 1e-2,
+            distance(&unmerged, &on.output(&Identity, None)) > 1e-2,
             "{name} does nothing"
         );
-        assert!(
-            distance(&unmerged, &merged) < 1e-5,
-            "{name}: {}",
-            distance(&unmerged, &merged)
-        );
+        let difference = distance(&unmerged, &merged);
+        assert!(difference < 1e-5, "{name}: {difference}");
     });
 }
 
 #[test]
-fn what_the_file_holds_is_the_live_adapter() {
-    everywhere(|name, case, family, model, tuned| {
-        perturb(&tuned);
-        let loaded = AdapterModule::stored_of(tuned.config(), model.base(), &Device::default()).unwrap();
-        let held = tuned.stored().into_iter().chain(tuned.stored_head());
-        let held: BTreeMap<String, _> = held.map(|stored| (stored.key.clone(), stored)).collect();
-        assert_eq!(held.len(), loaded.trained().count(), "{name}");
-        for param in loaded.trained() {
-            let stored = &held[param.key()];
-            assert_eq!(stored.shape, param.shape(), "{name}");
-            set(param, stored.values.clone());
-        }
-        let live = family.output(model, &tuned, None);
+fn a_saved_adapter_gives_the_same_outputs_when_it_is_loaded() {
+    everywhere(|name, case, on, module| {
+        perturb(&module);
+        let base = on.model.base();
+        let dir = tempfile::tempdir().unwrap();
+        let about = About {
+            base_model: "tiny".to_owned(),
+            task_type: "SEQ_CLS".to_owned(),
+            provenance: Provenance {
+                version: "0".to_owned(),
+                method: case.method.to_owned(),
+                base_sha256: "0".repeat(64),
+                tokenizer_sha256: "0".repeat(64),
+                task: Value::Null,
+                account: None,
+            },
+        };
+        save(dir.path(), &module, base, &about).unwrap();
+        let file = AdapterFile::open(dir.path()).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let loaded = file.load(base, &Device::default());
+        let loaded = loaded.unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(on.output(&module, None), on.output(&loaded, None), "{name}");
+        let counts = module.counts(base);
         assert_eq!(
-            live,
-            family.output(model, &loaded, None),
-            "{name} {}",
-            case.settings
+            counts.stored_parameters,
+            loaded.counts(base).stored_parameters,
+            "{name}"
         );
+    });
+}
+
+/// An adapter whose promises are forced off: it says that it acts everywhere, from the first layer on,
+/// and reads all rows.
+struct NoPromises<'a>(&'a AdapterModule);
+
+impl Adapter for NoPromises<'_> {
+    fn parameter(&self, name: &str) -> Option<StandIn> {
+        self.0.parameter(name)
+    }
+
+    fn lookup(
+        &self,
+        table: &str,
+        ids: &[u32],
+        rows: Tensor<2>,
+        cx: &ForwardContext<'_>,
+    ) -> Tensor<2> {
+        self.0.lookup(table, ids, rows, cx)
+    }
+
+    fn embeddings(&self, embedded: Embedded, cx: &ForwardContext<'_>) -> Embedded {
+        self.0.embeddings(embedded, cx)
+    }
+
+    fn linear_input(&self, site: &Site, x: Tensor<2>, cx: &ForwardContext<'_>) -> Tensor<2> {
+        self.0.linear_input(site, x, cx)
+    }
+
+    fn linear(&self, site: &Site, product: LazyLinear, cx: &ForwardContext<'_>) -> Tensor<2> {
+        self.0.linear(site, product, cx)
+    }
+
+    fn attention(
+        &self,
+        at: AttentionSite,
+        qkv: [Tensor<2>; 3],
+        cx: &ForwardContext<'_>,
+    ) -> [Tensor<2>; 3] {
+        self.0.attention(at, qkv, cx)
+    }
+
+    fn prefix_length(&self) -> usize {
+        self.0.prefix_length()
+    }
+
+    fn virtual_tokens(&self) -> usize {
+        self.0.virtual_tokens()
+    }
+
+    fn prefix(&self, at: AttentionSite, x: &Tensor<2>, cx: &ForwardContext<'_>) -> Option<Prefix> {
+        self.0.prefix(at, x, cx)
+    }
+
+    fn sublayer(
+        &self,
+        sublayer: &Sublayer<'_>,
+        output: Tensor<2>,
+        cx: &ForwardContext<'_>,
+    ) -> Tensor<2> {
+        self.0.sublayer(sublayer, output, cx)
+    }
+
+    fn hidden(&self, layer: usize, hidden: Hidden, cx: &ForwardContext<'_>) -> Hidden {
+        self.0.hidden(layer, hidden, cx)
+    }
+
+    fn needs_base_pass(&self) -> bool {
+        self.0.needs_base_pass()
+    }
+
+    fn uses(&self, _hook: Hook<'_>) -> bool {
+        true
+    }
+
+    fn mixes_rows(&self, _layer: usize) -> bool {
+        true
+    }
+}
+
+#[test]
+fn a_hooks_promises_save_work_and_change_no_byte() {
+    everywhere(|name, _, on, module| {
+        perturb(&module);
+        let expected = on.output(&module, Some(vec![1, 2, 3]));
+        let found = on.output(&NoPromises(&module), Some(vec![1, 2, 3]));
+        assert_eq!(expected, found, "{name}");
     });
 }
 
@@ -115,18 +211,16 @@ fn dropout_acts_with_keys_only() {
             case("p-tuning-v2", json!({ "prefix_dropout": 0.0 })),
         ),
     ];
-    for family in [Family::Bert, Family::Llama] {
-        let model = family.model();
+    for on in [bert(), llama()] {
         for (with, without) in &pairs {
-            let (with, without) = (with.tune(&*model).unwrap(), without.tune(&*model).unwrap());
+            let (with, without) = (with.tune(&on).unwrap(), without.tune(&on).unwrap());
             perturb(&with);
             perturb(&without);
-            let off = family.output(&*model, &with, None);
-            assert_eq!(off, family.output(&*model, &without, None));
-            let on = |tuned, keys: [u64; 3]| family.output(&*model, tuned, Some(keys.to_vec()));
-            assert_eq!(on(&with, [1, 2, 3]), on(&with, [1, 2, 3]));
-            assert_ne!(on(&with, [1, 2, 3]), on(&without, [1, 2, 3]));
-            assert_ne!(on(&with, [1, 2, 3]), on(&with, [4, 5, 6]));
+            assert_eq!(on.output(&with, None), on.output(&without, None));
+            let dropped = |module, keys: [u64; 3]| on.output(module, Some(keys.to_vec()));
+            assert_eq!(dropped(&with, [1, 2, 3]), dropped(&with, [1, 2, 3]));
+            assert_ne!(dropped(&with, [1, 2, 3]), dropped(&without, [1, 2, 3]));
+            assert_ne!(dropped(&with, [1, 2, 3]), dropped(&with, [4, 5, 6]));
         }
     }
 }

@@ -4,22 +4,20 @@ use epiphyte_methods::Param;
 use epiphyte_models::adapter::name_id;
 use epiphyte_ops::random;
 
-use crate::support::{everywhere, perturb, set, to_vec};
+use crate::support::{everywhere, perturb, to_vec};
 
 /// Each tensor is moved along its gradient, where the slope of the loss is the gradient's length, and
 /// along a random direction. Four points give the slope up to the fourth power of the step.
 #[test]
 fn gradients_are_the_slopes_of_the_loss() {
-    everywhere(|name, _, family, model, tuned| {
-        perturb(&tuned);
-        tuned.track(true);
-        let gradients = family.loss(model, &tuned).backward();
-        let gradients: Vec<Vec<f32>> = tuned
-            .trained()
-            .map(|param| to_vec(param.flat().grad(&gradients).unwrap()))
-            .collect();
-        tuned.track(false);
-        for (param, gradient) in tuned.trained().zip(&gradients) {
+    everywhere(|name, _, on, module| {
+        perturb(&module);
+        let gradients = on.gradients(&module);
+        for param in module.trained() {
+            let Some(gradient) = gradients.get(param).cloned().map(to_vec) else {
+                continue;
+            };
+            let gradient = &gradient;
             let length = dot(gradient, gradient).sqrt();
             let noise = random::normal(name_id(param.key()), param.count(), 1.0);
             for direction in [gradient, &noise] {
@@ -33,7 +31,10 @@ fn gradients_are_the_slopes_of_the_loss() {
                     .collect();
                 // Where the loss is steep it also bends.
                 let step = 0.01 / length.max(1.0) as f32;
-                let loss = || f64::from(to_vec(family.loss(model, &tuned))[0]);
+                let loss = || {
+                    module.parameters().derive(false);
+                    f64::from(to_vec(on.loss(&module))[0])
+                };
                 let slope = slope(param, &unit, step, loss);
                 let expected = dot(gradient, &unit);
                 assert!(
@@ -49,18 +50,16 @@ fn gradients_are_the_slopes_of_the_loss() {
 fn slope(param: &Param, unit: &[f32], step: f32, loss: impl Fn() -> f64) -> f64 {
     let start = param.to_vec();
     let at = |steps: f32| {
-        set(
-            param,
-            start
-                .iter()
-                .zip(unit)
+        let moved = start.iter().zip(unit);
+        param.set_values(
+            moved
                 .map(|(value, unit)| value + steps * step * unit)
                 .collect(),
         );
         loss()
     };
     let slope = (8.0 * (at(1.0) - at(-1.0)) - (at(2.0) - at(-2.0))) / (12.0 * f64::from(step));
-    set(param, start);
+    param.set_values(start);
     slope
 }
 

@@ -1,120 +1,188 @@
-//! Small models with nothing at zero, a batch for them, and the methods to try on them.
+//! Small models of every family with nothing at zero, a batch for them, and every registered method.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use epiphyte_io::safetensors_file::write_f32;
-use epiphyte_methods::{METHODS, MethodError, Param, AdapterModule, by_name};
-use epiphyte_models::adapter::name_id;
+use epiphyte_methods::{
+    AdapterModule, CalibrationData, Each, Gradients, METHODS, MethodError, Param, by_name,
+};
+use epiphyte_models::adapter::{Role, name_id};
+use epiphyte_models::families::FAMILIES;
 use epiphyte_models::{
-    Adapter, LoadOptions, ModelConfig, Targets, HeadKind, Tokens, Model, load, random_model,
+    Adapter, DecoderTokens, HeadKind, LoadOptions, Model, ModelConfig, Targets, Tokens, load,
+    random_model,
 };
 use epiphyte_ops::{Sequences, random};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 pub(crate) const LABELS: usize = 3;
 
-/// A family with a task.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Family {
-    Bert,
-    Llama,
-    LlamaLanguageModel,
+/// A small model of a family with a head.
+pub(crate) struct TestModel {
+    pub(crate) name: String,
+    pub(crate) model: Model,
+    pub(crate) head: HeadKind,
 }
 
-pub(crate) const FAMILIES: [Family; 3] = [Family::Bert, Family::Llama, Family::LlamaLanguageModel];
+/// Every example configuration of every family, with each head that the family has.
+pub(crate) fn models() -> Vec<TestModel> {
+    let heads = [
+        HeadKind::Classification { labels: LABELS },
+        HeadKind::LanguageModel,
+    ];
+    let configs = FAMILIES.iter().flat_map(|family| (family.examples)());
+    configs
+        .flat_map(|config| heads.map(|head| TestModel::new(&config, head)))
+        .flatten()
+        .collect()
+}
 
-impl Family {
-    pub(crate) fn task(self) -> Task {
-        match self {
-            Self::Bert | Self::Llama => HeadKind::Classification { labels: LABELS },
-            Self::LlamaLanguageModel => HeadKind::LanguageModel,
-        }
-    }
+/// The first example of a `model_type`, with a head.
+pub(crate) fn model(model_type: &str, head: HeadKind) -> TestModel {
+    let configs = FAMILIES.iter().flat_map(|family| (family.examples)());
+    let mut configs = configs.filter(|config| config["model_type"] == model_type);
+    let config = configs.next().expect("a registered family");
+    TestModel::new(&config, head).expect("the family has the head")
+}
 
-    pub(crate) fn config(self) -> Value {
-        match self {
-            Self::Bert => json!({
-                "model_type": "bert", "architectures": ["BertForSequenceClassification"],
-                "vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2,
-                "num_attention_heads": 4, "intermediate_size": 24, "max_position_embeddings": 32,
-                "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1,
-            }),
-            // Heads of 6 make the queries' width 24, unlike the model's; two of them share keys.
-            Self::Llama | Self::LlamaLanguageModel => json!({
-                "model_type": "llama", "architectures": ["LlamaForCausalLM"],
-                "vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2,
-                "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6,
-                "intermediate_size": 24, "max_position_embeddings": 64, "tie_word_embeddings": false,
-            }),
-        }
-    }
+pub(crate) fn bert() -> TestModel {
+    model("bert", HeadKind::Classification { labels: LABELS })
+}
 
-    /// A model of which no bias is zero and no norm's scale is one.
-    pub(crate) fn model(self) -> Model {
-        let config = self.config();
+pub(crate) fn llama() -> TestModel {
+    model("llama", HeadKind::Classification { labels: LABELS })
+}
+
+impl TestModel {
+    /// A model of which no bias is zero and no norm's scale is one; none if the family has no such head.
+    fn new(config: &Value, head: HeadKind) -> Option<Self> {
         let text = config.to_string();
         let device = Device::default();
         let dir = tempfile::tempdir().unwrap();
         let parsed = ModelConfig::parse(&dir.path().join("config.json"), text.as_bytes()).unwrap();
-        let shapes = random_model(&parsed, self.task(), &device, Default::default(), 0).unwrap();
+        parsed.family().class_name(head)?;
+        let shapes = random_model(&parsed, head, &device, Default::default(), 0).unwrap();
         let tensors = shapes.base().tensors().iter().map(|(name, tensor)| {
             let noise = random::normal(name_id(name), tensor.count(), 0.3);
-            let offset = if name.ends_with("norm.weight") || name.ends_with("LayerNorm.weight") {
-                1.0
-            } else {
-                0.0
-            };
+            let is_scale = tensor.is_norm() && name.ends_with("weight");
+            let offset = if is_scale { 1.0 } else { 0.0 };
             let values: Vec<f32> = noise.iter().map(|value| offset + value).collect();
             (name, tensor.shape(), move || values)
         });
         std::fs::write(dir.path().join("config.json"), text).unwrap();
         write_f32(&dir.path().join("model.safetensors"), tensors).unwrap();
-        load(dir.path(), self.task(), &device, &LoadOptions::default())
-            .unwrap()
-            .model
+        let options = LoadOptions::default();
+        let model = load(dir.path(), head, &device, &options).unwrap().model;
+        let name = format!("{} with {head}", model.base().dimensions.model_type);
+        Some(Self { name, model, head })
     }
 
     /// The loss of the batch.
-    pub(crate) fn loss(self, model: &Model, adapter: &dyn Adapter) -> Tensor<1> {
+    pub(crate) fn loss(&self, adapter: &dyn Adapter) -> Tensor<1> {
+        let batch = TestBatch::new(&self.model, None);
         let labels: Vec<i64> = IDS.iter().map(|&id| i64::from(id)).collect();
-        let targets = match self {
-            Self::Bert | Self::Llama => Targets::Classes(&[2, 0, 1]),
-            Self::LlamaLanguageModel => Targets::Tokens(&labels),
+        let targets = match self.head {
+            HeadKind::Classification { .. } => Targets::Classes(&[2, 0, 1]),
+            HeadKind::LanguageModel if batch.decoder.is_some() => Targets::DecoderTokens(&labels),
+            HeadKind::LanguageModel => Targets::Tokens(&labels),
         };
-        model
-            .loss(&batch(None), targets, 0.0, adapter)
-            .unwrap()
-            .mean
+        let loss = self.model.loss(&batch.tokens(), targets, 0.0, adapter);
+        loss.unwrap().mean
     }
 
-    /// What the model says about the batch: logits, or states where there is no task head.
-    pub(crate) fn output(
-        self,
-        model: &Model,
-        adapter: &dyn Adapter,
-        keys: Option<Vec<u64>>,
-    ) -> Vec<f32> {
-        let tokens = batch(keys);
-        to_vec(match self {
-            Self::Bert | Self::Llama => model.logits(&tokens, adapter),
-            Self::LlamaLanguageModel => model.hidden(&tokens, adapter).states,
+    /// The gradients of the loss, carried back to the trained parameters.
+    pub(crate) fn gradients(&self, module: &AdapterModule) -> Gradients {
+        module.track(true);
+        let mut gradients = Gradients::new();
+        module.collect(&mut gradients, &mut self.loss(module).backward());
+        gradients.pull_back_derived(module.parameters());
+        module.track(false);
+        gradients
+    }
+
+    /// Logits of the batch, or final hidden states where there is no classification head. With keys,
+    /// dropout is on.
+    pub(crate) fn output(&self, adapter: &dyn Adapter, keys: Option<Vec<u64>>) -> Vec<f32> {
+        let batch = TestBatch::new(&self.model, keys);
+        to_vec(match self.head {
+            HeadKind::Classification { .. } => self.model.logits(&batch.tokens(), adapter),
+            HeadKind::LanguageModel => self.model.hidden(&batch.tokens(), adapter).states,
         })
+    }
+
+    /// Whether the gradient of a parameter is only rounding noise: a key's bias where positions are not
+    /// rotary, since adding the same to all keys moves all scores of a query alike.
+    pub(crate) fn is_noise(&self, param: &Param) -> bool {
+        let base = self.model.base();
+        let rotary = base.layer_shapes().iter().any(|it| it.attention.rotary);
+        let is_key = |path: &str| {
+            let mut linears = base.linears().iter();
+            linears.any(|it| it.site.path == path && it.site.role == Role::Key)
+        };
+        !rotary && param.key().strip_suffix(".bias").is_some_and(is_key)
     }
 }
 
 pub(crate) const IDS: [u32; 12] = [3, 7, 1, 19, 4, 25, 6, 2, 11, 28, 9, 5];
 const TYPE_IDS: [u32; 12] = [0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 1, 1];
 
-/// Three sequences of unequal length; with keys, in training mode.
-pub(crate) fn batch(keys: Option<Vec<u64>>) -> Tokens<'static> {
-    let sequences = Sequences::new(vec![0, 5, 8, 12]);
-    let sequences = match keys {
-        Some(keys) => sequences.with_keys(keys),
-        None => sequences,
-    };
-    Tokens {
-        ids: &IDS,
-        type_ids: &TYPE_IDS,
-        sequences,
+/// Three sequences of unequal length.
+struct TestBatch {
+    sequences: Sequences,
+    decoder: Option<Vec<u32>>,
+}
+
+impl TestBatch {
+    fn new(model: &Model, keys: Option<Vec<u64>>) -> Self {
+        let sequences = Sequences::new(vec![0, 5, 8, 12]);
+        let sequences = match keys {
+            Some(keys) => sequences.with_keys(keys),
+            None => sequences,
+        };
+        let labels: Vec<i64> = IDS.iter().map(|&id| i64::from(id)).collect();
+        Self {
+            decoder: model.backbone().decoder_input(&labels, &sequences),
+            sequences,
+        }
+    }
+
+    fn tokens(&self) -> Tokens<'_> {
+        Tokens {
+            ids: &IDS,
+            type_ids: &TYPE_IDS,
+            sequences: self.sequences.clone(),
+            decoder: self.decoder.as_ref().map(|ids| DecoderTokens {
+                ids,
+                sequences: self.sequences.clone(),
+            }),
+        }
+    }
+}
+
+/// The batch as calibration data of three examples.
+struct TestData<'a>(&'a TestModel);
+
+impl CalibrationData for TestData<'_> {
+    fn examples(&self) -> usize {
+        3
+    }
+
+    fn forward(&mut self, _examples: usize, adapter: &dyn Adapter) -> Result<(), MethodError> {
+        self.0.output(adapter, None);
+        Ok(())
+    }
+
+    fn gradients(
+        &mut self,
+        _examples: usize,
+        _each: Each,
+        params: &[Param],
+        adapter: &dyn Adapter,
+        see: &mut dyn FnMut(&Gradients),
+    ) -> Result<(), MethodError> {
+        let mut gradients = Gradients::new();
+        gradients.collect(params.iter(), &mut self.0.loss(adapter).backward());
+        see(&gradients);
+        Ok(())
     }
 }
 
@@ -126,9 +194,15 @@ pub(crate) struct Case {
 }
 
 impl Case {
-    pub(crate) fn tune(&self, model: &Model) -> Result<AdapterModule, MethodError> {
+    /// Builds the method and begins its first stage.
+    pub(crate) fn tune(&self, on: &TestModel) -> Result<AdapterModule, MethodError> {
         let config = by_name(self.method)?.configure(self.settings.as_object().unwrap().clone())?;
-        AdapterModule::new(config, model.base(), &Device::default(), 1)
+        let base = on.model.base();
+        let mut module = AdapterModule::new(config, base, &Device::default(), 1)?;
+        module.track(true);
+        module.begin_stage(0, &mut TestData(on))?;
+        module.track(false);
+        Ok(module)
     }
 
     pub(crate) fn count(&self, model: &Model) -> usize {
@@ -144,7 +218,7 @@ pub(crate) fn case(method: &'static str, settings: Value) -> Case {
     Case { method, settings }
 }
 
-/// Every registered method, in each of its examples.
+/// Every registered method, with each of its example settings.
 pub(crate) fn cases() -> Vec<Case> {
     let cases = METHODS.iter().flat_map(|method| {
         let examples = (method.examples)().into_iter();
@@ -153,44 +227,32 @@ pub(crate) fn cases() -> Vec<Case> {
     cases.collect()
 }
 
-/// Runs `check` for every case on every family that the method can act on.
-pub(crate) fn everywhere(check: impl Fn(&str, &Case, Family, &Model, AdapterModule)) {
-    for family in FAMILIES {
-        let model = family.model();
+/// Runs `check` for every case on every model that the method can act on. A method that cannot act on
+/// one must say why.
+pub(crate) fn everywhere(check: impl Fn(&str, &Case, &TestModel, AdapterModule)) {
+    for on in models() {
         for case in cases() {
-            let name = format!("{} {} on {family:?}", case.method, case.settings);
-            match case.tune(&*model) {
-                Ok(tuned) => check(&name, &case, family, &*model, tuned),
-                // Llama has no biases.
-                Err(MethodError::NotApplicable {
-                    method: "bitfit", ..
-                }) if family != Family::Bert => {}
+            let name = format!("{} {} on {}", case.method, case.settings, on.name);
+            match case.tune(&on) {
+                Ok(module) => check(&name, &case, &on, module),
+                Err(MethodError::NotApplicable { reason, .. }) => {
+                    assert!(reason.len() > 10, "{name}: {reason}");
+                }
                 Err(error) => panic!("{name}: {error}"),
             }
         }
     }
 }
 
-/// Moves every trained tensor off its start, so that no zero hides anything.
-pub(crate) fn perturb(tuned: &AdapterModule) {
-    for param in tuned.trained() {
+/// Moves every trained tensor off its initial value, so that no zero hides anything.
+pub(crate) fn perturb(module: &AdapterModule) {
+    for param in module.trained() {
         let noise = random::normal(name_id(param.key()) ^ 5, param.count(), 0.2);
-        let moved: Vec<f32> = param
-            .to_vec()
-            .iter()
-            .zip(noise)
-            .map(|(value, noise)| value + noise)
-            .collect();
-        set(param, moved);
+        let moved = param.to_vec();
+        let moved = moved.iter().zip(noise).map(|(value, noise)| value + noise);
+        param.set_values(moved.collect());
     }
-}
-
-pub(crate) fn set(param: &Param, values: Vec<f32>) {
-    let count = values.len();
-    param.set(Tensor::from_data(
-        TensorData::new(values, [count]),
-        &Device::default(),
-    ));
+    module.parameters().derive(false);
 }
 
 pub(crate) fn to_vec<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {

@@ -4,23 +4,20 @@ use std::sync::Mutex;
 
 use burn::tensor::Tensor;
 use epiphyte_methods::AdapterModule;
+use epiphyte_models::rope::{RopeScaling, RotaryEmbedding};
 use epiphyte_models::{
-    Adapter, BaseTensor, Identity, ModelConfig, Product, Role, Site, Tokens, Model,
+    Adapter, ForwardContext, HeadKind, Identity, LazyLinear, Model, Role, Site, Tokens,
 };
 use epiphyte_ops::{Angles, Sequences, rotate};
 use serde_json::{Value, json};
 
-use crate::support::{Case, Family, case, distance, set, to_vec};
+use crate::support::{Case, bert, case, distance, llama, model, to_vec};
 
 const IN_FRONT: [u32; 3] = [8, 21, 2];
 const TEXT: [u32; 4] = [13, 5, 5, 27];
 
 fn tokens<'a>(ids: &'a [u32], type_ids: &'a [u32]) -> Tokens<'a> {
-    Tokens {
-        ids,
-        type_ids,
-        sequences: Sequences::new(vec![0, ids.len()]),
-    }
+    Tokens::new(ids, type_ids, Sequences::new(vec![0, ids.len()]))
 }
 
 fn prompt_table(tuned: &AdapterModule) -> Vec<f32> {
@@ -32,10 +29,7 @@ fn prompt_table(tuned: &AdapterModule) -> Vec<f32> {
 }
 
 fn word_rows(model: &Model, ids: &[u32]) -> Vec<f32> {
-    match model.base().tensor(&model.base().word_embeddings) {
-        Some(BaseTensor::Matrix(table)) => to_vec(table.gather(ids)),
-        other => panic!("{other:?}"),
-    }
+    to_vec(model.base().word_embedding_table().gather(ids))
 }
 
 fn text_start(ids: Value, count: usize) -> Case {
@@ -50,24 +44,25 @@ fn text_start(ids: Value, count: usize) -> Case {
 
 #[test]
 fn a_prompt_of_word_embeddings_is_the_words() {
-    for family in [Family::Bert, Family::Llama] {
-        let model = family.model();
-        let tuned = text_start(json!(IN_FRONT), 3).tune(&*model).unwrap();
+    for on in [bert(), llama()] {
+        let model = &on.model;
+        let tuned = text_start(json!(IN_FRONT), 3).tune(&on).unwrap();
         let all = [IN_FRONT.as_slice(), &TEXT].concat();
         let fed = model.logits(&tokens(&all, &[0, 0, 0, 0, 0, 1, 1]), &Identity);
         let prompted = model.logits(&tokens(&TEXT, &[0, 0, 1, 1]), &tuned);
         assert!(
             distance(&to_vec(fed), &to_vec(prompted)) < 1e-5,
-            "{family:?}"
+            "{}",
+            on.name
         );
     }
 }
 
 #[test]
 fn prompts_start_as_they_are_told() {
-    let model = Family::Llama.model();
-    let start = |case: Case| prompt_table(&case.tune(&*model).unwrap());
-    let words = |ids: &[u32]| word_rows(&*model, ids);
+    let on = llama();
+    let start = |case: Case| prompt_table(&case.tune(&on).unwrap());
+    let words = |ids: &[u32]| word_rows(&on.model, ids);
     assert_eq!(start(text_start(json!([4, 9]), 5)), words(&[4, 9, 4, 9, 4]));
     assert_eq!(start(text_start(json!([4, 9, 1]), 2)), words(&[4, 9]));
 
@@ -106,7 +101,7 @@ fn prompts_start_as_they_are_told() {
 
 #[test]
 fn impossible_starts_are_errors_that_name_the_key() {
-    let model = Family::Bert.model();
+    let on = bert();
     for (case, words) in [
         (
             text_start(json!([30]), 3),
@@ -153,7 +148,7 @@ fn impossible_starts_are_errors_that_name_the_key() {
             "0 labels",
         ),
     ] {
-        let error = case.tune(&*model).unwrap_err().to_string();
+        let error = case.tune(&on).unwrap_err().to_string();
         assert!(error.contains(words), "{error}");
     }
 }
@@ -163,7 +158,7 @@ fn impossible_starts_are_errors_that_name_the_key() {
 struct Past(Mutex<Vec<(Role, Vec<f32>)>>);
 
 impl Adapter for Past {
-    fn linear(&self, site: &Site, product: Product, _sequences: &Sequences) -> Tensor<2> {
+    fn linear(&self, site: &Site, product: LazyLinear, _cx: &ForwardContext<'_>) -> Tensor<2> {
         let y = product.compute();
         if matches!(site.role, Role::Key | Role::Value) {
             self.0.lock().unwrap().push((site.role, to_vec(y.clone())));
@@ -175,21 +170,21 @@ impl Adapter for Past {
 /// Keys and values of `IN_FRONT`, as a prefix of Llama, stand for `IN_FRONT` itself.
 #[test]
 fn a_prefix_of_past_keys_and_values_is_the_past() {
-    let family = Family::LlamaLanguageModel;
-    let model = family.model();
-    let config = ModelConfig::parse(
-        "config.json".as_ref(),
-        family.config().to_string().as_bytes(),
-    )
-    .unwrap();
-    let ModelConfig::Llama(config) = config else {
-        panic!("{config:?}")
-    };
+    let on = model("llama", HeadKind::LanguageModel);
+    let model = &on.model;
+    let dimensions = &model.base().dimensions;
     let (head_dim, kv) = (
-        config.head_dim,
-        config.head_dim * config.num_key_value_heads,
+        dimensions.head_dim,
+        dimensions.head_dim * dimensions.kv_heads,
     );
-    let (cos, sin) = config.rope.tables(&[0, 1, 2]);
+    // The example's rotary positions are the plain ones.
+    let rope = RotaryEmbedding {
+        head_dim,
+        rope_theta: 10_000.0,
+        max_position_embeddings: 64,
+        scaling: RopeScaling::Default,
+    };
+    let (cos, sin) = rope.tables(&[0, 1, 2]);
     let angles = Angles::new(cos, sin);
 
     let past = Past::default();
@@ -215,12 +210,10 @@ fn a_prefix_of_past_keys_and_values_is_the_past() {
     });
 
     let tuned = case("prefix-tuning", json!({ "num_virtual_tokens": 3 }))
-        .tune(&*model)
+        .tune(&on)
         .unwrap();
-    set(
-        tuned.parameters().get("prompt_embeddings").unwrap(),
-        table.collect(),
-    );
+    let param = tuned.parameters().get("prompt_embeddings").unwrap();
+    param.set_values(table.collect());
     let prefixed = to_vec(model.hidden(&tokens(&TEXT, &[0; 4]), &tuned).states);
     let all = [IN_FRONT.as_slice(), &TEXT].concat();
     let whole = to_vec(model.hidden(&tokens(&all, &[0; 7]), &Identity).states);
@@ -230,7 +223,7 @@ fn a_prefix_of_past_keys_and_values_is_the_past() {
 
 #[test]
 fn peft_finds_the_measures_that_it_computes() {
-    let model = Family::Llama.model();
+    let on = llama();
     for (method, heads, token_dim) in [
         ("prompt-tuning", 4, 16),
         ("prefix-tuning", 2, 12),
@@ -240,7 +233,7 @@ fn peft_finds_the_measures_that_it_computes() {
             .unwrap()
             .configure(Default::default())
             .unwrap();
-        let computed = Value::Object(config.computed(model.base()));
+        let computed = Value::Object(config.computed(on.model.base()));
         assert_eq!(
             computed,
             json!({

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use epiphyte_data::{
-    Batches, Columns, EncodeOptions, Examples, Fields, Order, ReadOptions, Table, Tokenizer,
-    check_max_length,
+    Batches, Columns, EncodeOptions, Examples, Fields, Order, ReadOptions, Table,
+    Tokenizer, check_max_length,
 };
 use epiphyte_models::{Adapter, HeadKind, LoadOptions, Loaded, load};
 use serde::{Deserialize, Serialize};

@@ -1,4 +1,5 @@
-//! What `eval` and `predict` share: a base, an adapter on it or its own head, and a file of examples.
+//! The arguments that `eval` and `predict` share: a base model, an adapter or the base's own head,
+//! and a file of examples.
 
 use std::path::{Path, PathBuf};
 
@@ -14,7 +15,7 @@ use epiphyte::train::{TaskKind, TaskSpec, Tuning, open_adapter};
 use crate::failure::UsageError;
 use crate::global::Global;
 
-/// The flags of `eval` and `predict` alike.
+/// The flags of `eval` and `predict`.
 #[derive(Args, Debug)]
 pub(crate) struct DataArguments {
     /// Examples: .jsonl, .json, .csv, .tsv, .parquet or .txt
@@ -23,7 +24,7 @@ pub(crate) struct DataArguments {
     /// Use only the first N rows
     #[arg(long, value_name = "N")]
     max_rows: Option<usize>,
-    /// Sequences in a forward pass
+    /// Sequences in a batch
     #[arg(long, value_name = "N", default_value_t = 32)]
     batch_size: usize,
     #[command(flatten)]
@@ -32,17 +33,17 @@ pub(crate) struct DataArguments {
     task: TaskArguments,
 }
 
-/// A base and an adapter.
+/// A base model and an adapter.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct ModelArguments {
     /// Directory of the base model, or its name on the hub
     #[arg(long, value_name = "DIR")]
     pub(crate) model: PathBuf,
-    /// Directory of the adapter; without it, the base as it is
+    /// Directory of the adapter [default: the base model alone]
     #[arg(long, value_name = "DIR")]
     pub(crate) adapter: Option<PathBuf>,
-    /// Use the adapter on another base than it was trained over
+    /// Allow another base model than the adapter was trained with
     #[arg(long)]
     pub(crate) allow_other_base: bool,
     /// Data type of the frozen base: f32 or bf16
@@ -89,9 +90,9 @@ impl Located<'_> {
     }
 }
 
-/// The task, where the adapter does not say it or another data file is laid out otherwise.
+/// The task: needed where the adapter does not record it, or where the data has other columns.
 #[derive(Args, Debug, Default)]
-#[command(next_help_heading = "Task, where the adapter does not say it")]
+#[command(next_help_heading = "Task, if the adapter does not record it")]
 pub(crate) struct TaskArguments {
     /// Task: sequence-classification, regression or causal-lm
     #[arg(long, value_name = "TASK")]
@@ -117,7 +118,7 @@ pub(crate) struct TaskArguments {
     /// Longest example in tokens
     #[arg(long, value_name = "N")]
     max_length: Option<usize>,
-    /// Plain text: join all rows, cut into examples of max-length
+    /// Plain text: join all rows and cut them into examples of max-length tokens
     #[arg(long)]
     packing: bool,
     /// Format of the data: json, jsonl, csv, tsv, parquet or text [default: by extension]
@@ -131,16 +132,16 @@ pub(crate) struct TaskArguments {
     quoting: Option<bool>,
 }
 
-/// A model and its examples, ready to run.
+/// A loaded model and its examples.
 pub(crate) struct Opened {
-    /// Base and adapter.
+    /// Base model and adapter.
     pub(crate) tuning: Tuning,
     /// The examples in the order of the file.
     pub(crate) batches: Batches,
 }
 
 impl DataArguments {
-    /// Reads everything; examples without targets if `labelled` is false.
+    /// Loads the model and reads the examples, without targets if `labelled` is false.
     pub(crate) fn open(&self, labelled: bool, global: &Global) -> Result<Opened> {
         let located = self.model.locate()?;
         let file = located.adapter.as_ref();
@@ -176,7 +177,8 @@ impl DataArguments {
         Ok(Opened { tuning, batches })
     }
 
-    /// Names of the classes where neither flags nor the adapter give them: the base's, if it has as many as the head, else the data's.
+    /// Class names when neither flags nor adapter give them: the base model's if their number
+    /// matches the head, otherwise those found in the data.
     fn labels(
         &self,
         spec: &TaskSpec,
@@ -203,7 +205,7 @@ impl DataArguments {
             return Ok(found.names().to_vec());
         }
         let problem = format!(
-            "the head tells {outputs} classes apart, but `{}` has {} ({}): name them all with --labels",
+            "the head has {outputs} classes, but `{}` has {} ({}): name them all with --labels",
             self.data.display(),
             found.names().len(),
             found.names().join(", ")
@@ -213,32 +215,32 @@ impl DataArguments {
 }
 
 impl TaskArguments {
-    /// The task: what flags say, else what the adapter says, else what follows from the base.
-    ///
-    /// The classes of an adapter that does not name them are left open.
+    /// The task: flags override what the adapter records, which overrides the base model's
+    /// defaults. If neither names the classes, `labels` stays empty.
     pub(crate) fn spec(
         &self,
         file: Option<&AdapterFile>,
         config: &ModelConfig,
     ) -> Result<TaskSpec> {
-        let told = told(file)?;
-        let task = match (self.task, &told, file) {
+        let recorded = recorded_task(file)?;
+        let task = match (self.task, &recorded, file) {
             (Some(task), _, _) => task,
-            (None, Some(told), _) => told.task,
+            (None, Some(recorded), _) => recorded.task,
             (None, None, Some(file)) => peft_task(file, config)?,
             (None, None, None) => {
                 return Err(UsageError::Other(
-                    "say the --task of a base without adapter".to_owned(),
+                    "pass --task: there is no adapter that records it".to_owned(),
                 )
                 .into());
             }
         };
+        let default_length = task.default_max_length();
         let limit = config.facts().max_position_embeddings;
-        let mut spec = told.unwrap_or_else(|| TaskSpec {
+        let mut spec = recorded.unwrap_or_else(|| TaskSpec {
             task,
             columns: epiphyte::data::Columns::default(),
             labels: Vec::new(),
-            max_length: task.default_max_length().min(limit.unwrap_or(usize::MAX)),
+            max_length: default_length.min(limit.unwrap_or(usize::MAX)),
             packing: false,
             no_header: false,
             quoting: None,
@@ -248,14 +250,14 @@ impl TaskArguments {
         if let Some(text_columns) = &self.text_columns {
             columns.text_columns.clone_from(text_columns);
         }
-        for (told, place) in [
+        for (given, column) in [
             (&self.label_column, &mut columns.label_column),
             (&self.prompt_column, &mut columns.prompt_column),
             (&self.completion_column, &mut columns.completion_column),
             (&self.messages_column, &mut columns.messages_column),
         ] {
-            if told.is_some() {
-                place.clone_from(told);
+            if given.is_some() {
+                column.clone_from(given);
             }
         }
         if let Some(labels) = &self.labels {
@@ -269,8 +271,8 @@ impl TaskArguments {
     }
 }
 
-/// What an adapter of ours says about its task.
-fn told(file: Option<&AdapterFile>) -> Result<Option<TaskSpec>> {
+/// The task that an adapter written by Epiphyte records.
+fn recorded_task(file: Option<&AdapterFile>) -> Result<Option<TaskSpec>> {
     let Some(ours) = file.and_then(AdapterFile::provenance) else {
         return Ok(None);
     };
@@ -285,7 +287,7 @@ fn peft_task(file: &AdapterFile, config: &ModelConfig) -> Result<TaskKind> {
     let outputs = head_outputs(file, config)?;
     let task = file.task_type();
     let task = task.and_then(|task_type| TaskKind::from_peft(task_type, outputs));
-    let problem = "the adapter does not say its task: pass --task";
+    let problem = "the adapter does not record its task: pass --task";
     Ok(task.ok_or_else(|| UsageError::Other(problem.to_owned()))?)
 }
 
@@ -318,7 +320,7 @@ pub(crate) fn is_weight_of(name: &str, path: &str) -> bool {
         .is_some_and(|module| format!(".{module}.").contains(&format!(".{path}.")))
 }
 
-/// The task for which `merge` and `generate` open an adapter: they need neither columns nor names.
+/// The task for commands that need neither columns nor class names: `merge`, `generate`, `inspect`.
 pub(crate) fn spec_of_adapter(file: &AdapterFile, model: &Path) -> Result<TaskSpec> {
     let config = ModelConfig::open(model)?;
     let mut spec = TaskArguments::default().spec(Some(file), &config)?;

@@ -1,4 +1,4 @@
-//! Where tensors live.
+//! The device that `--device` names.
 
 use anyhow::Result;
 #[cfg(any(feature = "metal", feature = "vulkan", feature = "wgpu"))]
@@ -8,22 +8,22 @@ use epiphyte::Device;
 
 use crate::failure::UsageError;
 
-/// The device if none is asked for.
+/// The device without `--device`.
 pub(crate) const DEFAULT: &str = "cpu";
 
-/// The features that bring a GPU backend, each of which is the backend's name, too.
+/// The cargo features of the GPU backends; each has the backend's name.
 const FEATURES: [&str; 5] = ["cuda", "rocm", "metal", "vulkan", "wgpu"];
 
 /// A GPU backend of this build.
 struct Backend {
     name: &'static str,
-    /// What finds its devices.
+    /// The type by which Burn lists its devices.
     devices: DeviceType,
-    /// The one that it would choose itself.
+    /// The backend's default device.
     choice: fn() -> Device,
 }
 
-/// The GPU backends of this build, the first of which is `gpu`.
+/// The GPU backends of this build. `--device gpu` is the first.
 const BUILT: &[Backend] = &[
     #[cfg(feature = "cuda")]
     Backend {
@@ -57,7 +57,10 @@ const BUILT: &[Backend] = &[
     },
 ];
 
-/// The device of a name such as `cpu`, `gpu` or `cuda:1`.
+/// Parses a device name such as `cpu`, `gpu` or `cuda:1`.
+///
+/// # Errors
+/// [`UsageError`] if the name is unknown, the build lacks the backend or the machine the device.
 pub(crate) fn parse(text: &str) -> Result<Device> {
     let asked = || text.to_owned();
     let unknown = || UsageError::Device {
@@ -98,7 +101,7 @@ pub(crate) fn parse(text: &str) -> Result<Device> {
     }
 }
 
-/// `cpu, wgpu`: what this build can be asked for.
+/// The device names of this build, for messages: `cpu, wgpu`.
 fn available() -> String {
     let backends = BUILT.iter().map(|backend| backend.name);
     let names: Vec<&str> = ["cpu"].into_iter().chain(backends).collect();

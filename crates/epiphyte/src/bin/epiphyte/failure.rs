@@ -1,4 +1,4 @@
-//! How a failed command ends: the error with its causes, what may help, and an exit code.
+//! What a failed command prints: the error with its causes, a hint, and the exit code.
 
 use std::io;
 use std::process::ExitCode;
@@ -10,7 +10,7 @@ use epiphyte::train::TrainError;
 
 use crate::output::note;
 
-/// The command line or the configuration file asks for something that there is not.
+/// A usage error: the command line or the configuration file asks for something invalid.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum UsageError {
     /// A value does not fit its flag or key.
@@ -21,17 +21,17 @@ pub(crate) enum UsageError {
         /// What is wrong.
         problem: String,
     },
-    /// A flag or key of another method.
+    /// A flag or key that belongs to another method.
     #[error("{place} is of {owners}; the method is {method}")]
     OtherMethod {
         /// Flag or key.
         place: String,
-        /// The methods that have it.
+        /// The methods that it belongs to.
         owners: String,
         /// The method of this run.
         method: String,
     },
-    /// A key that nobody knows.
+    /// A key that no table of settings has.
     #[error(
         "{place}: there is no such key; {}",
         similar.as_ref().map_or_else(
@@ -40,52 +40,52 @@ pub(crate) enum UsageError {
         )
     )]
     UnknownKey {
-        /// The key with its file.
+        /// The file and the key.
         place: String,
-        /// The one that may be meant.
+        /// The most similar known key.
         similar: Option<String>,
     },
-    /// A device that there is not.
+    /// A device name that does not exist.
     #[error("no device is called `{name}`; this build has {available}")]
     Device {
-        /// As asked for.
+        /// The name given.
         name: String,
-        /// What there is.
+        /// The devices of this build.
         available: String,
     },
-    /// A GPU backend that was left out when the program was built.
+    /// A GPU backend that this build does not include.
     #[error("--device {name}: this build has {available}; build it with `--features {feature}`")]
     NoBackend {
-        /// As asked for.
+        /// The name given.
         name: String,
-        /// What there is.
+        /// The devices of this build.
         available: String,
-        /// The feature that brings it.
+        /// The cargo feature that includes it.
         feature: String,
     },
-    /// A GPU that this machine does not have.
+    /// A GPU that was not found on this machine.
     #[error(
         "--device {name}: {backend} finds {count} devices on this machine; install the GPU's driver, or pass \
          --device cpu"
     )]
     NoDevice {
-        /// As asked for.
+        /// The name given.
         name: String,
-        /// The backend that looked.
+        /// The backend that was asked.
         backend: &'static str,
         /// How many it found.
         count: usize,
     },
-    /// Anything else that the user has to say differently.
+    /// Any other usage error.
     #[error("{0}")]
     Other(String),
 }
 
-/// Prints the error and returns the exit code; `resumable` if the command takes `--resume`.
+/// Prints the error and returns the exit code. `resumable` says whether the command has `--resume`.
 pub(crate) fn report(error: &anyhow::Error, resumable: bool) -> ExitCode {
     let mut text = String::new();
     for cause in error.chain().map(ToString::to_string) {
-        // Some errors repeat their source's words within their own.
+        // Some errors already include the message of their source.
         if text.contains(&cause) {
             continue;
         }
@@ -108,7 +108,7 @@ fn is_usage(error: &anyhow::Error) -> bool {
     error.is::<UsageError>() || is_setting || is_method
 }
 
-/// What is wrong with the method or an adapter, if it is that.
+/// The error as one of a method or adapter, if it is one.
 fn method(error: &anyhow::Error) -> Option<&MethodError> {
     match error.downcast_ref() {
         Some(TrainError::Method(error)) => Some(error),
@@ -116,7 +116,7 @@ fn method(error: &anyhow::Error) -> Option<&MethodError> {
     }
 }
 
-/// What is wrong with data, if it is that.
+/// The error as one of the data, if it is one.
 fn data(error: &anyhow::Error) -> Option<&DataError> {
     match error.downcast_ref() {
         Some(TrainError::Data(error)) => Some(error),
@@ -130,7 +130,7 @@ fn hint(error: &anyhow::Error, resumable: bool) -> Option<String> {
     }
     let hint = match (method(error), data(error)) {
         (Some(MethodError::NoTarget { .. }), _) => {
-            "`epiphyte inspect MODEL` lists the linear maps; --target-modules all-linear takes every one"
+            "`epiphyte inspect MODEL` lists the linear layers; --target-modules all-linear selects every one"
         }
         (Some(MethodError::UnknownMethod { .. }), _) => "`epiphyte methods` describes them",
         (_, Some(DataError::MissingColumn { .. })) => {

@@ -18,8 +18,9 @@ pub(crate) fn on_ctrl_c(quiet: bool) -> Result<Interrupt> {
     let requested = interrupt.clone();
     let handler = move || {
         if requested.request() {
-            // The run did not stop after the first one, so it cannot be waited for, and `main` cannot
-            // return an exit code. Files are replaced atomically, so none is left half-written.
+            // The run did not stop after the first one, so it cannot be waited for, and `main`
+            // cannot return an exit code. Files are replaced atomically, so none is left
+            // half-written.
             std::process::exit(INTERRUPTED.into());
         }
         if !quiet {

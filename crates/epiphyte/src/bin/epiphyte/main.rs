@@ -1,7 +1,7 @@
-//! The `epiphyte` command: what it is told, who does it, and how it ends.
+//! The `epiphyte` command: parsing, dispatch and exit codes.
 //!
 //! Results go to standard output (a table, or one JSON object with `--json`), everything else to
-//! standard error. Exit codes: 0 done, 1 failed, 2 asked wrongly, 130 interrupted.
+//! standard error. Exit codes: 0 success, 1 failure, 2 usage error, 130 interrupted.
 
 mod arguments;
 mod commands;

@@ -1,7 +1,8 @@
 //! The progress of training and evaluation: a bar on standard error, or log lines.
 //!
-//! The bar is drawn only on a terminal. Into a file or a pipe, or with `--quiet` or `--json`, the same
-//! figures go to `tracing` every ten seconds, and the log level decides whether they are shown.
+//! The bar is drawn only on a terminal. Into a file or a pipe, or with `--quiet` or `--json`, the
+//! same figures go to `tracing` every ten seconds, and the log level decides whether they are
+//! shown.
 
 use std::io::{self, IsTerminal};
 
@@ -55,8 +56,8 @@ impl Observer for Progress {
     }
 }
 
-/// A progress bar. It counts optimizer steps during training, and then an evaluation shows only in the
-/// text next to it; without training it counts the examples of the evaluation.
+/// A progress bar. It counts optimizer steps during training, and then an evaluation shows only in
+/// the text next to it; without training it counts the examples of the evaluation.
 pub(crate) struct Bar {
     bar: ProgressBar,
     /// The text of the last training step, if training has begun.

@@ -144,8 +144,8 @@ impl Numbers {
         }
     }
 
-    /// Everything the kernels compute: out, lse, dq, dk, dv, d_prefix_keys, d_prefix_values and, with
-    /// a bias, d_bias.
+    /// Everything the kernels compute: out, lse, dq, dk, dv, d_prefix_keys, d_prefix_values and,
+    /// with a bias, d_bias.
     pub(super) fn kernels(&self, case: &Case) -> Vec<Vec<f32>> {
         let attention = self.attention(case);
         let mut out = vec![f32::NAN; self.q.len()];
@@ -229,7 +229,8 @@ impl Numbers {
                     let mut visible = Vec::new();
                     for (column, &factor) in factors.iter().enumerate() {
                         let own = column as i64 - case.prefix_len as i64;
-                        // The prefix is always in the past; how far, its place in front of the keys says.
+                        // The prefix is always in the past; how far, its place in front of the keys
+                        // says.
                         let hidden_by_window = |window: usize| {
                             position - own >= window as i64
                                 || own >= 0 && own - position >= window as i64

@@ -14,14 +14,14 @@ use crate::progress::Progress;
 
 pub(crate) const EXAMPLES: &str = "\
 Examples:
-  An adapter, which says its task, columns and labels itself:
+  An adapter written by Epiphyte, which records its task, columns and labels:
     epiphyte eval --model bert-base-uncased --adapter adapter --data test.jsonl
 
-  An adapter that HF PEFT wrote, which does not:
+  An adapter written by HF PEFT, which does not:
     epiphyte eval --model bert-base-uncased --adapter peft-adapter --data test.tsv \\
         --text-columns sentence
 
-  A base with a head of its own:
+  A base model with a classification head:
     epiphyte eval --model fine-tuned-bert --task sequence-classification --text-columns text \\
         --data test.jsonl";
 
@@ -31,7 +31,7 @@ pub(crate) struct Arguments {
     data: DataArguments,
 }
 
-/// What `--json` prints.
+/// The result with `--json`.
 #[derive(Serialize)]
 struct Scores<'a> {
     examples: usize,

@@ -35,25 +35,26 @@ pub(crate) struct Arguments {
         conflicts_with = "prompt_file"
     )]
     prompt: Option<String>,
-    /// A file with the text to continue
+    /// File with the text to continue
     #[arg(long, value_name = "FILE")]
     prompt_file: Option<PathBuf>,
-    /// The prompt is what a user says: it goes through the model's chat template, and the answer is shown
+    /// Treat the prompt as a user message: apply the model's chat template and print the answer
+    /// only
     #[arg(long)]
     chat: bool,
-    /// With --chat: what the system says first
+    /// With --chat: the system message
     #[arg(long, value_name = "TEXT", requires = "chat")]
     system: Option<String>,
-    /// At most so many new tokens
+    /// Maximum number of new tokens
     #[arg(long, value_name = "N", default_value_t = 50)]
     max_new_tokens: usize,
-    /// 0 takes the most likely token; higher values draw, the more evenly the higher
+    /// Sampling temperature; 0 is greedy decoding
     #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = temperature)]
     temperature: f64,
-    /// What draws follow from
+    /// Random seed of sampling
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Whether the model's end-of-text token ends the text
+    /// Stop at the model's end-of-text token
     #[arg(long, value_name = "true|false", default_value_t = true, hide_possible_values = true,
           action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     stop_at_eos: bool,
@@ -128,7 +129,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         max_length,
     };
     let started = Instant::now();
-    // An answer is shown without the conversation before it, a continued text with its beginning.
+    // An answer is printed without the conversation before it, a continued text with its prompt.
     let shown = if arguments.chat { &[] } else { &ids[..] };
     let mut text = Text::new(tokenizer, shown, !global.json);
     let mut failed = None;
@@ -155,19 +156,19 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The text of a conversation up to where the assistant answers.
+/// A conversation rendered by the chat template, up to where the assistant's answer begins.
 fn conversation(tokenizer: &Tokenizer, system: Option<&str>, prompt: &str) -> Result<String> {
-    let said = system.map(|text| json!({ "role": "system", "content": text }));
-    let asked = json!({ "role": "user", "content": prompt });
-    let messages: Vec<_> = said.into_iter().chain([asked]).collect();
+    let system = system.map(|text| json!({ "role": "system", "content": text }));
+    let user = json!({ "role": "user", "content": prompt });
+    let messages: Vec<_> = system.into_iter().chain([user]).collect();
     Ok(tokenizer.chat_template()?.render(&messages, true)?)
 }
 
-/// A text that appears on standard output while it grows.
+/// Generated text that is printed to standard output as it grows.
 struct Text<'a> {
     tokenizer: &'a Tokenizer,
     ids: Vec<u32>,
-    /// How many of its bytes are on the screen.
+    /// Number of bytes printed so far.
     shown: usize,
     visible: bool,
 }
@@ -182,8 +183,8 @@ impl<'a> Text<'a> {
         }
     }
 
-    /// Shows what is new, and the end of the line if this is `all`; returns the whole text. A character
-    /// of which not every byte is there yet waits.
+    /// Prints the new part of the text, with a line break if `all`, and returns the whole text.
+    /// Characters that are still incomplete are held back.
     fn show(&mut self, all: bool) -> Result<String> {
         let text = self.tokenizer.decode(&self.ids, true)?;
         let ready = if all {

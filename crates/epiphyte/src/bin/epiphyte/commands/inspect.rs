@@ -23,13 +23,13 @@ pub(crate) const EXAMPLES: &str = "\
 Examples:
   epiphyte inspect adapter
   epiphyte inspect peft-adapter --model bert-base-uncased
-  epiphyte inspect bert-base-uncased        # the linear maps that --target-modules may name";
+  epiphyte inspect bert-base-uncased        # the linear layers that --target-modules may name";
 
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
-    /// Directory of an adapter or of a base model, or a base model's name on the hub
+    /// Directory of an adapter or a base model, or a base model's name on the hub
     path: PathBuf,
-    /// The adapter's base, for counts that an adapter of HF PEFT does not say
+    /// The adapter's base model, for parameter counts that an adapter of HF PEFT does not record
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
 }
@@ -55,7 +55,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A tensor as it is stored.
+/// A stored tensor.
 #[derive(Serialize)]
 struct TensorSummary {
     name: String,
@@ -69,7 +69,7 @@ impl TensorSummary {
     }
 }
 
-/// The tensors of a file, buffers such as `position_ids` left out.
+/// The floating-point tensors of a file; buffers such as `position_ids` are left out.
 fn tensors(checkpoint: &Checkpoint) -> Vec<TensorSummary> {
     let views = checkpoint
         .names()
@@ -84,7 +84,7 @@ fn tensors(checkpoint: &Checkpoint) -> Vec<TensorSummary> {
         .collect()
 }
 
-/// What `--json` prints of an adapter.
+/// The result with `--json` for an adapter.
 #[derive(Serialize)]
 struct AdapterSummary {
     method: &'static str,
@@ -174,7 +174,7 @@ fn print_tensors(tensors: &[TensorSummary]) {
     }
 }
 
-/// The adapter's account: as it says itself, or from its base.
+/// The adapter's parameter counts: recorded in its configuration, or computed from its base model.
 fn account(
     file: &AdapterFile,
     model: Option<&Path>,
@@ -190,7 +190,9 @@ fn account(
     let given = model.map(|model| Hub::from_env().resolve(model));
     let Some(model) = given.transpose()?.or(named) else {
         if !global.quiet {
-            output::note("note: only the base tells how much is trained and changed: pass --model");
+            output::note(
+                "note: counting trainable and changed parameters needs the base model: pass --model",
+            );
         }
         return Ok(None);
     };
@@ -201,7 +203,7 @@ fn account(
     Ok(Some(tuned.counts(loaded.model.base())))
 }
 
-/// What `--json` prints of a base model.
+/// The result with `--json` for a base model.
 #[derive(Serialize)]
 struct BaseSummary {
     architectures: Vec<String>,
@@ -217,7 +219,7 @@ struct BaseSummary {
     linear_maps: Vec<LinearMaps>,
 }
 
-/// The linear maps that stand at one place of every layer.
+/// The linear layers at the same path of every transformer layer.
 #[derive(PartialEq, Serialize)]
 struct LinearMaps {
     /// The path, with `*` for the layer.
@@ -284,7 +286,7 @@ fn base(dir: &Path, global: &Global) -> Result<()> {
         rows.push(("labels", summary.labels.join(", ")));
     }
     output::pairs(&rows);
-    output::print("linear maps, [out, in]:");
+    output::print("linear layers, [out, in]:");
     let width = summary
         .linear_maps
         .iter()
@@ -297,7 +299,7 @@ fn base(dir: &Path, global: &Global) -> Result<()> {
     Ok(())
 }
 
-/// Matrices that are not embedding tables, layers folded into one line.
+/// The matrices that are not embedding tables, one entry for all transformer layers.
 fn linear_maps(tensors: &[TensorSummary]) -> Vec<LinearMaps> {
     let mut found: Vec<LinearMaps> = Vec::new();
     for TensorSummary { name, shape, .. } in tensors {

@@ -19,10 +19,10 @@ Examples:
 
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
-    /// Where the merged model goes
+    /// Directory for the merged model
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
-    /// Write into a directory that holds files already
+    /// Write into a directory that is not empty
     #[arg(long)]
     overwrite: bool,
     #[command(flatten)]

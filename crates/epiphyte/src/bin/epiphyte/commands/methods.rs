@@ -10,7 +10,7 @@ use crate::global::Global;
 use crate::output;
 use crate::settings::with_default;
 
-/// What `--json` prints.
+/// The result with `--json`.
 #[derive(Serialize)]
 struct Listing {
     methods: Vec<MethodListing>,

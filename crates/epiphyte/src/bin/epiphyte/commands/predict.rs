@@ -18,32 +18,32 @@ pub(crate) const EXAMPLES: &str = "\
 Examples:
   epiphyte predict --model bert-base-uncased --adapter adapter --data new.jsonl --output out.jsonl
 
-  The file need not have labels. Each line of the output belongs to a line of the input:
+  The data needs no labels. Each line of the output belongs to one example of the data:
     {\"label\":\"positive\",\"logits\":[-1.25,1.5]}";
 
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
-    /// Where the predictions go, one JSON object a line
+    /// File for the predictions, one JSON object per line
     #[arg(long, value_name = "FILE.jsonl")]
     output: PathBuf,
     #[command(flatten)]
     data: DataArguments,
 }
 
-/// A line of the output.
+/// One line of the output.
 #[derive(Serialize)]
 struct Prediction<'a> {
     label: Label<'a>,
     logits: &'a [f32],
 }
 
-/// What is predicted.
+/// A prediction.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Label<'a> {
     /// The class with the largest logit.
     Class(&'a str),
-    /// The number itself.
+    /// The value of a regression.
     Number(f32),
 }
 

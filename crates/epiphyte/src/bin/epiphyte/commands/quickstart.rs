@@ -1,8 +1,8 @@
-//! `epiphyte quickstart`: three adapters on a base model that the binary brings along.
+//! `epiphyte quickstart`: trains three adapters on a base model that is part of the binary.
 //!
-//! The base (`assets/quickstart/base`, made by `xtask/src/quickstart_base.rs`) has read Shakespeare; the
-//! data is a lighthouse keeper's log in modern English. Each run is what `epiphyte train --config`
-//! makes of a file that stays in the output directory, so that it can be changed and run again.
+//! The base model (`assets/quickstart/base`, made by `xtask/src/quickstart_base.rs`) was trained on
+//! Shakespeare; the data is a lighthouse keeper's log in modern English. Each run is that of
+//! `epiphyte train --config` with a file in the output directory, which can be edited and run again.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -34,10 +34,10 @@ Examples:
 
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
-    /// Where the base, the data and the adapters go
+    /// Directory for the base model, the data and the adapters
     #[arg(long, value_name = "DIR", default_value = "epiphyte-quickstart")]
     output: PathBuf,
-    /// So many steps for every method
+    /// Number of steps for every method
     #[arg(long, value_name = "N", hide = true)]
     steps: Option<u64>,
 }
@@ -51,7 +51,7 @@ macro_rules! asset {
     };
 }
 
-/// Files and where they go in the output directory.
+/// Embedded files and their paths in the output directory.
 const ASSETS: [(&str, &[u8]); 7] = [
     asset!("base/config.json"),
     asset!("base/generation_config.json"),
@@ -62,7 +62,7 @@ const ASSETS: [(&str, &[u8]); 7] = [
     asset!("eval.jsonl"),
 ];
 
-/// Methods, and what their configuration files say beside what all say.
+/// Methods and the settings of their configuration files, in addition to the common ones.
 const RUNS: [(&str, &str); 3] = [
     (
         "lora",
@@ -75,12 +75,12 @@ const RUNS: [(&str, &str); 3] = [
     ("bitfit", "learning_rate = 4e-2\nmax_steps = 200\n"),
 ];
 
-/// How every text begins that is generated.
+/// The prompt of every generated text.
 const PROMPT: &str = "Monday. The wind";
 const NEW_TOKENS: usize = 70;
 const TEMPERATURE: f64 = 0.3;
 
-/// What `--json` prints.
+/// The result with `--json`.
 #[derive(Serialize)]
 struct Summary {
     output: PathBuf,
@@ -90,7 +90,7 @@ struct Summary {
     runs: Vec<Row>,
 }
 
-/// One method's line.
+/// One row of the result: a method.
 #[derive(Serialize)]
 struct Row {
     method: &'static str,
@@ -107,7 +107,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let dir = &arguments.output;
     let device = global.device()?;
     let interrupt = on_ctrl_c(global.quiet)?;
-    let tell = |text: &str| {
+    let note = |text: &str| {
         if !global.quiet {
             output::note(text);
         }
@@ -119,9 +119,9 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let base = open(&configs[0], None, &device)?;
     let (loss, text) = (loss(&base, &configs[0])?, sample(&base, &configs[0].model)?);
     let parameters = output::count(base.bench.loaded.model.base().count() as u64);
-    tell(&format!(
-        "The base, {parameters} parameters, has read nothing but Shakespeare.\n\
-         On a lighthouse keeper's log its loss is {loss:.3}, and it writes:\n\n{}\n",
+    note(&format!(
+        "The base model, {parameters} parameters, was trained on Shakespeare only.\n\
+         Its loss on a lighthouse keeper's log is {loss:.3}. It continues `{PROMPT}` with:\n\n{}\n",
         indented(&text)
     ));
 
@@ -134,14 +134,14 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     };
     for ((method, _), mut config) in RUNS.into_iter().zip(configs) {
         config.max_steps = arguments.steps.or(config.max_steps);
-        tell(&format!("Training {method} on the log:"));
+        note(&format!("Training {method} on the log:"));
         let Some(row) = tune(method, &config, loss, global, &device, &interrupt)? else {
             let command = shell_command(&train_command(&config));
             output::note(&format!("stopped; go on with:\n  {command} --resume"));
             return Ok(ExitCode::from(INTERRUPTED));
         };
-        tell(&format!(
-            "Loss {:.3}, and it writes:\n\n{}\n",
+        note(&format!(
+            "Loss {:.3}. The continuation is now:\n\n{}\n",
             row.loss_after,
             indented(&row.text)
         ));
@@ -155,7 +155,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Writes base and data into the output directory.
+/// Writes the base model and the data into the output directory.
 fn unpack(dir: &Path) -> Result<()> {
     std::fs::create_dir_all(dir.join("base"))
         .with_context(|| format!("cannot create `{}`", dir.display()))?;
@@ -190,7 +190,7 @@ fn configure(dir: &Path, method: &str, settings: &str) -> Result<RunConfig> {
     Ok(run_configs(Some(&file), &GivenFlags::default())?.remove(0))
 }
 
-/// The base with an adapter on it, or without.
+/// Loads the base model, with an adapter if one is given.
 fn open(config: &RunConfig, adapter: Option<&Path>, device: &Device) -> Result<Tuning> {
     let train = Table::read(&config.train_data, &config.reading()?)?;
     let spec = TaskSpec::of_run(config, &train)?;
@@ -220,7 +220,7 @@ fn loss(tuning: &Tuning, config: &RunConfig) -> Result<f64> {
         .context("language models are scored by their loss")
 }
 
-/// The prompt with what the model makes of it.
+/// The prompt with the model's continuation.
 fn sample(tuning: &Tuning, base: &Path) -> Result<String> {
     let bench = &tuning.bench;
     let mut ids = bench.tokenizer.encode(PROMPT, None, None)?.ids;
@@ -246,7 +246,7 @@ fn sample(tuning: &Tuning, base: &Path) -> Result<String> {
     Ok(bench.tokenizer.decode(&ids, true)?)
 }
 
-/// Trains one method; nothing if it was interrupted.
+/// Trains one method; `None` if it was interrupted.
 fn tune(
     method: &'static str,
     config: &RunConfig,
@@ -308,7 +308,7 @@ fn print(summary: &Summary) {
     }
 }
 
-/// Commands to try now; the last is for the user's own model and data.
+/// Commands to try next; the last one is about the user's own model and data.
 fn what_next(dir: &Path) -> [Vec<String>; 5] {
     let path = |name: &str| dir.join(name).display().to_string();
     let command = |words: &[&str]| {
@@ -353,13 +353,13 @@ fn what_next(dir: &Path) -> [Vec<String>; 5] {
     ]
 }
 
-/// The run as a command of its own, from its configuration file.
+/// The command that starts the run from its configuration file.
 fn train_command(config: &RunConfig) -> Vec<String> {
     let file = config.output.with_extension("toml").display().to_string();
     vec![program(), "train".to_owned(), "--config".to_owned(), file]
 }
 
-/// This program as the user called it: after `cargo run` it is not on the search path.
+/// The path by which the user called this program: after `cargo run` it is not on the search path.
 fn program() -> String {
     std::env::args()
         .next()

@@ -34,11 +34,11 @@ Examples:
     target_modules = [\"query\", \"value\"]
     output = \"adapter\"
 
-  A language model on prompts and their completions:
+  A language model on prompts and completions:
     epiphyte train --model llama --task causal-lm --train-data pairs.jsonl \\
         --prompt-column prompt --completion-column answer --method prefix-tuning --output adapter
 
-  Several runs over one base, side by side (tasks, data, methods and settings may differ):
+  Several runs over one base model at the same time (task, data, method and settings may differ):
     epiphyte train --config runs.toml
 
   runs.toml:
@@ -53,17 +53,17 @@ Examples:
     method = \"ia3\"
     output = \"adapter-b\"
 
-  Go on after Ctrl-C or a crash: the same command with --resume.";
+  To continue after Ctrl-C or a crash, add --resume to the same command.";
 
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
-    /// A TOML file with settings; its keys are the flags, and flags override it
+    /// TOML file with settings; its keys are the names of the flags, which override it
     #[arg(long, value_name = "FILE.toml")]
     config: Option<PathBuf>,
-    /// Go on with the newest checkpoint in the output directory
+    /// Continue from the newest checkpoint in the output directory
     #[arg(long, conflicts_with = "overwrite")]
     resume: bool,
-    /// Begin anew in an output directory that holds a run
+    /// Start again in an output directory that already holds a run
     #[arg(long)]
     overwrite: bool,
     #[command(flatten)]

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use burn::tensor::Tensor;
 use epiphyte_models::{Adapter, Base, Hook, StandIn};
 
-use crate::parameters::{Init, Param, ParameterSet};
+use crate::framework::parameters::{Init, Param, ParameterSet};
 use crate::{Method, MethodError};
 
 /// Trained tensors by the name of the base tensor that each replaces; they start as copies.

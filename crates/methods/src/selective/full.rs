@@ -5,8 +5,8 @@
 
 use epiphyte_models::Base;
 
-use crate::method::{KeyStyle, Method, MethodConfig};
-use crate::replace::{Replaced, count};
+use crate::framework::method::{KeyStyle, Method, MethodConfig};
+use crate::parts::replace::{Replaced, count};
 use crate::{MethodError, ParameterSet};
 
 crate::settings! {

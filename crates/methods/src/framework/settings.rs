@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use thiserror::Error;
 
-use crate::targets::Modules;
+use crate::framework::targets::Modules;
 
 /// A group of settings, declared with [`settings!`](crate::settings!).
 pub trait Settings:
@@ -111,7 +111,7 @@ pub struct Flag {
     pub help: &'static str,
     /// What it takes.
     pub kind: FlagKind,
-    /// What happens if it is not given, where no default value says it.
+    /// What happens if it is not given, where the default value does not say it.
     pub unset: Option<&'static str>,
 }
 
@@ -127,7 +127,10 @@ impl Flag {
 
     /// The default for `--help`, out of all `defaults`; none if there is nothing to say.
     pub fn default_text(&self, defaults: &Map<String, Value>) -> Option<String> {
-        let value = match defaults.get(self.key) {
+        if let Some(unset) = self.unset {
+            return Some(unset.to_owned());
+        }
+        match defaults.get(self.key) {
             Some(Value::Number(number)) => match number.as_f64() {
                 Some(float) if float.fract() == 0.0 => Some(format!("{float}")),
                 _ => Some(number.to_string()),
@@ -135,8 +138,7 @@ impl Flag {
             Some(Value::Bool(value)) if *value => Some(value.to_string()),
             Some(Value::String(text)) if !text.is_empty() => Some(text.clone()),
             _ => None,
-        };
-        value.or_else(|| self.unset.map(str::to_owned))
+        }
     }
 }
 
@@ -272,10 +274,10 @@ setting_types! {
 ///         /// Initial values: zero or random.
 ///         init: String = "zero".to_owned(), as Text;
 ///
-///         ..targets: epiphyte_methods::targets::TargetModules = Default::default();
+///         ..targets: epiphyte_methods::framework::targets::TargetModules = Default::default();
 ///     }
 /// }
-/// use epiphyte_methods::settings::Settings;
+/// use epiphyte_methods::framework::settings::Settings;
 /// let example: Example = serde_json::from_str(r#"{ "rank": 4, "target_modules": "all-linear" }"#)?;
 /// assert_eq!((example.r, Example::FLAGS[0].help), (4, "Rank of the update"));
 /// # Ok::<(), serde_json::Error>(())
@@ -285,9 +287,9 @@ setting_types! {
 /// What may follow, in this order:
 /// - `flag "…"`: the flag, if it is not the name with dashes; `""` for none
 /// - `alias "…" | "…"`: former names, which stay accepted
-/// - `in …`: the [`Range`](crate::settings::Range) of a number
-/// - `as …`: the [`FlagKind`](crate::settings::FlagKind), if the type does not say it
-/// - `unset "…"`: what `--help` says of the default, if the default is no value
+/// - `in …`: the [`Range`](crate::framework::settings::Range) of a number
+/// - `as …`: the [`FlagKind`](crate::framework::settings::FlagKind), if the type does not say it
+/// - `unset "…"`: what `--help` says of the default, in place of its value
 ///
 /// At the end, `..name: type = default` embeds the settings of another group, as if they stood here.
 ///
@@ -318,7 +320,7 @@ macro_rules! settings {
         pub struct $name {
             $(
                 $(#[doc = $help])+
-                $(#[doc = concat!("\n\nIf not given: ", $unset, ".")])?
+                $(#[doc = concat!("\n\nDefault: ", $unset, ".")])?
                 $(#[serde($($serde)*)])?
                 pub $field: $type,
             )*
@@ -335,9 +337,9 @@ macro_rules! settings {
             }
         }
 
-        impl $crate::settings::Settings for $name {
-            const FLAGS: &'static [$crate::settings::Flag] = {
-                use $crate::settings;
+        impl $crate::framework::settings::Settings for $name {
+            const FLAGS: &'static [$crate::framework::settings::Flag] = {
+                use $crate::framework::settings;
                 const PARTS: &[&[settings::Flag]] = &[
                     &[$(settings::Flag {
                         flag: $crate::settings!(@or [{
@@ -363,22 +365,22 @@ macro_rules! settings {
                 &mut self,
                 name: &str,
                 value: &::serde_json::Value,
-            ) -> Result<bool, $crate::settings::SettingError> {
-                let (_key, _value) = ($crate::settings::key(Self::FLAGS, name), value);
+            ) -> Result<bool, $crate::framework::settings::SettingError> {
+                let (_key, _value) = ($crate::framework::settings::key(Self::FLAGS, name), value);
                 $(
                     if _key == stringify!($field) {
-                        self.$field = $crate::settings::read(_key, _value)?;
+                        self.$field = $crate::framework::settings::read(_key, _value)?;
                         return Ok(true);
                     }
                 )*
-                Ok(false $(|| $crate::settings::Settings::set(&mut self.$group, name, value)?)*)
+                Ok(false $(|| $crate::framework::settings::Settings::set(&mut self.$group, name, value)?)*)
             }
 
-            fn check(&self) -> Result<(), $crate::settings::SettingError> {
+            fn check(&self) -> Result<(), $crate::framework::settings::SettingError> {
                 $($(
-                    $crate::settings::Range::$range.check(stringify!($field), &self.$field)?;
+                    $crate::framework::settings::Range::$range.check(stringify!($field), &self.$field)?;
                 )?)*
-                $($crate::settings::Settings::check(&self.$group)?;)*
+                $($crate::framework::settings::Settings::check(&self.$group)?;)*
                 Ok(())
             }
         }
@@ -386,7 +388,7 @@ macro_rules! settings {
         impl<'de> ::serde::Deserialize<'de> for $name {
             fn deserialize<D: ::serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 let given = ::serde::Deserialize::deserialize(deserializer)?;
-                $crate::settings::parse(&given).map_err(::serde::de::Error::custom)
+                $crate::framework::settings::parse(&given).map_err(::serde::de::Error::custom)
             }
         }
     };
@@ -410,11 +412,13 @@ pub fn read<T: DeserializeOwned>(key: &str, value: &Value) -> Result<T, SettingE
     })
 }
 
-/// A doc comment as help text: without spaces at its ends and without the last period.
+/// A doc comment as help text: without spaces at its ends and without the last period, if it is no
+/// ellipsis.
 #[doc(hidden)]
 pub const fn help(doc: &'static str) -> &'static str {
     let text = doc.trim_ascii();
     match text.as_bytes() {
+        [.., b'.', b'.'] => text,
         [.., b'.'] => text.split_at(text.len() - 1).0,
         _ => text,
     }

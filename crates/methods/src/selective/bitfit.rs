@@ -20,8 +20,8 @@
 use epiphyte_models::{Base, Role};
 use serde::{Deserialize, Serialize};
 
-use crate::method::{KeyStyle, Method, MethodConfig};
-use crate::replace::{Replaced, count};
+use crate::framework::method::{KeyStyle, Method, MethodConfig};
+use crate::parts::replace::{Replaced, count};
 use crate::{MethodError, ParameterSet};
 
 crate::settings! {

@@ -19,10 +19,10 @@ use epiphyte_ops::scale_columns;
 use serde_json::{Map, Value};
 
 use crate::MethodError;
-use crate::delta::{Delta, Deltas};
-use crate::method::{KeyStyle, Method, MethodConfig};
-use crate::parameters::{Init, Param, ParameterSet};
-use crate::targets::{Modules, Selection, TargetModules};
+use crate::framework::method::{KeyStyle, Method, MethodConfig};
+use crate::framework::parameters::{Init, Param, ParameterSet};
+use crate::framework::targets::{Modules, Selection, TargetModules};
+use crate::parts::delta::{Delta, Deltas};
 
 crate::settings! {
     /// The settings of (IA)³, under HF PEFT's names.
@@ -130,7 +130,7 @@ impl MethodConfig for Ia3Config {
     }
 }
 
-/// (IA)³ on one linear map.
+/// (IA)³ on one linear layer.
 #[derive(Debug)]
 struct Ia3 {
     l: Param,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use burn::tensor::{Gradients as Tape, Tensor};
 use epiphyte_ops::{accumulate, pull_back, scale};
 
-use crate::parameters::{Param, ParamId, ParameterSet};
+use crate::framework::parameters::{Param, ParamId, ParameterSet};
 
 /// The gradients of one or several backward passes, accumulated by parameter; flat, without autodiff.
 #[derive(Clone, Debug, Default)]

@@ -1,9 +1,9 @@
-//! A trained linear map with a bias: the building block of methods that add small networks.
+//! A trained linear layer with a bias: the building block of methods that add small networks.
 
 use burn::tensor::Tensor;
 use epiphyte_ops::{Weight, linear};
 
-use crate::parameters::{Init, Param, ParameterSet};
+use crate::framework::parameters::{Init, Param, ParameterSet};
 
 /// `x Wᵀ + b`, both trained.
 #[derive(Debug)]

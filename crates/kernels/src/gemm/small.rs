@@ -1,20 +1,17 @@
-//! Products of blocks that lie in a cache already, on the calling thread: what attention is made of.
+//! Products of small blocks that are already in a cache, on the calling thread, for attention.
 //!
-//! The caller brings both operands into the order that the register tile reads: rows of the left
-//! one lie [`ROW`] apart, the right one is cut into *panels* of 32 columns. A block of results can
-//! itself have rows [`ROW`] apart and be the next product's left operand as it is.
+//! The caller packs both operands in the order that the microkernel reads: rows of the left one are
+//! [`ROW`] apart, the right one is split into *panels* of 32 columns. A block of results can itself
+//! have rows [`ROW`] apart and be the left operand of the next product without a copy.
 
-#![expect(
-    unsafe_code,
-    reason = "calls the register tile, which works on pointers"
-)]
+#![expect(unsafe_code, reason = "calls the microkernel, which works on pointers")]
 
-use super::tile::{self, BLOCK, Kernel, PANEL, Tile};
-use super::words::{Matrix, transpose};
+use super::microkernel::{self, BLOCK, Kernel, PANEL, Tile};
+use super::packing::{Matrix, transpose};
 use crate::Isa;
 
 /// From one row of a left operand to the next.
-pub(crate) const ROW: usize = tile::ROW;
+pub(crate) const ROW: usize = microkernel::ROW;
 
 /// The longest sum of products that one call computes.
 pub(crate) const LONGEST: usize = BLOCK;
@@ -24,14 +21,14 @@ pub(crate) const fn panels_len(k: usize, n: usize) -> usize {
     k * n.next_multiple_of(PANEL)
 }
 
-/// Copies the rows of a left operand to where they belong.
+/// Packs the rows of a left operand.
 pub(crate) fn pack_left<'a>(rows: impl Iterator<Item = &'a [f32]>, left: &mut [f32]) {
     for (row, left) in rows.zip(left.chunks_mut(ROW)) {
         left[..row.len()].copy_from_slice(row);
     }
 }
 
-/// Brings `block`, `[k, m]` with rows [`ROW`] apart, into the order of the left operand `[m, k]`.
+/// Packs the transpose of `block`, `[k, m]` with rows [`ROW`] apart, as a left operand `[m, k]`.
 pub(crate) fn transpose_left((m, k): (usize, usize), block: &[f32], left: &mut [f32]) {
     let from = Matrix {
         words: bytemuck::cast_slice(block),
@@ -44,7 +41,7 @@ pub(crate) fn transpose_left((m, k): (usize, usize), block: &[f32], left: &mut [
     transpose(k, m, from, to);
 }
 
-/// Copies the rows of a right operand `[k, n]` into panels.
+/// Packs the rows of a right operand `[k, n]` into panels.
 pub(crate) fn pack_rows<'a>(
     (k, n): (usize, usize),
     rows: impl Iterator<Item = &'a [f32]>,
@@ -57,7 +54,8 @@ pub(crate) fn pack_rows<'a>(
     }
 }
 
-/// Brings `block`, `[n, k]` with rows [`ROW`] apart, into the panels of the right operand `[k, n]`.
+/// Packs the transpose of `block`, `[n, k]` with rows [`ROW`] apart, into the panels of a right
+/// operand `[k, n]`.
 pub(crate) fn pack_columns((k, n): (usize, usize), block: &[f32], panels: &mut [f32]) {
     for (first, panel) in (0..n).step_by(PANEL).zip(panels.chunks_mut(k * PANEL)) {
         let from = Matrix {

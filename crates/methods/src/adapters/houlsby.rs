@@ -21,9 +21,9 @@ use epiphyte_models::{Adapter, Base, BaseTensor, ForwardContext, Hook, Role, Sta
 use epiphyte_ops::add;
 use serde_json::{Value, json};
 
-use crate::bottleneck::{Bottleneck, BottleneckConfig, InitWeights, Variant, not_mergeable};
-use crate::method::{KeyStyle, Method, MethodConfig};
-use crate::replace::{self, Replaced};
+use crate::framework::method::{KeyStyle, Method, MethodConfig};
+use crate::parts::bottleneck::{Bottleneck, BottleneckConfig, InitWeights, Variant, not_mergeable};
+use crate::parts::replace::{self, Replaced};
 use crate::{MethodError, ParameterSet};
 
 crate::settings! {

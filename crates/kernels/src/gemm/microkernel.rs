@@ -1,9 +1,9 @@
-//! The register tile: a few rows times a few vectors of the result, held in registers while the
-//! reduction runs.
+//! The microkernel: a register tile of a few rows times a few vectors of the result, held in
+//! registers during the reduction.
 //!
-//! Each element of the result is one chain of multiply-adds over a block of the reduction,
-//! whatever the size of the tile that it falls in. So the rows and columns beside an element never
-//! change it, and tiles may be cut anywhere.
+//! Each element of the result is one chain of multiply-adds over a block of the reduction, for any
+//! size of the tile. So an element does not depend on the other rows and columns, and the result
+//! may be split into tiles anywhere.
 
 #![expect(
     unsafe_code,
@@ -20,7 +20,7 @@ pub(super) const PANEL: usize = 32;
 pub(super) const BLOCK: usize = 512;
 
 /// Words from one row of a packed left operand to the next. Sixteen more than a block, so that the
-/// rows of a tile do not all fall in the same set of the first cache.
+/// rows of a tile do not all map to the same set of the L1 cache.
 pub(super) const ROW: usize = BLOCK + 16;
 
 /// Rows of the tallest tile.
@@ -41,7 +41,7 @@ pub(super) struct Tile {
     pub(super) result: *mut f32,
     /// Floats from one row of `result` to the next.
     pub(super) result_stride: usize,
-    /// What the product is multiplied with.
+    /// Factor on the product.
     pub(super) scale: f32,
     /// Whether the product is added to the result or replaces it.
     pub(super) accumulate: bool,
@@ -98,7 +98,7 @@ impl Kernel {
     /// Computes `rows <= self.rows()` rows and `columns <= PANEL` columns.
     ///
     /// # Safety
-    /// `tile`'s pointers cover `rows` rows, and `right` all [`PANEL`] columns; nobody else uses
+    /// `tile`'s pointers cover `rows` rows, and `right` all [`PANEL`] columns; nothing else uses
     /// the result; the processor has the instruction set that the kernel was chosen for.
     pub(super) unsafe fn run(self, rows: usize, columns: usize, tile: Tile) {
         let mut first = 0;
@@ -118,7 +118,7 @@ impl Kernel {
                 // SAFETY: the caller's promise; `width` columns are left.
                 unsafe { heights[rows - 1](part) };
             } else {
-                // The tile is wider than the result: compute it aside, copy what exists.
+                // The tile is wider than the result: compute it in a buffer, copy the part needed.
                 let mut aside = [0.0; ROWS * PANEL];
                 let rows_of = |tile: Tile| {
                     // SAFETY: `first..columns` of `rows` rows belong to the result.

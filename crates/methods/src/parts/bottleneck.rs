@@ -6,7 +6,7 @@
 //! | | |
 //! | --- | --- |
 //! | one bottleneck trains | `2 d m + m + d` |
-//! | file | `<module>.adapter_down.weight` `[m, d]`, `.adapter_down.bias`, `<module>.adapter_up.weight` `[d, m]`, `.adapter_up.bias`, where `<module>` is the one that holds the sub-layer's last linear map |
+//! | file | `<module>.adapter_down.weight` `[m, d]`, `.adapter_down.bias`, `<module>.adapter_up.weight` `[d, m]`, `.adapter_up.bias`, where `<module>` is the one that holds the sub-layer's last linear layer |
 //! | merges | no: `f` stands between the two maps |
 
 use burn::tensor::Tensor;
@@ -15,8 +15,8 @@ use epiphyte_ops::Activation;
 use serde::{Deserialize, Serialize};
 
 use crate::MethodError;
-use crate::dense::Dense;
-use crate::parameters::{Init, ParameterSet};
+use crate::framework::parameters::{Init, ParameterSet};
+use crate::parts::dense::Dense;
 
 /// How a bottleneck's matrices start; biases start at zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -191,6 +191,6 @@ impl Bottleneck {
 pub(crate) fn not_mergeable(method: &'static str) -> MethodError {
     MethodError::NotMergeable {
         method,
-        reason: "an activation function stands between its two linear maps",
+        reason: "an activation function stands between its two linear layers",
     }
 }

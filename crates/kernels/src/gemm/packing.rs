@@ -1,6 +1,6 @@
-//! Moving words: rounding to bf16, pairing, transposing.
+//! Packing: rounding to bf16, pairing, transposing words.
 
-use super::tile::PANEL;
+use super::microkernel::PANEL;
 use crate::Isa;
 use crate::simd::kernel;
 
@@ -54,8 +54,8 @@ kernel! {
 }
 
 kernel! {
-    /// Pairs a square's bf16 the other way: `[32, 16 pairs]`, each pair along its row, becomes
-    /// `[16 pairs, 32]`, each pair made of two rows.
+    /// Transposes the pairing of a square's bf16: `[32, 16 pairs]`, each pair along its row,
+    /// becomes `[16 pairs, 32]`, each pair made of two rows.
     pub(super) fn repair<S>(rows: &[u32], to: &mut [u32]) {
         let (rows, _) = bytemuck::cast_slice::<_, u16>(rows).as_chunks::<{ 2 * PANEL }>();
         let (to, _) = bytemuck::cast_slice_mut::<_, u16>(to).as_chunks_mut::<{ 2 * PANEL }>();
@@ -67,13 +67,13 @@ kernel! {
     }
 }
 
-/// How many rows of `words` ahead of the one that is copied the memory is asked for.
+/// How many rows ahead of the one being copied to prefetch, for rows of `words`.
 pub(super) fn rows_ahead(words: usize) -> usize {
     (512 / words.max(1)).clamp(2, 16)
 }
 
-/// Asks for words that will be needed soon. The processor guesses well along one row, but not
-/// which row comes next.
+/// Prefetches words that will be needed soon. The hardware prefetcher follows one row, but does not
+/// predict which row is next.
 #[inline(always)]
 pub(super) fn prefetch<T>(soon: &[T]) {
     #[cfg(target_arch = "x86_64")]
@@ -238,7 +238,8 @@ mod tests {
                 isa.with(|| {
                     let mut words = vec![0; x.len()];
                     round(&x, &mut words);
-                    prop_assert!(words.iter().zip(&expected).all(|(&word, &e)| word == u32::from(e) << 16));
+                    let same = |(&word, &e): (&u32, &u16)| word == u32::from(e) << 16;
+                    prop_assert!(words.iter().zip(&expected).all(same));
 
                     let mut words = vec![0; x.len().div_ceil(2)];
                     round_pairs(&x, &mut words);
@@ -258,11 +259,13 @@ mod tests {
                 let mut to = vec![u32::MAX; columns * (rows + gap)];
                 isa.with(|| {
                     let from = Matrix { words: &from[..], stride: columns + gap };
-                    transpose(rows, columns, from, Matrix { words: &mut to[..], stride: rows + gap });
+                    let to = Matrix { words: &mut to[..], stride: rows + gap };
+                    transpose(rows, columns, from, to);
                 });
                 for (index, &word) in to.iter().enumerate() {
                     let (column, row) = (index / (rows + gap), index % (rows + gap));
-                    let expected = if row < rows { from[row * (columns + gap) + column] } else { u32::MAX };
+                    let from = from.get(row * (columns + gap) + column);
+                    let expected = from.filter(|_| row < rows).copied().unwrap_or(u32::MAX);
                     prop_assert_eq!(word, expected, "{:?}, row {}, column {}", isa, row, column);
                 }
             }

@@ -1,13 +1,13 @@
-//! The product around the register tile: cut for the caches, spread over the threads.
+//! The macrokernel: a product split into cache blocks and over the threads.
 //!
-//! A task is a rectangle of the result. It walks the reduction block by block; for each block it
-//! packs its rows of the left operand once, and meets them with one panel of the right operand
-//! after the other:
+//! A task is a rectangle of the result. It splits the reduction into blocks (BLIS's KC); for each
+//! block it packs its rows of the left operand once, and multiplies them by one panel of the right
+//! operand after the other:
 //!
-//! - the packed rows (at most [`ROWS`] x [`BLOCK`] words) stay in the second cache for all panels,
-//! - a block of a panel ([`BLOCK`] x [`PANEL`] words) stays near the core for all rows.
+//! - the packed rows (at most [`ROWS`] x [`BLOCK`] words) stay in the L2 cache for all panels,
+//! - a block of a panel ([`BLOCK`] x [`PANEL`] words) stays in the L1 cache for all rows.
 //!
-//! The blocks of the reduction follow from its length alone and their sums are added in order, so
+//! The blocks of the reduction depend on its length alone and their sums are added in order, so
 //! that neither the number of threads nor the other rows change a bit of the result.
 
 #![expect(unsafe_code, reason = "tasks write disjoint rectangles of one slice")]
@@ -15,8 +15,8 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::tile::{BLOCK, Kernel, PANEL, ROW, Tile};
-use super::words::Matrix;
+use super::microkernel::{BLOCK, Kernel, PANEL, ROW, Tile};
+use super::packing::Matrix;
 use crate::{scratch, threads};
 
 /// The most rows that a task packs.
@@ -25,11 +25,8 @@ const ROWS: usize = 256;
 /// The most panels of a task.
 const PANELS: usize = 24;
 
-/// Panels whose finished columns are handed over together, while they are still in a cache.
+/// Panels whose columns are passed to `finish` together, while they are still in a cache.
 const FINISHED: usize = 4;
-
-/// The most columns that [`Product::run`] hands to `finish` at once.
-pub(super) const PIECE: usize = FINISHED * PANEL;
 
 /// The left operand, `[rows, words]`.
 pub(super) trait Left: Sync {
@@ -39,7 +36,7 @@ pub(super) trait Left: Sync {
 
 /// The right operand, `[words, columns]`, in panels of [`PANEL`] columns.
 pub(super) trait Right: Sync {
-    /// `words` of a panel, as a `[words, PANEL]` matrix: either where they lie or copied to
+    /// `words` of a panel, as a `[words, PANEL]` matrix: either in place or copied to
     /// `scratch`. Columns past the operand's last may hold anything.
     fn panel<'a>(
         &'a self,
@@ -67,17 +64,14 @@ pub(super) struct Product<L, R> {
 impl<L: Left, R: Right> Product<L, R> {
     /// Computes the product into `result`, `[rows, columns]`.
     ///
-    /// Each piece of a row that is complete is handed to `finish(row, columns, piece, twin)`, once,
-    /// with the same piece of a second matrix `twin` where there is one.
+    /// Each piece of a row is passed to `finish(row, columns, piece)` once, when it is complete.
     pub(super) fn run(
         &self,
         result: &mut [f32],
-        twin: Option<&mut [f32]>,
-        finish: impl Fn(usize, Range<usize>, &mut [f32], Option<&mut [f32]>) + Sync,
+        finish: impl Fn(usize, Range<usize>, &mut [f32]) + Sync,
     ) {
-        let length = self.rows * self.columns;
-        assert!(result.len() == length && twin.as_ref().is_none_or(|twin| twin.len() == length));
-        let (result, twin) = (Shared::new(result), twin.map(Shared::new));
+        assert!(result.len() == self.rows * self.columns);
+        let result = Shared::new(result);
         let panels = self.columns.div_ceil(PANEL);
         let (tall, wide) = self.task(panels);
         let down = self.rows.div_ceil(tall);
@@ -87,20 +81,13 @@ impl<L: Left, R: Right> Product<L, R> {
             let panels = panel..panels.min(panel + wide);
             self.rectangle(rows, panels, &result, |row, columns| {
                 let piece = row * self.columns + columns.start..row * self.columns + columns.end;
-                // SAFETY: pieces of this task's rectangle, which no other task touches.
-                let (result, twin) = unsafe {
-                    (
-                        result.piece(piece.clone()),
-                        twin.as_ref().map(|twin| twin.piece(piece)),
-                    )
-                };
-                finish(row, columns, result, twin);
+                // SAFETY: a piece of this task's rectangle, which no other task touches.
+                finish(row, columns, unsafe { result.piece(piece) });
             });
         });
     }
 
-    /// Rows and panels of one task: as many as the caches like, fewer where that would leave
-    /// threads without work.
+    /// Rows and panels of one task: as many as suit the caches, or fewer if threads would be idle.
     fn task(&self, panels: usize) -> (usize, usize) {
         let even = |total: usize, most: usize| total.div_ceil(total.div_ceil(most).max(1)).max(1);
         let (mut tall, mut wide) = (even(self.rows, ROWS), even(panels, PANELS));
@@ -119,8 +106,8 @@ impl<L: Left, R: Right> Product<L, R> {
         (tall.next_multiple_of(self.kernel.rows()), wide)
     }
 
-    /// Computes one task's rectangle, which no other task touches; `finish(row, columns)` is told
-    /// what is complete.
+    /// Computes one task's rectangle, which no other task touches, and calls `finish(row, columns)`
+    /// for each piece that is complete.
     fn rectangle(
         &self,
         rows: Range<usize>,
@@ -160,7 +147,7 @@ impl<L: Left, R: Right> Product<L, R> {
         });
     }
 
-    /// Meets the packed rows with one panel, over one block of the reduction.
+    /// Multiplies the packed rows by one panel, over one block of the reduction (one KC step).
     fn strip(
         &self,
         rows: Range<usize>,
@@ -191,7 +178,8 @@ impl<L: Left, R: Right> Product<L, R> {
     }
 }
 
-/// Words in a block of a reduction of `words`: nearly equal blocks, whole squares of a packed weight.
+/// Words in a block of a reduction of `words`: nearly equal blocks, whole squares of a packed
+/// weight.
 fn block_of(words: usize) -> usize {
     words
         .div_ceil(words.div_ceil(BLOCK).max(1))
@@ -219,7 +207,7 @@ impl<'a> Shared<'a> {
         }
     }
 
-    /// Where element `index` lies.
+    /// The address of element `index`.
     fn at(&self, index: usize) -> *mut f32 {
         assert!(index <= self.length);
         self.start.wrapping_add(index)
@@ -228,7 +216,7 @@ impl<'a> Shared<'a> {
     /// A part of the slice.
     ///
     /// # Safety
-    /// Nobody else uses this part while the reference lives.
+    /// Nothing else uses this part while the reference lives.
     #[expect(
         clippy::mut_from_ref,
         reason = "the parts of different tasks do not overlap"

@@ -32,10 +32,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::MethodError;
-use crate::dense::Dense;
-use crate::method::{KeyStyle, Method, MethodConfig, Stored};
-use crate::parameters::{Init, Param, ParameterSet};
-use crate::virtual_tokens::{self, KEY};
+use crate::framework::method::{KeyStyle, Method, MethodConfig, Stored};
+use crate::framework::parameters::{Init, Param, ParameterSet};
+use crate::parts::dense::Dense;
+use crate::parts::virtual_tokens::{self, KEY};
 
 crate::settings! {
     /// The settings of Prefix-Tuning, under HF PEFT's names.
@@ -68,7 +68,7 @@ pub(crate) struct Variant {
     pub(crate) method: &'static str,
     /// How tables of vectors start.
     pub(crate) embedding: Init,
-    /// How weight and bias of a map with so many inputs start.
+    /// Initial weight and bias of a linear layer with this many inputs.
     pub(crate) dense: fn(inputs: usize) -> (Init, Init),
     /// Values in the middle of the network, by the width of the keys.
     pub(crate) hidden_size: fn(kv_width: usize) -> usize,

@@ -28,9 +28,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::MethodError;
-use crate::method::{KeyStyle, Method, MethodConfig};
-use crate::parameters::{Init, Param, ParameterSet};
-use crate::virtual_tokens::{self, KEY};
+use crate::framework::method::{KeyStyle, Method, MethodConfig};
+use crate::framework::parameters::{Init, Param, ParameterSet};
+use crate::parts::virtual_tokens::{self, KEY};
 
 crate::settings! {
     /// The settings of prompt tuning, under HF PEFT's names.

@@ -6,9 +6,9 @@ use burn::tensor::Tensor;
 use epiphyte_models::{Adapter, Base};
 use serde_json::{Map, Value};
 
-use crate::calibration::CalibrationData;
-use crate::gradients::Gradients;
-use crate::settings::Settings;
+use crate::framework::calibration::CalibrationData;
+use crate::framework::gradients::Gradients;
+use crate::framework::settings::Settings;
 use crate::{MethodError, Param, ParameterSet};
 
 /// Where training stands.

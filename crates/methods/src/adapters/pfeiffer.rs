@@ -21,8 +21,8 @@ use epiphyte_models::adapter::Block;
 use epiphyte_models::{Adapter, Base, ForwardContext, Hook, Role, Sublayer};
 use serde_json::{Value, json};
 
-use crate::bottleneck::{Bottleneck, BottleneckConfig, InitWeights, Variant, not_mergeable};
-use crate::method::{KeyStyle, Method, MethodConfig};
+use crate::framework::method::{KeyStyle, Method, MethodConfig};
+use crate::parts::bottleneck::{Bottleneck, BottleneckConfig, InitWeights, Variant, not_mergeable};
 use crate::{MethodError, ParameterSet};
 
 crate::settings! {

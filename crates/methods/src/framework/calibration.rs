@@ -3,8 +3,8 @@
 use epiphyte_models::Adapter;
 
 use crate::MethodError;
-use crate::gradients::Gradients;
-use crate::parameters::Param;
+use crate::framework::gradients::Gradients;
+use crate::framework::parameters::Param;
 
 /// Training examples that a method may run before a stage begins: for Fisher information, activation
 /// statistics, gradients at initialization.

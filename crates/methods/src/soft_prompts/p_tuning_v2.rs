@@ -3,7 +3,7 @@
 //! Liu, Ji, Fu, Tam, Du, Yang, Tang, "P-Tuning v2: Prompt Tuning Can Be Comparable to Fine-tuning
 //! Universally Across Scales and Tasks", ACL 2022, arXiv 2110.07602.
 //!
-//! The computation is that of [`prefix_tuning`](crate::prefix_tuning), whose configuration it shares;
+//! The computation is that of [`prefix_tuning`](crate::soft_prompts::prefix_tuning), whose configuration it shares;
 //! the paper's code differs in the start, normal with standard deviation 0.02 (biases zero), in the
 //! dropout of 0.1 on keys and values, and in 512 values in the middle of the optional network. Its
 //! learning rates, 0.005 and more, need that start. HF PEFT reads the files as `PREFIX_TUNING`.
@@ -18,10 +18,11 @@
 use epiphyte_models::Base;
 use serde_json::{Map, Value};
 
-use crate::method::{KeyStyle, Method, MethodConfig};
-use crate::parameters::{Init, ParameterSet};
-use crate::prefix_tuning::{PrefixTuningConfig, Variant};
-use crate::{MethodError, virtual_tokens};
+use crate::MethodError;
+use crate::framework::method::{KeyStyle, Method, MethodConfig};
+use crate::framework::parameters::{Init, ParameterSet};
+use crate::parts::virtual_tokens;
+use crate::soft_prompts::prefix_tuning::{PrefixTuningConfig, Variant};
 
 crate::settings! {
     /// The settings of P-Tuning v2: those of Prefix-Tuning, other defaults where they are left open.
