@@ -52,6 +52,7 @@ mod trainer;
 pub use activation_cache::ActivationCacheKind;
 pub use config::RunConfig;
 pub use error::TrainError;
+pub use evaluate::Evaluation;
 pub use generate::{Generation, generate};
 pub use interrupt::Interrupt;
 pub use merge::{Merged, merge};
