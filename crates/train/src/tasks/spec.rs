@@ -4,16 +4,16 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use epiphyte_data::{
-    Batches, Columns, EncodeOptions, Examples, Fields, Order, ReadOptions, Table,
-    Tokenizer, check_max_length,
+    Batches, Columns, EncodeOptions, Examples, Fields, Order, ReadOptions, Table, Tokenizer,
+    check_max_length,
 };
 use epiphyte_models::{Adapter, HeadKind, LoadOptions, Loaded, load};
 use serde::{Deserialize, Serialize};
 
 use super::TaskKind;
 use crate::TrainError;
-use crate::config::RunConfig;
-use crate::model_input::longest_example;
+use crate::scoring::model_input::longest_example;
+use crate::training::config::RunConfig;
 
 /// A task with everything that turns a file into examples.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -24,7 +24,7 @@
 use std::fmt::{self, Display, Formatter, Write};
 
 use crate::display::{count as grouped, shell_command};
-use crate::metrics::Metrics;
+use crate::scoring::metrics::Metrics;
 
 /// Everything a model card says; displayed, it is Markdown with YAML front matter.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -327,7 +327,10 @@ mod tests {
 
     #[test]
     fn the_card_says_everything() {
-        assert_eq!(card("").to_string(), include_str!("../tests/model_card.md"));
+        assert_eq!(
+            card("").to_string(),
+            include_str!("../../tests/model_card.md")
+        );
     }
 
     #[test]

@@ -350,7 +350,7 @@ mod tests {
     #[test]
     fn records_are_byte_for_byte_those_of_the_tensorboard_package() {
         let golden: Golden =
-            serde_json::from_str(include_str!("../tests/golden_events.json")).unwrap();
+            serde_json::from_str(include_str!("../../tests/golden_events.json")).unwrap();
         let hex = |step, field, content: &Message| -> String {
             let event = event(
                 golden.wall_time,

@@ -256,7 +256,7 @@ mod tests {
     }
 
     fn golden() -> Golden {
-        serde_json::from_str(include_str!("../tests/golden_metrics.json")).unwrap()
+        serde_json::from_str(include_str!("../../tests/golden_metrics.json")).unwrap()
     }
 
     /// Equal within the rounding of a sum of a few hundred terms, relative to the expected score.

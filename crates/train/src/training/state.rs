@@ -17,9 +17,9 @@ use epiphyte_models::{Checkpoint, ModelError};
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
-use crate::config::RunConfig;
-use crate::early_stopping::EarlyStopping;
-use crate::optimizer::{Optimizer, OptimizerState};
+use crate::training::config::RunConfig;
+use crate::training::early_stopping::EarlyStopping;
+use crate::training::optimizer::{Optimizer, OptimizerState};
 
 /// Where a run stands.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

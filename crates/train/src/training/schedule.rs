@@ -160,7 +160,7 @@ mod tests {
     }
 
     fn golden() -> Golden {
-        serde_json::from_str(include_str!("../tests/golden_metrics.json")).unwrap()
+        serde_json::from_str(include_str!("../../tests/golden_metrics.json")).unwrap()
     }
 
     #[test]
