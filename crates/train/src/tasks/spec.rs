@@ -4,7 +4,7 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use epiphyte_data::{
-    Batches, Columns, EncodeOptions, Examples, Fields, Order, ReadOptions, Table,
+    Batches, Columns, EncodeOptions, Example, Examples, Fields, Order, ReadOptions, Table,
     Tokenizer, check_max_length,
 };
 use epiphyte_models::{Adapter, HeadKind, LoadOptions, Loaded, load};
@@ -201,8 +201,8 @@ impl TaskModel {
             .examples(table, &self.tokenizer, labelled)?
             .examples;
         let vocabulary = self.loaded.config.facts().vocab_size;
-        let largest = examples.iter().flat_map(|example| &example.ids).max();
-        if let Some(&id) = largest.filter(|&&id| id as usize >= vocabulary) {
+        let largest = examples.iter().filter_map(Example::largest_id).max();
+        if let Some(id) = largest.filter(|&id| id as usize >= vocabulary) {
             return Err(TrainError::Vocabulary { id, vocabulary });
         }
         Ok(Batches::new(examples, batch_size, order)?)
