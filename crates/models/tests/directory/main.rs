@@ -1,6 +1,7 @@
-//! Reading Hugging Face directories: good ones, damaged ones, and real ones.
+//! Reading Hugging Face directories: good ones, damaged ones, and real ones; models made of them.
 
 mod checkpoint;
+mod company;
 mod config;
 mod keys;
 mod real;

@@ -9,7 +9,7 @@
 //! and the POSIX shell (single quotes).
 //!
 //! ```
-//! use epiphyte_train::model_card::ModelCard;
+//! use epiphyte_train::report::model_card::ModelCard;
 //!
 //! let card = ModelCard {
 //!     base_model: "google-bert/bert-base-uncased".to_owned(),
@@ -349,7 +349,8 @@ mod tests {
     #[test]
     #[ignore = "needs EPIPHYTE_PYTHON"]
     fn other_parsers_read_what_was_meant() {
-        let python = env::var("EPIPHYTE_PYTHON").expect("a Python that has pyyaml and markdown-it-py");
+        let python =
+            env::var("EPIPHYTE_PYTHON").expect("a Python that has pyyaml and markdown-it-py");
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("README.md");
         for awkward in [

@@ -15,7 +15,7 @@
 //! the one it resumes from.
 //!
 //! ```
-//! use epiphyte_train::tensorboard::EventWriter;
+//! use epiphyte_train::report::tensorboard::EventWriter;
 //!
 //! let directory = tempfile::tempdir()?;
 //! let mut events = EventWriter::create(directory.path())?;

@@ -16,7 +16,7 @@
 //! | `perplexity` | language modelling | e to the mean loss per token |
 //!
 //! ```
-//! use epiphyte_train::metrics;
+//! use epiphyte_train::scoring::metrics;
 //!
 //! let metrics = metrics::classification(&[1, 0, 1, 1], &[1, 0, 0, 1], 2)?;
 //! assert_eq!(metrics.get("accuracy"), Some(0.75));

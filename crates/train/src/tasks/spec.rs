@@ -4,8 +4,8 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use epiphyte_data::{
-    Batches, Columns, EncodeOptions, Examples, Fields, Order, ReadOptions, Table, Tokenizer,
-    check_max_length,
+    Batches, Columns, EncodeOptions, Example, Examples, Fields, Order, ReadOptions, Table,
+    Tokenizer, check_max_length,
 };
 use epiphyte_models::{Adapter, HeadKind, LoadOptions, Loaded, load};
 use serde::{Deserialize, Serialize};
@@ -201,8 +201,8 @@ impl TaskModel {
             .examples(table, &self.tokenizer, labelled)?
             .examples;
         let vocabulary = self.loaded.config.facts().vocab_size;
-        let largest = examples.iter().flat_map(|example| &example.ids).max();
-        if let Some(&id) = largest.filter(|&&id| id as usize >= vocabulary) {
+        let largest = examples.iter().filter_map(Example::largest_id).max();
+        if let Some(id) = largest.filter(|&id| id as usize >= vocabulary) {
             return Err(TrainError::Vocabulary { id, vocabulary });
         }
         Ok(Batches::new(examples, batch_size, order)?)
@@ -218,7 +218,11 @@ mod tests {
         for task in super::super::names() {
             let spec = TaskSpec {
                 task: task.parse().unwrap(),
-                columns: Columns::default(),
+                columns: Columns {
+                    messages_column: Some("chat".to_owned()),
+                    label_column: Some("label".to_owned()),
+                    ..Columns::default()
+                },
                 labels: vec!["1".to_owned()],
                 max_length: 8,
                 packing: false,

@@ -303,7 +303,7 @@ mod tests {
         for (key, value, words) in [
             ("lr_scheduler_type", "linera", "`constant_with_warmup`"),
             ("precision", "f31", "expected `f32` or `bf16`"),
-            ("task", "translation", "`causal-lm`"),
+            ("task", "translation", "causal-lm"),
         ] {
             let settings = Map::from_iter([
                 ("epochs".to_owned(), 2.into()),

@@ -5,8 +5,8 @@
 //! over the best one before it resets the patience. An evaluation that is NaN or infinite never improves.
 //!
 //! ```
-//! use epiphyte_train::early_stopping::{EarlyStopping, Selection};
-//! use epiphyte_train::metrics::Metrics;
+//! use epiphyte_train::training::early_stopping::{EarlyStopping, Selection};
+//! use epiphyte_train::scoring::metrics::Metrics;
 //!
 //! let selection = Selection { patience: Some(2), ..Selection::by("accuracy") };
 //! let mut stopping = EarlyStopping::new(selection);

@@ -1,5 +1,9 @@
-//! Whole runs over a small model: what may not change their result, and does not.
+//! Whole runs over a small model: what may not change their result, and does not; what cannot be run, and
+//! is refused.
 
 mod carried_out;
+mod evaluation;
+mod inputs;
+mod merged;
 mod resume;
 mod world;

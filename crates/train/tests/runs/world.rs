@@ -25,19 +25,30 @@ impl World {
         let world = Self {
             dir: tempfile::tempdir().expect("a temporary directory"),
         };
-        let model = world.path("model");
-        fs::create_dir(&model).expect("a directory");
-        write_tokenizer(&model);
-        write_model(&model, &bert(), HeadKind::Classification { labels: 2 });
-        let language_model = world.path("language_model");
-        fs::create_dir(&language_model).expect("a directory");
-        write_tokenizer(&language_model);
-        write_model(&language_model, &qwen(), HeadKind::LanguageModel);
+        world.write_model("model", &bert(), HeadKind::Classification { labels: 2 });
+        world.write_model("language_model", &qwen(), HeadKind::LanguageModel);
         write_examples(&world.path("train.jsonl"), 0..30, |good| good);
         write_examples(&world.path("eval.jsonl"), 30..40, |good| good);
         write_examples(&world.path("opposite.jsonl"), 30..40, |good| !good);
         write_all_fields(&world.path("all.jsonl"));
         world
+    }
+
+    /// A directory with a model of random weights and the tokenizer.
+    pub(crate) fn write_model(&self, name: &str, config: &Value, head: HeadKind) -> PathBuf {
+        let dir = self.path(name);
+        fs::create_dir(&dir).expect("a directory");
+        write_tokenizer(&dir);
+        write_model(&dir, config, head);
+        dir
+    }
+
+    /// A file of examples, one JSON object a line.
+    pub(crate) fn write_data(&self, name: &str, rows: &[Value]) -> PathBuf {
+        let path = self.path(name);
+        let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
+        fs::write(&path, lines).expect("examples");
+        path
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -239,7 +250,7 @@ fn write_tokenizer(dir: &Path) {
 }
 
 /// A BERT of two layers with dropout.
-fn bert() -> Value {
+pub(crate) fn bert() -> Value {
     json!({
         "model_type": "bert", "architectures": ["BertForSequenceClassification"],
         "vocab_size": WORDS + 4, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -249,7 +260,7 @@ fn bert() -> Value {
 }
 
 /// A Qwen2 of two layers: heads share keys, queries, keys and values have biases.
-fn qwen() -> Value {
+pub(crate) fn qwen() -> Value {
     json!({
         "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "vocab_size": WORDS + 4,
         "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,

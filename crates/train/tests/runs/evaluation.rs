@@ -1,0 +1,72 @@
+//! Evaluation in micro-batches: never more tokens at once than asked for, and always the same scores.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use burn::tensor::Device;
+use epiphyte_data::{Batches, Order, Table};
+use epiphyte_models::{Adapter, Embedded, ForwardContext, LoadOptions};
+use epiphyte_train::observer::Silent;
+use epiphyte_train::scoring::evaluate::predict;
+use epiphyte_train::{Evaluation, RunConfig, TaskSpec, Tuning, open_adapter};
+use serde_json::json;
+
+use crate::world::World;
+
+/// The base model; notes the most tokens that it embeds at once.
+#[derive(Default)]
+struct MostTokens(AtomicUsize);
+
+impl Adapter for MostTokens {
+    fn embeddings(&self, embedded: Embedded, _cx: &ForwardContext<'_>) -> Embedded {
+        self.0.fetch_max(embedded.rows.tokens(), Ordering::Relaxed);
+        embedded
+    }
+}
+
+/// The base of a run, and its evaluation data in batches of `size`.
+fn open(run: &RunConfig, size: usize) -> (Tuning, Batches) {
+    let read = |path: &Path| Table::read(path, &run.reading().unwrap()).unwrap();
+    let spec = TaskSpec::of_run(run, &read(&run.train_data)).unwrap();
+    let (device, load) = (Device::default(), LoadOptions::default());
+    let tuning = open_adapter(&run.model, None, Some(spec), false, &device, &load).unwrap();
+    let table = read(run.eval_data.as_deref().unwrap());
+    let batches = tuning.bench.batches(&table, true, size, Order::Sequential);
+    (tuning, batches.unwrap())
+}
+
+#[test]
+fn scores_do_not_depend_on_the_size_of_micro_batches() {
+    let world = World::new();
+    for run in [
+        world.run("bert", "lora", &json!({})),
+        world.language_run("qwen", "lora", &json!({})),
+    ] {
+        let (tuning, batches) = open(&run, 10);
+        let longest = batches.examples().iter().map(|example| example.ids.len());
+        let longest = longest.max().unwrap();
+        let total: usize = batches.examples().iter().map(|it| it.ids.len()).sum();
+        let at = |tokens: usize| {
+            let most = MostTokens::default();
+            let evaluation = Evaluation {
+                micro_batch_tokens: Some(tokens),
+                ..Evaluation::new(&tuning.bench.loaded.model, &most, &batches)
+            };
+            let scores = run.task.evaluate(&evaluation, &mut Silent).unwrap();
+            let logits = predict(&evaluation, &mut Silent).unwrap();
+            let scores: Vec<(String, u64)> = scores
+                .iter()
+                .map(|(name, value)| (name.to_owned(), value.to_bits()))
+                .collect();
+            (scores, logits, most.0.into_inner())
+        };
+        let (scores, logits, most) = at(usize::MAX);
+        assert_eq!(most, total, "one batch");
+        for tokens in [1, 12, 30] {
+            let (own_scores, own_logits, most) = at(tokens);
+            assert_eq!(own_scores, scores, "{tokens} tokens");
+            assert_eq!(own_logits, logits, "{tokens} tokens");
+            assert!(most < tokens + longest, "{most} of {tokens} tokens");
+        }
+    }
+}
