@@ -112,7 +112,7 @@ pub enum TrainError {
     UnknownTask {
         /// The name as given.
         name: String,
-        /// The names of all tasks, separated by commas.
+        /// The names of all tasks, quoted and separated by commas.
         known: String,
     },
     /// The configured columns do not fit the task.

@@ -278,3 +278,37 @@ fn paths_that_hold_no_model() {
     let errors = here.fail(2, "merge --model bert --output merged");
     assert!(errors.contains("pass --adapter"), "{errors}");
 }
+
+#[test]
+fn texts_that_leave_no_room_for_virtual_tokens() {
+    let here = Workplace::new();
+    let text = ["good"; 40].join(" ");
+    here.write(
+        "long.jsonl",
+        format!("{{\"text\": \"{text}\", \"label\": \"positive\"}}\n"),
+    );
+    let train = "train --model bert --train-data train.jsonl --eval-data long.jsonl \
+        --text-columns text --method prefix-tuning --num-virtual-tokens 4 --max-steps 1";
+    let advice = "set max_length (--max-length) to 28 or less";
+    let errors = here.fail(1, &format!("{train} --max-length 32 --output refused"));
+    assert!(errors.contains(advice), "{errors}");
+    here.succeed(&format!("{train} --output adapter"));
+
+    let on_adapter = "--model bert --adapter adapter --data long.jsonl";
+    for command in [
+        format!("eval {on_adapter}"),
+        format!("predict {on_adapter} --output preds.jsonl"),
+    ] {
+        let errors = here.fail(1, &format!("{command} --max-length 32"));
+        assert!(errors.contains(advice), "{errors}");
+        here.succeed(&command);
+    }
+    let speak = format!("{SPEAK} --method prompt-tuning --num-virtual-tokens 4 --max-steps 1");
+    here.succeed(&format!("{speak} --output speaker"));
+    here.write("prompt.txt", ["good"; 64].join(" "));
+    let errors = here.fail(
+        1,
+        "generate --model llama --adapter speaker --prompt-file prompt.txt",
+    );
+    assert!(errors.contains("reads no more than 64"), "{errors}");
+}

@@ -158,10 +158,16 @@ impl FromStr for TaskKind {
             Some(&task) => Ok(Self(task)),
             None => Err(TrainError::UnknownTask {
                 name: name.to_owned(),
-                known: names().join(", "),
+                known: quoted(names()),
             }),
         }
     }
+}
+
+/// Names in backquotes, separated by commas.
+fn quoted(names: Vec<&str>) -> String {
+    let quoted: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+    quoted.join(", ")
 }
 
 /// The names of all tasks.

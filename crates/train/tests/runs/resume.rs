@@ -229,21 +229,19 @@ fn the_best_evaluation_is_put_back_at_the_end() {
     let checkpoint = best.output.join(format!("checkpoint-{step}"));
     let kept = values(
         &Checkpoint::open_file(&checkpoint.join("training_state.safetensors")).unwrap(),
-        "value/",
+        |name| name.strip_suffix("/value"),
     );
     let saved = values(
         &Checkpoint::open_file(&best.output.join(TENSORS_FILE)).unwrap(),
-        "base_model.model.",
+        |name| name.strip_prefix("base_model.model."),
     );
     assert_eq!(kept, saved);
     assert!(bytes(&best) != bytes(&last));
 }
 
-/// The tensors whose names begin with `prefix`, without it.
-fn values(tensors: &Checkpoint, prefix: &str) -> BTreeMap<String, Vec<f32>> {
-    let named = tensors
-        .names()
-        .filter_map(|name| Some((name.strip_prefix(prefix)?, name)));
+/// The tensors whose names have a key, by key.
+fn values(tensors: &Checkpoint, key: impl Fn(&str) -> Option<&str>) -> BTreeMap<String, Vec<f32>> {
+    let named = tensors.names().filter_map(|name| Some((key(name)?, name)));
     named
         .map(|(key, name)| {
             (

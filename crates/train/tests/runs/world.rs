@@ -154,15 +154,15 @@ impl World {
                     Err(error) => panic!("{} on {task}: {error}", method.name),
                 }
                 let name = format!("{name}/{task}/{}-{example}", method.name);
-                runs.push(RunConfig {
+                runs.push(with_columns(RunConfig {
                     model: model.to_owned(),
                     task,
                     train_data: self.path("all.jsonl"),
                     eval_data: None,
                     max_steps: Some(4),
                     base_dropout: Some(0.1),
-                    ..with_columns(self.run(&name, method.name, &settings))
-                });
+                    ..self.run(&name, method.name, &settings)
+                }));
             }
         }
         runs
@@ -183,6 +183,7 @@ fn with_columns(run: RunConfig) -> RunConfig {
     };
     let plain = RunConfig {
         text_columns: vec!["text".to_owned()],
+        label_column: None,
         ..run.clone()
     };
     let pairs = RunConfig {

@@ -10,6 +10,7 @@ use epiphyte::hub::Hub;
 use epiphyte::methods::file::AdapterFile;
 use epiphyte::models::{HeadKind, LoadOptions, ModelConfig};
 use epiphyte::ops::Precision;
+use epiphyte::train::tasks::names as task_names;
 use epiphyte::train::{TaskKind, TaskSpec, Tuning, open_adapter};
 
 use crate::failure::UsageError;
@@ -94,8 +95,7 @@ impl Located<'_> {
 #[derive(Args, Debug, Default)]
 #[command(next_help_heading = "Task, if the adapter does not record it")]
 pub(crate) struct TaskArguments {
-    /// Task: sequence-classification, regression or causal-lm
-    #[arg(long, value_name = "TASK")]
+    #[arg(long, value_name = "TASK", help = format!("Task: {}", task_names().join(", ")))]
     task: Option<TaskKind>,
     /// Text column, or two for pairs
     #[arg(long, value_name = "A,B", value_delimiter = ',')]

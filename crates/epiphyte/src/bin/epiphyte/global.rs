@@ -13,16 +13,17 @@ pub(crate) struct Global {
     /// Print the result as one JSON object
     #[arg(long, global = true)]
     pub(crate) json: bool,
-    /// Show neither progress nor notes
+    /// Show no progress and no notes
     #[arg(long, short, global = true)]
     pub(crate) quiet: bool,
-    /// Say more about what is done; twice for still more
+    /// Log more; twice for even more
     #[arg(long, short, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
-    /// How many threads compute [default: all cores]
+    /// Number of compute threads [default: all cores]
     #[arg(long, global = true, value_name = "N")]
     pub(crate) threads: Option<usize>,
-    /// Where tensors live: cpu, gpu, or a GPU backend by name (wgpu, vulkan, metal, cuda, rocm), cuda:1 for its second GPU
+    /// Device: cpu, gpu, or a GPU backend by name (wgpu, vulkan, metal, cuda, rocm); cuda:1 is its
+    /// second GPU
     #[arg(long, global = true, default_value = device::DEFAULT)]
     pub(crate) device: String,
 }
