@@ -59,9 +59,15 @@ const EXPECTED: [(&str, Expect); 30] = [
     ("bert_prefix", Loads(Bert)),
     ("bert_prefixproj", Loads(Bert)),
     ("bert_prompt", Loads(Bert)),
-    ("gpt2_ia3", Unsupported("fan_in_fan_out", "true")),
-    ("gpt2_lora", Unsupported("fan_in_fan_out", "true")),
-    ("gpt2_lora_bias", Unsupported("fan_in_fan_out", "true")),
+    (
+        "gpt2_ia3",
+        Refused(FourKeyHeads, "`fan_in_fan_out` is true"),
+    ),
+    (
+        "gpt2_lora",
+        Refused(FourKeyHeads, "`fan_in_fan_out` is true"),
+    ),
+    ("gpt2_lora_bias", Unsupported("lora_bias", "true")),
     (
         "gpt2_lora_emb_lmhead",
         Refused(
@@ -69,7 +75,10 @@ const EXPECTED: [(&str, Expect); 30] = [
             "`target_modules` is `lm_head,wte`, but `lm_head`",
         ),
     ),
-    ("gpt2_lora_notask", Unsupported("fan_in_fan_out", "true")),
+    (
+        "gpt2_lora_notask",
+        Refused(FourKeyHeads, "`fan_in_fan_out` is true"),
+    ),
     ("gpt2_prefix", Loads(FourKeyHeads)),
     ("gpt2_prefixproj", Loads(FourKeyHeads)),
     ("gpt2_prompt", Loads(FourKeyHeads)),
