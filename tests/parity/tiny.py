@@ -16,6 +16,10 @@ from transformers import (
     MistralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    XLMRobertaConfig,
+    XLMRobertaForSequenceClassification,
 )
 
 VIRTUAL_TOKENS = 3
@@ -83,6 +87,25 @@ def bert(num_labels: int):
             num_labels=num_labels,
         )
     )
+
+
+def roberta(model_class, config_class, **changes):
+    """A RoBERTa classifier whose positions begin at 4; `changes` override the tiny configuration."""
+    settings = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 68,
+        "type_vocab_size": 1,
+        "layer_norm_eps": 1e-5,
+        "pad_token_id": 3,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "num_labels": 3,
+    } | changes
+    return lambda: model_class(config_class(**settings))
 
 
 def decoder(model_class, config_class, **changes):
@@ -195,6 +218,25 @@ BASES = [
         LLAMA,
         "CAUSAL_LM",
         TEXT_LENGTHS,
+    ),
+    Base(
+        "roberta",
+        roberta(RobertaForSequenceClassification, RobertaConfig),
+        BERT,
+        "SEQ_CLS",
+        BERT_LENGTHS,
+        labels=[0, 2, 1, 2],
+        methods=[*PEFT_METHODS, "full", "bitfit", "bitfit_subset", "freeze"],
+    ),
+    Base(
+        "xlm_roberta_regression",
+        roberta(XLMRobertaForSequenceClassification, XLMRobertaConfig, num_labels=1, type_vocab_size=2, pad_token_id=1),
+        BERT,
+        "SEQ_CLS",
+        BERT_LENGTHS,
+        labels=[0.4, 2.5, -1.0, 3.75],
+        pair=True,
+        methods=["lora"],
     ),
 ]
 
