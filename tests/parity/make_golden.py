@@ -204,7 +204,9 @@ def make_case(base: Base, method: str, batch: dict, directory: Path) -> None:
         check_reload(base, method, batch, directory, tensors["logits"])
 
     largest = max(value.abs().max() for key, value in tensors.items() if key.startswith("grad/"))
-    zero = [key for key in trainable if tensors[f"grad/{key}"].abs().max() < 1e-9 * largest]
+    tiny = {key: tensors[f"grad/{key}"].abs() < 1e-9 * largest for key in trainable}
+    zero = [key for key, where in tiny.items() if where.all()]
+    parts = {key: zero_part(where) for key, where in tiny.items() if where.ndim == 1 and where.any() and key not in zero}
     write_tensors(directory / "expected.safetensors", tensors)
     write_json(
         directory / "expected.json",
@@ -215,11 +217,20 @@ def make_case(base: Base, method: str, batch: dict, directory: Path) -> None:
             "trainable": {key: list(value.shape) for key, value in trainable.items()},
             "trainable_parameters": sum(value.numel() for value in trainable.values()),
             "zero_gradient": zero,
+            **({"zero_gradient_parts": parts} if parts else {}),
             "losses": [float(loss) for loss in losses],
             "optimizer": {"name": "torch.optim.AdamW", **OPTIMIZER, "steps": STEPS},
             **seen,
         },
     )
+
+
+def zero_part(where: torch.Tensor) -> list[int]:
+    """The range of a vector's true values, which have to be one after another."""
+    indices = where.nonzero().flatten().tolist()
+    if indices != list(range(indices[0], indices[-1] + 1)):
+        raise AssertionError(f"gradients are zero here and there: {indices}")
+    return [indices[0], indices[-1] + 1]
 
 
 def check_reload(base: Base, method: str, batch: dict, directory: Path, logits: torch.Tensor) -> None:
