@@ -9,6 +9,9 @@ from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
@@ -53,9 +56,16 @@ LLAMA = Names(
     patterns=("self_attn.q_proj", "down_proj", r"layers?\.1\..*down_proj"),
     feed_forward=("layers.1.mlp.", []),
 )
+GPT2 = Names(
+    lora=["c_attn"],
+    ia3=["c_attn"],
+    ia3_feedforward=["mlp.c_proj"],
+    patterns=("attn.c_attn", "c_proj", r"h\.1\..*c_proj"),
+    feed_forward=("h.1.mlp.", []),
+)
 
 # Parts of the names of norms and of tables of embeddings.
-NORMS, EMBEDDINGS = ("norm",), ("embed",)
+NORMS, EMBEDDINGS = ("norm", "ln_"), ("embed", "wte", "wpe")
 
 
 @dataclass
@@ -106,6 +116,25 @@ def roberta(model_class, config_class, **changes):
         "num_labels": 3,
     } | changes
     return lambda: model_class(config_class(**settings))
+
+
+def gpt2(model_class, **changes):
+    """A GPT-2 whose feed-forward is not four times the hidden size; `changes` override the tiny configuration."""
+    settings = {
+        "vocab_size": VOCABULARY,
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_inner": 48,
+        "n_positions": 64,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    } | changes
+    return lambda: model_class(GPT2Config(**settings))
 
 
 def decoder(model_class, config_class, **changes):
@@ -237,6 +266,31 @@ BASES = [
         labels=[0.4, 2.5, -1.0, 3.75],
         pair=True,
         methods=["lora"],
+    ),
+    Base(
+        "gpt2",
+        gpt2(GPT2LMHeadModel, scale_attn_by_inverse_layer_idx=True),
+        GPT2,
+        "CAUSAL_LM",
+        TEXT_LENGTHS,
+        methods=[*PEFT_METHODS, "full", "bitfit", "freeze"],
+    ),
+    Base(
+        "gpt2_untied",
+        gpt2(GPT2LMHeadModel, scale_attn_weights=False, tie_word_embeddings=False, activation_function="relu"),
+        GPT2,
+        "CAUSAL_LM",
+        TEXT_LENGTHS,
+        methods=["lora"],
+    ),
+    Base(
+        "gpt2_classifier",
+        gpt2(GPT2ForSequenceClassification, num_labels=3),
+        GPT2,
+        "SEQ_CLS",
+        TEXT_LENGTHS,
+        labels=[0, 2, 1, 2],
+        methods=["lora", "ia3", "prompt_tuning", "prefix_tuning"],
     ),
 ]
 
