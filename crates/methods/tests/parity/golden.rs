@@ -143,6 +143,9 @@ pub(crate) struct Facts {
     pub(crate) trainable: BTreeMap<String, Vec<usize>>,
     pub(crate) trainable_parameters: usize,
     pub(crate) zero_gradient: Vec<String>,
+    /// Ranges of vectors whose gradient is zero in theory.
+    #[serde(default)]
+    pub(crate) zero_gradient_parts: BTreeMap<String, [usize; 2]>,
     pub(crate) optimizer: Optimizer,
 }
 

@@ -5,7 +5,9 @@
 //! [`FAMILIES`].
 
 pub mod bert;
+pub mod gpt2;
 pub mod llama;
+pub mod roberta;
 
 use std::any::Any;
 use std::fmt;
@@ -21,7 +23,7 @@ use crate::keys::KeyRules;
 use crate::model::Model;
 
 /// The families there are.
-pub static FAMILIES: &[Family] = &[bert::FAMILY, llama::FAMILY];
+pub static FAMILIES: &[Family] = &[bert::FAMILY, llama::FAMILY, roberta::FAMILY, gpt2::FAMILY];
 
 /// A family of models.
 #[derive(Clone, Copy, Debug)]
