@@ -24,13 +24,13 @@ TOKENS, LENGTH, ROWS = 2048, 128, 16
 OPERATIONS = [
     ("once: random weights", ["random::"]),
     ("once: putting the base in order", ["PackedWeight", "pack_rows"]),
-    ("attention, there and back", ["attention::"]),
+    ("attention, forward and backward", ["attention::"]),
     ("frozen products: arithmetic", ["gemm::weight", "gemm::tile"]),
     ("frozen products: putting activations in order", ["gemm::weight"]),
     ("low-rank products and other products", ["matmul"]),
-    ("GELU, there and back", ["activation"]),
-    ("residual and norm, there and back", ["norm"]),
-    ("optimiser", ["adamw"]),
+    ("GELU, forward and backward", ["activation"]),
+    ("residual and norm, forward and backward", ["norm"]),
+    ("optimizer", ["adamw"]),
     ("Burn's tensors and tape", ["burn"]),
     ("waiting for the other thread", ["sched"]),
     ("waiting for the other thread", ["futex"]),
@@ -49,7 +49,7 @@ def floating_point_operations() -> dict[str, float]:
     low_rank = LAYERS * 2 * 6 * 2 * TOKENS * RANK * WIDTH
     return {
         "frozen products: arithmetic": forward + backward,
-        "attention, there and back": attention,
+        "attention, forward and backward": attention,
         "low-rank products and other products": low_rank,
     }
 
@@ -58,9 +58,9 @@ def bytes_moved() -> dict[str, float]:
     """Of one step: each operand read and each result written once."""
     middle, state = 4 * TOKENS * MIDDLE, 4 * TOKENS * WIDTH
     return {
-        "GELU, there and back": (LAYERS - 1) * (2 + 3) * middle,
+        "GELU, forward and backward": (LAYERS - 1) * (2 + 3) * middle,
         # There: two operands and the result; back: result and gradient in, gradient out.
-        "residual and norm, there and back": (LAYERS - 1) * 2 * (3 + 3) * state,
+        "residual and norm, forward and backward": (LAYERS - 1) * 2 * (3 + 3) * state,
     }
 
 

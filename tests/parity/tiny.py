@@ -24,7 +24,7 @@ VOCABULARY = 100
 
 @dataclass
 class Base:
-    """A tiny base model, the batch it is run on and the names of its linear maps."""
+    """A tiny base model, the batch it is run on and the names of its linear layers."""
 
     name: str
     make: Callable

@@ -12,6 +12,7 @@ use burn::tensor::Device;
 use epiphyte_data::{Batches, Example, Order, Target};
 use epiphyte_methods::{AdapterModule, by_name};
 use epiphyte_models::{HeadKind, ModelConfig, random_model};
+use epiphyte_ops::Precision;
 use epiphyte_train::journal::{self, Record};
 use epiphyte_train::observer::Silent;
 use epiphyte_train::schedule::ScheduleKind;
@@ -47,7 +48,7 @@ pub(crate) fn run(arguments: &[String], started: Instant) -> Result<()> {
     let (method, settings) = method(&work)?;
     let examples = match value("--data") {
         Some(path) => read(&path)?,
-        None => fixed(task, config.vocab_size()),
+        None => fixed(task, config.facts().vocab_size),
     };
     let batch_size = match task {
         HeadKind::LanguageModel => 4,
@@ -85,7 +86,7 @@ pub(crate) fn run(arguments: &[String], started: Instant) -> Result<()> {
     let batches = Batches::new(examples, batch_size, Order::Sequential)?;
     let work = Workload {
         run: &run,
-        model: &*model,
+        model: &model,
         train: &batches,
         eval: None,
         device: &device,
@@ -155,7 +156,7 @@ fn since_start(started: Instant) -> f64 {
 }
 
 /// The model's shape and task.
-fn shape(work: &str) -> Result<(ModelConfig, Task)> {
+fn shape(work: &str) -> Result<(ModelConfig, HeadKind)> {
     let classification = HeadKind::Classification { labels: 2 };
     let no_dropout = json!({ "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0 });
     let (config, task) = if work.starts_with("bert-base") {

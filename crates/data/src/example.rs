@@ -41,6 +41,16 @@ impl Example {
         };
         self.ids.len() + target
     }
+
+    /// The largest token id, those of a target sequence included.
+    pub fn largest_id(&self) -> Option<u32> {
+        let target = match &self.target {
+            Target::Sequence(labels) => labels.as_slice(),
+            _ => &[],
+        };
+        let target = target.iter().filter_map(|&label| u32::try_from(label).ok());
+        self.ids.iter().copied().chain(target).max()
+    }
 }
 
 /// The examples of a file, in the file's order, and what was lost in encoding them.

@@ -46,7 +46,7 @@ pub enum MethodError {
         /// What it may be.
         expected: String,
     },
-    /// No linear map matches the target modules.
+    /// No linear layer matches the target modules.
     #[error(
         "{method}: target modules {targets} match nothing in this {model_type} model; it has {available}"
     )]
@@ -57,7 +57,7 @@ pub enum MethodError {
         targets: String,
         /// The model's type.
         model_type: String,
-        /// The last components of the model's linear maps.
+        /// The last components of the model's linear layers.
         available: String,
     },
     /// The method has nothing to act on in this model.

@@ -4,7 +4,7 @@
 //! `BertForSequenceClassification` saves `bert.encoder.layer.0…`, and checkpoints converted from the
 //! original TensorFlow release call a norm's weight and bias `gamma` and `beta`. A family asks under
 //! one spelling and declares what else a checkpoint may hold ([`KeyRules`]); a [`TensorReader`] finds
-//! the tensors, and at the end knows which ones nobody asked for.
+//! the tensors, and at the end knows which ones were not asked for.
 
 use std::collections::BTreeSet;
 
@@ -175,7 +175,7 @@ impl<'c> TensorReader<'c> {
         stored
     }
 
-    /// The tensors that nobody asked for and that may not be ignored.
+    /// The tensors that were not asked for and that may not be ignored.
     pub fn extra(&self) -> impl Iterator<Item = &'c str> {
         let names = self.checkpoint.names();
         names.filter(|&name| !self.used.contains(name) && !self.rules.may_ignore(name))

@@ -208,7 +208,7 @@ impl RotaryEmbedding {
         };
         let dim = self.head_dim as f64;
         let original = original_max_position_embeddings as f64;
-        // The dimension that turns so many times within the original length.
+        // The dimension with this number of turns within the original length.
         let dimension_of =
             |turns: f64| dim * (original / (turns * 2.0 * PI)).ln() / (2.0 * self.rope_theta.ln());
         let (mut low, mut high) = (dimension_of(beta_fast), dimension_of(beta_slow));

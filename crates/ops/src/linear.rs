@@ -126,6 +126,11 @@ impl FrozenMatrix {
         self.shape
     }
 
+    /// Where the matrix is.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// The values as a tensor `[rows, columns]`.
     pub fn to_tensor(&self) -> Tensor<2> {
         let tensor = |values: &Values| match values {

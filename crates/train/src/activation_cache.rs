@@ -284,21 +284,21 @@ impl Spill {
 
 #[cfg(test)]
 mod tests {
-    use epiphyte_models::{ModelConfig, Task, random_model};
+    use epiphyte_models::{HeadKind, Identity, ModelConfig, random_model};
     use epiphyte_ops::Precision;
     use serde_json::json;
 
     use super::*;
 
-    fn model(seed: u64) -> Box<dyn Transformer> {
+    fn model(seed: u64) -> Model {
         let config = json!({
             "model_type": "bert", "vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 3,
             "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 16,
         });
         let config = ModelConfig::parse("config.json".as_ref(), config.to_string().as_bytes());
         let (config, device) = (config.unwrap(), Device::default());
-        let task = Task::SequenceClassification { labels: 2 };
-        random_model(&config, task, &device, Precision::F32, seed).unwrap()
+        let head = HeadKind::Classification { labels: 2 };
+        random_model(&config, head, &device, Precision::F32, seed).unwrap()
     }
 
     const IDS: [u32; 9] = [3, 4, 5, 6, 3, 4, 5, 8, 9];
@@ -306,11 +306,8 @@ mod tests {
 
     fn tokens(boundaries: &[usize]) -> Tokens<'static> {
         let count = boundaries[boundaries.len() - 1];
-        Tokens {
-            ids: &IDS[..count],
-            type_ids: &TYPE_IDS[..count],
-            sequences: Sequences::new(boundaries.to_vec()),
-        }
+        let sequences = Sequences::new(boundaries.to_vec());
+        Tokens::new(&IDS[..count], &TYPE_IDS[..count], sequences)
     }
 
     fn cache(kind: ActivationCacheKind, budget: u64, dir: &Path) -> ActivationCache {
@@ -322,9 +319,16 @@ mod tests {
         hidden.states.try_into_vec_as::<f32>().unwrap()
     }
 
-    fn computed(model: &dyn Transformer, tokens: &Tokens<'_>) -> Vec<f32> {
-        let hidden = model.embed(tokens, &Identity);
-        values(model.run(0..2, hidden, None, &Identity))
+    fn computed(model: &Model, tokens: &Tokens<'_>) -> Vec<f32> {
+        let batch = AdapterBatch::base(tokens);
+        let hidden = model.embed(&batch.entries()[0]);
+        values(model.run(0..2, hidden, None, &batch))
+    }
+
+    /// What the cache returns for the base without adapter.
+    fn kept(cache: &mut ActivationCache, model: &Model, tokens: &Tokens<'_>) -> Vec<f32> {
+        let batch = AdapterBatch::single(&Identity, tokens);
+        values(cache.states(model, &batch.entries()[0]).unwrap())
     }
 
     /// A model with other weights shows where states come from.
@@ -334,14 +338,11 @@ mod tests {
         let (first, other) = (model(1), model(2));
         for kind in [ActivationCacheKind::Memory, ActivationCacheKind::Disk] {
             let mut cache = cache(kind, 1 << 20, dir.path());
-            let before = computed(&*first, &tokens(&[0, 4, 7]));
-            assert_eq!(
-                values(cache.states(&*first, &tokens(&[0, 4, 7])).unwrap()),
-                before
-            );
-            let both = values(cache.states(&*other, &tokens(&[0, 4, 7, 9])).unwrap());
+            let before = computed(&first, &tokens(&[0, 4, 7]));
+            assert_eq!(kept(&mut cache, &first, &tokens(&[0, 4, 7])), before);
+            let both = kept(&mut cache, &other, &tokens(&[0, 4, 7, 9]));
             assert_eq!(both[..before.len()], before);
-            let new = computed(&*other, &tokens(&[0, 4, 7, 9]));
+            let new = computed(&other, &tokens(&[0, 4, 7, 9]));
             assert_eq!(both[before.len()..], new[before.len()..]);
         }
     }
@@ -354,13 +355,9 @@ mod tests {
         let mut cache = cache(ActivationCacheKind::Memory, 1 << 20, dir.path());
         let sequences = || Sequences::new(vec![0, 3]);
         for type_ids in [[0, 0, 0], [0, 0, 1]] {
-            let tokens = Tokens {
-                ids: &IDS[..3],
-                type_ids: &type_ids,
-                sequences: sequences(),
-            };
-            let states = values(cache.states(&*model, &tokens).unwrap());
-            assert_eq!(states, computed(&*model, &tokens));
+            let tokens = Tokens::new(&IDS[..3], &type_ids, sequences());
+            let states = kept(&mut cache, &model, &tokens);
+            assert_eq!(states, computed(&model, &tokens));
         }
     }
 
@@ -371,10 +368,10 @@ mod tests {
         // Room for the first text, of four tokens.
         let mut cache = cache(ActivationCacheKind::Disk, 4 * 4 * 16, dir.path());
         let texts = tokens(&[0, 4, 7]);
-        let before = values(cache.states(&*first, &texts).unwrap());
-        let after = values(cache.states(&*other, &texts).unwrap());
+        let before = kept(&mut cache, &first, &texts);
+        let after = kept(&mut cache, &other, &texts);
         assert_eq!(after[..64], before[..64]);
-        assert_eq!(after[64..], computed(&*other, &texts)[64..]);
+        assert_eq!(after[64..], computed(&other, &texts)[64..]);
         let file = dir.path().join("activation_cache.bin");
         assert_eq!(fs::metadata(&file).unwrap().len(), 4 * 4 * 16);
         drop(cache);

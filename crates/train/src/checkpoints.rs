@@ -41,7 +41,7 @@ pub struct Checkpoints {
 /// One complete checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checkpoint {
-    /// The optimiser steps that were done when it was saved.
+    /// The optimizer steps that were done when it was saved.
     pub step: u64,
     /// Its directory.
     pub path: PathBuf,

@@ -281,7 +281,7 @@ mod tests {
             micro_batch_tokens: Some(64),
             activation_cache: ActivationCacheKind::Disk,
             activation_cache_budget: 2.0,
-            task: TaskKind::CausalLanguageModelling,
+            task: TaskKind::text(),
             ..RunConfig::default()
         };
         assert_eq!(run, expected);

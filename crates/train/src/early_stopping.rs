@@ -56,7 +56,7 @@ impl Selection {
 pub struct Best {
     /// Its value of the deciding metric, finite.
     pub value: f64,
-    /// The optimiser step after which it was measured.
+    /// The optimizer step after which it was measured.
     pub step: u64,
 }
 
@@ -100,7 +100,7 @@ impl EarlyStopping {
         self.best
     }
 
-    /// Takes note of the evaluation after optimiser step `step`.
+    /// Takes note of the evaluation after optimizer step `step`.
     ///
     /// # Errors
     /// [`MetricError::NotMeasured`] if the deciding metric is not among `metrics`.

@@ -181,6 +181,31 @@ pub enum TrainError {
         /// The vocabulary's size.
         vocabulary: usize,
     },
+    /// An example and what the method adds to it are longer than the model's positions.
+    #[error(
+        "an example has {length} tokens and the method adds {added}, but the model has {limit} positions: \
+         set max_length (--max-length) to {} or less",
+        limit.saturating_sub(*added)
+    )]
+    ExampleTooLong {
+        /// Tokens of the longest example.
+        length: usize,
+        /// Virtual tokens, or positions that a prefix takes.
+        added: usize,
+        /// The model's positions.
+        limit: usize,
+    },
+    /// The tokenizer marks segments that the model has no embedding for.
+    #[error(
+        "the tokenizer marks tokens with segment {segment}, but the model has {segments} (`type_vocab_size` in \
+         config.json): give one text column instead of a pair, or take a base that was made for pairs"
+    )]
+    NoSuchSegment {
+        /// The largest segment in the data, from 0.
+        segment: u32,
+        /// The number of segments of the model.
+        segments: usize,
+    },
     /// A batch has no target.
     #[error("step {step} has no target to learn from: every label is ignored")]
     NothingToLearn {

@@ -2,40 +2,93 @@
 
 use burn::tensor::Tensor;
 use epiphyte_data::Batches;
-use epiphyte_models::{Adapter, Model};
+use epiphyte_models::{Adapter, AdapterBatch, Hidden, Model};
+use epiphyte_ops::Sequences;
 
 use crate::TrainError;
 use crate::metrics::Metrics;
-use crate::model_input::{ModelInput, targets};
+use crate::micro_batch::micro_batch_tokens;
+use crate::model_input::{ModelInput, check_examples, targets};
 use crate::observer::{EvaluationMeter, Observer, Silent};
 use crate::tasks::TaskKind;
+
+/// A model with an adapter, and the data set that it is evaluated on.
+#[derive(Clone, Copy)]
+pub struct Evaluation<'a> {
+    /// The model.
+    pub model: &'a Model,
+    /// The adapter.
+    pub adapter: &'a dyn Adapter,
+    /// The data set.
+    pub batches: &'a Batches,
+    /// About how many tokens a micro-batch holds; by default as many as in a run that does not say.
+    /// Scores do not depend on it, memory does.
+    pub micro_batch_tokens: Option<usize>,
+}
+
+impl<'a> Evaluation<'a> {
+    /// An evaluation in micro-batches of the default size.
+    pub fn new(model: &'a Model, adapter: &'a dyn Adapter, batches: &'a Batches) -> Self {
+        Self {
+            model,
+            adapter,
+            batches,
+            micro_batch_tokens: None,
+        }
+    }
+
+    fn micro_batch_tokens(&self) -> usize {
+        let device = self.model.base().word_embedding_table().device();
+        micro_batch_tokens(self.micro_batch_tokens, device)
+    }
+
+    fn check(&self) -> Result<(), TrainError> {
+        check_examples(self.model, self.adapter, self.batches.examples())
+    }
+}
+
+impl std::fmt::Debug for Evaluation<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Evaluation")
+            .field("examples", &self.batches.examples().len())
+            .field("micro_batch_tokens", &self.micro_batch_tokens)
+            .finish_non_exhaustive()
+    }
+}
 
 /// Logits of every sequence of a data set, in the order of the file: `[sequences][outputs]`. `observer`
 /// hears of every batch.
 ///
 /// # Errors
-/// If a logit is not finite.
+/// If an example does not fit the model, or a logit is not finite.
 pub fn predict(
-    model: &Model,
-    adapter: &dyn Adapter,
-    batches: &Batches,
+    evaluation: &Evaluation<'_>,
     observer: &mut dyn Observer,
 ) -> Result<Vec<Vec<f32>>, TrainError> {
+    evaluation.check()?;
+    let Evaluation {
+        model,
+        adapter,
+        batches,
+        ..
+    } = *evaluation;
     let mut meter = EvaluationMeter::new(observer, batches.examples().len());
     let mut logits = Vec::with_capacity(batches.examples().len());
     for batch in batches.epoch(0).batches_from(0) {
         let batch = batch?;
-        let input = ModelInput::new(model, &batch);
-        let values = to_vec(model.logits(&input.tokens(), adapter));
-        let width = values.len() / batch.sequences().max(1);
-        for (row, position) in values.chunks(width.max(1)).zip(&batch.positions) {
-            if row.iter().any(|value| !value.is_finite()) {
-                return Err(TrainError::NonFinite {
-                    what: format!("logits of example {}", position + 1),
-                    step: 0,
-                });
+        for part in batch.micro_batches(evaluation.micro_batch_tokens()) {
+            let input = ModelInput::new(model, &part);
+            let values = to_vec(model.logits(&input.tokens(), adapter));
+            let outputs = values.len() / part.sequences().max(1);
+            for (row, position) in values.chunks(outputs.max(1)).zip(&part.positions) {
+                if row.iter().any(|value| !value.is_finite()) {
+                    return Err(TrainError::NonFinite {
+                        what: format!("logits of example {}", position + 1),
+                        step: 0,
+                    });
+                }
+                logits.push(row.to_vec());
             }
-            logits.push(row.to_vec());
         }
         meter.advance(batch.sequences(), batch.tokens());
     }
@@ -46,35 +99,62 @@ pub fn predict(
 ///
 /// # Errors
 /// As there.
-pub fn evaluate(
-    model: &Model,
-    adapter: &dyn Adapter,
-    batches: &Batches,
-    task: TaskKind,
-) -> Result<Metrics, TrainError> {
-    task.evaluate(model, adapter, batches, &mut Silent)
+pub fn evaluate(evaluation: &Evaluation<'_>, task: TaskKind) -> Result<Metrics, TrainError> {
+    task.evaluate(evaluation, &mut Silent)
 }
 
 /// The mean loss over all target tokens of a data set.
 ///
+/// Layers run over micro-batches; the loss is computed once for each batch, from the rows that it reads,
+/// so that the size of micro-batches does not change how it is rounded.
+///
 /// # Errors
-/// If there is no target.
+/// If an example does not fit the model, or there is no target.
 pub(crate) fn mean_token_loss(
-    model: &Model,
-    adapter: &dyn Adapter,
-    batches: &Batches,
+    evaluation: &Evaluation<'_>,
     observer: &mut dyn Observer,
 ) -> Result<f64, TrainError> {
+    evaluation.check()?;
+    let Evaluation {
+        model,
+        adapter,
+        batches,
+        ..
+    } = *evaluation;
     let mut meter = EvaluationMeter::new(observer, batches.examples().len());
     let (mut sum, mut count) = (0.0, 0);
     for batch in batches.epoch(0).batches_from(0) {
         let batch = batch?;
+        let (mut read, mut rows) = (Vec::new(), Vec::new());
+        for part in batch.micro_batches(evaluation.micro_batch_tokens()) {
+            let input = ModelInput::new(model, &part);
+            let tokens = input.tokens();
+            let adapters = AdapterBatch::single(adapter, &tokens);
+            let hidden = model.embed(&adapters.entries()[0]);
+            let own = model.final_rows(&hidden);
+            let loss_rows = targets(&part)
+                .and_then(|targets| model.loss_rows(targets, &tokens.sequences, &own));
+            if let Some(loss_rows) = loss_rows {
+                let selected = Some(loss_rows.rows());
+                let hidden = model.run(0..model.layers(), hidden, selected, &adapters);
+                let hidden = model.finish(hidden, &adapters);
+                read.push(Hidden::new(hidden.states, hidden.rows));
+            }
+            rows.push(own);
+        }
         let input = ModelInput::new(model, &batch);
-        let loss =
-            targets(&batch).and_then(|targets| model.loss(&input.tokens(), targets, 0.0, adapter));
-        if let Some(loss) = loss {
-            sum += f64::from(value(loss.mean)) * loss.targets as f64;
-            count += loss.targets;
+        let tokens = input.tokens();
+        let entry = AdapterBatch::single(adapter, &tokens).entries()[0];
+        let rows = Sequences::concat(rows.iter());
+        let loss_rows =
+            targets(&batch).and_then(|targets| model.loss_rows(targets, &tokens.sequences, &rows));
+        let loss = loss_rows.and_then(|loss_rows| {
+            let mean = model.loss_of(Hidden::concat(&read), &loss_rows, 0.0, &entry)?;
+            Some((mean, loss_rows.targets()))
+        });
+        if let Some((mean, targets)) = loss {
+            sum += f64::from(value(mean)) * targets as f64;
+            count += targets;
         }
         meter.advance(batch.sequences(), batch.tokens());
     }

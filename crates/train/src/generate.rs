@@ -9,7 +9,7 @@ use crate::TrainError;
 /// How tokens are chosen and when to stop.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Generation {
-    /// At most so many new tokens.
+    /// The largest number of new tokens.
     pub max_new_tokens: usize,
     /// 0 takes the most likely token; higher values draw, the more evenly the higher.
     pub temperature: f64,
@@ -34,21 +34,20 @@ pub fn generate(
 ) -> Result<Vec<u32>, TrainError> {
     let head = model.language_head().ok_or(TrainError::CannotGenerate)?;
     let draws = random::uniform(how.seed, how.max_new_tokens, 0.0, 1.0);
+    let limit = model.base().dimensions.max_positions;
+    let limit = limit.unwrap_or(usize::MAX).min(how.max_length);
     let mut ids = prompt.to_vec();
     for draw in draws {
-        let type_ids = vec![0; ids.len()];
-        let tokens = Tokens::new(&ids, &type_ids, Sequences::new(vec![0, ids.len()]));
-        let hidden = model.hidden(&tokens, adapter);
-        let length = hidden.rows.tokens() + adapter.prefix_length();
-        if length >= how.max_length {
+        let length = ids.len() + adapter.virtual_tokens() + adapter.prefix_length();
+        if length >= limit {
             if ids.len() == prompt.len() {
-                return Err(TrainError::PromptTooLong {
-                    length,
-                    limit: how.max_length,
-                });
+                return Err(TrainError::PromptTooLong { length, limit });
             }
             break;
         }
+        let type_ids = vec![0; ids.len()];
+        let tokens = Tokens::new(&ids, &type_ids, Sequences::new(vec![0, ids.len()]));
+        let hidden = model.hidden(&tokens, adapter);
         let last: Vec<usize> = hidden.rows.lasts().collect();
         let last = hidden.select_rows(&last);
         let batch = AdapterBatch::single(adapter, &tokens);

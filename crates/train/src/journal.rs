@@ -26,7 +26,7 @@ use crate::metrics::Metrics;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Record {
-    /// An optimiser step, or the mean over those since the last such line.
+    /// An optimizer step, or the mean over those since the last such line.
     Step(StepRecord),
     /// An evaluation.
     Evaluation(EvaluationRecord),
@@ -35,7 +35,7 @@ pub enum Record {
 /// What is logged about training.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StepRecord {
-    /// Optimiser steps done, this one included.
+    /// Optimizer steps done, this one included.
     pub step: u64,
     /// Passes over the training data done, with their fraction.
     pub epoch: f64,
@@ -57,7 +57,7 @@ pub struct StepRecord {
 /// What is logged about an evaluation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EvaluationRecord {
-    /// Optimiser steps done before it.
+    /// Optimizer steps done before it.
     pub step: u64,
     /// Passes over the training data done, with their fraction.
     pub epoch: f64,
@@ -70,7 +70,7 @@ pub struct EvaluationRecord {
 }
 
 impl Record {
-    /// The optimiser step that the record is about.
+    /// The optimizer step that the record is about.
     #[must_use]
     pub fn step(&self) -> u64 {
         match self {
@@ -104,7 +104,7 @@ impl Journal {
         })
     }
 
-    /// Goes on with the journal at `path` as it was after optimiser step `step`: later records and a last
+    /// Goes on with the journal at `path` as it was after optimizer step `step`: later records and a last
     /// line torn by a kill are cut off. Begins a new one if there is none.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! The trainer: optimiser, schedules, metrics, exact resume, logs.
+//! The trainer: optimizer, schedules, metrics, exact resume, logs.
 //!
 //! [`train`] takes a [`RunConfig`] from files to an adapter's directory; [`TaskModel`] and
 //! [`mod@evaluate`] serve what comes after. A run is a function of its configuration: stopped at any
@@ -52,6 +52,7 @@ mod trainer;
 pub use activation_cache::ActivationCacheKind;
 pub use config::RunConfig;
 pub use error::TrainError;
+pub use evaluate::Evaluation;
 pub use generate::{Generation, generate};
 pub use interrupt::Interrupt;
 pub use merge::{Merged, merge};

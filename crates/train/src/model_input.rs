@@ -1,8 +1,10 @@
 //! From a batch of the data to the input of a model.
 
-use epiphyte_data::{Batch, Targets};
-use epiphyte_models::{DecoderTokens, Model, Tokens};
+use epiphyte_data::{Batch, Example, Target, Targets};
+use epiphyte_models::{Adapter, DecoderTokens, Model, Tokens};
 use epiphyte_ops::Sequences;
+
+use crate::TrainError;
 
 /// A batch as a model reads it.
 #[derive(Debug)]
@@ -71,5 +73,51 @@ pub(crate) fn targets(batch: &Batch) -> Option<epiphyte_models::Targets<'_>> {
         Targets::Tokens(labels) => Some(Model::Tokens(labels)),
         Targets::Sequences(target) => Some(Model::DecoderTokens(&target.labels)),
         Targets::Absent => None,
+    }
+}
+
+/// The longest example for which the model has positions in addition to those that the adapter takes;
+/// none if positions are unlimited.
+pub(crate) fn longest_example(model: &Model, adapter: &dyn Adapter) -> Option<usize> {
+    let limit = model.base().dimensions.max_positions?;
+    Some(limit.saturating_sub(added_positions(adapter)))
+}
+
+/// The positions that an adapter takes in every sequence.
+fn added_positions(adapter: &dyn Adapter) -> usize {
+    adapter.virtual_tokens() + adapter.prefix_length()
+}
+
+/// Checks that the model has a position and a segment for each token, with this adapter.
+///
+/// # Errors
+/// [`TrainError::ExampleTooLong`] or [`TrainError::NoSuchSegment`].
+pub(crate) fn check_examples(
+    model: &Model,
+    adapter: &dyn Adapter,
+    examples: &[Example],
+) -> Result<(), TrainError> {
+    let tokens = |example: &Example| match &example.target {
+        Target::Sequence(labels) => example.ids.len().max(labels.len()),
+        _ => example.ids.len(),
+    };
+    let longest = examples.iter().map(tokens).max().unwrap_or(0);
+    let dimensions = &model.base().dimensions;
+    if let (Some(room), Some(limit)) = (longest_example(model, adapter), dimensions.max_positions)
+        && longest > room
+    {
+        return Err(TrainError::ExampleTooLong {
+            length: longest,
+            added: added_positions(adapter),
+            limit,
+        });
+    }
+    let segments = dimensions.type_vocabulary;
+    let last = examples.iter().flat_map(|example| &example.type_ids).max();
+    match last {
+        Some(&segment) if segments > 0 && segment as usize >= segments => {
+            Err(TrainError::NoSuchSegment { segment, segments })
+        }
+        _ => Ok(()),
     }
 }

@@ -11,6 +11,7 @@ use epiphyte_models::{LoadOptions, Loaded, ModelConfig};
 use serde::Serialize;
 
 use crate::config::RunConfig;
+use crate::evaluate::Evaluation;
 use crate::interrupt::Interrupt;
 use crate::metrics::Metrics;
 use crate::model_card::{Counts, DataSource, ModelCard, Scores};
@@ -44,7 +45,7 @@ pub struct Report {
     pub method: String,
     /// `finished`, `stopped_early` or `interrupted`.
     pub status: &'static str,
-    /// Optimiser steps done.
+    /// Optimizer steps done.
     pub steps: u64,
     /// Mean training loss over the last logged steps.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -93,12 +94,15 @@ pub fn train_several(
 ) -> Result<Vec<Report>, TrainError> {
     agree(runs)?;
     let mut prepared: Vec<Prepared<'_>> = Vec::new();
+    let mut modules = Vec::new();
     for run in runs {
         let beside = prepared.first().map(|first| &first.bench.loaded);
-        let next = Prepared::new(run, options, beside)?;
+        let (next, module) = Prepared::new(run, options, beside)?;
         prepared.push(next);
+        modules.push(module);
     }
-    let trainers = prepared.iter().map(|prepared| prepared.trainer(options));
+    let trainers = prepared.iter().zip(modules);
+    let trainers = trainers.map(|(prepared, module)| prepared.trainer(module, options));
     let mut trainers = trainers.collect::<Result<Vec<_>, _>>()?;
     let outcomes = train_runs(&mut trainers, interrupt, observer)?;
     let ends = prepared.iter().zip(&mut trainers).zip(outcomes);
@@ -144,12 +148,13 @@ struct Prepared<'a> {
 }
 
 impl<'a> Prepared<'a> {
+    /// Reads model and data, and builds what the run trains.
     fn new(
         run: &'a RunConfig,
         options: &RunOptions,
         beside: Option<&Loaded>,
-    ) -> Result<Self, TrainError> {
-        by_name(&run.method)?.configure(run.method_settings.clone())?;
+    ) -> Result<(Self, AdapterModule), TrainError> {
+        let config = by_name(&run.method)?.configure(run.method_settings.clone())?;
         make_room(&run.output, options)?;
         let model_dir = options.model_dir.as_deref().unwrap_or(&run.model);
         let reading = run.reading()?;
@@ -172,10 +177,15 @@ impl<'a> Prepared<'a> {
             base_dropout: run.base_dropout,
         };
         let device = &options.device;
-        let bench = match beside {
+        let mut bench = match beside {
             Some(loaded) => TaskModel::beside(loaded, model_dir, spec, device, &load)?,
             None => TaskModel::open(model_dir, spec, device, &load)?,
         };
+        let base = bench.loaded.model.base();
+        let module = AdapterModule::new(config, base, device, run.seed)?;
+        if run.max_length.is_none() {
+            bench.fit_max_length(&module);
+        }
         let train = bench.batches(&table, true, run.batch_size, run.order())?;
         let eval = match &run.eval_data {
             Some(path) => {
@@ -185,27 +195,28 @@ impl<'a> Prepared<'a> {
             }
             None => None,
         };
-        Ok(Self {
+        let prepared = Self {
             run,
             bench,
             train,
             eval,
-        })
+        };
+        Ok((prepared, module))
     }
 
-    fn trainer<'s>(&'s self, options: &'s RunOptions) -> Result<Trainer<'s>, TrainError> {
-        let (run, device) = (self.run, &options.device);
-        let model = &self.bench.loaded.model;
-        let config = by_name(&run.method)?.configure(run.method_settings.clone())?;
-        let tuned = AdapterModule::new(config, model.base(), device, run.seed)?;
+    fn trainer<'s>(
+        &'s self,
+        module: AdapterModule,
+        options: &'s RunOptions,
+    ) -> Result<Trainer<'s>, TrainError> {
         let work = Workload {
-            run,
-            model,
+            run: self.run,
+            model: &self.bench.loaded.model,
             train: &self.train,
             eval: self.eval.as_ref(),
-            device,
+            device: &options.device,
         };
-        let trainer = Trainer::new(work, tuned, options.resume)?;
+        let trainer = Trainer::new(work, module, options.resume)?;
         if trainer.step() > 0 {
             tracing::info!("going on after step {}", trainer.step());
         }
@@ -228,8 +239,11 @@ impl<'a> Prepared<'a> {
         }
         let (model, tuned) = (&bench.loaded.model, trainer.module());
         if let (None, Some(eval)) = (&metrics, &self.eval) {
-            let scores = run.task.evaluate(model, tuned, eval, observer)?;
-            metrics = Some(scores);
+            let evaluation = Evaluation {
+                micro_batch_tokens: run.micro_batch_tokens,
+                ..Evaluation::new(model, tuned, eval)
+            };
+            metrics = Some(run.task.evaluate(&evaluation, observer)?);
         }
         let account = tuned.counts(model.base());
         let about = about(run, bench, account);
@@ -370,6 +384,20 @@ impl Tuning {
             Some(tuned) => tuned,
             None => &epiphyte_models::Identity,
         }
+    }
+
+    /// Shortens the task's `max_length` to the positions that the model has besides those that the
+    /// adapter takes, for a length that is a default and not the user's choice.
+    pub fn fit_max_length(&mut self) {
+        match &self.tuned {
+            Some(tuned) => self.bench.fit_max_length(tuned),
+            None => self.bench.fit_max_length(&epiphyte_models::Identity),
+        }
+    }
+
+    /// An evaluation on examples of the task.
+    pub fn evaluation<'a>(&'a self, batches: &'a Batches) -> Evaluation<'a> {
+        Evaluation::new(&self.bench.loaded.model, self.adapter(), batches)
     }
 }
 

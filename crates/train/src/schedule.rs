@@ -1,8 +1,8 @@
-//! Learning-rate schedules: the factor by which the learning rate is multiplied at each optimiser step.
+//! Learning-rate schedules: the factor by which the learning rate is multiplied at each optimizer step.
 //!
 //! The definitions are those of `transformers.optimization`: `get_linear_schedule_with_warmup`,
 //! `get_cosine_schedule_with_warmup` (half a wave), `get_constant_schedule` and
-//! `get_constant_schedule_with_warmup`. As there, the first optimiser step is step 0, so a run with
+//! `get_constant_schedule_with_warmup`. As there, the first optimizer step is step 0, so a run with
 //! warm-up begins with a factor of 0, and step `total_steps` is the first one that would have 0 again.
 //!
 //! ```
@@ -81,14 +81,14 @@ impl FromStr for ScheduleKind {
 /// How long the learning rate rises, as `warmup_steps` or `warmup_ratio` of transformers say it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Warmup {
-    /// This many optimiser steps.
+    /// This many optimizer steps.
     Steps(u64),
-    /// This share of all optimiser steps, from 0 to 1, rounded up.
+    /// This share of all optimizer steps, from 0 to 1, rounded up.
     Ratio(f64),
 }
 
 impl Warmup {
-    /// The number of warm-up steps in a run of `total_steps` optimiser steps.
+    /// The number of warm-up steps in a run of `total_steps` optimizer steps.
     ///
     /// A ratio is rounded up as `TrainingArguments.get_warmup_steps` does: the ceiling of the product
     /// in double precision, so that 0.07 of 100 steps, 7.000000000000001, is 8.
@@ -111,14 +111,14 @@ impl Warmup {
 pub struct Schedule {
     /// Its shape.
     pub kind: ScheduleKind,
-    /// Optimiser steps during which the factor rises from 0 to 1.
+    /// Optimizer steps during which the factor rises from 0 to 1.
     pub warmup_steps: u64,
-    /// Optimiser steps of the whole run, warm-up included.
+    /// Optimizer steps of the whole run, warm-up included.
     pub total_steps: u64,
 }
 
 impl Schedule {
-    /// The factor of the learning rate at optimiser step `step`, counted from 0; in `0.0..=1.0`.
+    /// The factor of the learning rate at optimizer step `step`, counted from 0; in `0.0..=1.0`.
     #[must_use]
     pub fn factor(&self, step: u64) -> f64 {
         if self.kind == ScheduleKind::Constant {

@@ -64,7 +64,7 @@ impl EventWriter {
         Ok(writer)
     }
 
-    /// Begins a further event file for a run that goes on after optimiser step `step`: what earlier files
+    /// Begins a further event file for a run that goes on after optimizer step `step`: what earlier files
     /// in `directory` say about later steps is no longer shown.
     ///
     /// # Errors

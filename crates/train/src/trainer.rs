@@ -13,27 +13,24 @@ use epiphyte_data::{Batch, Batches, Epochs};
 use epiphyte_methods::{AdapterModule, OptimizerState, Param, Stage, StepInfo};
 use epiphyte_models::adapter::name_id;
 use epiphyte_models::{Mode, Model, Tokens};
-use epiphyte_ops::{on_processor, square_sum};
+use epiphyte_ops::square_sum;
 
 use crate::TrainError;
 use crate::calibration::TrainingExamples;
 use crate::checkpoints::Checkpoints;
 use crate::config::RunConfig;
 use crate::early_stopping::EarlyStopping;
+use crate::evaluate::Evaluation;
 use crate::interrupt::Interrupt;
 use crate::journal::{EvaluationRecord, Journal, Record, StepRecord};
 use crate::metrics::Metrics;
-use crate::micro_batch::{GradientAccumulator, RunBatch};
-use crate::model_input::{ModelInput, targets};
+use crate::micro_batch::{GradientAccumulator, RunBatch, micro_batch_tokens};
+use crate::model_input::{ModelInput, check_examples, targets};
 use crate::observer::Observer;
 use crate::optimizer::{AdamW, Optimizer};
 use crate::schedule::Schedule;
 use crate::state::{RecentSteps, RunState};
 use crate::tensorboard::EventWriter;
-
-/// About how many tokens a micro-batch holds on a processor, if the run does not say. Products with this
-/// many rows are as fast as with more, and saved activations are in proportion to them.
-const MICRO_BATCH_TOKENS: usize = 512;
 
 /// What a trainer works on.
 #[derive(Debug)]
@@ -163,13 +160,17 @@ impl<'a> Trainer<'a> {
     /// and there is one.
     ///
     /// # Errors
-    /// If files cannot be read or written, or the checkpoint belongs to another run.
+    /// If examples do not fit the model, files cannot be read or written, or the checkpoint belongs to
+    /// another run.
     pub fn new(
         work: Workload<'a>,
         mut module: AdapterModule,
         resume: bool,
     ) -> Result<Self, TrainError> {
         let run = work.run;
+        for batches in [Some(work.train), work.eval].into_iter().flatten() {
+            check_examples(work.model, &module, batches.examples())?;
+        }
         let plan = Plan::new(run, work.train.per_epoch());
         run.warmup().steps(plan.total)?;
         let mut optimizer = AdamW::new(epiphyte_ops::AdamW {
@@ -318,13 +319,7 @@ impl<'a> Trainer<'a> {
         let first =
             (self.state.step % self.plan.per_epoch) as usize * run.gradient_accumulation_steps;
         let last = (first + run.gradient_accumulation_steps).min(self.work.train.per_epoch());
-        let tokens = run.micro_batch_tokens.unwrap_or_else(|| {
-            // A GPU takes a batch whole.
-            match on_processor(self.work.device) {
-                true => MICRO_BATCH_TOKENS,
-                false => usize::MAX,
-            }
-        });
+        let tokens = micro_batch_tokens(run.micro_batch_tokens, self.work.device);
         let epoch_batches = self.epochs.get(epoch);
         self.batches.clear();
         for index in first..last {
@@ -560,8 +555,12 @@ impl<'a> Trainer<'a> {
             return Ok(());
         }
         self.module.track(false);
-        let (task, model) = (self.work.run.task, self.work.model);
-        let scores = task.evaluate(model, &self.module, eval, observer)?;
+        let run = self.work.run;
+        let evaluation = Evaluation {
+            micro_batch_tokens: run.micro_batch_tokens,
+            ..Evaluation::new(self.work.model, &self.module, eval)
+        };
+        let scores = run.task.evaluate(&evaluation, observer)?;
         self.module.track(true);
         let verdict = self
             .state

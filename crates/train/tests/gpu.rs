@@ -20,7 +20,7 @@ use tempfile::TempDir;
 /// A value passes through about a hundred operations; they add up to no more than a hundred roundings.
 const TOLERANCE: f64 = 100.0 * f32::EPSILON as f64 / 2.0;
 
-/// Optimiser steps of a run.
+/// Optimizer steps of a run.
 const STEPS: u64 = 5;
 
 const LEARNING_RATE: f64 = 1e-2;
@@ -57,7 +57,7 @@ enum Family {
 }
 
 impl Family {
-    fn task(self) -> Task {
+    fn task(self) -> HeadKind {
         match self {
             Self::Bert => HeadKind::Classification { labels: 3 },
             Self::Llama => HeadKind::LanguageModel,
@@ -173,13 +173,13 @@ struct Numbers {
 /// One gradient, then a run of the trainer's; none as [`Case::tune`].
 fn train(family: Family, case: &Case, device: &Device) -> Option<Numbers> {
     let model = family.model(device);
-    let tuned = case.tune(&*model, device)?;
+    let tuned = case.tune(&model, device)?;
     let names = tuned.trained().map(|param| param.key().to_owned());
     let names = names.collect();
-    let gradients = gradients(family, &*model, &tuned);
+    let gradients = gradients(family, &model, &tuned);
     let before = values(&tuned);
     let dir = tempfile::tempdir().unwrap();
-    let (losses, after) = run(family, &*model, tuned, device, &dir, None);
+    let (losses, after) = run(family, &model, tuned, device, &dir, None);
     Some(Numbers {
         names,
         gradients,
@@ -199,11 +199,8 @@ fn gradients(family: Family, model: &Model, tuned: &AdapterModule) -> Vec<Vec<f3
         boundaries.push(ids.len());
     }
     let keys = (0..batches.examples().len() as u64).collect();
-    let tokens = Tokens {
-        ids: &ids,
-        type_ids: &type_ids,
-        sequences: Sequences::new(boundaries).with_keys(keys),
-    };
+    let sequences = Sequences::new(boundaries).with_keys(keys);
+    let tokens = Tokens::new(&ids, &type_ids, sequences);
     let labels: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
     let targets = match family {
         Family::Bert => Targets::Classes(&[0, 1, 2, 0, 1, 2, 0, 1]),
@@ -269,7 +266,7 @@ fn run(
     let evaluation = outcome.metrics.and_then(|metrics| metrics.get("loss"));
     (
         steps.chain(evaluation).collect(),
-        values(trainer[0].tuned()),
+        values(trainer[0].module()),
     )
 }
 
@@ -355,15 +352,15 @@ fn a_run_on_the_gpu_resumes() {
         settings: json!({ "r": 2, "lora_dropout": 0.2 }),
     };
     let model = Family::Bert.model(&gpu);
-    let tuned = || case.tune(&*model, &gpu).unwrap();
+    let tuned = || case.tune(&model, &gpu).unwrap();
     let elsewhere = tempfile::tempdir().unwrap();
-    let (_, straight) = run(Family::Bert, &*model, tuned(), &gpu, &elsewhere, None);
+    let (_, straight) = run(Family::Bert, &model, tuned(), &gpu, &elsewhere, None);
     let dir = tempfile::tempdir().unwrap();
     let stop = Interrupt::default();
     stop.request();
     let mut pieces = Vec::new();
     for _ in 0..STEPS {
-        let (_, after) = run(Family::Bert, &*model, tuned(), &gpu, &dir, Some(&stop));
+        let (_, after) = run(Family::Bert, &model, tuned(), &gpu, &dir, Some(&stop));
         pieces.push(after);
     }
     assert!(pieces[0] != pieces[1]);

@@ -33,7 +33,7 @@ numpy.random.seed(0)
 
 
 def schedule(kind, warmup_steps, total_steps):
-    """The factors of steps 0 to three past the end, read off an optimiser with learning rate 1."""
+    """The factors of steps 0 to three past the end, read off an optimizer with learning rate 1."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler = {
         "linear": lambda: get_linear_schedule_with_warmup(optimizer, warmup_steps, total_steps),

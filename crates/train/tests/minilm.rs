@@ -51,11 +51,7 @@ fn hidden_states_are_those_of_transformers() {
         type_ids.extend(encoding.type_ids);
         boundaries.push(ids.len());
     }
-    let tokens = Tokens {
-        ids: &ids,
-        type_ids: &type_ids,
-        sequences: Sequences::new(boundaries.clone()),
-    };
+    let tokens = Tokens::new(&ids, &type_ids, Sequences::new(boundaries.clone()));
     let states = loaded.model.hidden(&tokens, &Identity).states;
     let [_, width] = states.dims();
     let states = states

@@ -8,7 +8,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
-use epiphyte_models::{HeadKind, Identity, LoadOptions, Loaded, Targets, Tokens, load};
+use epiphyte_models::{
+    AdapterBatch, HeadKind, Identity, LoadOptions, Loaded, Targets, Tokens, load,
+};
 use epiphyte_ops::Sequences;
 use epiphyte_train::{Generation, generate};
 use serde::Deserialize;
@@ -74,11 +76,16 @@ fn greedy_generation_gives_the_golden_tokens() {
         temperature: 0.0,
         seed: 0,
         stop: vec![2],
-        max_length: stories.loaded.config.max_position_embeddings(),
+        max_length: stories
+            .loaded
+            .config
+            .facts()
+            .max_position_embeddings
+            .expect("a limit"),
     };
     let (prompt, expected) = stories.ids.split_at(1);
-    let new = generate(&*stories.loaded.model, &Identity, prompt, &how, |_| {})
-        .expect("a language model");
+    let new =
+        generate(&stories.loaded.model, &Identity, prompt, &how, |_| {}).expect("a language model");
     assert_eq!(expected.len(), stories.golden.n_tokens);
     assert_eq!(new, expected);
 }
@@ -93,17 +100,17 @@ fn logits_and_loss_are_those_of_the_f64_reference() {
         golden,
         ids,
     } = &stories;
-    let model = &*loaded.model;
+    let model = &loaded.model;
     let type_ids = vec![0; ids.len()];
-    let tokens = |length: usize| Tokens {
-        ids: &ids[..length],
-        type_ids: &type_ids[..length],
-        sequences: Sequences::new(vec![0, length]),
+    let tokens = |length: usize| {
+        let sequences = Sequences::new(vec![0, length]);
+        Tokens::new(&ids[..length], &type_ids[..length], sequences)
     };
 
-    let hidden = model.hidden(&tokens(1), &Identity);
+    let first = tokens(1);
+    let hidden = model.hidden(&first, &Identity);
     let head = model.language_head().expect("a language model");
-    let logits = head.forward(hidden.states, &Identity, &hidden.sequences);
+    let logits = head.forward(hidden.states, &hidden.rows, &AdapterBatch::base(&first));
     let logits = logits
         .try_into_vec_as::<f32>()
         .expect("f32 that can be read");

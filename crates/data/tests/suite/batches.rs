@@ -91,7 +91,7 @@ proptest! {
 
     /// Within one window, the batches' ranges of lengths do not overlap.
     #[test]
-    fn grouped_batches_hold_neighbouring_lengths(
+    fn grouped_batches_hold_similar_lengths(
         lengths in prop::collection::vec(1..500usize, 64..400),
         seed: u64,
     ) {

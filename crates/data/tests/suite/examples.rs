@@ -300,6 +300,11 @@ fn sources_and_targets_are_encoded_each_alone_with_special_tokens() {
         "both texts are truncated before their last special token"
     );
     assert_eq!((examples.truncated, examples.tokens()), (2, 15));
+    assert_eq!(
+        examples.examples[1].largest_id(),
+        Some(28),
+        "a token of the target"
+    );
 }
 
 /// T5's post-processor appends `</s>` and nothing else.

@@ -154,7 +154,7 @@ fn write_model(dir: &Path, config: &Value, task: HeadKind, with_head: bool) {
     write_f32(&dir.join("model.safetensors"), tensors).unwrap();
     fs::write(
         dir.join("tokenizer.json"),
-        tokenizer(config.architectures()[0].starts_with("Bert")).to_string(),
+        tokenizer(config.facts().architectures[0].starts_with("Bert")).to_string(),
     )
     .unwrap();
     let special = json!({ "eos_token": "</s>", "bos_token": "<s>", "pad_token": "[PAD]" });

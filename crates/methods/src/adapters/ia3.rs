@@ -130,7 +130,7 @@ impl MethodConfig for Ia3Config {
     }
 }
 
-/// (IA)³ on one linear map.
+/// (IA)³ on one linear layer.
 #[derive(Debug)]
 struct Ia3 {
     l: Param,

@@ -1,7 +1,7 @@
-//! Which linear maps a method acts on, by HF PEFT's rules.
+//! Which linear layers a method acts on, by HF PEFT's rules.
 //!
 //! `target_modules` is a list (a module matches if its path is an entry or ends with `.entry`), a
-//! regular expression that must match the whole path, or `all-linear`, which is every linear map but
+//! regular expression that must match the whole path, or `all-linear`, which is every linear layer but
 //! the head. `exclude_modules` removes, `layers_to_transform` narrows.
 
 use epiphyte_models::{Base, LinearInfo, Role};
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::MethodError;
 
-/// The word for every linear map but the head.
+/// The word for every linear layer but the head.
 pub const ALL_LINEAR: &str = "all-linear";
 
 /// Names of modules: a list of path endings, or a regular expression for whole paths.
@@ -139,7 +139,7 @@ impl Targets {
     }
 }
 
-/// The choice of linear maps in a configuration.
+/// The choice of linear layers in a configuration.
 #[derive(Clone, Copy, Debug)]
 pub struct Selection<'a> {
     /// The method, for messages.
@@ -155,7 +155,7 @@ pub struct Selection<'a> {
 }
 
 impl Selection<'_> {
-    /// The linear maps of `base` that are selected.
+    /// The linear layers of `base` that are selected.
     ///
     /// # Errors
     /// [`MethodError::NoTarget`] if there are none, [`MethodError::Value`] if a table of embeddings or
@@ -201,7 +201,7 @@ impl Selection<'_> {
         Ok(chosen)
     }
 
-    /// Refuses targets that exist but are no linear map inside of the layers: tables of embeddings, the
+    /// Refuses targets that exist but are no linear layer inside of the layers: tables of embeddings, the
     /// language model's head. HF PEFT has forms of LoRA for them; passing over them would be silent.
     fn check(&self, targets: &Modules, base: &Base) -> Result<(), MethodError> {
         if *targets == Modules::Pattern(ALL_LINEAR.to_owned()) {
@@ -226,7 +226,7 @@ impl Selection<'_> {
                     key: "target_modules",
                     value: targets.to_string(),
                     expected: format!(
-                        "`{path}` is {what}; only linear maps in front of the head can be adapted"
+                        "`{path}` is {what}; only linear layers in front of the head can be adapted"
                     ),
                 });
             }

@@ -6,7 +6,7 @@
 //! | | |
 //! | --- | --- |
 //! | one bottleneck trains | `2 d m + m + d` |
-//! | file | `<module>.adapter_down.weight` `[m, d]`, `.adapter_down.bias`, `<module>.adapter_up.weight` `[d, m]`, `.adapter_up.bias`, where `<module>` is the one that holds the sub-layer's last linear map |
+//! | file | `<module>.adapter_down.weight` `[m, d]`, `.adapter_down.bias`, `<module>.adapter_up.weight` `[d, m]`, `.adapter_up.bias`, where `<module>` is the one that holds the sub-layer's last linear layer |
 //! | merges | no: `f` stands between the two maps |
 
 use burn::tensor::Tensor;
@@ -191,6 +191,6 @@ impl Bottleneck {
 pub(crate) fn not_mergeable(method: &'static str) -> MethodError {
     MethodError::NotMergeable {
         method,
-        reason: "an activation function stands between its two linear maps",
+        reason: "an activation function stands between its two linear layers",
     }
 }

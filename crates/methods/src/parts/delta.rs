@@ -1,4 +1,4 @@
-//! Methods that change a linear map's weight: what they share.
+//! Methods that change a linear layer's weight: what they share.
 //!
 //! A [`Delta`] says what one map becomes. Forward pass, merging, targets and counts are written here
 //! once over it; a method's own file holds the equation, the parameters and nothing else.
@@ -11,7 +11,7 @@ use epiphyte_models::{Adapter, Base, ForwardContext, Hook, LazyLinear, LinearInf
 
 use crate::{Method, MethodError};
 
-/// The change of one linear map.
+/// The change of one linear layer.
 pub trait Delta: Debug + Send + Sync {
     /// What goes into the map, `[tokens, in]`.
     fn input(&self, x: Tensor<2>) -> Tensor<2> {
@@ -24,7 +24,7 @@ pub trait Delta: Debug + Send + Sync {
         product.compute()
     }
 
-    /// The weight, `[out, in]`, of the plain linear map that does the same without dropout.
+    /// The weight, `[out, in]`, of the plain linear layer that does the same without dropout.
     fn weight(&self, weight: Tensor<2>) -> Tensor<2>;
 
     /// Its bias, `[out]`.
@@ -36,7 +36,7 @@ pub trait Delta: Debug + Send + Sync {
     const CHANGES_BIAS: bool = false;
 }
 
-/// A [`Delta`] for each of the chosen linear maps.
+/// A [`Delta`] for each of the chosen linear layers.
 #[derive(Debug)]
 pub struct Deltas<D> {
     by_path: HashMap<String, D>,

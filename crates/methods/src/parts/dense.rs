@@ -1,4 +1,4 @@
-//! A trained linear map with a bias: the building block of methods that add small networks.
+//! A trained linear layer with a bias: the building block of methods that add small networks.
 
 use burn::tensor::Tensor;
 use epiphyte_ops::{Weight, linear};

@@ -1,4 +1,4 @@
-//! LoRA: a low-rank path beside a frozen linear map.
+//! LoRA: a low-rank path beside a frozen linear layer.
 //!
 //! Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, arXiv 2106.09685,
 //! section 4.1; rank-stabilised scaling from Kalajdzievski 2023, arXiv 2312.03732.
@@ -180,7 +180,7 @@ impl MethodConfig for LoraConfig {
     const NAME: &'static str = "lora";
     const PEFT_TYPE: &'static str = "LORA";
     const IN_PEFT: bool = true;
-    const SUMMARY: &'static str = "a low-rank path beside chosen linear maps";
+    const SUMMARY: &'static str = "a low-rank path beside chosen linear layers";
     const PAPER: &'static str = "Hu et al. 2021, arXiv 2106.09685";
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const MERGES: bool = true;
@@ -267,7 +267,7 @@ impl MethodConfig for LoraConfig {
     }
 }
 
-/// LoRA on one linear map.
+/// LoRA on one linear layer.
 #[derive(Debug)]
 struct Lora {
     a: Param,

@@ -68,7 +68,7 @@ pub(crate) struct Variant {
     pub(crate) method: &'static str,
     /// How tables of vectors start.
     pub(crate) embedding: Init,
-    /// How weight and bias of a map with so many inputs start.
+    /// Initial weight and bias of a linear layer with this many inputs.
     pub(crate) dense: fn(inputs: usize) -> (Init, Init),
     /// Values in the middle of the network, by the width of the keys.
     pub(crate) hidden_size: fn(kv_width: usize) -> usize,

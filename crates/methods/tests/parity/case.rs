@@ -1,4 +1,4 @@
-//! One method on one base: logits, loss, gradients, five optimiser steps.
+//! One method on one base: logits, loss, gradients, five optimizer steps.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use crate::golden::{Base, Expected, Facts, read_json};
 
 /// How near gradients must be, in units of the tensor's largest.
 const GRADIENTS: f32 = 1e-3;
-/// How near parameters must be after the optimiser's steps, absolute.
+/// How near parameters must be after the optimizer's steps, absolute.
 const STEPS: f32 = 1e-3;
 
 /// Compares a case; returns how many trained tensors it has.

@@ -146,7 +146,7 @@ pub(crate) struct Facts {
     pub(crate) optimizer: Optimizer,
 }
 
-/// The optimiser that PyTorch ran.
+/// The optimizer that PyTorch ran.
 #[derive(Deserialize)]
 pub(crate) struct Optimizer {
     pub(crate) lr: f64,

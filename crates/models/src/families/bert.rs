@@ -82,7 +82,7 @@ pub struct BertConfig {
     pub max_position_embeddings: usize,
     /// Rows of the token type embeddings; default 2.
     pub type_vocab_size: usize,
-    /// Standard deviation of newly initialised weights; default 0.02.
+    /// Standard deviation of newly initialized weights; default 0.02.
     pub initializer_range: f64,
     /// Epsilon of the layer norms; default 1e-12.
     pub layer_norm_eps: f64,

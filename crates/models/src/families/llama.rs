@@ -110,7 +110,7 @@ pub struct LlamaConfig {
     pub hidden_act: String,
     /// The longest sequence that the model was made for; default 2048, Mistral 131072, Qwen2 32768.
     pub max_position_embeddings: usize,
-    /// Standard deviation of newly initialised weights; default 0.02.
+    /// Standard deviation of newly initialized weights; default 0.02.
     pub initializer_range: f64,
     /// Epsilon of the norms; default 1e-6.
     pub rms_norm_eps: f64,

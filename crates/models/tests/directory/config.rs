@@ -3,10 +3,12 @@
 use std::fs;
 use std::path::Path;
 
-use epiphyte_models::ModelError;
-use epiphyte_models::config::{ModelConfig, ProblemType};
+use epiphyte_models::config::ProblemType;
+use epiphyte_models::families::bert::BertConfig;
+use epiphyte_models::families::llama::LlamaConfig;
 use epiphyte_models::generation_config::GenerationConfig;
 use epiphyte_models::rope::RopeScaling;
+use epiphyte_models::{ModelConfig, ModelError};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -45,57 +47,57 @@ fn configurations_are_read_as_transformers_reads_them() {
             object: &case["expected"],
             seen: Vec::new(),
         };
-        it.equal("vocab_size", config.vocab_size());
-        it.equal("hidden_size", config.hidden_size());
-        it.equal("num_hidden_layers", config.num_hidden_layers());
-        it.equal("max_position_embeddings", config.max_position_embeddings());
-        it.equal("pad_token_id", config.pad_token_id());
-        it.equal("labels", config.labels().names());
+        let facts = config.facts();
+        it.equal("vocab_size", facts.vocab_size);
+        it.equal("hidden_size", facts.hidden_size);
+        it.equal("num_hidden_layers", facts.num_hidden_layers);
+        it.equal("max_position_embeddings", facts.max_position_embeddings);
+        it.equal("pad_token_id", facts.pad_token_id);
+        it.equal("labels", facts.labels.names());
         it.equal(
             "problem_type",
-            config.labels().problem_type.map(|kind| match kind {
+            facts.labels.problem_type.map(|kind| match kind {
                 ProblemType::Regression => "regression",
                 ProblemType::SingleLabelClassification => "single_label_classification",
                 ProblemType::MultiLabelClassification => "multi_label_classification",
             }),
         );
-        match config {
-            ModelConfig::Bert(config) => {
-                it.equal("num_attention_heads", config.num_attention_heads);
-                it.equal("intermediate_size", config.intermediate_size);
-                it.equal("hidden_act", config.hidden_act);
-                it.equal("initializer_range", config.initializer_range);
-                it.equal("hidden_dropout_prob", config.hidden_dropout_prob);
-                it.equal(
-                    "attention_probs_dropout_prob",
-                    config.attention_probs_dropout_prob,
-                );
-                it.equal("type_vocab_size", config.type_vocab_size);
-                it.equal("layer_norm_eps", config.layer_norm_eps);
-                it.equal("classifier_dropout", config.classifier_dropout);
-            }
-            ModelConfig::Llama(config) => {
-                assert_eq!(config.model_type, case["config"]["model_type"]);
-                assert_eq!(config.rope.scaling, RopeScaling::Default);
-                assert_eq!(config.window_of_layer(config.num_hidden_layers), None);
-                it.equal("num_attention_heads", config.num_attention_heads);
-                it.equal("intermediate_size", config.intermediate_size);
-                it.equal("hidden_act", config.hidden_act);
-                it.equal("initializer_range", config.initializer_range);
-                it.equal("num_key_value_heads", config.num_key_value_heads);
-                it.equal("head_dim", config.head_dim);
-                it.equal("rms_norm_eps", config.rms_norm_eps);
-                it.equal("tie_word_embeddings", config.tie_word_embeddings);
-                it.equal("attention_dropout", config.attention_dropout);
-                it.equal("rope_theta", config.rope.rope_theta);
-                it.equal("bos_token_id", config.bos_token_id);
-                it.equal("eos_token_ids", config.eos_token_ids);
-                it.equal("sliding_windows", config.sliding_windows);
-                it.equal("qkv_bias", config.qkv_bias);
-                it.equal("attention_output_bias", config.attention_output_bias);
-                it.equal("mlp_bias", config.mlp_bias);
-            }
-            other => panic!("{other:?}"),
+        if let Some(config) = config.of_family::<BertConfig>() {
+            it.equal("num_attention_heads", config.num_attention_heads);
+            it.equal("intermediate_size", config.intermediate_size);
+            it.equal("hidden_act", &config.hidden_act);
+            it.equal("initializer_range", config.initializer_range);
+            it.equal("hidden_dropout_prob", config.hidden_dropout_prob);
+            it.equal(
+                "attention_probs_dropout_prob",
+                config.attention_probs_dropout_prob,
+            );
+            it.equal("type_vocab_size", config.type_vocab_size);
+            it.equal("layer_norm_eps", config.layer_norm_eps);
+            it.equal("classifier_dropout", config.classifier_dropout);
+        } else if let Some(config) = config.of_family::<LlamaConfig>() {
+            assert_eq!(facts.initializer_range, config.initializer_range);
+            assert_eq!(config.model_type, case["config"]["model_type"]);
+            assert_eq!(config.rope.scaling, RopeScaling::Default);
+            assert_eq!(config.window_of_layer(config.num_hidden_layers), None);
+            it.equal("num_attention_heads", config.num_attention_heads);
+            it.equal("intermediate_size", config.intermediate_size);
+            it.equal("hidden_act", &config.hidden_act);
+            it.equal("initializer_range", config.initializer_range);
+            it.equal("num_key_value_heads", config.num_key_value_heads);
+            it.equal("head_dim", config.head_dim);
+            it.equal("rms_norm_eps", config.rms_norm_eps);
+            it.equal("tie_word_embeddings", config.tie_word_embeddings);
+            it.equal("attention_dropout", config.attention_dropout);
+            it.equal("rope_theta", config.rope.rope_theta);
+            it.equal("bos_token_id", config.bos_token_id);
+            it.equal("eos_token_ids", &config.eos_token_ids);
+            it.equal("sliding_windows", &config.sliding_windows);
+            it.equal("qkv_bias", config.qkv_bias);
+            it.equal("attention_output_bias", config.attention_output_bias);
+            it.equal("mlp_bias", config.mlp_bias);
+        } else {
+            panic!("{config:?}");
         }
         for key in case["expected"].as_object().unwrap().keys() {
             assert!(it.seen.contains(&key.as_str()), "`{key}` is not compared");
@@ -107,7 +109,7 @@ fn configurations_are_read_as_transformers_reads_them() {
 fn labels_go_both_ways() {
     let config = json!({"model_type": "bert", "id2label": {"1": "yes", "0": "no"}});
     let config = parse(&config).unwrap();
-    let labels = config.labels();
+    let labels = &config.facts().labels;
     assert_eq!(labels.num_labels(), 2);
     assert_eq!((labels.name(1), labels.name(2)), (Some("yes"), None));
     assert_eq!((labels.id("no"), labels.id("maybe")), (Some(0), None));
@@ -435,7 +437,8 @@ proptest! {
 
     #[test]
     fn random_values_never_panic(config in any_config()) {
-        if let Ok(ModelConfig::Llama(config)) = parse(&config)
+        if let Ok(config) = parse(&config)
+            && let Some(config) = config.of_family::<LlamaConfig>()
             && config.head_dim <= 1024
         {
             config.rope.tables(&[0, 1, 1000]);

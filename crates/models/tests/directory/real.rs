@@ -5,8 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use epiphyte_io::safetensors_file::{TensorToWrite, write_safetensors};
+use epiphyte_models::ModelConfig;
 use epiphyte_models::checkpoint::Checkpoint;
-use epiphyte_models::config::ModelConfig;
+use epiphyte_models::families::bert::BertConfig;
+use epiphyte_models::families::llama::LlamaConfig;
 use epiphyte_models::generation_config::GenerationConfig;
 use epiphyte_models::keys::{KeyRules, TensorReader};
 
@@ -30,12 +32,11 @@ fn stories_260k_is_read_whole() {
     let Some(dir) = shared("checkpoints/stories260K/hf") else {
         return;
     };
-    let ModelConfig::Llama(config) = ModelConfig::open(&dir).unwrap() else {
-        panic!("not a Llama")
-    };
+    let read = ModelConfig::open(&dir).unwrap();
+    let config = read.of_family::<LlamaConfig>().unwrap();
     assert_eq!(config.num_key_value_heads, 4);
     assert_eq!(config.head_dim, 8);
-    let generation = GenerationConfig::open(&dir, &ModelConfig::Llama(config.clone())).unwrap();
+    let generation = GenerationConfig::open(&dir, &read).unwrap();
     assert_eq!(generation.eos_token_ids, [2]);
 
     let checkpoint = Checkpoint::open(&dir).unwrap();
@@ -81,9 +82,8 @@ fn minilm_is_read_whole() {
     let Some(dir) = present(dir.unwrap_or("$EPIPHYTE_MINILM".into())) else {
         return;
     };
-    let ModelConfig::Bert(config) = ModelConfig::open(&dir).unwrap() else {
-        panic!("not a BERT")
-    };
+    let read = ModelConfig::open(&dir).unwrap();
+    let config = read.of_family::<BertConfig>().unwrap();
     assert_eq!((config.hidden_size, config.head_dim()), (384, 32));
     let checkpoint = Checkpoint::open(&dir).unwrap();
     assert_eq!(checkpoint.content_hash().len(), 64);

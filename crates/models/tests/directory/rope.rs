@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use epiphyte_models::config::ModelConfig;
+use epiphyte_models::ModelConfig;
+use epiphyte_models::families::llama::LlamaConfig;
 use epiphyte_models::rope::RotaryEmbedding;
 use serde_json::Value;
 
@@ -25,12 +26,10 @@ fn cases() -> Vec<Case> {
         .map(|case| {
             let json = case["config"].to_string();
             let config = ModelConfig::parse(Path::new("config.json"), json.as_bytes()).unwrap();
-            let ModelConfig::Llama(config) = config else {
-                panic!("not a Llama")
-            };
+            let config = config.of_family::<LlamaConfig>().unwrap();
             Case {
                 name: format!("{}, {} tokens", case["name"], case["length"]),
-                rope: config.rope,
+                rope: config.rope.clone(),
                 length: serde_json::from_value(case["length"].clone()).unwrap(),
                 attention_factor: floats(&Value::from(vec![case["attention_factor"].clone()]))[0],
                 inv_freq: floats(&case["inv_freq"]),

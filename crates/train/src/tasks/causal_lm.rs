@@ -1,11 +1,11 @@
 //! Causal language modeling: the next token of a text, of a completion, or of a chat's answers.
 
-use epiphyte_data::{Batches, Columns, DataError, Fields};
-use epiphyte_models::{Adapter, HeadKind, Model};
+use epiphyte_data::{Columns, DataError, Fields};
+use epiphyte_models::HeadKind;
 
 use super::Task;
 use crate::TrainError;
-use crate::evaluate::mean_token_loss;
+use crate::evaluate::{Evaluation, mean_token_loss};
 use crate::metrics::{self, Metrics};
 use crate::observer::Observer;
 
@@ -56,12 +56,10 @@ impl Task for CausalLm {
 
     fn evaluate(
         &self,
-        model: &Model,
-        adapter: &dyn Adapter,
-        batches: &Batches,
+        evaluation: &Evaluation<'_>,
         observer: &mut dyn Observer,
     ) -> Result<Metrics, TrainError> {
-        let loss = mean_token_loss(model, adapter, batches, observer)?;
+        let loss = mean_token_loss(evaluation, observer)?;
         Ok(metrics::language_modelling(loss))
     }
 }

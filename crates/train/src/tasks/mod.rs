@@ -11,12 +11,13 @@ mod spec;
 use std::fmt;
 use std::str::FromStr;
 
-use epiphyte_data::{Batches, Columns, DataError, Fields, Table};
-use epiphyte_models::{Adapter, HeadKind, Model};
+use epiphyte_data::{Columns, DataError, Fields, Table};
+use epiphyte_models::HeadKind;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use self::spec::{TaskModel, TaskSpec};
 use crate::TrainError;
+use crate::evaluate::Evaluation;
 use crate::metrics::Metrics;
 use crate::observer::Observer;
 
@@ -90,9 +91,7 @@ pub trait Task: fmt::Debug + Sync {
     /// If there is nothing to score, or a number is not finite.
     fn evaluate(
         &self,
-        model: &Model,
-        adapter: &dyn Adapter,
-        batches: &Batches,
+        evaluation: &Evaluation<'_>,
         observer: &mut dyn Observer,
     ) -> Result<Metrics, TrainError>;
 }

@@ -1,11 +1,11 @@
 //! Regression: a number for a text or a pair of texts.
 
-use epiphyte_data::{Batches, Columns, DataError, Fields, LabelField, Target};
-use epiphyte_models::{Adapter, HeadKind, Model};
+use epiphyte_data::{Columns, DataError, Fields, LabelField, Target};
+use epiphyte_models::HeadKind;
 
 use super::Task;
 use crate::TrainError;
-use crate::evaluate::predict;
+use crate::evaluate::{Evaluation, predict};
 use crate::metrics::{self, Metrics};
 use crate::observer::Observer;
 
@@ -49,20 +49,20 @@ impl Task for Regression {
 
     fn evaluate(
         &self,
-        model: &Model,
-        adapter: &dyn Adapter,
-        batches: &Batches,
+        evaluation: &Evaluation<'_>,
         observer: &mut dyn Observer,
     ) -> Result<Metrics, TrainError> {
-        let logits = predict(model, adapter, batches, observer)?;
+        let logits = predict(evaluation, observer)?;
         let predictions: Vec<f64> = logits.iter().map(|row| f64::from(row[0])).collect();
-        let targets = batches
-            .examples()
-            .iter()
-            .filter_map(|example| match example.target {
-                Target::Number(number) => Some(f64::from(number)),
-                _ => None,
-            });
+        let targets =
+            evaluation
+                .batches
+                .examples()
+                .iter()
+                .filter_map(|example| match example.target {
+                    Target::Number(number) => Some(f64::from(number)),
+                    _ => None,
+                });
         let mut metrics = metrics::regression(&predictions, &targets.collect::<Vec<_>>())?;
         metrics.insert("loss", metrics.get("mse").unwrap_or(f64::NAN));
         Ok(metrics)

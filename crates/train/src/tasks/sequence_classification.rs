@@ -1,11 +1,11 @@
 //! Sequence classification: one of several labels for a text or a pair of texts.
 
-use epiphyte_data::{Batches, Columns, DataError, Fields, LabelField, LabelSet, Table, Target};
-use epiphyte_models::{Adapter, HeadKind, Model};
+use epiphyte_data::{Columns, DataError, Fields, LabelField, LabelSet, Table, Target};
+use epiphyte_models::HeadKind;
 
 use super::Task;
 use crate::TrainError;
-use crate::evaluate::{argmax, negative_log_likelihood, predict};
+use crate::evaluate::{Evaluation, argmax, negative_log_likelihood, predict};
 use crate::metrics::{self, Metrics};
 use crate::observer::Observer;
 
@@ -69,19 +69,19 @@ impl Task for SequenceClassification {
 
     fn evaluate(
         &self,
-        model: &Model,
-        adapter: &dyn Adapter,
-        batches: &Batches,
+        evaluation: &Evaluation<'_>,
         observer: &mut dyn Observer,
     ) -> Result<Metrics, TrainError> {
-        let logits = predict(model, adapter, batches, observer)?;
-        let labels = batches
-            .examples()
-            .iter()
-            .filter_map(|example| match example.target {
-                Target::Class(class) => Some(class),
-                _ => None,
-            });
+        let logits = predict(evaluation, observer)?;
+        let labels =
+            evaluation
+                .batches
+                .examples()
+                .iter()
+                .filter_map(|example| match example.target {
+                    Target::Class(class) => Some(class),
+                    _ => None,
+                });
         let labels: Vec<usize> = labels.collect();
         let predictions: Vec<usize> = logits.iter().map(|row| argmax(row)).collect();
         let mut metrics = metrics::classification(&predictions, &labels, logits[0].len())?;

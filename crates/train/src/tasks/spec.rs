@@ -4,15 +4,16 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use epiphyte_data::{
-    Batches, Columns, EncodeOptions, Examples, Order, ReadOptions, Table, Tokenizer,
-    check_max_length,
+    Batches, Columns, EncodeOptions, Examples, Fields, Order, ReadOptions, Table,
+    Tokenizer, check_max_length,
 };
-use epiphyte_models::{HeadKind, LoadOptions, Loaded, load};
+use epiphyte_models::{Adapter, HeadKind, LoadOptions, Loaded, load};
 use serde::{Deserialize, Serialize};
 
 use super::TaskKind;
 use crate::TrainError;
 use crate::config::RunConfig;
+use crate::model_input::longest_example;
 
 /// A task with everything that turns a file into examples.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -90,6 +91,15 @@ impl TaskSpec {
         }
     }
 
+    /// What the columns of a row are to the task.
+    fn fields(&self, labelled: bool) -> Result<Fields, TrainError> {
+        let fields = self.task.fields(&self.columns, &self.labels, labelled);
+        fields.map_err(|source| TrainError::Columns {
+            task: self.task,
+            source,
+        })
+    }
+
     /// The examples of a table; without targets if `labelled` is false.
     ///
     /// # Errors
@@ -100,11 +110,7 @@ impl TaskSpec {
         tokenizer: &Tokenizer,
         labelled: bool,
     ) -> Result<Examples, TrainError> {
-        let fields = self.task.fields(&self.columns, &self.labels, labelled);
-        let fields = fields.map_err(|source| TrainError::Columns {
-            task: self.task,
-            source,
-        })?;
+        let fields = self.fields(labelled)?;
         let options = EncodeOptions {
             packing: self.packing,
             ..EncodeOptions::new(self.max_length)
@@ -171,6 +177,14 @@ impl TaskModel {
         })
     }
 
+    /// Shortens the task's `max_length` to the positions that the model has besides those that `adapter`
+    /// takes, for a length that is a default and not the user's choice.
+    pub fn fit_max_length(&mut self, adapter: &dyn Adapter) {
+        let longest = longest_example(&self.loaded.model, adapter);
+        let max_length = &mut self.spec.max_length;
+        *max_length = longest.unwrap_or(*max_length).min(*max_length);
+    }
+
     /// The examples of a table, in batches.
     ///
     /// # Errors
@@ -200,38 +214,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_name_is_read_back() {
-        for task in [
-            TaskKind::SequenceClassification,
-            TaskKind::Regression,
-            TaskKind::CausalLanguageModelling,
-        ] {
-            assert_eq!(task.name().parse::<TaskKind>().unwrap(), task);
-            assert_eq!(serde_json::to_value(task).unwrap(), task.name());
-        }
-        assert_eq!(
-            "causal-lm".parse::<TaskKind>().unwrap(),
-            TaskKind::CausalLanguageModelling
-        );
-        let error = "seq2seq".parse::<TaskKind>().unwrap_err();
-        assert!(error.to_string().contains("`seq2seq`"), "{error}");
-    }
-
-    #[test]
     fn columns_that_do_not_fit_name_the_task() {
-        let spec = TaskSpec {
-            task: TaskKind::Regression,
-            columns: Columns::default(),
-            labels: Vec::new(),
-            max_length: 8,
-            packing: false,
-            no_header: false,
-            quoting: None,
-        };
-        let error = spec.fields(true).unwrap_err().to_string();
-        assert!(
-            error.contains("regression") && error.contains("text_columns"),
-            "{error}"
-        );
+        for task in super::super::names() {
+            let spec = TaskSpec {
+                task: task.parse().unwrap(),
+                columns: Columns::default(),
+                labels: vec!["1".to_owned()],
+                max_length: 8,
+                packing: false,
+                no_header: false,
+                quoting: None,
+            };
+            let error = spec.fields(true).unwrap_err().to_string();
+            assert!(error.starts_with(task), "{error}");
+        }
     }
 }

@@ -110,7 +110,7 @@ fn stopped_once_it_ends_with_the_same_bytes() {
     }
 }
 
-/// The optimiser steps of the run: 30 examples in 8 batches, two batches a step, 3 epochs.
+/// The optimizer steps of the run: 30 examples in 8 batches, two batches a step, 3 epochs.
 fn whole_steps(run: &RunConfig) -> u64 {
     let last = evaluations(run).last().expect("evaluations").0;
     assert_eq!(last, 12);

@@ -146,7 +146,7 @@ fn qwen() -> Value {
 }
 
 /// Random weights.
-fn write_model(dir: &Path, config: &Value, task: Task) {
+fn write_model(dir: &Path, config: &Value, task: HeadKind) {
     let config = config.to_string();
     fs::write(dir.join("config.json"), &config).expect("a configuration");
     let config =

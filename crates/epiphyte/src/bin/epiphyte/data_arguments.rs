@@ -8,7 +8,7 @@ use clap::Args;
 use epiphyte::data::{Batches, LabelSet, Order, Table};
 use epiphyte::hub::Hub;
 use epiphyte::methods::file::AdapterFile;
-use epiphyte::models::{LoadOptions, ModelConfig};
+use epiphyte::models::{HeadKind, LoadOptions, ModelConfig};
 use epiphyte::ops::Precision;
 use epiphyte::train::{TaskKind, TaskSpec, Tuning, open_adapter};
 
@@ -147,7 +147,7 @@ impl DataArguments {
         let file = located.adapter.as_ref();
         let config = ModelConfig::open(&located.model)?;
         let mut spec = self.task.spec(file, &config)?;
-        if !labelled && spec.task == TaskKind::text() {
+        if !labelled && spec.task.predicts_text() {
             let problem = "a language model has no labels to predict: use `epiphyte generate` or `epiphyte eval`";
             return Err(UsageError::Other(problem.to_owned()).into());
         }
@@ -156,11 +156,14 @@ impl DataArguments {
             ..spec.reading()
         };
         let table = spec.read(&self.data, &reading, self.max_rows)?;
-        if spec.task == TaskKind::default() && spec.labels.is_empty() {
+        if spec.task.has_classes() && spec.labels.is_empty() {
             spec.labels = self.labels(&spec, file, &config, &table, labelled)?;
         }
         let model = located.model.clone();
-        let tuning = located.load(spec, global)?;
+        let mut tuning = located.load(spec, global)?;
+        if self.task.max_length.is_none() {
+            tuning.fit_max_length();
+        }
         let bench = &tuning.bench;
         if tuning.tuned.is_none() && !bench.loaded.has_head {
             let problem = format!(
@@ -184,11 +187,12 @@ impl DataArguments {
         table: &Table,
         labelled: bool,
     ) -> Result<Vec<String>> {
+        let of_base = &config.facts().labels;
         let outputs = match file {
-            Some(file) => head_outputs(file)?,
-            None => Some(config.labels().num_labels()),
+            Some(file) => head_outputs(file, config)?,
+            None => Some(of_base.num_labels()),
         };
-        let names = config.labels().names();
+        let names = of_base.names();
         if outputs.is_none_or(|outputs| outputs == names.len()) {
             return Ok(names.to_vec());
         }
@@ -222,7 +226,7 @@ impl TaskArguments {
         let task = match (self.task, &recorded, file) {
             (Some(task), _, _) => task,
             (None, Some(recorded), _) => recorded.task,
-            (None, None, Some(file)) => peft_task(file)?,
+            (None, None, Some(file)) => peft_task(file, config)?,
             (None, None, None) => {
                 return Err(UsageError::Other(
                     "pass --task: there is no adapter that records it".to_owned(),
@@ -231,11 +235,12 @@ impl TaskArguments {
             }
         };
         let default_length = task.default_max_length();
+        let limit = config.facts().max_position_embeddings;
         let mut spec = recorded.unwrap_or_else(|| TaskSpec {
             task,
             columns: epiphyte::data::Columns::default(),
             labels: Vec::new(),
-            max_length: default_length.min(config.max_position_embeddings()),
+            max_length: default_length.min(limit.unwrap_or(usize::MAX)),
             packing: false,
             no_header: false,
             quoting: None,
@@ -278,39 +283,51 @@ fn recorded_task(file: Option<&AdapterFile>) -> Result<Option<TaskSpec>> {
 }
 
 /// The task of an adapter that PEFT wrote.
-fn peft_task(file: &AdapterFile) -> Result<TaskKind> {
-    match file.task_type() {
-        Some("CAUSAL_LM") => Ok(TaskKind::text()),
-        Some("SEQ_CLS") => Ok(match head_outputs(file)? {
-            Some(1) => TaskKind::Regression,
-            _ => TaskKind::default(),
-        }),
-        _ => Err(
-            UsageError::Other("the adapter does not record its task: pass --task".to_owned())
-                .into(),
-        ),
-    }
+fn peft_task(file: &AdapterFile, config: &ModelConfig) -> Result<TaskKind> {
+    let outputs = head_outputs(file, config)?;
+    let task = file.task_type();
+    let task = task.and_then(|task_type| TaskKind::from_peft(task_type, outputs));
+    let problem = "the adapter does not record its task: pass --task";
+    Ok(task.ok_or_else(|| UsageError::Other(problem.to_owned()))?)
 }
 
-/// The number of outputs of the head in an adapter's file, if there is one.
-fn head_outputs(file: &AdapterFile) -> Result<Option<usize>> {
+/// The number of outputs of the classification head that an adapter brings.
+///
+/// A head of several layers ends with the last by name, as `classifier.out_proj` follows
+/// `classifier.dense`.
+fn head_outputs(file: &AdapterFile, config: &ModelConfig) -> Result<Option<usize>> {
+    let Some(head) = classification_head(config) else {
+        return Ok(None);
+    };
     let tensors = file.tensors()?;
-    let head = ["classifier.weight", "score.weight"];
-    let name = tensors
-        .names()
-        .find(|name| head.iter().any(|head| name.ends_with(head)));
-    Ok(name
-        .and_then(|name| tensors.tensor(name))
-        .map(|head| head.shape[0]))
+    let weights = tensors.names().filter(|name| is_weight_of(name, head));
+    let shapes = weights.filter_map(|name| Some(tensors.tensor(name)?.shape));
+    let last = shapes.filter(|shape| shape.len() == 2).last();
+    Ok(last.map(|shape| shape[0]))
+}
+
+/// The path of a family's classification head.
+pub(crate) fn classification_head(config: &ModelConfig) -> Option<&'static str> {
+    let labels = config.facts().labels.num_labels();
+    config
+        .family()
+        .task_head(HeadKind::Classification { labels })
+}
+
+/// Whether a name is that of a weight of the module at `path`, or of one below it.
+pub(crate) fn is_weight_of(name: &str, path: &str) -> bool {
+    name.strip_suffix(".weight")
+        .is_some_and(|module| format!(".{module}.").contains(&format!(".{path}.")))
 }
 
 /// The task for commands that need neither columns nor class names: `merge`, `generate`, `inspect`.
 pub(crate) fn spec_of_adapter(file: &AdapterFile, model: &Path) -> Result<TaskSpec> {
     let config = ModelConfig::open(model)?;
     let mut spec = TaskArguments::default().spec(Some(file), &config)?;
-    if spec.task == TaskKind::default() && spec.labels.is_empty() {
-        let outputs = head_outputs(file)?.unwrap_or(config.labels().num_labels());
-        spec.labels = match config.labels().names() {
+    if spec.task.has_classes() && spec.labels.is_empty() {
+        let labels = &config.facts().labels;
+        let outputs = head_outputs(file, &config)?.unwrap_or(labels.num_labels());
+        spec.labels = match labels.names() {
             names if names.len() == outputs => names.to_vec(),
             _ => (0..outputs).map(|id| format!("LABEL_{id}")).collect(),
         };

@@ -4,7 +4,6 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use epiphyte::train::evaluate::evaluate_watched;
 use epiphyte::train::metrics::Metrics;
 use serde::Serialize;
 
@@ -42,15 +41,10 @@ struct Scores<'a> {
 
 pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let opened = arguments.data.open(true, global)?;
-    let (bench, adapter) = (&opened.tuning.bench, opened.tuning.adapter());
+    let evaluation = opened.tuning.evaluation(&opened.batches);
     let mut progress = Progress::new(global);
-    let metrics = evaluate_watched(
-        &*bench.loaded.model,
-        adapter,
-        &opened.batches,
-        bench.spec.task,
-        &mut progress,
-    )?;
+    let task = opened.tuning.bench.spec.task;
+    let metrics = task.evaluate(&evaluation, &mut progress)?;
     progress.finish();
     let examples = opened.batches.examples().len();
     if global.json {

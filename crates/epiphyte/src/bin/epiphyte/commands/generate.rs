@@ -79,7 +79,8 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let located = arguments.model.locate()?;
     let model = located.model.clone();
     let config = ModelConfig::open(&model)?;
-    let max_length = config.max_position_embeddings();
+    let max_length = config.facts().max_position_embeddings;
+    let max_length = max_length.unwrap_or(usize::MAX);
     let spec = match &located.adapter {
         Some(file) => spec_of_adapter(file, &model)?,
         None => TaskSpec {
@@ -92,7 +93,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
             quoting: None,
         },
     };
-    if spec.task != TaskKind::text() {
+    if !spec.task.predicts_text() {
         let problem = format!(
             "the adapter is for {}, so it cannot generate: use `epiphyte predict`",
             spec.task
@@ -132,7 +133,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let shown = if arguments.chat { &[] } else { &ids[..] };
     let mut text = Text::new(tokenizer, shown, !global.json);
     let mut failed = None;
-    let model = &*tuning.bench.loaded.model;
+    let model = &tuning.bench.loaded.model;
     let new = generate(model, tuning.adapter(), &ids, &how, |id| {
         text.ids.push(id);
         if let Err(error) = text.show(false) {

@@ -14,7 +14,7 @@ use epiphyte::models::{Checkpoint, LoadOptions, ModelConfig, load};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::data_arguments::spec_of_adapter;
+use crate::data_arguments::{classification_head, is_weight_of, spec_of_adapter};
 use crate::failure::UsageError;
 use crate::global::Global;
 use crate::output;
@@ -210,7 +210,8 @@ struct BaseSummary {
     layers: usize,
     width: usize,
     vocabulary: usize,
-    max_position_embeddings: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_position_embeddings: Option<usize>,
     labels: Vec<String>,
     parameters: usize,
     bytes: usize,
@@ -235,20 +236,21 @@ fn base(dir: &Path, global: &Global) -> Result<()> {
     let mut dtypes: Vec<String> = tensors.iter().map(|tensor| tensor.dtype.clone()).collect();
     dtypes.sort_unstable();
     dtypes.dedup();
-    let is_head = |tensor: &TensorSummary| {
-        ["classifier.weight", "score.weight"].contains(&tensor.name.as_str())
-    };
-    let has_head = tensors.iter().any(is_head);
+    let facts = config.facts();
+    let has_head = classification_head(&config).is_some_and(|head| {
+        tensors
+            .iter()
+            .any(|tensor| is_weight_of(&tensor.name, head))
+    });
     let summary = BaseSummary {
-        architectures: config.architectures().to_vec(),
-        layers: config.num_hidden_layers(),
-        width: config.hidden_size(),
-        vocabulary: config.vocab_size(),
-        max_position_embeddings: config.max_position_embeddings(),
-        labels: if has_head {
-            config.labels().names().to_vec()
-        } else {
-            Vec::new()
+        architectures: facts.architectures.clone(),
+        layers: facts.num_hidden_layers,
+        width: facts.hidden_size,
+        vocabulary: facts.vocab_size,
+        max_position_embeddings: facts.max_position_embeddings,
+        labels: match has_head {
+            true => facts.labels.names().to_vec(),
+            false => Vec::new(),
         },
         parameters: tensors.iter().map(TensorSummary::values).sum(),
         bytes: checkpoint.total_bytes(),
@@ -274,8 +276,12 @@ fn base(dir: &Path, global: &Global) -> Result<()> {
         ("layers", count(summary.layers)),
         ("width", count(summary.width)),
         ("vocabulary", count(summary.vocabulary)),
-        ("longest sequence", count(summary.max_position_embeddings)),
     ];
+    rows.extend(
+        summary
+            .max_position_embeddings
+            .map(|limit| ("longest sequence", count(limit))),
+    );
     if has_head {
         rows.push(("labels", summary.labels.join(", ")));
     }

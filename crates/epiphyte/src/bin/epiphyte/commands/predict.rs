@@ -5,7 +5,6 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use epiphyte::train::TaskKind;
 use epiphyte::train::evaluate::{argmax, predict};
 use serde::Serialize;
 use serde_json::json;
@@ -52,18 +51,13 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let opened = arguments.data.open(false, global)?;
     let bench = &opened.tuning.bench;
     let mut progress = Progress::new(global);
-    let logits = predict(
-        &*bench.loaded.model,
-        opened.tuning.adapter(),
-        &opened.batches,
-        &mut progress,
-    )?;
+    let logits = predict(&opened.tuning.evaluation(&opened.batches), &mut progress)?;
     progress.finish();
     let mut lines = String::new();
     for row in &logits {
-        let label = match bench.spec.task {
-            TaskKind::Regression => Label::Number(row[0]),
-            _ => Label::Class(&bench.spec.labels[argmax(row)]),
+        let label = match bench.spec.task.has_classes() {
+            true => Label::Class(&bench.spec.labels[argmax(row)]),
+            false => Label::Number(row[0]),
         };
         lines +=
             &serde_json::to_string(&Prediction { label, logits: row }).expect("logits are finite");

@@ -214,12 +214,7 @@ fn loss(tuning: &Tuning, config: &RunConfig) -> Result<f64> {
     let batches = tuning
         .bench
         .batches(&table, true, config.batch_size, Order::Sequential)?;
-    let metrics = evaluate(
-        &*tuning.bench.loaded.model,
-        tuning.adapter(),
-        &batches,
-        config.task,
-    )?;
+    let metrics = evaluate(&tuning.evaluation(&batches), config.task)?;
     metrics
         .get("loss")
         .context("language models are scored by their loss")
@@ -234,10 +229,15 @@ fn sample(tuning: &Tuning, base: &Path) -> Result<String> {
         temperature: TEMPERATURE,
         seed: 0,
         stop: GenerationConfig::open(base, &bench.loaded.config)?.eos_token_ids,
-        max_length: bench.loaded.config.max_position_embeddings(),
+        max_length: bench
+            .loaded
+            .config
+            .facts()
+            .max_position_embeddings
+            .unwrap_or(usize::MAX),
     };
     ids.extend(generate(
-        &*bench.loaded.model,
+        &bench.loaded.model,
         tuning.adapter(),
         &ids,
         &how,
