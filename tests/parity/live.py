@@ -31,7 +31,7 @@ from peft import PeftModel, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
-from tiny import Base, bert, decoder, peft_config, randomise, seeded
+from tiny import BERT, LLAMA, Base, bert, decoder, peft_config, randomise, seeded
 
 LABELS, TRAIN_ROWS, EVAL_FILES, EVAL_ROWS, MAX_LENGTH = 3, 48, 4, 6, 32
 LEARNING_RATE, STEPS = 1e-2, 6
@@ -53,9 +53,9 @@ FLAGS = {
 MERGEABLE = ("lora", "lora_patterns", "ia3")
 
 FAMILIES = [
-    Base("bert", bert(LABELS), "SEQ_CLS", [], pair=True),
-    Base("llama", decoder(LlamaForCausalLM, LlamaConfig), "CAUSAL_LM", []),
-    Base("llama_classifier", decoder(LlamaForSequenceClassification, LlamaConfig, num_labels=LABELS), "SEQ_CLS", []),
+    Base("bert", bert(LABELS), BERT, "SEQ_CLS", [], pair=True),
+    Base("llama", decoder(LlamaForCausalLM, LlamaConfig), LLAMA, "CAUSAL_LM", []),
+    Base("llama_classifier", decoder(LlamaForSequenceClassification, LlamaConfig, num_labels=LABELS), LLAMA, "SEQ_CLS", []),
 ]
 
 
@@ -191,7 +191,7 @@ class Epiphyte:
         data = ["--train-data", fixture.directory / "train.jsonl", "--eval-data", next(iter(fixture.eval_sets))]
         targets = []
         if method == "lora":
-            targets = ["--target-modules", "query,value" if fixture.base.name == "bert" else "q_proj,v_proj"]
+            targets = ["--target-modules", ",".join(fixture.base.names.lora)]
         settings = ["--max-steps", STEPS, "--batch-size", 8, "--learning-rate", LEARNING_RATE, "--max-length", MAX_LENGTH]
         self.run(
             *("train", "--model", fixture.model_directory, *fixture.task_flags(), *data),

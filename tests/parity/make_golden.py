@@ -5,6 +5,7 @@ holds the adapter as PEFT saves it, and what PyTorch computes with it: logits, l
 every trainable tensor, five AdamW steps. `golden/README.md` says what is in each file.
 
     python make_golden.py            # rewrite the golden files
+    python make_golden.py NAME...    # rewrite those of some bases
     python make_golden.py --check    # make them anew elsewhere and compare with the committed ones
 
 Everything is computed in float64 from float32 weights and stored as float32, so that the numbers
@@ -73,7 +74,7 @@ def to_torch(batch: dict) -> dict[str, torch.Tensor]:
 
 def forward(model, base: Base, method: str, batch: dict):
     """Loss and logits without padding: `[rows, labels]`, or `[tokens, vocabulary]` for language models."""
-    if base.name == "llama_classifier" and method == "prompt_tuning":
+    if base.name.endswith("_classifier") and method == "prompt_tuning":
         # With embeddings as input transformers pools the last position even if it is padding: run each row alone.
         alone = [{key: value[i : i + 1] for key, value in batch.items()} for i in range(len(batch["labels"]))]
         outputs = [model(**to_torch(row)) for row in alone]
@@ -88,7 +89,6 @@ def forward(model, base: Base, method: str, batch: dict):
 
 def selected(base: Base, method: str, name: str) -> bool:
     """Whether a selective method trains the base's parameter `name`."""
-    last = "layer.1." if base.name.startswith("bert") else "layers.1."
     head = name.startswith(("classifier.", "score."))
     match method:
         case "full":
@@ -100,8 +100,8 @@ def selected(base: Base, method: str, name: str) -> bool:
             chosen = ("attention.self.query.bias", "intermediate.dense.bias", "pooler.dense.bias")
             return head or any(part in name for part in chosen)
         case "freeze":
-            dense = last in name and "attention" not in name and "LayerNorm" not in name
-            return head or dense if base.name.startswith("bert") else last in name and ".mlp." in name
+            part, others = base.names.feed_forward
+            return head or part in name and not any(other in name for other in others)
     raise ValueError(f"unknown method {method}")
 
 
@@ -161,7 +161,7 @@ def record_positions(model) -> tuple[dict, list]:
 
     hooks = []
     for name, module in model.named_modules():
-        if name.endswith("embeddings.position_embeddings"):
+        if name.endswith(("embeddings.position_embeddings", "wpe")):
             hooks.append(module.register_forward_pre_hook(note_embedding))
         elif name.endswith("rotary_emb"):
             hooks.append(module.register_forward_pre_hook(note_rotary, with_kwargs=True))
@@ -285,20 +285,24 @@ def versions() -> dict[str, str]:
     }
 
 
-def make_all(output: Path) -> None:
-    """Write every base and case under `output`, keeping its README.md."""
+def make_all(output: Path, names: list[str]) -> None:
+    """Write the bases of these names, or all, with their cases under `output`, keeping its README.md."""
     for base in BASES:
+        if names and base.name not in names:
+            continue
         shutil.rmtree(output / base.name, ignore_errors=True)
         (output / base.name).mkdir(parents=True)
         make_base(base, output / base.name)
     write_json(output / "versions.json", versions())
 
 
-def compare(left: Path, right: Path, tolerance: float) -> list[str]:
-    """Files and tensors of `left` that `right` lacks or has with other values."""
+def compare(left: Path, right: Path, names: list[str], tolerance: float) -> list[str]:
+    """Files and tensors of `left`, below these names or all, that `right` lacks or has with other values."""
     differences = []
     for path in sorted(left.rglob("*.safetensors")):
         name = path.relative_to(left)
+        if names and name.parts[0] not in names:
+            continue
         if not (right / name).is_file():
             differences.append(f"{name}: missing")
             continue
@@ -317,6 +321,7 @@ def compare(left: Path, right: Path, tolerance: float) -> list[str]:
 def main() -> int:
     """Parse the arguments; make the files or check them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="bases; all where none is named")
     parser.add_argument("--check", action="store_true", help="compare with the committed files and write nothing")
     parser.add_argument("--tolerance", type=float, default=1e-5, help="absolute and relative, for --check")
     arguments = parser.parse_args()
@@ -324,11 +329,11 @@ def main() -> int:
     transformers.utils.logging.disable_progress_bar()
     torch.use_deterministic_algorithms(True)
     if not arguments.check:
-        make_all(GOLDEN)
+        make_all(GOLDEN, arguments.names)
         return 0
     with tempfile.TemporaryDirectory() as directory:
-        make_all(Path(directory))
-        differences = compare(GOLDEN, Path(directory), arguments.tolerance)
+        make_all(Path(directory), arguments.names)
+        differences = compare(GOLDEN, Path(directory), arguments.names, arguments.tolerance)
     print("\n".join(differences) or "the golden files are as this environment makes them")
     return bool(differences)
 

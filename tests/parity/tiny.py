@@ -22,12 +22,45 @@ VIRTUAL_TOKENS = 3
 VOCABULARY = 100
 
 
+@dataclass(frozen=True)
+class Names:
+    """How an architecture names what the methods act on."""
+
+    lora: list[str]
+    ia3: list[str]
+    ia3_feedforward: list[str]
+    # Two targets of `lora_patterns`, and an expression for the second in the second layer.
+    patterns: tuple[str, str, str]
+    # What `freeze` trains, the second layer's feed-forward: a part of its names, and parts that its names lack.
+    feed_forward: tuple[str, list[str]]
+
+
+BERT = Names(
+    lora=["query", "value"],
+    ia3=["key", "value"],
+    ia3_feedforward=["output.dense"],
+    patterns=("attention.self.query", "output.dense", r"layers?\.1\..*output.dense"),
+    feed_forward=("layer.1.", ["attention", "LayerNorm"]),
+)
+LLAMA = Names(
+    lora=["q_proj", "v_proj"],
+    ia3=["k_proj", "v_proj"],
+    ia3_feedforward=["down_proj"],
+    patterns=("self_attn.q_proj", "down_proj", r"layers?\.1\..*down_proj"),
+    feed_forward=("layers.1.mlp.", []),
+)
+
+# Parts of the names of norms and of tables of embeddings.
+NORMS, EMBEDDINGS = ("norm",), ("embed",)
+
+
 @dataclass
 class Base:
-    """A tiny base model, the batch it is run on and the names of its linear layers."""
+    """A tiny base model, the batch it is run on and the names of its modules."""
 
     name: str
     make: Callable
+    names: Names
     task: str
     lengths: list[int]
     labels: list | None = None
@@ -93,17 +126,19 @@ BASES = [
     Base(
         "bert",
         bert(3),
+        BERT,
         "SEQ_CLS",
         BERT_LENGTHS,
         labels=[0, 2, 1, 2],
         pair=True,
         methods=[*PEFT_METHODS, "ia3_paper", "full", "bitfit", "bitfit_subset", "freeze"],
     ),
-    Base("bert_regression", bert(1), "SEQ_CLS", BERT_LENGTHS, labels=[0.4, 2.5, -1.0, 3.75], methods=["lora", "bitfit"]),
-    Base("llama", decoder(LlamaForCausalLM, LlamaConfig), "CAUSAL_LM", TEXT_LENGTHS, methods=[*PEFT_METHODS, "full", "freeze"]),
+    Base("bert_regression", bert(1), BERT, "SEQ_CLS", BERT_LENGTHS, labels=[0.4, 2.5, -1.0, 3.75], methods=["lora", "bitfit"]),
+    Base("llama", decoder(LlamaForCausalLM, LlamaConfig), LLAMA, "CAUSAL_LM", TEXT_LENGTHS, methods=[*PEFT_METHODS, "full", "freeze"]),
     Base(
         "llama_tied",
         decoder(LlamaForCausalLM, LlamaConfig, tie_word_embeddings=True),
+        LLAMA,
         "CAUSAL_LM",
         TEXT_LENGTHS,
         methods=["lora", "full"],
@@ -111,6 +146,7 @@ BASES = [
     Base(
         "llama_classifier",
         decoder(LlamaForSequenceClassification, LlamaConfig, num_labels=3),
+        LLAMA,
         "SEQ_CLS",
         TEXT_LENGTHS,
         labels=[0, 2, 1, 2],
@@ -119,6 +155,7 @@ BASES = [
     Base(
         "qwen2",
         decoder(Qwen2ForCausalLM, Qwen2Config, tie_word_embeddings=True),
+        LLAMA,
         "CAUSAL_LM",
         TEXT_LENGTHS,
         methods=["lora", "ia3", "prefix_tuning", "bitfit"],
@@ -126,6 +163,7 @@ BASES = [
     Base(
         "mistral",
         decoder(MistralForCausalLM, MistralConfig, sliding_window=8),
+        LLAMA,
         "CAUSAL_LM",
         TEXT_LENGTHS,
         methods=["lora", "prompt_tuning", "prefix_tuning"],
@@ -139,19 +177,22 @@ BASES = [
             high_freq_factor=4.0,
             original_max_position_embeddings=16,
         ),
+        LLAMA,
         "CAUSAL_LM",
         TEXT_LENGTHS,
     ),
-    Base("llama_rope_linear", scaled_llama(rope_type="linear", factor=4.0), "CAUSAL_LM", TEXT_LENGTHS),
+    Base("llama_rope_linear", scaled_llama(rope_type="linear", factor=4.0), LLAMA, "CAUSAL_LM", TEXT_LENGTHS),
     Base(
         "llama_rope_dynamic",
         scaled_llama(rope_type="dynamic", factor=2.0, max_position_embeddings=8),
+        LLAMA,
         "CAUSAL_LM",
         TEXT_LENGTHS,
     ),
     Base(
         "llama_rope_yarn",
         scaled_llama(rope_type="yarn", factor=4.0, original_max_position_embeddings=16),
+        LLAMA,
         "CAUSAL_LM",
         TEXT_LENGTHS,
     ),
@@ -168,9 +209,10 @@ def randomise(named_parameters, generator: torch.Generator) -> None:
     with torch.no_grad():
         for name, value in named_parameters:
             noise = torch.randn(value.shape, generator=generator)
-            if "norm" in name.lower() and name.endswith("weight") or "ia3_l" in name:
+            is_norm = any(part in name.lower() for part in NORMS)
+            if is_norm and name.endswith("weight") or "ia3_l" in name:
                 value.copy_(1.0 + 0.2 * noise)
-            elif "embed" in name or "prompt_encoder" in name and "transform" not in name:
+            elif any(part in name for part in EMBEDDINGS) or "prompt_encoder" in name and "transform" not in name:
                 value.copy_(0.5 * noise)
             else:
                 value.copy_(0.15 * noise)
@@ -178,14 +220,13 @@ def randomise(named_parameters, generator: torch.Generator) -> None:
 
 def peft_config(base: Base, method: str):
     """PEFT's configuration of a method, or None for a method that PEFT lacks."""
-    is_bert = base.name.startswith("bert")
-    attention = ["query", "value"] if is_bert else ["q_proj", "v_proj"]
+    names = base.names
     common = {"task_type": base.task}
     match method:
         case "lora":
-            return LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, target_modules=attention, **common)
+            return LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, target_modules=names.lora, **common)
         case "lora_patterns":
-            first, second = ("attention.self.query", "output.dense") if is_bert else ("self_attn.q_proj", "down_proj")
+            first, second, second_in_layer = names.patterns
             return LoraConfig(
                 r=4,
                 lora_alpha=8,
@@ -193,13 +234,12 @@ def peft_config(base: Base, method: str):
                 use_rslora=True,
                 target_modules="all-linear",
                 rank_pattern={first: 2, second: 6},
-                alpha_pattern={rf"layers?\.1\..*{second}": 3},
+                alpha_pattern={second_in_layer: 3},
                 **common,
             )
         case "ia3":
-            ff = ["output.dense"] if is_bert else ["down_proj"]
-            targets = (["key", "value"] if is_bert else ["k_proj", "v_proj"]) + ff
-            return IA3Config(target_modules=targets, feedforward_modules=ff, **common)
+            ff = names.ia3_feedforward
+            return IA3Config(target_modules=names.ia3 + ff, feedforward_modules=ff, **common)
         case "ia3_paper":
             ff = r".*layer\.\d+\.output\.dense"
             return IA3Config(target_modules=rf".*\.(key|value)|{ff}", feedforward_modules=ff, **common)

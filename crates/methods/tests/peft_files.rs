@@ -180,7 +180,7 @@ fn golden_adapters_are_written_again_as_they_were() {
         let loaded = loaded.unwrap_or_else(|error| panic!("{error}"));
         assert_same_when_written_again(&dir, &json, &loaded.model);
     }
-    assert_eq!(adapters.len(), 25);
+    assert!(adapters.len() >= 25, "{adapters:?}");
 }
 
 fn assert_unsupported(dir: &Path, key: &str, value: &str) {
