@@ -11,9 +11,9 @@ use crate::linear::SHAPES;
 /// Drops elements with probability `p` and scales the others by `1 / (1 - p)` (Srivastava et al.
 /// 2014), if the sequences have random keys; otherwise returns `x`.
 ///
-/// Whether an element is dropped depends on its sequence's key, on `site` and on its row and column
-/// within the sequence, so a run repeats on any number of threads, in any batch, and after a
-/// resume.
+/// Whether an element is dropped depends on its sequence's key, on `site`, on its row's position in
+/// the sequence and on its column, so a run repeats on any number of threads, in any batch, after a
+/// resume, and whether or not only some rows are left.
 ///
 /// # Shapes
 /// - `x`, result: `[tokens, hidden]`
@@ -66,10 +66,19 @@ impl Dropout {
     /// Multiplies each element of rows of `width` by its factor; forward and backward are the same.
     pub(crate) fn apply_to(&self, x: &mut [f32], width: usize) {
         let keys = self.sequences.keys().unwrap_or_default();
+        let positions: Vec<usize> = self.sequences.positions().collect();
         for (key, pair) in keys.iter().zip(self.sequences.boundaries().windows(2)) {
             let mask = kernels::Dropout::new(self.p as f32, site_key(*key, self.site));
-            mask.and_then(|mask| mask.apply(&mut x[pair[0] * width..pair[1] * width], width, 0))
-                .expect(SHAPES);
+            let mask = mask.expect("p is in [0, 1)");
+            let mut start = pair[0];
+            let follow = |pair: &[usize]| pair[1] == pair[0] + 1;
+            while start < pair[1] {
+                let rest = &positions[start..pair[1]];
+                let run = 1 + rest.windows(2).take_while(|pair| follow(pair)).count();
+                let rows = &mut x[start * width..(start + run) * width];
+                mask.apply(rows, width, rest[0] as u64).expect(SHAPES);
+                start += run;
+            }
         }
     }
 }
@@ -113,5 +122,24 @@ impl Fused<1> for Mask {
             self.dropout.apply_to(gradient.values_mut(), self.shape[1]);
             gradient
         })]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{Device, Tensor};
+
+    use super::dropout;
+    use crate::{Sequences, rows};
+
+    #[test]
+    fn selected_rows_are_dropped_as_among_all() {
+        let sequences = Sequences::new(vec![0, 5, 8]).with_keys(vec![3, 4]);
+        let all = Tensor::<2>::ones([8, 6], &Device::default());
+        let chosen = [1, 3, 4, 7];
+        let dropped = rows(dropout(all.clone(), 0.5, 9, &sequences), &chosen);
+        let alone = dropout(rows(all, &chosen), 0.5, 9, &sequences.select_rows(&chosen));
+        let values = |x: Tensor<2>| x.try_into_vec_as::<f32>().unwrap();
+        assert_eq!(values(dropped), values(alone));
     }
 }
