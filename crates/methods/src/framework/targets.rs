@@ -178,7 +178,7 @@ impl Selection<'_> {
                     .layer
                     .is_some_and(|layer| layers.contains(&layer))
             });
-            let in_head = base.task_head.as_deref() == Some(path);
+            let in_head = is_of_head(base, path);
             if taken && !excluded && in_layers && !in_head {
                 chosen.push(linear);
             }
@@ -218,7 +218,7 @@ impl Selection<'_> {
             .iter()
             .filter(|linear| linear.site.role == Role::Head);
         let heads = heads.map(|linear| (linear.site.path.as_str(), "the language model's head"));
-        let heads = heads.filter(|(path, _)| base.task_head.as_deref() != Some(path));
+        let heads = heads.filter(|(path, _)| !is_of_head(base, path));
         for (path, what) in tables.chain(heads) {
             if self.matches(targets, path)? && !self.is_excluded(path)? {
                 return Err(MethodError::Value {
@@ -254,6 +254,11 @@ impl Selection<'_> {
             .cloned()
             .unwrap_or_else(|| Modules::endings((self.defaults)(base)))
     }
+}
+
+/// Whether a linear layer is the task's head or part of it.
+fn is_of_head(base: &Base, path: &str) -> bool {
+    base.is_of_head(&format!("{path}.weight"))
 }
 
 #[cfg(test)]
