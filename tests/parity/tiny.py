@@ -63,8 +63,12 @@ class Base:
     names: Names
     task: str
     lengths: list[int]
+    # Lengths of the decoder's targets.
+    targets: list[int] | None = None
     labels: list | None = None
     pair: bool = False
+    # The task's head, where PEFT does not know its name.
+    head: str | None = None
     methods: list[str] = field(default_factory=list)
 
 
@@ -222,6 +226,8 @@ def peft_config(base: Base, method: str):
     """PEFT's configuration of a method, or None for a method that PEFT lacks."""
     names = base.names
     common = {"task_type": base.task}
+    if base.head:
+        common["modules_to_save"] = [base.head]
     match method:
         case "lora":
             return LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, target_modules=names.lora, **common)
@@ -244,7 +250,9 @@ def peft_config(base: Base, method: str):
             ff = r".*layer\.\d+\.output\.dense"
             return IA3Config(target_modules=rf".*\.(key|value)|{ff}", feedforward_modules=ff, **common)
         case "prompt_tuning":
-            return PromptTuningConfig(num_virtual_tokens=VIRTUAL_TOKENS, **common)
+            # Of an encoder-decoder's two prompts PEFT uses the encoder's only.
+            submodules = {"num_transformer_submodules": 1} if base.targets else {}
+            return PromptTuningConfig(num_virtual_tokens=VIRTUAL_TOKENS, **submodules, **common)
         case "prefix_tuning":
             return PrefixTuningConfig(num_virtual_tokens=VIRTUAL_TOKENS, **common)
         case "prefix_tuning_mlp":

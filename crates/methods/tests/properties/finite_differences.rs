@@ -35,11 +35,13 @@ fn gradients_are_the_slopes_of_the_loss() {
                     module.parameters().derive(false);
                     f64::from(to_vec(on.loss(&module))[0])
                 };
-                let slope = slope(param, &unit, step, loss);
                 let expected = dot(gradient, &unit);
+                // Rounding spoils short steps; where the loss bends sharply, only they are right.
+                let slopes = [1.0, 0.25].map(|share| slope(param, &unit, share * step, loss));
+                let is_near = |slope: &f64| (slope - expected).abs() < 2e-3 * length + 2e-5;
                 assert!(
-                    (slope - expected).abs() < 2e-3 * length + 2e-5,
-                    "{name}, {}: slope {slope}, gradient {expected} of length {length}",
+                    slopes.iter().any(is_near),
+                    "{name}, {}: slopes {slopes:?}, gradient {expected} of length {length}",
                     param.key()
                 );
             }
