@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig
@@ -14,8 +14,13 @@ from transformers import (
     LlamaForSequenceClassification,
     MistralConfig,
     MistralForCausalLM,
+    MT5Config,
+    MT5ForConditionalGeneration,
     Qwen2Config,
     Qwen2ForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+    T5ForSequenceClassification,
 )
 
 VIRTUAL_TOKENS = 3
@@ -49,6 +54,14 @@ LLAMA = Names(
     patterns=("self_attn.q_proj", "down_proj", r"layers?\.1\..*down_proj"),
     feed_forward=("layers.1.mlp.", []),
 )
+T5 = Names(
+    lora=["q", "v"],
+    ia3=["k", "v"],
+    ia3_feedforward=["wo"],
+    patterns=("SelfAttention.q", "wo", r".*decoder\.block\.1\..*wo"),
+    feed_forward=("decoder.block.1.layer.2.DenseReluDense.", []),
+)
+MT5 = replace(T5, ia3=["k", "v", "wi_1"], ia3_feedforward=[])
 
 # Parts of the names of norms and of tables of embeddings.
 NORMS, EMBEDDINGS = ("norm",), ("embed",)
@@ -123,7 +136,32 @@ def scaled_llama(**rope):
     )
 
 
-BERT_LENGTHS, TEXT_LENGTHS = [12, 7, 16, 4], [14, 9, 20, 5]
+def t5(model_class, config_class=T5Config, own_head=False, **changes):
+    """An encoder-decoder of the T5 family; `changes` override the tiny configuration."""
+    settings = {
+        "vocab_size": VOCABULARY,
+        "d_model": 32,
+        "d_kv": 6,
+        "d_ff": 64,
+        "num_layers": 2,
+        "num_decoder_layers": 2,
+        "num_heads": 4,
+        "relative_attention_num_buckets": 8,
+        "relative_attention_max_distance": 16,
+        "dropout_rate": 0.0,
+        "decoder_start_token_id": 0,
+    } | changes
+
+    def make():
+        model = model_class(config_class(**settings))
+        if own_head:
+            model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.shared.weight))
+        return model
+
+    return make
+
+
+BERT_LENGTHS, TEXT_LENGTHS, TARGET_LENGTHS = [12, 7, 16, 4], [14, 9, 20, 5], [6, 11, 3, 8]
 PEFT_METHODS = ["lora", "lora_patterns", "ia3", "prompt_tuning", "prefix_tuning", "prefix_tuning_mlp"]
 
 BASES = [
@@ -199,6 +237,50 @@ BASES = [
         LLAMA,
         "CAUSAL_LM",
         TEXT_LENGTHS,
+    ),
+    Base(
+        "t5",
+        t5(T5ForConditionalGeneration),
+        T5,
+        "SEQ_2_SEQ_LM",
+        TEXT_LENGTHS,
+        targets=TARGET_LENGTHS,
+        methods=["lora", "lora_patterns", "ia3", "prompt_tuning", "full", "freeze"],
+    ),
+    Base(
+        "t5_v1_1",
+        t5(
+            T5ForConditionalGeneration,
+            own_head=True,
+            num_layers=1,
+            num_decoder_layers=2,
+            feed_forward_proj="gated-gelu",
+            tie_word_embeddings=False,
+        ),
+        T5,
+        "SEQ_2_SEQ_LM",
+        TEXT_LENGTHS,
+        targets=TARGET_LENGTHS,
+        methods=["lora", "full"],
+    ),
+    Base(
+        "t5_classifier",
+        t5(T5ForSequenceClassification, num_labels=3),
+        T5,
+        "SEQ_CLS",
+        TEXT_LENGTHS,
+        labels=[0, 2, 1, 2],
+        head="classification_head",
+        methods=["lora", "full"],
+    ),
+    Base(
+        "mt5",
+        t5(MT5ForConditionalGeneration, MT5Config, own_head=True),
+        MT5,
+        "SEQ_2_SEQ_LM",
+        TEXT_LENGTHS,
+        targets=TARGET_LENGTHS,
+        methods=["ia3"],
     ),
 ]
 

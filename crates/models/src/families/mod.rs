@@ -6,6 +6,7 @@
 
 pub mod bert;
 pub mod llama;
+pub mod t5;
 
 use std::any::Any;
 use std::fmt;
@@ -21,7 +22,7 @@ use crate::keys::KeyRules;
 use crate::model::Model;
 
 /// The families there are.
-pub static FAMILIES: &[Family] = &[bert::FAMILY, llama::FAMILY];
+pub static FAMILIES: &[Family] = &[bert::FAMILY, llama::FAMILY, t5::FAMILY];
 
 /// A family of models.
 #[derive(Clone, Copy, Debug)]
