@@ -333,7 +333,7 @@ def peft_config(base: Base, method: str):
             return IA3Config(target_modules=rf".*\.(key|value)|{ff}", feedforward_modules=ff, **common)
         case "prompt_tuning":
             # Of an encoder-decoder's two prompts PEFT uses the encoder's only.
-            submodules = {"num_transformer_submodules": 1} if base.targets else {}
+            submodules = {"num_transformer_submodules": 1} if base.task == "SEQ_2_SEQ_LM" else {}
             return PromptTuningConfig(num_virtual_tokens=VIRTUAL_TOKENS, **submodules, **common)
         case "prefix_tuning":
             return PrefixTuningConfig(num_virtual_tokens=VIRTUAL_TOKENS, **common)
