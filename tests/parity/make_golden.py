@@ -40,8 +40,15 @@ def make_batch(base: Base, vocabulary: int) -> dict:
     batch = {"input_ids": rows}
     if base.pair:
         batch["token_type_ids"] = [[int(i >= 2 * len(row) // 3) for i in range(len(row))] for row in rows]
+    if base.head == "classification_head":
+        # The head reads the state of the token that ends a text.
+        batch["input_ids"] = rows = [row[:-1] + [1] for row in rows]
     if base.task == "SEQ_CLS":
         batch["labels"] = base.labels
+    elif base.task == "SEQ_2_SEQ_LM":
+        labels = [torch.randint(5, vocabulary, (n,), generator=generator).tolist() for n in base.targets]
+        # One target of the first row does not count; the decoder reads padding in its place.
+        batch["labels"] = [[labels[0][0], -100, *labels[0][2:]], *labels[1:]]
     else:
         # Two rows of plain text, two of prompt and completion (no loss on the prompt).
         half = len(rows) // 2
@@ -82,8 +89,9 @@ def forward(model, base: Base, method: str, batch: dict):
     output = model(**to_torch(batch))
     if base.task == "SEQ_CLS":
         return output.loss, output.logits
-    prompts = output.logits.shape[1] - max(map(len, batch["input_ids"]))
-    lengths = map(len, batch["input_ids"])
+    rows = batch["labels" if base.task == "SEQ_2_SEQ_LM" else "input_ids"]
+    prompts = output.logits.shape[1] - max(map(len, rows))
+    lengths = map(len, rows)
     return output.loss, torch.cat([row[prompts : prompts + n] for row, n in zip(output.logits, lengths)])
 
 
@@ -249,11 +257,28 @@ def row_alone(model_class, base: Base, batch: dict, row: int, directory: Path) -
     return forward(model, base, "base", {key: value[row : row + 1] for key, value in batch.items()})[1]
 
 
+def hidden_states(model, base: Base, batch: dict) -> dict[str, torch.Tensor]:
+    """What enters each layer and what leaves the last, without padding; a decoder's layers after its encoder's."""
+
+    def unpadded(states, lengths):
+        return torch.cat([row[:n] for row, n in zip(states, lengths)])
+
+    inputs = to_torch(batch)
+    if not model.config.is_encoder_decoder:
+        del inputs["labels"]
+        states = model.base_model(**inputs, output_hidden_states=True).hidden_states
+        return {f"hidden_states/{i}": unpadded(state, base.lengths) for i, state in enumerate(states)}
+    output = model(**inputs, output_hidden_states=True)
+    *encoder, encoded = [unpadded(state, base.lengths) for state in output.encoder_hidden_states]
+    decoder = [unpadded(state, base.targets or base.lengths) for state in output.decoder_hidden_states]
+    states = {f"hidden_states/{i}": state for i, state in enumerate(encoder + decoder)}
+    return states | {"encoder_states": encoded}
+
+
 def make_base(base: Base, directory: Path) -> None:
     """Write one base model, its batch, its own outputs and all its cases."""
     model = base.make()
     randomise(model.named_parameters(), seeded(base.name))
-    model.tie_weights()
     model.save_pretrained(directory / "base")
     batch = make_batch(base, model.config.vocab_size)
     write_json(directory / "inputs.json", batch)
@@ -261,12 +286,7 @@ def make_base(base: Base, directory: Path) -> None:
     model = type(model).from_pretrained(directory / "base").double().eval()
     with torch.no_grad():
         loss, logits = forward(model, base, "base", batch)
-        states = model.base_model(
-            **{key: value for key, value in to_torch(batch).items() if key != "labels"}, output_hidden_states=True
-        ).hidden_states
-        tensors = {"loss": loss, "logits": logits}
-        for i, state in enumerate(states):
-            tensors[f"hidden_states/{i}"] = torch.cat([row[:n] for row, n in zip(state, base.lengths)])
+        tensors = {"loss": loss, "logits": logits} | hidden_states(model, base, batch)
         if base.name == "llama_rope_dynamic":
             tensors["logits_alone"] = torch.cat([row_alone(type(model), base, batch, i, directory) for i in range(4)])
     write_tensors(directory / "expected.safetensors", tensors)

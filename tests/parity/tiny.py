@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig
@@ -17,12 +17,17 @@ from transformers import (
     LlamaForSequenceClassification,
     MistralConfig,
     MistralForCausalLM,
+    MT5Config,
+    MT5ForConditionalGeneration,
     Qwen2Config,
     Qwen2ForCausalLM,
     RobertaConfig,
     RobertaForSequenceClassification,
     XLMRobertaConfig,
     XLMRobertaForSequenceClassification,
+    T5Config,
+    T5ForConditionalGeneration,
+    T5ForSequenceClassification,
 )
 
 VIRTUAL_TOKENS = 3
@@ -64,6 +69,15 @@ GPT2 = Names(
     feed_forward=("h.1.mlp.", []),
 )
 
+T5 = Names(
+    lora=["q", "v"],
+    ia3=["k", "v"],
+    ia3_feedforward=["wo"],
+    patterns=("SelfAttention.q", "wo", r".*decoder\.block\.1\..*wo"),
+    feed_forward=("decoder.block.1.layer.2.DenseReluDense.", []),
+)
+MT5 = replace(T5, ia3=["k", "v", "wi_1"], ia3_feedforward=[])
+
 # Parts of the names of norms and of tables of embeddings.
 NORMS, EMBEDDINGS = ("norm", "ln_"), ("embed", "wte", "wpe")
 
@@ -77,8 +91,12 @@ class Base:
     names: Names
     task: str
     lengths: list[int]
+    # Lengths of the decoder's targets.
+    targets: list[int] | None = None
     labels: list | None = None
     pair: bool = False
+    # The task's head, where PEFT does not know its name.
+    head: str | None = None
     methods: list[str] = field(default_factory=list)
 
 
@@ -171,7 +189,32 @@ def scaled_llama(**rope):
     )
 
 
-BERT_LENGTHS, TEXT_LENGTHS = [12, 7, 16, 4], [14, 9, 20, 5]
+def t5(model_class, config_class=T5Config, own_head=False, **changes):
+    """An encoder-decoder of the T5 family; `changes` override the tiny configuration."""
+    settings = {
+        "vocab_size": VOCABULARY,
+        "d_model": 32,
+        "d_kv": 6,
+        "d_ff": 64,
+        "num_layers": 2,
+        "num_decoder_layers": 2,
+        "num_heads": 4,
+        "relative_attention_num_buckets": 8,
+        "relative_attention_max_distance": 16,
+        "dropout_rate": 0.0,
+        "decoder_start_token_id": 0,
+    } | changes
+
+    def make():
+        model = model_class(config_class(**settings))
+        if own_head:
+            model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.shared.weight))
+        return model
+
+    return make
+
+
+BERT_LENGTHS, TEXT_LENGTHS, TARGET_LENGTHS = [12, 7, 16, 4], [14, 9, 20, 5], [6, 11, 3, 8]
 PEFT_METHODS = ["lora", "lora_patterns", "ia3", "prompt_tuning", "prefix_tuning", "prefix_tuning_mlp"]
 
 BASES = [
@@ -292,6 +335,50 @@ BASES = [
         labels=[0, 2, 1, 2],
         methods=["lora", "ia3", "prompt_tuning", "prefix_tuning"],
     ),
+    Base(
+        "t5",
+        t5(T5ForConditionalGeneration),
+        T5,
+        "SEQ_2_SEQ_LM",
+        TEXT_LENGTHS,
+        targets=TARGET_LENGTHS,
+        methods=["lora", "lora_patterns", "ia3", "prompt_tuning", "full", "freeze"],
+    ),
+    Base(
+        "t5_v1_1",
+        t5(
+            T5ForConditionalGeneration,
+            own_head=True,
+            num_layers=1,
+            num_decoder_layers=2,
+            feed_forward_proj="gated-gelu",
+            tie_word_embeddings=False,
+        ),
+        T5,
+        "SEQ_2_SEQ_LM",
+        TEXT_LENGTHS,
+        targets=TARGET_LENGTHS,
+        methods=["lora", "full"],
+    ),
+    Base(
+        "t5_classifier",
+        t5(T5ForSequenceClassification, num_labels=3),
+        T5,
+        "SEQ_CLS",
+        TEXT_LENGTHS,
+        labels=[0, 2, 1, 2],
+        head="classification_head",
+        methods=["lora", "full"],
+    ),
+    Base(
+        "mt5",
+        t5(MT5ForConditionalGeneration, MT5Config, own_head=True),
+        MT5,
+        "SEQ_2_SEQ_LM",
+        TEXT_LENGTHS,
+        targets=TARGET_LENGTHS,
+        methods=["ia3"],
+    ),
 ]
 
 
@@ -318,6 +405,8 @@ def peft_config(base: Base, method: str):
     """PEFT's configuration of a method, or None for a method that PEFT lacks."""
     names = base.names
     common = {"task_type": base.task}
+    if base.head:
+        common["modules_to_save"] = [base.head]
     match method:
         case "lora":
             return LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, target_modules=names.lora, **common)
@@ -340,7 +429,9 @@ def peft_config(base: Base, method: str):
             ff = r".*layer\.\d+\.output\.dense"
             return IA3Config(target_modules=rf".*\.(key|value)|{ff}", feedforward_modules=ff, **common)
         case "prompt_tuning":
-            return PromptTuningConfig(num_virtual_tokens=VIRTUAL_TOKENS, **common)
+            # Of an encoder-decoder's two prompts PEFT uses the encoder's only.
+            submodules = {"num_transformer_submodules": 1} if base.task == "SEQ_2_SEQ_LM" else {}
+            return PromptTuningConfig(num_virtual_tokens=VIRTUAL_TOKENS, **submodules, **common)
         case "prefix_tuning":
             return PrefixTuningConfig(num_virtual_tokens=VIRTUAL_TOKENS, **common)
         case "prefix_tuning_mlp":

@@ -18,6 +18,11 @@ pub trait Source {
     /// # Errors
     /// If the source has no such tensor, or has it in another shape or type.
     fn open(&mut self, name: &str, shape: &[usize]) -> Result<Arc<Values>, ModelError>;
+
+    /// Whether the source has the tensor; an initializer has every one.
+    fn contains(&self, _name: &str) -> bool {
+        true
+    }
 }
 
 /// What a [`Base`] says about itself beside its tensors.
@@ -33,6 +38,7 @@ pub(crate) struct Summary<'a> {
 pub struct Builder<'a> {
     source: &'a mut dyn Source,
     shared: Option<&'a Base>,
+    base_prefix: &'static str,
     device: Device,
     precision: Precision,
     depth: Depth,
@@ -48,6 +54,7 @@ impl<'a> Builder<'a> {
         Self {
             source,
             shared: None,
+            base_prefix: "",
             device: device.clone().inner(),
             precision,
             depth: Depth::Embeddings,
@@ -58,9 +65,14 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// Takes the tensors of `shared`, except its task's head, instead of reading them.
-    pub(crate) fn sharing(self, shared: Option<&'a Base>) -> Self {
-        Self { shared, ..self }
+    /// Takes the tensors of `shared`, except its task's head, instead of reading them. Models with
+    /// different heads may have or lack `base_prefix` before the names of the same tensors.
+    pub(crate) fn sharing(self, shared: Option<&'a Base>, base_prefix: &'static str) -> Self {
+        Self {
+            shared,
+            base_prefix,
+            ..self
+        }
     }
 
     /// Where in the model the tensors that follow are used.
@@ -80,6 +92,11 @@ impl<'a> Builder<'a> {
     /// Notes the shape of the layer that is being built.
     pub(crate) fn layer_shape(&mut self, shape: LayerShape) {
         self.layer_shapes.push(shape);
+    }
+
+    /// Whether the source has a tensor.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.source.contains(name)
     }
 
     /// A vector of the base, `[size]`.
@@ -212,6 +229,11 @@ impl<'a> Builder<'a> {
     /// The tensor of the base whose tensors are shared.
     fn shared_tensor(&self, name: &str) -> Option<&'a BaseValues> {
         let shared = self.shared?;
+        let bare = name.strip_prefix(self.base_prefix).unwrap_or(name);
+        let full = format!("{}{bare}", self.base_prefix);
+        let name = [bare, &full]
+            .into_iter()
+            .find(|name| shared.tensor(name).is_some())?;
         let tensor = shared.tensor(name).filter(|_| !shared.is_of_head(name));
         tensor.map(|tensor| &tensor.values)
     }

@@ -11,9 +11,9 @@ use crate::linear::SHAPES;
 /// Drops elements with probability `p` and scales the others by `1 / (1 - p)` (Srivastava et al.
 /// 2014), if the sequences have random keys; otherwise returns `x`.
 ///
-/// Whether an element is dropped depends on its sequence's key, on `site` and on its row and column
-/// within the sequence, so a run repeats on any number of threads, in any batch, and after a
-/// resume.
+/// Whether an element is dropped depends on its sequence's key, on `site`, on its row's position in
+/// the sequence and on its column, so a run repeats on any number of threads, in any batch, after a
+/// resume, and whether or not only some rows are left.
 ///
 /// # Shapes
 /// - `x`, result: `[tokens, hidden]`

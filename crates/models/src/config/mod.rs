@@ -19,7 +19,7 @@ use crate::json::JsonObject;
 /// The largest size that is believed of a model: sizes are multiplied and become allocations.
 pub(crate) const LARGEST_SIZE: usize = i32::MAX as usize;
 /// The largest number of layers that is believed of a model.
-const MOST_LAYERS: usize = 10_000;
+pub(crate) const MOST_LAYERS: usize = 10_000;
 
 /// The activation function of a configuration.
 pub(crate) fn activation(name: &str) -> Result<Activation, ModelError> {

@@ -26,6 +26,7 @@ use crate::keys::KeyRules;
 use crate::model::Model;
 
 pub(super) const FAMILY: Family = Family {
+    name: "GPT-2",
     model_types: &["gpt2"],
     examples: || {
         vec![json!({

@@ -22,6 +22,7 @@ use crate::keys::KeyRules;
 use crate::model::Model;
 
 pub(super) const FAMILY: Family = Family {
+    name: "RoBERTa, XLM-RoBERTa, CamemBERT",
     model_types: &["roberta", "xlm-roberta", "camembert"],
     // Positions begin at 4 and there is one segment.
     examples: || {
