@@ -33,6 +33,7 @@ pub mod parts {
     pub mod delta;
     pub(crate) mod dense;
     pub mod replace;
+    pub mod sparse;
     pub(crate) mod virtual_tokens;
 }
 
@@ -66,6 +67,8 @@ mod adapter_module;
 mod error;
 pub mod file;
 mod registry;
+#[cfg(test)]
+mod test_data;
 
 pub use adapter_module::{AdapterModule, ParameterCounts};
 pub use error::MethodError;
