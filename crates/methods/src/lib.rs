@@ -54,6 +54,7 @@ pub mod soft_prompts {
 /// Some of the base's own parameters.
 pub mod selective {
     pub mod bitfit;
+    pub mod fish_mask;
     pub mod freeze;
     pub mod full;
 }

@@ -12,6 +12,7 @@ pub static METHODS: &[Definition] = &[
     Definition::of::<selective::full::FullConfig>(),
     Definition::of::<selective::freeze::FreezeConfig>(),
     Definition::of::<selective::bitfit::BitFitConfig>(),
+    Definition::of::<selective::fish_mask::FishMaskConfig>(),
     Definition::of::<reparametrized::lora::LoraConfig>(),
     Definition::of::<adapters::ia3::Ia3Config>(),
     Definition::of::<adapters::houlsby::HoulsbyConfig>(),
