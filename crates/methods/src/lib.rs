@@ -57,6 +57,7 @@ pub mod selective {
     pub mod fish_mask;
     pub mod freeze;
     pub mod full;
+    pub mod lt_sft;
 }
 
 /// Changes of a weight that are expressed by few parameters.

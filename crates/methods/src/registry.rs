@@ -13,6 +13,7 @@ pub static METHODS: &[Definition] = &[
     Definition::of::<selective::freeze::FreezeConfig>(),
     Definition::of::<selective::bitfit::BitFitConfig>(),
     Definition::of::<selective::fish_mask::FishMaskConfig>(),
+    Definition::of::<selective::lt_sft::LtSftConfig>(),
     Definition::of::<reparametrized::lora::LoraConfig>(),
     Definition::of::<adapters::ia3::Ia3Config>(),
     Definition::of::<adapters::houlsby::HoulsbyConfig>(),
