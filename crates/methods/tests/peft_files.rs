@@ -46,6 +46,8 @@ use Expect::{Loads, Refused, Unsupported};
 
 /// Every folder whose `peft_type` is supported, each looked up by hand in its adapter_config.json.
 const EXPECTED: &[(&str, Expect)] = &[
+    ("bert_adalora", Loads(Bert)),
+    ("bert_adalora_pruned", Loads(Bert)),
     ("bert_dora", Unsupported("use_dora", "true")),
     ("bert_ia3", Loads(Bert)),
     ("bert_lora", Loads(Bert)),
@@ -181,7 +183,7 @@ fn golden_adapters_are_written_again_as_they_were() {
         let loaded = loaded.unwrap_or_else(|error| panic!("{error}"));
         assert_same_when_written_again(&dir, &json, &loaded.model);
     }
-    assert_eq!(adapters.len(), 25);
+    assert_eq!(adapters.len(), 27);
 }
 
 fn assert_unsupported(dir: &Path, key: &str, value: &str) {
