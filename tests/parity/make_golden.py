@@ -244,7 +244,8 @@ def zero_part(where: torch.Tensor) -> list[int]:
 def check_reload(base: Base, method: str, batch: dict, directory: Path, logits: torch.Tensor) -> None:
     """The saved folder, read again by PEFT, gives the same logits; for the prefix MLP this checks its folding."""
     model = type(base.make()).from_pretrained(directory.parent / "base")
-    model = PeftModel.from_pretrained(model, directory).double().eval()
+    # With an AdaLoRA that is not trainable PEFT cannot compute a loss: its penalty names the trainable adapter.
+    model = PeftModel.from_pretrained(model, directory, is_trainable=method == "adalora").double().eval()
     with torch.no_grad():
         difference = (forward(model, base, method, batch)[1] - logits).abs().max()
     if not difference < 1e-5:

@@ -33,6 +33,7 @@ pub mod parts {
     pub mod delta;
     pub(crate) mod dense;
     pub mod replace;
+    pub mod sparse;
     pub(crate) mod virtual_tokens;
 }
 
@@ -53,12 +54,15 @@ pub mod soft_prompts {
 /// Some of the base's own parameters.
 pub mod selective {
     pub mod bitfit;
+    pub mod fish_mask;
     pub mod freeze;
     pub mod full;
+    pub mod lt_sft;
 }
 
 /// Changes of a weight that are expressed by few parameters.
 pub mod reparametrized {
+    pub mod adalora;
     pub mod lora;
 }
 
@@ -66,6 +70,8 @@ mod adapter_module;
 mod error;
 pub mod file;
 mod registry;
+#[cfg(test)]
+mod test_data;
 
 pub use adapter_module::{AdapterModule, ParameterCounts};
 pub use error::MethodError;

@@ -54,7 +54,7 @@ crate::settings! {
 }
 
 /// An alpha as HF PEFT writes it: without a point where it is a whole number.
-fn alpha<S: serde::Serializer>(alpha: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn alpha<S: serde::Serializer>(alpha: &f64, serializer: S) -> Result<S::Ok, S::Error> {
     written(*alpha).serialize(serializer)
 }
 
