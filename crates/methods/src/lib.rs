@@ -33,6 +33,7 @@ pub mod parts {
     pub mod delta;
     pub(crate) mod dense;
     pub mod replace;
+    pub mod structural_pruning;
     pub(crate) mod virtual_tokens;
 }
 
@@ -60,6 +61,11 @@ pub mod selective {
 /// Changes of a weight that are expressed by few parameters.
 pub mod reparametrized {
     pub mod lora;
+}
+
+/// Networks of their own that read the states of the frozen base.
+pub mod side_networks {
+    pub mod ladder_side_tuning;
 }
 
 mod adapter_module;
