@@ -216,7 +216,8 @@ impl MethodConfig for LadderSideTuningConfig {
             json!({ "side_reduction_factor": 2 }),
             json!({ "side_reduction_factor": 1, "side_layers": [1], "side_init": "random" }),
             json!({
-                "side_reduction_factor": 1, "side_init": "fisher", "side_fisher_samples": 3,
+                "side_reduction_factor": 1, "side_layers": [0], "side_init": "fisher",
+                "side_fisher_samples": 3,
             }),
         ]
     }
