@@ -34,6 +34,7 @@ pub mod parts {
     pub(crate) mod dense;
     pub mod replace;
     pub mod sparse;
+    pub mod structural_pruning;
     pub(crate) mod virtual_tokens;
 }
 
@@ -64,6 +65,11 @@ pub mod selective {
 pub mod reparametrized {
     pub mod adalora;
     pub mod lora;
+}
+
+/// Networks of their own that read the states of the frozen base.
+pub mod side_networks {
+    pub mod ladder_side_tuning;
 }
 
 mod adapter_module;

@@ -5,7 +5,9 @@ use serde_json::{Map, Value};
 
 use crate::framework::method::{KeyStyle, Method, MethodConfig};
 use crate::framework::settings::{self, Flag, SettingError};
-use crate::{MethodError, ParameterSet, adapters, reparametrized, selective, soft_prompts};
+use crate::{
+    MethodError, ParameterSet, adapters, reparametrized, selective, side_networks, soft_prompts,
+};
 
 /// The methods there are.
 pub static METHODS: &[Definition] = &[
@@ -22,6 +24,7 @@ pub static METHODS: &[Definition] = &[
     Definition::of::<soft_prompts::prompt_tuning::PromptTuningConfig>(),
     Definition::of::<soft_prompts::prefix_tuning::PrefixTuningConfig>(),
     Definition::of::<soft_prompts::p_tuning_v2::PTuningV2Config>(),
+    Definition::of::<side_networks::ladder_side_tuning::LadderSideTuningConfig>(),
 ];
 
 /// The method of a name.

@@ -9,7 +9,8 @@ use epiphyte_ops::{FrozenMatrix, Precision, Source as Values};
 use crate::ModelError;
 use crate::adapter::{Role, Site};
 use crate::base::{Base, BaseTensor, BaseValues, DefaultTargets, Depth, Dimensions, LinearInfo};
-use crate::blocks::{LayerShape, Linear, Matrix, Vector};
+use crate::blocks::{LayerNames, LayerShape, Linear, Matrix, Vector};
+use crate::rope::RotaryEmbedding;
 
 /// Where the values of a base come from: a checkpoint, or an initializer.
 pub trait Source {
@@ -45,6 +46,8 @@ pub struct Builder<'a> {
     tensors: BTreeMap<String, BaseTensor>,
     linears: Vec<LinearInfo>,
     layer_shapes: Vec<LayerShape>,
+    layer_names: Vec<(String, LayerNames)>,
+    rotary: Option<RotaryEmbedding>,
     failures: Vec<ModelError>,
 }
 
@@ -61,6 +64,8 @@ impl<'a> Builder<'a> {
             tensors: BTreeMap::new(),
             linears: Vec::new(),
             layer_shapes: Vec::new(),
+            layer_names: Vec::new(),
+            rotary: None,
             failures: Vec::new(),
         }
     }
@@ -76,7 +81,7 @@ impl<'a> Builder<'a> {
     }
 
     /// Where in the model the tensors that follow are used.
-    pub(crate) fn at(&mut self, depth: Depth) -> &mut Self {
+    pub fn at(&mut self, depth: Depth) -> &mut Self {
         self.depth = depth;
         self
     }
@@ -92,6 +97,16 @@ impl<'a> Builder<'a> {
     /// Notes the shape of the layer that is being built.
     pub(crate) fn layer_shape(&mut self, shape: LayerShape) {
         self.layer_shapes.push(shape);
+    }
+
+    /// Notes the path of the layer that is being built and the names below it.
+    pub(crate) fn layer_names(&mut self, path: &str, names: &LayerNames) {
+        self.layer_names.push((path.to_owned(), *names));
+    }
+
+    /// Notes how queries and keys are rotated.
+    pub(crate) fn rotary(&mut self, rotary: &RotaryEmbedding) {
+        self.rotary = Some(rotary.clone());
     }
 
     /// Whether the source has a tensor.
@@ -196,15 +211,8 @@ impl<'a> Builder<'a> {
     ///
     /// # Errors
     /// Everything that could not be read, in one error.
-    pub(crate) fn finish(self, summary: Summary<'_>) -> Result<Base, ModelError> {
-        if !self.failures.is_empty() {
-            let loaded = self.tensors.len() - self.failures.len();
-            return Err(ModelError::incomplete(
-                loaded,
-                self.tensors.len(),
-                self.failures,
-            ));
-        }
+    pub(crate) fn finish(mut self, summary: Summary<'_>) -> Result<Base, ModelError> {
+        self.check()?;
         Ok(Base {
             dimensions: summary.dimensions,
             default_targets: summary.default_targets,
@@ -214,7 +222,26 @@ impl<'a> Builder<'a> {
             tensors: self.tensors,
             linears: self.linears,
             layer_shapes: self.layer_shapes,
+            layer_names: self.layer_names,
+            rotary: self.rotary,
         })
+    }
+
+    /// The tensors alone, for layers that are not a model's: those of a side network.
+    ///
+    /// # Errors
+    /// Everything that could not be read, in one error.
+    pub fn into_tensors(mut self) -> Result<BTreeMap<String, BaseTensor>, ModelError> {
+        self.check()?;
+        Ok(self.tensors)
+    }
+
+    fn check(&mut self) -> Result<(), ModelError> {
+        let (all, failures) = (self.tensors.len(), std::mem::take(&mut self.failures));
+        match failures.len() {
+            0 => Ok(()),
+            failed => Err(ModelError::incomplete(all - failed, all, failures)),
+        }
     }
 
     fn insert(&mut self, name: &str, values: BaseValues, is_norm: bool) {

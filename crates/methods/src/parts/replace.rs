@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::Tensor;
-use epiphyte_models::{Adapter, Base, Hook, StandIn};
+use epiphyte_models::{Adapter, Base, BaseTensor, Hook, StandIn};
 
 use crate::framework::parameters::{Init, Param, ParamGroup, ParameterSet};
 use crate::{Method, MethodError};
@@ -56,6 +56,26 @@ impl Replaced {
         Self {
             by_name,
             first_layer: first_layer.unwrap_or(usize::MAX),
+        }
+    }
+
+    /// Declares `tensors`, those of layers that the method adds, with the initial values that `init`
+    /// chooses.
+    pub fn added(
+        tensors: &BTreeMap<String, BaseTensor>,
+        parameters: &mut ParameterSet,
+        init: impl Fn(&str, &BaseTensor) -> Init,
+    ) -> Self {
+        let by_name = tensors.iter().map(|(name, tensor)| {
+            let init = init(name, tensor);
+            (
+                name.clone(),
+                parameters.declare(name, &tensor.shape(), init),
+            )
+        });
+        Self {
+            by_name: by_name.collect(),
+            first_layer: 0,
         }
     }
 

@@ -80,6 +80,7 @@ impl Layer {
     ) -> Self {
         let index = builder.layer().expect("the builder is at a layer");
         builder.layer_shape(shape.clone());
+        builder.layer_names(path, names);
         let size = shape.hidden_size;
         let kind = match shape.attention.causal {
             true => AttentionKind::Decoder,
