@@ -13,9 +13,9 @@ use epiphyte_data::{Batches, Example, Order, Target};
 use epiphyte_methods::{AdapterModule, by_name};
 use epiphyte_models::{HeadKind, ModelConfig, random_model};
 use epiphyte_ops::Precision;
-use epiphyte_train::journal::{self, Record};
 use epiphyte_train::observer::Silent;
-use epiphyte_train::schedule::ScheduleKind;
+use epiphyte_train::report::journal::{self, Record};
+use epiphyte_train::training::schedule::ScheduleKind;
 use epiphyte_train::{Interrupt, RunConfig, TaskKind, Trainer, Workload, memory, train_runs};
 use serde_json::{Map, Value, json};
 

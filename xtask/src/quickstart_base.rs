@@ -25,7 +25,7 @@ use epiphyte_data::Tokenizer;
 use epiphyte_io::safetensors_file::write_f32;
 use epiphyte_methods::file::AdapterFile;
 use epiphyte_models::{HeadKind, LoadOptions, ModelConfig, random_model};
-use epiphyte_train::schedule::ScheduleKind;
+use epiphyte_train::training::schedule::ScheduleKind;
 use epiphyte_train::{
     Interrupt, Observer, RunConfig, RunOptions, TaskKind, merge, open_adapter, train,
 };

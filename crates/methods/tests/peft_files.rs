@@ -1,12 +1,9 @@
 //! Adapters that HF PEFT itself saved: those that are supported are read, fit a base of their shape and
 //! are written again byte for byte; all others are refused by name.
 //!
-//! Some are the golden ones of the project. The others, one folder per method and variant that PEFT has,
-//! lie outside of it; without them that test says that it was skipped.
-#![expect(
-    clippy::print_stdout,
-    reason = "a test says what it covered, or that it was skipped"
-)]
+//! Some are the golden ones of the project. The others, one folder for each method and variant that PEFT
+//! has, are in `../shared/data`.
+#![expect(clippy::print_stdout, reason = "a test says what it covered")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -121,8 +118,9 @@ const ASIDE: [&str; 4] = [
 ];
 
 #[test]
+#[ignore = "needs ../shared/data"]
 fn every_folder_is_read_as_it_should_be() {
-    let Some(folder) = folder() else { return };
+    let folder = folder();
     let expected: BTreeMap<&str, Expect> = EXPECTED.into_iter().collect();
     let (mut loaded, mut refused, mut unknown) = (0, 0, 0);
     for name in adapters(&folder) {
@@ -297,15 +295,9 @@ impl Architecture {
     }
 }
 
-/// Where the folders are, or a word that they are not.
-fn folder() -> Option<PathBuf> {
-    let path =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/checkpoints/peft_saved");
-    if path.is_dir() {
-        return Some(path);
-    }
-    println!("skipped: no folder of adapters that PEFT saved beside the project");
-    None
+/// Where the folders are.
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/checkpoints/peft_saved")
 }
 
 /// Every folder with an adapter, those inside of others as `outer/inner`, sorted.

@@ -18,11 +18,6 @@ pub trait Source {
     /// # Errors
     /// If the source has no such tensor, or has it in another shape or type.
     fn open(&mut self, name: &str, shape: &[usize]) -> Result<Arc<Values>, ModelError>;
-
-    /// Whether the source has the tensor; an initializer has every one.
-    fn contains(&self, _name: &str) -> bool {
-        true
-    }
 }
 
 /// What a [`Base`] says about itself beside its tensors.
@@ -85,11 +80,6 @@ impl<'a> Builder<'a> {
     /// Notes the shape of the layer that is being built.
     pub(crate) fn layer_shape(&mut self, shape: LayerShape) {
         self.layer_shapes.push(shape);
-    }
-
-    /// Whether the source has a tensor.
-    pub(crate) fn has(&self, name: &str) -> bool {
-        self.source.contains(name)
     }
 
     /// A vector of the base, `[size]`.

@@ -70,7 +70,7 @@ fn choose(logits: Tensor<2>, temperature: f64, draw: f32) -> u32 {
         .try_into_vec_as::<f32>()
         .expect("logits are f32 and can be read");
     if temperature <= 0.0 {
-        return crate::evaluate::argmax(&logits) as u32;
+        return crate::scoring::evaluate::argmax(&logits) as u32;
     }
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let weights: Vec<f64> = logits

@@ -22,42 +22,54 @@
 //! # Ok::<(), epiphyte_train::TrainError>(())
 //! ```
 
-mod activation_cache;
-mod calibration;
-pub mod checkpoints;
-pub mod config;
+/// What a model predicts over a data set, and how good that is.
+pub mod scoring {
+    pub mod evaluate;
+    pub mod metrics;
+    pub(crate) mod model_input;
+}
+
+/// What a run writes about itself: log, TensorBoard events, model card.
+pub mod report {
+    pub mod journal;
+    pub mod model_card;
+    pub mod tensorboard;
+}
+
+/// From a configuration to trained parameters: the loop and its parts.
+pub mod training {
+    pub(crate) mod activation_cache;
+    pub(crate) mod calibration;
+    pub mod checkpoints;
+    pub mod config;
+    pub mod early_stopping;
+    pub(crate) mod micro_batch;
+    pub mod optimizer;
+    pub mod schedule;
+    pub(crate) mod state;
+    pub(crate) mod train_loop;
+    pub(crate) mod trainer;
+}
+
 pub mod display;
-pub mod early_stopping;
 pub mod error;
-pub mod evaluate;
 mod generate;
 pub mod interrupt;
-pub mod journal;
 pub mod memory;
 mod merge;
-pub mod metrics;
-mod micro_batch;
-pub mod model_card;
-mod model_input;
 pub mod observer;
-pub mod optimizer;
 mod run;
-pub mod schedule;
-mod state;
 pub mod tasks;
-pub mod tensorboard;
-mod train_loop;
-mod trainer;
 
-pub use activation_cache::ActivationCacheKind;
-pub use config::RunConfig;
 pub use error::TrainError;
-pub use evaluate::Evaluation;
 pub use generate::{Generation, generate};
 pub use interrupt::Interrupt;
 pub use merge::{Merged, merge};
 pub use observer::Observer;
 pub use run::{Report, RunOptions, Tuning, open_adapter, train, train_several};
+pub use scoring::evaluate::Evaluation;
 pub use tasks::{TASKS, Task, TaskKind, TaskModel, TaskSpec};
-pub use train_loop::train_runs;
-pub use trainer::{End, Outcome, Plan, Trainer, Workload};
+pub use training::activation_cache::ActivationCacheKind;
+pub use training::config::RunConfig;
+pub use training::train_loop::train_runs;
+pub use training::trainer::{End, Outcome, Plan, Trainer, Workload};

@@ -10,15 +10,15 @@ use epiphyte_methods::{AdapterModule, ParameterCounts, by_name};
 use epiphyte_models::{LoadOptions, Loaded, ModelConfig};
 use serde::Serialize;
 
-use crate::config::RunConfig;
-use crate::evaluate::Evaluation;
 use crate::interrupt::Interrupt;
-use crate::metrics::Metrics;
-use crate::model_card::{Counts, DataSource, ModelCard, Scores};
 use crate::observer::Observer;
+use crate::report::model_card::{Counts, DataSource, ModelCard, Scores};
+use crate::scoring::evaluate::Evaluation;
+use crate::scoring::metrics::Metrics;
 use crate::tasks::{TaskModel, TaskSpec};
-use crate::train_loop::train_runs;
-use crate::trainer::{End, Outcome, Trainer, Workload};
+use crate::training::config::RunConfig;
+use crate::training::train_loop::train_runs;
+use crate::training::trainer::{End, Outcome, Trainer, Workload};
 use crate::{TrainError, memory};
 
 /// How a run is carried out, beside what it is.
@@ -292,7 +292,7 @@ fn make_room(output: &Path, options: &RunOptions) -> Result<(), TrainError> {
             path: output.to_owned(),
         });
     }
-    for checkpoint in crate::checkpoints::Checkpoints::open(output)?.list()? {
+    for checkpoint in crate::training::checkpoints::Checkpoints::open(output)?.list()? {
         epiphyte_io::remove_directory(&checkpoint.path)?;
     }
     Ok(())

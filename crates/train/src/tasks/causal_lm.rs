@@ -5,9 +5,9 @@ use epiphyte_models::HeadKind;
 
 use super::Task;
 use crate::TrainError;
-use crate::evaluate::{Evaluation, mean_token_loss};
-use crate::metrics::{self, Metrics};
 use crate::observer::Observer;
+use crate::scoring::evaluate::{Evaluation, mean_token_loss};
+use crate::scoring::metrics::{self, Metrics};
 
 #[derive(Debug)]
 pub(super) struct CausalLm;
@@ -15,6 +15,10 @@ pub(super) struct CausalLm;
 impl Task for CausalLm {
     fn name(&self) -> &'static str {
         "causal-lm"
+    }
+
+    fn summary(&self) -> &'static str {
+        "the next token of a text, a completion or a chat"
     }
 
     fn aliases(&self) -> &'static [&'static str] {

@@ -17,9 +17,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use self::spec::{TaskModel, TaskSpec};
 use crate::TrainError;
-use crate::evaluate::Evaluation;
-use crate::metrics::Metrics;
 use crate::observer::Observer;
+use crate::scoring::evaluate::Evaluation;
+use crate::scoring::metrics::Metrics;
 
 /// The tasks there are; the first is the default.
 pub static TASKS: &[&dyn Task] = &[
@@ -32,6 +32,9 @@ pub static TASKS: &[&dyn Task] = &[
 pub trait Task: fmt::Debug + Sync {
     /// The name in configurations and on the command line.
     fn name(&self) -> &'static str;
+
+    /// One line on what is predicted.
+    fn summary(&self) -> &'static str;
 
     /// Former names, which stay accepted.
     fn aliases(&self) -> &'static [&'static str] {

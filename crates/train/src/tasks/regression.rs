@@ -5,9 +5,9 @@ use epiphyte_models::HeadKind;
 
 use super::Task;
 use crate::TrainError;
-use crate::evaluate::{Evaluation, predict};
-use crate::metrics::{self, Metrics};
 use crate::observer::Observer;
+use crate::scoring::evaluate::{Evaluation, predict};
+use crate::scoring::metrics::{self, Metrics};
 
 #[derive(Debug)]
 pub(super) struct Regression;
@@ -15,6 +15,10 @@ pub(super) struct Regression;
 impl Task for Regression {
     fn name(&self) -> &'static str {
         "regression"
+    }
+
+    fn summary(&self) -> &'static str {
+        "a number for a text or a pair of texts"
     }
 
     fn peft_task_type(&self) -> &'static str {

@@ -5,9 +5,9 @@ use epiphyte_models::HeadKind;
 
 use super::Task;
 use crate::TrainError;
-use crate::evaluate::{Evaluation, argmax, negative_log_likelihood, predict};
-use crate::metrics::{self, Metrics};
 use crate::observer::Observer;
+use crate::scoring::evaluate::{Evaluation, argmax, negative_log_likelihood, predict};
+use crate::scoring::metrics::{self, Metrics};
 
 #[derive(Debug)]
 pub(super) struct SequenceClassification;
@@ -15,6 +15,10 @@ pub(super) struct SequenceClassification;
 impl Task for SequenceClassification {
     fn name(&self) -> &'static str {
         "sequence-classification"
+    }
+
+    fn summary(&self) -> &'static str {
+        "one of several classes for a text or a pair of texts"
     }
 
     fn peft_task_type(&self) -> &'static str {

@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use super::TaskKind;
 use crate::TrainError;
-use crate::config::RunConfig;
-use crate::model_input::longest_example;
+use crate::scoring::model_input::longest_example;
+use crate::training::config::RunConfig;
 
 /// A task with everything that turns a file into examples.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -215,13 +215,14 @@ mod tests {
 
     #[test]
     fn columns_that_do_not_fit_name_the_task() {
-        // A text column has a default name where the text itself is what is predicted.
-        let tasks = super::super::names().into_iter();
-        let tasks = tasks.map(|name| name.parse::<TaskKind>().unwrap());
-        for task in tasks.filter(|task| !task.predicts_text()) {
+        for task in super::super::names() {
             let spec = TaskSpec {
-                task,
-                columns: Columns::default(),
+                task: task.parse().unwrap(),
+                columns: Columns {
+                    messages_column: Some("chat".to_owned()),
+                    label_column: Some("label".to_owned()),
+                    ..Columns::default()
+                },
                 labels: vec!["1".to_owned()],
                 max_length: 8,
                 packing: false,
@@ -229,7 +230,7 @@ mod tests {
                 quoting: None,
             };
             let error = spec.fields(true).unwrap_err().to_string();
-            assert!(error.starts_with(task.name()), "{error}");
+            assert!(error.starts_with(task), "{error}");
         }
     }
 }

@@ -1,14 +1,16 @@
-//! How a run is carried out is not part of its result: the size of its passes, gradient checkpointing, a trunk cache,
-//! other runs beside it.
+//! How a run is executed is not part of its result: the size of its micro-batches, gradient
+//! checkpointing, the activation cache, other runs in the same process. Over the registries of methods,
+//! families and tasks.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::path::PathBuf;
 
-use epiphyte_methods::METHODS;
 use epiphyte_methods::file::TENSORS_FILE;
 use epiphyte_models::Checkpoint;
 use epiphyte_train::observer::Silent;
 use epiphyte_train::{ActivationCacheKind, Interrupt, RunConfig, RunOptions, train_several};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::world::World;
 
@@ -26,36 +28,6 @@ fn alone(run: &RunConfig) -> Vec<u8> {
     trained(std::slice::from_ref(run)).remove(0)
 }
 
-/// Every method, with settings that fit the small models and with dropout where it has any.
-fn methods() -> Vec<(&'static str, Value)> {
-    let settings = |method: &str| match method {
-        "lora" => json!({ "r": 2, "lora_dropout": 0.2 }),
-        "pfeiffer" | "houlsby" => json!({ "bottleneck_dim": 4 }),
-        "prompt-tuning" => json!({ "num_virtual_tokens": 3 }),
-        "prefix-tuning" | "p-tuning-v2" => json!({
-            "num_virtual_tokens": 3, "prefix_projection": true, "encoder_hidden_size": 4,
-            "prefix_dropout": 0.2,
-        }),
-        "freeze" => json!({ "freeze_trainable_layers": 1 }),
-        _ => json!({}),
-    };
-    METHODS
-        .iter()
-        .map(|method| (method.name, settings(method.name)))
-        .collect()
-}
-
-/// Every method on both families.
-fn everywhere(world: &World, name: &str) -> Vec<RunConfig> {
-    let both = |(method, settings): (&'static str, Value)| {
-        [
-            world.run(&format!("{name}/bert/{method}"), method, &settings),
-            world.language_run(&format!("{name}/qwen/{method}"), method, &settings),
-        ]
-    };
-    methods().into_iter().flat_map(both).collect()
-}
-
 /// AdamW divides a gradient by its size: what is zero but for rounding, as that of a key's bias, must not move.
 fn calm(run: RunConfig) -> RunConfig {
     RunConfig {
@@ -65,36 +37,26 @@ fn calm(run: RunConfig) -> RunConfig {
 }
 
 #[test]
-fn passes_of_any_size() {
+fn micro_batches_of_any_size() {
     let world = World::new();
     let run = |name: &str, tokens| {
-        let runs = everywhere(&world, name).into_iter().map(calm);
-        runs.map(move |mut run| {
-            // The passes of a batch draw a prefix's dropout apart.
-            if run.method_settings.contains_key("prefix_dropout") {
-                run.method_settings["prefix_dropout"] = json!(0.0);
-            }
-            RunConfig {
-                micro_batch_tokens: Some(tokens),
-                ..run
-            }
+        world.matrix(name).into_iter().map(move |run| RunConfig {
+            micro_batch_tokens: Some(tokens),
+            ..calm(run)
         })
     };
-    let whole = run("whole", 1000);
-    for (whole, (parts, single)) in whole.zip(run("parts", 12).zip(run("single", 1))) {
-        for run in [&whole, &parts, &single] {
-            alone(run);
-        }
+    for (whole, parts) in run("whole", 1000).zip(run("parts", 8)) {
+        alone(&whole);
+        alone(&parts);
         assert_same(&whole, &parts);
-        assert_same(&whole, &single);
     }
 }
 
 #[test]
 fn gradient_checkpointing() {
     let world = World::new();
-    let plain: Vec<RunConfig> = everywhere(&world, "plain").into_iter().map(calm).collect();
-    let again = everywhere(&world, "again").into_iter().map(calm);
+    let plain: Vec<RunConfig> = world.matrix("plain").into_iter().map(calm).collect();
+    let again = world.matrix("again").into_iter().map(calm);
     for (plain, again) in plain.iter().zip(again) {
         let again = RunConfig {
             gradient_checkpointing: true,
@@ -145,36 +107,57 @@ fn activation_cache() {
 }
 
 #[test]
-fn side_by_side() {
+fn several_runs_over_one_base() {
     let world = World::new();
-    // Data, batch sizes, seeds and rates differ, so that runs have other batches, other lengths and other ends.
-    let vary = |runs: Vec<RunConfig>| -> Vec<RunConfig> {
-        let varied = runs.into_iter().enumerate().map(|(index, run)| RunConfig {
-            seed: index as u64,
-            batch_size: 3 + index % 3,
-            gradient_accumulation_steps: 1 + index % 2,
-            micro_batch_tokens: (index % 4 == 1).then_some(10),
-            learning_rate: 1e-2 * (1 + index % 4) as f64,
-            train_data: if index % 3 == 2 {
-                world.opposite()
-            } else {
-                run.train_data.clone()
-            },
-            ..run
-        });
-        varied.collect()
-    };
-    let (bert, qwen): (Vec<_>, Vec<_>) = vary(everywhere(&world, "together"))
-        .into_iter()
-        .partition(|run| run.model.ends_with("model"));
-    let together = [trained(&bert), trained(&qwen)].concat();
-    let runs = [bert, qwen].concat();
-    for (run, together) in runs.iter().zip(together) {
-        let apart = RunConfig {
-            output: run.output.with_extension("apart"),
+    // Batch sizes, seeds and rates differ, so that runs have other batches, other lengths and other ends.
+    let runs = world.matrix("together").into_iter().enumerate();
+    let runs = runs.map(|(index, run)| RunConfig {
+        seed: index as u64,
+        batch_size: 3 + index % 3,
+        gradient_accumulation_steps: 1 + index % 2,
+        micro_batch_tokens: (index % 4 == 1).then_some(10),
+        learning_rate: 1e-2 * (1 + index % 4) as f64,
+        max_steps: Some(2 + index as u64 % 3),
+        ..run
+    });
+    let mut by_model: BTreeMap<PathBuf, Vec<RunConfig>> = BTreeMap::new();
+    for run in runs {
+        by_model.entry(run.model.clone()).or_default().push(run);
+    }
+    for runs in by_model.into_values() {
+        for (run, together) in runs.iter().zip(trained(&runs)) {
+            let apart = RunConfig {
+                output: run.output.with_extension("apart"),
+                ..run.clone()
+            };
+            assert!(alone(&apart) == together, "{}", run.output.display());
+        }
+    }
+}
+
+/// Stopped after each number of steps and resumed, with the method's state.
+#[test]
+fn resumed_after_every_step() {
+    let world = World::new();
+    for run in world.matrix("straight") {
+        let straight = alone(&run);
+        let pieces = RunConfig {
+            output: run.output.with_extension("pieces"),
             ..run.clone()
         };
-        assert!(alone(&apart) == together, "{}", run.output.display());
+        let options = RunOptions {
+            resume: true,
+            ..RunOptions::default()
+        };
+        let asked = Interrupt::default();
+        asked.request();
+        for _ in 0..4 {
+            let runs = std::slice::from_ref(&pieces);
+            train_several(runs, &options, &asked, &mut Silent)
+                .unwrap_or_else(|error| panic!("{}: {error}", run.output.display()));
+        }
+        let resumed = fs::read(pieces.output.join(TENSORS_FILE)).unwrap();
+        assert!(resumed == straight, "{}", run.output.display());
     }
 }
 

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use burn::tensor::Device;
 use epiphyte_data::{Batches, Order, Table};
 use epiphyte_models::{Adapter, Embedded, ForwardContext, LoadOptions};
-use epiphyte_train::evaluate::predict;
 use epiphyte_train::observer::Silent;
+use epiphyte_train::scoring::evaluate::predict;
 use epiphyte_train::{Evaluation, RunConfig, TaskSpec, Tuning, open_adapter};
 use serde_json::json;
 

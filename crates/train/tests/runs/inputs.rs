@@ -4,8 +4,8 @@ use burn::tensor::Device;
 use epiphyte_data::{Order, Table};
 use epiphyte_methods::file::AdapterFile;
 use epiphyte_models::{HeadKind, LoadOptions};
-use epiphyte_train::evaluate::predict;
 use epiphyte_train::observer::Silent;
+use epiphyte_train::scoring::evaluate::predict;
 use epiphyte_train::{
     Generation, Interrupt, RunConfig, RunOptions, TaskSpec, TrainError, Tuning, generate,
     open_adapter, train,

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use epiphyte_methods::file::TENSORS_FILE;
 use epiphyte_models::Checkpoint;
-use epiphyte_train::journal::{Record, read};
 use epiphyte_train::observer::Silent;
+use epiphyte_train::report::journal::{Record, read};
 use epiphyte_train::{Interrupt, Report, RunConfig, RunOptions, TrainError, train};
 use serde_json::{Value, json};
 

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use epiphyte_io::safetensors_file::write_f32;
+use epiphyte_methods::{AdapterModule, METHODS, MethodError};
+use epiphyte_models::families::FAMILIES;
 use epiphyte_models::{HeadKind, ModelConfig, random_model};
 use epiphyte_ops::Precision;
 use epiphyte_train::{RunConfig, TaskKind};
@@ -28,6 +30,7 @@ impl World {
         write_examples(&world.path("train.jsonl"), 0..30, |good| good);
         write_examples(&world.path("eval.jsonl"), 30..40, |good| good);
         write_examples(&world.path("opposite.jsonl"), 30..40, |good| !good);
+        write_all_fields(&world.path("all.jsonl"));
         world
     }
 
@@ -93,10 +96,120 @@ impl World {
         }
     }
 
+    /// A short run of every method with each of its example settings, for every task on every example
+    /// of every family, wherever they fit together; with dropout wherever there is any.
+    pub(crate) fn matrix(&self, name: &str) -> Vec<RunConfig> {
+        let configs = FAMILIES.iter().flat_map(|family| (family.examples)());
+        let mut runs = Vec::new();
+        for (number, config) in configs.enumerate() {
+            for task in epiphyte_train::tasks::names() {
+                let task: TaskKind = task.parse().expect("a task of the table");
+                let head = task.head(2);
+                let parsed =
+                    ModelConfig::parse("config.json".as_ref(), config.to_string().as_bytes());
+                let parsed = parsed.expect("a family's example");
+                if parsed.family().class_name(head).is_none() {
+                    continue;
+                }
+                // Tasks with one head share a base, so that their runs can be trained together.
+                let is_lm = head == HeadKind::LanguageModel;
+                let model = self.path(&format!("model-{number}-{is_lm}"));
+                if !model.exists() {
+                    fs::create_dir(&model).expect("a directory");
+                    write_tokenizer(&model);
+                    write_model(&model, &config, head);
+                }
+                runs.extend(self.methods_on(&parsed, task, &model, &format!("{name}/{number}")));
+            }
+        }
+        assert!(runs.len() >= METHODS.len(), "{} runs", runs.len());
+        runs
+    }
+
+    /// The runs of the matrix for one task on one base.
+    fn methods_on(
+        &self,
+        config: &ModelConfig,
+        task: TaskKind,
+        model: &Path,
+        name: &str,
+    ) -> Vec<RunConfig> {
+        let device = Device::default();
+        let small = random_model(config, task.head(2), &device, Precision::F32, 0);
+        let small = small.expect("the family has the head");
+        let mut runs = Vec::new();
+        for method in METHODS {
+            for (example, mut settings) in (method.examples)().into_iter().enumerate() {
+                for flag in method.flags.iter().filter(|it| it.key.ends_with("dropout")) {
+                    settings[flag.key] = json!(0.2);
+                }
+                let configured = settings
+                    .as_object()
+                    .expect("settings are an object")
+                    .clone();
+                let configured = method.configure(configured).expect("the example is valid");
+                match AdapterModule::new(configured, small.base(), &device, 0) {
+                    Ok(_) => {}
+                    Err(MethodError::NotApplicable { .. }) => continue,
+                    Err(error) => panic!("{} on {task}: {error}", method.name),
+                }
+                let name = format!("{name}/{task}/{}-{example}", method.name);
+                runs.push(RunConfig {
+                    model: model.to_owned(),
+                    task,
+                    train_data: self.path("all.jsonl"),
+                    eval_data: None,
+                    max_steps: Some(4),
+                    base_dropout: Some(0.1),
+                    ..with_columns(self.run(&name, method.name, &settings))
+                });
+            }
+        }
+        runs
+    }
+
     /// Removes all runs.
     pub(crate) fn clear(&self) {
         fs::remove_dir_all(self.path("runs")).expect("runs that can be removed");
     }
+}
+
+/// A run with the columns of `all.jsonl` that its task reads.
+fn with_columns(run: RunConfig) -> RunConfig {
+    let texts = RunConfig {
+        text_columns: vec!["text".to_owned()],
+        label_column: Some("number".to_owned()),
+        ..run.clone()
+    };
+    let plain = RunConfig {
+        text_columns: vec!["text".to_owned()],
+        ..run.clone()
+    };
+    let pairs = RunConfig {
+        text_columns: Vec::new(),
+        source_column: Some("text".to_owned()),
+        target_column: Some("answer".to_owned()),
+        ..run
+    };
+    let classes = ["1".to_owned(), "2".to_owned()];
+    let mut candidates = [texts, plain, pairs].into_iter();
+    let fits = |run: &RunConfig| run.task.fields(&run.columns(), &classes, true).is_ok();
+    candidates.find(fits).expect("columns for the task")
+}
+
+/// Rows with a text, a number that can be a class too, and an answer.
+fn write_all_fields(path: &Path) {
+    let lines = (0..14).map(|number| {
+        let words = |count: usize, step: usize| {
+            let words = (0..count).map(|at| format!("w{}", (number * 5 + at * step) % WORDS));
+            words.collect::<Vec<String>>().join(" ")
+        };
+        let row = json!({
+            "text": words(3 + number % 4, 7), "number": 1 + number % 2, "answer": words(2 + number % 3, 5),
+        });
+        format!("{row}\n")
+    });
+    fs::write(path, lines.collect::<String>()).expect("examples");
 }
 
 /// Words `w0` to `w11` after the special tokens; `[CLS] text [SEP]`.
@@ -168,7 +281,7 @@ fn write_model(dir: &Path, config: &Value, task: HeadKind) {
         .base()
         .tensors()
         .iter()
-        .filter(|(name, _)| !name.starts_with("classifier."))
+        .filter(|(name, _)| !model.base().is_of_head(name))
         .map(|(name, tensor)| (name, tensor.shape(), || tensor.to_vec()));
     write_f32(&dir.join("model.safetensors"), tensors).expect("a checkpoint");
 }

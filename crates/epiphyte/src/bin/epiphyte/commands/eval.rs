@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use epiphyte::train::metrics::Metrics;
+use epiphyte::train::scoring::metrics::Metrics;
 use serde::Serialize;
 
 use crate::data_arguments::DataArguments;

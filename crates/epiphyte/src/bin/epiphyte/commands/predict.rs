@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use epiphyte::train::evaluate::{argmax, predict};
+use epiphyte::train::scoring::evaluate::{argmax, predict};
 use serde::Serialize;
 use serde_json::json;
 

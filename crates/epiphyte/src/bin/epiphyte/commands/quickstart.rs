@@ -15,7 +15,7 @@ use epiphyte::methods::file::AdapterFile;
 use epiphyte::models::LoadOptions;
 use epiphyte::models::generation_config::GenerationConfig;
 use epiphyte::train::display::shell_command;
-use epiphyte::train::evaluate::evaluate;
+use epiphyte::train::scoring::evaluate::evaluate;
 use epiphyte::train::{
     Generation, Interrupt, RunConfig, RunOptions, TaskSpec, Tuning, generate, open_adapter, train,
 };

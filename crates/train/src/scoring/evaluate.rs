@@ -6,11 +6,11 @@ use epiphyte_models::{Adapter, AdapterBatch, Hidden, Model};
 use epiphyte_ops::Sequences;
 
 use crate::TrainError;
-use crate::metrics::Metrics;
-use crate::micro_batch::micro_batch_tokens;
-use crate::model_input::{ModelInput, check_examples, targets};
 use crate::observer::{EvaluationMeter, Observer, Silent};
+use crate::scoring::metrics::Metrics;
+use crate::scoring::model_input::{ModelInput, check_examples, targets};
 use crate::tasks::TaskKind;
+use crate::training::micro_batch::micro_batch_tokens;
 
 /// A model with an adapter, and the data set that it is evaluated on.
 #[derive(Clone, Copy)]

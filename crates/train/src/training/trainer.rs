@@ -1,6 +1,6 @@
 //! One run: its state, and each part of an optimizer step.
 //!
-//! The order of the parts is in [`train_loop`](crate::train_loop). A step is a function of the run's
+//! The order of the parts is in [`train_loop`](crate::training::train_loop). A step is a function of the run's
 //! configuration and its number: which examples it sees follows from seed and epoch, what dropout drops
 //! from seed, epoch and the example. So a run that was stopped and resumed ends with the same bytes as
 //! one that was not.
@@ -16,21 +16,21 @@ use epiphyte_models::{Mode, Model, Tokens};
 use epiphyte_ops::square_sum;
 
 use crate::TrainError;
-use crate::calibration::TrainingExamples;
-use crate::checkpoints::Checkpoints;
-use crate::config::RunConfig;
-use crate::early_stopping::EarlyStopping;
-use crate::evaluate::Evaluation;
 use crate::interrupt::Interrupt;
-use crate::journal::{EvaluationRecord, Journal, Record, StepRecord};
-use crate::metrics::Metrics;
-use crate::micro_batch::{GradientAccumulator, RunBatch, micro_batch_tokens};
-use crate::model_input::{ModelInput, check_examples, targets};
 use crate::observer::Observer;
-use crate::optimizer::{AdamW, Optimizer};
-use crate::schedule::Schedule;
-use crate::state::{RecentSteps, RunState};
-use crate::tensorboard::EventWriter;
+use crate::report::journal::{EvaluationRecord, Journal, Record, StepRecord};
+use crate::report::tensorboard::EventWriter;
+use crate::scoring::evaluate::Evaluation;
+use crate::scoring::metrics::Metrics;
+use crate::scoring::model_input::{ModelInput, check_examples, targets};
+use crate::training::calibration::TrainingExamples;
+use crate::training::checkpoints::Checkpoints;
+use crate::training::config::RunConfig;
+use crate::training::early_stopping::EarlyStopping;
+use crate::training::micro_batch::{GradientAccumulator, RunBatch, micro_batch_tokens};
+use crate::training::optimizer::{AdamW, Optimizer};
+use crate::training::schedule::Schedule;
+use crate::training::state::{RecentSteps, RunState};
 
 /// What a trainer works on.
 #[derive(Debug)]

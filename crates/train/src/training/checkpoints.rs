@@ -8,7 +8,7 @@
 //! ```
 //! use std::num::NonZeroUsize;
 //! use epiphyte_io::FileError;
-//! use epiphyte_train::checkpoints::Checkpoints;
+//! use epiphyte_train::training::checkpoints::Checkpoints;
 //!
 //! let output = tempfile::tempdir()?;
 //! let checkpoints = Checkpoints::open(output.path())?;

@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 use epiphyte_models::Adapter;
 
 use crate::TrainError;
-use crate::activation_cache::ActivationCache;
 use crate::interrupt::Interrupt;
-use crate::micro_batch::forward_backward;
 use crate::observer::{Observer, TrainingProgress};
-use crate::trainer::{Outcome, Trainer};
+use crate::training::activation_cache::ActivationCache;
+use crate::training::micro_batch::forward_backward;
+use crate::training::trainer::{Outcome, Trainer};
 
 /// Micro-batches of several runs are joined up to this many tokens, or up to those of the largest.
 const JOINED_TOKENS: usize = 512;

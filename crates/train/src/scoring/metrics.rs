@@ -16,7 +16,7 @@
 //! | `perplexity` | language modelling | e to the mean loss per token |
 //!
 //! ```
-//! use epiphyte_train::metrics;
+//! use epiphyte_train::scoring::metrics;
 //!
 //! let metrics = metrics::classification(&[1, 0, 1, 1], &[1, 0, 0, 1], 2)?;
 //! assert_eq!(metrics.get("accuracy"), Some(0.75));
@@ -256,7 +256,7 @@ mod tests {
     }
 
     fn golden() -> Golden {
-        serde_json::from_str(include_str!("../tests/golden_metrics.json")).unwrap()
+        serde_json::from_str(include_str!("../../tests/golden_metrics.json")).unwrap()
     }
 
     /// Equal within the rounding of a sum of a few hundred terms, relative to the expected score.

@@ -18,8 +18,8 @@ use epiphyte_models::{AdapterBatch, Entry, Hidden, LossRows, Mode, Model, Target
 use epiphyte_ops::{on_processor, pull_back};
 
 use crate::TrainError;
-use crate::activation_cache::ActivationCache;
-use crate::evaluate::value;
+use crate::scoring::evaluate::value;
+use crate::training::activation_cache::ActivationCache;
 
 /// About how many tokens a micro-batch holds on a processor, if the run does not say. Products with this
 /// many rows are as fast as with more, and saved activations are in proportion to them.

@@ -20,7 +20,7 @@ use epiphyte_io::FileError;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::JournalError;
-use crate::metrics::Metrics;
+use crate::scoring::metrics::Metrics;
 
 /// One line of the journal.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

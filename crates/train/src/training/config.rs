@@ -10,10 +10,10 @@ use epiphyte_ops::Precision;
 use serde_json::{Map, Value};
 
 use crate::TrainError;
-use crate::activation_cache::ActivationCacheKind;
-use crate::early_stopping::Selection;
-use crate::schedule::{ScheduleKind, Warmup};
 use crate::tasks::TaskKind;
+use crate::training::activation_cache::ActivationCacheKind;
+use crate::training::early_stopping::Selection;
+use crate::training::schedule::{ScheduleKind, Warmup};
 
 epiphyte_methods::settings! {
     /// A run: model, data, method, optimization, output.
@@ -303,7 +303,7 @@ mod tests {
         for (key, value, words) in [
             ("lr_scheduler_type", "linera", "`constant_with_warmup`"),
             ("precision", "f31", "expected `f32` or `bf16`"),
-            ("task", "translation", "`causal-lm`"),
+            ("task", "translation", "causal-lm"),
         ] {
             let settings = Map::from_iter([
                 ("epochs".to_owned(), 2.into()),

@@ -6,7 +6,7 @@
 //! warm-up begins with a factor of 0, and step `total_steps` is the first one that would have 0 again.
 //!
 //! ```
-//! use epiphyte_train::schedule::{Schedule, ScheduleKind, Warmup};
+//! use epiphyte_train::training::schedule::{Schedule, ScheduleKind, Warmup};
 //!
 //! let warmup_steps = Warmup::Ratio(0.1).steps(100)?;
 //! let schedule = Schedule { kind: ScheduleKind::Linear, warmup_steps, total_steps: 100 };
@@ -160,7 +160,7 @@ mod tests {
     }
 
     fn golden() -> Golden {
-        serde_json::from_str(include_str!("../tests/golden_metrics.json")).unwrap()
+        serde_json::from_str(include_str!("../../tests/golden_metrics.json")).unwrap()
     }
 
     #[test]

@@ -17,9 +17,9 @@ use epiphyte_models::{Checkpoint, ModelError};
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
-use crate::config::RunConfig;
-use crate::early_stopping::EarlyStopping;
-use crate::optimizer::{Optimizer, OptimizerState};
+use crate::training::config::RunConfig;
+use crate::training::early_stopping::EarlyStopping;
+use crate::training::optimizer::{Optimizer, OptimizerState};
 
 /// Where a run stands.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -67,6 +67,8 @@ impl RecentSteps {
 const STATE_FILE: &str = "trainer_state.json";
 const TENSORS_FILE: &str = "training_state.safetensors";
 
+/// What the keys of the trained tensors begin with.
+const VALUE: &str = "value/";
 /// What the keys of the method's own state begin with.
 const METHOD: &str = "method/";
 
@@ -85,7 +87,7 @@ impl RunState {
         let optimizer = optimizer.state(&params);
         let values = params.iter().map(|param| {
             let tensor = param.flat().inner();
-            (format!("{}/value", param.key()), tensor)
+            (format!("{VALUE}{}", param.key()), tensor)
         });
         let tensors = values.chain(optimizer.tensors).map(|(key, tensor)| {
             let shape = tensor.dims().to_vec();
@@ -138,14 +140,11 @@ impl RunState {
             ..OptimizerState::default()
         };
         for param in &params {
-            let value = format!("{}/value", param.key());
-            param.set(read(&value, param.count())?);
-            let prefix = format!("{}/", param.key());
+            param.set(read(&format!("{VALUE}{}", param.key()), param.count())?);
             let others = file.names().filter(|name| {
-                *name != value
-                    && name
-                        .strip_prefix(&prefix)
-                        .is_some_and(|rest| !rest.contains('/'))
+                let of_optimizer = !name.starts_with(VALUE) && !name.starts_with(METHOD);
+                let kind_and_key = name.split_once('/');
+                of_optimizer && kind_and_key.is_some_and(|(_, key)| key == param.key())
             });
             for name in others {
                 let tensor = read(name, param.count())?;

@@ -26,7 +26,7 @@ pub trait Optimizer: Debug + Send {
 /// The state of an optimizer, as a checkpoint holds it.
 #[derive(Clone, Debug, Default)]
 pub struct OptimizerState {
-    /// Flat tensors without autodiff, by key; a key begins with its parameter's.
+    /// Flat tensors without autodiff, by key; a key is a kind, `/`, and the parameter's key.
     pub tensors: BTreeMap<String, Tensor<1>>,
     /// The number of steps that each parameter has made.
     pub steps: BTreeMap<String, u64>,
@@ -86,7 +86,7 @@ impl Optimizer for AdamW {
         let mut state = OptimizerState::default();
         for param in params {
             if let Some((moments, steps)) = self.moments.get(&param.id()) {
-                let [first, second] = MOMENTS.map(|name| format!("{}/{name}", param.key()));
+                let [first, second] = MOMENTS.map(|name| format!("{name}/{}", param.key()));
                 state.tensors.insert(first, moments.first.clone());
                 state.tensors.insert(second, moments.second.clone());
                 state.steps.insert(param.key().to_owned(), *steps as u64);
@@ -98,7 +98,7 @@ impl Optimizer for AdamW {
     fn restore(&mut self, params: &[&Param], mut state: OptimizerState) {
         self.moments.clear();
         for param in params {
-            let keys = MOMENTS.map(|name| format!("{}/{name}", param.key()));
+            let keys = MOMENTS.map(|name| format!("{name}/{}", param.key()));
             let [first, second] = keys.map(|key| state.tensors.remove(&key));
             let steps = state.steps.get(param.key());
             if let (Some(first), Some(second), Some(&steps)) = (first, second, steps) {

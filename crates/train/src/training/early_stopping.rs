@@ -5,8 +5,8 @@
 //! over the best one before it resets the patience. An evaluation that is NaN or infinite never improves.
 //!
 //! ```
-//! use epiphyte_train::early_stopping::{EarlyStopping, Selection};
-//! use epiphyte_train::metrics::Metrics;
+//! use epiphyte_train::training::early_stopping::{EarlyStopping, Selection};
+//! use epiphyte_train::scoring::metrics::Metrics;
 //!
 //! let selection = Selection { patience: Some(2), ..Selection::by("accuracy") };
 //! let mut stopping = EarlyStopping::new(selection);
@@ -23,7 +23,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::MetricError;
-use crate::metrics::Metrics;
+use crate::scoring::metrics::Metrics;
 
 /// By what the best evaluation is chosen and how long training goes on without a better one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -169,7 +169,7 @@ mod tests {
     #[test]
     fn decides_as_transformers_does() {
         let golden: Golden =
-            serde_json::from_str(include_str!("../tests/golden_metrics.json")).unwrap();
+            serde_json::from_str(include_str!("../../tests/golden_metrics.json")).unwrap();
         for run in golden.early_stopping {
             let mut stopping = EarlyStopping::new(Selection {
                 metric: "score".to_owned(),

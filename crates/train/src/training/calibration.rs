@@ -4,8 +4,8 @@ use epiphyte_data::{Batch, Batches};
 use epiphyte_methods::{CalibrationData, Each, Gradients, MethodError, Param};
 use epiphyte_models::{Adapter, Model};
 
-use crate::evaluate::value;
-use crate::model_input::{ModelInput, targets};
+use crate::scoring::evaluate::value;
+use crate::scoring::model_input::{ModelInput, targets};
 
 /// The training data in the order of its first epoch, without dropout.
 pub(crate) struct TrainingExamples<'a> {
