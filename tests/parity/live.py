@@ -29,9 +29,16 @@ import torch
 import transformers
 from peft import PeftModel, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+    T5ForConditionalGeneration,
+    T5ForSequenceClassification,
+)
 
-from tiny import Base, bert, decoder, peft_config, randomise, seeded
+from tiny import BERT, LLAMA, T5, Base, bert, decoder, peft_config, randomise, seeded, t5
 
 LABELS, TRAIN_ROWS, EVAL_FILES, EVAL_ROWS, MAX_LENGTH = 3, 48, 4, 6, 32
 LEARNING_RATE, STEPS = 1e-2, 6
@@ -42,6 +49,11 @@ SPECIAL = ["[PAD]", "[BOS]", "[EOS]", "[CLS]", "[SEP]", "[UNK]"]
 FLAGS = {
     "lora": ["--method", "lora", "--rank", "4", "--alpha", "8"],
     "lora_patterns": ["--method", "lora", "--rank", "4", "--alpha", "8", "--use-rslora", "--target-modules", "all-linear"],
+    # Ranks shrink in the six steps; the scale makes up for singular values that have just left zero.
+    "adalora": [
+        *("--method", "adalora", "--init-r", "4", "--target-r", "2", "--alpha", "1000"),
+        *("--tinit", "1", "--tfinal", "1"),
+    ],
     "ia3": ["--method", "ia3"],
     "prompt_tuning": ["--method", "prompt-tuning", "--num-virtual-tokens", "3"],
     "prefix_tuning": ["--method", "prefix-tuning", "--num-virtual-tokens", "3"],
@@ -50,12 +62,30 @@ FLAGS = {
         *("--prefix-projection", "--encoder-hidden-size", "8"),
     ],
 }
-MERGEABLE = ("lora", "lora_patterns", "ia3")
+MERGEABLE = ("lora", "lora_patterns", "adalora", "ia3")
 
 FAMILIES = [
-    Base("bert", bert(LABELS), "SEQ_CLS", [], pair=True),
-    Base("llama", decoder(LlamaForCausalLM, LlamaConfig), "CAUSAL_LM", []),
-    Base("llama_classifier", decoder(LlamaForSequenceClassification, LlamaConfig, num_labels=LABELS), "SEQ_CLS", []),
+    Base("bert", bert(LABELS), BERT, "SEQ_CLS", [], pair=True),
+    Base("llama", decoder(LlamaForCausalLM, LlamaConfig), LLAMA, "CAUSAL_LM", []),
+    Base("llama_classifier", decoder(LlamaForSequenceClassification, LlamaConfig, num_labels=LABELS), LLAMA, "SEQ_CLS", []),
+    Base(
+        "t5",
+        t5(T5ForConditionalGeneration, eos_token_id=2),
+        T5,
+        "SEQ_2_SEQ_LM",
+        [],
+        targets=[],
+        methods=["lora", "lora_patterns", "ia3", "prompt_tuning"],
+    ),
+    Base(
+        "t5_classifier",
+        t5(T5ForSequenceClassification, num_labels=LABELS, eos_token_id=2),
+        T5,
+        "SEQ_CLS",
+        [],
+        head="classification_head",
+        methods=["lora", "lora_patterns", "ia3"],
+    ),
 ]
 
 
@@ -74,15 +104,18 @@ class Failed(Exception):
     """A command that should have worked did not."""
 
 
-def make_tokenizer(is_bert: bool, directory: Path) -> PreTrainedTokenizerFast:
-    """A word-level tokenizer with BERT's `[CLS] a [SEP] b [SEP]`, or with a beginning-of-text token."""
+def make_tokenizer(base: Base, directory: Path) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer with BERT's `[CLS] a [SEP] b [SEP]`, with T5's end-of-text token, or with a beginning-of-text token."""
     tokens = SPECIAL + WORDS
     tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    ids = [(token, tokens.index(token)) for token in ("[CLS]", "[SEP]", "[BOS]")]
-    if is_bert:
+    ids = [(token, tokens.index(token)) for token in ("[CLS]", "[SEP]", "[BOS]", "[EOS]")]
+    if base.names is BERT:
         tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", ids)
         names = {"cls_token": "[CLS]", "sep_token": "[SEP]"}
+    elif base.names is T5:
+        tokenizer.post_processor = processors.TemplateProcessing("$A [EOS]", "$A [EOS] $B [EOS]", ids)
+        names = {"eos_token": "[EOS]"}
     else:
         tokenizer.post_processor = processors.TemplateProcessing("[BOS] $A", "[BOS] $A $B", ids)
         names = {"bos_token": "[BOS]", "eos_token": "[EOS]"}
@@ -101,6 +134,8 @@ def make_rows(base: Base, count: int, generator: random.Random) -> list[dict]:
 
     if base.task == "CAUSAL_LM":
         return [{"text": text()} for _ in range(count)]
+    if base.task == "SEQ_2_SEQ_LM":
+        return [{"source": text(), "target": text()} for _ in range(count)]
     rows = []
     for _ in range(count):
         row = {"sentence1": text()} | ({"sentence2": text()} if base.pair else {})
@@ -124,7 +159,7 @@ class Fixture:
         model = base.make()
         randomise(model.named_parameters(), seeded("live", base.name))
         model.save_pretrained(self.model_directory)
-        self.tokenizer = make_tokenizer(base.name == "bert", self.model_directory)
+        self.tokenizer = make_tokenizer(base, self.model_directory)
         generator = random.Random(base.name)
         write_rows(directory / "train.jsonl", make_rows(base, TRAIN_ROWS, generator))
         self.eval_sets = {}
@@ -141,6 +176,8 @@ class Fixture:
         """What `epiphyte` must be told about the task where no adapter of ours says it."""
         if self.base.task == "CAUSAL_LM":
             return ["--task", "causal-lm", "--text-columns", "text"]
+        if self.base.task == "SEQ_2_SEQ_LM":
+            return ["--task", "seq2seq", "--source-column", "source", "--target-column", "target"]
         columns = "sentence1,sentence2" if self.base.pair else "sentence1"
         return ["--task", "sequence-classification", "--text-columns", columns, "--label-column", "label"]
 
@@ -149,6 +186,9 @@ class Fixture:
         if self.base.task == "CAUSAL_LM":
             ids = torch.tensor([self.tokenizer(row["text"])["input_ids"] + [self.tokenizer.eos_token_id]])
             return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+        if self.base.task == "SEQ_2_SEQ_LM":
+            encoding = self.tokenizer(row["source"], return_tensors="pt", return_token_type_ids=False)
+            return dict(encoding) | {"labels": torch.tensor([self.tokenizer(row["target"])["input_ids"]])}
         texts = (row["sentence1"], row["sentence2"]) if self.base.pair else (row["sentence1"],)
         encoding = self.tokenizer(*texts, return_tensors="pt", return_token_type_ids=self.base.pair)
         return dict(encoding) | {"labels": torch.tensor([row["label"]])}
@@ -159,6 +199,9 @@ class Fixture:
         Rows are run one by one, so without padding. `per_row_extra` is 1 where the first token of a row is
         predicted too (prompt tuning), else 0.
         """
+        if isinstance(model, PeftModel) and model.peft_type == "ADALORA":
+            # Around this model PEFT adds a penalty to the loss, and fails where the adapter is not trainable.
+            model = model.base_model.model
         numbers = []
         for rows in self.eval_sets.values():
             with torch.no_grad():
@@ -166,7 +209,9 @@ class Fixture:
             if self.base.task == "SEQ_CLS":
                 numbers.extend(output.logits for _, output in outputs)
             else:
-                counts = [encoded["labels"].shape[1] - 1 + per_row_extra for encoded, _ in outputs]
+                # A decoder of its own predicts the first target too.
+                extra = 1 if self.base.task == "SEQ_2_SEQ_LM" else per_row_extra
+                counts = [encoded["labels"].shape[1] - 1 + extra for encoded, _ in outputs]
                 total = sum(output.loss * count for (_, output), count in zip(outputs, counts))
                 numbers.append(total.reshape(1) / sum(counts))
         return torch.cat(numbers)
@@ -191,7 +236,7 @@ class Epiphyte:
         data = ["--train-data", fixture.directory / "train.jsonl", "--eval-data", next(iter(fixture.eval_sets))]
         targets = []
         if method == "lora":
-            targets = ["--target-modules", "query,value" if fixture.base.name == "bert" else "q_proj,v_proj"]
+            targets = ["--target-modules", ",".join(fixture.base.names.lora)]
         settings = ["--max-steps", STEPS, "--batch-size", 8, "--learning-rate", LEARNING_RATE, "--max-length", MAX_LENGTH]
         self.run(
             *("train", "--model", fixture.model_directory, *fixture.task_flags(), *data),
@@ -289,7 +334,7 @@ def main() -> int:
     checks = []
     print(f"{'base':<18}{'method':<20}{'direction':<11}{'difference':>12}")
     for base in FAMILIES:
-        methods = [method for method in FLAGS if arguments.only in f"{base.name}/{method}"]
+        methods = [method for method in base.methods or FLAGS if arguments.only in f"{base.name}/{method}"]
         if not methods:
             continue
         directory = arguments.work / base.name

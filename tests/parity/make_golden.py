@@ -5,6 +5,7 @@ holds the adapter as PEFT saves it, and what PyTorch computes with it: logits, l
 every trainable tensor, five AdamW steps. `golden/README.md` says what is in each file.
 
     python make_golden.py            # rewrite the golden files
+    python make_golden.py NAME...    # rewrite those of some bases
     python make_golden.py --check    # make them anew elsewhere and compare with the committed ones
 
 Everything is computed in float64 from float32 weights and stored as float32, so that the numbers
@@ -39,8 +40,15 @@ def make_batch(base: Base, vocabulary: int) -> dict:
     batch = {"input_ids": rows}
     if base.pair:
         batch["token_type_ids"] = [[int(i >= 2 * len(row) // 3) for i in range(len(row))] for row in rows]
+    if base.head == "classification_head":
+        # The head reads the state of the token that ends a text.
+        batch["input_ids"] = rows = [row[:-1] + [1] for row in rows]
     if base.task == "SEQ_CLS":
         batch["labels"] = base.labels
+    elif base.task == "SEQ_2_SEQ_LM":
+        labels = [torch.randint(5, vocabulary, (n,), generator=generator).tolist() for n in base.targets]
+        # One target of the first row does not count; the decoder reads padding in its place.
+        batch["labels"] = [[labels[0][0], -100, *labels[0][2:]], *labels[1:]]
     else:
         # Two rows of plain text, two of prompt and completion (no loss on the prompt).
         half = len(rows) // 2
@@ -73,7 +81,7 @@ def to_torch(batch: dict) -> dict[str, torch.Tensor]:
 
 def forward(model, base: Base, method: str, batch: dict):
     """Loss and logits without padding: `[rows, labels]`, or `[tokens, vocabulary]` for language models."""
-    if base.name == "llama_classifier" and method == "prompt_tuning":
+    if base.name.endswith("_classifier") and method == "prompt_tuning":
         # With embeddings as input transformers pools the last position even if it is padding: run each row alone.
         alone = [{key: value[i : i + 1] for key, value in batch.items()} for i in range(len(batch["labels"]))]
         outputs = [model(**to_torch(row)) for row in alone]
@@ -81,14 +89,14 @@ def forward(model, base: Base, method: str, batch: dict):
     output = model(**to_torch(batch))
     if base.task == "SEQ_CLS":
         return output.loss, output.logits
-    prompts = output.logits.shape[1] - max(map(len, batch["input_ids"]))
-    lengths = map(len, batch["input_ids"])
+    rows = batch["labels" if base.task == "SEQ_2_SEQ_LM" else "input_ids"]
+    prompts = output.logits.shape[1] - max(map(len, rows))
+    lengths = map(len, rows)
     return output.loss, torch.cat([row[prompts : prompts + n] for row, n in zip(output.logits, lengths)])
 
 
 def selected(base: Base, method: str, name: str) -> bool:
     """Whether a selective method trains the base's parameter `name`."""
-    last = "layer.1." if base.name.startswith("bert") else "layers.1."
     head = name.startswith(("classifier.", "score."))
     match method:
         case "full":
@@ -100,8 +108,8 @@ def selected(base: Base, method: str, name: str) -> bool:
             chosen = ("attention.self.query.bias", "intermediate.dense.bias", "pooler.dense.bias")
             return head or any(part in name for part in chosen)
         case "freeze":
-            dense = last in name and "attention" not in name and "LayerNorm" not in name
-            return head or dense if base.name.startswith("bert") else last in name and ".mlp." in name
+            part, others = base.names.feed_forward
+            return head or part in name and not any(other in name for other in others)
     raise ValueError(f"unknown method {method}")
 
 
@@ -161,7 +169,7 @@ def record_positions(model) -> tuple[dict, list]:
 
     hooks = []
     for name, module in model.named_modules():
-        if name.endswith("embeddings.position_embeddings"):
+        if name.endswith(("embeddings.position_embeddings", "wpe")):
             hooks.append(module.register_forward_pre_hook(note_embedding))
         elif name.endswith("rotary_emb"):
             hooks.append(module.register_forward_pre_hook(note_rotary, with_kwargs=True))
@@ -204,7 +212,9 @@ def make_case(base: Base, method: str, batch: dict, directory: Path) -> None:
         check_reload(base, method, batch, directory, tensors["logits"])
 
     largest = max(value.abs().max() for key, value in tensors.items() if key.startswith("grad/"))
-    zero = [key for key in trainable if tensors[f"grad/{key}"].abs().max() < 1e-9 * largest]
+    tiny = {key: tensors[f"grad/{key}"].abs() < 1e-9 * largest for key in trainable}
+    zero = [key for key, where in tiny.items() if where.all()]
+    parts = {key: zero_part(where) for key, where in tiny.items() if where.ndim == 1 and where.any() and key not in zero}
     write_tensors(directory / "expected.safetensors", tensors)
     write_json(
         directory / "expected.json",
@@ -215,6 +225,7 @@ def make_case(base: Base, method: str, batch: dict, directory: Path) -> None:
             "trainable": {key: list(value.shape) for key, value in trainable.items()},
             "trainable_parameters": sum(value.numel() for value in trainable.values()),
             "zero_gradient": zero,
+            **({"zero_gradient_parts": parts} if parts else {}),
             "losses": [float(loss) for loss in losses],
             "optimizer": {"name": "torch.optim.AdamW", **OPTIMIZER, "steps": STEPS},
             **seen,
@@ -222,10 +233,19 @@ def make_case(base: Base, method: str, batch: dict, directory: Path) -> None:
     )
 
 
+def zero_part(where: torch.Tensor) -> list[int]:
+    """The range of a vector's true values, which have to be one after another."""
+    indices = where.nonzero().flatten().tolist()
+    if indices != list(range(indices[0], indices[-1] + 1)):
+        raise AssertionError(f"gradients are zero here and there: {indices}")
+    return [indices[0], indices[-1] + 1]
+
+
 def check_reload(base: Base, method: str, batch: dict, directory: Path, logits: torch.Tensor) -> None:
     """The saved folder, read again by PEFT, gives the same logits; for the prefix MLP this checks its folding."""
     model = type(base.make()).from_pretrained(directory.parent / "base")
-    model = PeftModel.from_pretrained(model, directory).double().eval()
+    # With an AdaLoRA that is not trainable PEFT cannot compute a loss: its penalty names the trainable adapter.
+    model = PeftModel.from_pretrained(model, directory, is_trainable=method == "adalora").double().eval()
     with torch.no_grad():
         difference = (forward(model, base, method, batch)[1] - logits).abs().max()
     if not difference < 1e-5:
@@ -238,11 +258,28 @@ def row_alone(model_class, base: Base, batch: dict, row: int, directory: Path) -
     return forward(model, base, "base", {key: value[row : row + 1] for key, value in batch.items()})[1]
 
 
+def hidden_states(model, base: Base, batch: dict) -> dict[str, torch.Tensor]:
+    """What enters each layer and what leaves the last, without padding; a decoder's layers after its encoder's."""
+
+    def unpadded(states, lengths):
+        return torch.cat([row[:n] for row, n in zip(states, lengths)])
+
+    inputs = to_torch(batch)
+    if not model.config.is_encoder_decoder:
+        del inputs["labels"]
+        states = model.base_model(**inputs, output_hidden_states=True).hidden_states
+        return {f"hidden_states/{i}": unpadded(state, base.lengths) for i, state in enumerate(states)}
+    output = model(**inputs, output_hidden_states=True)
+    *encoder, encoded = [unpadded(state, base.lengths) for state in output.encoder_hidden_states]
+    decoder = [unpadded(state, base.targets or base.lengths) for state in output.decoder_hidden_states]
+    states = {f"hidden_states/{i}": state for i, state in enumerate(encoder + decoder)}
+    return states | {"encoder_states": encoded}
+
+
 def make_base(base: Base, directory: Path) -> None:
     """Write one base model, its batch, its own outputs and all its cases."""
     model = base.make()
     randomise(model.named_parameters(), seeded(base.name))
-    model.tie_weights()
     model.save_pretrained(directory / "base")
     batch = make_batch(base, model.config.vocab_size)
     write_json(directory / "inputs.json", batch)
@@ -250,12 +287,7 @@ def make_base(base: Base, directory: Path) -> None:
     model = type(model).from_pretrained(directory / "base").double().eval()
     with torch.no_grad():
         loss, logits = forward(model, base, "base", batch)
-        states = model.base_model(
-            **{key: value for key, value in to_torch(batch).items() if key != "labels"}, output_hidden_states=True
-        ).hidden_states
-        tensors = {"loss": loss, "logits": logits}
-        for i, state in enumerate(states):
-            tensors[f"hidden_states/{i}"] = torch.cat([row[:n] for row, n in zip(state, base.lengths)])
+        tensors = {"loss": loss, "logits": logits} | hidden_states(model, base, batch)
         if base.name == "llama_rope_dynamic":
             tensors["logits_alone"] = torch.cat([row_alone(type(model), base, batch, i, directory) for i in range(4)])
     write_tensors(directory / "expected.safetensors", tensors)
@@ -285,20 +317,24 @@ def versions() -> dict[str, str]:
     }
 
 
-def make_all(output: Path) -> None:
-    """Write every base and case under `output`, keeping its README.md."""
+def make_all(output: Path, names: list[str]) -> None:
+    """Write the bases of these names, or all, with their cases under `output`, keeping its README.md."""
     for base in BASES:
+        if names and base.name not in names:
+            continue
         shutil.rmtree(output / base.name, ignore_errors=True)
         (output / base.name).mkdir(parents=True)
         make_base(base, output / base.name)
     write_json(output / "versions.json", versions())
 
 
-def compare(left: Path, right: Path, tolerance: float) -> list[str]:
-    """Files and tensors of `left` that `right` lacks or has with other values."""
+def compare(left: Path, right: Path, names: list[str], tolerance: float) -> list[str]:
+    """Files and tensors of `left`, below these names or all, that `right` lacks or has with other values."""
     differences = []
     for path in sorted(left.rglob("*.safetensors")):
         name = path.relative_to(left)
+        if names and name.parts[0] not in names:
+            continue
         if not (right / name).is_file():
             differences.append(f"{name}: missing")
             continue
@@ -317,6 +353,7 @@ def compare(left: Path, right: Path, tolerance: float) -> list[str]:
 def main() -> int:
     """Parse the arguments; make the files or check them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="bases; all where none is named")
     parser.add_argument("--check", action="store_true", help="compare with the committed files and write nothing")
     parser.add_argument("--tolerance", type=float, default=1e-5, help="absolute and relative, for --check")
     arguments = parser.parse_args()
@@ -324,11 +361,11 @@ def main() -> int:
     transformers.utils.logging.disable_progress_bar()
     torch.use_deterministic_algorithms(True)
     if not arguments.check:
-        make_all(GOLDEN)
+        make_all(GOLDEN, arguments.names)
         return 0
     with tempfile.TemporaryDirectory() as directory:
-        make_all(Path(directory))
-        differences = compare(GOLDEN, Path(directory), arguments.tolerance)
+        make_all(Path(directory), arguments.names)
+        differences = compare(GOLDEN, Path(directory), arguments.names, arguments.tolerance)
     print("\n".join(differences) or "the golden files are as this environment makes them")
     return bool(differences)
 

@@ -2,36 +2,101 @@
 
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
-from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig
+from peft import AdaLoraConfig, IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
     MistralConfig,
     MistralForCausalLM,
+    MT5Config,
+    MT5ForConditionalGeneration,
     Qwen2Config,
     Qwen2ForCausalLM,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    XLMRobertaConfig,
+    XLMRobertaForSequenceClassification,
+    T5Config,
+    T5ForConditionalGeneration,
+    T5ForSequenceClassification,
 )
 
 VIRTUAL_TOKENS = 3
 VOCABULARY = 100
 
 
+@dataclass(frozen=True)
+class Names:
+    """How an architecture names what the methods act on."""
+
+    lora: list[str]
+    ia3: list[str]
+    ia3_feedforward: list[str]
+    # Two targets of `lora_patterns`, and an expression for the second in the second layer.
+    patterns: tuple[str, str, str]
+    # What `freeze` trains, the second layer's feed-forward: a part of its names, and parts that its names lack.
+    feed_forward: tuple[str, list[str]]
+
+
+BERT = Names(
+    lora=["query", "value"],
+    ia3=["key", "value"],
+    ia3_feedforward=["output.dense"],
+    patterns=("attention.self.query", "output.dense", r"layers?\.1\..*output.dense"),
+    feed_forward=("layer.1.", ["attention", "LayerNorm"]),
+)
+LLAMA = Names(
+    lora=["q_proj", "v_proj"],
+    ia3=["k_proj", "v_proj"],
+    ia3_feedforward=["down_proj"],
+    patterns=("self_attn.q_proj", "down_proj", r"layers?\.1\..*down_proj"),
+    feed_forward=("layers.1.mlp.", []),
+)
+GPT2 = Names(
+    lora=["c_attn"],
+    ia3=["c_attn"],
+    ia3_feedforward=["mlp.c_proj"],
+    patterns=("attn.c_attn", "c_proj", r"h\.1\..*c_proj"),
+    feed_forward=("h.1.mlp.", []),
+)
+
+T5 = Names(
+    lora=["q", "v"],
+    ia3=["k", "v"],
+    ia3_feedforward=["wo"],
+    patterns=("SelfAttention.q", "wo", r".*decoder\.block\.1\..*wo"),
+    feed_forward=("decoder.block.1.layer.2.DenseReluDense.", []),
+)
+MT5 = replace(T5, ia3=["k", "v", "wi_1"], ia3_feedforward=[])
+
+# Parts of the names of norms and of tables of embeddings.
+NORMS, EMBEDDINGS = ("norm", "ln_"), ("embed", "wte", "wpe")
+
+
 @dataclass
 class Base:
-    """A tiny base model, the batch it is run on and the names of its linear layers."""
+    """A tiny base model, the batch it is run on and the names of its modules."""
 
     name: str
     make: Callable
+    names: Names
     task: str
     lengths: list[int]
+    # Lengths of the decoder's targets.
+    targets: list[int] | None = None
     labels: list | None = None
     pair: bool = False
+    # The task's head, where PEFT does not know its name.
+    head: str | None = None
     methods: list[str] = field(default_factory=list)
 
 
@@ -50,6 +115,44 @@ def bert(num_labels: int):
             num_labels=num_labels,
         )
     )
+
+
+def roberta(model_class, config_class, **changes):
+    """A RoBERTa classifier whose positions begin at 4; `changes` override the tiny configuration."""
+    settings = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 68,
+        "type_vocab_size": 1,
+        "layer_norm_eps": 1e-5,
+        "pad_token_id": 3,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "num_labels": 3,
+    } | changes
+    return lambda: model_class(config_class(**settings))
+
+
+def gpt2(model_class, **changes):
+    """A GPT-2 whose feed-forward is not four times the hidden size; `changes` override the tiny configuration."""
+    settings = {
+        "vocab_size": VOCABULARY,
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_inner": 48,
+        "n_positions": 64,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    } | changes
+    return lambda: model_class(GPT2Config(**settings))
 
 
 def decoder(model_class, config_class, **changes):
@@ -86,24 +189,51 @@ def scaled_llama(**rope):
     )
 
 
-BERT_LENGTHS, TEXT_LENGTHS = [12, 7, 16, 4], [14, 9, 20, 5]
+def t5(model_class, config_class=T5Config, own_head=False, **changes):
+    """An encoder-decoder of the T5 family; `changes` override the tiny configuration."""
+    settings = {
+        "vocab_size": VOCABULARY,
+        "d_model": 32,
+        "d_kv": 6,
+        "d_ff": 64,
+        "num_layers": 2,
+        "num_decoder_layers": 2,
+        "num_heads": 4,
+        "relative_attention_num_buckets": 8,
+        "relative_attention_max_distance": 16,
+        "dropout_rate": 0.0,
+        "decoder_start_token_id": 0,
+    } | changes
+
+    def make():
+        model = model_class(config_class(**settings))
+        if own_head:
+            model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.shared.weight))
+        return model
+
+    return make
+
+
+BERT_LENGTHS, TEXT_LENGTHS, TARGET_LENGTHS = [12, 7, 16, 4], [14, 9, 20, 5], [6, 11, 3, 8]
 PEFT_METHODS = ["lora", "lora_patterns", "ia3", "prompt_tuning", "prefix_tuning", "prefix_tuning_mlp"]
 
 BASES = [
     Base(
         "bert",
         bert(3),
+        BERT,
         "SEQ_CLS",
         BERT_LENGTHS,
         labels=[0, 2, 1, 2],
         pair=True,
-        methods=[*PEFT_METHODS, "ia3_paper", "full", "bitfit", "bitfit_subset", "freeze"],
+        methods=[*PEFT_METHODS, "adalora", "ia3_paper", "full", "bitfit", "bitfit_subset", "freeze"],
     ),
-    Base("bert_regression", bert(1), "SEQ_CLS", BERT_LENGTHS, labels=[0.4, 2.5, -1.0, 3.75], methods=["lora", "bitfit"]),
-    Base("llama", decoder(LlamaForCausalLM, LlamaConfig), "CAUSAL_LM", TEXT_LENGTHS, methods=[*PEFT_METHODS, "full", "freeze"]),
+    Base("bert_regression", bert(1), BERT, "SEQ_CLS", BERT_LENGTHS, labels=[0.4, 2.5, -1.0, 3.75], methods=["lora", "bitfit"]),
+    Base("llama", decoder(LlamaForCausalLM, LlamaConfig), LLAMA, "CAUSAL_LM", TEXT_LENGTHS, methods=[*PEFT_METHODS, "adalora", "full", "freeze"]),
     Base(
         "llama_tied",
         decoder(LlamaForCausalLM, LlamaConfig, tie_word_embeddings=True),
+        LLAMA,
         "CAUSAL_LM",
         TEXT_LENGTHS,
         methods=["lora", "full"],
@@ -111,6 +241,7 @@ BASES = [
     Base(
         "llama_classifier",
         decoder(LlamaForSequenceClassification, LlamaConfig, num_labels=3),
+        LLAMA,
         "SEQ_CLS",
         TEXT_LENGTHS,
         labels=[0, 2, 1, 2],
@@ -119,6 +250,7 @@ BASES = [
     Base(
         "qwen2",
         decoder(Qwen2ForCausalLM, Qwen2Config, tie_word_embeddings=True),
+        LLAMA,
         "CAUSAL_LM",
         TEXT_LENGTHS,
         methods=["lora", "ia3", "prefix_tuning", "bitfit"],
@@ -126,6 +258,7 @@ BASES = [
     Base(
         "mistral",
         decoder(MistralForCausalLM, MistralConfig, sliding_window=8),
+        LLAMA,
         "CAUSAL_LM",
         TEXT_LENGTHS,
         methods=["lora", "prompt_tuning", "prefix_tuning"],
@@ -139,21 +272,112 @@ BASES = [
             high_freq_factor=4.0,
             original_max_position_embeddings=16,
         ),
+        LLAMA,
         "CAUSAL_LM",
         TEXT_LENGTHS,
     ),
-    Base("llama_rope_linear", scaled_llama(rope_type="linear", factor=4.0), "CAUSAL_LM", TEXT_LENGTHS),
+    Base("llama_rope_linear", scaled_llama(rope_type="linear", factor=4.0), LLAMA, "CAUSAL_LM", TEXT_LENGTHS),
     Base(
         "llama_rope_dynamic",
         scaled_llama(rope_type="dynamic", factor=2.0, max_position_embeddings=8),
+        LLAMA,
         "CAUSAL_LM",
         TEXT_LENGTHS,
     ),
     Base(
         "llama_rope_yarn",
         scaled_llama(rope_type="yarn", factor=4.0, original_max_position_embeddings=16),
+        LLAMA,
         "CAUSAL_LM",
         TEXT_LENGTHS,
+    ),
+    Base(
+        "roberta",
+        roberta(RobertaForSequenceClassification, RobertaConfig),
+        BERT,
+        "SEQ_CLS",
+        BERT_LENGTHS,
+        labels=[0, 2, 1, 2],
+        methods=[*PEFT_METHODS, "full", "bitfit", "bitfit_subset", "freeze"],
+    ),
+    Base(
+        "xlm_roberta_regression",
+        roberta(XLMRobertaForSequenceClassification, XLMRobertaConfig, num_labels=1, type_vocab_size=2, pad_token_id=1),
+        BERT,
+        "SEQ_CLS",
+        BERT_LENGTHS,
+        labels=[0.4, 2.5, -1.0, 3.75],
+        pair=True,
+        methods=["lora"],
+    ),
+    Base(
+        "gpt2",
+        gpt2(GPT2LMHeadModel, scale_attn_by_inverse_layer_idx=True),
+        GPT2,
+        "CAUSAL_LM",
+        TEXT_LENGTHS,
+        methods=[*PEFT_METHODS, "full", "bitfit", "freeze"],
+    ),
+    Base(
+        "gpt2_untied",
+        gpt2(GPT2LMHeadModel, scale_attn_weights=False, tie_word_embeddings=False, activation_function="relu"),
+        GPT2,
+        "CAUSAL_LM",
+        TEXT_LENGTHS,
+        methods=["lora"],
+    ),
+    Base(
+        "gpt2_classifier",
+        gpt2(GPT2ForSequenceClassification, num_labels=3),
+        GPT2,
+        "SEQ_CLS",
+        TEXT_LENGTHS,
+        labels=[0, 2, 1, 2],
+        methods=["lora", "ia3", "prompt_tuning", "prefix_tuning"],
+    ),
+    Base(
+        "t5",
+        t5(T5ForConditionalGeneration),
+        T5,
+        "SEQ_2_SEQ_LM",
+        TEXT_LENGTHS,
+        targets=TARGET_LENGTHS,
+        methods=["lora", "lora_patterns", "ia3", "prompt_tuning", "full", "freeze"],
+    ),
+    Base(
+        "t5_v1_1",
+        t5(
+            T5ForConditionalGeneration,
+            own_head=True,
+            num_layers=1,
+            num_decoder_layers=2,
+            feed_forward_proj="gated-gelu",
+            tie_word_embeddings=False,
+        ),
+        T5,
+        "SEQ_2_SEQ_LM",
+        TEXT_LENGTHS,
+        targets=TARGET_LENGTHS,
+        methods=["lora", "full"],
+    ),
+    Base(
+        "t5_classifier",
+        t5(T5ForSequenceClassification, num_labels=3),
+        T5,
+        "SEQ_CLS",
+        TEXT_LENGTHS,
+        labels=[0, 2, 1, 2],
+        head="classification_head",
+        methods=["lora", "full"],
+    ),
+    Base(
+        "mt5",
+        t5(MT5ForConditionalGeneration, MT5Config, own_head=True),
+        MT5,
+        "SEQ_2_SEQ_LM",
+        TEXT_LENGTHS,
+        targets=TARGET_LENGTHS,
+        methods=["ia3"],
     ),
 ]
 
@@ -168,9 +392,10 @@ def randomise(named_parameters, generator: torch.Generator) -> None:
     with torch.no_grad():
         for name, value in named_parameters:
             noise = torch.randn(value.shape, generator=generator)
-            if "norm" in name.lower() and name.endswith("weight") or "ia3_l" in name:
+            is_norm = any(part in name.lower() for part in NORMS)
+            if is_norm and name.endswith("weight") or "ia3_l" in name:
                 value.copy_(1.0 + 0.2 * noise)
-            elif "embed" in name or "prompt_encoder" in name and "transform" not in name:
+            elif any(part in name for part in EMBEDDINGS) or "prompt_encoder" in name and "transform" not in name:
                 value.copy_(0.5 * noise)
             else:
                 value.copy_(0.15 * noise)
@@ -178,14 +403,15 @@ def randomise(named_parameters, generator: torch.Generator) -> None:
 
 def peft_config(base: Base, method: str):
     """PEFT's configuration of a method, or None for a method that PEFT lacks."""
-    is_bert = base.name.startswith("bert")
-    attention = ["query", "value"] if is_bert else ["q_proj", "v_proj"]
+    names = base.names
     common = {"task_type": base.task}
+    if base.head:
+        common["modules_to_save"] = [base.head]
     match method:
         case "lora":
-            return LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, target_modules=attention, **common)
+            return LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, target_modules=names.lora, **common)
         case "lora_patterns":
-            first, second = ("attention.self.query", "output.dense") if is_bert else ("self_attn.q_proj", "down_proj")
+            first, second, second_in_layer = names.patterns
             return LoraConfig(
                 r=4,
                 lora_alpha=8,
@@ -193,18 +419,23 @@ def peft_config(base: Base, method: str):
                 use_rslora=True,
                 target_modules="all-linear",
                 rank_pattern={first: 2, second: 6},
-                alpha_pattern={rf"layers?\.1\..*{second}": 3},
+                alpha_pattern={second_in_layer: 3},
                 **common,
             )
+        case "adalora":
+            return AdaLoraConfig(
+                init_r=4, target_r=2, lora_alpha=8, tinit=1, tfinal=1, total_step=10, target_modules=attention, **common
+            )
         case "ia3":
-            ff = ["output.dense"] if is_bert else ["down_proj"]
-            targets = (["key", "value"] if is_bert else ["k_proj", "v_proj"]) + ff
-            return IA3Config(target_modules=targets, feedforward_modules=ff, **common)
+            ff = names.ia3_feedforward
+            return IA3Config(target_modules=names.ia3 + ff, feedforward_modules=ff, **common)
         case "ia3_paper":
             ff = r".*layer\.\d+\.output\.dense"
             return IA3Config(target_modules=rf".*\.(key|value)|{ff}", feedforward_modules=ff, **common)
         case "prompt_tuning":
-            return PromptTuningConfig(num_virtual_tokens=VIRTUAL_TOKENS, **common)
+            # Of an encoder-decoder's two prompts PEFT uses the encoder's only.
+            submodules = {"num_transformer_submodules": 1} if base.task == "SEQ_2_SEQ_LM" else {}
+            return PromptTuningConfig(num_virtual_tokens=VIRTUAL_TOKENS, **submodules, **common)
         case "prefix_tuning":
             return PrefixTuningConfig(num_virtual_tokens=VIRTUAL_TOKENS, **common)
         case "prefix_tuning_mlp":

@@ -200,6 +200,7 @@ fn method(work: &str) -> Result<(&'static str, Map<String, Value>)> {
         work if work.ends_with("-houlsby") => ("houlsby", json!({ "bottleneck_dim": 64 })),
         work if work.ends_with("-prefix") => ("prefix-tuning", json!({ "num_virtual_tokens": 20 })),
         work if work.ends_with("-ia3") => ("ia3", json!({})),
+        work if work.ends_with("-lst") => ("ladder-side-tuning", json!({})),
         other => bail!("unknown work `{other}`"),
     };
     let Value::Object(settings) = settings else {

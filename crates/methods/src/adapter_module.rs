@@ -328,6 +328,15 @@ impl Adapter for AdapterModule {
         self.method.hidden(layer, hidden, cx)
     }
 
+    fn final_norm(
+        &self,
+        states: Tensor<2>,
+        norm: &dyn Fn(Tensor<2>) -> Tensor<2>,
+        cx: &ForwardContext<'_>,
+    ) -> Tensor<2> {
+        self.method.final_norm(states, norm, cx)
+    }
+
     fn first_layer(&self) -> usize {
         self.with_chain(|chain| chain.first_layer())
     }

@@ -29,6 +29,8 @@ pub const TENSORS_FILE: &str = "adapter_model.safetensors";
 
 /// Modules that PEFT saves beside every adapter of a sequence classification model.
 const HEADS: [&str; 2] = ["classifier", "score"];
+/// Paths of heads that PEFT must be told of.
+const OTHER_HEADS: [&str; 1] = ["classification_head"];
 
 /// What only our files say, under the key `epiphyte`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -108,7 +110,7 @@ fn config_json(module: &AdapterModule, base: &Base, about: &About) -> Value {
         "auto_mapping": null,
         "base_model_name_or_path": about.base_model,
         "inference_mode": true,
-        "modules_to_save": base.task_head.as_ref().map(|_| HEADS),
+        "modules_to_save": base.task_head.as_deref().map(saved_heads),
         "peft_type": definition.peft_type,
         "peft_version": "0.21.2",
         "revision": null,
@@ -121,6 +123,12 @@ fn config_json(module: &AdapterModule, base: &Base, about: &About) -> Value {
     let mut sorted: Vec<(String, Value)> = all.into_iter().collect();
     sorted.sort_by(|a, b| a.0.cmp(&b.0));
     Value::Object(sorted.into_iter().collect())
+}
+
+/// PEFT's list of trained heads. It adds the two that it knows, whichever the model has.
+fn saved_heads(head: &str) -> Vec<&str> {
+    let other = Some(head).filter(|head| !HEADS.contains(head));
+    other.into_iter().chain(HEADS).collect()
 }
 
 /// An adapter's directory, its configuration read and its tensors not yet.
@@ -406,7 +414,7 @@ fn settings(
             let saved = value.as_array().into_iter().flatten();
             if let Some(other) = saved
                 .into_iter()
-                .find(|name| !HEADS.iter().any(|head| **name == *head))
+                .find(|name| !HEADS.iter().chain(&OTHER_HEADS).any(|head| **name == *head))
             {
                 return Err(unsupported(path, key, other));
             }

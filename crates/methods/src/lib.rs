@@ -33,6 +33,8 @@ pub mod parts {
     pub mod delta;
     pub(crate) mod dense;
     pub mod replace;
+    pub mod sparse;
+    pub mod structural_pruning;
     pub(crate) mod virtual_tokens;
 }
 
@@ -53,19 +55,29 @@ pub mod soft_prompts {
 /// Some of the base's own parameters.
 pub mod selective {
     pub mod bitfit;
+    pub mod fish_mask;
     pub mod freeze;
     pub mod full;
+    pub mod lt_sft;
 }
 
 /// Changes of a weight that are expressed by few parameters.
 pub mod reparametrized {
+    pub mod adalora;
     pub mod lora;
+}
+
+/// Networks of their own that read the states of the frozen base.
+pub mod side_networks {
+    pub mod ladder_side_tuning;
 }
 
 mod adapter_module;
 mod error;
 pub mod file;
 mod registry;
+#[cfg(test)]
+mod test_data;
 
 pub use adapter_module::{AdapterModule, ParameterCounts};
 pub use error::MethodError;

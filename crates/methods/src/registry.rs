@@ -5,20 +5,26 @@ use serde_json::{Map, Value};
 
 use crate::framework::method::{KeyStyle, Method, MethodConfig};
 use crate::framework::settings::{self, Flag, SettingError};
-use crate::{MethodError, ParameterSet, adapters, reparametrized, selective, soft_prompts};
+use crate::{
+    MethodError, ParameterSet, adapters, reparametrized, selective, side_networks, soft_prompts,
+};
 
 /// The methods there are.
 pub static METHODS: &[Definition] = &[
     Definition::of::<selective::full::FullConfig>(),
     Definition::of::<selective::freeze::FreezeConfig>(),
     Definition::of::<selective::bitfit::BitFitConfig>(),
+    Definition::of::<selective::fish_mask::FishMaskConfig>(),
+    Definition::of::<selective::lt_sft::LtSftConfig>(),
     Definition::of::<reparametrized::lora::LoraConfig>(),
+    Definition::of::<reparametrized::adalora::AdaLoraConfig>(),
     Definition::of::<adapters::ia3::Ia3Config>(),
     Definition::of::<adapters::houlsby::HoulsbyConfig>(),
     Definition::of::<adapters::pfeiffer::PfeifferConfig>(),
     Definition::of::<soft_prompts::prompt_tuning::PromptTuningConfig>(),
     Definition::of::<soft_prompts::prefix_tuning::PrefixTuningConfig>(),
     Definition::of::<soft_prompts::p_tuning_v2::PTuningV2Config>(),
+    Definition::of::<side_networks::ladder_side_tuning::LadderSideTuningConfig>(),
 ];
 
 /// The method of a name.

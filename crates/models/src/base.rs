@@ -6,7 +6,8 @@ use burn::tensor::Tensor;
 use epiphyte_ops::FrozenMatrix;
 
 use crate::adapter::Site;
-use crate::blocks::LayerShape;
+use crate::blocks::{LayerNames, LayerShape};
+use crate::rope::RotaryEmbedding;
 
 /// One frozen tensor.
 #[derive(Clone, Debug)]
@@ -182,6 +183,8 @@ pub struct Base {
     pub(crate) tensors: BTreeMap<String, BaseTensor>,
     pub(crate) linears: Vec<LinearInfo>,
     pub(crate) layer_shapes: Vec<LayerShape>,
+    pub(crate) layer_names: Vec<(String, LayerNames)>,
+    pub(crate) rotary: Option<RotaryEmbedding>,
 }
 
 impl Base {
@@ -210,6 +213,17 @@ impl Base {
     /// The shape of each layer, for methods that build layers like the base's own.
     pub fn layer_shapes(&self) -> &[LayerShape] {
         &self.layer_shapes
+    }
+
+    /// The module path of each layer and how its tensors are named below it; empty for families whose
+    /// layers are not of [`blocks::Layer`](crate::blocks::Layer).
+    pub fn layer_names(&self) -> &[(String, LayerNames)] {
+        &self.layer_names
+    }
+
+    /// How queries and keys are rotated, for models with rotary positions.
+    pub fn rotary(&self) -> Option<&RotaryEmbedding> {
+        self.rotary.as_ref()
     }
 
     /// The number of values in the base, without the task's head.

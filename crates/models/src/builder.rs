@@ -9,7 +9,8 @@ use epiphyte_ops::{FrozenMatrix, Precision, Source as Values};
 use crate::ModelError;
 use crate::adapter::{Role, Site};
 use crate::base::{Base, BaseTensor, BaseValues, DefaultTargets, Depth, Dimensions, LinearInfo};
-use crate::blocks::{LayerShape, Linear, Matrix, Vector};
+use crate::blocks::{LayerNames, LayerShape, Linear, Matrix, Vector};
+use crate::rope::RotaryEmbedding;
 
 /// Where the values of a base come from: a checkpoint, or an initializer.
 pub trait Source {
@@ -18,6 +19,11 @@ pub trait Source {
     /// # Errors
     /// If the source has no such tensor, or has it in another shape or type.
     fn open(&mut self, name: &str, shape: &[usize]) -> Result<Arc<Values>, ModelError>;
+
+    /// Whether the source has the tensor; an initializer has every one.
+    fn contains(&self, _name: &str) -> bool {
+        true
+    }
 }
 
 /// What a [`Base`] says about itself beside its tensors.
@@ -33,12 +39,15 @@ pub(crate) struct Summary<'a> {
 pub struct Builder<'a> {
     source: &'a mut dyn Source,
     shared: Option<&'a Base>,
+    base_prefix: &'static str,
     device: Device,
     precision: Precision,
     depth: Depth,
     tensors: BTreeMap<String, BaseTensor>,
     linears: Vec<LinearInfo>,
     layer_shapes: Vec<LayerShape>,
+    layer_names: Vec<(String, LayerNames)>,
+    rotary: Option<RotaryEmbedding>,
     failures: Vec<ModelError>,
 }
 
@@ -48,23 +57,31 @@ impl<'a> Builder<'a> {
         Self {
             source,
             shared: None,
+            base_prefix: "",
             device: device.clone().inner(),
             precision,
             depth: Depth::Embeddings,
             tensors: BTreeMap::new(),
             linears: Vec::new(),
             layer_shapes: Vec::new(),
+            layer_names: Vec::new(),
+            rotary: None,
             failures: Vec::new(),
         }
     }
 
-    /// Takes the tensors of `shared`, except its task's head, instead of reading them.
-    pub(crate) fn sharing(self, shared: Option<&'a Base>) -> Self {
-        Self { shared, ..self }
+    /// Takes the tensors of `shared`, except its task's head, instead of reading them. Models with
+    /// different heads may have or lack `base_prefix` before the names of the same tensors.
+    pub(crate) fn sharing(self, shared: Option<&'a Base>, base_prefix: &'static str) -> Self {
+        Self {
+            shared,
+            base_prefix,
+            ..self
+        }
     }
 
     /// Where in the model the tensors that follow are used.
-    pub(crate) fn at(&mut self, depth: Depth) -> &mut Self {
+    pub fn at(&mut self, depth: Depth) -> &mut Self {
         self.depth = depth;
         self
     }
@@ -80,6 +97,21 @@ impl<'a> Builder<'a> {
     /// Notes the shape of the layer that is being built.
     pub(crate) fn layer_shape(&mut self, shape: LayerShape) {
         self.layer_shapes.push(shape);
+    }
+
+    /// Notes the path of the layer that is being built and the names below it.
+    pub(crate) fn layer_names(&mut self, path: &str, names: &LayerNames) {
+        self.layer_names.push((path.to_owned(), *names));
+    }
+
+    /// Notes how queries and keys are rotated.
+    pub(crate) fn rotary(&mut self, rotary: &RotaryEmbedding) {
+        self.rotary = Some(rotary.clone());
+    }
+
+    /// Whether the source has a tensor.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.source.contains(name)
     }
 
     /// A vector of the base, `[size]`.
@@ -179,15 +211,8 @@ impl<'a> Builder<'a> {
     ///
     /// # Errors
     /// Everything that could not be read, in one error.
-    pub(crate) fn finish(self, summary: Summary<'_>) -> Result<Base, ModelError> {
-        if !self.failures.is_empty() {
-            let loaded = self.tensors.len() - self.failures.len();
-            return Err(ModelError::incomplete(
-                loaded,
-                self.tensors.len(),
-                self.failures,
-            ));
-        }
+    pub(crate) fn finish(mut self, summary: Summary<'_>) -> Result<Base, ModelError> {
+        self.check()?;
         Ok(Base {
             dimensions: summary.dimensions,
             default_targets: summary.default_targets,
@@ -197,7 +222,26 @@ impl<'a> Builder<'a> {
             tensors: self.tensors,
             linears: self.linears,
             layer_shapes: self.layer_shapes,
+            layer_names: self.layer_names,
+            rotary: self.rotary,
         })
+    }
+
+    /// The tensors alone, for layers that are not a model's: those of a side network.
+    ///
+    /// # Errors
+    /// Everything that could not be read, in one error.
+    pub fn into_tensors(mut self) -> Result<BTreeMap<String, BaseTensor>, ModelError> {
+        self.check()?;
+        Ok(self.tensors)
+    }
+
+    fn check(&mut self) -> Result<(), ModelError> {
+        let (all, failures) = (self.tensors.len(), std::mem::take(&mut self.failures));
+        match failures.len() {
+            0 => Ok(()),
+            failed => Err(ModelError::incomplete(all - failed, all, failures)),
+        }
     }
 
     fn insert(&mut self, name: &str, values: BaseValues, is_norm: bool) {
@@ -212,6 +256,11 @@ impl<'a> Builder<'a> {
     /// The tensor of the base whose tensors are shared.
     fn shared_tensor(&self, name: &str) -> Option<&'a BaseValues> {
         let shared = self.shared?;
+        let bare = name.strip_prefix(self.base_prefix).unwrap_or(name);
+        let full = format!("{}{bare}", self.base_prefix);
+        let name = [bare, &full]
+            .into_iter()
+            .find(|name| shared.tensor(name).is_some())?;
         let tensor = shared.tensor(name).filter(|_| !shared.is_of_head(name));
         tensor.map(|tensor| &tensor.values)
     }

@@ -101,7 +101,8 @@ fn read(
         Some([copy, original]) => source.reader.is_tied(copy, original),
         None => false,
     };
-    let builder = Builder::new(&mut source, device, options.precision).sharing(shared);
+    let prefix = family.key_rules(head).base_prefix;
+    let builder = Builder::new(&mut source, device, options.precision).sharing(shared, prefix);
     let model = family.build(head, tied, builder)?;
     let has_head = source.has_head;
     if shared.is_none() {
@@ -163,6 +164,10 @@ impl Source for FromCheckpoint<'_> {
             let values = checkpoint.to_f32(&stored, &shape);
             values.expect("shape and type were checked when the tensor was claimed")
         }))
+    }
+
+    fn contains(&self, name: &str) -> bool {
+        self.reader.contains(name)
     }
 }
 

@@ -123,6 +123,33 @@ impl RotaryEmbedding {
         }
     }
 
+    /// The same rotation for heads of `head_dim` dimensions, a divisor of this one's: the frequencies
+    /// span the same range in larger steps.
+    #[must_use]
+    pub fn with_head_dim(&self, head_dim: usize) -> Self {
+        let step = self.head_dim / head_dim;
+        let spread = |factors: &[f64]| factors.iter().copied().step_by(step).collect();
+        let scaling = match &self.scaling {
+            RopeScaling::LongRope {
+                short_factor,
+                long_factor,
+                original_max_position_embeddings,
+                attention_factor,
+            } => RopeScaling::LongRope {
+                short_factor: spread(short_factor),
+                long_factor: spread(long_factor),
+                original_max_position_embeddings: *original_max_position_embeddings,
+                attention_factor: *attention_factor,
+            },
+            other => other.clone(),
+        };
+        Self {
+            head_dim,
+            scaling,
+            ..self.clone()
+        }
+    }
+
     /// What cosines and sines are multiplied by: 1 except for `yarn` and `longrope`.
     pub fn attention_factor(&self) -> f32 {
         match self.scaling {

@@ -11,9 +11,9 @@ use crate::linear::SHAPES;
 /// Drops elements with probability `p` and scales the others by `1 / (1 - p)` (Srivastava et al.
 /// 2014), if the sequences have random keys; otherwise returns `x`.
 ///
-/// Whether an element is dropped depends on its sequence's key, on `site` and on its row and column
-/// within the sequence, so a run repeats on any number of threads, in any batch, and after a
-/// resume.
+/// Whether an element is dropped depends on its sequence's key, on `site`, on its row's position in
+/// the sequence and on its column, so a run repeats on any number of threads, in any batch, after a
+/// resume, and whether or not only some rows are left.
 ///
 /// # Shapes
 /// - `x`, result: `[tokens, hidden]`
@@ -64,12 +64,20 @@ impl Dropout {
     }
 
     /// Multiplies each element of rows of `width` by its factor; forward and backward are the same.
+    /// Rows draw at their position, also where only some of a sequence's were selected.
     pub(crate) fn apply_to(&self, x: &mut [f32], width: usize) {
         let keys = self.sequences.keys().unwrap_or_default();
+        let positions: Vec<usize> = self.sequences.positions().collect();
         for (key, pair) in keys.iter().zip(self.sequences.boundaries().windows(2)) {
             let mask = kernels::Dropout::new(self.p as f32, site_key(*key, self.site));
-            mask.and_then(|mask| mask.apply(&mut x[pair[0] * width..pair[1] * width], width, 0))
-                .expect(SHAPES);
+            let mask = mask.expect(SHAPES);
+            let mut start = pair[0];
+            for run in positions[pair[0]..pair[1]].chunk_by(|a, b| a + 1 == *b) {
+                let end = start + run.len();
+                let rows = &mut x[start * width..end * width];
+                mask.apply(rows, width, run[0] as u64).expect(SHAPES);
+                start = end;
+            }
         }
     }
 }
@@ -113,5 +121,23 @@ impl Fused<1> for Mask {
             self.dropout.apply_to(gradient.values_mut(), self.shape[1]);
             gradient
         })]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Tensor;
+
+    use super::dropout;
+    use crate::{Sequences, rows};
+
+    #[test]
+    fn selected_rows_draw_what_they_draw_among_all() {
+        let all = Sequences::new(vec![0, 4, 9]).with_keys(vec![5, 6]);
+        let x = Tensor::<2>::ones([9, 40], &Default::default());
+        let selected = [0, 2, 3, 5, 8];
+        let expected = rows(dropout(x.clone(), 0.5, 1, &all), &selected);
+        let found = dropout(rows(x, &selected), 0.5, 1, &all.select_rows(&selected));
+        assert_eq!(found.to_data(), expected.to_data());
     }
 }

@@ -206,6 +206,17 @@ pub enum TrainError {
         /// The number of segments of the model.
         segments: usize,
     },
+    /// Examples have target texts, but the model has one stack.
+    #[error(
+        "a target text for each source text needs an encoder-decoder such as T5, and this model is none: use \
+         the task causal-lm"
+    )]
+    NoDecoder,
+    /// The model is an encoder-decoder, but examples have no target texts.
+    #[error(
+        "this model is an encoder-decoder, which learns a target text for each source text: use the task seq2seq"
+    )]
+    NoTargetText,
     /// A batch has no target.
     #[error("step {step} has no target to learn from: every label is ignored")]
     NothingToLearn {
@@ -232,6 +243,9 @@ pub enum TrainError {
     /// The model cannot generate.
     #[error("this model has no language-model head, so it cannot generate")]
     CannotGenerate,
+    /// Text of an encoder-decoder.
+    #[error("text cannot be generated with an encoder-decoder yet; `epiphyte eval` scores it")]
+    CannotDecode,
     /// The prompt leaves no room for a new token.
     #[error("the prompt has {length} tokens, but the model reads no more than {limit}: shorten it")]
     PromptTooLong {

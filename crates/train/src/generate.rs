@@ -24,7 +24,8 @@ pub struct Generation {
 /// Continues `prompt`; tells `each` new token as soon as it is chosen, and returns all of them.
 ///
 /// # Errors
-/// If the model has no language-model head, or the prompt leaves no room for a token.
+/// If the model has no language-model head or is an encoder-decoder, or the prompt leaves no room for a
+/// token.
 pub fn generate(
     model: &Model,
     adapter: &dyn Adapter,
@@ -33,6 +34,9 @@ pub fn generate(
     mut each: impl FnMut(u32),
 ) -> Result<Vec<u32>, TrainError> {
     let head = model.language_head().ok_or(TrainError::CannotGenerate)?;
+    if model.base().dimensions.encoder_layers > 0 {
+        return Err(TrainError::CannotDecode);
+    }
     let draws = random::uniform(how.seed, how.max_new_tokens, 0.0, 1.0);
     let limit = model.base().dimensions.max_positions;
     let limit = limit.unwrap_or(usize::MAX).min(how.max_length);

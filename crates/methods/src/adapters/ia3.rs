@@ -121,9 +121,14 @@ impl MethodConfig for Ia3Config {
         }
     }
 
+    const COMPUTED: &'static [&'static str] = Selection::COMPUTED;
+
+    fn computed(&self, base: &Base) -> Map<String, Value> {
+        self.selection().computed(base)
+    }
+
     fn peft_defaults() -> Map<String, Value> {
         Map::from_iter([
-            ("fan_in_fan_out".to_owned(), Value::Bool(false)),
             ("init_ia3_weights".to_owned(), Value::Bool(true)),
             ("modules_to_save".to_owned(), Value::Null),
         ])

@@ -52,8 +52,9 @@ impl MethodConfig for PfeifferConfig {
 
     fn examples() -> Vec<Value> {
         vec![
-            // A sixteenth of the tests' hidden size is a single unit, which may be off for every token.
-            json!({ "bottleneck_dim": 6 }),
+            // A sixteenth of the tests' hidden size is a single unit, which may be off for every token; a
+            // smooth activation, since gradients are compared with slopes.
+            json!({ "bottleneck_dim": 6, "non_linearity": "gelu" }),
             json!({ "reduction_factor": 4, "non_linearity": "silu", "init_weights": "mam_adapter" }),
         ]
     }

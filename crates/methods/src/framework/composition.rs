@@ -96,6 +96,21 @@ impl Adapter for Chain<'_> {
             .fold(hidden, |hidden, adapter| adapter.hidden(layer, hidden, cx))
     }
 
+    fn final_norm(
+        &self,
+        states: Tensor<2>,
+        norm: &dyn Fn(Tensor<2>) -> Tensor<2>,
+        cx: &ForwardContext<'_>,
+    ) -> Tensor<2> {
+        match self.0.split_last() {
+            Some((last, before)) => {
+                let norm = |states| Chain(before).final_norm(states, norm, cx);
+                last.final_norm(states, &norm, cx)
+            }
+            None => norm(states),
+        }
+    }
+
     fn first_layer(&self) -> usize {
         let layers = self.0.iter().map(|adapter| adapter.first_layer());
         layers.min().unwrap_or(usize::MAX)

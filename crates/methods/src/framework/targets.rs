@@ -7,11 +7,15 @@
 use epiphyte_models::{Base, LinearInfo, Role};
 use regex::Regex;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::MethodError;
 
 /// The word for every linear layer but the head.
 pub const ALL_LINEAR: &str = "all-linear";
+
+/// Whether the targets' weights are stored as `[in, out]`: a key of HF PEFT that follows from the base.
+const FAN_IN_FAN_OUT: &str = "fan_in_fan_out";
 
 /// Names of modules: a list of path endings, or a regular expression for whole paths.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -178,7 +182,7 @@ impl Selection<'_> {
                     .layer
                     .is_some_and(|layer| layers.contains(&layer))
             });
-            let in_head = base.task_head.as_deref() == Some(path);
+            let in_head = is_of_task_head(base, path);
             if taken && !excluded && in_layers && !in_head {
                 chosen.push(linear);
             }
@@ -218,7 +222,7 @@ impl Selection<'_> {
             .iter()
             .filter(|linear| linear.site.role == Role::Head);
         let heads = heads.map(|linear| (linear.site.path.as_str(), "the language model's head"));
-        let heads = heads.filter(|(path, _)| base.task_head.as_deref() != Some(path));
+        let heads = heads.filter(|(path, _)| !is_of_task_head(base, path));
         for (path, what) in tables.chain(heads) {
             if self.matches(targets, path)? && !self.is_excluded(path)? {
                 return Err(MethodError::Value {
@@ -232,6 +236,19 @@ impl Selection<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Keys of HF PEFT that follow from the targets ([`MethodConfig::COMPUTED`]), for methods whose
+    /// files have `fan_in_fan_out`.
+    ///
+    /// [`MethodConfig::COMPUTED`]: crate::MethodConfig::COMPUTED
+    pub const COMPUTED: &'static [&'static str] = &[FAN_IN_FAN_OUT];
+
+    /// The values of [`Selection::COMPUTED`]: `fan_in_fan_out` is true over GPT-2's `Conv1D`.
+    pub fn computed(&self, base: &Base) -> Map<String, Value> {
+        let targets = self.of(base);
+        let transposed = targets.is_ok_and(|targets| targets.iter().any(|it| it.transposed));
+        Map::from_iter([(FAN_IN_FAN_OUT.to_owned(), Value::Bool(transposed))])
     }
 
     fn matches(&self, modules: &Modules, path: &str) -> Result<bool, MethodError> {
@@ -254,6 +271,11 @@ impl Selection<'_> {
             .cloned()
             .unwrap_or_else(|| Modules::endings((self.defaults)(base)))
     }
+}
+
+/// Whether a linear layer belongs to the task's head, which is trained whole with every method.
+fn is_of_task_head(base: &Base, path: &str) -> bool {
+    base.is_of_head(&format!("{path}.weight"))
 }
 
 #[cfg(test)]

@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::Tensor;
-use epiphyte_models::{Adapter, Base, Hook, StandIn};
+use epiphyte_models::{Adapter, Base, BaseTensor, Hook, StandIn};
 
-use crate::framework::parameters::{Init, Param, ParameterSet};
+use crate::framework::parameters::{Init, Param, ParamGroup, ParameterSet};
 use crate::{Method, MethodError};
 
 /// Trained tensors by the name of the base tensor that each replaces; they start as copies.
@@ -20,16 +20,27 @@ impl Replaced {
     /// Replaces the tensors whose names `choose` accepts. The task's head is not offered: it is
     /// trained with every method.
     pub fn new(base: &Base, parameters: &mut ParameterSet, choose: impl Fn(&str) -> bool) -> Self {
-        Self::of(chosen(base, choose), base, parameters)
+        Self::in_group(ParamGroup::default(), base, parameters, choose)
+    }
+
+    /// As [`Replaced::new`], with rules of their own for the optimizer.
+    pub fn in_group(
+        group: ParamGroup,
+        base: &Base,
+        parameters: &mut ParameterSet,
+        choose: impl Fn(&str) -> bool,
+    ) -> Self {
+        Self::of(chosen(base, choose), group, base, parameters)
     }
 
     /// Replaces the task's head, if the base has one.
     pub fn head(base: &Base, parameters: &mut ParameterSet) -> Self {
         let names = base.tensors().keys().filter(|name| base.is_of_head(name));
-        Self::of(names.map(String::as_str).collect(), base, parameters)
+        let names = names.map(String::as_str).collect();
+        Self::of(names, ParamGroup::default(), base, parameters)
     }
 
-    fn of(names: Vec<&str>, base: &Base, parameters: &mut ParameterSet) -> Self {
+    fn of(names: Vec<&str>, group: ParamGroup, base: &Base, parameters: &mut ParameterSet) -> Self {
         let first_layer = names.iter().map(|name| base.first_layer_of(name)).min();
         let by_name = names
             .into_iter()
@@ -38,13 +49,33 @@ impl Replaced {
                 let init = Init::Base(tensor.clone());
                 (
                     name.to_owned(),
-                    parameters.declare(name, &tensor.shape(), init),
+                    parameters.declare_in(group, name, &tensor.shape(), init),
                 )
             })
             .collect();
         Self {
             by_name,
             first_layer: first_layer.unwrap_or(usize::MAX),
+        }
+    }
+
+    /// Declares `tensors`, those of layers that the method adds, with the initial values that `init`
+    /// chooses.
+    pub fn added(
+        tensors: &BTreeMap<String, BaseTensor>,
+        parameters: &mut ParameterSet,
+        init: impl Fn(&str, &BaseTensor) -> Init,
+    ) -> Self {
+        let by_name = tensors.iter().map(|(name, tensor)| {
+            let init = init(name, tensor);
+            (
+                name.clone(),
+                parameters.declare(name, &tensor.shape(), init),
+            )
+        });
+        Self {
+            by_name: by_name.collect(),
+            first_layer: 0,
         }
     }
 

@@ -21,12 +21,12 @@ pub(crate) const COMPUTED: &[&str] = &[
 
 /// Their values, for vectors that are `heads` heads side by side and `token_dim` wide.
 pub(crate) fn computed(base: &Base, heads: usize, token_dim: usize) -> Map<String, Value> {
-    let values = [
-        json!(heads),
-        json!(base.dimensions.layers),
-        json!(1),
-        json!(token_dim),
-    ];
+    // Of an encoder-decoder PEFT counts the encoder's layers.
+    let layers = match base.dimensions.encoder_layers {
+        0 => base.dimensions.layers,
+        encoder_layers => encoder_layers,
+    };
+    let values = [json!(heads), json!(layers), json!(1), json!(token_dim)];
     COMPUTED
         .iter()
         .map(|&key| key.to_owned())

@@ -54,7 +54,7 @@ crate::settings! {
 }
 
 /// An alpha as HF PEFT writes it: without a point where it is a whole number.
-fn alpha<S: serde::Serializer>(alpha: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn alpha<S: serde::Serializer>(alpha: &f64, serializer: S) -> Result<S::Ok, S::Error> {
     written(*alpha).serialize(serializer)
 }
 
@@ -250,12 +250,18 @@ impl MethodConfig for LoraConfig {
         }
     }
 
+    const COMPUTED: &'static [&'static str] = Selection::COMPUTED;
+
+    fn computed(&self, base: &Base) -> Map<String, Value> {
+        self.selection().computed(base)
+    }
+
     fn peft_defaults() -> Map<String, Value> {
         let Value::Object(defaults) = json!({
             "alora_invocation_tokens": null, "arrow_config": null, "bias": "none",
             "corda_config": null, "ensure_weight_tying": false, "eva_config": null,
-            "fan_in_fan_out": false, "kasa_config": null, "layer_replication": null,
-            "layers_pattern": null, "loftq_config": {}, "lora_bias": false, "lora_ga_config": null,
+            "kasa_config": null, "layer_replication": null, "layers_pattern": null,
+            "loftq_config": {}, "lora_bias": false, "lora_ga_config": null,
             "megatron_config": null, "megatron_core": "megatron.core", "modules_to_save": null,
             "monteclora_config": null, "qalora_group_size": 16, "target_parameters": null,
             "trainable_token_indices": null, "use_bdlora": null, "use_dora": false,

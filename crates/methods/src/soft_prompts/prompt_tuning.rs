@@ -6,7 +6,8 @@
 //! `E' = [P; E(x)]` with `P: [p, d]`: the layers see `p` tokens more. They take the first positions
 //! and segment 0, as in HF PEFT, so the text's own tokens move `p` positions on, and BERT's pooler reads
 //! the first virtual token. Language models have no loss on them; the last one predicts the text's
-//! first token.
+//! first token. An encoder-decoder has them in front of the encoder's input only, as in the paper and,
+//! with `num_transformer_submodules` 1, in PEFT.
 //!
 //! `P` starts normal with standard deviation one (`RANDOM`, far from real embeddings and slow to
 //! train), as rows of the word embeddings drawn with replacement (`SAMPLE_VOCAB`), as those of a text,
@@ -244,6 +245,9 @@ impl Adapter for PromptTuning {
     }
 
     fn embeddings(&self, embedded: Embedded, _cx: &ForwardContext<'_>) -> Embedded {
+        if embedded.decoder {
+            return embedded;
+        }
         let Embedded {
             states,
             type_ids,

@@ -3,7 +3,9 @@
 use std::sync::Mutex;
 
 use burn::tensor::Tensor;
-use epiphyte_models::{Adapter, AdapterBatch, ForwardContext, Hidden, Identity, Model};
+use epiphyte_models::{
+    Adapter, AdapterBatch, ENCODER_STREAM, ForwardContext, Hidden, Identity, Model,
+};
 
 use crate::compare;
 use crate::golden::{Base, Batch, Expected};
@@ -46,7 +48,11 @@ pub(crate) fn check(base: &Base, differences: &mut Vec<String>) {
     let layers = model.base().dimensions.layers;
     let states = States::default();
     let last = values(model.hidden(&batch.tokens(), &states).states);
-    let entering = states.0.into_inner().expect("no holder of the lock panics");
+    let States { entering, encoder } = states;
+    let entering = entering.into_inner().expect("no holder of the lock panics");
+    if let Some(encoder) = encoder.into_inner().expect("no holder of the lock panics") {
+        same("encoder_states", &encoder);
+    }
     assert_eq!(entering.len(), layers + 1);
     for (index, states) in entering.iter().take(layers).enumerate() {
         same(&format!("hidden_states/{index}"), states);
@@ -54,16 +60,24 @@ pub(crate) fn check(base: &Base, differences: &mut Vec<String>) {
     same(&format!("hidden_states/{layers}"), &last);
 }
 
-/// Keeps the states that enter each layer, and those that leave the last.
+/// Keeps the states that enter each layer, and those that leave the last; of an encoder-decoder also
+/// the encoder's output.
 #[derive(Default)]
-struct States(Mutex<Vec<Vec<f32>>>);
+struct States {
+    entering: Mutex<Vec<Vec<f32>>>,
+    encoder: Mutex<Option<Vec<f32>>>,
+}
 
 impl Adapter for States {
     fn hidden(&self, _layer: usize, hidden: Hidden, _cx: &ForwardContext<'_>) -> Hidden {
-        self.0
-            .lock()
+        let entering = self.entering.lock();
+        entering
             .expect("no holder of the lock panics")
             .push(values(hidden.states.clone()));
+        if let Some(encoder) = hidden.stream(ENCODER_STREAM) {
+            let kept = self.encoder.lock();
+            *kept.expect("no holder of the lock panics") = Some(values(encoder.states.clone()));
+        }
         hidden
     }
 }
@@ -75,9 +89,11 @@ pub(crate) fn logits(model: &Model, batch: &Batch, adapter: &dyn Adapter) -> Vec
         return values(model.logits(&tokens, adapter));
     };
     let hidden = model.hidden(&tokens, adapter);
-    let ends = hidden.rows.boundaries()[1..]
-        .iter()
-        .zip(tokens.sequences.lengths());
+    let data = match &tokens.decoder {
+        Some(decoder) => &decoder.sequences,
+        None => &tokens.sequences,
+    };
+    let ends = hidden.rows.boundaries()[1..].iter().zip(data.lengths());
     let real: Vec<usize> = ends.flat_map(|(&end, length)| end - length..end).collect();
     let real = hidden.select_rows(&real);
     let adapters = AdapterBatch::single(adapter, &tokens);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use epiphyte_models::{
-    Checkpoint, HeadKind, LoadOptions, Model, ModelConfig, Targets, Tokens, load,
+    Checkpoint, DecoderTokens, HeadKind, LoadOptions, Model, ModelConfig, Targets, Tokens, load,
 };
 use epiphyte_ops::Sequences;
 use serde::Deserialize;
@@ -58,6 +58,8 @@ pub(crate) struct Batch {
     ids: Vec<u32>,
     type_ids: Vec<u32>,
     sequences: Sequences,
+    /// Input of an encoder-decoder's decoder.
+    decoder: Option<(Vec<u32>, Sequences)>,
     labels: Labels,
 }
 
@@ -99,39 +101,67 @@ impl Base {
 
     fn rows(&self, rows: std::ops::Range<usize>) -> Batch {
         let ids = &self.inputs.input_ids[rows.clone()];
-        let mut boundaries = vec![0];
-        boundaries.extend(ids.iter().scan(0, |end, row| {
-            *end += row.len();
-            Some(*end)
-        }));
+        let sequences = sequences_of(ids);
         let ids = ids.concat();
         let type_ids = match &self.inputs.token_type_ids {
             Some(type_ids) => type_ids[rows.clone()].concat(),
             None => vec![0; ids.len()],
         };
         let labels = match &self.inputs.labels {
-            Labels::Classes(classes) => Labels::Classes(classes[rows].to_vec()),
-            Labels::Values(values) => Labels::Values(values[rows].to_vec()),
-            Labels::Tokens(tokens) => Labels::Tokens(vec![tokens[rows].concat()]),
+            Labels::Classes(classes) => Labels::Classes(classes[rows.clone()].to_vec()),
+            Labels::Values(values) => Labels::Values(values[rows.clone()].to_vec()),
+            Labels::Tokens(tokens) => Labels::Tokens(vec![tokens[rows.clone()].concat()]),
+        };
+        let backbone = self.model.backbone();
+        let decoder = match &self.inputs.labels {
+            Labels::Tokens(tokens) => {
+                let target = sequences_of(&tokens[rows.clone()]);
+                let ids = backbone.decoder_input(&tokens[rows].concat(), &target);
+                ids.map(|ids| (ids, target))
+            }
+            _ => {
+                let text: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
+                let ids = backbone.decoder_input(&text, &sequences);
+                ids.map(|ids| (ids, sequences.clone()))
+            }
         };
         Batch {
             ids,
             type_ids,
-            sequences: Sequences::new(boundaries),
+            sequences,
+            decoder,
             labels,
         }
     }
 }
 
+/// The sequences that these rows form.
+fn sequences_of<T>(rows: &[Vec<T>]) -> Sequences {
+    let mut boundaries = vec![0];
+    boundaries.extend(rows.iter().scan(0, |end, row| {
+        *end += row.len();
+        Some(*end)
+    }));
+    Sequences::new(boundaries)
+}
+
 impl Batch {
     pub(crate) fn tokens(&self) -> Tokens<'_> {
-        Tokens::new(&self.ids, &self.type_ids, self.sequences.clone())
+        let decoder = self.decoder.as_ref();
+        Tokens {
+            decoder: decoder.map(|(ids, sequences)| DecoderTokens {
+                ids,
+                sequences: sequences.clone(),
+            }),
+            ..Tokens::new(&self.ids, &self.type_ids, self.sequences.clone())
+        }
     }
 
     pub(crate) fn targets(&self) -> Targets<'_> {
         match &self.labels {
             Labels::Classes(classes) => Targets::Classes(classes),
             Labels::Values(values) => Targets::Values(values),
+            Labels::Tokens(tokens) if self.decoder.is_some() => Targets::DecoderTokens(&tokens[0]),
             Labels::Tokens(tokens) => Targets::Tokens(&tokens[0]),
         }
     }
@@ -143,6 +173,9 @@ pub(crate) struct Facts {
     pub(crate) trainable: BTreeMap<String, Vec<usize>>,
     pub(crate) trainable_parameters: usize,
     pub(crate) zero_gradient: Vec<String>,
+    /// Ranges of vectors whose gradient is zero in theory.
+    #[serde(default)]
+    pub(crate) zero_gradient_parts: BTreeMap<String, [usize; 2]>,
     pub(crate) optimizer: Optimizer,
 }
 

@@ -7,7 +7,8 @@
 //! | every trained tensor after five AdamW steps | 1e-3, absolute |
 //!
 //! The golden numbers were computed in f64. Where a gradient is zero in theory (`zero_gradient`), it is
-//! 1e-3 of the case's largest gradient, and where AdamW takes such a tensor is not compared.
+//! 1e-3 of the case's largest gradient, and where AdamW takes such a tensor, or a part of a vector
+//! (`zero_gradient_parts`), is not compared.
 #![expect(clippy::print_stdout, reason = "the tests say how much they covered")]
 
 mod case;
@@ -16,50 +17,36 @@ mod golden;
 
 use golden::{Base, directories, folder};
 
-/// Every base, with the number of its cases.
-const BASES: [(&str, usize); 11] = [
-    ("bert", 11),
-    ("bert_regression", 2),
-    ("llama", 8),
-    ("llama_classifier", 4),
-    ("llama_rope_dynamic", 0),
-    ("llama_rope_linear", 0),
-    ("llama_rope_llama3", 0),
-    ("llama_rope_yarn", 0),
-    ("llama_tied", 2),
-    ("mistral", 3),
-    ("qwen2", 4),
-];
-
-#[test]
-fn no_base_is_left_out() {
-    assert_eq!(directories(&folder()), BASES.map(|(name, _)| name));
-}
+/// How many bases and cases there were when this was written; the folder only grows.
+const LEAST_BASES: usize = 11;
+const LEAST_CASES: usize = 34;
 
 #[test]
 fn bases_alone_give_the_same_states_logits_and_losses() {
+    let bases = directories(&folder());
     let mut differences = Vec::new();
-    for (name, _) in BASES {
+    for name in &bases {
         forward::check(&Base::open(name), &mut differences);
     }
     assert!(differences.is_empty(), "{}", differences.join("\n"));
-    println!("{} bases", BASES.len());
+    assert!(bases.len() >= LEAST_BASES, "{bases:?}");
+    println!("{} bases", bases.len());
 }
 
 #[test]
 fn every_case_gives_the_same_logits_losses_gradients_and_steps() {
     let (mut differences, mut cases, mut tensors) = (Vec::new(), 0, 0);
-    for (name, count) in BASES {
-        let base = Base::open(name);
+    for name in directories(&folder()) {
+        let base = Base::open(&name);
         let mut methods = directories(&base.dir);
         methods.retain(|method| method != "base");
-        assert_eq!(methods.len(), count, "{name}: {methods:?}");
         for method in methods {
             tensors += case::check(&base, &method, &mut differences);
             cases += 1;
         }
     }
     assert!(differences.is_empty(), "{}", differences.join("\n"));
+    assert!(cases >= LEAST_CASES, "only {cases} cases");
     println!("{cases} cases, {tensors} trained tensors");
 }
 

@@ -2,12 +2,12 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use epiphyte_methods::AdapterModule;
-use epiphyte_models::adapter::Block;
+use epiphyte_models::adapter::{Block, Role};
 use epiphyte_models::{Adapter, ForwardContext, Mode, Sublayer, Tokens};
 use epiphyte_ops::{Sequences, random};
 use serde_json::json;
 
-use crate::support::{bert, case, distance, perturb, to_vec};
+use crate::support::{bert, case, distance, models, perturb, to_vec};
 
 const WIDTH: usize = 16;
 
@@ -130,4 +130,18 @@ fn pfeiffer_reads_what_the_layer_would_return_and_adds_before_the_norm() {
     check("pfeiffer", Block::SelfAttention, |_, output, _| {
         output.to_vec()
     });
+}
+
+/// Bottlenecks are declared in the order of linear layers and looked up by layer.
+#[test]
+fn each_layer_has_one_output_of_each_block_in_order() {
+    for on in models() {
+        let base = on.model.base();
+        let all: Vec<Option<usize>> = (0..base.dimensions.layers).map(Some).collect();
+        for role in [Role::AttentionOutput, Role::FeedForwardOut] {
+            let linears = base.linears().iter().filter(|it| it.site.role == role);
+            let layers: Vec<Option<usize>> = linears.map(|it| it.site.layer).collect();
+            assert_eq!(layers, all, "{}: {role:?}", on.name);
+        }
+    }
 }

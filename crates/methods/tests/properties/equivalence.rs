@@ -172,6 +172,15 @@ impl Adapter for NoPromises<'_> {
         self.0.hidden(layer, hidden, cx)
     }
 
+    fn final_norm(
+        &self,
+        states: Tensor<2>,
+        norm: &dyn Fn(Tensor<2>) -> Tensor<2>,
+        cx: &ForwardContext<'_>,
+    ) -> Tensor<2> {
+        self.0.final_norm(states, norm, cx)
+    }
+
     fn needs_base_pass(&self) -> bool {
         self.0.needs_base_pass()
     }

@@ -29,17 +29,23 @@ fn gradients_are_the_slopes_of_the_loss() {
                     .iter()
                     .map(|d| (f64::from(*d) / norm) as f32)
                     .collect();
-                // Where the loss is steep it also bends.
-                let step = 0.01 / length.max(1.0) as f32;
+                // Where the loss is steep it also bends; where it is flat a longer step rounds less.
+                let step = match on.is_noise(param) {
+                    true => 0.1,
+                    false => 0.01 / length.max(1.0) as f32,
+                };
                 let loss = || {
                     module.parameters().derive(false);
                     f64::from(to_vec(on.loss(&module))[0])
                 };
-                let slope = slope(param, &unit, step, loss);
                 let expected = dot(gradient, &unit);
+                let is_near = |slope: f64| (slope - expected).abs() < 2e-3 * length + 2e-5;
+                let found = slope(param, &unit, step, loss);
+                // A step may cross the corner of a ReLU, which a shorter one does not reach.
+                let near = is_near(found) || is_near(slope(param, &unit, step / 32.0, loss));
                 assert!(
-                    (slope - expected).abs() < 2e-3 * length + 2e-5,
-                    "{name}, {}: slope {slope}, gradient {expected} of length {length}",
+                    near,
+                    "{name}, {}: slope {found}, gradient {expected} of length {length}",
                     param.key()
                 );
             }

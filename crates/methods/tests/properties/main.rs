@@ -1,5 +1,6 @@
 //! What every registered method must satisfy on every family: a method joins by being registered.
 
+mod base_pass;
 mod bottlenecks;
 mod counts;
 mod equivalence;

@@ -126,13 +126,13 @@ pub(crate) const IDS: [u32; 12] = [3, 7, 1, 19, 4, 25, 6, 2, 11, 28, 9, 5];
 const TYPE_IDS: [u32; 12] = [0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 1, 1];
 
 /// Three sequences of unequal length.
-struct TestBatch {
+pub(crate) struct TestBatch {
     sequences: Sequences,
     decoder: Option<Vec<u32>>,
 }
 
 impl TestBatch {
-    fn new(model: &Model, keys: Option<Vec<u64>>) -> Self {
+    pub(crate) fn new(model: &Model, keys: Option<Vec<u64>>) -> Self {
         let sequences = Sequences::new(vec![0, 5, 8, 12]);
         let sequences = match keys {
             Some(keys) => sequences.with_keys(keys),
@@ -145,7 +145,7 @@ impl TestBatch {
         }
     }
 
-    fn tokens(&self) -> Tokens<'_> {
+    pub(crate) fn tokens(&self) -> Tokens<'_> {
         Tokens {
             ids: &IDS,
             type_ids: &TYPE_IDS,

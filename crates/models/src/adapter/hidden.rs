@@ -5,6 +5,8 @@ use std::ops::Range;
 use burn::tensor::Tensor;
 use epiphyte_ops::{Angles, Sequences};
 
+use crate::rope::RotaryEmbedding;
+
 /// The hidden states between two layers, and everything that travels with them.
 #[derive(Clone, Debug)]
 pub struct Hidden {
@@ -51,6 +53,16 @@ impl Hidden {
             rows,
             carried: Vec::new(),
             angles: None,
+        }
+    }
+
+    /// The same with the rows' rotary angles, positions counted from `offset`: for a layer whose heads
+    /// are not of the base's size.
+    #[must_use]
+    pub fn with_rotary(self, rotary: &RotaryEmbedding, offset: usize) -> Self {
+        Self {
+            angles: Some(rotary.angles(&self.rows, offset)),
+            ..self
         }
     }
 

@@ -15,6 +15,7 @@
 //! | [`Adapter::prefix`] | prefix tuning, P-tuning v2 |
 //! | [`Adapter::sublayer`] | Houlsby, Pfeiffer, parallel adapters, Compacter, AdaMix |
 //! | [`Adapter::hidden`] | side networks, Attention Fusion, ReFT |
+//! | [`Adapter::final_norm`] | side networks with a norm of their own |
 //!
 //! Four more functions are promises that save work and change no result: [`Adapter::uses`],
 //! [`Adapter::first_layer`], [`Adapter::mixes_rows`] and [`Adapter::needs_base_pass`]. A test runs every
@@ -97,6 +98,8 @@ pub enum Hook<'a> {
     Sublayer(usize, Block),
     /// [`Adapter::hidden`] before this layer; the number of layers stands for after the last.
     Hidden(usize),
+    /// [`Adapter::final_norm`].
+    FinalNorm,
 }
 
 /// What a fine-tuning method does during a forward pass, one function for each hook.
@@ -193,6 +196,17 @@ pub trait Adapter: Send + Sync {
     /// [`Adapter::mixes_rows`] says otherwise for it.
     fn hidden(&self, _layer: usize, hidden: Hidden, _cx: &ForwardContext<'_>) -> Hidden {
         hidden
+    }
+
+    /// The norm after the last layer, for families that have one; a side network whose states have been
+    /// normalized returns them as they are.
+    fn final_norm(
+        &self,
+        states: Tensor<2>,
+        norm: &dyn Fn(Tensor<2>) -> Tensor<2>,
+        _cx: &ForwardContext<'_>,
+    ) -> Tensor<2> {
+        norm(states)
     }
 
     /// The lowest layer in which the adapter does anything: states before it are the base's own, and no

@@ -1,9 +1,9 @@
 //! Attention with its projections and adapter hooks.
 
 use burn::tensor::Tensor;
-use epiphyte_ops::{Angles, Keys, Sequences, attention, fork, rotate};
+use epiphyte_ops::{Angles, Keys, Prefix, Sequences, attention, fork, rotate};
 
-use super::{AttentionNames, AttentionShape, Linear, Projections};
+use super::{AttentionNames, AttentionShape, Linear, Projections, RelativeBias};
 use crate::adapter::{
     Adapter, AdapterBatch, AttentionKind, AttentionSite, ForwardContext, Hook, Role,
 };
@@ -40,8 +40,8 @@ pub(crate) struct AttentionInput<'a> {
     pub(crate) encoder: Option<(&'a Tensor<2>, &'a Sequences)>,
     /// The rows' rotary angles.
     pub(crate) angles: Option<&'a Angles>,
-    /// Added to the scores, `[heads, queries, keys]`.
-    pub(crate) bias: Option<Tensor<3>>,
+    /// Added to the scores.
+    pub(crate) bias: Option<&'a RelativeBias>,
 }
 
 impl Attention {
@@ -117,7 +117,8 @@ impl Attention {
         };
         let qkv = [turn(q), turn(k), v];
         let key_rows = encoder.map(|(_, rows)| rows);
-        let hooks = [Hook::Attention(self.at), Hook::Prefix(self.at)];
+        let mut hooks = vec![Hook::Attention(self.at), Hook::Prefix(self.at)];
+        hooks.extend(bias.map(RelativeBias::hook));
         let body = |[q, k, v]: [Tensor<2>; 3],
                     x: Tensor<2>,
                     key_rows: Option<Sequences>,
@@ -125,12 +126,18 @@ impl Attention {
                     cx: &ForwardContext<'_>| {
             let prefix = adapter.prefix(self.at, &x, cx);
             let [q, k, v] = adapter.attention(self.at, [q, k, v], cx);
+            let prefix_length = match &prefix {
+                None => 0,
+                Some(Prefix::Shared { keys, .. }) => keys.dims()[0],
+                Some(Prefix::PerSequence { length, .. }) => *length,
+            };
+            let bias = bias.map(|bias| bias.get(adapter, cx.rows, prefix_length));
             let keys = Keys {
                 k,
                 v,
                 rows: key_rows,
                 prefix,
-                bias: bias.clone(),
+                bias,
             };
             attention(&self.kernel_shape(), q, cx.rows, keys, self.id())
         };

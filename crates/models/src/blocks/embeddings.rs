@@ -15,7 +15,7 @@ pub struct Embeddings {
     pub scale: Option<f64>,
     /// Learned positions, `[positions, hidden]`, and the row of the first one.
     pub positions: Option<(Matrix, usize)>,
-    /// Segments, `[segments, hidden]`.
+    /// Segments, `[segments, hidden]`; where there is one, all tokens are of it.
     pub segments: Option<Matrix>,
     /// The norm over their sum.
     pub norm: Option<Norm>,
@@ -60,6 +60,9 @@ impl Embeddings {
             ..
         } = entry.adapter.embeddings(embedded, &cx);
         if let Some(segments) = &self.segments {
+            let only = segments.shape()[0] == 1;
+            let segment = |&id: &u32| if only { 0 } else { id };
+            let type_ids: Vec<u32> = type_ids.iter().map(segment).collect();
             states = states + segments.look_up(&type_ids, entry, &rows);
         }
         if let Some((positions, first)) = &self.positions {

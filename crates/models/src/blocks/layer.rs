@@ -5,7 +5,7 @@ use epiphyte_ops::{Sequences, dropout};
 
 use super::attention::AttentionInput;
 use super::residual::Residual;
-use super::{Attention, FeedForward, LayerShape, Norm, NormPlacement};
+use super::{Attention, FeedForward, LayerShape, Norm, NormPlacement, RelativeBias};
 use crate::adapter::{AdapterBatch, AttentionKind, Block, Hidden};
 use crate::builder::Builder;
 
@@ -63,9 +63,9 @@ pub struct Layer {
 
 /// What a layer reads beside the residual stream.
 #[derive(Clone, Debug, Default)]
-pub struct LayerInput {
-    /// Added to the scores of self-attention, `[heads, queries, keys]`, such as T5's position bias.
-    pub bias: Option<Tensor<3>>,
+pub struct LayerInput<'a> {
+    /// Added to the scores of self-attention.
+    pub bias: Option<&'a RelativeBias>,
     /// What cross-attention reads: an encoder's output and the sequences that its rows form.
     pub encoder: Option<(Tensor<2>, Sequences)>,
 }
@@ -80,6 +80,7 @@ impl Layer {
     ) -> Self {
         let index = builder.layer().expect("the builder is at a layer");
         builder.layer_shape(shape.clone());
+        builder.layer_names(path, names);
         let size = shape.hidden_size;
         let kind = match shape.attention.causal {
             true => AttentionKind::Decoder,
@@ -131,7 +132,7 @@ impl Layer {
     pub fn forward(
         &self,
         hidden: Hidden,
-        input: LayerInput,
+        input: LayerInput<'_>,
         selected: Option<&[usize]>,
         batch: &AdapterBatch<'_>,
     ) -> Hidden {
@@ -161,7 +162,7 @@ impl Layer {
         &self,
         (attention, norm, block): (&Attention, &Norm, Block),
         hidden: Hidden,
-        (encoder, bias): (Option<(&Tensor<2>, &Sequences)>, Option<Tensor<3>>),
+        (encoder, bias): (Option<(&Tensor<2>, &Sequences)>, Option<&RelativeBias>),
         selected: Option<&[usize]>,
         batch: &AdapterBatch<'_>,
     ) -> Hidden {

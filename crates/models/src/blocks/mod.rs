@@ -5,20 +5,24 @@
 
 mod attention;
 mod embeddings;
+mod encoder_decoder;
 mod feed_forward;
 mod layer;
 mod linear;
 mod norm;
+mod relative_bias;
 mod residual;
 mod shape;
 mod stack;
 
 pub use self::attention::Attention;
 pub use self::embeddings::Embeddings;
+pub use self::encoder_decoder::{EncoderDecoder, HalfStack};
 pub use self::feed_forward::FeedForward;
 pub use self::layer::{AttentionNames, FeedForwardNames, Layer, LayerInput, LayerNames};
 pub use self::linear::{Linear, Matrix, Vector};
 pub use self::norm::Norm;
+pub use self::relative_bias::{RelativeBias, RelativeBuckets};
 pub use self::shape::{
     AttentionShape, FeedForwardShape, LayerShape, NormPlacement, NormShape, Projections,
 };

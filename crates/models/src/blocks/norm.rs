@@ -18,12 +18,7 @@ pub struct Norm {
 
 impl Norm {
     /// The norm whose tensors are `{path}.weight` and, for layer norm, `{path}.bias`, `[size]` each.
-    pub(crate) fn build(
-        builder: &mut Builder<'_>,
-        path: &str,
-        size: usize,
-        shape: NormShape,
-    ) -> Self {
+    pub fn build(builder: &mut Builder<'_>, path: &str, size: usize, shape: NormShape) -> Self {
         Self {
             weight: builder.norm_vector(&format!("{path}.weight"), size),
             bias: (!shape.rms).then(|| builder.norm_vector(&format!("{path}.bias"), size)),
@@ -35,6 +30,21 @@ impl Norm {
     pub fn forward(&self, x: Tensor<2>, rows: &Sequences, batch: &AdapterBatch<'_>) -> Tensor<2> {
         batch.map(&self.hooks(), [x], rows, |[x], adapter, _| {
             self.apply(x, adapter)
+        })
+    }
+
+    /// `Norm(x)` after the last layer, where an adapter may have a norm of its own
+    /// ([`Adapter::final_norm`]).
+    pub fn forward_final(
+        &self,
+        x: Tensor<2>,
+        rows: &Sequences,
+        batch: &AdapterBatch<'_>,
+    ) -> Tensor<2> {
+        let mut hooks = self.hooks();
+        hooks.push(Hook::FinalNorm);
+        batch.map(&hooks, [x], rows, |[x], adapter, cx| {
+            adapter.final_norm(x, &|x| self.apply(x, adapter), cx)
         })
     }
 

@@ -59,7 +59,7 @@ impl Backbone for Stack {
     fn finish(&self, hidden: Hidden, batch: &AdapterBatch<'_>) -> Hidden {
         match &self.final_norm {
             Some(norm) => {
-                let states = norm.forward(hidden.states.clone(), &hidden.rows, batch);
+                let states = norm.forward_final(hidden.states.clone(), &hidden.rows, batch);
                 hidden.with(states)
             }
             None => hidden,

@@ -19,7 +19,7 @@ use crate::json::JsonObject;
 /// The largest size that is believed of a model: sizes are multiplied and become allocations.
 pub(crate) const LARGEST_SIZE: usize = i32::MAX as usize;
 /// The largest number of layers that is believed of a model.
-const MOST_LAYERS: usize = 10_000;
+pub(crate) const MOST_LAYERS: usize = 10_000;
 
 /// The activation function of a configuration.
 pub(crate) fn activation(name: &str) -> Result<Activation, ModelError> {
@@ -44,7 +44,15 @@ const HIDDEN_ACTS: [&str; 7] = [
 
 /// The name of the activation inside the feed-forward block.
 pub(crate) fn hidden_act(json: &JsonObject, default: &str) -> Result<String, ModelError> {
-    let key = "hidden_act";
+    activation_name(json, "hidden_act", default)
+}
+
+/// The name of an activation under the family's own key.
+pub(crate) fn activation_name(
+    json: &JsonObject,
+    key: &str,
+    default: &str,
+) -> Result<String, ModelError> {
     let name = json.get(key, default.to_owned())?;
     if HIDDEN_ACTS.contains(&name.as_str()) {
         return Ok(name);
@@ -66,7 +74,15 @@ pub(crate) fn size(json: &JsonObject, key: &str, default: usize) -> Result<usize
 }
 
 pub(crate) fn num_hidden_layers(json: &JsonObject, default: usize) -> Result<usize, ModelError> {
-    let key = "num_hidden_layers";
+    layer_count(json, "num_hidden_layers", default)
+}
+
+/// The number of layers under the family's own key.
+pub(crate) fn layer_count(
+    json: &JsonObject,
+    key: &str,
+    default: usize,
+) -> Result<usize, ModelError> {
     in_range(json, key, json.get(key, default)?, MOST_LAYERS)
 }
 

@@ -32,10 +32,13 @@ pub(super) const FAMILY: Family = Family {
             "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1,
         })]
     },
-    parse: |json, _| Ok(Box::new(BertConfig::from_json(json)?)),
+    parse: |json, _| {
+        let config = BertConfig::from_json(json, 30522, Some(0))?;
+        Ok(Box::new(config))
+    },
 };
 
-const TARGETS: DefaultTargets = DefaultTargets {
+pub(super) const TARGETS: DefaultTargets = DefaultTargets {
     lora: &["query", "value"],
     ia3: &["key", "value", "output.dense"],
     ia3_feedforward: &["output.dense"],
@@ -96,9 +99,14 @@ pub struct BertConfig {
 }
 
 impl BertConfig {
-    fn from_json(json: &JsonObject) -> Result<Self, ModelError> {
+    /// Reads the configuration, with the defaults in which families of this architecture differ.
+    pub(super) fn from_json(
+        json: &JsonObject,
+        vocab_size: usize,
+        pad_token_id: Option<u32>,
+    ) -> Result<Self, ModelError> {
         refuse_other_architectures(json)?;
-        let vocab_size = size(json, "vocab_size", 30522)?;
+        let vocab_size = size(json, "vocab_size", vocab_size)?;
         let config = Self {
             architectures: architectures(json)?,
             vocab_size,
@@ -113,7 +121,7 @@ impl BertConfig {
             type_vocab_size: size(json, "type_vocab_size", 2)?,
             initializer_range: epsilon(json, "initializer_range", 0.02)?,
             layer_norm_eps: epsilon(json, "layer_norm_eps", 1e-12)?,
-            pad_token_id: token(json, "pad_token_id", Some(0), vocab_size)?,
+            pad_token_id: token(json, "pad_token_id", pad_token_id, vocab_size)?,
             classifier_dropout: match json.get("classifier_dropout", None::<f64>)? {
                 None => None,
                 Some(_) => Some(dropout(json, "classifier_dropout", 0.0)?),
@@ -176,17 +184,12 @@ impl FamilyConfig for BertConfig {
     }
 
     fn with_dropout(&self, p: f64) -> Box<dyn FamilyConfig> {
-        Box::new(Self {
-            hidden_dropout_prob: p,
-            attention_probs_dropout_prob: p,
-            classifier_dropout: None,
-            ..self.clone()
-        })
+        Box::new(self.dropped(p))
     }
 
     fn key_rules(&self, _head: HeadKind) -> KeyRules {
         KeyRules {
-            base_prefix: "bert.",
+            base_prefix: BERT.prefix,
             ignorable: &[
                 "embeddings.position_ids",
                 "cls.predictions.",
@@ -212,61 +215,24 @@ impl FamilyConfig for BertConfig {
         let Some(labels) = head.labels() else {
             return Err(ModelError::no_head("bert", head));
         };
-        let shape = self.layer_shape()?;
-        let (size, norm) = (self.hidden_size, shape.norm);
+        let size = self.hidden_size;
         let b = &mut builder;
-        let table = |name: &str| format!("bert.embeddings.{name}_embeddings.weight");
-        let words = table("word");
-        let embeddings = Embeddings {
-            words: b.matrix(&words, [self.vocab_size, size]),
-            scale: None,
-            positions: Some((
-                b.matrix(&table("position"), [self.max_position_embeddings, size]),
-                0,
-            )),
-            segments: Some(b.matrix(&table("token_type"), [self.type_vocab_size, size])),
-            norm: Some(Norm::build(b, "bert.embeddings.LayerNorm", size, norm)),
-            dropout: self.hidden_dropout_prob,
-            path: "bert.embeddings",
-        };
-        let layers = (0..self.num_hidden_layers).map(|index| {
-            let path = format!("bert.encoder.layer.{index}");
-            Layer::build(b.at(Depth::Layer(index)), &path, &NAMES, &shape)
-        });
-        let layers = layers.collect();
+        let stack = self.encoder(b, &BERT, 0)?;
         b.at(Depth::Head);
         let head = ClassificationHead {
             pooling: Pooling::First,
             input_dropout: 0.0,
             dense: Some(b.linear("bert.pooler.dense", Role::Pooler, [size, size], true)),
-            dropout: self.classifier_dropout.unwrap_or(self.hidden_dropout_prob),
+            dropout: self.head_dropout(),
             output: b.linear("classifier", Role::Head, [labels, size], true),
         };
         let base = builder.finish(Summary {
-            dimensions: Dimensions {
-                model_type: "bert".to_owned(),
-                layers: self.num_hidden_layers,
-                encoder_layers: 0,
-                hidden_size: size,
-                heads: self.num_attention_heads,
-                kv_heads: self.num_attention_heads,
-                head_dim: self.head_dim(),
-                vocabulary: self.vocab_size,
-                type_vocabulary: self.type_vocab_size,
-                max_positions: Some(self.max_position_embeddings),
-            },
+            dimensions: self.dimensions("bert", self.max_position_embeddings),
             default_targets: TARGETS,
-            word_embeddings: &words,
-            prefix: "bert.",
+            word_embeddings: BERT.words,
+            prefix: BERT.prefix,
             task_head: Some("classifier"),
         })?;
-        let stack = Stack {
-            embeddings,
-            layers,
-            final_norm: None,
-            rotary: None,
-            has_dropout: self.hidden_dropout_prob > 0.0 || self.attention_probs_dropout_prob > 0.0,
-        };
         Ok(Model::new(
             base,
             Box::new(stack),
@@ -275,7 +241,89 @@ impl FamilyConfig for BertConfig {
     }
 }
 
+/// How a family names the embeddings and layers of a BERT encoder.
+pub(super) struct EncoderNames {
+    /// What all names begin with.
+    pub(super) prefix: &'static str,
+    /// The word embeddings.
+    pub(super) words: &'static str,
+    /// The module of the embeddings.
+    pub(super) embeddings: &'static str,
+}
+
+const BERT: EncoderNames = EncoderNames {
+    prefix: "bert.",
+    words: "bert.embeddings.word_embeddings.weight",
+    embeddings: "bert.embeddings",
+};
+
+/// What families of this architecture share.
 impl BertConfig {
+    /// A copy in which every dropout is `p`.
+    pub(super) fn dropped(&self, p: f64) -> Self {
+        Self {
+            hidden_dropout_prob: p,
+            attention_probs_dropout_prob: p,
+            classifier_dropout: None,
+            ..self.clone()
+        }
+    }
+
+    /// Dropout in the classification head.
+    pub(super) fn head_dropout(&self) -> f64 {
+        self.classifier_dropout.unwrap_or(self.hidden_dropout_prob)
+    }
+
+    /// Embeddings and layers; the first token's position is row `first_position` of their table.
+    pub(super) fn encoder(
+        &self,
+        b: &mut Builder<'_>,
+        names: &EncoderNames,
+        first_position: usize,
+    ) -> Result<Stack, ModelError> {
+        let shape = self.layer_shape()?;
+        let (size, norm, path) = (self.hidden_size, shape.norm, names.embeddings);
+        let table = |name: &str| format!("{path}.{name}_embeddings.weight");
+        let words = b.matrix(names.words, [self.vocab_size, size]);
+        let positions = b.matrix(&table("position"), [self.max_position_embeddings, size]);
+        let embeddings = Embeddings {
+            words,
+            scale: None,
+            positions: Some((positions, first_position)),
+            segments: Some(b.matrix(&table("token_type"), [self.type_vocab_size, size])),
+            norm: Some(Norm::build(b, &format!("{path}.LayerNorm"), size, norm)),
+            dropout: self.hidden_dropout_prob,
+            path,
+        };
+        let layers = (0..self.num_hidden_layers).map(|index| {
+            let path = format!("{}encoder.layer.{index}", names.prefix);
+            Layer::build(b.at(Depth::Layer(index)), &path, &NAMES, &shape)
+        });
+        Ok(Stack {
+            embeddings,
+            layers: layers.collect(),
+            final_norm: None,
+            rotary: None,
+            has_dropout: self.hidden_dropout_prob > 0.0 || self.attention_probs_dropout_prob > 0.0,
+        })
+    }
+
+    /// The sizes of a model of this architecture that reads at most `max_positions` tokens.
+    pub(super) fn dimensions(&self, model_type: &str, max_positions: usize) -> Dimensions {
+        Dimensions {
+            model_type: model_type.to_owned(),
+            layers: self.num_hidden_layers,
+            encoder_layers: 0,
+            hidden_size: self.hidden_size,
+            heads: self.num_attention_heads,
+            kv_heads: self.num_attention_heads,
+            head_dim: self.head_dim(),
+            vocabulary: self.vocab_size,
+            type_vocabulary: self.type_vocab_size,
+            max_positions: Some(max_positions),
+        }
+    }
+
     fn layer_shape(&self) -> Result<LayerShape, ModelError> {
         Ok(LayerShape {
             hidden_size: self.hidden_size,

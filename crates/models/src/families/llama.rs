@@ -394,6 +394,7 @@ impl FamilyConfig for LlamaConfig {
             let builder = b.at(Depth::Layer(index));
             layers.push(Layer::build(builder, &path, &NAMES, &shape));
         }
+        b.rotary(&self.rope);
         b.at(Depth::Head);
         let final_norm = Norm::build(b, "model.norm", size, self.norm());
         let task_head = self.task_head(head);

@@ -5,7 +5,10 @@
 //! [`FAMILIES`].
 
 pub mod bert;
+pub mod gpt2;
 pub mod llama;
+pub mod roberta;
+pub mod t5;
 
 use std::any::Any;
 use std::fmt;
@@ -21,7 +24,13 @@ use crate::keys::KeyRules;
 use crate::model::Model;
 
 /// The families there are.
-pub static FAMILIES: &[Family] = &[bert::FAMILY, llama::FAMILY];
+pub static FAMILIES: &[Family] = &[
+    bert::FAMILY,
+    roberta::FAMILY,
+    gpt2::FAMILY,
+    llama::FAMILY,
+    t5::FAMILY,
+];
 
 /// A family of models.
 #[derive(Clone, Copy, Debug)]

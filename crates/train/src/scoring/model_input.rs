@@ -88,10 +88,12 @@ fn added_positions(adapter: &dyn Adapter) -> usize {
     adapter.virtual_tokens() + adapter.prefix_length()
 }
 
-/// Checks that the model has a position and a segment for each token, with this adapter.
+/// Checks that the model has a position and a segment for each token, with this adapter, and a decoder
+/// of its own exactly if there are target texts.
 ///
 /// # Errors
-/// [`TrainError::ExampleTooLong`] or [`TrainError::NoSuchSegment`].
+/// [`TrainError::ExampleTooLong`], [`TrainError::NoSuchSegment`], [`TrainError::NoDecoder`] or
+/// [`TrainError::NoTargetText`].
 pub(crate) fn check_examples(
     model: &Model,
     adapter: &dyn Adapter,
@@ -111,6 +113,14 @@ pub(crate) fn check_examples(
             added: added_positions(adapter),
             limit,
         });
+    }
+    let is_encoder_decoder = dimensions.encoder_layers > 0;
+    for example in examples {
+        match (&example.target, is_encoder_decoder) {
+            (Target::Sequence(_), false) => return Err(TrainError::NoDecoder),
+            (Target::Tokens(_), true) => return Err(TrainError::NoTargetText),
+            _ => {}
+        }
     }
     let segments = dimensions.type_vocabulary;
     let last = examples.iter().flat_map(|example| &example.type_ids).max();

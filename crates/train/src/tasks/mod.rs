@@ -5,6 +5,7 @@
 
 mod causal_lm;
 mod regression;
+mod seq2seq;
 mod sequence_classification;
 mod spec;
 
@@ -26,6 +27,7 @@ pub static TASKS: &[&dyn Task] = &[
     &sequence_classification::SequenceClassification,
     &regression::Regression,
     &causal_lm::CausalLm,
+    &seq2seq::Seq2Seq,
 ];
 
 /// What a model learns to do.

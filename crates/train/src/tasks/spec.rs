@@ -215,14 +215,13 @@ mod tests {
 
     #[test]
     fn columns_that_do_not_fit_name_the_task() {
-        for task in super::super::names() {
+        // A text column has a default name where the text itself is what is predicted.
+        let tasks = super::super::names().into_iter();
+        let tasks = tasks.map(|name| name.parse::<TaskKind>().unwrap());
+        for task in tasks.filter(|task| !task.predicts_text()) {
             let spec = TaskSpec {
-                task: task.parse().unwrap(),
-                columns: Columns {
-                    messages_column: Some("chat".to_owned()),
-                    label_column: Some("label".to_owned()),
-                    ..Columns::default()
-                },
+                task,
+                columns: Columns::default(),
                 labels: vec!["1".to_owned()],
                 max_length: 8,
                 packing: false,
@@ -230,7 +229,7 @@ mod tests {
                 quoting: None,
             };
             let error = spec.fields(true).unwrap_err().to_string();
-            assert!(error.starts_with(task), "{error}");
+            assert!(error.starts_with(task.name()), "{error}");
         }
     }
 }

@@ -23,7 +23,7 @@ epiphyte_methods::settings! {
         model: PathBuf = PathBuf::new();
         /// Directory for the adapter, the log and the checkpoints.
         output: PathBuf = PathBuf::new();
-        /// Task: sequence-classification, regression or causal-lm.
+        /// Task: sequence-classification, regression, causal-lm or seq2seq.
         task: TaskKind = TaskKind::default(), as Text;
         /// Training examples: .jsonl, .json, .csv, .tsv, .parquet or .txt.
         train_data: PathBuf = PathBuf::new();

@@ -336,3 +336,139 @@ fn first_non_finite(module: &AdapterModule) -> Option<String> {
     let broken = params.find(|param| param.to_vec().iter().any(|value| !value.is_finite()));
     broken.map(|param| param.key().to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+    use epiphyte_methods::by_name;
+    use epiphyte_models::{HeadKind, ModelConfig, random_model};
+    use epiphyte_ops::Sequences;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const IDS: [u32; 8] = [3, 7, 1, 19, 4, 25, 6, 2];
+    const LAYERS: usize = 3;
+
+    fn model() -> Model {
+        let config = json!({
+            "model_type": "bert", "vocab_size": 30, "hidden_size": 16,
+            "num_hidden_layers": LAYERS, "num_attention_heads": 4, "intermediate_size": 24,
+            "max_position_embeddings": 32, "initializer_range": 0.3,
+        });
+        let config = ModelConfig::parse("config.json".as_ref(), config.to_string().as_bytes());
+        let head = HeadKind::Classification { labels: 2 };
+        random_model(
+            &config.unwrap(),
+            head,
+            &Device::default(),
+            Default::default(),
+            3,
+        )
+        .unwrap()
+    }
+
+    fn module(model: &Model, method: &str, settings: Value) -> AdapterModule {
+        let settings = settings.as_object().unwrap().clone();
+        let config = by_name(method).unwrap().configure(settings).unwrap();
+        AdapterModule::new(config, model.base(), &Device::default(), 1).unwrap()
+    }
+
+    fn tokens() -> Tokens<'static> {
+        Tokens::new(&IDS, &[0; 8], Sequences::new(vec![0, 5, 8]))
+    }
+
+    fn run<'a>(
+        model: &'a Model,
+        module: &'a AdapterModule,
+        tokens: &'a Tokens<'a>,
+    ) -> RunBatch<'a> {
+        RunBatch {
+            model,
+            module,
+            tokens,
+            mode: Mode::Evaluation,
+            targets: Some(Targets::Classes(&[0, 1])),
+            label_smoothing: 0.0,
+            sums: false,
+            step: 1,
+        }
+    }
+
+    /// Which tensors have a graph after each layer: the residual stream first, then each stream.
+    fn tracked_after_layers(model: &Model, module: &AdapterModule) -> Vec<Vec<bool>> {
+        let tokens = tokens();
+        let run = run(model, module, &tokens);
+        let hidden = model.embed(&run.entry());
+        let parts = [Part {
+            index: 0,
+            run: &run,
+            loss_rows: model
+                .loss_rows(Targets::Classes(&[0, 1]), &tokens.sequences, &hidden.rows)
+                .unwrap(),
+            final_tokens: hidden.rows.tokens(),
+            hidden,
+        }];
+        let batch = JointBatch::new(0, &parts);
+        let mut input = batch.hidden.clone();
+        (0..LAYERS)
+            .map(|layer| {
+                let output = batch.run(layer..layer + 1, input.clone());
+                let found = tracked(&output);
+                input = leaves(&detached(&output), &found);
+                found
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_side_network_leaves_the_base_without_a_graph() {
+        let model = model();
+        let side = module(
+            &model,
+            "ladder-side-tuning",
+            json!({ "side_reduction_factor": 2 }),
+        );
+        side.track(true);
+        // The base's states have no graph; the last are the side network's.
+        let expected = [vec![false, true], vec![false, true], vec![true]];
+        assert_eq!(tracked_after_layers(&model, &side), expected);
+        let lora = module(&model, "lora", json!({}));
+        lora.track(true);
+        assert_eq!(
+            tracked_after_layers(&model, &lora),
+            vec![vec![true]; LAYERS]
+        );
+    }
+
+    /// Layer by layer, with and without checkpointing, the gradients are those of one graph.
+    #[test]
+    fn gradients_of_a_side_network_are_those_of_one_graph() {
+        let model = model();
+        let settings = json!({ "side_reduction_factor": 2, "side_layers": [0, 2] });
+        let side = module(&model, "ladder-side-tuning", settings);
+        side.track(true);
+        let tokens = tokens();
+        let loss = model.loss(&tokens, Targets::Classes(&[0, 1]), 0.0, &side);
+        let mut whole = Gradients::new();
+        side.collect(&mut whole, &mut loss.unwrap().mean.backward());
+        for checkpointing in [false, true] {
+            let mut found = GradientAccumulator::default();
+            let runs = [run(&model, &side, &tokens)];
+            forward_backward(&runs, None, checkpointing, &mut [&mut found]).unwrap();
+            for param in side.trained() {
+                let values = |gradients: &Gradients| {
+                    let gradient = gradients.get(param).unwrap().clone();
+                    gradient.try_into_vec_as::<f32>().unwrap()
+                };
+                let (whole, found) = (values(&whole), values(&found.gradients));
+                let largest = whole
+                    .iter()
+                    .fold(0.0f32, |most, value| most.max(value.abs()));
+                for (whole, found) in whole.iter().zip(found) {
+                    assert!((whole - found).abs() <= 1e-5 * largest, "{}", param.key());
+                }
+            }
+        }
+    }
+}

@@ -157,15 +157,19 @@ fn micro_batches(active: &[&mut Trainer<'_>]) -> usize {
     counts.max().unwrap_or(0)
 }
 
-/// Which runs' micro-batches of a number are joined: neighbors, while they are small.
+/// Which runs' micro-batches of a number are joined: neighbors, while they are small, whose models have
+/// the same names for the base's tensors.
 fn join(active: &[&mut Trainer<'_>], index: usize) -> Vec<Range<usize>> {
     let sizes: Vec<usize> = active.iter().map(|run| run.tokens(index)).collect();
     let most = sizes.iter().copied().max().unwrap_or(0).max(JOINED_TOKENS);
+    let prefix = |run: usize| active[run].work().model.base().prefix;
     let mut joined: Vec<Range<usize>> = Vec::new();
     let mut tokens = 0;
     for (index, size) in sizes.into_iter().enumerate() {
         match joined.last_mut() {
-            Some(last) if tokens + size <= most => last.end = index + 1,
+            Some(last) if tokens + size <= most && prefix(last.start) == prefix(index) => {
+                last.end = index + 1;
+            }
             _ => {
                 joined.push(index..index + 1);
                 tokens = 0;

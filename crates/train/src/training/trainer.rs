@@ -26,7 +26,7 @@ use crate::scoring::model_input::{ModelInput, check_examples, targets};
 use crate::training::calibration::TrainingExamples;
 use crate::training::checkpoints::Checkpoints;
 use crate::training::config::RunConfig;
-use crate::training::early_stopping::EarlyStopping;
+use crate::training::early_stopping::{EarlyStopping, Verdict};
 use crate::training::micro_batch::{GradientAccumulator, RunBatch, micro_batch_tokens};
 use crate::training::optimizer::{AdamW, Optimizer};
 use crate::training::schedule::Schedule;
@@ -354,6 +354,13 @@ impl<'a> Trainer<'a> {
         }
     }
 
+    /// Whether no stage with steps follows the one in progress.
+    fn is_last_stage(&self) -> bool {
+        let stage = self.state.stage.unwrap_or(0);
+        let later = self.stages.iter().skip(stage + 1);
+        later.map(|stage| stage.steps).sum::<u64>() == 0
+    }
+
     /// Where training stands.
     fn info(&self) -> StepInfo {
         let stage = self.state.stage.unwrap_or(0);
@@ -562,10 +569,17 @@ impl<'a> Trainer<'a> {
         };
         let scores = run.task.evaluate(&evaluation, observer)?;
         self.module.track(true);
-        let verdict = self
-            .state
-            .early_stopping
-            .observe(self.state.step, &scores)?;
+        let verdict = match self.is_last_stage() {
+            true => {
+                let early_stopping = &mut self.state.early_stopping;
+                early_stopping.observe(self.state.step, &scores)?
+            }
+            // What a stage leaves for the next is not yet the adapter.
+            false => Verdict {
+                is_best: false,
+                stop: false,
+            },
+        };
         self.save_due |= verdict.is_best || verdict.stop;
         let run = self.number.map(|number| format!("run {}, ", number + 1));
         let run = run.unwrap_or_default();

@@ -15,7 +15,7 @@ use serde_json::json;
 use crate::world::World;
 
 /// The adapters' tensors after training the runs side by side.
-fn trained(runs: &[RunConfig]) -> Vec<Vec<u8>> {
+pub(crate) fn trained(runs: &[RunConfig]) -> Vec<Vec<u8>> {
     let options = RunOptions::default();
     let reports = train_several(runs, &options, &Interrupt::default(), &mut Silent);
     let reports = reports.unwrap_or_else(|error| panic!("{error}"));
@@ -24,12 +24,12 @@ fn trained(runs: &[RunConfig]) -> Vec<Vec<u8>> {
     reports.iter().map(read).collect()
 }
 
-fn alone(run: &RunConfig) -> Vec<u8> {
+pub(crate) fn alone(run: &RunConfig) -> Vec<u8> {
     trained(std::slice::from_ref(run)).remove(0)
 }
 
 /// AdamW divides a gradient by its size: what is zero but for rounding, as that of a key's bias, must not move.
-fn calm(run: RunConfig) -> RunConfig {
+pub(crate) fn calm(run: RunConfig) -> RunConfig {
     RunConfig {
         adam_epsilon: 1e-2,
         ..run
@@ -162,7 +162,7 @@ fn resumed_after_every_step() {
 }
 
 /// Asserts that two runs' tensors agree as far as f32 sums in another order do.
-fn assert_same(one: &RunConfig, other: &RunConfig) {
+pub(crate) fn assert_same(one: &RunConfig, other: &RunConfig) {
     let open = |run: &RunConfig| Checkpoint::open_file(&run.output.join(TENSORS_FILE)).unwrap();
     let (one_file, other_file) = (open(one), open(other));
     for key in one_file.names() {

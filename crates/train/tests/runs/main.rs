@@ -2,6 +2,7 @@
 //! is refused.
 
 mod carried_out;
+mod encoder_decoder;
 mod evaluation;
 mod inputs;
 mod merged;

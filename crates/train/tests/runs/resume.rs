@@ -53,15 +53,22 @@ fn bytes(run: &RunConfig) -> Vec<u8> {
     std::fs::read(run.output.join(TENSORS_FILE)).expect("an adapter")
 }
 
-/// Methods whose resume differs: plain tensors, a network that the adapter does not have, the base's own.
-fn methods() -> [(&'static str, Value); 3] {
-    [
+/// Methods whose resume differs: plain tensors, a network that the adapter does not have, the base's
+/// own, and what a method keeps beside its parameters: a mask, ranks.
+fn methods() -> Vec<(&'static str, Value)> {
+    vec![
         ("lora", json!({ "r": 2, "lora_dropout": 0.2 })),
         (
             "prefix-tuning",
             json!({ "num_virtual_tokens": 3, "prefix_projection": true, "encoder_hidden_size": 4, "prefix_dropout": 0.2 }),
         ),
         ("full", json!({})),
+        ("fish-mask", json!({ "keep_ratio": 0.2, "num_samples": 8 })),
+        ("lt-sft", json!({ "ft_params_num": 50 })),
+        (
+            "adalora",
+            json!({ "init_r": 4, "target_r": 2, "tinit": 1, "tfinal": 3, "lora_dropout": 0.2 }),
+        ),
     ]
 }
 

@@ -27,6 +27,7 @@ impl World {
         };
         world.write_model("model", &bert(), HeadKind::Classification { labels: 2 });
         world.write_model("language_model", &qwen(), HeadKind::LanguageModel);
+        world.write_model("encoder_decoder", &t5(), HeadKind::LanguageModel);
         write_examples(&world.path("train.jsonl"), 0..30, |good| good);
         write_examples(&world.path("eval.jsonl"), 30..40, |good| good);
         write_examples(&world.path("opposite.jsonl"), 30..40, |good| !good);
@@ -96,6 +97,32 @@ impl World {
         }
     }
 
+    /// A classifier over an encoder-decoder.
+    pub(crate) fn encoder_decoder_run(
+        &self,
+        name: &str,
+        method: &str,
+        settings: &Value,
+    ) -> RunConfig {
+        RunConfig {
+            model: self.path("encoder_decoder"),
+            ..self.run(name, method, settings)
+        }
+    }
+
+    /// The first words of each text from its text, with an encoder-decoder.
+    pub(crate) fn seq2seq_run(&self, name: &str, method: &str, settings: &Value) -> RunConfig {
+        RunConfig {
+            task: "seq2seq".parse().expect("a task"),
+            text_columns: Vec::new(),
+            source_column: Some("text".to_owned()),
+            target_column: Some("target".to_owned()),
+            batch_size: 5,
+            gradient_accumulation_steps: 1,
+            ..self.encoder_decoder_run(name, method, settings)
+        }
+    }
+
     /// A short run of every method with each of its example settings, for every task on every example
     /// of every family, wherever they fit together; with dropout wherever there is any.
     pub(crate) fn matrix(&self, name: &str) -> Vec<RunConfig> {
@@ -154,15 +181,15 @@ impl World {
                     Err(error) => panic!("{} on {task}: {error}", method.name),
                 }
                 let name = format!("{name}/{task}/{}-{example}", method.name);
-                runs.push(RunConfig {
+                runs.push(with_columns(RunConfig {
                     model: model.to_owned(),
                     task,
                     train_data: self.path("all.jsonl"),
                     eval_data: None,
                     max_steps: Some(4),
                     base_dropout: Some(0.1),
-                    ..with_columns(self.run(&name, method.name, &settings))
-                });
+                    ..self.run(&name, method.name, &settings)
+                }));
             }
         }
         runs
@@ -183,6 +210,7 @@ fn with_columns(run: RunConfig) -> RunConfig {
     };
     let plain = RunConfig {
         text_columns: vec!["text".to_owned()],
+        label_column: None,
         ..run.clone()
     };
     let pairs = RunConfig {
@@ -269,6 +297,17 @@ pub(crate) fn qwen() -> Value {
     })
 }
 
+/// A T5 of one encoder layer and two decoder layers with dropout.
+fn t5() -> Value {
+    json!({
+        "model_type": "t5", "architectures": ["T5ForConditionalGeneration"],
+        "vocab_size": WORDS + 4, "d_model": 16, "d_kv": 3, "d_ff": 24, "num_layers": 1,
+        "num_decoder_layers": 2, "num_heads": 4, "relative_attention_num_buckets": 8,
+        "relative_attention_max_distance": 6, "dropout_rate": 0.1, "classifier_dropout": 0.1,
+        "initializer_factor": 0.8, "eos_token_id": 3,
+    })
+}
+
 /// Random weights.
 fn write_model(dir: &Path, config: &Value, task: HeadKind) {
     let config = config.to_string();
@@ -294,9 +333,13 @@ fn write_examples(path: &Path, numbers: std::ops::Range<usize>, label: impl Fn(b
             let word = (number * 5 + at * 7) % (WORDS / 2) + if good { 0 } else { WORDS / 2 };
             format!("w{word}")
         });
-        let text = words.collect::<Vec<String>>().join(" ");
+        let words: Vec<String> = words.collect();
+        let (text, target) = (words.join(" "), words[..2 + number % 2].join(" "));
         let label = if label(good) { "good" } else { "bad" };
-        format!("{}\n", json!({ "text": text, "label": label }))
+        format!(
+            "{}\n",
+            json!({ "text": text, "label": label, "target": target })
+        )
     });
     fs::write(path, lines.collect::<String>()).expect("examples");
 }

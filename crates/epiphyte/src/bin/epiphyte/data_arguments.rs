@@ -115,6 +115,12 @@ pub(crate) struct TaskArguments {
     /// Language modeling: column of the chat messages
     #[arg(long, value_name = "COLUMN")]
     messages_column: Option<String>,
+    /// Sequence to sequence: column of the source text
+    #[arg(long, value_name = "COLUMN")]
+    source_column: Option<String>,
+    /// Sequence to sequence: column of the target text
+    #[arg(long, value_name = "COLUMN")]
+    target_column: Option<String>,
     /// Longest example in tokens
     #[arg(long, value_name = "N")]
     max_length: Option<usize>,
@@ -255,6 +261,8 @@ impl TaskArguments {
             (&self.prompt_column, &mut columns.prompt_column),
             (&self.completion_column, &mut columns.completion_column),
             (&self.messages_column, &mut columns.messages_column),
+            (&self.source_column, &mut columns.source_column),
+            (&self.target_column, &mut columns.target_column),
         ] {
             if given.is_some() {
                 column.clone_from(given);

@@ -1,0 +1,188 @@
+//! Two stacks of layers: an encoder, and a decoder that reads the encoder's output.
+//!
+//! Layers are numbered through, the decoder's after the encoder's. The decoder's embedded tokens travel
+//! as the stream [`DECODER_STREAM`] until the encoder is done; then they become the residual stream, and
+//! the encoder's output travels as [`ENCODER_STREAM`] to every layer of the decoder.
+
+use epiphyte_ops::{IGNORED, Sequences, dropout};
+
+use super::embeddings::{EmbeddingInput, Embeddings};
+use super::{Layer, LayerInput, Norm, RelativeBias};
+use crate::adapter::{AdapterBatch, Entry, Hidden, Owner, Stream, name_id};
+use crate::backbone::Backbone;
+use crate::model::{DECODER_STREAM, ENCODER_STREAM};
+
+/// Encoder and decoder.
+#[derive(Debug)]
+pub struct EncoderDecoder {
+    /// The encoder.
+    pub encoder: HalfStack,
+    /// The decoder.
+    pub decoder: HalfStack,
+    /// The token with which the decoder's input begins.
+    pub decoder_start_token: u32,
+    /// What the decoder reads in place of labels that do not count.
+    pub pad_token: u32,
+    /// Whether any dropout of the base is on during training.
+    pub has_dropout: bool,
+}
+
+/// One of the two stacks.
+#[derive(Debug)]
+pub struct HalfStack {
+    /// The input embeddings; both stacks may share a table.
+    pub embeddings: Embeddings,
+    /// The layers.
+    pub layers: Vec<Layer>,
+    /// The relative position bias of self-attention, the same in all layers.
+    pub bias: Option<RelativeBias>,
+    /// The norm after the last layer.
+    pub final_norm: Option<Norm>,
+    /// Dropout after the norm.
+    pub final_dropout: f64,
+    /// Module path, which names the dropout's random draws.
+    pub path: &'static str,
+}
+
+impl HalfStack {
+    fn finish(&self, hidden: Hidden, batch: &AdapterBatch<'_>) -> Hidden {
+        let states = hidden.states.clone();
+        let states = match &self.final_norm {
+            Some(norm) => norm.forward(states, &hidden.rows, batch),
+            None => states,
+        };
+        let id = name_id(self.path);
+        let states = dropout(states, self.final_dropout, id, &hidden.rows);
+        hidden.with(states)
+    }
+}
+
+impl EncoderDecoder {
+    /// Makes the decoder's stream the residual stream, and the encoder's output a stream.
+    fn begin_decoder(&self, hidden: Hidden, batch: &AdapterBatch<'_>) -> Hidden {
+        let mut encoded = self.encoder.finish(hidden, batch);
+        let decoder = encoded.take(DECODER_STREAM);
+        let decoder = decoder.expect("`embed` adds the decoder's stream");
+        let mut carried = encoded.carried;
+        carried.push(Stream {
+            name: ENCODER_STREAM,
+            owner: Owner::Model,
+            states: encoded.states,
+            rows: encoded.rows,
+        });
+        Hidden {
+            carried,
+            ..Hidden::new(decoder.states, decoder.rows)
+        }
+    }
+
+    fn decoder_layer(
+        &self,
+        index: usize,
+        mut hidden: Hidden,
+        selected: Option<&[usize]>,
+        batch: &AdapterBatch<'_>,
+    ) -> Hidden {
+        // Nothing reads the encoder's output after the last layer.
+        let encoder = match index + 1 == self.decoder.layers.len() {
+            true => hidden.take(ENCODER_STREAM),
+            false => hidden.stream(ENCODER_STREAM).cloned(),
+        };
+        let input = LayerInput {
+            bias: self.decoder.bias.as_ref(),
+            encoder: encoder.map(|stream| (stream.states, stream.rows)),
+        };
+        self.decoder.layers[index].forward(hidden, input, selected, batch)
+    }
+}
+
+impl Backbone for EncoderDecoder {
+    fn has_dropout(&self) -> bool {
+        self.has_dropout
+    }
+
+    /// Without tokens for the decoder, it reads those of the encoder shifted right, as in transformers'
+    /// classifiers.
+    fn embed(&self, entry: &Entry<'_>) -> Hidden {
+        let tokens = entry.tokens;
+        let input = EmbeddingInput {
+            ids: tokens.ids,
+            type_ids: tokens.type_ids,
+            rows: &tokens.sequences,
+            decoder: false,
+        };
+        let (states, rows) = self.encoder.embeddings.forward(input, entry);
+        let shifted: Vec<u32>;
+        let (ids, decoder_rows) = match &tokens.decoder {
+            Some(decoder) => (decoder.ids, &decoder.sequences),
+            None => {
+                let ids = tokens.ids.iter().map(|&id| Some(id));
+                shifted = self.shifted_right(ids, &tokens.sequences);
+                (&shifted[..], &tokens.sequences)
+            }
+        };
+        let input = EmbeddingInput {
+            ids,
+            type_ids: &vec![0; ids.len()],
+            rows: decoder_rows,
+            decoder: true,
+        };
+        let (decoder_states, decoder_rows) = self.decoder.embeddings.forward(input, entry);
+        let mut hidden = Hidden::new(states, rows);
+        hidden.carried.push(Stream {
+            name: DECODER_STREAM,
+            owner: Owner::Model,
+            states: decoder_states,
+            rows: decoder_rows,
+        });
+        hidden
+    }
+
+    fn layer(
+        &self,
+        index: usize,
+        hidden: Hidden,
+        selected: Option<&[usize]>,
+        batch: &AdapterBatch<'_>,
+    ) -> Hidden {
+        let encoder_layers = self.encoder.layers.len();
+        if let Some(index) = index.checked_sub(encoder_layers) {
+            return self.decoder_layer(index, hidden, selected, batch);
+        }
+        let input = LayerInput {
+            bias: self.encoder.bias.as_ref(),
+            encoder: None,
+        };
+        let hidden = self.encoder.layers[index].forward(hidden, input, None, batch);
+        match index + 1 == encoder_layers {
+            true => self.begin_decoder(hidden, batch),
+            false => hidden,
+        }
+    }
+
+    fn finish(&self, hidden: Hidden, batch: &AdapterBatch<'_>) -> Hidden {
+        self.decoder.finish(hidden, batch)
+    }
+
+    fn decoder_input(&self, labels: &[i64], rows: &Sequences) -> Option<Vec<u32>> {
+        let ids = labels.iter().map(|&label| match label {
+            IGNORED => None,
+            label => u32::try_from(label).ok(),
+        });
+        Some(self.shifted_right(ids, rows))
+    }
+}
+
+impl EncoderDecoder {
+    /// Each sequence without its last token, behind the start token; padding for what is none.
+    fn shifted_right(&self, ids: impl Iterator<Item = Option<u32>>, rows: &Sequences) -> Vec<u32> {
+        let mut shifted: Vec<u32> = ids.map(|id| id.unwrap_or(self.pad_token)).collect();
+        for pair in rows.boundaries().windows(2) {
+            if let own @ [_, ..] = &mut shifted[pair[0]..pair[1]] {
+                own.rotate_right(1);
+                own[0] = self.decoder_start_token;
+            }
+        }
+        shifted
+    }
+}

@@ -1,0 +1,65 @@
+//! Sequence-to-sequence language modeling: a target text for a source text, with an encoder-decoder.
+
+use epiphyte_data::{Columns, DataError, Fields};
+use epiphyte_models::HeadKind;
+
+use super::Task;
+use crate::TrainError;
+use crate::observer::Observer;
+use crate::scoring::evaluate::{Evaluation, mean_token_loss};
+use crate::scoring::metrics::{self, Metrics};
+
+#[derive(Debug)]
+pub(super) struct Seq2Seq;
+
+impl Task for Seq2Seq {
+    fn name(&self) -> &'static str {
+        "seq2seq"
+    }
+
+    fn summary(&self) -> &'static str {
+        "a target text for a source text, by an encoder-decoder"
+    }
+
+    fn peft_task_type(&self) -> &'static str {
+        "SEQ_2_SEQ_LM"
+    }
+
+    fn pipeline_tag(&self) -> &'static str {
+        "text2text-generation"
+    }
+
+    fn head(&self, _labels: usize) -> HeadKind {
+        HeadKind::LanguageModel
+    }
+
+    fn default_max_length(&self) -> usize {
+        512
+    }
+
+    fn predicts_text(&self) -> bool {
+        true
+    }
+
+    fn fields(
+        &self,
+        columns: &Columns,
+        _classes: &[String],
+        _labelled: bool,
+    ) -> Result<Fields, DataError> {
+        columns.source_target()
+    }
+
+    fn scores(&self) -> &'static [&'static str] {
+        &["loss", "perplexity"]
+    }
+
+    fn evaluate(
+        &self,
+        evaluation: &Evaluation<'_>,
+        observer: &mut dyn Observer,
+    ) -> Result<Metrics, TrainError> {
+        let loss = mean_token_loss(evaluation, observer)?;
+        Ok(metrics::language_modelling(loss))
+    }
+}
