@@ -130,14 +130,14 @@ fn missing_model_files() {
 fn an_unknown_architecture() {
     let rename = |here: &Workplace| {
         here.edit("bert/config.json", |config| {
-            config["model_type"] = "t5".into()
+            config["model_type"] = "opus".into()
         })
     };
     refused(
         rename,
         "",
         &[
-            "`bert/config.json`: model type `t5` is not supported",
+            "`bert/config.json`: model type `opus` is not supported",
             "bert, ",
         ],
     );
