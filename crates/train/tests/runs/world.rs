@@ -175,7 +175,7 @@ impl World {
             ..self.run(name, "lora", &json!({}))
         });
         // Language is learned from target texts exactly where the model has a decoder for them.
-        let fields = task.fields(&template.columns(), &[], true);
+        let fields = task.fields(&template.columns(), &classes(), true);
         let has_target_texts = matches!(fields, Ok(Fields::SourceTarget { .. }));
         let is_encoder_decoder = small.base().dimensions.encoder_layers > 0;
         if task.predicts_text() && has_target_texts != is_encoder_decoder {
@@ -216,6 +216,11 @@ impl World {
     }
 }
 
+/// The classes of `all.jsonl`.
+fn classes() -> [String; 2] {
+    ["1", "2"].map(str::to_owned)
+}
+
 /// A run with the columns of `all.jsonl` that its task reads.
 fn with_columns(run: RunConfig) -> RunConfig {
     let texts = RunConfig {
@@ -234,9 +239,8 @@ fn with_columns(run: RunConfig) -> RunConfig {
         target_column: Some("answer".to_owned()),
         ..run
     };
-    let classes = ["1".to_owned(), "2".to_owned()];
     let mut candidates = [texts, plain, pairs].into_iter();
-    let fits = |run: &RunConfig| run.task.fields(&run.columns(), &classes, true).is_ok();
+    let fits = |run: &RunConfig| run.task.fields(&run.columns(), &classes(), true).is_ok();
     candidates.find(fits).expect("columns for the task")
 }
 
