@@ -130,14 +130,14 @@ fn missing_model_files() {
 fn an_unknown_architecture() {
     let rename = |here: &Workplace| {
         here.edit("bert/config.json", |config| {
-            config["model_type"] = "t5".into()
+            config["model_type"] = "opus".into()
         })
     };
     refused(
         rename,
         "",
         &[
-            "`bert/config.json`: model type `t5` is not supported",
+            "`bert/config.json`: model type `opus` is not supported",
             "bert, ",
         ],
     );
@@ -311,4 +311,12 @@ fn texts_that_leave_no_room_for_virtual_tokens() {
         "generate --model llama --adapter speaker --prompt-file prompt.txt",
     );
     assert!(errors.contains("reads no more than 64"), "{errors}");
+}
+
+#[test]
+fn class_names_that_are_not_distinct() {
+    let here = Workplace::new();
+    let flags = "--task sequence-classification --text-columns text --data dev.jsonl --labels a,a";
+    let errors = here.fail(1, &format!("eval --model bert-head {flags}"));
+    assert!(errors.contains("`a`"), "{errors}");
 }

@@ -12,8 +12,14 @@ fn flags(method: &Definition) -> String {
     let flags = example.iter().map(|(key, value)| {
         let mut flags = method.flags.iter();
         let flag = flags.find(|flag| flag.is_called(key)).unwrap().flag;
-        let text = value.as_str();
-        let text = text.map_or_else(|| value.to_string(), str::to_owned);
+        let text = match value {
+            Value::String(text) => text.clone(),
+            Value::Array(items) => {
+                let items: Vec<String> = items.iter().map(Value::to_string).collect();
+                items.join(",").replace('"', "")
+            }
+            other => other.to_string(),
+        };
         format!("--{flag}={text}")
     });
     flags.collect::<Vec<String>>().join(" ")
@@ -27,7 +33,7 @@ fn every_method_goes_all_the_way() {
             let name = method.name;
             let adapter = format!("{name}-{task}");
             let flags = flags(method);
-            let command = format!("{run} --method {name} {flags} --max-steps 3 --output {adapter}");
+            let command = format!("{run} --method {name} {flags} --max-steps 4 --output {adapter}");
             let output = here.run(&format!("{command} --json"));
             let errors = String::from_utf8(output.stderr).unwrap();
             if name == "bitfit" && base == "llama" {
@@ -40,7 +46,7 @@ fn every_method_goes_all_the_way() {
             assert!(output.status.success(), "{command}\n{errors}");
             let report: Value = serde_json::from_slice(&output.stdout).unwrap();
             assert_eq!(report["status"], "finished");
-            assert_eq!(report["steps"], 3);
+            assert_eq!(report["steps"], 4);
 
             let inspected = here.json(&format!("inspect {adapter}"));
             assert_eq!(inspected["method"], name);

@@ -12,6 +12,10 @@ use epiphyte_ops::random;
 /// How a parameter is initialized. Values are made when they are first asked for, so that counting a
 /// method's parameters allocates nothing.
 #[derive(Clone)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one for each tensor, which is larger"
+)]
 pub enum Init {
     /// All zero.
     Zeros,

@@ -42,8 +42,11 @@ pub struct Family {
     /// Small configurations that switch on what the family has, for tests: `config.json` each.
     pub examples: fn() -> Vec<serde_json::Value>,
     /// Reads the configuration of a `model_type`.
-    parse: fn(&JsonObject, &str) -> Result<Box<dyn FamilyConfig>, ModelError>,
+    parse: Parse,
 }
+
+/// Reads a family's configuration; the second argument is the `model_type`.
+type Parse = fn(&JsonObject, &str) -> Result<Box<dyn FamilyConfig>, ModelError>;
 
 /// The configuration of a family's model.
 pub trait FamilyConfig: Any + fmt::Debug + Send + Sync {

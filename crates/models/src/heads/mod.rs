@@ -43,6 +43,7 @@ impl fmt::Display for HeadKind {
 
 /// A model's head.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "a model has one head")]
 pub enum Head {
     /// Logits for each sequence.
     Classification(ClassificationHead),

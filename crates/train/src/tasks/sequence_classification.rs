@@ -54,8 +54,7 @@ impl Task for SequenceClassification {
         }
         columns.texts(LabelField::Class {
             column: columns.label().to_owned(),
-            labels: LabelSet::from_names(classes.iter().cloned())
-                .expect("the names of a task's classes are distinct"),
+            labels: LabelSet::from_names(classes.iter().cloned())?,
         })
     }
 

@@ -199,7 +199,7 @@ impl Progress {
             began: Instant::now(),
             training: Duration::ZERO,
             tokens: 0,
-            done: done,
+            done,
         }
     }
 

@@ -236,7 +236,7 @@ fn the_best_evaluation_is_put_back_at_the_end() {
     let checkpoint = best.output.join(format!("checkpoint-{step}"));
     let kept = values(
         &Checkpoint::open_file(&checkpoint.join("training_state.safetensors")).unwrap(),
-        |name| name.strip_suffix("/value"),
+        |name| name.strip_prefix("value/"),
     );
     let saved = values(
         &Checkpoint::open_file(&best.output.join(TENSORS_FILE)).unwrap(),

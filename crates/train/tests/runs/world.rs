@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
+use epiphyte_data::Fields;
 use epiphyte_io::safetensors_file::write_f32;
 use epiphyte_methods::{AdapterModule, METHODS, MethodError};
 use epiphyte_models::families::FAMILIES;
@@ -164,6 +165,22 @@ impl World {
         let device = Device::default();
         let small = random_model(config, task.head(2), &device, Precision::F32, 0);
         let small = small.expect("the family has the head");
+        let template = with_columns(RunConfig {
+            model: model.to_owned(),
+            task,
+            train_data: self.path("all.jsonl"),
+            eval_data: None,
+            max_steps: Some(4),
+            base_dropout: Some(0.1),
+            ..self.run(name, "lora", &json!({}))
+        });
+        // Language is learned from target texts exactly where the model has a decoder for them.
+        let fields = task.fields(&template.columns(), &classes(), true);
+        let has_target_texts = matches!(fields, Ok(Fields::SourceTarget { .. }));
+        let is_encoder_decoder = small.base().dimensions.encoder_layers > 0;
+        if task.predicts_text() && has_target_texts != is_encoder_decoder {
+            return Vec::new();
+        }
         let mut runs = Vec::new();
         for method in METHODS {
             for (example, mut settings) in (method.examples)().into_iter().enumerate() {
@@ -181,15 +198,13 @@ impl World {
                     Err(error) => panic!("{} on {task}: {error}", method.name),
                 }
                 let name = format!("{name}/{task}/{}-{example}", method.name);
-                runs.push(with_columns(RunConfig {
-                    model: model.to_owned(),
-                    task,
-                    train_data: self.path("all.jsonl"),
-                    eval_data: None,
-                    max_steps: Some(4),
-                    base_dropout: Some(0.1),
-                    ..self.run(&name, method.name, &settings)
-                }));
+                let run = self.run(&name, method.name, &settings);
+                runs.push(RunConfig {
+                    output: run.output,
+                    method: run.method,
+                    method_settings: run.method_settings,
+                    ..template.clone()
+                });
             }
         }
         runs
@@ -199,6 +214,11 @@ impl World {
     pub(crate) fn clear(&self) {
         fs::remove_dir_all(self.path("runs")).expect("runs that can be removed");
     }
+}
+
+/// The classes of `all.jsonl`.
+fn classes() -> [String; 2] {
+    ["1", "2"].map(str::to_owned)
 }
 
 /// A run with the columns of `all.jsonl` that its task reads.
@@ -219,9 +239,8 @@ fn with_columns(run: RunConfig) -> RunConfig {
         target_column: Some("answer".to_owned()),
         ..run
     };
-    let classes = ["1".to_owned(), "2".to_owned()];
     let mut candidates = [texts, plain, pairs].into_iter();
-    let fits = |run: &RunConfig| run.task.fields(&run.columns(), &classes, true).is_ok();
+    let fits = |run: &RunConfig| run.task.fields(&run.columns(), &classes(), true).is_ok();
     candidates.find(fits).expect("columns for the task")
 }
 
