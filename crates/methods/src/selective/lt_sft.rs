@@ -1,12 +1,13 @@
-//! LT-SFT: the entries that move farthest in full fine-tuning are trained again, all others stay frozen.
+//! LT-SFT: the entries that move farthest in full fine-tuning are trained again, all others stay
+//! frozen.
 //!
 //! Ansell, Ponti, Korhonen, Vulić, "Composable Sparse Fine-Tuning for Cross-Lingual Transfer", ACL
 //! 2022, arXiv 2110.07560, section 3.2; code cambridgeltl/composable-sft.
 //!
-//! Stage 0 trains every value of the base, `θ₀ → θ₁`. The mask holds the `K` entries of the base with
-//! the largest `|θ₁ − θ₀|` over all tensors together; then everything, the task's head included, starts
-//! again from its values before stage 0, and stage 1 trains the masked entries and the head. Each stage
-//! has its own learning-rate schedule and a fresh optimizer.
+//! Stage 0 trains every value of the base, `θ₀ → θ₁`. The mask holds the `K` entries of the base
+//! with the largest `|θ₁ − θ₀|` over all tensors together; then everything, the task's head
+//! included, starts again from its values before stage 0, and stage 1 trains the masked entries and
+//! the head. Each stage has its own learning-rate schedule and a fresh optimizer.
 //!
 //! | | |
 //! | --- | --- |
@@ -37,8 +38,8 @@ crate::settings! {
         ft_params_proportion: f64 = 0.01, in Positive;
         /// Steps of the first stage, which trains every value.
         full_ft_steps: Option<u64> = None, in AtLeastOne, unset "set by --full-ft-fraction";
-        /// Share of the run's steps that is the first stage, if no number is set; either stage has at
-        /// least one step.
+        /// Share of the run's steps that is the first stage, if no number is set; either stage has
+        /// at least one step.
         full_ft_fraction: f64 = 0.5, in Fraction;
     }
 }
