@@ -31,6 +31,14 @@ pub trait MaskRule: Debug + Send + Sync {
         }]
     }
 
+    /// As [`Method::check_steps`].
+    ///
+    /// # Errors
+    /// As there.
+    fn check_steps(&self, _steps: u64) -> Result<(), MethodError> {
+        Ok(())
+    }
+
     /// The score of every entry of each of `params`, at the beginning of a stage; the entries with
     /// the largest scores are trained from then on, starting at the base's values. `None` if the
     /// stage chooses none.
@@ -210,6 +218,10 @@ impl<R: MaskRule> Adapter for Sparse<R> {
 impl<R: MaskRule> Method for Sparse<R> {
     fn stages(&self, steps: u64) -> Vec<Stage> {
         self.rule.stages(steps)
+    }
+
+    fn check_steps(&self, steps: u64) -> Result<(), MethodError> {
+        self.rule.check_steps(steps)
     }
 
     fn begin_stage(

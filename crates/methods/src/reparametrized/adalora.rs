@@ -140,16 +140,22 @@ impl AdaLoraConfig {
                 return wrong(key, value.to_string(), expected);
             }
         }
-        if let Some(total) = self.total_step
-            && self.tinit.saturating_add(self.tfinal) >= total
-        {
-            let expected = format!(
-                "with `tinit` {} it must leave steps to shrink in",
-                self.tinit
-            );
-            return wrong("tfinal", self.tfinal.to_string(), expected);
+        self.total_step
+            .map_or(Ok(()), |total| self.check_total(total))
+    }
+
+    /// Checks that ranks have steps to shrink in.
+    fn check_total(&self, total: u64) -> Result<(), MethodError> {
+        if self.tinit.saturating_add(self.tfinal) < total {
+            return Ok(());
         }
-        Ok(())
+        let tinit = self.tinit;
+        Err(MethodError::Value {
+            method: Self::NAME,
+            key: "tfinal",
+            value: self.tfinal.to_string(),
+            expected: format!("with `tinit`, {tinit}, it must be less than all steps, {total}"),
+        })
     }
 }
 
@@ -169,7 +175,7 @@ impl MethodConfig for AdaLoraConfig {
     fn examples() -> Vec<Value> {
         vec![
             json!({}),
-            json!({ "target_modules": "all-linear", "init_r": 4, "target_r": 2, "alpha": 2 }),
+            json!({ "target_modules": "all-linear", "init_r": 4, "target_r": 2, "alpha": 16 }),
         ]
     }
 
@@ -501,6 +507,11 @@ fn distance_from_orthonormal(rows: Tensor<2>) -> Tensor<1> {
 }
 
 impl Method for AdaLora {
+    fn check_steps(&self, steps: u64) -> Result<(), MethodError> {
+        self.config
+            .check_total(self.config.total_step.unwrap_or(steps))
+    }
+
     fn before_step(&mut self, info: StepInfo) {
         self.total_step = self.config.total_step.or(Some(info.total));
     }
@@ -962,6 +973,13 @@ mod tests {
         loaded.load(&loaded_parameters, &mut file).unwrap();
         assert!(file.0.is_empty());
         assert!(method.penalty().unwrap().into_scalar::<f32>() > 0.0);
+    }
+
+    #[test]
+    fn a_run_without_steps_to_shrink_in_is_refused() {
+        let (method, _) = build(&config(json!({ "tinit": 5, "tfinal": 5 })));
+        assert!(method.check_steps(10).is_err());
+        assert!(method.check_steps(11).is_ok());
     }
 
     #[test]
