@@ -139,6 +139,14 @@ impl AdapterModule {
         self.head_parameters.track(tracked);
     }
 
+    /// Checks that the method's settings fit a run of `steps` optimizer steps.
+    ///
+    /// # Errors
+    /// As [`Method::check_steps`].
+    pub fn check_steps(&self, steps: u64) -> Result<(), MethodError> {
+        self.method.check_steps(steps)
+    }
+
     /// The stages of a run of `steps` optimizer steps.
     pub fn stages(&self, steps: u64) -> Vec<Stage> {
         self.method.stages(steps)

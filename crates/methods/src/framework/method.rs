@@ -57,6 +57,14 @@ pub trait Method: Adapter + Debug {
         }]
     }
 
+    /// Checks that the settings fit a run of `steps` optimizer steps, before it begins.
+    ///
+    /// # Errors
+    /// [`MethodError::Value`], which names the setting.
+    fn check_steps(&self, _steps: u64) -> Result<(), MethodError> {
+        Ok(())
+    }
+
     /// Called before the first step of each stage, also of the first. May run the training data, set
     /// masks, and rewind parameters: `head` are those of the task's head.
     ///

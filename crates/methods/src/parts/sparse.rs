@@ -1,13 +1,13 @@
 //! Sparse fine-tuning: a mask chooses entries of the base, and only these are trained and stored.
 //!
 //! Every tensor of the base without the task's head has a dense trained stand-in. Once the mask is
-//! chosen, gradients of all other entries are zero before they are clipped, so that AdamW never moves
-//! them; weight decay is off for these tensors, since it would. What a method of this kind adds is a
-//! [`MaskRule`]: by which scores entries are chosen, and when.
+//! chosen, gradients of all other entries are zero before they are clipped, so that AdamW never
+//! moves them; weight decay is off for these tensors, since it would. What a method of this kind
+//! adds is a [`MaskRule`]: by which scores entries are chosen, and when.
 //!
-//! The file holds, for each tensor with a changed entry, `<name>.indices` (i32, ascending, row-major
-//! in Hugging Face's order) and `<name>.values` (the new values, not differences, so that they are put
-//! back bit for bit). Entries that are as in the base are left out.
+//! The file holds, for each tensor with a changed entry, `<name>.indices` (i32, ascending,
+//! row-major in Hugging Face's order) and `<name>.values` (the new values, not differences, so that
+//! they are put back bit for bit). Entries that are as in the base are left out.
 
 use std::fmt::Debug;
 
@@ -31,9 +31,17 @@ pub trait MaskRule: Debug + Send + Sync {
         }]
     }
 
-    /// The score of every entry of each of `params`, at the beginning of a stage; the entries with the
-    /// largest scores are trained from then on, starting at the base's values. `None` if the stage
-    /// chooses none.
+    /// As [`Method::check_steps`].
+    ///
+    /// # Errors
+    /// As there.
+    fn check_steps(&self, _steps: u64) -> Result<(), MethodError> {
+        Ok(())
+    }
+
+    /// The score of every entry of each of `params`, at the beginning of a stage; the entries with
+    /// the largest scores are trained from then on, starting at the base's values. `None` if the
+    /// stage chooses none.
     ///
     /// # Errors
     /// If running the data fails.
@@ -68,8 +76,8 @@ struct Chosen {
 }
 
 impl<R: MaskRule> Sparse<R> {
-    /// Stand-ins for every tensor of `base` without the task's head, of which `rule` chooses `entries`
-    /// entries.
+    /// Stand-ins for every tensor of `base` without the task's head, of which `rule` chooses
+    /// `entries` entries.
     ///
     /// # Errors
     /// If a tensor has more entries than 32-bit indices can number.
@@ -147,8 +155,8 @@ impl<R: MaskRule> Sparse<R> {
     }
 }
 
-/// The places of the `k` largest scores over all tensors, ascending in each tensor. Of equal scores the
-/// first are taken, so there are exactly `k` if there are as many scores.
+/// The places of the `k` largest scores over all tensors, ascending in each tensor. Of equal scores
+/// the first are taken, so there are exactly `k` if there are as many scores.
 pub fn largest(scores: &[Vec<f32>], k: usize) -> Vec<Vec<i32>> {
     let mut all = scores.concat();
     if k == 0 || all.is_empty() {
@@ -210,6 +218,10 @@ impl<R: MaskRule> Adapter for Sparse<R> {
 impl<R: MaskRule> Method for Sparse<R> {
     fn stages(&self, steps: u64) -> Vec<Stage> {
         self.rule.stages(steps)
+    }
+
+    fn check_steps(&self, steps: u64) -> Result<(), MethodError> {
+        self.rule.check_steps(steps)
     }
 
     fn begin_stage(
@@ -345,7 +357,7 @@ mod tests {
     use super::{MaskRule, Sparse, changes, largest};
     use crate::framework::method::{Method, StepInfo};
     use crate::test_data::{Examples, StoredList, gradients, model, move_all};
-    use crate::{CalibrationData, MethodError, Param, ParameterSet};
+    use crate::{CalibrationData, Gradients, MethodError, Param, ParameterSet};
 
     #[test]
     fn the_largest_scores_of_all_tensors_are_taken_and_ties_by_place() {
@@ -362,6 +374,33 @@ mod tests {
         for k in 0..=12 {
             let chosen = largest(&scores, k);
             assert_eq!(chosen.iter().map(Vec::len).sum::<usize>(), k);
+        }
+    }
+
+    /// A mask of every entry is that of full fine-tuning: gradients stay as they are, bit for bit.
+    #[test]
+    fn a_mask_of_all_entries_changes_no_gradient() {
+        let (mut sparse, parameters) = sparse();
+        let params: Vec<Param> = parameters.trained().cloned().collect();
+        let all = params
+            .iter()
+            .map(|param| (0..param.count() as i32).collect());
+        sparse.set_mask(all.collect());
+        let expected = gradients(&params, 1);
+        let mut masked = expected.clone();
+        sparse.after_backward(&mut masked, INFO);
+        let bits = |gradients: &Gradients, param: &Param| {
+            let values = gradients.get(param).unwrap().clone();
+            let values = values.try_into_vec_as::<f32>().unwrap();
+            values.into_iter().map(f32::to_bits).collect::<Vec<u32>>()
+        };
+        for param in &params {
+            assert_eq!(
+                bits(&masked, param),
+                bits(&expected, param),
+                "{}",
+                param.key()
+            );
         }
     }
 

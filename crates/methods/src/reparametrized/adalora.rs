@@ -1,32 +1,33 @@
-//! AdaLoRA: a low-rank path in the form of a singular value decomposition, whose ranks are allocated
-//! during training.
+//! AdaLoRA: a low-rank path in the form of a singular value decomposition, whose ranks are
+//! allocated during training.
 //!
-//! Zhang et al., "AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", ICLR 2023,
-//! arXiv 2303.10512; numbers are those of HF PEFT's implementation.
+//! Zhang et al., "AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", ICLR
+//! 2023, arXiv 2303.10512; numbers are those of HF PEFT's implementation.
 //!
-//! `y = x Wᵀ + b + s · (dropout(x) (A ∘ E)ᵀ) Bᵀ`, with `A: [r, in]`, `E: [r, 1]`, `B: [out, r]`, `r` =
-//! `init_r` and `s = α / (init_r + 1e-5)`, which stays when ranks shrink. `A` and `B` start normal with
-//! standard deviation 0.02, `E` at zero. The loss gets `orth_reg_weight` times the mean over all `A`
-//! and `B` of `‖A Aᵀ - I‖` and `‖Bᵀ B - I‖` (Frobenius; the paper squares it).
+//! `y = x Wᵀ + b + s · (dropout(x) (A ∘ E)ᵀ) Bᵀ`, with `A: [r, in]`, `E: [r, 1]`, `B: [out, r]`,
+//! `r` = `init_r` and `s = α / (init_r + 1e-5)`, which stays when ranks shrink. `A` and `B` start
+//! normal with standard deviation 0.02, `E` at zero. The loss gets `orth_reg_weight` times the mean
+//! over all `A` and `B` of `‖A Aᵀ - I‖` and `‖Bᵀ B - I‖` (Frobenius; the paper squares it).
 //!
-//! A triplet is a row of `A`, an entry of `E` and a column of `B`. After the optimizer's step, with `p`
-//! a value and `g` its gradient, each value's sensitivity `I = |p g|` and its uncertainty are averaged,
-//! `Ī ← β₁ Ī + (1 - β₁) I`, `Ū ← β₂ Ū + (1 - β₂) |I - Ī|`; its score is `Ī Ū`, and a triplet's the
-//! score of its `E` plus the mean scores of its row and its column. At step `t` of `T`, counted from 1,
-//! the budget of triplets over all matrices falls from `b₀ = Σ init_r` to `b_T = Σ target_r`:
-//! `b₀` up to `tinit`, `b_T` from `T - tfinal` on, and
-//! `⌊b_T + (b₀ - b_T) (1 - (t - tinit) / (T - tfinal - tinit))³⌋` in between. Every `deltaT` steps `E` of
-//! the triplets with the `b₀ - b` lowest scores is set to zero; they may return until the next time.
-//! From `T - tfinal` on the ranks are fixed.
+//! A triplet is a row of `A`, an entry of `E` and a column of `B`. After the optimizer's step, with
+//! `p` a value and `g` its gradient, each value's sensitivity `I = |p g|` and its uncertainty are
+//! averaged, `Ī ← β₁ Ī + (1 - β₁) I`, `Ū ← β₂ Ū + (1 - β₂) |I - Ī|`; its score is `Ī Ū`, and a
+//! triplet's the score of its `E` plus the mean scores of its row and its column. At step `t` of
+//! `T`, counted from 1, the budget of triplets over all matrices falls from `b₀ = Σ init_r` to
+//! `b_T = Σ target_r`: `b₀` up to `tinit`, `b_T` from `T - tfinal` on, and
+//! `⌊b_T + (b₀ - b_T) (1 - (t - tinit) / (T - tfinal - tinit))³⌋` in between. Every `deltaT` steps
+//! `E` of the triplets with the `b₀ - b` lowest scores is set to zero; they may return until the
+//! next time. From `T - tfinal` on the ranks are fixed.
 //!
 //! | | |
 //! | --- | --- |
 //! | trains | `Σ init_r (in + out + 1)` over the targets |
 //! | changes | `Σ in · out` over the targets that keep a triplet |
-//! | file | `<path>.lora_A` `[r, in]`, `<path>.lora_B` `[out, r]`, `<path>.lora_E` `[r, 1]` of the `r` triplets that are kept, which `rank_pattern` names |
+//! | file | `<path>.lora_A`, `<path>.lora_B`, `<path>.lora_E` of the triplets that are kept |
 //! | merges | `W + s B (A ∘ E)` |
 //!
-//! A pruned adapter that is loaded keeps its ranks.
+//! `rank_pattern` in the configuration says which triplets of each matrix are kept. A pruned
+//! adapter that is loaded keeps its ranks.
 
 use std::collections::BTreeMap;
 
@@ -139,16 +140,22 @@ impl AdaLoraConfig {
                 return wrong(key, value.to_string(), expected);
             }
         }
-        if let Some(total) = self.total_step
-            && self.tinit.saturating_add(self.tfinal) >= total
-        {
-            let expected = format!(
-                "with `tinit` {} it must leave steps to shrink in",
-                self.tinit
-            );
-            return wrong("tfinal", self.tfinal.to_string(), expected);
+        self.total_step
+            .map_or(Ok(()), |total| self.check_total(total))
+    }
+
+    /// Checks that ranks have steps to shrink in.
+    fn check_total(&self, total: u64) -> Result<(), MethodError> {
+        if self.tinit.saturating_add(self.tfinal) < total {
+            return Ok(());
         }
-        Ok(())
+        let tinit = self.tinit;
+        Err(MethodError::Value {
+            method: Self::NAME,
+            key: "tfinal",
+            value: self.tfinal.to_string(),
+            expected: format!("with `tinit`, {tinit}, it must be less than all steps, {total}"),
+        })
     }
 }
 
@@ -168,7 +175,7 @@ impl MethodConfig for AdaLoraConfig {
     fn examples() -> Vec<Value> {
         vec![
             json!({}),
-            json!({ "target_modules": "all-linear", "init_r": 4, "target_r": 2, "alpha": 2 }),
+            json!({ "target_modules": "all-linear", "init_r": 4, "target_r": 2, "alpha": 16 }),
         ]
     }
 
@@ -278,7 +285,8 @@ impl Schedule {
         self.total.saturating_sub(self.tfinal)
     }
 
-    /// The triplets that may be kept after a step, counted from 1, and whether they are allocated then.
+    /// The triplets that may be kept after a step, counted from 1, and whether they are allocated
+    /// then.
     fn budget(&self, step: u64) -> (usize, bool) {
         if step <= self.tinit {
             return (self.initial, false);
@@ -342,8 +350,8 @@ struct Target {
 }
 
 impl Target {
-    /// The places among the declared triplets of those that the file holds: pruned ones are left out,
-    /// unless they have returned since.
+    /// The places among the declared triplets of those that the file holds: pruned ones are left
+    /// out, unless they have returned since.
     fn survivors(&self, triplets: &Triplets) -> Vec<i32> {
         let values = triplets.e.to_vec();
         let kept = match values.len() == self.kept.len() {
@@ -499,6 +507,11 @@ fn distance_from_orthonormal(rows: Tensor<2>) -> Tensor<1> {
 }
 
 impl Method for AdaLora {
+    fn check_steps(&self, steps: u64) -> Result<(), MethodError> {
+        self.config
+            .check_total(self.config.total_step.unwrap_or(steps))
+    }
+
     fn before_step(&mut self, info: StepInfo) {
         self.total_step = self.config.total_step.or(Some(info.total));
     }
@@ -765,7 +778,8 @@ mod tests {
                 };
                 let expected = golden(&format!("{step}/E/{path}")).unwrap();
                 assert_eq!(param.to_vec(), expected, "{path} after step {step}");
-                // Between two allocations pruned triplets may return; PEFT's pattern leaves them out.
+                // Between two allocations pruned triplets may return; PEFT's pattern leaves them
+                // out.
                 let kept = golden(&format!("{step}/kept/{path}"));
                 let kept = kept.filter(|_| step % 2 == 0 || step >= 13);
                 let kept =
@@ -959,6 +973,13 @@ mod tests {
         loaded.load(&loaded_parameters, &mut file).unwrap();
         assert!(file.0.is_empty());
         assert!(method.penalty().unwrap().into_scalar::<f32>() > 0.0);
+    }
+
+    #[test]
+    fn a_run_without_steps_to_shrink_in_is_refused() {
+        let (method, _) = build(&config(json!({ "tinit": 5, "tfinal": 5 })));
+        assert!(method.check_steps(10).is_err());
+        assert!(method.check_steps(11).is_ok());
     }
 
     #[test]

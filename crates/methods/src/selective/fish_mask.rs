@@ -4,10 +4,11 @@
 //! 2111.09839; code varunnair18/FISH.
 //!
 //! The diagonal of the empirical Fisher information, `F_i = Σ_n (∂ log p(y_n | x_n) / ∂θ_i)²` over
-//! `num_samples` training examples with their labels, one at a time (the code's `label-square`, which
-//! the paper uses). The `k` entries of the base with the largest `F_i`, over all tensors together, are
-//! trained; of equal ones the first. The task's head is not ranked and always trained: of the share
-//! `keep_ratio` of all values, `k` are those that the head leaves, `k = ⌊keep_ratio · |θ|⌋ − |head|`.
+//! `num_samples` training examples with their labels, one at a time (the code's `label-square`,
+//! which the paper uses). The `k` entries of the base with the largest `F_i`, over all tensors
+//! together, are trained; of equal ones the first. The task's head is not ranked and always
+//! trained: of the share `keep_ratio` of all values, `k` are those that the head leaves,
+//! `k = ⌊keep_ratio · |θ|⌋ − |head|`.
 //!
 //! | | |
 //! | --- | --- |
@@ -15,8 +16,8 @@
 //! | file | `<name>.indices` and `<name>.values` of each tensor with a changed entry |
 //! | merges | values are put in place |
 //!
-//! Differences from the code: dropout is off while the information is taken (the code leaves the mode
-//! as it finds it), and the optimizer keeps no state for tensors of which no entry is trained.
+//! Differences from the code: dropout is off while the information is taken (the code leaves the
+//! mode as it finds it), and the optimizer keeps no state for tensors of which no entry is trained.
 
 use burn::tensor::Tensor;
 use epiphyte_models::{Adapter, Base};

@@ -1,12 +1,13 @@
-//! LT-SFT: the entries that move farthest in full fine-tuning are trained again, all others stay frozen.
+//! LT-SFT: the entries that move farthest in full fine-tuning are trained again, all others stay
+//! frozen.
 //!
 //! Ansell, Ponti, Korhonen, Vulić, "Composable Sparse Fine-Tuning for Cross-Lingual Transfer", ACL
 //! 2022, arXiv 2110.07560, section 3.2; code cambridgeltl/composable-sft.
 //!
-//! Stage 0 trains every value of the base, `θ₀ → θ₁`. The mask holds the `K` entries of the base with
-//! the largest `|θ₁ − θ₀|` over all tensors together; then everything, the task's head included, starts
-//! again from its values before stage 0, and stage 1 trains the masked entries and the head. Each stage
-//! has its own learning-rate schedule and a fresh optimizer.
+//! Stage 0 trains every value of the base, `θ₀ → θ₁`. The mask holds the `K` entries of the base
+//! with the largest `|θ₁ − θ₀|` over all tensors together; then everything, the task's head
+//! included, starts again from its values before stage 0, and stage 1 trains the masked entries and
+//! the head. Each stage has its own learning-rate schedule and a fresh optimizer.
 //!
 //! | | |
 //! | --- | --- |
@@ -37,8 +38,8 @@ crate::settings! {
         ft_params_proportion: f64 = 0.01, in Positive;
         /// Steps of the first stage, which trains every value.
         full_ft_steps: Option<u64> = None, in AtLeastOne, unset "set by --full-ft-fraction";
-        /// Share of the run's steps that is the first stage, if no number is set; either stage has at
-        /// least one step.
+        /// Share of the run's steps that is the first stage, if no number is set; either stage has
+        /// at least one step.
         full_ft_fraction: f64 = 0.5, in Fraction;
     }
 }
@@ -112,14 +113,26 @@ struct FarthestMoved {
 impl MaskRule for FarthestMoved {
     fn stages(&self, steps: u64) -> Vec<Stage> {
         let share = (self.full_ft_fraction * steps as f64).round() as u64;
-        let full = self.full_ft_steps.unwrap_or(share);
-        let full = full.min(steps.saturating_sub(1)).max(1).min(steps);
+        let share = share.min(steps.saturating_sub(1)).max(1);
+        let full = self.full_ft_steps.unwrap_or(share).min(steps);
         [full, steps - full]
             .map(|steps| Stage {
                 steps,
                 optimizer: OptimizerState::Fresh,
             })
             .to_vec()
+    }
+
+    fn check_steps(&self, steps: u64) -> Result<(), MethodError> {
+        match self.stages(steps)[..] {
+            [_, Stage { steps: 1.., .. }] => Ok(()),
+            _ => Err(MethodError::Value {
+                method: LtSftConfig::NAME,
+                key: "full_ft_steps",
+                value: self.full_ft_steps.unwrap_or(1).to_string(),
+                expected: format!("it must leave a step of the run's {steps} to the second stage"),
+            }),
+        }
     }
 
     fn scores(
@@ -210,8 +223,23 @@ mod tests {
         assert_eq!(steps(json!({ "full_ft_fraction": 0.25 }), 10), [3, 7]);
         assert_eq!(steps(json!({ "full_ft_fraction": 0.0 }), 10), [1, 9]);
         assert_eq!(steps(json!({ "full_ft_steps": 4 }), 10), [4, 6]);
-        assert_eq!(steps(json!({ "full_ft_steps": 40 }), 10), [9, 1]);
-        assert_eq!(steps(json!({}), 1), [1, 0]);
+        assert_eq!(steps(json!({}), 2), [1, 1]);
+    }
+
+    #[test]
+    fn a_run_without_a_second_stage_is_refused() {
+        for (settings, steps, fits) in [
+            (json!({}), 1, false),
+            (json!({}), 2, true),
+            (json!({ "full_ft_steps": 4 }), 4, false),
+            (json!({ "full_ft_steps": 4 }), 5, true),
+        ] {
+            let mut parameters = ParameterSet::new(&Default::default(), 0);
+            let method = config(settings)
+                .build(model().base(), &mut parameters)
+                .unwrap();
+            assert_eq!(method.check_steps(steps).is_ok(), fits);
+        }
     }
 
     #[test]

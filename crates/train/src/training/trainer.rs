@@ -160,8 +160,8 @@ impl<'a> Trainer<'a> {
     /// and there is one.
     ///
     /// # Errors
-    /// If examples do not fit the model, files cannot be read or written, or the checkpoint belongs to
-    /// another run.
+    /// If examples do not fit the model, settings of the method do not fit the run's steps, files cannot
+    /// be read or written, or the checkpoint belongs to another run.
     pub fn new(
         work: Workload<'a>,
         mut module: AdapterModule,
@@ -173,6 +173,7 @@ impl<'a> Trainer<'a> {
         }
         let plan = Plan::new(run, work.train.per_epoch());
         run.warmup().steps(plan.total)?;
+        module.check_steps(plan.total)?;
         let mut optimizer = AdamW::new(epiphyte_ops::AdamW {
             beta1: run.adam_beta1,
             beta2: run.adam_beta2,
