@@ -169,7 +169,7 @@ fn golden_adapters_are_written_again_as_they_were() {
         let base = dir.with_file_name("base");
         let config = ModelConfig::open(&base).unwrap_or_else(|error| panic!("{error}"));
         let task = match json["task_type"].as_str() {
-            Some("CAUSAL_LM") => HeadKind::LanguageModel,
+            Some("CAUSAL_LM" | "SEQ_2_SEQ_LM") => HeadKind::LanguageModel,
             _ => HeadKind::Classification {
                 labels: config.facts().labels.num_labels(),
             },
