@@ -65,7 +65,7 @@ class Bench:
         }
 
     def trunk(self) -> dict:
-        """Epochs after the first, without and with the trunk cache."""
+        """Epochs after the first, without and with the activation cache."""
         run = self.mrpc | {"method": "freeze", "freeze_trainable_layers": 1, "base_dropout": 0.0, "epochs": 3}
         run |= {"logging_steps": 115}
         _, memory_before, before = self.train("trunk-off", [run | {"activation_cache": "off"}])

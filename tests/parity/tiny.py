@@ -424,7 +424,7 @@ def peft_config(base: Base, method: str):
             )
         case "adalora":
             return AdaLoraConfig(
-                init_r=4, target_r=2, lora_alpha=8, tinit=1, tfinal=1, total_step=10, target_modules=attention, **common
+                init_r=4, target_r=2, lora_alpha=8, tinit=1, tfinal=1, total_step=10, target_modules=names.lora, **common
             )
         case "ia3":
             ff = names.ia3_feedforward

@@ -161,7 +161,7 @@ pub(crate) fn run_configs(file: Option<&Path>, given: &GivenFlags) -> Result<Vec
     configs.collect()
 }
 
-/// The configuration of one run; what is said later goes before what is said earlier.
+/// The configuration of one run; what is said later overrides what is said earlier.
 fn run_config(entries: Vec<Entry>) -> Result<RunConfig> {
     let said = entries.iter().rev().find(|entry| entry.name == "method");
     let name = said.and_then(|entry| entry.value.as_str().map(str::to_owned));
