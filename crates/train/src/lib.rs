@@ -1,7 +1,7 @@
 //! The trainer: optimizer, schedules, metrics, exact resume, logs.
 //!
 //! [`train`] takes a [`RunConfig`] from files to an adapter's directory; [`TaskModel`] and
-//! [`mod@evaluate`] serve what comes after. A run is a function of its configuration: stopped at any
+//! [`mod@scoring::evaluate`] serve what comes after. A run is a function of its configuration: stopped at any
 //! moment and resumed, it ends with the same bytes.
 //!
 //! ```no_run
