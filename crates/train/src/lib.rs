@@ -1,8 +1,8 @@
 //! The trainer: optimizer, schedules, metrics, exact resume, logs.
 //!
 //! [`train`] takes a [`RunConfig`] from files to an adapter's directory; [`TaskModel`] and
-//! [`mod@scoring::evaluate`] serve what comes after. A run is a function of its configuration: stopped at any
-//! moment and resumed, it ends with the same bytes.
+//! [`mod@scoring::evaluate`] serve what comes after. A run is a function of its configuration:
+//! stopped at any moment and resumed, it ends with the same bytes.
 //!
 //! ```no_run
 //! use epiphyte_train::observer::LogLines;
