@@ -93,13 +93,7 @@ pub(super) fn texts(
     tokenizer: &Tokenizer,
     max_length: usize,
 ) -> Result<Examples, DataError> {
-    let texts = table.texts(column)?;
-    let eos = tokenizer.special_id("eos_token")?;
-    let rows = texts
-        .par_iter()
-        .map(|text| Ok(Labeled::whole(tokenizer.align(text, true)?.ids).ended(eos)))
-        .collect::<Result<_, _>>()?;
-    collect(table, rows, max_length)
+    collect(table, documents(table, column, tokenizer)?, max_length)
 }
 
 /// Plain text, all rows joined and cut into blocks of `max_length`. The last block may be shorter.
@@ -109,13 +103,7 @@ pub(super) fn packed(
     tokenizer: &Tokenizer,
     max_length: usize,
 ) -> Result<Examples, DataError> {
-    let texts = table.texts(column)?;
-    let eos = tokenizer.special_id("eos_token")?;
-    let documents: Vec<Labeled> = texts
-        .par_iter()
-        .map(|text| Ok(Labeled::whole(tokenizer.align(text, true)?.ids).ended(eos)))
-        .collect::<Result<_, DataError>>()?;
-    let stream: Vec<u32> = documents
+    let stream: Vec<u32> = documents(table, column, tokenizer)?
         .into_iter()
         .flat_map(|document| document.ids)
         .collect();
@@ -127,6 +115,20 @@ pub(super) fn packed(
         }
     }
     collect(table, blocks, max_length)
+}
+
+/// The tokens of each row's text, with the token that ends it.
+fn documents(
+    table: &Table,
+    column: &str,
+    tokenizer: &Tokenizer,
+) -> Result<Vec<Labeled>, DataError> {
+    let texts = table.texts(column)?;
+    let eos = tokenizer.special_id("eos_token")?;
+    texts
+        .par_iter()
+        .map(|text| Ok(Labeled::whole(tokenizer.align(text, true)?.ids).ended(eos)))
+        .collect()
 }
 
 /// A prompt and its completion; the completion's tokens count.

@@ -82,25 +82,18 @@ impl MethodConfig for Ia3Config {
         base: &Base,
         parameters: &mut ParameterSet,
     ) -> Result<Box<dyn Method>, MethodError> {
-        let targets = self.targets(base)?;
-        let mut sides = targets.iter();
-        Ok(Box::new(Deltas::new(
-            base,
-            targets.iter().map(|target| target.0),
-            |linear| {
-                let &(_, at_input) = sides.next().expect("one delta a target");
-                let shape = if at_input {
-                    [1, linear.inputs]
-                } else {
-                    [linear.outputs, 1]
-                };
-                let key = format!("{}.ia3_l", linear.site.path);
-                Ia3 {
-                    l: parameters.declare(key, &shape, Init::Ones),
-                    at_input,
-                }
-            },
-        )))
+        let targets = self.targets(base)?.into_iter();
+        let deltas = targets.map(|(linear, at_input)| {
+            let shape = if at_input {
+                [1, linear.inputs]
+            } else {
+                [linear.outputs, 1]
+            };
+            let key = format!("{}.ia3_l", linear.site.path);
+            let l = parameters.declare(key, &shape, Init::Ones);
+            (linear, Ia3 { l, at_input })
+        });
+        Ok(Box::new(Deltas::new(base, deltas)))
     }
 
     fn count(&self, base: &Base) -> Result<usize, MethodError> {

@@ -35,6 +35,16 @@ pub struct Stage {
     pub optimizer: OptimizerState,
 }
 
+impl Stage {
+    /// A stage that begins with a fresh optimizer.
+    pub fn fresh(steps: u64) -> Self {
+        Self {
+            steps,
+            optimizer: OptimizerState::Fresh,
+        }
+    }
+}
+
 /// What becomes of the optimizer's state when a stage begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OptimizerState {
@@ -44,6 +54,22 @@ pub enum OptimizerState {
     Kept,
 }
 
+/// Takes the values of all stored parameters from a file.
+///
+/// # Errors
+/// If a tensor is missing or has another shape.
+pub(crate) fn load_stored(
+    parameters: &ParameterSet,
+    file: &mut dyn StoredTensors,
+) -> Result<(), MethodError> {
+    for param in parameters.stored() {
+        if let Some(values) = file.take(param.key(), param.shape())? {
+            param.set_values(values);
+        }
+    }
+    Ok(())
+}
+
 /// A method at work on a base: its hooks in the forward pass ([`Adapter`]) and its life around it.
 ///
 /// Every function except [`Method::merged`] and [`Method::changed`] has a default that fits methods
@@ -51,10 +77,7 @@ pub enum OptimizerState {
 pub trait Method: Adapter + Debug {
     /// The stages of a run of `steps` optimizer steps; their steps add up to `steps`.
     fn stages(&self, steps: u64) -> Vec<Stage> {
-        vec![Stage {
-            steps,
-            optimizer: OptimizerState::Fresh,
-        }]
+        vec![Stage::fresh(steps)]
     }
 
     /// Checks that the settings fit a run of `steps` optimizer steps, before it begins.
@@ -132,12 +155,7 @@ pub trait Method: Adapter + Debug {
         parameters: &ParameterSet,
         file: &mut dyn StoredTensors,
     ) -> Result<(), MethodError> {
-        for param in parameters.stored() {
-            if let Some(values) = file.take(param.key(), param.shape())? {
-                param.set_values(values);
-            }
-        }
-        Ok(())
+        load_stored(parameters, file)
     }
 
     /// The settings that the adapter's file gets, where training decides some of them.

@@ -1,6 +1,6 @@
 //! Methods that change a linear layer's weight: what they share.
 //!
-//! A [`Delta`] says what one map becomes. Forward pass, merging, targets and counts are written here
+//! A [`Delta`] says what one linear layer becomes. Forward pass, merging, targets and counts are written here
 //! once over it; a method's own file holds the equation, the parameters and nothing else.
 
 use std::collections::HashMap;
@@ -13,7 +13,7 @@ use crate::{Method, MethodError};
 
 /// The change of one linear layer.
 pub trait Delta: Debug + Send + Sync {
-    /// What goes into the map, `[tokens, in]`.
+    /// What goes into the layer, `[tokens, in]`.
     fn input(&self, x: Tensor<2>) -> Tensor<2> {
         x
     }
@@ -45,23 +45,19 @@ pub struct Deltas<D> {
 }
 
 impl<D: Delta> Deltas<D> {
-    /// Makes a delta for each target.
-    pub fn new<'a>(
-        base: &Base,
-        targets: impl IntoIterator<Item = &'a LinearInfo>,
-        mut make: impl FnMut(&LinearInfo) -> D,
-    ) -> Self {
+    /// The targets, each with its delta.
+    pub fn new<'a>(base: &Base, targets: impl IntoIterator<Item = (&'a LinearInfo, D)>) -> Self {
         let (mut changed, mut first_layer) = (0, usize::MAX);
         let by_path = targets
             .into_iter()
-            .map(|linear| {
+            .map(|(linear, delta)| {
                 changed += linear.inputs * linear.outputs;
                 let weight = format!("{}.weight", linear.site.path);
                 first_layer = first_layer.min(base.first_layer_of(&weight));
                 if D::CHANGES_BIAS && linear.bias {
                     changed += linear.outputs;
                 }
-                (linear.site.path.clone(), make(linear))
+                (linear.site.path.clone(), delta)
             })
             .collect();
         Self {

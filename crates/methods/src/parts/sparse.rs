@@ -17,7 +17,7 @@ use epiphyte_models::{Adapter, Base, Hook, StandIn};
 use crate::MethodError;
 use crate::framework::calibration::CalibrationData;
 use crate::framework::gradients::Gradients;
-use crate::framework::method::{Method, OptimizerState, Stage, StepInfo, Stored, StoredTensors};
+use crate::framework::method::{Method, Stage, StepInfo, Stored, StoredTensors};
 use crate::framework::parameters::{Param, ParamGroup, ParameterSet};
 use crate::parts::replace::{Replaced, count};
 
@@ -25,10 +25,7 @@ use crate::parts::replace::{Replaced, count};
 pub trait MaskRule: Debug + Send + Sync {
     /// As [`Method::stages`].
     fn stages(&self, steps: u64) -> Vec<Stage> {
-        vec![Stage {
-            steps,
-            optimizer: OptimizerState::Fresh,
-        }]
+        vec![Stage::fresh(steps)]
     }
 
     /// As [`Method::check_steps`].

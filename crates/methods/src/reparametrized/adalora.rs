@@ -39,7 +39,9 @@ use serde_json::{Map, Value, json};
 
 use crate::MethodError;
 use crate::framework::gradients::Gradients;
-use crate::framework::method::{KeyStyle, Method, MethodConfig, StepInfo, Stored, StoredTensors};
+use crate::framework::method::{
+    KeyStyle, Method, MethodConfig, StepInfo, Stored, StoredTensors, load_stored,
+};
 use crate::framework::parameters::{Init, Param, ParameterSet};
 use crate::framework::targets::{Selection, Targets};
 use crate::parts::delta::{Delta, Deltas};
@@ -217,13 +219,8 @@ impl MethodConfig for AdaLoraConfig {
         }
         let adapted = targets
             .iter()
-            .filter(|(_, target)| target.triplets.is_some());
-        let mut triplets = targets
-            .iter()
-            .filter_map(|(_, target)| target.triplets.clone());
-        let deltas = Deltas::new(base, adapted.map(|(linear, _)| *linear), |_| {
-            triplets.next().expect("one delta a target with triplets")
-        });
+            .filter_map(|(linear, target)| Some((*linear, target.triplets.clone()?)));
+        let deltas = Deltas::new(base, adapted);
         Ok(Box::new(AdaLora {
             config: self.clone(),
             deltas,
@@ -653,11 +650,7 @@ impl Method for AdaLora {
         parameters: &ParameterSet,
         file: &mut dyn StoredTensors,
     ) -> Result<(), MethodError> {
-        for param in parameters.stored() {
-            if let Some(values) = file.take(param.key(), param.shape())? {
-                param.set_values(values);
-            }
-        }
+        load_stored(parameters, file)?;
         let empty = self
             .targets
             .iter()

@@ -201,38 +201,34 @@ impl MethodConfig for LoraConfig {
         base: &Base,
         parameters: &mut ParameterSet,
     ) -> Result<Box<dyn Method>, MethodError> {
-        let targets = self.targets(base)?;
-        let mut scaled = targets.iter();
-        Ok(Box::new(Deltas::new(
-            base,
-            targets.iter().map(|target| target.0),
-            |linear| {
-                let &(_, rank, scaling) = scaled.next().expect("one delta a target");
-                let path = &linear.site.path;
-                let init = match self.init_lora_weights {
-                    LoraInit::Kaiming => Init::Uniform {
-                        bound: 1.0 / (linear.inputs as f64).sqrt(),
-                    },
-                    LoraInit::Gaussian => Init::Normal {
-                        std: 1.0 / rank as f64,
-                    },
-                };
-                Lora {
-                    a: parameters.declare(
-                        format!("{path}.lora_A.weight"),
-                        &[rank, linear.inputs],
-                        init,
-                    ),
-                    b: parameters.declare(
-                        format!("{path}.lora_B.weight"),
-                        &[linear.outputs, rank],
-                        Init::Zeros,
-                    ),
-                    scaling: scaling as f32,
-                    dropout: self.lora_dropout,
-                }
-            },
-        )))
+        let targets = self.targets(base)?.into_iter();
+        let deltas = targets.map(|(linear, rank, scaling)| {
+            let path = &linear.site.path;
+            let init = match self.init_lora_weights {
+                LoraInit::Kaiming => Init::Uniform {
+                    bound: 1.0 / (linear.inputs as f64).sqrt(),
+                },
+                LoraInit::Gaussian => Init::Normal {
+                    std: 1.0 / rank as f64,
+                },
+            };
+            let lora = Lora {
+                a: parameters.declare(
+                    format!("{path}.lora_A.weight"),
+                    &[rank, linear.inputs],
+                    init,
+                ),
+                b: parameters.declare(
+                    format!("{path}.lora_B.weight"),
+                    &[linear.outputs, rank],
+                    Init::Zeros,
+                ),
+                scaling: scaling as f32,
+                dropout: self.lora_dropout,
+            };
+            (linear, lora)
+        });
+        Ok(Box::new(Deltas::new(base, deltas)))
     }
 
     fn count(&self, base: &Base) -> Result<usize, MethodError> {

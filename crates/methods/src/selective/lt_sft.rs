@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 
 use crate::MethodError;
 use crate::framework::calibration::CalibrationData;
-use crate::framework::method::{KeyStyle, Method, MethodConfig, OptimizerState, Stage};
+use crate::framework::method::{KeyStyle, Method, MethodConfig, Stage};
 use crate::framework::parameters::{Param, ParameterSet};
 use crate::parts::sparse::{MaskRule, Sparse};
 
@@ -115,12 +115,7 @@ impl MaskRule for FarthestMoved {
         let share = (self.full_ft_fraction * steps as f64).round() as u64;
         let share = share.min(steps.saturating_sub(1)).max(1);
         let full = self.full_ft_steps.unwrap_or(share).min(steps);
-        [full, steps - full]
-            .map(|steps| Stage {
-                steps,
-                optimizer: OptimizerState::Fresh,
-            })
-            .to_vec()
+        vec![Stage::fresh(full), Stage::fresh(steps - full)]
     }
 
     fn check_steps(&self, steps: u64) -> Result<(), MethodError> {

@@ -21,26 +21,18 @@ pub(crate) const LARGEST_SIZE: usize = i32::MAX as usize;
 /// The largest number of layers that is believed of a model.
 pub(crate) const MOST_LAYERS: usize = 10_000;
 
+/// The activations that are supported, under the names of transformers' `ACT2FN`.
+const ACTIVATIONS: &str = "gelu, gelu_new, gelu_pytorch_tanh, relu, silu, swish, tanh";
+
 /// The activation function of a configuration.
 pub(crate) fn activation(name: &str) -> Result<Activation, ModelError> {
     name.parse().map_err(|_| ModelError::UnsupportedConfig {
         path: "config.json".into(),
         key: "hidden_act".to_owned(),
         found: name.to_owned(),
-        supported: "gelu, gelu_new, gelu_pytorch_tanh, relu, silu, swish, tanh",
+        supported: ACTIVATIONS,
     })
 }
-
-/// The activations that are supported, under the names of transformers' `ACT2FN`.
-const HIDDEN_ACTS: [&str; 7] = [
-    "gelu",
-    "gelu_new",
-    "gelu_pytorch_tanh",
-    "relu",
-    "silu",
-    "swish",
-    "tanh",
-];
 
 /// The name of the activation inside the feed-forward block.
 pub(crate) fn hidden_act(json: &JsonObject, default: &str) -> Result<String, ModelError> {
@@ -54,11 +46,10 @@ pub(crate) fn activation_name(
     default: &str,
 ) -> Result<String, ModelError> {
     let name = json.get(key, default.to_owned())?;
-    if HIDDEN_ACTS.contains(&name.as_str()) {
-        return Ok(name);
+    match name.parse::<Activation>() {
+        Ok(_) => Ok(name),
+        Err(_) => Err(json.unsupported(key, format!("`{name}`"), ACTIVATIONS)),
     }
-    let supported = "gelu, gelu_new, gelu_pytorch_tanh, relu, silu, swish, tanh";
-    Err(json.unsupported(key, format!("`{name}`"), supported))
 }
 
 pub(crate) fn architectures(json: &JsonObject) -> Result<Vec<String>, ModelError> {
@@ -141,30 +132,4 @@ pub(crate) fn token(
             ),
         )),
     }
-}
-
-/// A key that holds one token id, a list of them, or `null`. Negative ids, which some published
-/// files have for "none", are left out.
-pub(crate) fn token_ids(
-    json: &JsonObject,
-    key: &str,
-    default: Option<u32>,
-) -> Result<Vec<u32>, ModelError> {
-    #[derive(serde::Deserialize)]
-    #[serde(untagged)]
-    enum Ids {
-        One(i64),
-        Many(Vec<i64>),
-    }
-    let ids = match json.get(key, default.map(|id| Ids::One(id.into())))? {
-        None => Vec::new(),
-        Some(Ids::One(id)) => vec![id],
-        Some(Ids::Many(ids)) => ids,
-    };
-    ids.into_iter()
-        .filter(|&id| id >= 0)
-        .map(|id| {
-            u32::try_from(id).map_err(|_| json.invalid(key, format!("{id} is not a token id")))
-        })
-        .collect()
 }

@@ -9,7 +9,6 @@ use serde_json::json;
 
 use super::{ConfigFacts, Family, FamilyConfig};
 use crate::ModelError;
-use crate::adapter::Role;
 use crate::base::{DefaultTargets, Depth, Dimensions};
 use crate::blocks::{
     AttentionNames, AttentionShape, Embeddings, FeedForwardNames, FeedForwardShape, Layer,
@@ -18,9 +17,9 @@ use crate::blocks::{
 use crate::builder::{Builder, Summary};
 use crate::config::{
     LARGEST_SIZE, Labels, activation, activation_name, architectures, dropout, epsilon, in_range,
-    layer_count, size, token, token_ids,
+    layer_count, size, token,
 };
-use crate::heads::{ClassificationHead, Head, HeadKind, LanguageModelHead, Pooling};
+use crate::heads::{Head, HeadKind};
 use crate::json::JsonObject;
 use crate::keys::KeyRules;
 use crate::model::Model;
@@ -146,7 +145,7 @@ impl Gpt2Config {
             scale_attn_by_inverse_layer_idx: json.get("scale_attn_by_inverse_layer_idx", false)?,
             tie_word_embeddings: json.get("tie_word_embeddings", true)?,
             bos_token_id: token(json, "bos_token_id", end_of_text, vocab_size)?,
-            eos_token_ids: token_ids(json, "eos_token_id", end_of_text)?,
+            eos_token_ids: json.token_ids("eos_token_id", end_of_text)?,
             pad_token_id: token(json, "pad_token_id", None, vocab_size)?,
             labels: Labels::from_json(json)?,
         })
@@ -268,23 +267,8 @@ impl FamilyConfig for Gpt2Config {
         b.at(Depth::Head);
         let final_norm = Norm::build(b, "transformer.ln_f", size, self.norm());
         let task_head = self.task_head(head);
-        let head = match head {
-            HeadKind::Classification { labels } => Head::Classification(ClassificationHead {
-                pooling: Pooling::Last,
-                input_dropout: 0.0,
-                dense: None,
-                dropout: 0.0,
-                output: b.linear("score", Role::Head, [labels, size], false),
-            }),
-            HeadKind::LanguageModel => Head::LanguageModel(LanguageModelHead {
-                output: if tied && self.tie_word_embeddings {
-                    b.linear_over(embeddings.words.clone(), "lm_head", Role::Head, false)
-                } else {
-                    b.linear("lm_head", Role::Head, [self.vocab_size, size], false)
-                },
-                scale: None,
-            }),
-        };
+        let tied = tied && self.tie_word_embeddings;
+        let head = Head::of_decoder(b, head, &embeddings.words, tied);
         let base = builder.finish(Summary {
             dimensions: Dimensions {
                 model_type: "gpt2".to_owned(),

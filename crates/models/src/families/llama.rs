@@ -13,7 +13,6 @@ use serde_json::json;
 
 use super::{ConfigFacts, Family, FamilyConfig};
 use crate::ModelError;
-use crate::adapter::Role;
 use crate::base::{DefaultTargets, Depth, Dimensions};
 use crate::blocks::{
     AttentionNames, AttentionShape, Embeddings, FeedForwardNames, FeedForwardShape, Layer,
@@ -22,9 +21,9 @@ use crate::blocks::{
 use crate::builder::{Builder, Summary};
 use crate::config::{
     LARGEST_SIZE, Labels, activation, architectures, dropout, epsilon, hidden_act, in_range,
-    num_hidden_layers, rope_from_json, size, token, token_ids,
+    num_hidden_layers, rope_from_json, size, token,
 };
-use crate::heads::{ClassificationHead, Head, HeadKind, LanguageModelHead, Pooling};
+use crate::heads::{Head, HeadKind};
 use crate::json::JsonObject;
 use crate::keys::KeyRules;
 use crate::model::Model;
@@ -233,7 +232,7 @@ impl LlamaConfig {
             attention_dropout: dropout(json, "attention_dropout", 0.0)?,
             sliding_windows: sliding_windows(json, kind, num_hidden_layers)?,
             bos_token_id: token(json, "bos_token_id", defaults.bos_token_id, vocab_size)?,
-            eos_token_ids: token_ids(json, "eos_token_id", defaults.eos_token_id)?,
+            eos_token_ids: json.token_ids("eos_token_id", defaults.eos_token_id)?,
             pad_token_id: token(json, "pad_token_id", None, vocab_size)?,
             labels: Labels::from_json(json)?,
         })
@@ -398,23 +397,8 @@ impl FamilyConfig for LlamaConfig {
         b.at(Depth::Head);
         let final_norm = Norm::build(b, "model.norm", size, self.norm());
         let task_head = self.task_head(head);
-        let head = match head {
-            HeadKind::Classification { labels } => Head::Classification(ClassificationHead {
-                pooling: Pooling::Last,
-                input_dropout: 0.0,
-                dense: None,
-                dropout: 0.0,
-                output: b.linear("score", Role::Head, [labels, size], false),
-            }),
-            HeadKind::LanguageModel => Head::LanguageModel(LanguageModelHead {
-                output: if tied && self.tie_word_embeddings {
-                    b.linear_over(embeddings.words.clone(), "lm_head", Role::Head, false)
-                } else {
-                    b.linear("lm_head", Role::Head, [self.vocab_size, size], false)
-                },
-                scale: None,
-            }),
-        };
+        let tied = tied && self.tie_word_embeddings;
+        let head = Head::of_decoder(b, head, &embeddings.words, tied);
         let base = builder.finish(Summary {
             dimensions: Dimensions {
                 model_type: self.model_type.clone(),

@@ -15,7 +15,7 @@ use crate::ModelError;
 use crate::adapter::Role;
 use crate::base::Depth;
 use crate::builder::{Builder, Summary};
-use crate::config::{token, token_ids};
+use crate::config::token;
 use crate::heads::{ClassificationHead, Head, HeadKind, Pooling};
 use crate::json::JsonObject;
 use crate::keys::KeyRules;
@@ -104,7 +104,7 @@ impl RobertaConfig {
             kind,
             pad_token_id,
             bos_token_id: token(json, "bos_token_id", Some(0), encoder.vocab_size)?,
-            eos_token_ids: token_ids(json, "eos_token_id", Some(2))?,
+            eos_token_ids: json.token_ids("eos_token_id", Some(2))?,
             encoder,
         };
         let rows = config.encoder.max_position_embeddings;

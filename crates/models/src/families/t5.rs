@@ -27,9 +27,7 @@ use crate::blocks::{
     RelativeBias, RelativeBuckets,
 };
 use crate::builder::{Builder, Summary};
-use crate::config::{
-    Labels, MOST_LAYERS, architectures, dropout, epsilon, in_range, size, token, token_ids,
-};
+use crate::config::{Labels, MOST_LAYERS, architectures, dropout, epsilon, in_range, size, token};
 use crate::heads::{ClassificationHead, Head, HeadKind, LanguageModelHead, Pooling};
 use crate::json::JsonObject;
 use crate::keys::KeyRules;
@@ -212,7 +210,7 @@ impl T5Config {
             tie_word_embeddings,
             scale_decoder_outputs: scales && !is_mt5,
             pad_token_id,
-            eos_token_ids: token_ids(json, "eos_token_id", Some(1))?,
+            eos_token_ids: json.token_ids("eos_token_id", Some(1))?,
             decoder_start_token_id: start,
             labels: Labels::from_json(json)?,
         };
@@ -360,17 +358,10 @@ impl FamilyConfig for T5Config {
                 })
             }
             HeadKind::LanguageModel => {
-                let own = !tied || !self.tie_word_embeddings && b.has("lm_head.weight");
-                Head::LanguageModel(LanguageModelHead {
-                    output: if own {
-                        b.linear("lm_head", Role::Head, [self.vocab_size, size], false)
-                    } else {
-                        b.linear_over(table.clone(), "lm_head", Role::Head, false)
-                    },
-                    scale: self
-                        .scale_decoder_outputs
-                        .then(|| 1.0 / (size as f64).sqrt()),
-                })
+                let tied = tied && (self.tie_word_embeddings || !b.has("lm_head.weight"));
+                let scaled = self.scale_decoder_outputs;
+                let scale = scaled.then(|| 1.0 / (size as f64).sqrt());
+                Head::LanguageModel(LanguageModelHead::build(b, &table, tied, scale))
             }
         };
         let base = builder.finish(Summary {

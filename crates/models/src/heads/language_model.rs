@@ -3,8 +3,9 @@
 use burn::tensor::Tensor;
 use epiphyte_ops::{Sequences, Weight};
 
-use crate::adapter::{Adapter, AdapterBatch};
-use crate::blocks::Linear;
+use crate::adapter::{Adapter, AdapterBatch, Role};
+use crate::blocks::{Linear, Matrix};
+use crate::builder::Builder;
 
 /// `output(scale · x)`: logits over the vocabulary.
 #[derive(Clone, Debug)]
@@ -16,6 +17,22 @@ pub struct LanguageModelHead {
 }
 
 impl LanguageModelHead {
+    /// The layer `lm_head`: over the word embeddings if it is tied to them, else with a weight of its
+    /// own.
+    pub(crate) fn build(
+        b: &mut Builder<'_>,
+        words: &Matrix,
+        tied: bool,
+        scale: Option<f64>,
+    ) -> Self {
+        let output = if tied {
+            b.linear_over(words.clone(), "lm_head", Role::Head, false)
+        } else {
+            b.linear("lm_head", Role::Head, words.shape(), false)
+        };
+        Self { output, scale }
+    }
+
     /// Logits, `[tokens, vocabulary]`.
     pub fn forward(
         &self,

@@ -9,6 +9,9 @@ use epiphyte_ops::Sequences;
 
 pub use self::classification::ClassificationHead;
 pub use self::language_model::LanguageModelHead;
+use crate::adapter::Role;
+use crate::blocks::Matrix;
+use crate::builder::Builder;
 
 /// Which head a model gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -49,6 +52,31 @@ pub enum Head {
     Classification(ClassificationHead),
     /// Logits over the vocabulary for each token.
     LanguageModel(LanguageModelHead),
+}
+
+impl Head {
+    /// The head of a decoder: `score` on the last token, or `lm_head`, which may be tied to the word
+    /// embeddings.
+    pub(crate) fn of_decoder(
+        b: &mut Builder<'_>,
+        kind: HeadKind,
+        words: &Matrix,
+        tied: bool,
+    ) -> Self {
+        let [_, size] = words.shape();
+        match kind {
+            HeadKind::Classification { labels } => Self::Classification(ClassificationHead {
+                pooling: Pooling::Last,
+                input_dropout: 0.0,
+                dense: None,
+                dropout: 0.0,
+                output: b.linear("score", Role::Head, [labels, size], false),
+            }),
+            HeadKind::LanguageModel => {
+                Self::LanguageModel(LanguageModelHead::build(b, words, tied, None))
+            }
+        }
+    }
 }
 
 /// Which token of a sequence a classification head reads.

@@ -41,10 +41,6 @@ impl Task for CausalLm {
         512
     }
 
-    fn predicts_text(&self) -> bool {
-        true
-    }
-
     fn fields(
         &self,
         columns: &Columns,

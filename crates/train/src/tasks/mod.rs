@@ -73,7 +73,7 @@ pub trait Task: fmt::Debug + Sync {
 
     /// Whether the model predicts text, token by token.
     fn predicts_text(&self) -> bool {
-        false
+        self.head(0) == HeadKind::LanguageModel
     }
 
     /// What the columns of a row are to the task; labels are not read if `labelled` is false.

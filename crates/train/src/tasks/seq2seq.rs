@@ -37,10 +37,6 @@ impl Task for Seq2Seq {
         512
     }
 
-    fn predicts_text(&self) -> bool {
-        true
-    }
-
     fn fields(
         &self,
         columns: &Columns,
