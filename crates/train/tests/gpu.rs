@@ -5,7 +5,7 @@
 
 use burn::tensor::{Device, DeviceKind, DeviceType, Tensor, TensorData};
 use epiphyte_data::{Batches, Example, Order, Target};
-use epiphyte_methods::{AdapterModule, METHODS, MethodError, by_name};
+use epiphyte_methods::{AdapterModule, Gradients, METHODS, MethodError, by_name};
 use epiphyte_models::adapter::name_id;
 use epiphyte_models::{HeadKind, Model, ModelConfig, Targets, Tokens, random_model};
 use epiphyte_ops::{Activation, Precision, Sequences, random};
@@ -115,24 +115,26 @@ struct Case {
     settings: Value,
 }
 
-/// Every registered method, and prefix tuning through its network.
+/// Every registered method with the first of its examples of settings, and dropout of methods whose
+/// examples have none.
 fn cases() -> impl Iterator<Item = Case> {
-    let defaults = METHODS.iter().map(|definition| Case {
+    let examples = METHODS.iter().map(|definition| Case {
         method: definition.name,
-        settings: match definition.name {
-            "lora" => json!({ "r": 2, "lora_dropout": 0.2 }),
-            "prompt-tuning" | "prefix-tuning" | "p-tuning-v2" => json!({ "num_virtual_tokens": 3 }),
-            "houlsby" | "pfeiffer" => json!({ "bottleneck_dim": 4 }),
-            _ => json!({}),
-        },
+        settings: (definition.examples)().swap_remove(0),
     });
-    defaults.chain([Case {
-        method: "prefix-tuning",
-        settings: json!({
-            "num_virtual_tokens": 3, "prefix_projection": true, "encoder_hidden_size": 5,
-            "prefix_dropout": 0.2,
-        }),
-    }])
+    examples.chain([
+        Case {
+            method: "lora",
+            settings: json!({ "r": 2, "lora_dropout": 0.2 }),
+        },
+        Case {
+            method: "prefix-tuning",
+            settings: json!({
+                "num_virtual_tokens": 3, "prefix_projection": true, "encoder_hidden_size": 5,
+                "prefix_dropout": 0.2,
+            }),
+        },
+    ])
 }
 
 impl Case {
@@ -142,9 +144,7 @@ impl Case {
         let settings = self.settings.as_object().unwrap().clone();
         let config = by_name(self.method).unwrap().configure(settings).unwrap();
         let tuned = match AdapterModule::new(config, model.base(), device, 1) {
-            Err(MethodError::NotApplicable {
-                method: "bitfit", ..
-            }) => return None,
+            Err(MethodError::NotApplicable { .. }) => return None,
             tuned => tuned.unwrap(),
         };
         for param in tuned.trained() {
@@ -208,10 +208,15 @@ fn gradients(family: Family, model: &Model, tuned: &AdapterModule) -> Vec<Vec<f3
     };
     tuned.track(true);
     let loss = model.loss(&tokens, targets, 0.1, tuned).unwrap();
-    let mut found = loss.mean.backward();
+    let mut gradients = Gradients::new();
+    tuned.collect(&mut gradients, &mut loss.mean.backward());
+    gradients.pull_back_derived(tuned.parameters());
     let gradients = tuned
         .trained()
-        .map(|param| to_vec(param.flat().grad_remove(&mut found).unwrap()))
+        .map(|param| {
+            let gradient = gradients.take(param);
+            to_vec(gradient.unwrap_or_else(|| panic!("{} has no gradient", param.key())))
+        })
         .collect();
     tuned.track(false);
     gradients
@@ -275,7 +280,7 @@ fn values(tuned: &AdapterModule) -> Vec<Vec<f32>> {
 }
 
 fn to_vec(tensor: Tensor<1>) -> Vec<f32> {
-    tensor.inner().try_into_vec_as::<f32>().unwrap()
+    tensor.try_into_vec_as::<f32>().unwrap()
 }
 
 fn largest(values: impl IntoIterator<Item = f32>) -> f64 {
