@@ -393,7 +393,8 @@ def randomise(named_parameters, generator: torch.Generator) -> None:
         for name, value in named_parameters:
             noise = torch.randn(value.shape, generator=generator)
             is_norm = any(part in name.lower() for part in NORMS)
-            if is_norm and name.endswith("weight") or "ia3_l" in name:
+            is_scale = is_norm and name.endswith("weight")
+            if is_scale or "ia3_l" in name:
                 value.copy_(1.0 + 0.2 * noise)
             elif any(part in name for part in EMBEDDINGS) or "prompt_encoder" in name and "transform" not in name:
                 value.copy_(0.5 * noise)

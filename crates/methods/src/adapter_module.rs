@@ -81,6 +81,7 @@ impl AdapterModule {
                 param.set_values(values);
             }
         }
+        module.parameters.derive(false);
         Ok(module)
     }
 
@@ -242,8 +243,8 @@ impl AdapterModule {
     }
 
     /// The head and the method as one adapter.
-    fn with_chain<T>(&self, act: impl FnOnce(Chain<'_>) -> T) -> T {
-        act(Chain(&[&self.head, &*self.method as &dyn Adapter]))
+    fn with_chain<T>(&self, act: impl FnOnce(Chain<[&dyn Adapter; 2]>) -> T) -> T {
+        act(Chain([&self.head, &*self.method]))
     }
 }
 
@@ -259,7 +260,7 @@ impl CalibrationData for WithHead<'_> {
     }
 
     fn forward(&mut self, examples: usize, adapter: &dyn Adapter) -> Result<(), MethodError> {
-        self.data.forward(examples, &Chain(&[self.head, adapter]))
+        self.data.forward(examples, &Chain([self.head, adapter]))
     }
 
     fn gradients(
@@ -270,7 +271,7 @@ impl CalibrationData for WithHead<'_> {
         adapter: &dyn Adapter,
         see: &mut dyn FnMut(&Gradients),
     ) -> Result<(), MethodError> {
-        let adapter = Chain(&[self.head, adapter]);
+        let adapter = Chain([self.head, adapter]);
         self.data.gradients(examples, each, params, &adapter, see)
     }
 }

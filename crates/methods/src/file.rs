@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::framework::method::{StoredTensors, StoredValues};
-use crate::registry::{AnyConfig, Definition, by_name, by_peft_type};
+use crate::registry::{AnyConfig, Definition, by_name, by_peft_config};
 use crate::{AdapterModule, MethodError, ParameterCounts};
 
 /// The configuration's file.
@@ -80,7 +80,7 @@ pub fn save(
     let method = tuned
         .stored()
         .into_iter()
-        .map(|stored| (keys.prefix(), stored));
+        .map(|stored| (keys.prefix(&stored.key), stored));
     let head = tuned
         .stored_head()
         .into_iter()
@@ -169,13 +169,21 @@ impl AdapterFile {
         let peft_type = peft_type.ok_or_else(|| malformed("`peft_type` is missing".to_owned()))?;
         let definition = match &provenance {
             Some(provenance) => by_name(&provenance.method)?,
-            None => by_peft_type(peft_type)
+            None => by_peft_config(&json)
                 .ok_or_else(|| unsupported(&path, "peft_type", &json["peft_type"]))?,
         };
         if definition.peft_type != peft_type {
             return Err(malformed(format!(
                 "`peft_type` is {peft_type}, but the method `{}` writes {}",
                 definition.name, definition.peft_type
+            )));
+        }
+        if let Some((key, value)) = definition.peft_variant
+            && json.get(key) != Some(&Value::Bool(value))
+        {
+            return Err(malformed(format!(
+                "`{key}` must be {value} for the method `{}`",
+                definition.name
             )));
         }
         let config = definition.configure(settings(definition, &json, &path)?)?;
@@ -268,11 +276,11 @@ impl AdapterFile {
             misshapen: Vec::new(),
         });
         let mut own = Prefixed {
-            prefix: keys.prefix(),
+            prefix: &|key| keys.prefix(key),
             matcher: &matcher,
         };
         let mut head = Prefixed {
-            prefix: keys.head_prefix(),
+            prefix: &|_| keys.head_prefix(),
             matcher: &matcher,
         };
         let files: [&mut dyn StoredTensors; 2] = [&mut own, &mut head];
@@ -291,23 +299,23 @@ struct TensorMatcher<'c> {
     misshapen: Vec<String>,
 }
 
-/// The tensors below one prefix.
+/// Tensors of the method or of the head, whose keys have this prefix in the file.
 struct Prefixed<'m, 'c> {
-    prefix: &'static str,
+    prefix: &'m dyn Fn(&str) -> &'static str,
     matcher: &'m RefCell<TensorMatcher<'c>>,
 }
 
 impl StoredTensors for Prefixed<'_, '_> {
     fn shape(&self, key: &str) -> Option<Vec<usize>> {
         let matcher = self.matcher.borrow();
-        let name = matcher.stored_name(self.prefix, key)?;
+        let name = matcher.stored_name((self.prefix)(key), key)?;
         let view = matcher.checkpoint.tensor(&name)?;
         Some(view.shape.to_vec())
     }
 
     fn take(&mut self, key: &str, shape: &[usize]) -> Result<Option<Vec<f32>>, MethodError> {
         let mut matcher = self.matcher.borrow_mut();
-        let Some(name) = matcher.find(self.prefix, key) else {
+        let Some(name) = matcher.find((self.prefix)(key), key) else {
             return Ok(None);
         };
         let found = self.found_shape(&matcher, &name);
@@ -321,7 +329,7 @@ impl StoredTensors for Prefixed<'_, '_> {
 
     fn take_indices(&mut self, key: &str) -> Result<Option<Vec<i32>>, MethodError> {
         let mut matcher = self.matcher.borrow_mut();
-        let Some(name) = matcher.find(self.prefix, key) else {
+        let Some(name) = matcher.find((self.prefix)(key), key) else {
             return Ok(None);
         };
         let view = matcher.checkpoint.tensor(&name);

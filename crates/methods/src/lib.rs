@@ -35,6 +35,7 @@ pub mod parts {
     pub mod replace;
     pub mod sparse;
     pub mod structural_pruning;
+    pub mod torch_generator;
     pub(crate) mod virtual_tokens;
 }
 
@@ -82,7 +83,7 @@ mod test_data;
 pub use adapter_module::{AdapterModule, ParameterCounts};
 pub use error::MethodError;
 pub use framework::calibration::{CalibrationData, Each};
-pub use framework::composition::Chain;
+pub use framework::composition::{Adapters, Chain, Member, Union};
 pub use framework::gradients::Gradients;
 pub use framework::method::{
     KeyStyle, Method, MethodConfig, OptimizerState, Stage, StepInfo, Stored, StoredTensors,
@@ -91,4 +92,4 @@ pub use framework::method::{
 pub use framework::parameters::{Init, Param, ParamGroup, ParamId, ParamKind, ParameterSet};
 pub use framework::settings::{Flag, FlagKind, Settings};
 pub use framework::targets::Modules;
-pub use registry::{AnyConfig, Definition, METHODS, by_name, by_peft_type};
+pub use registry::{AnyConfig, Definition, METHODS, by_name, by_peft_config};

@@ -44,11 +44,17 @@ pub fn by_name(name: &str) -> Result<&'static Definition, MethodError> {
         })
 }
 
-/// The method whose files say `peft_type`; of several, the first.
-pub fn by_peft_type(peft_type: &str) -> Option<&'static Definition> {
-    METHODS
-        .iter()
-        .find(|definition| definition.peft_type == peft_type)
+/// The method of an `adapter_config.json` that HF PEFT wrote: the variant of its `peft_type` if one
+/// fits, else the first method of that type that is no variant.
+pub fn by_peft_config(json: &Map<String, Value>) -> Option<&'static Definition> {
+    let peft_type = json.get("peft_type").and_then(Value::as_str)?;
+    let of_type = || METHODS.iter().filter(|it| it.peft_type == peft_type);
+    let is_variant = |it: &&Definition| {
+        it.peft_variant
+            .is_some_and(|(key, value)| json.get(key) == Some(&Value::Bool(value)))
+    };
+    let plain = || of_type().find(|it| it.peft_variant.is_none());
+    of_type().find(is_variant).or_else(plain)
 }
 
 /// Makes a configuration of settings.
@@ -61,6 +67,8 @@ pub struct Definition {
     pub name: &'static str,
     /// `peft_type` in `adapter_config.json`.
     pub peft_type: &'static str,
+    /// As [`MethodConfig::PEFT_VARIANT`].
+    pub peft_variant: Option<(&'static str, bool)>,
     /// Whether HF PEFT has the method and reads its files.
     pub in_peft: bool,
     /// One line on what it does.
@@ -89,6 +97,7 @@ impl Definition {
         Self {
             name: C::NAME,
             peft_type: C::PEFT_TYPE,
+            peft_variant: C::PEFT_VARIANT,
             in_peft: C::IN_PEFT,
             summary: C::SUMMARY,
             paper: C::PAPER,

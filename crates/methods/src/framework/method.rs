@@ -264,17 +264,19 @@ pub trait StoredTensors {
 /// How keys of an adapter's file begin (HF PEFT's rules).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyStyle {
-    /// `base_model.model.<path>.<parameter>`, the task's head likewise.
+    /// `base_model.model.<path>.<parameter>`, the task's head likewise; a tensor of the whole model,
+    /// whose key has no path, under `base_model.<parameter>`.
     WeightSpace,
     /// Bare names; the task's head under `base_model.<path>`.
     PromptLearning,
 }
 
 impl KeyStyle {
-    /// What stands before the method's own keys.
-    pub fn prefix(self) -> &'static str {
+    /// What stands before one of the method's own keys.
+    pub fn prefix(self, key: &str) -> &'static str {
         match self {
-            Self::WeightSpace => "base_model.model.",
+            Self::WeightSpace if key.contains('.') => "base_model.model.",
+            Self::WeightSpace => "base_model.",
             Self::PromptLearning => "",
         }
     }
@@ -294,6 +296,9 @@ pub trait MethodConfig: Settings {
     const NAME: &'static str;
     /// `peft_type` in `adapter_config.json`.
     const PEFT_TYPE: &'static str;
+    /// The key of `adapter_config.json`, with its value, that tells the method apart from others of its
+    /// `peft_type`; it is among [`MethodConfig::peft_defaults`].
+    const PEFT_VARIANT: Option<(&'static str, bool)> = None;
     /// Whether HF PEFT has the method and reads its files.
     const IN_PEFT: bool;
     /// One line on what it does.

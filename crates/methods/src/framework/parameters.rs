@@ -116,6 +116,8 @@ pub enum ParamKind {
     Constant,
     /// Computed from others once a step; neither moved nor stored.
     Derived,
+    /// The same, but a constant to gradients.
+    Detached,
 }
 
 impl Param {
@@ -233,10 +235,9 @@ impl Param {
     fn track(&self, tracked: bool) {
         let mut slot = self.0.value.write().expect("no holder of the lock panics");
         let plain = slot.take().unwrap_or_else(|| self.initial()).inner();
-        *slot = Some(if tracked && self.0.kind != ParamKind::Constant {
-            plain.autodiff().require_grad()
-        } else {
-            plain
+        *slot = Some(match self.0.kind {
+            ParamKind::Trained | ParamKind::Derived if tracked => plain.autodiff().require_grad(),
+            _ => plain,
         });
     }
 
@@ -330,8 +331,31 @@ impl ParameterSet {
         shape: &[usize],
         compute: impl Fn() -> Tensor<1> + Send + Sync + 'static,
     ) -> Param {
-        let group = ParamGroup::default();
-        let param = self.new_param(key.into(), shape, ParamKind::Derived, group, Init::Zeros);
+        self.computed(ParamKind::Derived, key.into(), shape, compute)
+    }
+
+    /// Declares a tensor that is computed from other parameters of the set as in
+    /// [`ParameterSet::derived`], and whose gradient is not carried back to them.
+    ///
+    /// # Panics
+    /// If the key is declared already.
+    pub fn detached(
+        &mut self,
+        key: impl Into<String>,
+        shape: &[usize],
+        compute: impl Fn() -> Tensor<1> + Send + Sync + 'static,
+    ) -> Param {
+        self.computed(ParamKind::Detached, key.into(), shape, compute)
+    }
+
+    fn computed(
+        &mut self,
+        kind: ParamKind,
+        key: String,
+        shape: &[usize],
+        compute: impl Fn() -> Tensor<1> + Send + Sync + 'static,
+    ) -> Param {
+        let param = self.new_param(key, shape, kind, ParamGroup::default(), Init::Zeros);
         let value = compute().inner();
         assert_eq!(value.dims(), [param.count()], "`{}`", param.key());
         param.set(value);
@@ -374,14 +398,16 @@ impl ParameterSet {
         self.derive(tracked);
     }
 
-    /// Computes the derived parameters anew: with their autodiff graph for a step, or without.
+    /// Computes the derived and detached parameters anew: the derived ones with their autodiff graph
+    /// for a step, or without.
     pub fn derive(&self, for_step: bool) {
         for derived in &self.derived {
             let value = (derived.compute)();
             derived.param.set(value.clone().inner());
             derived.param.track(for_step);
+            let has_graph = for_step && derived.param.kind() == ParamKind::Derived;
             *derived.graph.lock().expect("no holder of the lock panics") =
-                for_step.then_some(value);
+                has_graph.then_some(value);
         }
     }
 
@@ -416,7 +442,33 @@ impl ParameterSet {
 
     /// The derived parameters.
     pub fn derived_params(&self) -> impl Iterator<Item = &Param> {
-        self.derived.iter().map(|derived| &derived.param)
+        self.computed_params(ParamKind::Derived)
+    }
+
+    /// The detached parameters.
+    pub fn detached_params(&self) -> impl Iterator<Item = &Param> {
+        self.computed_params(ParamKind::Detached)
+    }
+
+    fn computed_params(&self, kind: ParamKind) -> impl Iterator<Item = &Param> {
+        let params = self.derived.iter().map(|derived| &derived.param);
+        params.filter(move |param| param.kind() == kind)
+    }
+
+    /// Takes up the tensors of a part: the part keeps handles to those that are trained or constant, and
+    /// computes none any more.
+    ///
+    /// # Errors
+    /// The key that both have declared.
+    pub(crate) fn take_up(&mut self, part: &mut Self) -> Result<(), String> {
+        let computed = part.derived.iter().map(|derived| &derived.param);
+        let mut declared = part.params.iter().chain(computed);
+        if let Some(param) = declared.find(|param| self.get(param.key()).is_some()) {
+            return Err(param.key().to_owned());
+        }
+        self.params.extend(part.params.iter().cloned());
+        self.derived.append(&mut part.derived);
+        Ok(())
     }
 
     /// The number of values of all trained parameters.

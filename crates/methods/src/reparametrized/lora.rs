@@ -107,32 +107,39 @@ impl<'de> Deserialize<'de> for LoraInit {
 }
 
 impl LoraConfig {
-    fn selection(&self) -> Selection<'_> {
+    fn selection(&self, method: &'static str) -> Selection<'_> {
         self.targets
-            .selection(Self::NAME, |base| base.default_targets.lora)
+            .selection(method, |base| base.default_targets.lora)
     }
 
-    /// The targets, each with its rank and scaling.
-    fn targets<'b>(
+    /// The targets, each with its rank and scaling; `method` is the method of LoRA's kind whose
+    /// settings these are.
+    pub(crate) fn targets<'b>(
         &self,
+        method: &'static str,
         base: &'b Base,
     ) -> Result<Vec<(&'b LinearInfo, usize, f64)>, MethodError> {
-        let targets = self.selection().of(base)?;
+        let targets = self.selection(method).of(base)?;
         targets
             .into_iter()
             .map(|linear| {
                 let path = &linear.site.path;
                 let rank = self
-                    .first_match(&self.rank_pattern, path)?
+                    .first_match(method, &self.rank_pattern, path)?
                     .unwrap_or(self.r);
                 let alpha = self
-                    .first_match(&self.alpha_pattern, path)?
+                    .first_match(method, &self.alpha_pattern, path)?
                     .unwrap_or(self.lora_alpha);
                 let most = linear.inputs.min(linear.outputs);
                 if rank == 0 || rank > most {
                     let expected =
                         format!("it must be from 1 to {most}, the smaller side of `{path}`");
-                    return Err(self.value("r", rank, expected));
+                    return Err(MethodError::Value {
+                        method,
+                        key: "r",
+                        value: rank.to_string(),
+                        expected,
+                    });
                 }
                 let divisor = if self.use_rslora {
                     (rank as f64).sqrt()
@@ -147,13 +154,14 @@ impl LoraConfig {
     /// The value of the first key that matches the end of `path`, as PEFT matches them.
     fn first_match<T: Copy>(
         &self,
+        method: &'static str,
         pattern: &IndexMap<String, T>,
         path: &str,
     ) -> Result<Option<T>, MethodError> {
         for (key, value) in pattern {
             let regex = Regex::new(&format!(r"^(?:.*\.)?(?:{key})$")).map_err(|error| {
                 MethodError::Configuration {
-                    method: Self::NAME,
+                    method,
                     reason: format!(
                         "`{key}` in a rank or alpha pattern is not a regular expression: {error}"
                     ),
@@ -166,12 +174,34 @@ impl LoraConfig {
         Ok(None)
     }
 
-    fn value(&self, key: &'static str, value: impl ToString, expected: String) -> MethodError {
-        MethodError::Value {
-            method: Self::NAME,
-            key,
-            value: value.to_string(),
-            expected,
+    /// Declares `A` and `B` of a target.
+    pub(crate) fn declare(
+        &self,
+        linear: &LinearInfo,
+        rank: usize,
+        parameters: &mut ParameterSet,
+    ) -> [Param; 2] {
+        let path = &linear.site.path;
+        let init = match self.init_lora_weights {
+            LoraInit::Kaiming => Init::Uniform {
+                bound: 1.0 / (linear.inputs as f64).sqrt(),
+            },
+            LoraInit::Gaussian => Init::Normal {
+                std: 1.0 / rank as f64,
+            },
+        };
+        let a = format!("{path}.lora_A.weight");
+        let a = parameters.declare(a, &[rank, linear.inputs], init);
+        let b = format!("{path}.lora_B.weight");
+        let b = parameters.declare(b, &[linear.outputs, rank], Init::Zeros);
+        [a, b]
+    }
+
+    /// The settings with the target modules that are left to the base, for the file.
+    pub(crate) fn resolved_as(&self, method: &'static str, base: &Base) -> Self {
+        Self {
+            targets: self.targets.resolved(self.selection(method).targets(base)),
+            ..self.clone()
         }
     }
 }
@@ -201,28 +231,12 @@ impl MethodConfig for LoraConfig {
         base: &Base,
         parameters: &mut ParameterSet,
     ) -> Result<Box<dyn Method>, MethodError> {
-        let targets = self.targets(base)?.into_iter();
+        let targets = self.targets(Self::NAME, base)?.into_iter();
         let deltas = targets.map(|(linear, rank, scaling)| {
-            let path = &linear.site.path;
-            let init = match self.init_lora_weights {
-                LoraInit::Kaiming => Init::Uniform {
-                    bound: 1.0 / (linear.inputs as f64).sqrt(),
-                },
-                LoraInit::Gaussian => Init::Normal {
-                    std: 1.0 / rank as f64,
-                },
-            };
+            let [a, b] = self.declare(linear, rank, parameters);
             let lora = Lora {
-                a: parameters.declare(
-                    format!("{path}.lora_A.weight"),
-                    &[rank, linear.inputs],
-                    init,
-                ),
-                b: parameters.declare(
-                    format!("{path}.lora_B.weight"),
-                    &[linear.outputs, rank],
-                    Init::Zeros,
-                ),
+                a,
+                b,
                 scaling: scaling as f32,
                 dropout: self.lora_dropout,
             };
@@ -232,7 +246,7 @@ impl MethodConfig for LoraConfig {
     }
 
     fn count(&self, base: &Base) -> Result<usize, MethodError> {
-        let targets = self.targets(base)?;
+        let targets = self.targets(Self::NAME, base)?;
         Ok(targets
             .iter()
             .map(|(linear, rank, _)| rank * (linear.inputs + linear.outputs))
@@ -240,16 +254,13 @@ impl MethodConfig for LoraConfig {
     }
 
     fn resolved(&self, base: &Base) -> Self {
-        Self {
-            targets: self.targets.resolved(self.selection().targets(base)),
-            ..self.clone()
-        }
+        self.resolved_as(Self::NAME, base)
     }
 
     const COMPUTED: &'static [&'static str] = Selection::COMPUTED;
 
     fn computed(&self, base: &Base) -> Map<String, Value> {
-        self.selection().computed(base)
+        self.selection(Self::NAME).computed(base)
     }
 
     fn peft_defaults() -> Map<String, Value> {

@@ -627,6 +627,15 @@ mod tests {
         model(config, HeadKind::LanguageModel)
     }
 
+    /// Queries, keys and values in one matrix, and matrices stored as `[in, out]`.
+    fn gpt2() -> Model {
+        let config = json!({
+            "model_type": "gpt2", "vocab_size": 30, "n_embd": 16, "n_layer": 3, "n_head": 4,
+            "n_inner": 24, "n_positions": 64, "initializer_range": 0.3,
+        });
+        model(config, HeadKind::LanguageModel)
+    }
+
     fn build(model: &Model, settings: Value) -> (Box<dyn Method>, ParameterSet) {
         let settings: Map<String, Value> = settings.as_object().unwrap().clone();
         let config = crate::by_name("ladder-side-tuning").unwrap();
@@ -671,14 +680,14 @@ mod tests {
     impl Recorder {
         fn of(model: &Model, adapter: &dyn Adapter) -> Vec<(Vec<f32>, bool)> {
             let recorder = Self::default();
-            states(model, &Chain(&[&recorder, adapter]));
+            states(model, &Chain([&recorder as &dyn Adapter, adapter]));
             recorder.0.into_inner().unwrap()
         }
     }
 
     #[test]
     fn the_base_computes_the_same_with_and_without_and_has_no_graph() {
-        for model in [bert(), llama()] {
+        for model in [bert(), llama(), gpt2()] {
             let (method, parameters) = build(&model, json!({ "side_reduction_factor": 2 }));
             let alone = Recorder::of(&model, &Identity);
             assert_eq!(alone.len(), 4);
@@ -700,7 +709,8 @@ mod tests {
         }
         let model = llama();
         let (method, parameters) = build(&model, json!({ "side_reduction_factor": 2 }));
-        let changed = |method: &dyn Method| states(&model, &Chain(&[&Changed, method]));
+        let changed =
+            |method: &dyn Method| states(&model, &Chain([&Changed as &dyn Adapter, method]));
         assert_ne!(changed(&*method), states(&model, &*method));
         for layer in 0..3 {
             fill(
@@ -801,7 +811,7 @@ mod tests {
 
     #[test]
     fn side_layers_without_reduction_start_as_the_bases_own() {
-        for model in [bert(), llama()] {
+        for model in [bert(), llama(), gpt2()] {
             let (_, parameters) = build(&model, json!({ "side_reduction_factor": 1 }));
             let base = model.base();
             let mut compared = 0;

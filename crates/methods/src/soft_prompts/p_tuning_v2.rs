@@ -67,7 +67,7 @@ impl MethodConfig for PTuningV2Config {
     }
 
     fn count(&self, base: &Base) -> Result<usize, MethodError> {
-        self.prefix.count_as(&P_TUNING_V2, base)
+        self.prefix.prefix.count(&P_TUNING_V2, base)
     }
 
     fn resolved(&self, base: &Base) -> Self {

@@ -38,8 +38,8 @@ use crate::parts::dense::Dense;
 use crate::parts::virtual_tokens::{self, KEY};
 
 crate::settings! {
-    /// The settings of Prefix-Tuning, under HF PEFT's names.
-    pub struct PrefixTuningConfig {
+    /// The settings of a prefix, under HF PEFT's names.
+    pub struct PrefixSettings {
         /// Number of virtual tokens.
         num_virtual_tokens: usize = 20, in AtLeastOne;
         /// Compute the prefixes with a small network during training.
@@ -47,10 +47,18 @@ crate::settings! {
         /// Hidden size of that network.
         encoder_hidden_size: Option<usize> = None, in AtLeastOne,
             unset "prefix-tuning the size of all keys of a token, p-tuning-v2 512";
-        /// Initial values: zero, instead of random.
-        init_weights: Option<PrefixInit> = None, flag "prefix-init", as Text;
         /// Dropout on keys and values of the prefix.
         prefix_dropout: Option<f64> = None, in Fraction, unset "prefix-tuning 0, p-tuning-v2 0.1";
+    }
+}
+
+crate::settings! {
+    /// The settings of Prefix-Tuning, under HF PEFT's names.
+    pub struct PrefixTuningConfig {
+        /// Initial values: zero, instead of random.
+        init_weights: Option<PrefixInit> = None, flag "prefix-init", as Text;
+
+        ..prefix: PrefixSettings = PrefixSettings::default();
     }
 }
 
@@ -77,7 +85,7 @@ pub(crate) struct Variant {
 }
 
 /// Prefix-Tuning as HF PEFT has it.
-const PREFIX_TUNING: Variant = Variant {
+pub(crate) const PREFIX_TUNING: Variant = Variant {
     method: PrefixTuningConfig::NAME,
     embedding: Init::Normal { std: 1.0 },
     dense: |inputs| {
@@ -93,7 +101,7 @@ fn kv_width(base: &Base) -> usize {
     base.dimensions.kv_heads * base.dimensions.head_dim
 }
 
-impl PrefixTuningConfig {
+impl PrefixSettings {
     fn hidden_size(&self, variant: &Variant, base: &Base) -> usize {
         self.encoder_hidden_size
             .unwrap_or_else(|| (variant.hidden_size)(kv_width(base)))
@@ -114,10 +122,11 @@ impl PrefixTuningConfig {
         virtual_tokens::check(variant.method, self.num_virtual_tokens, base)
     }
 
-    /// As [`MethodConfig::build`].
-    pub(crate) fn build_as(
+    /// As [`MethodConfig::build`]; with `zero`, all keys and values start at zero.
+    pub(crate) fn build(
         &self,
         variant: &Variant,
+        zero: bool,
         base: &Base,
         parameters: &mut ParameterSet,
     ) -> Result<Box<dyn Method>, MethodError> {
@@ -127,7 +136,6 @@ impl PrefixTuningConfig {
             self.num_virtual_tokens,
             kv_width(base),
         );
-        let zero = self.init_weights == Some(PrefixInit::Zero);
         let size = 2 * layers * width;
         let table = if self.prefix_projection {
             let hidden = self.hidden_size(variant, base);
@@ -162,7 +170,7 @@ impl PrefixTuningConfig {
     }
 
     /// As [`MethodConfig::count`].
-    pub(crate) fn count_as(&self, variant: &Variant, base: &Base) -> Result<usize, MethodError> {
+    pub(crate) fn count(&self, variant: &Variant, base: &Base) -> Result<usize, MethodError> {
         self.check(variant, base)?;
         let (length, width) = (self.num_virtual_tokens, kv_width(base));
         let all = 2 * base.dimensions.layers * width;
@@ -174,7 +182,7 @@ impl PrefixTuningConfig {
     }
 
     /// As [`MethodConfig::resolved`].
-    pub(crate) fn resolved_as(&self, variant: &Variant, base: &Base) -> Self {
+    pub(crate) fn resolved(&self, variant: &Variant, base: &Base) -> Self {
         Self {
             encoder_hidden_size: Some(self.hidden_size(variant, base)),
             prefix_dropout: Some(self.dropout(variant)),
@@ -186,6 +194,35 @@ impl PrefixTuningConfig {
     pub(crate) fn flat(&self) -> Self {
         Self {
             prefix_projection: false,
+            ..self.clone()
+        }
+    }
+}
+
+impl PrefixTuningConfig {
+    /// As [`MethodConfig::build`].
+    pub(crate) fn build_as(
+        &self,
+        variant: &Variant,
+        base: &Base,
+        parameters: &mut ParameterSet,
+    ) -> Result<Box<dyn Method>, MethodError> {
+        let zero = self.init_weights == Some(PrefixInit::Zero);
+        self.prefix.build(variant, zero, base, parameters)
+    }
+
+    /// As [`MethodConfig::resolved`].
+    pub(crate) fn resolved_as(&self, variant: &Variant, base: &Base) -> Self {
+        Self {
+            prefix: self.prefix.resolved(variant, base),
+            ..self.clone()
+        }
+    }
+
+    /// As [`MethodConfig::stored`].
+    pub(crate) fn flat(&self) -> Self {
+        Self {
+            prefix: self.prefix.flat(),
             ..self.clone()
         }
     }
@@ -226,7 +263,7 @@ impl MethodConfig for PrefixTuningConfig {
     }
 
     fn count(&self, base: &Base) -> Result<usize, MethodError> {
-        self.count_as(&PREFIX_TUNING, base)
+        self.prefix.count(&PREFIX_TUNING, base)
     }
 
     fn resolved(&self, base: &Base) -> Self {

@@ -186,7 +186,7 @@ impl Case {
         let own = tuned
             .parameters()
             .trained()
-            .map(|param| key(style.prefix(), param.key()));
+            .map(|param| key(style.prefix(param.key()), param.key()));
         let head = tuned
             .head_parameters()
             .trained()

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use burn::tensor::{Device, Tensor};
 use epiphyte_methods::file::{About, AdapterFile, Provenance, save};
-use epiphyte_methods::{AdapterModule, MethodError};
+use epiphyte_methods::{AdapterModule, METHODS, MethodError};
 use epiphyte_models::adapter::AttentionSite;
 use epiphyte_models::{
     Adapter, Embedded, ForwardContext, Hidden, Hook, Identity, LazyLinear, Site, StandIn, Sublayer,
@@ -206,20 +206,19 @@ fn a_hooks_promises_save_work_and_change_no_byte() {
 
 #[test]
 fn dropout_acts_with_keys_only() {
-    let pairs = [
-        (
-            case("lora", json!({ "lora_dropout": 0.5 })),
-            case("lora", json!({ "lora_dropout": 0.0 })),
-        ),
-        (
-            case("prefix-tuning", json!({ "prefix_dropout": 0.5 })),
-            case("prefix-tuning", json!({})),
-        ),
-        (
-            case("p-tuning-v2", json!({})),
-            case("p-tuning-v2", json!({ "prefix_dropout": 0.0 })),
-        ),
-    ];
+    let mut pairs = Vec::new();
+    for method in METHODS {
+        let key = method.flags.iter().map(|flag| flag.key);
+        for key in key.filter(|key| key.ends_with("dropout")) {
+            let with = |p: f64| {
+                let mut settings = (method.examples)().remove(0);
+                settings[key] = json!(p);
+                case(method.name, settings)
+            };
+            pairs.push((with(0.5), with(0.0)));
+        }
+    }
+    assert!(pairs.len() >= 3);
     for on in [bert(), llama()] {
         for (with, without) in &pairs {
             let (with, without) = (with.tune(&on).unwrap(), without.tune(&on).unwrap());

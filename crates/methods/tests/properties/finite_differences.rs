@@ -13,6 +13,9 @@ fn gradients_are_the_slopes_of_the_loss() {
     everywhere(|name, _, on, module| {
         perturb(&module);
         let gradients = on.gradients(&module);
+        let detached = module.parameters().detached_params();
+        let detached: Vec<(&Param, Vec<f32>)> =
+            detached.map(|param| (param, param.to_vec())).collect();
         for param in module.trained() {
             let Some(gradient) = gradients.get(param).cloned().map(to_vec) else {
                 continue;
@@ -36,6 +39,10 @@ fn gradients_are_the_slopes_of_the_loss() {
                 };
                 let loss = || {
                     module.parameters().derive(false);
+                    // To the gradient these are constants.
+                    for (param, values) in &detached {
+                        param.set_values(values.clone());
+                    }
                     f64::from(to_vec(on.loss(&module))[0])
                 };
                 let expected = dot(gradient, &unit);
