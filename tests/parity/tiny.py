@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
-from peft import AdaLoraConfig, IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig
+from peft import AdaLoraConfig, IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig, VeraConfig
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -226,10 +226,10 @@ BASES = [
         BERT_LENGTHS,
         labels=[0, 2, 1, 2],
         pair=True,
-        methods=[*PEFT_METHODS, "adalora", "ia3_paper", "full", "bitfit", "bitfit_subset", "freeze"],
+        methods=[*PEFT_METHODS, "adalora", "vera", "ia3_paper", "full", "bitfit", "bitfit_subset", "freeze"],
     ),
     Base("bert_regression", bert(1), BERT, "SEQ_CLS", BERT_LENGTHS, labels=[0.4, 2.5, -1.0, 3.75], methods=["lora", "bitfit"]),
-    Base("llama", decoder(LlamaForCausalLM, LlamaConfig), LLAMA, "CAUSAL_LM", TEXT_LENGTHS, methods=[*PEFT_METHODS, "adalora", "full", "freeze"]),
+    Base("llama", decoder(LlamaForCausalLM, LlamaConfig), LLAMA, "CAUSAL_LM", TEXT_LENGTHS, methods=[*PEFT_METHODS, "adalora", "vera", "full", "freeze"]),
     Base(
         "llama_tied",
         decoder(LlamaForCausalLM, LlamaConfig, tie_word_embeddings=True),
@@ -427,6 +427,10 @@ def peft_config(base: Base, method: str):
             return AdaLoraConfig(
                 init_r=4, target_r=2, lora_alpha=8, tinit=1, tfinal=1, total_step=10, target_modules=names.lora, **common
             )
+        case "vera":
+            # Layers of different shapes, so that the shared matrices are sliced on both sides.
+            outward = ["intermediate.dense"] if names is BERT else []
+            return VeraConfig(r=4, target_modules=names.lora + outward + names.ia3_feedforward, **common)
         case "ia3":
             ff = names.ia3_feedforward
             return IA3Config(target_modules=names.ia3 + ff, feedforward_modules=ff, **common)

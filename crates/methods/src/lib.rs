@@ -66,6 +66,7 @@ pub mod selective {
 pub mod reparametrized {
     pub mod adalora;
     pub mod lora;
+    pub mod vera;
 }
 
 /// Networks of their own that read the states of the frozen base.

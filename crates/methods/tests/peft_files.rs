@@ -53,6 +53,8 @@ const EXPECTED: &[(&str, Expect)] = &[
     ("bert_prefix", Loads(BERT)),
     ("bert_prefixproj", Loads(BERT)),
     ("bert_prompt", Loads(BERT)),
+    ("bert_vera", Loads(BERT)),
+    ("bert_vera_nosave", Loads(BERT)),
     ("gpt2_ia3", Loads(GPT2)),
     ("gpt2_lora", Loads(GPT2)),
     ("gpt2_lora_bias", Unsupported("lora_bias", "true")),
