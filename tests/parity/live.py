@@ -54,6 +54,7 @@ FLAGS = {
         *("--method", "adalora", "--init-r", "4", "--target-r", "2", "--alpha", "1000"),
         *("--tinit", "1", "--tfinal", "1"),
     ],
+    "dora": ["--method", "dora", "--rank", "4", "--alpha", "8"],
     "vera": ["--method", "vera", "--rank", "4"],
     "ia3": ["--method", "ia3"],
     "prompt_tuning": ["--method", "prompt-tuning", "--num-virtual-tokens", "3"],
@@ -63,7 +64,7 @@ FLAGS = {
         *("--prefix-projection", "--encoder-hidden-size", "8"),
     ],
 }
-MERGEABLE = ("lora", "lora_patterns", "adalora", "vera", "ia3")
+MERGEABLE = ("lora", "lora_patterns", "adalora", "dora", "vera", "ia3")
 
 FAMILIES = [
     Base("bert", bert(LABELS), BERT, "SEQ_CLS", [], pair=True),

@@ -120,6 +120,8 @@ def saved_key(name: str, method: str) -> str:
     name = name.replace(".modules_to_save.default", "")
     if name.startswith("prompt_encoder."):
         return name.replace(".default", "") if method == "prefix_tuning_mlp" else "prompt_embeddings"
+    if name.endswith("lora_magnitude_vector.default.weight"):
+        return name.removesuffix(".default.weight")
     return name.replace(".default", "")
 
 

@@ -226,10 +226,10 @@ BASES = [
         BERT_LENGTHS,
         labels=[0, 2, 1, 2],
         pair=True,
-        methods=[*PEFT_METHODS, "adalora", "vera", "ia3_paper", "full", "bitfit", "bitfit_subset", "freeze"],
+        methods=[*PEFT_METHODS, "adalora", "dora", "vera", "ia3_paper", "full", "bitfit", "bitfit_subset", "freeze"],
     ),
     Base("bert_regression", bert(1), BERT, "SEQ_CLS", BERT_LENGTHS, labels=[0.4, 2.5, -1.0, 3.75], methods=["lora", "bitfit"]),
-    Base("llama", decoder(LlamaForCausalLM, LlamaConfig), LLAMA, "CAUSAL_LM", TEXT_LENGTHS, methods=[*PEFT_METHODS, "adalora", "vera", "full", "freeze"]),
+    Base("llama", decoder(LlamaForCausalLM, LlamaConfig), LLAMA, "CAUSAL_LM", TEXT_LENGTHS, methods=[*PEFT_METHODS, "adalora", "dora", "vera", "full", "freeze"]),
     Base(
         "llama_tied",
         decoder(LlamaForCausalLM, LlamaConfig, tie_word_embeddings=True),
@@ -394,7 +394,7 @@ def randomise(named_parameters, generator: torch.Generator) -> None:
             noise = torch.randn(value.shape, generator=generator)
             is_norm = any(part in name.lower() for part in NORMS)
             is_scale = is_norm and name.endswith("weight")
-            if is_scale or "ia3_l" in name:
+            if is_scale or "ia3_l" in name or "lora_magnitude" in name:
                 value.copy_(1.0 + 0.2 * noise)
             elif any(part in name for part in EMBEDDINGS) or "prompt_encoder" in name and "transform" not in name:
                 value.copy_(0.5 * noise)
@@ -427,6 +427,8 @@ def peft_config(base: Base, method: str):
             return AdaLoraConfig(
                 init_r=4, target_r=2, lora_alpha=8, tinit=1, tfinal=1, total_step=10, target_modules=names.lora, **common
             )
+        case "dora":
+            return LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, use_dora=True, target_modules=names.lora, **common)
         case "vera":
             # Layers of different shapes, so that the shared matrices are sliced on both sides.
             outward = ["intermediate.dense"] if names is BERT else []

@@ -65,6 +65,7 @@ pub mod selective {
 /// Changes of a weight that are expressed by few parameters.
 pub mod reparametrized {
     pub mod adalora;
+    pub mod dora;
     pub mod lora;
     pub mod vera;
 }

@@ -18,6 +18,7 @@ pub static METHODS: &[Definition] = &[
     Definition::of::<selective::lt_sft::LtSftConfig>(),
     Definition::of::<reparametrized::lora::LoraConfig>(),
     Definition::of::<reparametrized::adalora::AdaLoraConfig>(),
+    Definition::of::<reparametrized::dora::DoraConfig>(),
     Definition::of::<reparametrized::vera::VeraConfig>(),
     Definition::of::<adapters::ia3::Ia3Config>(),
     Definition::of::<adapters::houlsby::HoulsbyConfig>(),

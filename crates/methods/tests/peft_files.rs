@@ -40,7 +40,7 @@ use Expect::{Loads, Refused, Unsupported};
 const EXPECTED: &[(&str, Expect)] = &[
     ("bert_adalora", Loads(BERT)),
     ("bert_adalora_pruned", Loads(BERT)),
-    ("bert_dora", Unsupported("use_dora", "true")),
+    ("bert_dora", Loads(BERT)),
     ("bert_ia3", Loads(BERT)),
     ("bert_lora", Loads(BERT)),
     ("bert_lora_biasall", Unsupported("bias", "\"all\"")),
