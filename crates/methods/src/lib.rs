@@ -46,6 +46,14 @@ pub mod adapters {
     pub mod pfeiffer;
 }
 
+/// Several methods in one.
+pub mod hybrid {
+    pub mod mam;
+
+    #[cfg(test)]
+    mod tests;
+}
+
 /// Trained vectors in front of the input, or keys and values in front of those of each layer.
 pub mod soft_prompts {
     pub mod p_tuning_v2;

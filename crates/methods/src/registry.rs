@@ -6,7 +6,8 @@ use serde_json::{Map, Value};
 use crate::framework::method::{KeyStyle, Method, MethodConfig};
 use crate::framework::settings::{self, Flag, SettingError};
 use crate::{
-    MethodError, ParameterSet, adapters, reparametrized, selective, side_networks, soft_prompts,
+    MethodError, ParameterSet, adapters, hybrid, reparametrized, selective, side_networks,
+    soft_prompts,
 };
 
 /// The methods there are.
@@ -27,6 +28,7 @@ pub static METHODS: &[Definition] = &[
     Definition::of::<soft_prompts::prefix_tuning::PrefixTuningConfig>(),
     Definition::of::<soft_prompts::p_tuning_v2::PTuningV2Config>(),
     Definition::of::<side_networks::ladder_side_tuning::LadderSideTuningConfig>(),
+    Definition::of::<hybrid::mam::MamConfig>(),
 ];
 
 /// The method of a name.

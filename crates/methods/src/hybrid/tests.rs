@@ -1,0 +1,81 @@
+//! A small BERT for the tests of hybrid methods.
+
+use burn::tensor::{Device, Tensor};
+use epiphyte_models::{Adapter, HeadKind, Model, ModelConfig, Tokens, random_model};
+use epiphyte_ops::{Precision, Sequences, random};
+use serde_json::{Value, json};
+
+use crate::{AdapterModule, by_name};
+
+fn model(hidden_size: usize, intermediate_size: usize, layers: usize, heads: usize) -> Model {
+    let config = json!({
+        "model_type": "bert", "vocab_size": 8, "hidden_size": hidden_size,
+        "intermediate_size": intermediate_size, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "max_position_embeddings": 64,
+    });
+    let config = ModelConfig::parse("config.json".as_ref(), config.to_string().as_bytes()).unwrap();
+    let head = HeadKind::Classification { labels: 2 };
+    random_model(&config, head, &Device::default(), Precision::F32, 0).unwrap()
+}
+
+/// Two layers of hidden size 8.
+pub(crate) fn bert() -> Model {
+    model(8, 12, 2, 2)
+}
+
+/// What a method trains on bert-base, of which `outside` stands outside of its twelve layers.
+pub(crate) fn bert_base_count(method: &str, settings: Value, outside: usize) -> usize {
+    let settings = settings.as_object().unwrap().clone();
+    let config = by_name(method).unwrap().configure(settings).unwrap();
+    let one_layer = config.count(model(768, 3072, 1, 12).base()).unwrap();
+    12 * (one_layer - outside) + outside
+}
+
+/// A method at work.
+pub(crate) fn module(model: &Model, method: &str, settings: Value) -> AdapterModule {
+    let settings = settings.as_object().unwrap().clone();
+    let config = by_name(method).unwrap().configure(settings).unwrap();
+    AdapterModule::new(config, model.base(), &Device::default(), 0).unwrap()
+}
+
+/// A parameter's values.
+pub(crate) fn values(module: &AdapterModule, key: &str) -> Vec<f32> {
+    module.parameters().get(key).unwrap().to_vec()
+}
+
+/// Draws a parameter's values, and returns them.
+pub(crate) fn set_random(module: &AdapterModule, key: &str) -> Vec<f32> {
+    let param = module.parameters().get(key).unwrap();
+    let drawn = random::normal(epiphyte_models::adapter::name_id(key), param.count(), 0.5);
+    param.set_values(drawn.clone());
+    drawn
+}
+
+/// Logits of these sequences.
+pub(crate) fn logits_of(model: &Model, adapter: &dyn Adapter, texts: &[&[u32]]) -> Vec<f32> {
+    let ids = texts.concat();
+    let mut boundaries = vec![0];
+    boundaries.extend(texts.iter().scan(0, |end, text| {
+        *end += text.len();
+        Some(*end)
+    }));
+    let type_ids = vec![0; ids.len()];
+    let tokens = Tokens::new(&ids, &type_ids, Sequences::new(boundaries));
+    to_vec(model.logits(&tokens, adapter))
+}
+
+/// Logits of two sequences.
+pub(crate) fn logits(model: &Model, adapter: &dyn Adapter) -> Vec<f32> {
+    logits_of(model, adapter, &[&[3, 1, 4, 1, 5], &[2, 6]])
+}
+
+fn to_vec<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.inner().try_into_vec_as::<f32>().unwrap()
+}
+
+/// The largest difference.
+pub(crate) fn distance(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    let differences = a.iter().zip(b).map(|(a, b)| (a - b).abs());
+    differences.fold(0.0, f32::max)
+}
