@@ -49,6 +49,7 @@ pub mod adapters {
 /// Several methods in one.
 pub mod hybrid {
     pub mod mam;
+    pub mod unipelt;
 
     #[cfg(test)]
     mod tests;

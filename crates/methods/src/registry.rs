@@ -29,6 +29,7 @@ pub static METHODS: &[Definition] = &[
     Definition::of::<soft_prompts::p_tuning_v2::PTuningV2Config>(),
     Definition::of::<side_networks::ladder_side_tuning::LadderSideTuningConfig>(),
     Definition::of::<hybrid::mam::MamConfig>(),
+    Definition::of::<hybrid::unipelt::UniPeltConfig>(),
 ];
 
 /// The method of a name.

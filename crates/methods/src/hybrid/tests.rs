@@ -1,11 +1,11 @@
 //! A small BERT for the tests of hybrid methods.
 
 use burn::tensor::{Device, Tensor};
-use epiphyte_models::{Adapter, HeadKind, Model, ModelConfig, Tokens, random_model};
+use epiphyte_models::{Adapter, HeadKind, Model, ModelConfig, Targets, Tokens, random_model};
 use epiphyte_ops::{Precision, Sequences, random};
 use serde_json::{Value, json};
 
-use crate::{AdapterModule, by_name};
+use crate::{AdapterModule, Gradients, by_name};
 
 fn model(hidden_size: usize, intermediate_size: usize, layers: usize, heads: usize) -> Model {
     let config = json!({
@@ -67,6 +67,28 @@ pub(crate) fn logits_of(model: &Model, adapter: &dyn Adapter, texts: &[&[u32]]) 
 /// Logits of two sequences.
 pub(crate) fn logits(model: &Model, adapter: &dyn Adapter) -> Vec<f32> {
     logits_of(model, adapter, &[&[3, 1, 4, 1, 5], &[2, 6]])
+}
+
+/// The gradient of each of the method's parameters, by key.
+pub(crate) fn gradients(model: &Model, module: &AdapterModule) -> Vec<(String, Vec<f32>)> {
+    let tokens = Tokens::new(&[3, 1, 4, 1, 5], &[0; 5], Sequences::new(vec![0, 3, 5]));
+    module.track(true);
+    let loss = model.loss(&tokens, Targets::Classes(&[1, 0]), 0.0, module);
+    let mut found = Gradients::new();
+    module.collect(&mut found, &mut loss.unwrap().mean.backward());
+    module.track(false);
+    let trained = module.parameters().trained();
+    let of = |param| {
+        to_vec(
+            found
+                .get(param)
+                .cloned()
+                .unwrap_or_else(|| param.initial() * 0.0),
+        )
+    };
+    trained
+        .map(|param| (param.key().to_owned(), of(param)))
+        .collect()
 }
 
 fn to_vec<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
