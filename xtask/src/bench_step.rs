@@ -82,7 +82,7 @@ pub(crate) fn run(arguments: &[String], started: Instant) -> Result<()> {
     let device = Device::default();
     let model = random_model(&config, task, &device, precision, 0)?;
     let config = by_name(method)?.configure(settings)?;
-    let tuned = AdapterModule::new(config, model.base(), &device, 0)?;
+    let module = AdapterModule::new(config, model.base(), &device, 0)?;
     let batches = Batches::new(examples, batch_size, Order::Sequential)?;
     let work = Workload {
         run: &run,
@@ -91,7 +91,7 @@ pub(crate) fn run(arguments: &[String], started: Instant) -> Result<()> {
         eval: None,
         device: &device,
     };
-    let mut trainer = [Trainer::new(work, tuned, false)?];
+    let mut trainer = [Trainer::new(work, module, false)?];
     let before = since_start(started);
     let processor = processor_seconds();
     train_runs(&mut trainer, &Interrupt::default(), &mut Silent)?;

@@ -37,10 +37,10 @@
 //!
 //! let settings = serde_json::json!({ "rank": 8, "target_modules": ["query", "value"] });
 //! let lora = by_name("lora")?.configure(settings.as_object().unwrap().clone())?;
-//! let tuned = AdapterModule::new(lora, model.base(), &device, 0)?;
+//! let module = AdapterModule::new(lora, model.base(), &device, 0)?;
 //!
 //! // Rank times inputs and outputs, of two matrices in each of two layers.
-//! assert_eq!(tuned.counts(model.base()).trainable_parameters, 8 * (64 + 64) * 2 * 2);
+//! assert_eq!(module.counts(model.base()).trainable_parameters, 8 * (64 + 64) * 2 * 2);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 

@@ -52,7 +52,7 @@ pub struct Provenance {
 
 /// What a saved adapter says about itself beside its method.
 #[derive(Clone, Debug, PartialEq)]
-pub struct About {
+pub struct AdapterMetadata {
     /// Name or path of the base model.
     pub base_model: String,
     /// PEFT's `task_type`, such as `SEQ_CLS`.
@@ -67,21 +67,21 @@ pub struct About {
 /// If a file cannot be written; the directory's old files are then still there.
 pub fn save(
     dir: &Path,
-    tuned: &AdapterModule,
+    module: &AdapterModule,
     base: &Base,
-    about: &About,
+    metadata: &AdapterMetadata,
 ) -> Result<(), MethodError> {
     fs::create_dir_all(dir).map_err(|source| MethodError::File {
         action: "create",
         path: dir.to_owned(),
         source,
     })?;
-    let keys = tuned.config().definition().keys;
-    let method = tuned
+    let keys = module.config().definition().keys;
+    let method = module
         .stored()
         .into_iter()
         .map(|stored| (keys.prefix(&stored.key), stored));
-    let head = tuned
+    let head = module
         .stored_head()
         .into_iter()
         .map(|stored| (keys.head_prefix(), stored));
@@ -93,14 +93,14 @@ pub fn save(
         (format!("{prefix}{}", stored.key), stored.shape, values)
     });
     write_values(&dir.join(TENSORS_FILE), tensors).map_err(ModelError::from)?;
-    let text =
-        serde_json::to_string_pretty(&config_json(tuned, base, about)).expect("JSON values print");
+    let text = serde_json::to_string_pretty(&config_json(module, base, metadata))
+        .expect("JSON values print");
     epiphyte_io::write(&dir.join(CONFIG_FILE), text.as_bytes()).map_err(ModelError::from)?;
     Ok(())
 }
 
 /// `adapter_config.json`: PEFT's keys, sorted, then ours.
-fn config_json(module: &AdapterModule, base: &Base, about: &About) -> Value {
+fn config_json(module: &AdapterModule, base: &Base, metadata: &AdapterMetadata) -> Value {
     let config = module.config();
     let definition = config.definition();
     let mut all = (definition.peft_defaults)();
@@ -108,14 +108,14 @@ fn config_json(module: &AdapterModule, base: &Base, about: &About) -> Value {
     all.extend(config.computed(base));
     let common = json!({
         "auto_mapping": null,
-        "base_model_name_or_path": about.base_model,
+        "base_model_name_or_path": metadata.base_model,
         "inference_mode": true,
         "modules_to_save": base.task_head.as_deref().map(saved_heads),
         "peft_type": definition.peft_type,
         "peft_version": "0.21.2",
         "revision": null,
-        "task_type": about.task_type,
-        "epiphyte": about.provenance,
+        "task_type": metadata.task_type,
+        "epiphyte": metadata.provenance,
     });
     if let Value::Object(common) = common {
         all.extend(common);

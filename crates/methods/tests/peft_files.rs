@@ -10,7 +10,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
-use epiphyte_methods::file::{About, AdapterFile, CONFIG_FILE, Provenance, TENSORS_FILE, save};
+use epiphyte_methods::file::{
+    AdapterFile, AdapterMetadata, CONFIG_FILE, Provenance, TENSORS_FILE, save,
+};
 use epiphyte_methods::{METHODS, MethodError};
 use epiphyte_models::{HeadKind, LoadOptions, Model, ModelConfig, load, random_model};
 use epiphyte_ops::Precision;
@@ -108,7 +110,7 @@ const EXPECTED: &[(&str, Expect)] = &[
     ),
 ];
 
-/// Keys of the file that differ by right: ours, the version, what [`About`] says, and the Python class
+/// Keys of the file that differ by right: ours, the version, what [`AdapterMetadata`] says, and the Python class
 /// that PEFT names where there is no task.
 const ASIDE: [&str; 5] = [
     "epiphyte",
@@ -216,11 +218,11 @@ fn assert_refused(dir: &Path, model: &Model, words: &str) {
 fn assert_same_when_written_again(dir: &Path, json: &Value, model: &Model) {
     let name = dir.display();
     let file = AdapterFile::open(dir).unwrap_or_else(|error| panic!("{name}: {error}"));
-    let tuned = file
+    let module = file
         .load(model.base(), &Device::default())
         .unwrap_or_else(|error| panic!("{name}: {error}"));
     let written = tempfile::tempdir().expect("a temporary directory");
-    let about = About {
+    let metadata = AdapterMetadata {
         base_model: String::new(),
         task_type: file.task_type().unwrap_or_default().to_owned(),
         provenance: Provenance {
@@ -232,7 +234,7 @@ fn assert_same_when_written_again(dir: &Path, json: &Value, model: &Model) {
             account: None,
         },
     };
-    save(written.path(), &tuned, model.base(), &about)
+    save(written.path(), &module, model.base(), &metadata)
         .unwrap_or_else(|error| panic!("{name}: {error}"));
     let bytes = |dir: &Path| fs::read(dir.join(TENSORS_FILE)).expect("a file of tensors");
     assert!(

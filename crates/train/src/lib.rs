@@ -66,7 +66,7 @@ pub use generate::{Generation, generate};
 pub use interrupt::Interrupt;
 pub use merge::{Merged, merge};
 pub use observer::Observer;
-pub use run::{Report, RunOptions, Tuning, open_adapter, train, train_several};
+pub use run::{LoadedAdapter, Report, RunOptions, open_adapter, train, train_several};
 pub use scoring::evaluate::Evaluation;
 pub use tasks::{TASKS, Task, TaskKind, TaskModel, TaskSpec};
 pub use training::activation_cache::ActivationCacheKind;

@@ -15,7 +15,7 @@ use epiphyte_ops::Sequences;
 use serde::Serialize;
 
 use crate::TrainError;
-use crate::run::Tuning;
+use crate::run::LoadedAdapter;
 
 /// What merging did.
 #[derive(Clone, Debug, Serialize)]
@@ -33,22 +33,26 @@ pub struct Merged {
 ///
 /// # Errors
 /// If the method cannot be merged, or files cannot be written.
-pub fn merge(model_dir: &Path, tuning: &Tuning, output: &Path) -> Result<Merged, TrainError> {
-    let Tuning {
-        bench,
-        tuned: Some(tuned),
-    } = tuning
+pub fn merge(
+    model_dir: &Path,
+    loaded_adapter: &LoadedAdapter,
+    output: &Path,
+) -> Result<Merged, TrainError> {
+    let LoadedAdapter {
+        task_model,
+        module: Some(module),
+    } = loaded_adapter
     else {
         return Err(TrainError::Config(
             "there is no adapter to merge: pass --adapter".to_owned(),
         ));
     };
-    let model = &bench.loaded.model;
+    let model = &task_model.loaded.model;
     let base = model.base();
     let mut changed_tensors = 0;
     let mut tensors = Vec::new();
     for (name, tensor) in base.tensors() {
-        let merged = tuned.merged(name, base)?;
+        let merged = module.merged(name, base)?;
         changed_tensors += usize::from(merged.is_some());
         let values = move || match merged {
             Some(merged) => merged
@@ -62,19 +66,23 @@ pub fn merge(model_dir: &Path, tuning: &Tuning, output: &Path) -> Result<Merged,
     fs::create_dir_all(output).map_err(FileError::at("create", output))?;
     let count = tensors.len();
     write_f32(&output.join("model.safetensors"), tensors).map_err(ModelError::from)?;
-    let class = bench.loaded.config.family().class_name(bench.spec.head());
+    let class = task_model
+        .loaded
+        .config
+        .family()
+        .class_name(task_model.spec.head());
     copy_rest(
         model_dir,
         output,
-        bench.spec.head(),
+        task_model.spec.head(),
         class,
-        &bench.spec.labels,
+        &task_model.spec.labels,
     )?;
 
     let options = LoadOptions::default();
     let device = Device::flex();
-    let merged = load(output, bench.spec.head(), &device, &options)?;
-    let largest_difference = largest_difference(model, tuned, &merged.model);
+    let merged = load(output, task_model.spec.head(), &device, &options)?;
+    let largest_difference = largest_difference(model, module, &merged.model);
     Ok(Merged {
         changed_tensors,
         tensors: count,
@@ -145,7 +153,7 @@ fn copy_rest(
 }
 
 /// Over a few made-up texts, the largest difference between what the two models say.
-fn largest_difference(model: &Model, tuned: &AdapterModule, merged: &Model) -> f64 {
+fn largest_difference(model: &Model, module: &AdapterModule, merged: &Model) -> f64 {
     let vocabulary = model.base().dimensions.vocabulary as u32;
     let longest = model.base().dimensions.max_positions.unwrap_or(32).min(32);
     let mut largest = 0.0f64;
@@ -165,7 +173,7 @@ fn largest_difference(model: &Model, tuned: &AdapterModule, merged: &Model) -> f
             }),
             ..Tokens::new(&ids, &type_ids, sequences.clone())
         };
-        let before = outputs(model, &tokens, tuned);
+        let before = outputs(model, &tokens, module);
         let after = outputs(merged, &tokens, &Identity);
         let differences = before
             .iter()

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use epiphyte_data::{Batches, Order};
-use epiphyte_methods::file::{self, About, AdapterFile, Provenance};
+use epiphyte_methods::file::{self, AdapterFile, AdapterMetadata, Provenance};
 use epiphyte_methods::{AdapterModule, ParameterCounts, by_name};
 use epiphyte_models::{LoadOptions, Loaded, ModelConfig};
 use serde::Serialize;
@@ -96,7 +96,7 @@ pub fn train_several(
     let mut prepared: Vec<Prepared<'_>> = Vec::new();
     let mut modules = Vec::new();
     for run in runs {
-        let beside = prepared.first().map(|first| &first.bench.loaded);
+        let beside = prepared.first().map(|first| &first.task_model.loaded);
         let (next, module) = Prepared::new(run, options, beside)?;
         prepared.push(next);
         modules.push(module);
@@ -142,7 +142,7 @@ fn agree(runs: &[RunConfig]) -> Result<(), TrainError> {
 /// A run with everything that it reads.
 struct Prepared<'a> {
     run: &'a RunConfig,
-    bench: TaskModel,
+    task_model: TaskModel,
     train: Batches,
     eval: Option<Batches>,
 }
@@ -165,7 +165,7 @@ impl<'a> Prepared<'a> {
                 ..reading.clone()
             },
         )?;
-        let mut spec = TaskSpec::of_run(run, &table)?;
+        let mut spec = run.task_spec(&table)?;
         if run.max_length.is_none() {
             let config = ModelConfig::open(model_dir)?;
             let limit = config.facts().max_position_embeddings;
@@ -177,27 +177,27 @@ impl<'a> Prepared<'a> {
             base_dropout: run.base_dropout,
         };
         let device = &options.device;
-        let mut bench = match beside {
+        let mut task_model = match beside {
             Some(loaded) => TaskModel::beside(loaded, model_dir, spec, device, &load)?,
             None => TaskModel::open(model_dir, spec, device, &load)?,
         };
-        let base = bench.loaded.model.base();
+        let base = task_model.loaded.model.base();
         let module = AdapterModule::new(config, base, device, run.seed)?;
         if run.max_length.is_none() {
-            bench.fit_max_length(&module);
+            task_model.fit_max_length(&module);
         }
-        let train = bench.batches(&table, true, run.batch_size, run.order())?;
+        let train = task_model.batches(&table, true, run.batch_size, run.order())?;
         let eval = match &run.eval_data {
             Some(path) => {
-                let table = bench.spec.read(path, &reading, run.max_eval_rows)?;
+                let table = task_model.spec.read(path, &reading, run.max_eval_rows)?;
                 let size = run.eval_batch_size.unwrap_or(run.batch_size);
-                Some(bench.batches(&table, true, size, Order::Sequential)?)
+                Some(task_model.batches(&table, true, size, Order::Sequential)?)
             }
             None => None,
         };
         let prepared = Self {
             run,
-            bench,
+            task_model,
             train,
             eval,
         };
@@ -211,7 +211,7 @@ impl<'a> Prepared<'a> {
     ) -> Result<Trainer<'s>, TrainError> {
         let work = Workload {
             run: self.run,
-            model: &self.bench.loaded.model,
+            model: &self.task_model.loaded.model,
             train: &self.train,
             eval: self.eval.as_ref(),
             device: &options.device,
@@ -231,23 +231,23 @@ impl<'a> Prepared<'a> {
         options: &RunOptions,
         observer: &mut dyn Observer,
     ) -> Result<Report, TrainError> {
-        let (run, bench) = (self.run, &self.bench);
+        let (run, task_model) = (self.run, &self.task_model);
         let mut metrics = outcome.metrics;
         if run.load_best_model_at_end && outcome.end != End::Interrupted {
             trainer.load_best()?;
             metrics = None;
         }
-        let (model, tuned) = (&bench.loaded.model, trainer.module());
+        let (model, module) = (&task_model.loaded.model, trainer.module());
         if let (None, Some(eval)) = (&metrics, &self.eval) {
             let evaluation = Evaluation {
                 micro_batch_tokens: run.micro_batch_tokens,
-                ..Evaluation::new(model, tuned, eval)
+                ..Evaluation::new(model, module, eval)
             };
             metrics = Some(run.task.evaluate(&evaluation, observer)?);
         }
-        let account = tuned.counts(model.base());
-        let about = about(run, bench, account);
-        file::save(&run.output, tuned, model.base(), &about)?;
+        let account = module.counts(model.base());
+        let metadata = metadata(run, task_model, account);
+        file::save(&run.output, module, model.base(), &metadata)?;
         let bytes = size(&run.output.join(file::TENSORS_FILE));
         let report = Report {
             output: run.output.clone(),
@@ -298,16 +298,16 @@ fn make_room(output: &Path, options: &RunOptions) -> Result<(), TrainError> {
     Ok(())
 }
 
-fn about(run: &RunConfig, bench: &TaskModel, account: ParameterCounts) -> About {
-    About {
+fn metadata(run: &RunConfig, task_model: &TaskModel, account: ParameterCounts) -> AdapterMetadata {
+    AdapterMetadata {
         base_model: run.model.display().to_string(),
-        task_type: bench.spec.task.peft_task_type().to_owned(),
+        task_type: task_model.spec.task.peft_task_type().to_owned(),
         provenance: Provenance {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             method: run.method.clone(),
-            base_sha256: bench.loaded.content_hash.clone(),
-            tokenizer_sha256: bench.tokenizer.content_hash().to_owned(),
-            task: serde_json::to_value(&bench.spec).expect("a task is plain values"),
+            base_sha256: task_model.loaded.content_hash.clone(),
+            tokenizer_sha256: task_model.tokenizer.content_hash().to_owned(),
+            task: serde_json::to_value(&task_model.spec).expect("a task is plain values"),
             account: Some(account),
         },
     }
@@ -370,18 +370,18 @@ fn card(
 
 /// A base with an adapter on it, or without.
 #[derive(Debug)]
-pub struct Tuning {
+pub struct LoadedAdapter {
     /// The base.
-    pub bench: TaskModel,
+    pub task_model: TaskModel,
     /// The adapter.
-    pub tuned: Option<AdapterModule>,
+    pub module: Option<AdapterModule>,
 }
 
-impl Tuning {
+impl LoadedAdapter {
     /// The adapter, or one that does nothing.
     pub fn adapter(&self) -> &dyn epiphyte_models::Adapter {
-        match &self.tuned {
-            Some(tuned) => tuned,
+        match &self.module {
+            Some(module) => module,
             None => &epiphyte_models::Identity,
         }
     }
@@ -389,15 +389,15 @@ impl Tuning {
     /// Shortens the task's `max_length` to the positions that the model has besides those that the
     /// adapter takes, for a length that is a default and not the user's choice.
     pub fn fit_max_length(&mut self) {
-        match &self.tuned {
-            Some(tuned) => self.bench.fit_max_length(tuned),
-            None => self.bench.fit_max_length(&epiphyte_models::Identity),
+        match &self.module {
+            Some(module) => self.task_model.fit_max_length(module),
+            None => self.task_model.fit_max_length(&epiphyte_models::Identity),
         }
     }
 
     /// An evaluation on examples of the task.
     pub fn evaluation<'a>(&'a self, batches: &'a Batches) -> Evaluation<'a> {
-        Evaluation::new(&self.bench.loaded.model, self.adapter(), batches)
+        Evaluation::new(&self.task_model.loaded.model, self.adapter(), batches)
     }
 }
 
@@ -415,7 +415,7 @@ pub fn open_adapter(
     allow_other_base: bool,
     device: &Device,
     load: &LoadOptions,
-) -> Result<Tuning, TrainError> {
+) -> Result<LoadedAdapter, TrainError> {
     let told = adapter
         .as_ref()
         .and_then(AdapterFile::provenance)
@@ -431,15 +431,18 @@ pub fn open_adapter(
             ));
         }
     };
-    let bench = TaskModel::open(model, spec, device, load)?;
-    let tuned = match adapter {
+    let task_model = TaskModel::open(model, spec, device, load)?;
+    let module = match adapter {
         Some(file) => {
             if !allow_other_base {
-                file.check_base(&bench.loaded.content_hash, bench.tokenizer.content_hash())?;
+                file.check_base(
+                    &task_model.loaded.content_hash,
+                    task_model.tokenizer.content_hash(),
+                )?;
             }
-            Some(file.load(bench.loaded.model.base(), device)?)
+            Some(file.load(task_model.loaded.model.base(), device)?)
         }
         None => None,
     };
-    Ok(Tuning { bench, tuned })
+    Ok(LoadedAdapter { task_model, module })
 }

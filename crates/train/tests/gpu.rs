@@ -143,16 +143,16 @@ impl Case {
     fn tune(&self, model: &Model, device: &Device) -> Option<AdapterModule> {
         let settings = self.settings.as_object().unwrap().clone();
         let config = by_name(self.method).unwrap().configure(settings).unwrap();
-        let tuned = match AdapterModule::new(config, model.base(), device, 1) {
+        let module = match AdapterModule::new(config, model.base(), device, 1) {
             Err(MethodError::NotApplicable { .. }) => return None,
-            tuned => tuned.unwrap(),
+            module => module.unwrap(),
         };
-        for param in tuned.trained() {
+        for param in module.trained() {
             let noise = random::normal(name_id(param.key()), param.count(), 0.1);
             let noise = TensorData::new(noise, [param.count()]);
             param.update(|value| value.clone() + Tensor::from_data(noise, &value.device()));
         }
-        Some(tuned)
+        Some(module)
     }
 }
 
@@ -173,13 +173,13 @@ struct Numbers {
 /// One gradient, then a run of the trainer's; none as [`Case::tune`].
 fn train(family: Family, case: &Case, device: &Device) -> Option<Numbers> {
     let model = family.model(device);
-    let tuned = case.tune(&model, device)?;
-    let names = tuned.trained().map(|param| param.key().to_owned());
+    let module = case.tune(&model, device)?;
+    let names = module.trained().map(|param| param.key().to_owned());
     let names = names.collect();
-    let gradients = gradients(family, &model, &tuned);
-    let before = values(&tuned);
+    let gradients = gradients(family, &model, &module);
+    let before = values(&module);
     let dir = tempfile::tempdir().unwrap();
-    let (losses, after) = run(family, &model, tuned, device, &dir, None);
+    let (losses, after) = run(family, &model, module, device, &dir, None);
     Some(Numbers {
         names,
         gradients,
@@ -190,7 +190,7 @@ fn train(family: Family, case: &Case, device: &Device) -> Option<Numbers> {
 }
 
 /// The gradients of all examples' loss, with dropout.
-fn gradients(family: Family, model: &Model, tuned: &AdapterModule) -> Vec<Vec<f32>> {
+fn gradients(family: Family, model: &Model, module: &AdapterModule) -> Vec<Vec<f32>> {
     let batches = family.batches();
     let (mut ids, mut type_ids, mut boundaries) = (Vec::new(), Vec::new(), vec![0]);
     for example in batches.examples() {
@@ -206,19 +206,19 @@ fn gradients(family: Family, model: &Model, tuned: &AdapterModule) -> Vec<Vec<f3
         Family::Bert => Targets::Classes(&[0, 1, 2, 0, 1, 2, 0, 1]),
         Family::Llama => Targets::Tokens(&labels),
     };
-    tuned.track(true);
-    let loss = model.loss(&tokens, targets, 0.1, tuned).unwrap();
+    module.track(true);
+    let loss = model.loss(&tokens, targets, 0.1, module).unwrap();
     let mut gradients = Gradients::new();
-    tuned.collect(&mut gradients, &mut loss.mean.backward());
-    gradients.pull_back_derived(tuned.parameters());
-    let gradients = tuned
+    module.collect(&mut gradients, &mut loss.mean.backward());
+    gradients.pull_back_derived(module.parameters());
+    let gradients = module
         .trained()
         .map(|param| {
             let gradient = gradients.take(param);
             to_vec(gradient.unwrap_or_else(|| panic!("{} has no gradient", param.key())))
         })
         .collect();
-    tuned.track(false);
+    module.track(false);
     gradients
 }
 
@@ -227,7 +227,7 @@ fn gradients(family: Family, model: &Model, tuned: &AdapterModule) -> Vec<Vec<f3
 fn run(
     family: Family,
     model: &Model,
-    tuned: AdapterModule,
+    module: AdapterModule,
     device: &Device,
     dir: &TempDir,
     stop: Option<&Interrupt>,
@@ -258,7 +258,7 @@ fn run(
         eval: Some(&batches),
         device,
     };
-    let mut trainer = [Trainer::new(work, tuned, stop.is_some()).unwrap()];
+    let mut trainer = [Trainer::new(work, module, stop.is_some()).unwrap()];
     let interrupt = stop.cloned().unwrap_or_default();
     let outcome = train_runs(&mut trainer, &interrupt, &mut Silent)
         .unwrap()
@@ -275,8 +275,8 @@ fn run(
     )
 }
 
-fn values(tuned: &AdapterModule) -> Vec<Vec<f32>> {
-    tuned.trained().map(|param| param.to_vec()).collect()
+fn values(module: &AdapterModule) -> Vec<Vec<f32>> {
+    module.trained().map(|param| param.to_vec()).collect()
 }
 
 fn to_vec(tensor: Tensor<1>) -> Vec<f32> {
@@ -357,15 +357,15 @@ fn a_run_on_the_gpu_resumes() {
         settings: json!({ "r": 2, "lora_dropout": 0.2 }),
     };
     let model = Family::Bert.model(&gpu);
-    let tuned = || case.tune(&model, &gpu).unwrap();
+    let module = || case.tune(&model, &gpu).unwrap();
     let elsewhere = tempfile::tempdir().unwrap();
-    let (_, straight) = run(Family::Bert, &model, tuned(), &gpu, &elsewhere, None);
+    let (_, straight) = run(Family::Bert, &model, module(), &gpu, &elsewhere, None);
     let dir = tempfile::tempdir().unwrap();
     let stop = Interrupt::default();
     stop.request();
     let mut pieces = Vec::new();
     for _ in 0..STEPS {
-        let (_, after) = run(Family::Bert, &model, tuned(), &gpu, &dir, Some(&stop));
+        let (_, after) = run(Family::Bert, &model, module(), &gpu, &dir, Some(&stop));
         pieces.push(after);
     }
     assert!(pieces[0] != pieces[1]);

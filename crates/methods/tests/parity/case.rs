@@ -38,7 +38,7 @@ pub(crate) fn check(base: &Base, method: &str, differences: &mut Vec<String>) ->
             differences,
         );
     };
-    let (batch, model, module) = (base.batch(), &base.model, &case.tuned);
+    let (batch, model, module) = (base.batch(), &base.model, &case.module);
     if let Some(saved) = &case.saved {
         same("logits", &logits(model, &batch, saved), OUTPUTS);
     }
@@ -124,7 +124,7 @@ fn first_stored(module: &AdapterModule) -> Vec<f32> {
 /// A method at work, with what PyTorch says about it.
 struct Case {
     name: String,
-    tuned: AdapterModule,
+    module: AdapterModule,
     /// The same as its file has it, where training uses tensors that the file does not have.
     saved: Option<AdapterModule>,
     /// The golden key of each trained tensor.
@@ -150,14 +150,14 @@ impl Case {
 
         if !dir.join(CONFIG_FILE).exists() {
             let (method, settings) = settings(method);
-            let tuned = start(configuration(method, settings));
-            let keys = tuned
+            let module = start(configuration(method, settings));
+            let keys = module
                 .trained()
                 .map(|param| param.key().to_owned())
                 .collect();
             let case = Self {
                 name,
-                tuned,
+                module,
                 saved: None,
                 keys,
                 expected,
@@ -170,7 +170,7 @@ impl Case {
             .load(base.model.base(), &base.device)
             .unwrap_or_else(|error| panic!("{name}: {error}"));
         let network = expected.has("initial/prompt_encoder.embedding.weight");
-        let (tuned, saved) = if network {
+        let (module, saved) = if network {
             (
                 start(configuration("prefix-tuning", file.config().settings())),
                 Some(saved),
@@ -183,18 +183,18 @@ impl Case {
             true => format!("prompt_encoder.{key}"),
             false => format!("{prefix}{key}"),
         };
-        let own = tuned
+        let own = module
             .parameters()
             .trained()
             .map(|param| key(style.prefix(param.key()), param.key()));
-        let head = tuned
+        let head = module
             .head_parameters()
             .trained()
             .map(|param| key(style.head_prefix(), param.key()));
         let keys = own.chain(head).collect();
         let case = Self {
             name,
-            tuned,
+            module,
             saved,
             keys,
             expected,
@@ -203,12 +203,12 @@ impl Case {
         .checked();
         if network {
             case.set_initial();
-            case.tuned.parameters().derive(false);
+            case.module.parameters().derive(false);
             let stored = Expected::open(&dir.join(TENSORS_FILE)).get("prompt_embeddings");
             let mut differences = Vec::new();
             compare(
                 "folded",
-                &first_stored(&case.tuned),
+                &first_stored(&case.module),
                 &stored,
                 OUTPUTS,
                 &mut differences,
@@ -220,7 +220,7 @@ impl Case {
 
     /// Itself, once exactly those tensors are trained that should be.
     fn checked(self) -> Self {
-        let counts = self.by_key(self.tuned.trained().map(|param| param.to_vec()));
+        let counts = self.by_key(self.module.trained().map(|param| param.to_vec()));
         let counts: BTreeMap<&String, usize> = counts
             .iter()
             .map(|(key, values)| (key, values.len()))
@@ -236,7 +236,7 @@ impl Case {
             "{}",
             self.name
         );
-        for (key, param) in self.keys.iter().zip(self.tuned.trained()) {
+        for (key, param) in self.keys.iter().zip(self.module.trained()) {
             let pieces = self.keys.iter().filter(|other| *other == key).count();
             assert!(
                 pieces > 1 || param.shape() == self.facts.trainable[key],
@@ -259,12 +259,12 @@ impl Case {
     /// Puts the values from before training in place.
     fn set_initial(&self) {
         let mut used: BTreeMap<&str, usize> = BTreeMap::new();
-        for (key, param) in self.keys.iter().zip(self.tuned.trained()) {
+        for (key, param) in self.keys.iter().zip(self.module.trained()) {
             let values = self.expected.get(&format!("initial/{key}"));
             let start = used.entry(key).or_default();
             let piece = values[*start..*start + param.count()].to_vec();
             *start += param.count();
-            let device = self.tuned.parameters().device();
+            let device = self.module.parameters().device();
             param.set(Tensor::from_data(
                 TensorData::new(piece, [param.count()]),
                 device,

@@ -12,11 +12,11 @@ use crate::support::{bert, case, distance, models, perturb, to_vec};
 const WIDTH: usize = 16;
 
 /// `up · f(down · z + b) + b` for one row.
-fn bottleneck(tuned: &AdapterModule, module: &str, f: fn(f64) -> f64, z: &[f64]) -> Vec<f64> {
+fn bottleneck(module: &AdapterModule, path: &str, f: fn(f64) -> f64, z: &[f64]) -> Vec<f64> {
     let param = |name: &str| {
-        tuned
+        module
             .parameters()
-            .get(&format!("{module}.{name}"))
+            .get(&format!("{path}.{name}"))
             .unwrap()
             .to_vec()
     };
@@ -58,10 +58,10 @@ fn check(
     expected: impl Fn(&AdapterModule, &[f64], &[f64]) -> Vec<f64>,
 ) {
     let on = bert();
-    let tuned = case(method, json!({ "bottleneck_dim": 5 }))
+    let module = case(method, json!({ "bottleneck_dim": 5 }))
         .tune(&on)
         .unwrap();
-    perturb(&tuned);
+    perturb(&module);
     let matrix = |seed| {
         let values = random::normal(seed, 3 * WIDTH, 1.0);
         (
@@ -72,7 +72,7 @@ fn check(
     let ((output, output_tensor), (residual, residual_tensor)) = (matrix(1), matrix(2));
     let rows = Sequences::new(vec![0, 3]);
     let tokens = Tokens::new(&[0; 3], &[0; 3], rows.clone());
-    let found = tuned.sublayer(
+    let found = module.sublayer(
         &Sublayer {
             layer: 1,
             block,
@@ -94,7 +94,7 @@ fn check(
     };
     let rows = output.chunks(WIDTH).zip(residual.chunks(WIDTH));
     let expected: Vec<f32> = rows
-        .flat_map(|(output, residual)| expected(&tuned, &wide(output), &wide(residual)))
+        .flat_map(|(output, residual)| expected(&module, &wide(output), &wide(residual)))
         .map(|value| value as f32)
         .collect();
     assert!(distance(&expected, &to_vec(found)) < 1e-5, "{method}");
@@ -102,15 +102,15 @@ fn check(
 
 #[test]
 fn houlsby_adds_to_what_leaves_each_sublayer() {
-    for (block, module) in [
+    for (block, path) in [
         (
             Block::SelfAttention,
             "bert.encoder.layer.1.attention.output",
         ),
         (Block::FeedForward, "bert.encoder.layer.1.output"),
     ] {
-        check("houlsby", block, |tuned, output, _| {
-            let added = bottleneck(tuned, module, gelu_tanh, output);
+        check("houlsby", block, |module, output, _| {
+            let added = bottleneck(module, path, gelu_tanh, output);
             output.iter().zip(added).map(|(o, u)| o + u).collect()
         });
     }
@@ -118,15 +118,19 @@ fn houlsby_adds_to_what_leaves_each_sublayer() {
 
 #[test]
 fn pfeiffer_reads_what_the_layer_would_return_and_adds_before_the_norm() {
-    check("pfeiffer", Block::FeedForward, |tuned, output, residual| {
-        let z: Vec<f64> = output
-            .iter()
-            .zip(residual)
-            .map(|(&o, &h)| close(o, h))
-            .collect();
-        let added = bottleneck(tuned, "bert.encoder.layer.1.output", relu, &z);
-        output.iter().zip(added).map(|(o, u)| o + u).collect()
-    });
+    check(
+        "pfeiffer",
+        Block::FeedForward,
+        |module, output, residual| {
+            let z: Vec<f64> = output
+                .iter()
+                .zip(residual)
+                .map(|(&o, &h)| close(o, h))
+                .collect();
+            let added = bottleneck(module, "bert.encoder.layer.1.output", relu, &z);
+            output.iter().zip(added).map(|(o, u)| o + u).collect()
+        },
+    );
     check("pfeiffer", Block::SelfAttention, |_, output, _| {
         output.to_vec()
     });

@@ -190,13 +190,13 @@ fn counts_on_llama_follow_the_formulas() {
 #[test]
 fn a_folded_network_is_trained_but_not_stored() {
     let on = llama();
-    let tuned = case(
+    let module = case(
         "prefix-tuning",
         json!({ "num_virtual_tokens": 5, "prefix_projection": true }),
     )
     .tune(&on)
     .unwrap();
-    let account = tuned.counts(on.model.base());
+    let account = module.counts(on.model.base());
     assert_eq!(account.stored_parameters, 2 * 2 * 5 * 12);
     assert_eq!(account.changed_parameters, account.stored_parameters);
     assert!(account.trainable_parameters > account.stored_parameters);

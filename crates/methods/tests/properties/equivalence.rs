@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::{Device, Tensor};
-use epiphyte_methods::file::{About, AdapterFile, Provenance, save};
+use epiphyte_methods::file::{AdapterFile, AdapterMetadata, Provenance, save};
 use epiphyte_methods::{AdapterModule, METHODS, MethodError};
 use epiphyte_models::adapter::AttentionSite;
 use epiphyte_models::{
@@ -81,7 +81,7 @@ fn a_saved_adapter_gives_the_same_outputs_when_it_is_loaded() {
         perturb(&module);
         let base = on.model.base();
         let dir = tempfile::tempdir().unwrap();
-        let about = About {
+        let metadata = AdapterMetadata {
             base_model: "tiny".to_owned(),
             task_type: "SEQ_CLS".to_owned(),
             provenance: Provenance {
@@ -93,7 +93,7 @@ fn a_saved_adapter_gives_the_same_outputs_when_it_is_loaded() {
                 account: None,
             },
         };
-        save(dir.path(), &module, base, &about).unwrap();
+        save(dir.path(), &module, base, &metadata).unwrap();
         let file = AdapterFile::open(dir.path()).unwrap_or_else(|error| panic!("{name}: {error}"));
         let loaded = file.load(base, &Device::default());
         let loaded = loaded.unwrap_or_else(|error| panic!("{name}: {error}"));

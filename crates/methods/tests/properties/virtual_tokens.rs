@@ -20,8 +20,8 @@ fn tokens<'a>(ids: &'a [u32], type_ids: &'a [u32]) -> Tokens<'a> {
     Tokens::new(ids, type_ids, Sequences::new(vec![0, ids.len()]))
 }
 
-fn prompt_table(tuned: &AdapterModule) -> Vec<f32> {
-    tuned
+fn prompt_table(module: &AdapterModule) -> Vec<f32> {
+    module
         .parameters()
         .get("prompt_embeddings")
         .unwrap()
@@ -46,10 +46,10 @@ fn text_start(ids: Value, count: usize) -> Case {
 fn a_prompt_of_word_embeddings_is_the_words() {
     for on in [bert(), llama()] {
         let model = &on.model;
-        let tuned = text_start(json!(IN_FRONT), 3).tune(&on).unwrap();
+        let module = text_start(json!(IN_FRONT), 3).tune(&on).unwrap();
         let all = [IN_FRONT.as_slice(), &TEXT].concat();
         let fed = model.logits(&tokens(&all, &[0, 0, 0, 0, 0, 1, 1]), &Identity);
-        let prompted = model.logits(&tokens(&TEXT, &[0, 0, 1, 1]), &tuned);
+        let prompted = model.logits(&tokens(&TEXT, &[0, 0, 1, 1]), &module);
         assert!(
             distance(&to_vec(fed), &to_vec(prompted)) < 1e-5,
             "{}",
@@ -209,12 +209,12 @@ fn a_prefix_of_past_keys_and_values_is_the_past() {
             .flat_map(move |block| block[row * kv..][..kv].to_vec())
     });
 
-    let tuned = case("prefix-tuning", json!({ "num_virtual_tokens": 3 }))
+    let module = case("prefix-tuning", json!({ "num_virtual_tokens": 3 }))
         .tune(&on)
         .unwrap();
-    let param = tuned.parameters().get("prompt_embeddings").unwrap();
+    let param = module.parameters().get("prompt_embeddings").unwrap();
     param.set_values(table.collect());
-    let prefixed = to_vec(model.hidden(&tokens(&TEXT, &[0; 4]), &tuned).states);
+    let prefixed = to_vec(model.hidden(&tokens(&TEXT, &[0; 4]), &module).states);
     let all = [IN_FRONT.as_slice(), &TEXT].concat();
     let whole = to_vec(model.hidden(&tokens(&all, &[0; 7]), &Identity).states);
     let width = model.base().dimensions.hidden_size;

@@ -6,11 +6,8 @@ use epiphyte_models::{Adapter, AdapterBatch, Hidden, Model};
 use epiphyte_ops::Sequences;
 
 use crate::TrainError;
-use crate::observer::{EvaluationMeter, Observer, Silent};
-use crate::scoring::metrics::Metrics;
-use crate::scoring::model_input::{ModelInput, check_examples, targets};
-use crate::tasks::TaskKind;
-use crate::training::micro_batch::micro_batch_tokens;
+use crate::observer::{EvaluationMeter, Observer};
+use crate::scoring::model_input::{ModelInput, check_examples, micro_batch_tokens, targets};
 
 /// A model with an adapter, and the data set that it is evaluated on.
 #[derive(Clone, Copy)]
@@ -93,14 +90,6 @@ pub fn predict(
         meter.advance(batch.sequences(), batch.tokens());
     }
     Ok(logits)
-}
-
-/// Scores over a data set with labels, without an observer; as [`Task::evaluate`](crate::Task::evaluate).
-///
-/// # Errors
-/// As there.
-pub fn evaluate(evaluation: &Evaluation<'_>, task: TaskKind) -> Result<Metrics, TrainError> {
-    task.evaluate(evaluation, &mut Silent)
 }
 
 /// The mean loss over all target tokens of a data set.

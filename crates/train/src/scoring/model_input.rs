@@ -1,10 +1,24 @@
 //! From a batch of the data to the input of a model.
 
+use burn::tensor::Device;
 use epiphyte_data::{Batch, Example, Target, Targets};
 use epiphyte_models::{Adapter, DecoderTokens, Model, Tokens};
-use epiphyte_ops::Sequences;
+use epiphyte_ops::{Sequences, on_processor};
 
 use crate::TrainError;
+
+/// About how many tokens a micro-batch holds on a processor, if the run does not say. Products with this
+/// many rows are as fast as with more, and saved activations are in proportion to them.
+const MICRO_BATCH_TOKENS: usize = 512;
+
+/// About how many tokens a micro-batch holds: as many as are `set`, else what suits the device. A GPU
+/// takes a batch whole.
+pub(crate) fn micro_batch_tokens(set: Option<usize>, device: &Device) -> usize {
+    set.unwrap_or_else(|| match on_processor(device) {
+        true => MICRO_BATCH_TOKENS,
+        false => usize::MAX,
+    })
+}
 
 /// A batch as a model reads it.
 #[derive(Debug)]

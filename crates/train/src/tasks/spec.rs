@@ -13,7 +13,6 @@ use serde::{Deserialize, Serialize};
 use super::TaskKind;
 use crate::TrainError;
 use crate::scoring::model_input::longest_example;
-use crate::training::config::RunConfig;
 
 /// A task with everything that turns a file into examples.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -40,24 +39,6 @@ pub struct TaskSpec {
 }
 
 impl TaskSpec {
-    /// The task of a run. Classes are those of the training data.
-    ///
-    /// # Errors
-    /// If the training data cannot be read.
-    pub fn of_run(run: &RunConfig, train: &Table) -> Result<Self, TrainError> {
-        let columns = run.columns();
-        let labels = run.task.classes(&columns, train)?;
-        Ok(Self {
-            task: run.task,
-            columns,
-            labels,
-            max_length: run.max_length.unwrap_or(run.task.default_max_length()),
-            packing: run.packing,
-            no_header: run.no_header,
-            quoting: run.quoting,
-        })
-    }
-
     /// The head that the task needs.
     pub fn head(&self) -> HeadKind {
         self.task.head(self.labels.len())

@@ -4,13 +4,13 @@
 
 use std::path::PathBuf;
 
-use epiphyte_data::{Columns, Format, Order, ReadOptions};
+use epiphyte_data::{Columns, Format, Order, ReadOptions, Table};
 use epiphyte_methods::framework::settings::{SettingError, Settings, parse};
 use epiphyte_ops::Precision;
 use serde_json::{Map, Value};
 
 use crate::TrainError;
-use crate::tasks::TaskKind;
+use crate::tasks::{TaskKind, TaskSpec};
 use crate::training::activation_cache::ActivationCacheKind;
 use crate::training::early_stopping::Selection;
 use crate::training::schedule::{ScheduleKind, Warmup};
@@ -206,6 +206,24 @@ impl RunConfig {
             source_column: self.source_column.clone(),
             target_column: self.target_column.clone(),
         }
+    }
+
+    /// The task with what turns the run's files into examples. Classes are those of the training data.
+    ///
+    /// # Errors
+    /// If the training data cannot be read.
+    pub fn task_spec(&self, train: &Table) -> Result<TaskSpec, TrainError> {
+        let columns = self.columns();
+        let labels = self.task.classes(&columns, train)?;
+        Ok(TaskSpec {
+            task: self.task,
+            columns,
+            labels,
+            max_length: self.max_length.unwrap_or(self.task.default_max_length()),
+            packing: self.packing,
+            no_header: self.no_header,
+            quoting: self.quoting,
+        })
     }
 
     /// How data files are read, the number of rows aside.

@@ -12,27 +12,14 @@
 
 use std::ops::Range;
 
-use burn::tensor::{Device, Gradients as Tape, Tensor};
+use burn::tensor::{Gradients as Tape, Tensor};
 use epiphyte_methods::{AdapterModule, Gradients};
 use epiphyte_models::{AdapterBatch, Entry, Hidden, LossRows, Mode, Model, Targets, Tokens};
-use epiphyte_ops::{on_processor, pull_back};
+use epiphyte_ops::pull_back;
 
 use crate::TrainError;
 use crate::scoring::evaluate::value;
 use crate::training::activation_cache::ActivationCache;
-
-/// About how many tokens a micro-batch holds on a processor, if the run does not say. Products with this
-/// many rows are as fast as with more, and saved activations are in proportion to them.
-const MICRO_BATCH_TOKENS: usize = 512;
-
-/// About how many tokens a micro-batch holds: as many as are `set`, else what suits the device. A GPU
-/// takes a batch whole.
-pub(crate) fn micro_batch_tokens(set: Option<usize>, device: &Device) -> usize {
-    set.unwrap_or_else(|| match on_processor(device) {
-        true => MICRO_BATCH_TOKENS,
-        false => usize::MAX,
-    })
-}
 
 /// What one run brings to a micro-batch.
 pub(crate) struct RunBatch<'a> {

@@ -8,7 +8,7 @@ use epiphyte_data::{Batches, Order, Table};
 use epiphyte_models::{Adapter, Embedded, ForwardContext, LoadOptions};
 use epiphyte_train::observer::Silent;
 use epiphyte_train::scoring::evaluate::predict;
-use epiphyte_train::{Evaluation, RunConfig, TaskSpec, Tuning, open_adapter};
+use epiphyte_train::{Evaluation, LoadedAdapter, RunConfig, open_adapter};
 use serde_json::json;
 
 use crate::world::World;
@@ -25,14 +25,16 @@ impl Adapter for MostTokens {
 }
 
 /// The base of a run, and its evaluation data in batches of `size`.
-fn open(run: &RunConfig, size: usize) -> (Tuning, Batches) {
+fn open(run: &RunConfig, size: usize) -> (LoadedAdapter, Batches) {
     let read = |path: &Path| Table::read(path, &run.reading().unwrap()).unwrap();
-    let spec = TaskSpec::of_run(run, &read(&run.train_data)).unwrap();
+    let spec = run.task_spec(&read(&run.train_data)).unwrap();
     let (device, load) = (Device::default(), LoadOptions::default());
-    let tuning = open_adapter(&run.model, None, Some(spec), false, &device, &load).unwrap();
+    let loaded_adapter = open_adapter(&run.model, None, Some(spec), false, &device, &load).unwrap();
     let table = read(run.eval_data.as_deref().unwrap());
-    let batches = tuning.bench.batches(&table, true, size, Order::Sequential);
-    (tuning, batches.unwrap())
+    let batches = loaded_adapter
+        .task_model
+        .batches(&table, true, size, Order::Sequential);
+    (loaded_adapter, batches.unwrap())
 }
 
 #[test]
@@ -42,7 +44,7 @@ fn scores_do_not_depend_on_the_size_of_micro_batches() {
         world.run("bert", "lora", &json!({})),
         world.language_run("qwen", "lora", &json!({})),
     ] {
-        let (tuning, batches) = open(&run, 10);
+        let (loaded_adapter, batches) = open(&run, 10);
         let longest = batches.examples().iter().map(|example| example.ids.len());
         let longest = longest.max().unwrap();
         let total: usize = batches.examples().iter().map(|it| it.ids.len()).sum();
@@ -50,7 +52,7 @@ fn scores_do_not_depend_on_the_size_of_micro_batches() {
             let most = MostTokens::default();
             let evaluation = Evaluation {
                 micro_batch_tokens: Some(tokens),
-                ..Evaluation::new(&tuning.bench.loaded.model, &most, &batches)
+                ..Evaluation::new(&loaded_adapter.task_model.loaded.model, &most, &batches)
             };
             let scores = run.task.evaluate(&evaluation, &mut Silent).unwrap();
             let logits = predict(&evaluation, &mut Silent).unwrap();

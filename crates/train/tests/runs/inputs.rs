@@ -7,7 +7,7 @@ use epiphyte_models::{HeadKind, LoadOptions};
 use epiphyte_train::observer::Silent;
 use epiphyte_train::scoring::evaluate::predict;
 use epiphyte_train::{
-    Generation, Interrupt, RunConfig, RunOptions, TaskSpec, TrainError, Tuning, generate,
+    Generation, Interrupt, LoadedAdapter, RunConfig, RunOptions, TaskSpec, TrainError, generate,
     open_adapter, train,
 };
 use serde_json::{Value, json};
@@ -39,7 +39,7 @@ fn start(run: &RunConfig) -> Result<(), TrainError> {
     train(run, &options, &Interrupt::default(), &mut Silent).map(|_| ())
 }
 
-fn open(run: &RunConfig, spec: Option<TaskSpec>) -> Tuning {
+fn open(run: &RunConfig, spec: Option<TaskSpec>) -> LoadedAdapter {
     let file = AdapterFile::open(&run.output).unwrap();
     let (device, load) = (Device::default(), LoadOptions::default());
     open_adapter(&run.model, Some(file), spec, false, &device, &load).unwrap()
@@ -92,7 +92,7 @@ fn a_length_that_is_a_default_leaves_room_for_virtual_tokens() {
         };
         start(&run).unwrap();
         assert_eq!(
-            open(&run, None).bench.spec.max_length,
+            open(&run, None).task_model.spec.max_length,
             POSITIONS - VIRTUAL_TOKENS
         );
     }
@@ -112,15 +112,17 @@ fn a_trained_adapter_refuses_examples_that_are_too_long() {
         let table = Table::read(&data, &run.reading().unwrap()).unwrap();
         let spec = TaskSpec {
             max_length: POSITIONS,
-            ..TaskSpec::of_run(&run, &table).unwrap()
+            ..run.task_spec(&table).unwrap()
         };
-        let mut tuning = open(&run, Some(spec));
-        let batches = |tuning: &Tuning| {
-            let batches = tuning.bench.batches(&table, true, 2, Order::Sequential);
+        let mut loaded_adapter = open(&run, Some(spec));
+        let batches = |loaded_adapter: &LoadedAdapter| {
+            let batches = loaded_adapter
+                .task_model
+                .batches(&table, true, 2, Order::Sequential);
             batches.unwrap()
         };
-        let long = batches(&tuning);
-        let evaluation = tuning.evaluation(&long);
+        let long = batches(&loaded_adapter);
+        let evaluation = loaded_adapter.evaluation(&long);
         for error in [
             predict(&evaluation, &mut Silent).map(|_| ()),
             run.task.evaluate(&evaluation, &mut Silent).map(|_| ()),
@@ -131,9 +133,9 @@ fn a_trained_adapter_refuses_examples_that_are_too_long() {
                 "{error}"
             );
         }
-        tuning.fit_max_length();
-        let short = batches(&tuning);
-        let logits = predict(&tuning.evaluation(&short), &mut Silent).unwrap();
+        loaded_adapter.fit_max_length();
+        let short = batches(&loaded_adapter);
+        let logits = predict(&loaded_adapter.evaluation(&short), &mut Silent).unwrap();
         assert_eq!(logits.len(), 2);
     }
 }
@@ -147,8 +149,13 @@ fn a_prompt_that_leaves_no_room_is_refused_before_it_is_run() {
             ..world.language_run(method, method, &settings())
         };
         start(&run).unwrap();
-        let tuning = open(&run, None);
-        let limit = tuning.bench.loaded.config.facts().max_position_embeddings;
+        let loaded_adapter = open(&run, None);
+        let limit = loaded_adapter
+            .task_model
+            .loaded
+            .config
+            .facts()
+            .max_position_embeddings;
         let limit = limit.unwrap();
         // The adapter acts as the prompt is long; the caller sets no limit of its own.
         let how = Generation {
@@ -158,10 +165,10 @@ fn a_prompt_that_leaves_no_room_is_refused_before_it_is_run() {
             stop: Vec::new(),
             max_length: usize::MAX,
         };
-        let model = &tuning.bench.loaded.model;
+        let model = &loaded_adapter.task_model.loaded.model;
         let continued = |prompt: usize| {
             let prompt = vec![5; prompt];
-            generate(model, tuning.adapter(), &prompt, &how, |_| {})
+            generate(model, loaded_adapter.adapter(), &prompt, &how, |_| {})
         };
         let room = limit - VIRTUAL_TOKENS;
         assert_eq!(continued(room - 2).unwrap().len(), 2, "{method}");

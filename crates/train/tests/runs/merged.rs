@@ -32,9 +32,9 @@ fn a_merged_classifier_names_the_class_of_its_own_family() {
         train(&run, &options, &Interrupt::default(), &mut Silent).unwrap();
         let file = AdapterFile::open(&run.output).unwrap();
         let (device, load) = (Device::default(), LoadOptions::default());
-        let tuning = open_adapter(&model, Some(file), None, false, &device, &load).unwrap();
+        let loaded_adapter = open_adapter(&model, Some(file), None, false, &device, &load).unwrap();
         let output = run.output.with_extension("merged");
-        let merged = merge(&model, &tuning, &output).unwrap();
+        let merged = merge(&model, &loaded_adapter, &output).unwrap();
         assert!(merged.largest_difference < 1e-4, "{merged:?}");
         let config = fs::read_to_string(output.join("config.json")).unwrap();
         let config: Value = serde_json::from_str(&config).unwrap();

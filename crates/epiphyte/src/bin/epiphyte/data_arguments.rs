@@ -11,7 +11,7 @@ use epiphyte::methods::file::AdapterFile;
 use epiphyte::models::{HeadKind, LoadOptions, ModelConfig};
 use epiphyte::ops::Precision;
 use epiphyte::train::tasks::names as task_names;
-use epiphyte::train::{TaskKind, TaskSpec, Tuning, open_adapter};
+use epiphyte::train::{LoadedAdapter, TaskKind, TaskSpec, open_adapter};
 
 use crate::failure::UsageError;
 use crate::global::Global;
@@ -75,7 +75,7 @@ pub(crate) struct Located<'a> {
 
 impl Located<'_> {
     /// Loads base and adapter for a task.
-    pub(crate) fn load(self, spec: TaskSpec, global: &Global) -> Result<Tuning> {
+    pub(crate) fn load(self, spec: TaskSpec, global: &Global) -> Result<LoadedAdapter> {
         let load = LoadOptions {
             precision: self.arguments.precision,
             ..LoadOptions::default()
@@ -141,7 +141,7 @@ pub(crate) struct TaskArguments {
 /// A loaded model and its examples.
 pub(crate) struct Opened {
     /// Base model and adapter.
-    pub(crate) tuning: Tuning,
+    pub(crate) loaded_adapter: LoadedAdapter,
     /// The examples in the order of the file.
     pub(crate) batches: Batches,
 }
@@ -166,21 +166,24 @@ impl DataArguments {
             spec.labels = self.labels(&spec, file, &config, &table, labelled)?;
         }
         let model = located.model.clone();
-        let mut tuning = located.load(spec, global)?;
+        let mut loaded_adapter = located.load(spec, global)?;
         if self.task.max_length.is_none() {
-            tuning.fit_max_length();
+            loaded_adapter.fit_max_length();
         }
-        let bench = &tuning.bench;
-        if tuning.tuned.is_none() && !bench.loaded.has_head {
+        let task_model = &loaded_adapter.task_model;
+        if loaded_adapter.module.is_none() && !task_model.loaded.has_head {
             let problem = format!(
                 "the checkpoint in `{}` has no head for {}: pass --adapter, or train one",
                 model.display(),
-                bench.spec.task
+                task_model.spec.task
             );
             return Err(UsageError::Other(problem).into());
         }
-        let batches = bench.batches(&table, labelled, self.batch_size, Order::Sequential)?;
-        Ok(Opened { tuning, batches })
+        let batches = task_model.batches(&table, labelled, self.batch_size, Order::Sequential)?;
+        Ok(Opened {
+            loaded_adapter,
+            batches,
+        })
     }
 
     /// Class names when neither flags nor adapter give them: the base model's if their number

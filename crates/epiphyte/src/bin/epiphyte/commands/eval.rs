@@ -22,7 +22,7 @@ Examples:
         --text-columns sentence
 
   A base model with a classification head:
-    epiphyte eval --model fine-tuned-bert --task sequence-classification --text-columns text \\
+    epiphyte eval --model fine-module-bert --task sequence-classification --text-columns text \\
         --data test.jsonl";
 
 #[derive(Args, Debug)]
@@ -41,9 +41,9 @@ struct Scores<'a> {
 
 pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let opened = arguments.data.open(true, global)?;
-    let evaluation = opened.tuning.evaluation(&opened.batches);
+    let evaluation = opened.loaded_adapter.evaluation(&opened.batches);
     let mut progress = Progress::new(global);
-    let task = opened.tuning.bench.spec.task;
+    let task = opened.loaded_adapter.task_model.spec.task;
     let metrics = task.evaluate(&evaluation, &mut progress)?;
     progress.finish();
     let examples = opened.batches.examples().len();

@@ -100,8 +100,8 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         );
         return Err(UsageError::Other(problem).into());
     }
-    let tuning = located.load(spec, global)?;
-    let tokenizer = &tuning.bench.tokenizer;
+    let loaded_adapter = located.load(spec, global)?;
+    let tokenizer = &loaded_adapter.task_model.tokenizer;
     let ids = match arguments.chat {
         true => {
             let system = arguments.system.as_deref();
@@ -133,8 +133,8 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let shown = if arguments.chat { &[] } else { &ids[..] };
     let mut text = Text::new(tokenizer, shown, !global.json);
     let mut failed = None;
-    let model = &tuning.bench.loaded.model;
-    let new = generate(model, tuning.adapter(), &ids, &how, |id| {
+    let model = &loaded_adapter.task_model.loaded.model;
+    let new = generate(model, loaded_adapter.adapter(), &ids, &how, |id| {
         text.ids.push(id);
         if let Err(error) = text.show(false) {
             failed = Some(error);

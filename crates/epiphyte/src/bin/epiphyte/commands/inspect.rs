@@ -199,8 +199,8 @@ fn account(
     let device = Device::flex();
     let task = spec_of_adapter(file, &model)?.head();
     let loaded = load(&model, task, &device, &LoadOptions::default())?;
-    let tuned = file.load(loaded.model.base(), &device)?;
-    Ok(Some(tuned.counts(loaded.model.base())))
+    let module = file.load(loaded.model.base(), &device)?;
+    Ok(Some(module.counts(loaded.model.base())))
 }
 
 /// The result with `--json` for a base model.

@@ -56,8 +56,8 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         return Err(UsageError::Other(problem).into());
     }
     let spec = spec_of_adapter(file, &model)?;
-    let tuning = located.load(spec, global)?;
-    let merged = merge(&model, &tuning, output)?;
+    let loaded_adapter = located.load(spec, global)?;
+    let merged = merge(&model, &loaded_adapter, output)?;
     if global.json {
         output::json(&merged);
     } else {

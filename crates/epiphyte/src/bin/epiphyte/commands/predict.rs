@@ -49,14 +49,17 @@ enum Label<'a> {
 
 pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let opened = arguments.data.open(false, global)?;
-    let bench = &opened.tuning.bench;
+    let task_model = &opened.loaded_adapter.task_model;
     let mut progress = Progress::new(global);
-    let logits = predict(&opened.tuning.evaluation(&opened.batches), &mut progress)?;
+    let logits = predict(
+        &opened.loaded_adapter.evaluation(&opened.batches),
+        &mut progress,
+    )?;
     progress.finish();
     let mut lines = String::new();
     for row in &logits {
-        let label = match bench.spec.task.has_classes() {
-            true => Label::Class(&bench.spec.labels[argmax(row)]),
+        let label = match task_model.spec.task.has_classes() {
+            true => Label::Class(&task_model.spec.labels[argmax(row)]),
             false => Label::Number(row[0]),
         };
         lines +=

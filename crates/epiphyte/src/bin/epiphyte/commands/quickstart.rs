@@ -15,9 +15,9 @@ use epiphyte::methods::file::AdapterFile;
 use epiphyte::models::LoadOptions;
 use epiphyte::models::generation_config::GenerationConfig;
 use epiphyte::train::display::shell_command;
-use epiphyte::train::scoring::evaluate::evaluate;
+use epiphyte::train::observer::Silent;
 use epiphyte::train::{
-    Generation, Interrupt, RunConfig, RunOptions, TaskSpec, Tuning, generate, open_adapter, train,
+    Generation, Interrupt, LoadedAdapter, RunConfig, RunOptions, generate, open_adapter, train,
 };
 use serde::Serialize;
 
@@ -118,7 +118,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
 
     let base = open(&configs[0], None, &device)?;
     let (loss, text) = (loss(&base, &configs[0])?, sample(&base, &configs[0].model)?);
-    let parameters = output::count(base.bench.loaded.model.base().count() as u64);
+    let parameters = output::count(base.task_model.loaded.model.base().count() as u64);
     note(&format!(
         "The base model, {parameters} parameters, was trained on Shakespeare only.\n\
          Its loss on a lighthouse keeper's log is {loss:.3}. It continues `{PROMPT}` with:\n\n{}\n",
@@ -191,9 +191,9 @@ fn configure(dir: &Path, method: &str, settings: &str) -> Result<RunConfig> {
 }
 
 /// Loads the base model, with an adapter if one is given.
-fn open(config: &RunConfig, adapter: Option<&Path>, device: &Device) -> Result<Tuning> {
+fn open(config: &RunConfig, adapter: Option<&Path>, device: &Device) -> Result<LoadedAdapter> {
     let train = Table::read(&config.train_data, &config.reading()?)?;
-    let spec = TaskSpec::of_run(config, &train)?;
+    let spec = config.task_spec(&train)?;
     Ok(open_adapter(
         &config.model,
         adapter.map(AdapterFile::open).transpose()?,
@@ -205,31 +205,32 @@ fn open(config: &RunConfig, adapter: Option<&Path>, device: &Device) -> Result<T
 }
 
 /// The loss on the evaluation data.
-fn loss(tuning: &Tuning, config: &RunConfig) -> Result<f64> {
+fn loss(loaded_adapter: &LoadedAdapter, config: &RunConfig) -> Result<f64> {
     let path = config
         .eval_data
         .as_ref()
         .context("the configuration names evaluation data")?;
     let table = Table::read(path, &config.reading()?)?;
-    let batches = tuning
-        .bench
-        .batches(&table, true, config.batch_size, Order::Sequential)?;
-    let metrics = evaluate(&tuning.evaluation(&batches), config.task)?;
+    let batches =
+        loaded_adapter
+            .task_model
+            .batches(&table, true, config.batch_size, Order::Sequential)?;
+    let metrics = (config.task).evaluate(&loaded_adapter.evaluation(&batches), &mut Silent)?;
     metrics
         .get("loss")
         .context("language models are scored by their loss")
 }
 
 /// The prompt with the model's continuation.
-fn sample(tuning: &Tuning, base: &Path) -> Result<String> {
-    let bench = &tuning.bench;
-    let mut ids = bench.tokenizer.encode(PROMPT, None, None)?.ids;
+fn sample(loaded_adapter: &LoadedAdapter, base: &Path) -> Result<String> {
+    let task_model = &loaded_adapter.task_model;
+    let mut ids = task_model.tokenizer.encode(PROMPT, None, None)?.ids;
     let how = Generation {
         max_new_tokens: NEW_TOKENS,
         temperature: TEMPERATURE,
         seed: 0,
-        stop: GenerationConfig::open(base, &bench.loaded.config)?.eos_token_ids,
-        max_length: bench
+        stop: GenerationConfig::open(base, &task_model.loaded.config)?.eos_token_ids,
+        max_length: task_model
             .loaded
             .config
             .facts()
@@ -237,13 +238,13 @@ fn sample(tuning: &Tuning, base: &Path) -> Result<String> {
             .unwrap_or(usize::MAX),
     };
     ids.extend(generate(
-        &bench.loaded.model,
-        tuning.adapter(),
+        &task_model.loaded.model,
+        loaded_adapter.adapter(),
         &ids,
         &how,
         |_| {},
     )?);
-    Ok(bench.tokenizer.decode(&ids, true)?)
+    Ok(task_model.tokenizer.decode(&ids, true)?)
 }
 
 /// Trains one method; `None` if it was interrupted.
@@ -267,16 +268,16 @@ fn tune(
     if report.status == "interrupted" {
         return Ok(None);
     }
-    let tuning = open(config, Some(&config.output), device)?;
+    let loaded_adapter = open(config, Some(&config.output), device)?;
     Ok(Some(Row {
         method,
         adapter: report.output,
         trainable_parameters: report.account.trainable_parameters,
         bytes: report.bytes,
         loss_before,
-        loss_after: loss(&tuning, config)?,
+        loss_after: loss(&loaded_adapter, config)?,
         seconds: report.seconds,
-        text: sample(&tuning, &config.model)?,
+        text: sample(&loaded_adapter, &config.model)?,
     }))
 }
 
