@@ -29,7 +29,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 import transformers
-from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from peft import (
+    IA3Config,
+    LoraConfig,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    VeraConfig,
+    get_peft_model,
+)
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_linear_schedule_with_warmup
 
 BATCH_SIZE, MAX_LENGTH, WARMUP_RATIO, WEIGHT_DECAY, MAX_GRAD_NORM = 32, 128, 0.06, 0.0, 1.0
@@ -37,12 +44,14 @@ BATCH_SIZE, MAX_LENGTH, WARMUP_RATIO, WEIGHT_DECAY, MAX_GRAD_NORM = 32, 128, 0.0
 
 @dataclass
 class Method:
-    """One method as both sides take it."""
+    """One method as both sides take it; without `peft` and `trains`, only `epiphyte` has it."""
 
     learning_rate: float
     flags: list[str]
     peft: object = None
     trains: object = None
+    # The name of the method in `epiphyte`, if it is not the row's.
+    name: str | None = None
 
 
 def is_bias_or_head(name: str) -> bool:
@@ -50,8 +59,15 @@ def is_bias_or_head(name: str) -> bool:
     return name.endswith(".bias") or name.startswith("classifier.")
 
 
+def is_head(name: str) -> bool:
+    """The classifier on a frozen body."""
+    return name.startswith("classifier.")
+
+
 # Learning rates from a coarse search on the Python side (SST-2, one seed, 60 to 75 steps): enough to learn clearly.
 METHODS = {
+    # LoRA whose update is multiplied by zero trains the head alone.
+    "head": Method(5e-3, ["--rank", "1", "--alpha", "0"], trains=is_head, name="lora"),
     "lora": Method(
         2e-3,
         ["--rank", "8", "--alpha", "16", "--dropout", "0.1", "--target-modules", "query,value"],
@@ -68,6 +84,27 @@ METHODS = {
             task_type="SEQ_CLS", target_modules=["key", "value", "output.dense"], feedforward_modules=["output.dense"]
         ),
     ),
+    "dora": Method(
+        2e-3,
+        ["--rank", "8", "--alpha", "16", "--target-modules", "query,value"],
+        peft=lambda: LoraConfig(
+            task_type="SEQ_CLS", r=8, lora_alpha=16, use_dora=True, target_modules=["query", "value"]
+        ),
+    ),
+    "vera": Method(
+        2e-2,
+        ["--rank", "256", "--target-modules", "query,value"],
+        peft=lambda: VeraConfig(task_type="SEQ_CLS", r=256, target_modules=["query", "value"]),
+    ),
+    "adalora": Method(
+        5e-3,
+        ["--init-r", "12", "--target-r", "8", "--alpha", "32", "--tinit", "20", "--tfinal", "60"],
+    ),
+    "fish-mask": Method(1e-3, ["--keep-ratio", "0.005"]),
+    "lt-sft": Method(1e-4, []),
+    "ladder-side-tuning": Method(2e-3, []),
+    "mam": Method(1e-3, []),
+    "unipelt": Method(1e-3, []),
     "prefix-tuning": Method(
         3e-2,
         ["--num-virtual-tokens", "20"],
@@ -181,7 +218,7 @@ def run_epiphyte(binary: Path, task: Task, name: str, seed: int, epochs: int, mo
         command(
             *(binary, "train", "--model", model_dir, "--task", "sequence-classification"),
             *("--train-data", files["train"], "--text-columns", ",".join(task.text_columns), "--label-column", "label"),
-            *("--method", name, *METHODS[name].flags, "--epochs", epochs, "--batch-size", BATCH_SIZE),
+            *("--method", METHODS[name].name or name, *METHODS[name].flags, "--epochs", epochs, "--batch-size", BATCH_SIZE),
             *("--learning-rate", METHODS[name].learning_rate, "--lr-scheduler-type", "linear"),
             *("--warmup-ratio", WARMUP_RATIO, "--weight-decay", WEIGHT_DECAY, "--max-grad-norm", MAX_GRAD_NORM),
             *("--max-length", MAX_LENGTH, "--seed", seed, "--output", output),
@@ -237,7 +274,8 @@ def table(cells: dict[str, dict]) -> tuple[list[dict], str]:
 def main() -> int:
     """Run what is missing, keep the results, write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epiphyte", type=Path, help="the binary; without it only the Python side runs")
+    parser.add_argument("--epiphyte", type=Path, help="the binary, for its side")
+    parser.add_argument("--sides", nargs="+", default=["python", "epiphyte"], choices=["python", "epiphyte"])
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--model-dir", type=Path, required=True)
     parser.add_argument("--tasks", nargs="+", default=["sst2", "mrpc"], choices=["sst2", "mrpc"])
@@ -254,13 +292,15 @@ def main() -> int:
     transformers.utils.logging.disable_progress_bar()
 
     cells = json.loads(arguments.out.read_text())["cells"] if arguments.out.is_file() else {}
-    sides = ["python", "epiphyte"] if arguments.epiphyte else ["python"]
     for task_name in arguments.tasks:
         task = load_task(task_name, arguments.data_dir, arguments.train_rows)
         epochs = arguments.epochs or task.epochs
         for name in arguments.methods:
             for seed in arguments.seeds:
-                for side in sides:
+                has_python = METHODS[name].peft or METHODS[name].trains
+                for side in arguments.sides:
+                    if side == "python" and not has_python:
+                        continue
                     key = f"{task_name}/{name}/{seed}/{side}"
                     if key in cells:
                         continue

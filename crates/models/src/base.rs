@@ -160,6 +160,8 @@ pub struct Dimensions {
 pub struct DefaultTargets {
     /// LoRA and its variants (`TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING`).
     pub lora: &'static [&'static str],
+    /// AdaLoRA (`TRANSFORMERS_MODELS_TO_ADALORA_TARGET_MODULES_MAPPING`).
+    pub adalora: &'static [&'static str],
     /// (IA)³ (`TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING`).
     pub ia3: &'static [&'static str],
     /// Those of (IA)³ that are rescaled at their input.

@@ -1,6 +1,7 @@
 //! `eval`, `predict` and `inspect`, with and without an adapter.
 
 use std::fs;
+use std::path::Path;
 
 use serde_json::Value;
 
@@ -166,6 +167,33 @@ fn a_base_shows_its_linear_maps() {
         (&query["count"], &query["shape"]),
         (&2.into(), &serde_json::json!([16, 16]))
     );
+}
+
+/// No table and no head of any base of the golden files is listed, whatever its name.
+#[test]
+fn only_linear_layers_in_front_of_the_head_are_listed() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity/golden");
+    let here = Workplace::new();
+    let mut bases = 0;
+    for entry in std::fs::read_dir(&golden).unwrap() {
+        let base = entry.unwrap().path().join("base");
+        if !base.is_dir() {
+            continue;
+        }
+        bases += 1;
+        let shown = here.json(&format!("inspect {}", base.display()));
+        let maps = shown["linear_maps"].as_array().unwrap();
+        assert!(maps.len() >= 4, "{shown}");
+        for map in maps {
+            assert_ne!(map["shape"][0], shown["vocabulary"], "{base:?}: {map}");
+        }
+    }
+    assert!(bases > 10);
+    let gpt2 = here.json(&format!("inspect {}", golden.join("gpt2/base").display()));
+    let maps = gpt2["linear_maps"].as_array().unwrap().iter();
+    let paths: Vec<&str> = maps.map(|map| map["path"].as_str().unwrap()).collect();
+    let names = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"];
+    assert_eq!(paths, names.map(|name| format!("transformer.h.*.{name}")));
 }
 
 #[test]

@@ -205,7 +205,9 @@ impl Param {
 
     /// Puts other values, flat and without autodiff, in place.
     pub fn set(&self, value: Tensor<1>) {
-        self.update(|_| value);
+        let mut slot = self.0.value.write().expect("no holder of the lock panics");
+        let tracked = slot.as_ref().is_some_and(Tensor::is_autodiff);
+        *slot = Some(leaf(value, tracked));
     }
 
     /// Puts other values, row-major, in place.
@@ -224,27 +226,28 @@ impl Param {
         let mut slot = self.0.value.write().expect("no holder of the lock panics");
         let value = slot.take().unwrap_or_else(|| self.initial());
         let tracked = value.is_autodiff();
-        let value = change(value.inner());
-        *slot = Some(if tracked {
-            value.autodiff().require_grad()
-        } else {
-            value
-        });
+        *slot = Some(leaf(change(value.inner()), tracked));
     }
 
     fn track(&self, tracked: bool) {
         let mut slot = self.0.value.write().expect("no holder of the lock panics");
         let plain = slot.take().unwrap_or_else(|| self.initial()).inner();
-        *slot = Some(match self.0.kind {
-            ParamKind::Trained | ParamKind::Derived if tracked => plain.autodiff().require_grad(),
-            _ => plain,
-        });
+        let learns = matches!(self.0.kind, ParamKind::Trained | ParamKind::Derived);
+        *slot = Some(leaf(plain, tracked && learns));
     }
 
     /// The values as they are now, in memory, row-major.
     pub fn to_vec(&self) -> Vec<f32> {
         let values = self.flat().inner().try_into_vec_as::<f32>();
         values.expect("parameters are f32 and on a device that can be read")
+    }
+}
+
+/// Values without autodiff as they are kept: a leaf of autodiff, if they are tracked.
+fn leaf(value: Tensor<1>, tracked: bool) -> Tensor<1> {
+    match tracked {
+        true => value.autodiff().require_grad(),
+        false => value,
     }
 }
 

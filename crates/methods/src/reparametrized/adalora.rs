@@ -81,21 +81,10 @@ crate::settings! {
     }
 }
 
-/// HF PEFT's `TRANSFORMERS_MODELS_TO_ADALORA_TARGET_MODULES_MAPPING` where it differs from LoRA's.
-fn default_targets(base: &Base) -> &'static [&'static str] {
-    match base.dimensions.model_type.as_str() {
-        "t5" => &["q", "k", "v", "o", "wi", "wo"],
-        "mt5" => &["q", "k", "v", "o", "wi_0", "wi_1", "wo"],
-        "bart" | "opt" => &["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"],
-        "roberta" => &["query", "key", "value", "dense"],
-        "deberta-v2" => &["query_proj", "key_proj", "value_proj", "dense"],
-        _ => base.default_targets.lora,
-    }
-}
-
 impl AdaLoraConfig {
     fn selection(&self) -> Selection<'_> {
-        self.targets.selection(Self::NAME, default_targets)
+        self.targets
+            .selection(Self::NAME, |base| base.default_targets.adalora)
     }
 
     /// The targets, each with the triplets that it keeps.
@@ -245,11 +234,17 @@ impl MethodConfig for AdaLoraConfig {
         }
     }
 
+    const COMPUTED: &'static [&'static str] = Selection::COMPUTED;
+
+    fn computed(&self, base: &Base) -> Map<String, Value> {
+        self.selection().computed(base)
+    }
+
     fn peft_defaults() -> Map<String, Value> {
         let Value::Object(defaults) = json!({
             "alora_invocation_tokens": null, "alpha_pattern": {}, "arrow_config": null,
             "bias": "none", "corda_config": null, "ensure_weight_tying": false, "eva_config": null,
-            "fan_in_fan_out": false, "init_lora_weights": true, "kasa_config": null,
+            "init_lora_weights": true, "kasa_config": null,
             "layer_replication": null, "layers_pattern": null, "loftq_config": {},
             "lora_bias": false, "lora_ga_config": null, "megatron_config": null,
             "megatron_core": "megatron.core", "modules_to_save": null, "monteclora_config": null,

@@ -149,6 +149,12 @@ impl MethodConfig for VeraConfig {
         }
     }
 
+    const COMPUTED: &'static [&'static str] = Selection::COMPUTED;
+
+    fn computed(&self, base: &Base) -> Map<String, Value> {
+        self.selection().computed(base)
+    }
+
     fn peft_defaults() -> Map<String, Value> {
         let keys = ["layers_pattern", "modules_to_save"];
         let nulls = keys.map(|key| (key.to_owned(), Value::Null));
@@ -156,7 +162,6 @@ impl MethodConfig for VeraConfig {
             .into_iter()
             .chain([
                 ("bias".to_owned(), json!("none")),
-                ("fan_in_fan_out".to_owned(), json!(false)),
                 ("init_weights".to_owned(), json!(true)),
             ])
             .collect()

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::{Device, Tensor};
-use epiphyte_methods::file::{AdapterFile, AdapterMetadata, Provenance, save};
+use epiphyte_methods::file::{AdapterFile, AdapterMetadata, CONFIG_FILE, Provenance, save};
 use epiphyte_methods::{AdapterModule, METHODS, MethodError};
 use epiphyte_models::adapter::AttentionSite;
 use epiphyte_models::{
@@ -94,6 +94,12 @@ fn a_saved_adapter_gives_the_same_outputs_when_it_is_loaded() {
             },
         };
         save(dir.path(), &module, base, &metadata).unwrap();
+        let text = std::fs::read_to_string(dir.path().join(CONFIG_FILE)).unwrap();
+        let config: Value = serde_json::from_str(&text).unwrap();
+        // In every family, all linear layers of the body are stored transposed, or none is.
+        let transposed = base.linears().iter().any(|linear| linear.transposed);
+        let said = config.get("fan_in_fan_out");
+        assert!(said.is_none_or(|said| *said == transposed), "{name}");
         let file = AdapterFile::open(dir.path()).unwrap_or_else(|error| panic!("{name}: {error}"));
         let loaded = file.load(base, &Device::default());
         let loaded = loaded.unwrap_or_else(|error| panic!("{name}: {error}"));

@@ -24,32 +24,20 @@ pub(crate) const MOST_LAYERS: usize = 10_000;
 /// The activations that are supported, under the names of transformers' `ACT2FN`.
 const ACTIVATIONS: &str = "gelu, gelu_new, gelu_pytorch_tanh, relu, silu, swish, tanh";
 
-/// The activation function of a configuration.
-pub(crate) fn activation(name: &str) -> Result<Activation, ModelError> {
-    name.parse().map_err(|_| ModelError::UnsupportedConfig {
-        path: "config.json".into(),
-        key: "hidden_act".to_owned(),
-        found: name.to_owned(),
-        supported: ACTIVATIONS,
-    })
+/// The activation inside the feed-forward block.
+pub(crate) fn hidden_act(json: &JsonObject, default: &str) -> Result<Activation, ModelError> {
+    activation(json, "hidden_act", default)
 }
 
-/// The name of the activation inside the feed-forward block.
-pub(crate) fn hidden_act(json: &JsonObject, default: &str) -> Result<String, ModelError> {
-    activation_name(json, "hidden_act", default)
-}
-
-/// The name of an activation under the family's own key.
-pub(crate) fn activation_name(
+/// An activation under the family's own key.
+pub(crate) fn activation(
     json: &JsonObject,
     key: &str,
     default: &str,
-) -> Result<String, ModelError> {
+) -> Result<Activation, ModelError> {
     let name = json.get(key, default.to_owned())?;
-    match name.parse::<Activation>() {
-        Ok(_) => Ok(name),
-        Err(_) => Err(json.unsupported(key, format!("`{name}`"), ACTIVATIONS)),
-    }
+    let unsupported = |_| json.unsupported(key, format!("`{name}`"), ACTIVATIONS);
+    name.parse().map_err(unsupported)
 }
 
 pub(crate) fn architectures(json: &JsonObject) -> Result<Vec<String>, ModelError> {

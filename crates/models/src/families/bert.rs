@@ -3,6 +3,7 @@
 //! Encoder with the norm after the residual addition: `x₁ = LN(x + Attn(x))`, `x₂ = LN(x₁ + FF(x₁))`.
 //! Tensor names are those of Hugging Face's `BertForSequenceClassification`.
 
+use epiphyte_ops::Activation;
 use serde_json::json;
 
 use super::{ConfigFacts, Family, FamilyConfig};
@@ -15,7 +16,7 @@ use crate::blocks::{
 };
 use crate::builder::{Builder, Summary};
 use crate::config::{
-    Labels, activation, architectures, dropout, epsilon, hidden_act, num_hidden_layers, size, token,
+    Labels, architectures, dropout, epsilon, hidden_act, num_hidden_layers, size, token,
 };
 use crate::heads::{ClassificationHead, Head, HeadKind, Pooling};
 use crate::json::JsonObject;
@@ -40,6 +41,7 @@ pub(super) const FAMILY: Family = Family {
 
 pub(super) const TARGETS: DefaultTargets = DefaultTargets {
     lora: &["query", "value"],
+    adalora: &["query", "value"],
     ia3: &["key", "value", "output.dense"],
     ia3_feedforward: &["output.dense"],
 };
@@ -77,7 +79,7 @@ pub struct BertConfig {
     /// Width inside the feed-forward block; default 3072.
     pub intermediate_size: usize,
     /// Activation inside the feed-forward block; default `gelu`.
-    pub hidden_act: String,
+    pub hidden_act: Activation,
     /// Dropout after the embeddings and after each sub-layer; default 0.1.
     pub hidden_dropout_prob: f64,
     /// Dropout on attention probabilities; default 0.1.
@@ -348,7 +350,7 @@ impl BertConfig {
             cross_attention: None,
             feed_forward: FeedForwardShape {
                 intermediate_size: self.intermediate_size,
-                activation: activation(&self.hidden_act)?,
+                activation: self.hidden_act,
                 gated: false,
                 bias: true,
                 conv1d: false,

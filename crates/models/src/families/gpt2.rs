@@ -5,6 +5,7 @@
 //! linear layers are stored as `[in, out]` (`Conv1D`). Tensor names are those of Hugging Face's
 //! `GPT2LMHeadModel` and `GPT2ForSequenceClassification`.
 
+use epiphyte_ops::Activation;
 use serde_json::json;
 
 use super::{ConfigFacts, Family, FamilyConfig};
@@ -16,8 +17,8 @@ use crate::blocks::{
 };
 use crate::builder::{Builder, Summary};
 use crate::config::{
-    LARGEST_SIZE, Labels, activation, activation_name, architectures, dropout, epsilon, in_range,
-    layer_count, size, token,
+    LARGEST_SIZE, Labels, activation, architectures, dropout, epsilon, in_range, layer_count, size,
+    token,
 };
 use crate::heads::{Head, HeadKind};
 use crate::json::JsonObject;
@@ -39,6 +40,7 @@ pub(super) const FAMILY: Family = Family {
 
 const TARGETS: DefaultTargets = DefaultTargets {
     lora: &["c_attn"],
+    adalora: &["c_attn"],
     ia3: &["c_attn", "mlp.c_proj"],
     ia3_feedforward: &["mlp.c_proj"],
 };
@@ -80,7 +82,7 @@ pub struct Gpt2Config {
     /// Intermediate size of the feed-forward; default four times the hidden size.
     pub n_inner: usize,
     /// Activation inside the feed-forward; default `gelu_new`.
-    pub activation_function: String,
+    pub activation_function: Activation,
     /// Dropout on each block's output; default 0.1.
     pub resid_pdrop: f64,
     /// Dropout after the embeddings; default 0.1.
@@ -135,7 +137,7 @@ impl Gpt2Config {
             n_layer: layer_count(json, either(json, "n_layer", "num_hidden_layers"), 12)?,
             n_head,
             n_inner: in_range(json, "n_inner", n_inner, LARGEST_SIZE)?,
-            activation_function: activation_name(json, "activation_function", "gelu_new")?,
+            activation_function: activation(json, "activation_function", "gelu_new")?,
             resid_pdrop: dropout(json, "resid_pdrop", 0.1)?,
             embd_pdrop: dropout(json, "embd_pdrop", 0.1)?,
             attn_pdrop: dropout(json, "attn_pdrop", 0.1)?,
@@ -328,7 +330,7 @@ impl Gpt2Config {
             cross_attention: None,
             feed_forward: FeedForwardShape {
                 intermediate_size: self.n_inner,
-                activation: activation(&self.activation_function)?,
+                activation: self.activation_function,
                 gated: false,
                 bias: true,
                 conv1d: true,
@@ -343,7 +345,7 @@ impl Gpt2Config {
 mod tests {
     use burn::tensor::Device;
     use epiphyte_io::safetensors_file::write_f32;
-    use epiphyte_ops::{Precision, Sequences};
+    use epiphyte_ops::{Activation, Precision, Sequences};
     use serde_json::{Value, json};
 
     use super::{FAMILY, Gpt2Config, WORDS};
@@ -368,7 +370,7 @@ mod tests {
         let config = config.of_family::<Gpt2Config>().unwrap();
         assert_eq!((config.n_layer, config.n_head), (12, 12));
         assert_eq!(config.n_inner, 3072);
-        assert_eq!(config.activation_function, "gelu_new");
+        assert_eq!(config.activation_function, Activation::GeluTanh);
         let dropouts = [config.resid_pdrop, config.embd_pdrop, config.attn_pdrop];
         assert_eq!(dropouts, [0.1; 3]);
         assert_eq!(config.layer_norm_epsilon, 1e-5);

@@ -9,6 +9,7 @@
 //! one form, in which those differences are plain values: model code never asks which of the three it
 //! is.
 
+use epiphyte_ops::Activation;
 use serde_json::json;
 
 use super::{ConfigFacts, Family, FamilyConfig};
@@ -20,8 +21,8 @@ use crate::blocks::{
 };
 use crate::builder::{Builder, Summary};
 use crate::config::{
-    LARGEST_SIZE, Labels, activation, architectures, dropout, epsilon, hidden_act, in_range,
-    num_hidden_layers, rope_from_json, size, token,
+    LARGEST_SIZE, Labels, architectures, dropout, epsilon, hidden_act, in_range, num_hidden_layers,
+    rope_from_json, size, token,
 };
 use crate::heads::{Head, HeadKind};
 use crate::json::JsonObject;
@@ -52,6 +53,7 @@ pub(super) const FAMILY: Family = Family {
 
 const TARGETS: DefaultTargets = DefaultTargets {
     lora: &["q_proj", "v_proj"],
+    adalora: &["q_proj", "v_proj"],
     ia3: &["k_proj", "v_proj", "down_proj"],
     ia3_feedforward: &["down_proj"],
 };
@@ -107,7 +109,7 @@ pub struct LlamaConfig {
     /// Dimensions of a head; by default `hidden_size / num_attention_heads`.
     pub head_dim: usize,
     /// Activation of the gate; default `silu`.
-    pub hidden_act: String,
+    pub hidden_act: Activation,
     /// The longest sequence that the model was made for; default 2048, Mistral 131072, Qwen2 32768.
     pub max_position_embeddings: usize,
     /// Standard deviation of newly initialized weights; default 0.02.
@@ -457,7 +459,7 @@ impl LlamaConfig {
             cross_attention: None,
             feed_forward: FeedForwardShape {
                 intermediate_size: self.intermediate_size,
-                activation: activation(&self.hidden_act)?,
+                activation: self.hidden_act,
                 gated: true,
                 bias: self.mlp_bias,
                 conv1d: false,

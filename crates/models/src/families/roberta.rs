@@ -9,17 +9,22 @@
 
 use serde_json::json;
 
-use super::bert::{BertConfig, EncoderNames, TARGETS};
+use super::bert::{self, BertConfig, EncoderNames};
 use super::{ConfigFacts, Family, FamilyConfig};
 use crate::ModelError;
 use crate::adapter::Role;
-use crate::base::Depth;
+use crate::base::{DefaultTargets, Depth};
 use crate::builder::{Builder, Summary};
 use crate::config::token;
 use crate::heads::{ClassificationHead, Head, HeadKind, Pooling};
 use crate::json::JsonObject;
 use crate::keys::KeyRules;
 use crate::model::Model;
+
+const TARGETS: DefaultTargets = DefaultTargets {
+    adalora: &["query", "key", "value", "dense"],
+    ..bert::TARGETS
+};
 
 pub(super) const FAMILY: Family = Family {
     name: "RoBERTa, XLM-RoBERTa, CamemBERT",

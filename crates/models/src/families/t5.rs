@@ -58,12 +58,14 @@ pub(super) const FAMILY: Family = Family {
 
 const TARGETS: DefaultTargets = DefaultTargets {
     lora: &["q", "v"],
+    adalora: &["q", "k", "v", "o", "wi", "wo"],
     ia3: &["k", "v", "wo"],
     ia3_feedforward: &["wo"],
 };
 
 const MT5_TARGETS: DefaultTargets = DefaultTargets {
     lora: &["q", "v"],
+    adalora: &["q", "k", "v", "o", "wi_0", "wi_1", "wo"],
     ia3: &["k", "v", "wi_1"],
     ia3_feedforward: &[],
 };

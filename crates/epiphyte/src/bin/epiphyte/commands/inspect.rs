@@ -10,7 +10,9 @@ use epiphyte::Device;
 use epiphyte::hub::Hub;
 use epiphyte::methods::ParameterCounts;
 use epiphyte::methods::file::{AdapterFile, CONFIG_FILE, TENSORS_FILE};
-use epiphyte::models::{Checkpoint, LoadOptions, ModelConfig, load};
+use epiphyte::models::{
+    Base, Checkpoint, HeadKind, LinearInfo, LoadOptions, ModelConfig, Role, load,
+};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -242,6 +244,10 @@ fn base(dir: &Path, global: &Global) -> Result<()> {
             .iter()
             .any(|tensor| is_weight_of(&tensor.name, head))
     });
+    let head = HeadKind::Classification {
+        labels: facts.labels.names().len().max(1),
+    };
+    let loaded = load(dir, head, &Device::flex(), &LoadOptions::default())?;
     let summary = BaseSummary {
         architectures: facts.architectures.clone(),
         layers: facts.num_hidden_layers,
@@ -255,7 +261,7 @@ fn base(dir: &Path, global: &Global) -> Result<()> {
         parameters: tensors.iter().map(TensorSummary::values).sum(),
         bytes: checkpoint.total_bytes(),
         dtypes,
-        linear_maps: linear_maps(&tensors),
+        linear_maps: linear_maps(loaded.model.base()),
     };
     if global.json {
         output::json(&summary);
@@ -299,35 +305,24 @@ fn base(dir: &Path, global: &Global) -> Result<()> {
     Ok(())
 }
 
-/// The matrices that are not embedding tables, one entry for all transformer layers.
-fn linear_maps(tensors: &[TensorSummary]) -> Vec<LinearMaps> {
+/// The linear layers that methods can change, one entry for all transformer layers.
+fn linear_maps(base: &Base) -> Vec<LinearMaps> {
     let mut found: Vec<LinearMaps> = Vec::new();
-    for TensorSummary { name, shape, .. } in tensors {
-        let Some(path) = name.strip_suffix(".weight") else {
-            continue;
-        };
-        if shape.len() != 2 || path.contains("embed") {
-            continue;
-        }
-        let parts: Vec<&str> = path
-            .split('.')
-            .map(|part| {
-                if part.parse::<usize>().is_ok() {
-                    "*"
-                } else {
-                    part
-                }
-            })
-            .collect();
-        let path = parts.join(".");
-        match found
-            .iter_mut()
-            .find(|maps| maps.path == path && maps.shape == *shape)
-        {
+    let in_front_of_head = |it: &&LinearInfo| it.site.role != Role::Head;
+    for linear in base.linears().iter().filter(in_front_of_head) {
+        let parts = linear.site.path.split('.');
+        let parts = parts.map(|part| match part.parse::<usize>() {
+            Ok(_) => "*",
+            Err(_) => part,
+        });
+        let path = parts.collect::<Vec<&str>>().join(".");
+        let shape = vec![linear.outputs, linear.inputs];
+        let same = |maps: &&mut LinearMaps| maps.path == path && maps.shape == shape;
+        match found.iter_mut().find(same) {
             Some(maps) => maps.count += 1,
             None => found.push(LinearMaps {
                 path,
-                shape: shape.clone(),
+                shape,
                 count: 1,
             }),
         }
