@@ -103,7 +103,7 @@ METHODS = {
     "fish-mask": Method(1e-3, ["--keep-ratio", "0.005"]),
     "lt-sft": Method(1e-4, []),
     "ladder-side-tuning": Method(2e-3, []),
-    "mam": Method(1e-3, []),
+    "mam": Method(2e-4, []),
     "unipelt": Method(1e-3, []),
     "prefix-tuning": Method(
         3e-2,

@@ -1,9 +1,9 @@
-//! (IA)³: learned vectors that rescale keys, values and the feed-forward's middle.
+//! (IA)³: learned vectors that rescale keys, values and intermediate states.
 //!
 //! Liu et al., "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context
 //! Learning", NeurIPS 2022, arXiv 2205.05638, section 3.3.
 //!
-//! On keys and values `y = l ⊙ (x Wᵀ + b)`, on the map out of the feed-forward's middle
+//! On keys and values `y = l ⊙ (x Wᵀ + b)`, on the linear layer out of the feed-forward
 //! `y = (l ⊙ x) Wᵀ + b`; every `l` starts at one, so nothing changes at first.
 //!
 //! | | |

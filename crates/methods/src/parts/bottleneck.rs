@@ -118,7 +118,7 @@ impl BottleneckConfig {
         Ok(Dense::count([dim, width]) + Dense::count([width, dim]))
     }
 
-    /// Declares a bottleneck in each layer, at the module that holds the map of role `at`.
+    /// Declares a bottleneck in each layer, at the module that holds the linear layer of role `at`.
     ///
     /// # Errors
     /// As [`BottleneckConfig::dim`], and if the activation function is unknown.

@@ -39,7 +39,7 @@ impl Dense {
         )
     }
 
-    /// How many values such a map holds.
+    /// How many values such a layer holds.
     pub(crate) fn count([outputs, inputs]: [usize; 2]) -> usize {
         outputs * inputs + outputs
     }

@@ -1,7 +1,7 @@
 //! LoRA: a low-rank path beside a frozen linear layer.
 //!
 //! Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, arXiv 2106.09685,
-//! section 4.1; rank-stabilised scaling from Kalajdzievski 2023, arXiv 2312.03732.
+//! section 4.1; rank-stabilized scaling from Kalajdzievski 2023, arXiv 2312.03732.
 //!
 //! `y = x Wᵀ + b + s · (dropout(x) Aᵀ) Bᵀ`, with `A: [r, in]`, `B: [out, r]` and `s = α / r`, or
 //! `α / √r` with `use_rslora`. `A` starts uniform in `±1/√in` (Kaiming with a = √5) or normal with

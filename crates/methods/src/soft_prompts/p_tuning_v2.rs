@@ -5,7 +5,7 @@
 //!
 //! The computation is that of [`prefix_tuning`](crate::soft_prompts::prefix_tuning), whose configuration it shares;
 //! the paper's code differs in the start, normal with standard deviation 0.02 (biases zero), in the
-//! dropout of 0.1 on keys and values, and in 512 values in the middle of the optional network. Its
+//! dropout of 0.1 on keys and values, and in the optional network, whose hidden size is 512. Its
 //! learning rates, 0.005 and more, need that start. HF PEFT reads the files as `PREFIX_TUNING`.
 //!
 //! | | |

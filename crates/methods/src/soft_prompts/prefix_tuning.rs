@@ -11,7 +11,7 @@
 //!
 //! `P: [p, 2 L kv]` holds keys and values of layer 0, then of layer 1, and so on. With
 //! `prefix_projection` it is not trained itself but is what a network makes of a small one while
-//! training, `P = tanh(E W₁ᵀ + b₁) W₂ᵀ + b₂` with `E: [p, kv]` and `h` values in the middle, and the
+//! training, `P = tanh(E W₁ᵀ + b₁) W₂ᵀ + b₂` with `E: [p, kv]` and hidden size `h`, and the
 //! file holds its result. It is computed once a step.
 //! `P` and `E` start normal with standard deviation one, the maps as PyTorch starts them, or `P` at
 //! zero with `init_weights` = `zero`. `prefix_dropout` drops elements of the keys and values during
@@ -78,7 +78,7 @@ pub(crate) struct Variant {
     pub(crate) embedding: Init,
     /// Initial weight and bias of a linear layer with this many inputs.
     pub(crate) dense: fn(inputs: usize) -> (Init, Init),
-    /// Values in the middle of the network, by the width of the keys.
+    /// Hidden size of the network, by the width of the keys.
     pub(crate) hidden_size: fn(kv_width: usize) -> usize,
     /// Dropout on keys and values.
     pub(crate) dropout: f64,

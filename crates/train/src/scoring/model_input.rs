@@ -7,6 +7,9 @@ use epiphyte_ops::{Sequences, on_processor};
 
 use crate::TrainError;
 
+// The data and the losses name the label that does not count independently of each other.
+const _: () = assert!(epiphyte_data::IGNORED == epiphyte_ops::IGNORED);
+
 /// About how many tokens a micro-batch holds on a processor, if the run does not say. Products with this
 /// many rows are as fast as with more, and saved activations are in proportion to them.
 const MICRO_BATCH_TOKENS: usize = 512;

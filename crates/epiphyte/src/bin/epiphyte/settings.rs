@@ -46,8 +46,9 @@ impl clap::Args for GivenFlags {
             command =
                 command.arg(argument(flag, with_default(flag, defaults)).help_heading(heading));
         }
-        for (flag, owners) in method_flags() {
-            let help = format!("{}{}", flag.help, of_owners(flag, &owners));
+        for owners in method_flags() {
+            let (_, flag) = owners[0];
+            let help = format!("{}{}", flag.help, of_owners(&owners));
             command = command.arg(argument(flag, help).help_heading("Method's own settings"));
         }
         command
@@ -60,7 +61,7 @@ impl clap::Args for GivenFlags {
 
 impl clap::FromArgMatches for GivenFlags {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let methods = method_flags().into_iter().map(|(flag, _)| flag);
+        let methods = method_flags().into_iter().map(|owners| owners[0].1);
         let all = RunConfig::FLAGS.iter().chain(methods);
         let given =
             all.filter_map(|flag| Some((flag.flag, matches.get_one::<String>(flag.flag)?.clone())));
@@ -73,15 +74,19 @@ impl clap::FromArgMatches for GivenFlags {
     }
 }
 
-/// All methods' flags in the order of the methods, each once, with the methods that have it.
-fn method_flags() -> Vec<(&'static Flag, Vec<&'static Definition>)> {
-    let mut flags: Vec<(&'static Flag, Vec<&'static Definition>)> = Vec::new();
-    for method in METHODS {
-        for flag in method.flags {
-            match flags.iter_mut().find(|(known, _)| known.flag == flag.flag) {
-                Some((_, owners)) => owners.push(method),
-                None => flags.push((flag, vec![method])),
-            }
+/// A flag of a method's, as the method declares it.
+type Owned = (&'static Definition, &'static Flag);
+
+/// All methods' flags in the order of the methods: for each, the methods that have it.
+fn method_flags() -> Vec<Vec<Owned>> {
+    let mut flags: Vec<Vec<Owned>> = Vec::new();
+    let all = METHODS
+        .iter()
+        .flat_map(|method| method.flags.iter().map(move |flag| (method, flag)));
+    for (method, flag) in all {
+        match flags.iter_mut().find(|owners| owners[0].1.flag == flag.flag) {
+            Some(owners) => owners.push((method, flag)),
+            None => flags.push(vec![(method, flag)]),
         }
     }
     flags
@@ -96,10 +101,10 @@ pub(crate) fn with_default(flag: &Flag, defaults: &Map<String, Value>) -> String
 }
 
 /// The defaults of a flag in the methods that have it, and the methods.
-fn of_owners(flag: &Flag, owners: &[&Definition]) -> String {
-    let names: Vec<&str> = owners.iter().map(|method| method.name).collect();
+fn of_owners(owners: &[Owned]) -> String {
+    let names: Vec<&str> = owners.iter().map(|(method, _)| method.name).collect();
     let defaults = owners.iter();
-    let defaults = defaults.map(|method| flag.default_text(&(method.defaults)()));
+    let defaults = defaults.map(|(method, flag)| flag.default_text(&(method.defaults)()));
     let defaults: Vec<Option<String>> = defaults.collect();
     let default = if defaults.iter().all(|default| *default == defaults[0]) {
         defaults[0].clone()

@@ -22,7 +22,7 @@ Examples:
         --text-columns sentence
 
   A base model with a classification head:
-    epiphyte eval --model fine-module-bert --task sequence-classification --text-columns text \\
+    epiphyte eval --model fine-tuned-bert --task sequence-classification --text-columns text \\
         --data test.jsonl";
 
 #[derive(Args, Debug)]
