@@ -1,9 +1,9 @@
 //! Programs for those who work on this project, not a part of what it ships:
 //!
-//! - `cargo run --release -p xtask -- bench-step --work bert-base-lora`: one measurement of training
-//!   steps, the Rust side of `benches/against_pytorch` and of `benches/profile_step.py`;
-//! - `cargo run --release -p xtask -- quickstart-base TEXT WORK_DIRECTORY`: the base model that ships
-//!   with `epiphyte quickstart`.
+//! - `cargo run --release -p xtask -- bench-step --work bert-base-lora`: one measurement of
+//!   training steps, the Rust side of `benches/against_pytorch` and of `benches/profile_step.py`;
+//! - `cargo run --release -p xtask -- quickstart-base TEXT WORK_DIRECTORY`: the base model that
+//!   ships with `epiphyte quickstart`.
 
 mod bench_step;
 mod counting;

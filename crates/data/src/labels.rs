@@ -72,8 +72,8 @@ impl LabelSet {
     }
 
     /// The class ids of a column, one per row. A cell is looked up by name; an integer that names
-    /// no label is taken as an id, so that data with the labels `0` and `1` fit a model whose labels
-    /// are `NEGATIVE` and `POSITIVE`.
+    /// no label is taken as an id, so that data with the labels `0` and `1` fit a model whose
+    /// labels are `NEGATIVE` and `POSITIVE`.
     ///
     /// # Errors
     /// [`DataError::UnknownLabel`] with the row and the set; [`DataError::MissingColumn`];

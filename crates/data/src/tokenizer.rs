@@ -1,10 +1,10 @@
 //! The base model's tokenizer: text to token ids, and token ids to text.
 //!
 //! A wrapper of the `tokenizers` crate, so that a change of that crate's interface changes this
-//! file only. It follows `transformers` 5: tokenizer.json alone decides how a text becomes ids and which
-//! special tokens surround it (`add_bos_token` in tokenizer_config.json is ignored), and truncation
-//! is `longest_first` on the configured side. Truncation and padding stored in tokenizer.json are
-//! ignored, as `transformers` ignores them by default; nothing is ever padded.
+//! file only. It follows `transformers` 5: tokenizer.json alone decides how a text becomes ids and
+//! which special tokens surround it (`add_bos_token` in tokenizer_config.json is ignored), and
+//! truncation is `longest_first` on the configured side. Truncation and padding stored in
+//! tokenizer.json are ignored, as `transformers` ignores them by default; nothing is ever padded.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
-//! The quickstart, with fewer steps: every method makes the log more likely, and its files are there.
+//! The quickstart, with fewer steps: every method makes the log more likely, and its files are
+//! there.
 
 use std::path::Path;
 use std::process::Command;

@@ -36,9 +36,9 @@ const REPLACED: &str = ".epiphyte-old-";
 
 /// Replaces the directory `path` by one that `fill` writes its files into.
 ///
-/// `fill` gets an empty temporary directory next to `path`, whose parent must exist. The old directory
-/// stays until the new one is complete and on the disk. If the process dies between moving the old
-/// one aside and the new one in, [`clean_up`] puts the old one back.
+/// `fill` gets an empty temporary directory next to `path`, whose parent must exist. The old
+/// directory stays until the new one is complete and on the disk. If the process dies between
+/// moving the old one aside and the new one in, [`clean_up`] puts the old one back.
 ///
 /// # Errors
 /// What `fill` returns, or a [`FileError`] naming `path`; the old directory is then in its place

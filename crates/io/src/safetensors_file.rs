@@ -52,8 +52,8 @@ pub struct TensorToWrite<'a> {
 /// that, the file is byte for byte the one that PEFT writes for the same tensors.
 ///
 /// # Errors
-/// [`SafetensorsError::Header`] where two tensors have one name or the number of bytes is not what shape
-/// and data type need; [`SafetensorsError::File`] where the file system refuses.
+/// [`SafetensorsError::Header`] where two tensors have one name or the number of bytes is not what
+/// shape and data type need; [`SafetensorsError::File`] where the file system refuses.
 ///
 /// # Example
 /// ```
@@ -88,12 +88,14 @@ pub fn write_safetensors(
     })
 }
 
-/// Writes f32 tensors as HF PEFT and transformers write theirs: [`write_safetensors`] with `format` =
-/// `pt`. Each tensor is a name, a shape and a function that returns its values; the function is called
-/// when the tensor is written, so that the values of all tensors are never in memory together.
+/// Writes f32 tensors as HF PEFT and transformers write theirs: [`write_safetensors`] with `format`
+/// = `pt`. Each tensor is a name, a shape and a function that returns its values; the function is
+/// called when the tensor is written, so that the values of all tensors are never in memory
+/// together.
 ///
 /// # Errors
-/// As [`write_safetensors`]; [`SafetensorsError::File`] if there are not as many values as a shape says.
+/// As [`write_safetensors`]; [`SafetensorsError::File`] if there are not as many values as a shape
+/// says.
 pub fn write_f32<'a, N: AsRef<str>, V: FnOnce() -> Vec<f32> + 'a>(
     path: &Path,
     tensors: impl IntoIterator<Item = (N, Vec<usize>, V)>,

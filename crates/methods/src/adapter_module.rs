@@ -59,8 +59,8 @@ impl AdapterModule {
         Ok(Self::with_head(config, method, base, parameters))
     }
 
-    /// Builds a saved adapter over `base`, without the tensors that only training uses, and takes its
-    /// tensors from `file`: the method's from the first, the head's from the second.
+    /// Builds a saved adapter over `base`, without the tensors that only training uses, and takes
+    /// its tensors from `file`: the method's from the first, the head's from the second.
     ///
     /// # Errors
     /// As [`crate::MethodConfig::build`]; if the file cannot be read.

@@ -1,11 +1,13 @@
-//! Adapter directories: `adapter_config.json` and `adapter_model.safetensors`, as HF PEFT writes them.
+//! Adapter directories: `adapter_config.json` and `adapter_model.safetensors`, as HF PEFT writes
+//! them.
 //!
-//! Methods that PEFT has are written so that PEFT reads them, and read as PEFT wrote them. The others
-//! use the same two files with a `peft_type` of their own. What PEFT's files do not say (the hash of
-//! the base, the task's columns and labels) stands under the key `epiphyte`, which PEFT passes over.
+//! Methods that PEFT has are written so that PEFT reads them, and read as PEFT wrote them. The
+//! others use the same two files with a `peft_type` of their own. What PEFT's files do not say (the
+//! hash of the base, the task's columns and labels) stands under the key `epiphyte`, which PEFT
+//! passes over.
 //!
-//! Reading is strict: a key that asks for something unknown, a tensor too many, too few or of the wrong
-//! shape is an error that names it.
+//! Reading is strict: a key that asks for something unknown, a tensor too many, too few or of the
+//! wrong shape is an error that names it.
 
 use std::cell::RefCell;
 use std::fs;
@@ -360,7 +362,8 @@ impl TensorMatcher<'_> {
         name
     }
 
-    /// A key as the file spells it: over a base without head, PEFT's paths lack the base's own prefix.
+    /// A key as the file spells it: over a base without head, PEFT's paths lack the base's own
+    /// prefix.
     fn stored_name(&self, prefix: &str, key: &str) -> Option<String> {
         let full = format!("{prefix}{key}");
         let bare = key.strip_prefix(self.base_prefix);

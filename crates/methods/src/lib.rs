@@ -1,12 +1,12 @@
 //! Parameter-efficient fine-tuning methods, one file each, and the adapter files of HF PEFT.
 //!
-//! A method's file holds all of it: paper, equation, shapes, parameters, file keys, tests. It acts on
-//! a model through the hooks of [`epiphyte_models::Adapter`] alone; the registry ([`METHODS`]) and the
-//! list of modules below are the only other places that name it.
+//! A method's file holds all of it: paper, equation, shapes, parameters, file keys, tests. It acts
+//! on a model through the hooks of [`epiphyte_models::Adapter`] alone; the registry ([`METHODS`])
+//! and the list of modules below are the only other places that name it.
 //!
-//! [`framework`] is what every method is written against: the traits, parameters, gradients, settings.
-//! [`parts`] is what methods of one kind share. The method files are in folders by the taxonomy of the
-//! surveys.
+//! [`framework`] is what every method is written against: the traits, parameters, gradients,
+//! settings. [`parts`] is what methods of one kind share. The method files are in folders by the
+//! taxonomy of the surveys.
 //!
 //! ```
 //! let lora = epiphyte_methods::by_name("lora")?;

@@ -124,8 +124,8 @@ impl Definition {
     /// The method with these settings; what they leave out has its default.
     ///
     /// # Errors
-    /// [`MethodError::Configuration`] if a key is unknown, [`MethodError::Setting`] if its value is of
-    /// the wrong type, [`MethodError::Value`] if it is out of range.
+    /// [`MethodError::Configuration`] if a key is unknown, [`MethodError::Setting`] if its value is
+    /// of the wrong type, [`MethodError::Value`] if it is out of range.
     pub fn configure(
         &self,
         settings: Map<String, Value>,

@@ -1,8 +1,8 @@
-//! Adapters that HF PEFT itself saved: those that are supported are read, fit a base of their shape and
-//! are written again byte for byte; all others are refused by name.
+//! Adapters that HF PEFT itself saved: those that are supported are read, fit a base of their shape
+//! and are written again byte for byte; all others are refused by name.
 //!
-//! Some are the golden ones of the project. The others, one folder for each method and variant that PEFT
-//! has, are in `../shared/data`.
+//! Some are the golden ones of the project. The others, one folder for each method and variant that
+//! PEFT has, are in `../shared/data`.
 #![expect(clippy::print_stdout, reason = "a test says what it covered")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -110,8 +110,8 @@ const EXPECTED: &[(&str, Expect)] = &[
     ),
 ];
 
-/// Keys of the file that differ by right: ours, the version, what [`AdapterMetadata`] says, and the Python class
-/// that PEFT names where there is no task.
+/// Keys of the file that differ by right: ours, the version, what [`AdapterMetadata`] says, and the
+/// Python class that PEFT names where there is no task.
 const ASIDE: [&str; 5] = [
     "epiphyte",
     "auto_mapping",

@@ -41,8 +41,8 @@ pub trait Backbone: Send + Sync + fmt::Debug {
         hidden
     }
 
-    /// The decoder's input for these labels, for encoder-decoders: the labels shifted right behind the
-    /// start token, each sequence for itself.
+    /// The decoder's input for these labels, for encoder-decoders: the labels shifted right behind
+    /// the start token, each sequence for itself.
     fn decoder_input(&self, labels: &[i64], rows: &Sequences) -> Option<Vec<u32>> {
         let _ = (labels, rows);
         None

@@ -76,8 +76,8 @@ impl BaseTensor {
         }
     }
 
-    /// A matrix's values as `[out, in]` for a linear layer, `[rows, hidden]` for a table; none for a
-    /// vector.
+    /// A matrix's values as `[out, in]` for a linear layer, `[rows, hidden]` for a table; none for
+    /// a vector.
     pub fn to_matrix(&self) -> Option<Tensor<2>> {
         match &self.values {
             BaseValues::Vector(_) => None,
@@ -85,7 +85,8 @@ impl BaseTensor {
         }
     }
 
-    /// Puts a matrix `[out, in]` of this tensor's size in the order in which Hugging Face stores it.
+    /// Puts a matrix `[out, in]` of this tensor's size in the order in which Hugging Face stores
+    /// it.
     pub fn flatten(&self, matrix: Tensor<2>) -> Tensor<1> {
         let count = self.count();
         match &self.values {
@@ -177,8 +178,8 @@ pub struct Base {
     pub default_targets: DefaultTargets,
     /// Name of the word embedding table.
     pub word_embeddings: String,
-    /// What precedes the names of the base model's tensors, such as `bert.`; PEFT's files leave it out
-    /// over a model without head.
+    /// What precedes the names of the base model's tensors, such as `bert.`; PEFT's files leave it
+    /// out over a model without head.
     pub prefix: &'static str,
     /// Path of the task's head, trained and saved with every adapter; none for language models.
     pub task_head: Option<String>,
@@ -217,8 +218,8 @@ impl Base {
         &self.layer_shapes
     }
 
-    /// The module path of each layer and how its tensors are named below it; empty for families whose
-    /// layers are not of [`blocks::Layer`](crate::blocks::Layer).
+    /// The module path of each layer and how its tensors are named below it; empty for families
+    /// whose layers are not of [`blocks::Layer`](crate::blocks::Layer).
     pub fn layer_names(&self) -> &[(String, LayerNames)] {
         &self.layer_names
     }
@@ -246,8 +247,8 @@ impl Base {
             .is_some_and(|rest| rest.starts_with('.'))
     }
 
-    /// The lowest layer whose result depends on tensor `name`: 0 for embeddings, the number of layers
-    /// for what follows the last.
+    /// The lowest layer whose result depends on tensor `name`: 0 for embeddings, the number of
+    /// layers for what follows the last.
     pub fn first_layer_of(&self, name: &str) -> usize {
         match self.tensor(name).map(BaseTensor::depth) {
             Some(Depth::Embeddings) => 0,

@@ -265,7 +265,8 @@ impl<'a> Builder<'a> {
         tensor.map(|tensor| &tensor.values)
     }
 
-    /// Opens a tensor of the source. A failure is noted and zeros stand in, so that all are reported.
+    /// Opens a tensor of the source. A failure is noted and zeros stand in, so that all are
+    /// reported.
     fn open(&mut self, name: &str, shape: &[usize]) -> Arc<Values> {
         self.source.open(name, shape).unwrap_or_else(|failure| {
             self.failures.push(failure);

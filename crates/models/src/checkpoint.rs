@@ -1,11 +1,11 @@
 //! The weights of a Hugging Face directory, memory-mapped.
 //!
-//! [`Checkpoint::open`] reads headers only; a tensor's bytes are touched when they are asked for, so
-//! opening a model of many gigabytes costs milliseconds and no memory. Every header is checked
+//! [`Checkpoint::open`] reads headers only; a tensor's bytes are touched when they are asked for,
+//! so opening a model of many gigabytes costs milliseconds and no memory. Every header is checked
 //! against its file before a single tensor is handed out (see [`epiphyte_io::safetensors_file`]).
 //!
-//! What a *model* needs of a checkpoint — prefixes, old names, what may be missing — is the business
-//! of [`crate::keys`].
+//! What a *model* needs of a checkpoint — prefixes, old names, what may be missing — is the
+//! business of [`crate::keys`].
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -261,7 +261,8 @@ impl Checkpoint {
             .ok_or_else(|| self.wrong_dtype(name, view.dtype))
     }
 
-    /// The elements of a tensor of this shape as `bf16`, rounded to nearest even, in row-major order.
+    /// The elements of a tensor of this shape as `bf16`, rounded to nearest even, in row-major
+    /// order.
     ///
     /// # Errors
     /// As [`Checkpoint::to_f32`].
@@ -321,8 +322,8 @@ impl Checkpoint {
     /// The SHA-256 of the content, as 64 hexadecimal digits: what an adapter remembers of its base.
     ///
     /// It depends on the tensors alone, not on how they are spread over files, on their order in a
-    /// file, or on metadata. Hashed are, in this order, the bytes `epiphyte-tensors-v1` and then for
-    /// every tensor, sorted by name as bytes:
+    /// file, or on metadata. Hashed are, in this order, the bytes `epiphyte-tensors-v1` and then
+    /// for every tensor, sorted by name as bytes:
     ///
     /// | | |
     /// | --- | --- |

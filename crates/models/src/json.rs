@@ -65,7 +65,8 @@ impl JsonObject {
         self.entries.contains_key(key)
     }
 
-    /// The value of a key, or `default` where the key is absent. For an optional `T`, `null` is `None`.
+    /// The value of a key, or `default` where the key is absent. For an optional `T`, `null` is
+    /// `None`.
     pub(crate) fn get<T: DeserializeOwned>(&self, key: &str, default: T) -> Result<T, ModelError> {
         match self.entries.get(key) {
             None => Ok(default),
@@ -80,7 +81,8 @@ impl JsonObject {
             .ok_or_else(|| self.invalid(key, "is missing".to_owned()))
     }
 
-    /// The object under a key; `None` where it is absent, `null` or empty, which Python reads alike.
+    /// The object under a key; `None` where it is absent, `null` or empty, which Python reads
+    /// alike.
     pub(crate) fn object(&self, key: &str) -> Result<Option<Self>, ModelError> {
         let entries: Option<Map<String, Value>> = self.get(key, None)?;
         Ok(entries
@@ -92,8 +94,8 @@ impl JsonObject {
             }))
     }
 
-    /// The token ids under a key that holds one, a list of them, or `null`; `default` where the key is
-    /// absent. Negative ids, which some published files have for "none", are left out.
+    /// The token ids under a key that holds one, a list of them, or `null`; `default` where the key
+    /// is absent. Negative ids, which some published files have for "none", are left out.
     pub(crate) fn token_ids(
         &self,
         key: &str,

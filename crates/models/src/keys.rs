@@ -1,10 +1,10 @@
 //! From the tensor names that a model wants to those that a checkpoint has.
 //!
 //! The same weights come under several names: `BertModel` saves `encoder.layer.0…`,
-//! `BertForSequenceClassification` saves `bert.encoder.layer.0…`, and checkpoints converted from the
-//! original TensorFlow release call a norm's weight and bias `gamma` and `beta`. A family asks under
-//! one spelling and declares what else a checkpoint may hold ([`KeyRules`]); a [`TensorReader`] finds
-//! the tensors, and at the end knows which ones were not asked for.
+//! `BertForSequenceClassification` saves `bert.encoder.layer.0…`, and checkpoints converted from
+//! the original TensorFlow release call a norm's weight and bias `gamma` and `beta`. A family asks
+//! under one spelling and declares what else a checkpoint may hold ([`KeyRules`]); a
+//! [`TensorReader`] finds the tensors, and at the end knows which ones were not asked for.
 
 use std::collections::BTreeSet;
 
@@ -40,8 +40,8 @@ pub struct KeyRules {
     /// without: `bert.` or `model.`.
     pub base_prefix: &'static str,
     /// Tensors that a checkpoint may hold beyond those wanted, without a word. An entry that ends
-    /// with a dot is the beginning of names (`cls.predictions.`), any other is the end of names, cut
-    /// at a dot (`rotary_emb.inv_freq`).
+    /// with a dot is the beginning of names (`cls.predictions.`), any other is the end of names,
+    /// cut at a dot (`rotary_emb.inv_freq`).
     pub ignorable: &'static [&'static str],
 }
 
@@ -120,7 +120,8 @@ impl<'c> TensorReader<'c> {
         self.checkpoint.tensor(&self.stored_name(wanted)?)
     }
 
-    /// Takes a wanted tensor of this shape without reading it: the name under which the checkpoint has it.
+    /// Takes a wanted tensor of this shape without reading it: the name under which the checkpoint
+    /// has it.
     ///
     /// # Errors
     /// [`ModelError::Tensors`] where the tensor is missing, has another shape, or is not of type
@@ -155,8 +156,8 @@ impl<'c> TensorReader<'c> {
     }
 
     /// Whether `copy` is absent or equal to `original`, bit for bit: `lm_head.weight` beside the
-    /// embeddings that it is tied to. If so, `copy` counts as used. If not, the checkpoint's head is
-    /// its own, and transformers does not tie it, whatever `tie_word_embeddings` says.
+    /// embeddings that it is tied to. If so, `copy` counts as used. If not, the checkpoint's head
+    /// is its own, and transformers does not tie it, whatever `tie_word_embeddings` says.
     pub fn is_tied(&mut self, copy: &str, original: &str) -> bool {
         let tied = match self.tensor(copy) {
             None => true,

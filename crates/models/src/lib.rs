@@ -1,7 +1,8 @@
-//! Transformer families from Hugging Face directories, with a hook at every place where a fine-tuning
-//! method acts.
+//! Transformer families from Hugging Face directories, with a hook at every place where a
+//! fine-tuning method acts.
 //!
-//! [`load`] reads `config.json` and the safetensors of a directory, checks every tensor, and returns a
+//! [`load`] reads `config.json` and the safetensors of a directory, checks every tensor, and
+//! returns a
 //! [`Model`]: tokens in, logits or a loss out. The model calls an [`Adapter`] at each hook
 //! ([`adapter`]); [`Identity`] leaves the base as it is.
 //!
@@ -11,7 +12,8 @@
 //! use epiphyte_ops::Sequences;
 //!
 //! let head = HeadKind::Classification { labels: 2 };
-//! let loaded = load("bert-base-uncased".as_ref(), head, &Device::default(), &LoadOptions::default())?;
+//! let options = LoadOptions::default();
+//! let loaded = load("bert-base-uncased".as_ref(), head, &Device::default(), &options)?;
 //! let tokens = Tokens::new(&[101, 7592, 102], &[0, 0, 0], Sequences::new(vec![0, 3]));
 //! println!("{}", loaded.model.logits(&tokens, &Identity));
 //! # Ok::<(), epiphyte_models::ModelError>(())

@@ -42,12 +42,12 @@ pub struct LoadOptions {
 
 /// Reads the model of a Hugging Face directory, with this head.
 ///
-/// A head that the checkpoint does not have starts at random from `seed`, as transformers starts it:
-/// normal with the configuration's `initializer_range`, bias zero.
+/// A head that the checkpoint does not have starts at random from `seed`, as transformers starts
+/// it: normal with the configuration's `initializer_range`, bias zero.
 ///
 /// # Errors
-/// If a file is missing or malformed, or tensors are missing, extra, or of the wrong shape or type; as
-/// [`Precision::check`].
+/// If a file is missing or malformed, or tensors are missing, extra, or of the wrong shape or type;
+/// as [`Precision::check`].
 pub fn load(
     dir: &Path,
     head: HeadKind,
@@ -58,8 +58,8 @@ pub fn load(
 }
 
 impl Loaded {
-    /// The same directory with another head. All tensors except the head's are shared with this one, so
-    /// that it costs next to no memory.
+    /// The same directory with another head. All tensors except the head's are shared with this
+    /// one, so that it costs next to no memory.
     ///
     /// # Errors
     /// As [`load`].

@@ -26,8 +26,8 @@ pub enum Targets<'a> {
     Classes(&'a [i64]),
     /// A number for each sequence.
     Values(&'a [f32]),
-    /// A label for each token, in Hugging Face's convention: the label of a token is the token itself,
-    /// the model shifts, -100 does not count.
+    /// A label for each token, in Hugging Face's convention: the label of a token is the token
+    /// itself, the model shifts, -100 does not count.
     Tokens(&'a [i64]),
     /// A label for each token of the decoder, not shifted; -100 does not count.
     DecoderTokens(&'a [i64]),
@@ -115,8 +115,8 @@ impl Model {
         }
     }
 
-    /// The input of the first layer, for one adapter's sequences; with the base's own final states as
-    /// a stream where the adapter needs them.
+    /// The input of the first layer, for one adapter's sequences; with the base's own final states
+    /// as a stream where the adapter needs them.
     pub fn embed(&self, entry: &Entry<'_>) -> Hidden {
         let mut hidden = self.backbone.embed(entry);
         if entry.adapter.needs_base_pass() {
@@ -131,8 +131,8 @@ impl Model {
         hidden
     }
 
-    /// Some layers, each after the adapters' [`hidden`](Adapter::hidden) hook. With `selected`, only
-    /// these rows leave the model's last layer.
+    /// Some layers, each after the adapters' [`hidden`](Adapter::hidden) hook. With `selected`,
+    /// only these rows leave the model's last layer.
     pub fn run(
         &self,
         layers: Range<usize>,
@@ -180,8 +180,8 @@ impl Model {
         self.finish(hidden, &batch)
     }
 
-    /// Logits of every sequence, `[sequences, labels]`, of a model with a classification head; of its
-    /// last token, `[sequences, vocabulary]`, of a language model.
+    /// Logits of every sequence, `[sequences, labels]`, of a model with a classification head; of
+    /// its last token, `[sequences, vocabulary]`, of a language model.
     pub fn logits(&self, tokens: &Tokens<'_>, adapter: &dyn Adapter) -> Tensor<2> {
         let batch = AdapterBatch::single(adapter, tokens);
         let hidden = self.embed(&batch.entries()[0]);
@@ -235,8 +235,8 @@ impl Model {
         (loss_rows.targets() > 0).then_some(loss_rows)
     }
 
-    /// Mean loss of the rows that the loss reads, one value, for one adapter; none where the model has
-    /// no head for these labels.
+    /// Mean loss of the rows that the loss reads, one value, for one adapter; none where the model
+    /// has no head for these labels.
     pub fn loss_of(
         &self,
         read: Hidden,
@@ -296,8 +296,9 @@ pub const ENCODER_STREAM: &str = "encoder";
 
 /// What each row should predict: the label of the row after it, within its sequence.
 ///
-/// `data` are the sequences that labels are given for, `run` those of the states; where the latter are
-/// longer, virtual tokens come first and the last of them predicts the first real token, as in PEFT.
+/// `data` are the sequences that labels are given for, `run` those of the states; where the latter
+/// are longer, virtual tokens come first and the last of them predicts the first real token, as in
+/// PEFT.
 fn next_tokens(labels: &[i64], data: &Sequences, run: &Sequences) -> Vec<i64> {
     let mut next = vec![IGNORED; run.tokens()];
     for (data, states) in data

@@ -4,8 +4,8 @@
 //! `inv_freq[i] = theta^(-2i/d)`. The scaling variants that stretch a model's context change
 //! `inv_freq`, and some multiply cosines and sines by one factor. All of it follows transformers'
 //! `modeling_rope_utils.py` (5.23), in the same order and in `f32` where PyTorch computes in `f32`;
-//! powers, cosines and sines are taken in `f64` and rounded once, so that they are the same on every
-//! machine. The goldens in the tests come from transformers itself.
+//! powers, cosines and sines are taken in `f64` and rounded once, so that they are the same on
+//! every machine. The goldens in the tests come from transformers itself.
 
 use std::f64::consts::PI;
 
@@ -35,13 +35,14 @@ pub enum RopeScaling {
         /// How much longer the context becomes.
         factor: f64,
     },
-    /// `dynamic`: theta grows with the sequence once it exceeds `max_position_embeddings` (NTK-aware
-    /// scaling).
+    /// `dynamic`: theta grows with the sequence once it exceeds `max_position_embeddings`
+    /// (NTK-aware scaling).
     Dynamic {
         /// How much longer the context may become.
         factor: f64,
     },
-    /// `yarn`: high frequencies stay, low ones are interpolated, with a ramp between (arXiv:2309.00071).
+    /// `yarn`: high frequencies stay, low ones are interpolated, with a ramp between
+    /// (arXiv:2309.00071).
     Yarn {
         /// How much longer the context becomes.
         factor: f64,
@@ -123,8 +124,8 @@ impl RotaryEmbedding {
         }
     }
 
-    /// The same rotation for heads of `head_dim` dimensions, a divisor of this one's: the frequencies
-    /// span the same range in larger steps.
+    /// The same rotation for heads of `head_dim` dimensions, a divisor of this one's: the
+    /// frequencies span the same range in larger steps.
     #[must_use]
     pub fn with_head_dim(&self, head_dim: usize) -> Self {
         let step = self.head_dim / head_dim;
@@ -165,8 +166,8 @@ impl RotaryEmbedding {
 
     /// The rotary angles of these sequences' rows, positions counted from `offset`.
     ///
-    /// Each sequence's own length decides where a variant depends on length, so that a text's result
-    /// does not depend on the others in its batch.
+    /// Each sequence's own length decides where a variant depends on length, so that a text's
+    /// result does not depend on the others in its batch.
     pub(crate) fn angles(&self, rows: &Sequences, offset: usize) -> Angles {
         let (mut cos, mut sin) = (Vec::new(), Vec::new());
         let positions: Vec<usize> = rows.positions().map(|at| at + offset).collect();

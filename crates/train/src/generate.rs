@@ -24,8 +24,8 @@ pub struct Generation {
 /// Continues `prompt`; tells `each` new token as soon as it is chosen, and returns all of them.
 ///
 /// # Errors
-/// If the model has no language-model head or is an encoder-decoder, or the prompt leaves no room for a
-/// token.
+/// If the model has no language-model head or is an encoder-decoder, or the prompt leaves no room
+/// for a token.
 pub fn generate(
     model: &Model,
     adapter: &dyn Adapter,
@@ -66,8 +66,8 @@ pub fn generate(
     Ok(ids.split_off(prompt.len()))
 }
 
-/// The next token from its logits, `[1, vocabulary]`: the most likely one at temperature 0, else that on
-/// which `draw`, uniform in `[0, 1)`, falls.
+/// The next token from its logits, `[1, vocabulary]`: the most likely one at temperature 0, else
+/// that on which `draw`, uniform in `[0, 1)`, falls.
 fn choose(logits: Tensor<2>, temperature: f64, draw: f32) -> u32 {
     let logits = logits
         .inner()

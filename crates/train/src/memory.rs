@@ -1,7 +1,7 @@
 //! How much memory this process holds, from `/proc/self/status` (proc(5)).
 //!
-//! Linux only: elsewhere the figure needs a call into the C library, which a crate without unsafe code
-//! cannot make, and the answer is `None`.
+//! Linux only: elsewhere the figure needs a call into the C library, which a crate without unsafe
+//! code cannot make, and the answer is `None`.
 
 use std::fs;
 
@@ -17,7 +17,8 @@ pub fn available_bytes() -> Option<u64> {
     parse_field(&fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable")
 }
 
-/// Finds a line such as `VmHWM:     7548 kB`; proc(5) writes every memory field in kB of 1024 bytes.
+/// Finds a line such as `VmHWM:     7548 kB`; proc(5) writes every memory field in kB of 1024
+/// bytes.
 fn parse_field(status: &str, name: &str) -> Option<u64> {
     let value = status
         .lines()

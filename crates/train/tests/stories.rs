@@ -1,5 +1,5 @@
-//! A language model that was really trained: stories260K of llama2.c, 260,032 parameters, in Hugging
-//! Face's layout. Its tokens and numbers were made by llama2.c and by a reference in f64.
+//! A language model that was really trained: stories260K of llama2.c, 260,032 parameters, in
+//! Hugging Face's layout. Its tokens and numbers were made by llama2.c and by a reference in f64.
 //!
 //! The model is outside the project, in `../shared/data`.
 

@@ -49,8 +49,8 @@ fn invalid_templates_and_messages_are_errors() {
     assert!(reason(chatml.render_for_training(&alone)).contains("no turn with role `assistant`"));
 }
 
-/// Qwen3 drops the reasoning of earlier turns, so that the rendering of a prefix of the conversation
-/// is not a prefix of the whole rendering.
+/// Qwen3 drops the reasoning of earlier turns, so that the rendering of a prefix of the
+/// conversation is not a prefix of the whole rendering.
 #[test]
 fn a_template_that_rewrites_earlier_turns_needs_generation_blocks() {
     let rewriting = "{% for m in messages %}<{{ m.role }}>\

@@ -1,13 +1,14 @@
 //! Houlsby's adapter: two bottlenecks in each layer, before the residual connections.
 //!
-//! Houlsby, Giurgiu, Jastrzebski et al., "Parameter-Efficient Transfer Learning for NLP", ICML 2019,
-//! arXiv 1902.00751, section 2; what the paper leaves open follows the code that came with it.
+//! Houlsby, Giurgiu, Jastrzebski et al., "Parameter-Efficient Transfer Learning for NLP", ICML
+//! 2019, arXiv 1902.00751, section 2; what the paper leaves open follows the code that came with
+//! it.
 //!
 //! With `s` the output of a sub-layer after its projection and dropout, attention and feed-forward
-//! alike, `s' = s + f(s W_dᵀ + b_d) W_uᵀ + b_u` joins the residual stream in its place. `f` is GELU in
-//! its tanh form, `m` is 64, matrices start normal with standard deviation 0.001. The reference code
-//! also trains scale and shift of every norm of the model; `train_layer_norms` = false keeps them
-//! frozen, as most later comparisons do.
+//! alike, `s' = s + f(s W_dᵀ + b_d) W_uᵀ + b_u` joins the residual stream in its place. `f` is GELU
+//! in its tanh form, `m` is 64, matrices start normal with standard deviation 0.001. The reference
+//! code also trains scale and shift of every norm of the model; `train_layer_norms` = false keeps
+//! them frozen, as most later comparisons do.
 //!
 //! | | |
 //! | --- | --- |

@@ -1,14 +1,15 @@
 //! Pfeiffer's adapter: one bottleneck in each layer, after the feed-forward.
 //!
 //! Pfeiffer, Kamath, Rücklé, Cho, Gurevych, "AdapterFusion: Non-Destructive Task Composition for
-//! Transfer Learning", EACL 2021, arXiv 2005.00247, appendix A; as AdapterHub's `seq_bn` defines it.
+//! Transfer Learning", EACL 2021, arXiv 2005.00247, appendix A; as AdapterHub's `seq_bn` defines
+//! it.
 //!
-//! With `o` the feed-forward's output after dropout and `h` the residual stream, the bottleneck reads
-//! what the layer would have returned, `z = LN(o + h)`, and its output is added before the norm:
-//! `u = ReLU(z W_dᵀ + b_d) W_uᵀ + b_u`, `out = LN(o + u + h)`, the model's own frozen norm used twice.
-//! Where the norm stands before the sub-layer, `z = o + h` and `out = o + u + h`. The bottleneck's
-//! residual is `o`, from before the norm: with `u = 0` nothing changes. `m` is `d / 16`, matrices
-//! start normal with standard deviation 0.02.
+//! With `o` the feed-forward's output after dropout and `h` the residual stream, the bottleneck
+//! reads what the layer would have returned, `z = LN(o + h)`, and its output is added before the
+//! norm: `u = ReLU(z W_dᵀ + b_d) W_uᵀ + b_u`, `out = LN(o + u + h)`, the model's own frozen norm
+//! used twice. Where the norm stands before the sub-layer, `z = o + h` and `out = o + u + h`. The
+//! bottleneck's residual is `o`, from before the norm: with `u = 0` nothing changes. `m` is `d /
+//! 16`, matrices start normal with standard deviation 0.02.
 //!
 //! | | |
 //! | --- | --- |
@@ -52,8 +53,8 @@ impl MethodConfig for PfeifferConfig {
 
     fn examples() -> Vec<Value> {
         vec![
-            // A sixteenth of the tests' hidden size is a single unit, which may be off for every token; a
-            // smooth activation, since gradients are compared with slopes.
+            // A sixteenth of the tests' hidden size is a single unit, which may be off for every
+            // token; a smooth activation, since gradients are compared with slopes.
             json!({ "bottleneck_dim": 6, "non_linearity": "gelu" }),
             json!({ "reduction_factor": 4, "non_linearity": "silu", "init_weights": "mam_adapter" }),
         ]

@@ -6,11 +6,11 @@ use crate::MethodError;
 use crate::framework::gradients::Gradients;
 use crate::framework::parameters::Param;
 
-/// Training examples that a method may run before a stage begins: for Fisher information, activation
-/// statistics, gradients at initialization.
+/// Training examples that a method may run before a stage begins: for Fisher information,
+/// activation statistics, gradients at initialization.
 ///
-/// Declared here and implemented by the trainer. Examples are drawn from the training data in an order
-/// that follows from the run's seed; dropout is off.
+/// Declared here and implemented by the trainer. Examples are drawn from the training data in an
+/// order that follows from the run's seed; dropout is off.
 pub trait CalibrationData {
     /// The number of training examples.
     fn examples(&self) -> usize;

@@ -16,8 +16,8 @@ use crate::framework::parameters::{Param, ParameterSet};
 
 /// Adapters that act one after another at every hook: the second sees what the first returned.
 ///
-/// A tensor of the base is replaced by the first adapter that has one for it, and the first prefix at
-/// an attention wins; whoever composes checks that no two want the same.
+/// A tensor of the base is replaced by the first adapter that has one for it, and the first prefix
+/// at an attention wins; whoever composes checks that no two want the same.
 #[derive(Clone, Copy, Debug)]
 pub struct Chain<L>(pub L);
 
@@ -194,8 +194,8 @@ impl Union {
     /// Builds each member in turn and checks that no two act where only one can.
     ///
     /// # Errors
-    /// As the members; [`MethodError::Configuration`] if two have a prefix, two replace the same tensor
-    /// of the base, two have stages of their own, or two declare the same key.
+    /// As the members; [`MethodError::Configuration`] if two have a prefix, two replace the same
+    /// tensor of the base, two have stages of their own, or two declare the same key.
     pub fn build(
         name: &'static str,
         base: &Base,

@@ -7,7 +7,8 @@ use epiphyte_ops::{accumulate, pull_back, scale};
 
 use crate::framework::parameters::{Param, ParamId, ParameterSet};
 
-/// The gradients of one or several backward passes, accumulated by parameter; flat, without autodiff.
+/// The gradients of one or several backward passes, accumulated by parameter; flat, without
+/// autodiff.
 #[derive(Clone, Debug, Default)]
 pub struct Gradients {
     by_param: BTreeMap<ParamId, Tensor<1>>,
@@ -59,7 +60,8 @@ impl Gradients {
         }
     }
 
-    /// Carries the gradients of derived parameters back to the parameters that they are computed from.
+    /// Carries the gradients of derived parameters back to the parameters that they are computed
+    /// from.
     ///
     /// Call once, after the last backward pass of a step.
     pub fn pull_back_derived(&mut self, parameters: &ParameterSet) {

@@ -88,8 +88,8 @@ pub trait Method: Adapter + Debug {
         Ok(())
     }
 
-    /// Called before the first step of each stage, also of the first. May run the training data, set
-    /// masks, and rewind parameters: `head` are those of the task's head.
+    /// Called before the first step of each stage, also of the first. May run the training data,
+    /// set masks, and rewind parameters: `head` are those of the task's head.
     ///
     /// # Errors
     /// If the data does not suffice, or running it fails.
@@ -113,13 +113,14 @@ pub trait Method: Adapter + Debug {
     /// Called when the gradients of a step are complete, before they are clipped and used.
     fn after_backward(&mut self, _gradients: &mut Gradients, _info: StepInfo) {}
 
-    /// Whether [`Method::after_step`] reads the gradients, which then stay in memory until it returns.
+    /// Whether [`Method::after_step`] reads the gradients, which then stay in memory until it
+    /// returns.
     fn reads_gradients_after_step(&self) -> bool {
         false
     }
 
-    /// Called when the optimizer has moved the parameters, with the gradients as it saw them, if the
-    /// method [reads them](Method::reads_gradients_after_step).
+    /// Called when the optimizer has moved the parameters, with the gradients as it saw them, if
+    /// the method [reads them](Method::reads_gradients_after_step).
     fn after_step(&mut self, _gradients: &Gradients, _info: StepInfo) {}
 
     /// Whether a parameter may get no gradient in a step: one of several experts, a layer that is
@@ -163,15 +164,15 @@ pub trait Method: Adapter + Debug {
         settings
     }
 
-    /// What the base's tensor `name` becomes when the method is folded into it, in the order in which
-    /// Hugging Face stores it; none if it stays.
+    /// What the base's tensor `name` becomes when the method is folded into it, in the order in
+    /// which Hugging Face stores it; none if it stays.
     ///
     /// # Errors
     /// [`MethodError::NotMergeable`] for methods that are more than a change of weights.
     fn merged(&self, name: &str, base: &Base) -> Result<Option<Tensor<1>>, MethodError>;
 
-    /// The number of values of the deployed base that differ from the frozen one; what a method adds to
-    /// the base counts as changed too.
+    /// The number of values of the deployed base that differ from the frozen one; what a method
+    /// adds to the base counts as changed too.
     fn changed(&self) -> usize;
 
     /// The number of values that gradients move. By default those of every trained parameter.
@@ -242,8 +243,8 @@ impl Stored {
 
 /// Tensors of a file, taken by key.
 ///
-/// What is missing or has another shape is noted and reported with everything else that is wrong with
-/// the file; [`StoredTensors::take`] then returns nothing.
+/// What is missing or has another shape is noted and reported with everything else that is wrong
+/// with the file; [`StoredTensors::take`] then returns nothing.
 pub trait StoredTensors {
     /// The shape of a tensor.
     fn shape(&self, key: &str) -> Option<Vec<usize>>;
@@ -264,8 +265,8 @@ pub trait StoredTensors {
 /// How keys of an adapter's file begin (HF PEFT's rules).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyStyle {
-    /// `base_model.model.<path>.<parameter>`, the task's head likewise; a tensor of the whole model,
-    /// whose key has no path, under `base_model.<parameter>`.
+    /// `base_model.model.<path>.<parameter>`, the task's head likewise; a tensor of the whole
+    /// model, whose key has no path, under `base_model.<parameter>`.
     WeightSpace,
     /// Bare names; the task's head under `base_model.<path>`.
     PromptLearning,
@@ -296,8 +297,8 @@ pub trait MethodConfig: Settings {
     const NAME: &'static str;
     /// `peft_type` in `adapter_config.json`.
     const PEFT_TYPE: &'static str;
-    /// The key of `adapter_config.json`, with its value, that tells the method apart from others of its
-    /// `peft_type`; it is among [`MethodConfig::peft_defaults`].
+    /// The key of `adapter_config.json`, with its value, that tells the method apart from others of
+    /// its `peft_type`; it is among [`MethodConfig::peft_defaults`].
     const PEFT_VARIANT: Option<(&'static str, bool)> = None;
     /// Whether HF PEFT has the method and reads its files.
     const IN_PEFT: bool;
@@ -338,8 +339,8 @@ pub trait MethodConfig: Settings {
     /// What the file says where the configuration leaves it to the base: resolved targets, widths.
     fn resolved(&self, base: &Base) -> Self;
 
-    /// The configuration for loading a saved adapter. Differs from `self` only if training uses tensors
-    /// that are not saved (prefix MLP).
+    /// The configuration for loading a saved adapter. Differs from `self` only if training uses
+    /// tensors that are not saved (prefix MLP).
     fn stored(&self) -> Self {
         self.clone()
     }

@@ -9,8 +9,8 @@ use epiphyte_models::BaseTensor;
 use epiphyte_models::adapter::name_id;
 use epiphyte_ops::random;
 
-/// How a parameter is initialized. Values are made when they are first asked for, so that counting a
-/// method's parameters allocates nothing.
+/// How a parameter is initialized. Values are made when they are first asked for, so that counting
+/// a method's parameters allocates nothing.
 #[derive(Clone)]
 #[expect(
     clippy::large_enum_variant,
@@ -322,9 +322,9 @@ impl ParameterSet {
 
     /// Declares a tensor that is computed from other parameters of the set.
     ///
-    /// It is computed once a step, before the first forward pass; its gradient is carried back to the
-    /// parameters that `compute` reads after the last backward pass. So layers and micro-batches may
-    /// share it. `compute` returns it flat.
+    /// It is computed once a step, before the first forward pass; its gradient is carried back to
+    /// the parameters that `compute` reads after the last backward pass. So layers and
+    /// micro-batches may share it. `compute` returns it flat.
     ///
     /// # Panics
     /// If the key is declared already.
@@ -401,8 +401,8 @@ impl ParameterSet {
         self.derive(tracked);
     }
 
-    /// Computes the derived and detached parameters anew: the derived ones with their autodiff graph
-    /// for a step, or without.
+    /// Computes the derived and detached parameters anew: the derived ones with their autodiff
+    /// graph for a step, or without.
     pub fn derive(&self, for_step: bool) {
         for derived in &self.derived {
             let value = (derived.compute)();
@@ -414,8 +414,8 @@ impl ParameterSet {
         }
     }
 
-    /// The derived parameters, each with the graph of its computation if that is recorded; the graph is
-    /// handed out once.
+    /// The derived parameters, each with the graph of its computation if that is recorded; the
+    /// graph is handed out once.
     pub(crate) fn take_derived(&self) -> impl Iterator<Item = (&Param, Tensor<1>)> {
         self.derived.iter().rev().filter_map(|derived| {
             let mut graph = derived.graph.lock().expect("no holder of the lock panics");
@@ -458,8 +458,8 @@ impl ParameterSet {
         params.filter(move |param| param.kind() == kind)
     }
 
-    /// Takes up the tensors of a part: the part keeps handles to those that are trained or constant, and
-    /// computes none any more.
+    /// Takes up the tensors of a part: the part keeps handles to those that are trained or
+    /// constant, and computes none any more.
     ///
     /// # Errors
     /// The key that both have declared.

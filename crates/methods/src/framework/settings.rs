@@ -1,4 +1,5 @@
-//! Settings stated once: field, default, range, flag, help text and key of one setting in one place.
+//! Settings stated once: field, default, range, flag, help text and key of one setting in one
+//! place.
 //!
 //! [`settings!`](crate::settings!) declares a struct whose fields are settings. The configurations
 //! of the methods and the configuration of a run are declared with it; the command line, files and
@@ -270,7 +271,8 @@ setting_types! {
 ///         /// Rank of the update.
 ///         r: usize = 8, flag "rank", in AtLeastOne;
 ///         /// Largest input in tokens.
-///         max_length: Option<usize> = None, alias "length", in Positive, unset "the model's limit";
+///         max_length: Option<usize> = None, alias "length", in Positive,
+///             unset "the model's limit";
 ///         /// Initial values: zero or random.
 ///         init: String = "zero".to_owned(), as Text;
 ///
@@ -278,7 +280,8 @@ setting_types! {
 ///     }
 /// }
 /// use epiphyte_methods::framework::settings::Settings;
-/// let example: Example = serde_json::from_str(r#"{ "rank": 4, "target_modules": "all-linear" }"#)?;
+/// let json = r#"{ "rank": 4, "target_modules": "all-linear" }"#;
+/// let example: Example = serde_json::from_str(json)?;
 /// assert_eq!((example.r, Example::FLAGS[0].help), (4, "Rank of the update"));
 /// # Ok::<(), serde_json::Error>(())
 /// ```
@@ -291,7 +294,8 @@ setting_types! {
 /// - `as …`: the [`FlagKind`](crate::framework::settings::FlagKind), if the type does not say it
 /// - `unset "…"`: what `--help` says of the default, in place of its value
 ///
-/// At the end, `..name: type = default` embeds the settings of another group, as if they stood here.
+/// At the end, `..name: type = default` embeds the settings of another group, as if they stood
+/// here.
 ///
 /// The struct has public fields and implements [`Settings`], `Default`, `Serialize` and
 /// `Deserialize`: settings that are left out have their defaults, unknown ones are an error.

@@ -1,8 +1,8 @@
 //! Which linear layers a method acts on, by HF PEFT's rules.
 //!
 //! `target_modules` is a list (a module matches if its path is an entry or ends with `.entry`), a
-//! regular expression that must match the whole path, or `all-linear`, which is every linear layer but
-//! the head. `exclude_modules` removes, `layers_to_transform` narrows.
+//! regular expression that must match the whole path, or `all-linear`, which is every linear layer
+//! but the head. `exclude_modules` removes, `layers_to_transform` narrows.
 
 use epiphyte_models::{Base, LinearInfo, Role};
 use regex::Regex;
@@ -14,7 +14,8 @@ use crate::MethodError;
 /// The word for every linear layer but the head.
 pub const ALL_LINEAR: &str = "all-linear";
 
-/// Whether the targets' weights are stored as `[in, out]`: a key of HF PEFT that follows from the base.
+/// Whether the targets' weights are stored as `[in, out]`: a key of HF PEFT that follows from the
+/// base.
 const FAN_IN_FAN_OUT: &str = "fan_in_fan_out";
 
 /// Names of modules: a list of path endings, or a regular expression for whole paths.
@@ -162,9 +163,9 @@ impl Selection<'_> {
     /// The linear layers of `base` that are selected.
     ///
     /// # Errors
-    /// [`MethodError::NoTarget`] if there are none, [`MethodError::Value`] if a table of embeddings or
-    /// the language model's head is asked for, [`MethodError::Configuration`] if a pattern is not a
-    /// regular expression.
+    /// [`MethodError::NoTarget`] if there are none, [`MethodError::Value`] if a table of embeddings
+    /// or the language model's head is asked for, [`MethodError::Configuration`] if a pattern is
+    /// not a regular expression.
     pub fn of<'b>(&self, base: &'b Base) -> Result<Vec<&'b LinearInfo>, MethodError> {
         let targets = self.targets(base);
         self.check(&targets, base)?;
@@ -205,8 +206,9 @@ impl Selection<'_> {
         Ok(chosen)
     }
 
-    /// Refuses targets that exist but are no linear layer inside of the layers: tables of embeddings, the
-    /// language model's head. HF PEFT has forms of LoRA for them; passing over them would be silent.
+    /// Refuses targets that exist but are no linear layer inside of the layers: tables of
+    /// embeddings, the language model's head. HF PEFT has forms of LoRA for them; passing over them
+    /// would be silent.
     fn check(&self, targets: &Modules, base: &Base) -> Result<(), MethodError> {
         if *targets == Modules::Pattern(ALL_LINEAR.to_owned()) {
             return Ok(());

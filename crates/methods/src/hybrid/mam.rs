@@ -3,8 +3,8 @@
 //! He, Zhou, Ma, Berg-Kirkpatrick, Neubig, "Towards a Unified View of Parameter-Efficient Transfer
 //! Learning", ICLR 2022, arXiv 2110.04366, section 4.6; defaults of AdapterHub's `mam`.
 //!
-//! Attention runs over `[P_K; K]` and `[P_V; V]` as in Prefix-Tuning, with `p` virtual tokens that a
-//! network of 800 hidden values computes during training. The feed-forward with input `x` returns
+//! Attention runs over `[P_K; K]` and `[P_V; V]` as in Prefix-Tuning, with `p` virtual tokens that
+//! a network of 800 hidden values computes during training. The feed-forward with input `x` returns
 //! `f = FFN(x) + s · (ReLU(x W_dᵀ + b_d) W_uᵀ + b_u)`, added before the norm where the norm comes
 //! after; `m` is `d / 2` and `s` is 4. `W_u` starts at zero, so at first the prefix alone changes
 //! something.
@@ -94,7 +94,8 @@ impl MethodConfig for MamConfig {
     }
 
     fn examples() -> Vec<Value> {
-        // Smooth functions: differences of the loss mean nothing where a step crosses a bend of ReLU.
+        // Smooth functions: differences of the loss mean nothing where a step crosses a bend of
+        // ReLU.
         vec![
             json!({
                 "num_virtual_tokens": 4, "encoder_hidden_size": 5, "bottleneck_dim": 6,

@@ -1,20 +1,23 @@
 //! UniPELT: a prefix, LoRA and Pfeiffer's adapter in every layer, each behind a gate.
 //!
 //! Mao, Mathias, Hou, Almahairi, Ma, Han, Yih, Khabsa, "UniPELT: A Unified Framework for
-//! Parameter-Efficient Language Model Tuning", ACL 2022, arXiv 2110.07577, section 3.2, and its code.
+//! Parameter-Efficient Language Model Tuning", ACL 2022, arXiv 2110.07577, section 3.2, and its
+//! code.
 //!
 //! A gate is one number a sequence: the mean of `σ(h wᵀ + b)` over the rows of its input `h`, with
-//! `w: [1, d]` normal with standard deviation 0.02 and `b` zero, so it starts near a half. Per layer:
+//! `w: [1, d]` normal with standard deviation 0.02 and `b` zero, so it starts near a half. Per
+//! layer:
 //!
-//! - prefix: `[g_P P_K; K]` and `[g_P P_V; V]`, one gate for both, of the attention's input; `P` as in
-//!   Prefix-Tuning, during training through a network of 512 hidden values
-//! - LoRA of rank `r` on queries and on values: `y = x Wᵀ + b + g (x Aᵀ) Bᵀ`, a gate each, of `x`; the
-//!   gate stands in place of the scaling
+//! - prefix: `[g_P P_K; K]` and `[g_P P_V; V]`, one gate for both, of the attention's input; `P` as
+//!   in Prefix-Tuning, during training through a network of 512 hidden values
+//! - LoRA of rank `r` on queries and on values: `y = x Wᵀ + b + g (x Aᵀ) Bᵀ`, a gate each, of `x`;
+//!   the gate stands in place of the scaling
 //! - Pfeiffer's adapter with `m = d / 16`: `u` is multiplied by a gate of its own input `z`
 //!
-//! The paper's code takes the mean over padding too, so a gate depends on what else is in the batch.
-//! Here no sequence has padding: the mean is over its real rows. Gates read the whole sequence, so a
-//! causal language model would see the tokens that it is to predict; there the method is refused.
+//! The paper's code takes the mean over padding too, so a gate depends on what else is in the
+//! batch. Here no sequence has padding: the mean is over its real rows. Gates read the whole
+//! sequence, so a causal language model would see the tokens that it is to predict; there the
+//! method is refused.
 //!
 //! | | |
 //! | --- | --- |
@@ -183,7 +186,8 @@ impl MethodConfig for UniPeltConfig {
     }
 
     fn examples() -> Vec<Value> {
-        // Smooth functions: differences of the loss mean nothing where a step crosses a bend of ReLU.
+        // Smooth functions: differences of the loss mean nothing where a step crosses a bend of
+        // ReLU.
         vec![
             json!({
                 "num_virtual_tokens": 4, "encoder_hidden_size": 5, "r": 4, "bottleneck_dim": 6,
@@ -473,8 +477,8 @@ mod tests {
         });
     }
 
-    /// Gates of LoRA at one and the others at zero: what is left is LoRA with scaling one, over zero
-    /// keys and values in front, which are a prefix that starts at zero.
+    /// Gates of LoRA at one and the others at zero: what is left is LoRA with scaling one, over
+    /// zero keys and values in front, which are a prefix that starts at zero.
     #[test]
     fn open_lora_gates_are_lora_with_a_scaling_of_one() {
         let model = bert();

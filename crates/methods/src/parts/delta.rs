@@ -1,7 +1,8 @@
 //! Methods that change a linear layer's weight: what they share.
 //!
-//! A [`Delta`] says what one linear layer becomes. Forward pass, merging, targets and counts are written here
-//! once over it; a method's own file holds the equation, the parameters and nothing else.
+//! A [`Delta`] says what one linear layer becomes. Forward pass, merging, targets and counts are
+//! written here once over it; a method's own file holds the equation, the parameters and nothing
+//! else.
 
 use std::collections::HashMap;
 use std::fmt::Debug;

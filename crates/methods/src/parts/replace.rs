@@ -59,8 +59,8 @@ impl Replaced {
         }
     }
 
-    /// Declares `tensors`, those of layers that the method adds, with the initial values that `init`
-    /// chooses.
+    /// Declares `tensors`, those of layers that the method adds, with the initial values that
+    /// `init` chooses.
     pub fn added(
         tensors: &BTreeMap<String, BaseTensor>,
         parameters: &mut ParameterSet,

@@ -1,14 +1,14 @@
 //! Structural pruning: which rows and columns of each layer a smaller copy of it keeps.
 //!
 //! Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017, arXiv 1608.08710, as Sung, Cho,
-//! Bansal, "LST", NeurIPS 2022, arXiv 2206.06522, section 3.3, apply it to a transformer, by the index
-//! path of their code: the embeddings keep the channels of largest importance; what a linear layer
-//! reads is restricted to what the tensor before it kept, and its own rows of largest importance are
-//! kept. The importance of a row is the sum of its values' importances.
+//! Bansal, "LST", NeurIPS 2022, arXiv 2206.06522, section 3.3, apply it to a transformer, by the
+//! index path of their code: the embeddings keep the channels of largest importance; what a linear
+//! layer reads is restricted to what the tensor before it kept, and its own rows of largest
+//! importance are kept. The importance of a row is the sum of its values' importances.
 //!
-//! Where this differs from that code: rows of queries, keys and values are chosen within each head, so
-//! that a kept row of a query still meets that of its key, query heads that share keys keep the same
-//! rows, and with rotary positions both rows of a pair are kept.
+//! Where this differs from that code: rows of queries, keys and values are chosen within each head,
+//! so that a kept row of a query still meets that of its key, query heads that share keys keep the
+//! same rows, and with rotary positions both rows of a pair are kept.
 
 use std::collections::BTreeMap;
 
@@ -27,8 +27,8 @@ struct Kept {
 }
 
 impl Pruning {
-    /// Chooses what layers of the shapes `small` keep of the base's layers, one shape for each, by the
-    /// `importance` of each value of a tensor, in the order in which Hugging Face stores it.
+    /// Chooses what layers of the shapes `small` keep of the base's layers, one shape for each, by
+    /// the `importance` of each value of a tensor, in the order in which Hugging Face stores it.
     ///
     /// # Panics
     /// If there are not as many shapes as the base [names layers](Base::layer_names).
@@ -77,7 +77,8 @@ impl Pruning {
     }
 }
 
-/// The importance of a matrix's values: a linear layer's as `[out, in]`, a table's as `[rows, hidden]`.
+/// The importance of a matrix's values: a linear layer's as `[out, in]`, a table's as `[rows,
+/// hidden]`.
 struct Matrix {
     values: Vec<f32>,
     columns: usize,

@@ -1,6 +1,7 @@
 //! PyTorch's random numbers on the CPU, for files that hold a seed in place of a frozen projection.
 //!
-//! The generator is MT19937 (Matsumoto and Nishimura 1998), seeded with the low 32 bits of the seed.
+//! The generator is MT19937 (Matsumoto and Nishimura 1998), seeded with the low 32 bits of the
+//! seed.
 
 const LENGTH: usize = 624;
 const SHIFT: usize = 397;

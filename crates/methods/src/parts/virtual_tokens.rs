@@ -1,7 +1,7 @@
 //! Virtual tokens: what prompt tuning and prefix tuning share.
 //!
-//! Their files hold one tensor, `prompt_embeddings`, a row for each virtual token, and HF PEFT writes
-//! into their configuration what it needs to know of the base.
+//! Their files hold one tensor, `prompt_embeddings`, a row for each virtual token, and HF PEFT
+//! writes into their configuration what it needs to know of the base.
 
 use epiphyte_models::Base;
 use serde_json::{Map, Value, json};

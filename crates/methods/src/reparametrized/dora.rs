@@ -1,15 +1,14 @@
 //! DoRA: LoRA that trains the length of each row of the weight apart from its direction.
 //!
-//! Liu, Wang, Yin, Molchanov, Wang, Cheng, Chen, "DoRA: Weight-Decomposed Low-Rank Adaptation", ICML
-//! 2024, arXiv 2402.09353, sections 4.1 and 4.3.
+//! Liu, Wang, Yin, Molchanov, Wang, Cheng, Chen, "DoRA: Weight-Decomposed Low-Rank Adaptation",
+//! ICML 2024, arXiv 2402.09353, sections 4.1 and 4.3.
 //!
-//! With `V = W + s B A` as in LoRA and `n: [out]` the lengths of V's rows, the weight is
-//! `diag(m / n) V`: `y = (m / n) ⊙ (x Wᵀ + s (x Aᵀ) Bᵀ) + b`. The trained `m: [out]` starts at the
-//! lengths of W's rows and `B` at zero, so nothing changes at first. `n` counts as a constant to
-//! gradients (section 4.3) and is computed once a step, without `V`:
-//! `n² = |W|² + 2 s B ⊙ (W Aᵀ) + s² (B A Aᵀ) ⊙ B`, summed over each row. With dropout d the correction
-//! sees the dropped input, as in HF PEFT:
-//! `y = x Wᵀ + b + (m / n - 1) ⊙ (d(x) Wᵀ) + (m / n) ⊙ s (d(x) Aᵀ) Bᵀ`.
+//! With `V = W + s B A` as in LoRA and `n: [out]` the lengths of V's rows, the weight is `diag(m /
+//! n) V`: `y = (m / n) ⊙ (x Wᵀ + s (x Aᵀ) Bᵀ) + b`. The trained `m: [out]` starts at the lengths of
+//! W's rows and `B` at zero, so nothing changes at first. `n` counts as a constant to gradients
+//! (section 4.3) and is computed once a step, without `V`: `n² = |W|² + 2 s B ⊙ (W Aᵀ) + s² (B A
+//! Aᵀ) ⊙ B`, summed over each row. With dropout d the correction sees the dropped input, as in HF
+//! PEFT: `y = x Wᵀ + b + (m / n - 1) ⊙ (d(x) Wᵀ) + (m / n) ⊙ s (d(x) Aᵀ) Bᵀ`.
 //!
 //! | | |
 //! | --- | --- |

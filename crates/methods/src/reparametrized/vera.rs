@@ -3,11 +3,11 @@
 //! Kopiczko, Blankevoort, Asano, "VeRA: Vector-based Random Matrix Adaptation", ICLR 2024, arXiv
 //! 2310.11454, section 3.
 //!
-//! `y = x Wᵀ + b + λ_b ⊙ ((λ_d ⊙ (dropout(x) Aᵀ)) Bᵀ)`, with `A` the first `in` columns of
-//! `vera_A: [r, max in]` and `B` the first `out` rows of `vera_B: [max out, r]`, where the maxima are
-//! over the targets. There is no scaling. `λ_d: [r]` starts at `d_initial`, `λ_b: [out]` at zero, so
-//! nothing changes at first. `A` and `B` are uniform in `±√(6 / fan in)`, drawn as HF PEFT draws them
-//! from `projection_prng_key`, so a file without them (`save_projection` false) is complete.
+//! `y = x Wᵀ + b + λ_b ⊙ ((λ_d ⊙ (dropout(x) Aᵀ)) Bᵀ)`, with `A` the first `in` columns of `vera_A:
+//! [r, max in]` and `B` the first `out` rows of `vera_B: [max out, r]`, where the maxima are over
+//! the targets. There is no scaling. `λ_d: [r]` starts at `d_initial`, `λ_b: [out]` at zero, so
+//! nothing changes at first. `A` and `B` are uniform in `±√(6 / fan in)`, drawn as HF PEFT draws
+//! them from `projection_prng_key`, so a file without them (`save_projection` false) is complete.
 //!
 //! | | |
 //! | --- | --- |

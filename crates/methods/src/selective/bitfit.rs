@@ -5,8 +5,8 @@
 //!
 //! `bitfit_components` = `all` trains every bias of the base, those of norms and of the pooler
 //! included, as the paper's code selects them (by the substring `bias`); `query-intermediate` is
-//! section 4.2's subset: the biases of the queries and of the intermediate layer, and, since the code
-//! adds it to any subset, the pooler's.
+//! section 4.2's subset: the biases of the queries and of the intermediate layer, and, since the
+//! code adds it to any subset, the pooler's.
 //!
 //! | | |
 //! | --- | --- |

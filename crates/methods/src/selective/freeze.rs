@@ -1,8 +1,8 @@
 //! Freeze: the last layers are trained, all below stay frozen.
 //!
-//! Lee, Tang, Lin, "What Would Elsa Do? Freezing Layers During Transformer Fine-Tuning", 2019, arXiv
-//! 1911.03090. As surveys define the method, the feed-forwards of the last `k` layers are trained;
-//! `freeze_trainable_modules` = `all` trains those layers whole. Keys are LLaMA-Factory's.
+//! Lee, Tang, Lin, "What Would Elsa Do? Freezing Layers During Transformer Fine-Tuning", 2019,
+//! arXiv 1911.03090. As surveys define the method, the feed-forwards of the last `k` layers are
+//! trained; `freeze_trainable_modules` = `all` trains those layers whole. Keys are LLaMA-Factory's.
 //!
 //! | | |
 //! | --- | --- |

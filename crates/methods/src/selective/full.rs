@@ -1,7 +1,7 @@
 //! Full fine-tuning: every tensor of the base is trained.
 //!
-//! The baseline that all methods are compared with. Trains, changes and stores every value; the file
-//! holds each tensor under its own name. Merging puts the trained tensors in place.
+//! The baseline that all methods are compared with. Trains, changes and stores every value; the
+//! file holds each tensor under its own name. Merging puts the trained tensors in place.
 
 use epiphyte_models::Base;
 

@@ -1,26 +1,28 @@
 //! Ladder side-tuning (LST): a small transformer that reads the states of the frozen base and is
 //! trained without any gradient or autodiff graph in the base.
 //!
-//! Sung, Cho, Bansal, "LST: Ladder Side-Tuning for Parameter and Memory Efficient Transfer Learning",
-//! NeurIPS 2022, arXiv 2206.06522, and the code that came with it (its `train_side_transformer`).
+//! Sung, Cho, Bansal, "LST: Ladder Side-Tuning for Parameter and Memory Efficient Transfer
+//! Learning", NeurIPS 2022, arXiv 2206.06522, and the code that came with it (its
+//! `train_side_transformer`).
 //!
-//! With `h_0 [tokens, d]` the input of the base's first layer and `h_i` the output of its layer `i`,
-//! `r` the reduction factor and side layers of the base layers' shape, each size but the number of
-//! heads divided by `r`:
+//! With `h_0 [tokens, d]` the input of the base's first layer and `h_i` the output of its layer
+//! `i`, `r` the reduction factor and side layers of the base layers' shape, each size but the
+//! number of heads divided by `r`:
 //!
 //! - `s = Down(h_0)`, `[tokens, d / r]`
 //! - for each layer `i` that has a side layer: `s = Side_i(μ_i s + (1 - μ_i) Down_i(h_i))` with
 //!   `μ_i = σ(α_i / 0.1)`, `α_i` starting at 0
-//! - the head reads `Up(Dropout(Norm(s)))`, `[tokens, d]`, in place of the base's final states; where
-//!   the base's norms come after the blocks, the last side layer has normalized and there is no `Norm`
+//! - the head reads `Up(Dropout(Norm(s)))`, `[tokens, d]`, in place of the base's final states;
+//!   where the base's norms come after the blocks, the last side layer has normalized and there is
+//!   no `Norm`
 //!
 //! `Down`, `Down_i` and `Up` have biases and start normal with standard deviation 0.01. Side layers
-//! start as parts of the base's layers ([structural pruning](crate::parts::structural_pruning)), by the
-//! magnitude of weights or, as in the paper, by their Fisher information on training examples; with
-//! `side_init` = `random` normal with standard deviation `1 / √in`.
+//! start as parts of the base's layers ([structural pruning](crate::parts::structural_pruning)), by
+//! the magnitude of weights or, as in the paper, by their Fisher information on training examples;
+//! with `side_init` = `random` normal with standard deviation `1 / √in`.
 //!
-//! The paper has no encoder classifiers of BERT's kind; here they read `Up(s)` by the ordinary pooler
-//! and the trained head.
+//! The paper has no encoder classifiers of BERT's kind; here they read `Up(s)` by the ordinary
+//! pooler and the trained head.
 //!
 //! | | |
 //! | --- | --- |
@@ -398,8 +400,8 @@ struct Fisher {
 }
 
 impl Fisher {
-    /// Sums the squared gradients of single examples' losses for every value of the base, and puts the
-    /// parts of the base with the largest sums in place.
+    /// Sums the squared gradients of single examples' losses for every value of the base, and puts
+    /// the parts of the base with the largest sums in place.
     fn initialize(
         &self,
         side_tensors: &Replaced,
@@ -753,8 +755,8 @@ mod tests {
         assert_eq!(slope.into_scalar::<f32>(), 2.5);
     }
 
-    /// With `r` = 1, projections that are the identity, closed gates, side layers that add nothing and
-    /// the base's final norm, the side network returns the base's states.
+    /// With `r` = 1, projections that are the identity, closed gates, side layers that add nothing
+    /// and the base's final norm, the side network returns the base's states.
     #[test]
     fn the_wiring_returns_the_bases_own_states() {
         let model = llama();
@@ -784,7 +786,8 @@ mod tests {
         assert_ne!(states(&model, &*method), states(&model, &Identity));
     }
 
-    /// The numbers of the reference's formula; its gates of layers without a side layer are left out.
+    /// The numbers of the reference's formula; its gates of layers without a side layer are left
+    /// out.
     #[test]
     fn counts_are_those_of_the_literature() {
         let bert_base = model(

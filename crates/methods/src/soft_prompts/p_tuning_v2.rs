@@ -3,10 +3,11 @@
 //! Liu, Ji, Fu, Tam, Du, Yang, Tang, "P-Tuning v2: Prompt Tuning Can Be Comparable to Fine-tuning
 //! Universally Across Scales and Tasks", ACL 2022, arXiv 2110.07602.
 //!
-//! The computation is that of [`prefix_tuning`](crate::soft_prompts::prefix_tuning), whose configuration it shares;
-//! the paper's code differs in the start, normal with standard deviation 0.02 (biases zero), in the
-//! dropout of 0.1 on keys and values, and in the optional network, whose hidden size is 512. Its
-//! learning rates, 0.005 and more, need that start. HF PEFT reads the files as `PREFIX_TUNING`.
+//! The computation is that of [`prefix_tuning`](crate::soft_prompts::prefix_tuning), whose
+//! configuration it shares; the paper's code differs in the start, normal with standard deviation
+//! 0.02 (biases zero), in the dropout of 0.1 on keys and values, and in the optional network, whose
+//! hidden size is 512. Its learning rates, 0.005 and more, need that start. HF PEFT reads the files
+//! as `PREFIX_TUNING`.
 //!
 //! | | |
 //! | --- | --- |
@@ -25,7 +26,8 @@ use crate::parts::virtual_tokens;
 use crate::soft_prompts::prefix_tuning::{PrefixTuningConfig, Variant};
 
 crate::settings! {
-    /// The settings of P-Tuning v2: those of Prefix-Tuning, other defaults where they are left open.
+    /// The settings of P-Tuning v2: those of Prefix-Tuning, other defaults where they are left
+    /// open.
     pub struct PTuningV2Config {
         ..prefix: PrefixTuningConfig = PrefixTuningConfig::default();
     }

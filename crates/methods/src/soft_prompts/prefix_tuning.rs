@@ -3,11 +3,11 @@
 //! Li and Liang, "Prefix-Tuning: Optimizing Continuous Prompts for Generation", ACL 2021, arXiv
 //! 2101.00190.
 //!
-//! In layer `l` attention runs over `[P_K; K]` and `[P_V; V]`, with `P_K, P_V: [p, kv]` and `kv` the
-//! width of all key heads together. As in HF PEFT, the text's own tokens start at position `p`, and
-//! rotary positions do not turn the prefix. Every query sees the whole prefix, but for models with a
-//! sliding window: there it stands at positions 0 to `p - 1`, and later tokens lose sight of it. A prefix
-//! of zeros is not the identity: it takes its share of the softmax.
+//! In layer `l` attention runs over `[P_K; K]` and `[P_V; V]`, with `P_K, P_V: [p, kv]` and `kv`
+//! the width of all key heads together. As in HF PEFT, the text's own tokens start at position `p`,
+//! and rotary positions do not turn the prefix. Every query sees the whole prefix, but for models
+//! with a sliding window: there it stands at positions 0 to `p - 1`, and later tokens lose sight of
+//! it. A prefix of zeros is not the identity: it takes its share of the softmax.
 //!
 //! `P: [p, 2 L kv]` holds keys and values of layer 0, then of layer 1, and so on. With
 //! `prefix_projection` it is not trained itself but is what a network makes of a small one while

@@ -1,19 +1,19 @@
 //! Prompt tuning: trained vectors in front of the input's embeddings.
 //!
-//! Lester, Al-Rfou, Constant, "The Power of Scale for Parameter-Efficient Prompt Tuning", EMNLP 2021,
-//! arXiv 2104.08691.
+//! Lester, Al-Rfou, Constant, "The Power of Scale for Parameter-Efficient Prompt Tuning", EMNLP
+//! 2021, arXiv 2104.08691.
 //!
 //! `E' = [P; E(x)]` with `P: [p, d]`: the layers see `p` tokens more. They take the first positions
-//! and segment 0, as in HF PEFT, so the text's own tokens move `p` positions on, and BERT's pooler reads
-//! the first virtual token. Language models have no loss on them; the last one predicts the text's
-//! first token. An encoder-decoder has them in front of the encoder's input only, as in the paper and,
-//! with `num_transformer_submodules` 1, in PEFT.
+//! and segment 0, as in HF PEFT, so the text's own tokens move `p` positions on, and BERT's pooler
+//! reads the first virtual token. Language models have no loss on them; the last one predicts the
+//! text's first token. An encoder-decoder has them in front of the encoder's input only, as in the
+//! paper and, with `num_transformer_submodules` 1, in PEFT.
 //!
 //! `P` starts normal with standard deviation one (`RANDOM`, far from real embeddings and slow to
-//! train), as rows of the word embeddings drawn with replacement (`SAMPLE_VOCAB`), as those of a text,
-//! repeated or cut to length (`TEXT`), or, section 3.2 of the paper, with a row for each class label,
-//! the mean of the label's tokens, and the rest drawn (`LABELS`). A base knows no tokenizer: whoever
-//! has one turns texts into token numbers.
+//! train), as rows of the word embeddings drawn with replacement (`SAMPLE_VOCAB`), as those of a
+//! text, repeated or cut to length (`TEXT`), or, section 3.2 of the paper, with a row for each
+//! class label, the mean of the label's tokens, and the rest drawn (`LABELS`). A base knows no
+//! tokenizer: whoever has one turns texts into token numbers.
 //!
 //! | | |
 //! | --- | --- |

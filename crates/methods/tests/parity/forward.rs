@@ -60,8 +60,8 @@ pub(crate) fn check(base: &Base, differences: &mut Vec<String>) {
     same(&format!("hidden_states/{layers}"), &last);
 }
 
-/// Keeps the states that enter each layer, and those that leave the last; of an encoder-decoder also
-/// the encoder's output.
+/// Keeps the states that enter each layer, and those that leave the last; of an encoder-decoder
+/// also the encoder's output.
 #[derive(Default)]
 struct States {
     entering: Mutex<Vec<Vec<f32>>>,

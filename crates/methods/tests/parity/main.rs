@@ -6,9 +6,9 @@
 //! | the gradient of every trained tensor | 1e-3 of the tensor's largest gradient |
 //! | every trained tensor after five AdamW steps | 1e-3, absolute |
 //!
-//! The golden numbers were computed in f64. Where a gradient is zero in theory (`zero_gradient`), it is
-//! 1e-3 of the case's largest gradient, and where AdamW takes such a tensor, or a part of a vector
-//! (`zero_gradient_parts`), is not compared.
+//! The golden numbers were computed in f64. Where a gradient is zero in theory (`zero_gradient`),
+//! it is 1e-3 of the case's largest gradient, and where AdamW takes such a tensor, or a part of a
+//! vector (`zero_gradient_parts`), is not compared.
 #![expect(clippy::print_stdout, reason = "the tests say how much they covered")]
 
 mod case;

@@ -1,5 +1,5 @@
-//! What must give the same result: a start that changes nothing, a merged model, dropout that is off,
-//! what the file holds.
+//! What must give the same result: a start that changes nothing, a merged model, dropout that is
+//! off, what the file holds.
 
 use std::collections::BTreeMap;
 
@@ -113,8 +113,8 @@ fn a_saved_adapter_gives_the_same_outputs_when_it_is_loaded() {
     });
 }
 
-/// An adapter whose promises are forced off: it says that it acts everywhere, from the first layer on,
-/// and reads all rows.
+/// An adapter whose promises are forced off: it says that it acts everywhere, from the first layer
+/// on, and reads all rows.
 struct NoPromises<'a>(&'a AdapterModule);
 
 impl Adapter for NoPromises<'_> {

@@ -6,8 +6,8 @@ use epiphyte_ops::random;
 
 use crate::support::{everywhere, perturb, to_vec};
 
-/// Each tensor is moved along its gradient, where the slope of the loss is the gradient's length, and
-/// along a random direction. Four points give the slope up to the fourth power of the step.
+/// Each tensor is moved along its gradient, where the slope of the loss is the gradient's length,
+/// and along a random direction. Four points give the slope up to the fourth power of the step.
 #[test]
 fn gradients_are_the_slopes_of_the_loss() {
     everywhere(|name, _, on, module| {
@@ -32,7 +32,8 @@ fn gradients_are_the_slopes_of_the_loss() {
                     .iter()
                     .map(|d| (f64::from(*d) / norm) as f32)
                     .collect();
-                // Where the loss is steep it also bends; where it is flat a longer step rounds less.
+                // Where the loss is steep it also bends; where it is flat a longer step rounds
+                // less.
                 let step = match on.is_noise(param) {
                     true => 0.1,
                     false => 0.01 / length.max(1.0) as f32,
@@ -48,8 +49,8 @@ fn gradients_are_the_slopes_of_the_loss() {
                 let expected = dot(gradient, &unit);
                 let is_near = |slope: f64| (slope - expected).abs() < 2e-3 * length + 2e-5;
                 let found = slope(param, &unit, step, loss);
-                // A step may cross the corner of a ReLU, which a shorter one does not reach; rounding
-                // may spoil it, which spoils a longer one less.
+                // A step may cross the corner of a ReLU, which a shorter one does not reach;
+                // rounding may spoil it, which spoils a longer one less.
                 let near = is_near(found)
                     || is_near(slope(param, &unit, step / 32.0, loss))
                     || is_near(slope(param, &unit, step * 4.0, loss));

@@ -1,4 +1,5 @@
-//! Small models of every family with nothing at zero, a batch for them, and every registered method.
+//! Small models of every family with nothing at zero, a batch for them, and every registered
+//! method.
 
 use burn::tensor::{Device, Tensor};
 use epiphyte_io::safetensors_file::write_f32;
@@ -53,7 +54,8 @@ pub(crate) fn llama() -> TestModel {
 }
 
 impl TestModel {
-    /// A model of which no bias is zero and no norm's scale is one; none if the family has no such head.
+    /// A model of which no bias is zero and no norm's scale is one; none if the family has no such
+    /// head.
     fn new(config: &Value, head: HeadKind) -> Option<Self> {
         let text = config.to_string();
         let device = Device::default();
@@ -99,8 +101,8 @@ impl TestModel {
         gradients
     }
 
-    /// Logits of the batch, or final hidden states where there is no classification head. With keys,
-    /// dropout is on.
+    /// Logits of the batch, or final hidden states where there is no classification head. With
+    /// keys, dropout is on.
     pub(crate) fn output(&self, adapter: &dyn Adapter, keys: Option<Vec<u64>>) -> Vec<f32> {
         let batch = TestBatch::new(&self.model, keys);
         to_vec(match self.head {
@@ -109,8 +111,8 @@ impl TestModel {
         })
     }
 
-    /// Whether the gradient of a parameter is only rounding noise: a key's bias where positions are not
-    /// rotary, since adding the same to all keys moves all scores of a query alike.
+    /// Whether the gradient of a parameter is only rounding noise: a key's bias where positions are
+    /// not rotary, since adding the same to all keys moves all scores of a query alike.
     pub(crate) fn is_noise(&self, param: &Param) -> bool {
         let base = self.model.base();
         let rotary = base.layer_shapes().iter().any(|it| it.attention.rotary);
@@ -227,8 +229,8 @@ pub(crate) fn cases() -> Vec<Case> {
     cases.collect()
 }
 
-/// Runs `check` for every case on every model that the method can act on. A method that cannot act on
-/// one must say why.
+/// Runs `check` for every case on every model that the method can act on. A method that cannot act
+/// on one must say why.
 pub(crate) fn everywhere(check: impl Fn(&str, &Case, &TestModel, AdapterModule)) {
     for on in models() {
         for case in cases() {

@@ -1,9 +1,9 @@
 //! One or several adapters over one base in one forward pass.
 //!
 //! Each adapter has its own sequences. All rows are in one matrix, so that the products with frozen
-//! matrices are shared; where an adapter acts, the rows are split by adapter, each adapter does with its
-//! own what it would do alone, and the results are concatenated. A row's result in a frozen product does
-//! not depend on the other rows, so each adapter gets what it would get alone.
+//! matrices are shared; where an adapter acts, the rows are split by adapter, each adapter does
+//! with its own what it would do alone, and the results are concatenated. A row's result in a
+//! frozen product does not depend on the other rows, so each adapter gets what it would get alone.
 
 use std::ops::Range;
 

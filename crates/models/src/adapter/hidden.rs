@@ -22,8 +22,8 @@ pub struct Hidden {
 
 /// States that travel with the residual stream until a later layer reads them.
 ///
-/// Gradients reach whoever made them: each layer has its own autodiff graph, and a stream's gradient
-/// is passed from graph to graph as that of the residual stream is.
+/// Gradients reach whoever made them: each layer has its own autodiff graph, and a stream's
+/// gradient is passed from graph to graph as that of the residual stream is.
 #[derive(Clone, Debug)]
 pub struct Stream {
     /// Its name, unique among the streams of one owner.
@@ -56,8 +56,8 @@ impl Hidden {
         }
     }
 
-    /// The same with the rows' rotary angles, positions counted from `offset`: for a layer whose heads
-    /// are not of the base's size.
+    /// The same with the rows' rotary angles, positions counted from `offset`: for a layer whose
+    /// heads are not of the base's size.
     #[must_use]
     pub fn with_rotary(self, rotary: &RotaryEmbedding, offset: usize) -> Self {
         Self {
@@ -97,7 +97,8 @@ impl Hidden {
         self.carried.iter().find(|stream| stream.name == name)
     }
 
-    /// Selects rows of the residual stream, in ascending order. Only valid after the last attention.
+    /// Selects rows of the residual stream, in ascending order. Only valid after the last
+    /// attention.
     #[must_use]
     pub fn select_rows(&self, rows: &[usize]) -> Self {
         if rows.len() == self.rows.tokens() {

@@ -1,8 +1,9 @@
 //! The boundary between models and methods: the trait that models call and methods implement.
 //!
 //! A model never depends on a concrete fine-tuning method. At every place where some method of the
-//! field acts it calls a hook of [`Adapter`]; each hook does nothing by default, and a method overrides
-//! the one or two that it needs. Adding a method touches no model, adding a model touches no method.
+//! field acts it calls a hook of [`Adapter`]; each hook does nothing by default, and a method
+//! overrides the one or two that it needs. Adding a method touches no model, adding a model touches
+//! no method.
 //!
 //! | hook | methods that use it |
 //! | --- | --- |
@@ -18,8 +19,9 @@
 //! | [`Adapter::final_norm`] | side networks with a norm of their own |
 //!
 //! Four more functions are promises that save work and change no result: [`Adapter::uses`],
-//! [`Adapter::first_layer`], [`Adapter::mixes_rows`] and [`Adapter::needs_base_pass`]. A test runs every
-//! method with the first three set to their most pessimistic answer and expects the same bytes.
+//! [`Adapter::first_layer`], [`Adapter::mixes_rows`] and [`Adapter::needs_base_pass`]. A test runs
+//! every method with the first three set to their most pessimistic answer and expects the same
+//! bytes.
 
 mod batch;
 mod hidden;
@@ -104,9 +106,9 @@ pub enum Hook<'a> {
 
 /// What a fine-tuning method does during a forward pass, one function for each hook.
 ///
-/// Trained tensors must be returned as they are now (tracked by autodiff during training): the model
-/// calls the hook again in every forward pass, and once more when gradient checkpointing recomputes a
-/// layer. A hook must give the same result for the same context.
+/// Trained tensors must be returned as they are now (tracked by autodiff during training): the
+/// model calls the hook again in every forward pass, and once more when gradient checkpointing
+/// recomputes a layer. A hook must give the same result for the same context.
 pub trait Adapter: Send + Sync {
     /// The tensor that stands in for the base's tensor `name`; it has the same number of values.
     ///
@@ -198,8 +200,8 @@ pub trait Adapter: Send + Sync {
         hidden
     }
 
-    /// The norm after the last layer, for families that have one; a side network whose states have been
-    /// normalized returns them as they are.
+    /// The norm after the last layer, for families that have one; a side network whose states have
+    /// been normalized returns them as they are.
     fn final_norm(
         &self,
         states: Tensor<2>,
@@ -209,20 +211,20 @@ pub trait Adapter: Send + Sync {
         norm(states)
     }
 
-    /// The lowest layer in which the adapter does anything: states before it are the base's own, and no
-    /// gradient reaches layers below it. 0 if it acts on the embeddings.
+    /// The lowest layer in which the adapter does anything: states before it are the base's own,
+    /// and no gradient reaches layers below it. 0 if it acts on the embeddings.
     fn first_layer(&self) -> usize {
         0
     }
 
-    /// Whether the adapter does anything at a hook. If not, a batch that several adapters share need
-    /// not be split there.
+    /// Whether the adapter does anything at a hook. If not, a batch that several adapters share
+    /// need not be split there.
     fn uses(&self, _hook: Hook<'_>) -> bool {
         true
     }
 
-    /// Whether the adapter's hooks after the attention of this layer read several rows of a sequence
-    /// at once. If so, the layer computes all rows, not only those that the head reads.
+    /// Whether the adapter's hooks after the attention of this layer read several rows of a
+    /// sequence at once. If so, the layer computes all rows, not only those that the head reads.
     fn mixes_rows(&self, _layer: usize) -> bool {
         false
     }

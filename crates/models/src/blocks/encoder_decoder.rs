@@ -1,8 +1,8 @@
 //! Two stacks of layers: an encoder, and a decoder that reads the encoder's output.
 //!
-//! Layers are numbered through, the decoder's after the encoder's. The decoder's embedded tokens travel
-//! as the stream [`DECODER_STREAM`] until the encoder is done; then they become the residual stream, and
-//! the encoder's output travels as [`ENCODER_STREAM`] to every layer of the decoder.
+//! Layers are numbered through, the decoder's after the encoder's. The decoder's embedded tokens
+//! travel as the stream [`DECODER_STREAM`] until the encoder is done; then they become the residual
+//! stream, and the encoder's output travels as [`ENCODER_STREAM`] to every layer of the decoder.
 
 use epiphyte_ops::{IGNORED, Sequences, dropout};
 
@@ -101,8 +101,8 @@ impl Backbone for EncoderDecoder {
         self.has_dropout
     }
 
-    /// Without tokens for the decoder, it reads those of the encoder shifted right, as in transformers'
-    /// classifiers.
+    /// Without tokens for the decoder, it reads those of the encoder shifted right, as in
+    /// transformers' classifiers.
     fn embed(&self, entry: &Entry<'_>) -> Hidden {
         let tokens = entry.tokens;
         let input = EmbeddingInput {

@@ -109,8 +109,8 @@ impl Linear {
         &self.site
     }
 
-    /// The layer as the batch's adapters have it. The product with the frozen weight is shared by all
-    /// adapters that leave the weight in place.
+    /// The layer as the batch's adapters have it. The product with the frozen weight is shared by
+    /// all adapters that leave the weight in place.
     ///
     /// # Shapes
     /// - `x`: `[tokens, in]`

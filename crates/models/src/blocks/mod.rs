@@ -1,7 +1,8 @@
 //! The blocks that families are built of.
 //!
-//! A family describes its layers as [`LayerShape`] and names their tensors in [`LayerNames`]; [`Layer`]
-//! is the computation, with every adapter hook at its place. What families differ in is data here.
+//! A family describes its layers as [`LayerShape`] and names their tensors in [`LayerNames`];
+//! [`Layer`] is the computation, with every adapter hook at its place. What families differ in is
+//! data here.
 
 mod attention;
 mod embeddings;

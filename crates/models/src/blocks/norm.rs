@@ -17,7 +17,8 @@ pub struct Norm {
 }
 
 impl Norm {
-    /// The norm whose tensors are `{path}.weight` and, for layer norm, `{path}.bias`, `[size]` each.
+    /// The norm whose tensors are `{path}.weight` and, for layer norm, `{path}.bias`, `[size]`
+    /// each.
     pub fn build(builder: &mut Builder<'_>, path: &str, size: usize, shape: NormShape) -> Self {
         Self {
             weight: builder.norm_vector(&format!("{path}.weight"), size),

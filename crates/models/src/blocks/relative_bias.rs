@@ -7,8 +7,8 @@ use super::Matrix;
 use crate::adapter::{Adapter, Hook};
 use crate::builder::Builder;
 
-/// What is added to the score of a query and a key: a value for each head that depends on the distance
-/// between them alone. Distances share buckets, near ones have their own.
+/// What is added to the score of a query and a key: a value for each head that depends on the
+/// distance between them alone. Distances share buckets, near ones have their own.
 #[derive(Clone, Debug)]
 pub struct RelativeBias {
     /// `[buckets, heads]`

@@ -74,8 +74,8 @@ impl Labels {
         self.names.iter().position(|it| it == name)
     }
 
-    /// As transformers reads them: `id2label`, unless `num_labels` contradicts it; two classes where
-    /// there is neither.
+    /// As transformers reads them: `id2label`, unless `num_labels` contradicts it; two classes
+    /// where there is neither.
     pub(crate) fn from_json(json: &JsonObject) -> Result<Self, ModelError> {
         let id2label: Option<BTreeMap<String, String>> = json.get("id2label", None)?;
         let num_labels: Option<usize> = json.get("num_labels", None)?;

@@ -1,9 +1,9 @@
 //! `config.json`, key by key: what the configurations of several families read in the same way.
 //!
 //! Keys, defaults and their meaning are those of transformers 5.23; old spellings that its releases
-//! still read (`rope_scaling` with `type`) are read here too. Values that would make the model compute
-//! something else than it computes here (another position embedding, a quantized base) are errors,
-//! never ignored. Keys that do not change the numbers are.
+//! still read (`rope_scaling` with `type`) are read here too. Values that would make the model
+//! compute something else than it computes here (another position embedding, a quantized base) are
+//! errors, never ignored. Keys that do not change the numbers are.
 
 mod labels;
 mod rope;

@@ -1,7 +1,7 @@
 //! BERT and models of its architecture, such as MiniLM (Devlin et al. 2019, arXiv 1810.04805).
 //!
-//! Encoder with the norm after the residual addition: `x₁ = LN(x + Attn(x))`, `x₂ = LN(x₁ + FF(x₁))`.
-//! Tensor names are those of Hugging Face's `BertForSequenceClassification`.
+//! Encoder with the norm after the residual addition: `x₁ = LN(x + Attn(x))`, `x₂ = LN(x₁ +
+//! FF(x₁))`. Tensor names are those of Hugging Face's `BertForSequenceClassification`.
 
 use epiphyte_ops::Activation;
 use serde_json::json;

@@ -1,7 +1,7 @@
 //! GPT-2 (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners").
 //!
-//! Decoder with layer norms before the blocks and learned positions: `x₁ = x + Attn(LN(x))`,
-//! `x₂ = x₁ + FF(LN(x₁))`. Queries, keys and values come from one linear layer, and the weights of all
+//! Decoder with layer norms before the blocks and learned positions: `x₁ = x + Attn(LN(x))`, `x₂ =
+//! x₁ + FF(LN(x₁))`. Queries, keys and values come from one linear layer, and the weights of all
 //! linear layers are stored as `[in, out]` (`Conv1D`). Tensor names are those of Hugging Face's
 //! `GPT2LMHeadModel` and `GPT2ForSequenceClassification`.
 
@@ -441,8 +441,8 @@ mod tests {
         assert!(!rules.may_ignore("transformer.h.0.attn.c_attn.bias"));
     }
 
-    /// `GPT2Model` saves names without `transformer.`, older releases save masks, `GPT2LMHeadModel` saves
-    /// the tied head or leaves it out: all are the same model.
+    /// `GPT2Model` saves names without `transformer.`, older releases save masks, `GPT2LMHeadModel`
+    /// saves the tied head or leaves it out: all are the same model.
     #[test]
     fn names_with_and_without_prefix_are_the_same_model() {
         let config = (FAMILY.examples)().remove(0);

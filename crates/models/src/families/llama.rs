@@ -1,13 +1,13 @@
 //! The Llama family: Llama, Mistral and Qwen2.
 //!
-//! Decoder with norms before the blocks (Touvron et al. 2023): `x₁ = x + Attn(N(x))`,
-//! `x₂ = x₁ + FF(N(x₁))` with RMS norms, rotary positions, grouped heads and a gated feed-forward.
-//! Tensor names are those of Hugging Face's `LlamaForCausalLM` and `LlamaForSequenceClassification`.
+//! Decoder with norms before the blocks (Touvron et al. 2023): `x₁ = x + Attn(N(x))`, `x₂ = x₁ +
+//! FF(N(x₁))` with RMS norms, rotary positions, grouped heads and a gated feed-forward. Tensor
+//! names are those of Hugging Face's `LlamaForCausalLM` and `LlamaForSequenceClassification`.
 //!
 //! The members differ in defaults, in which linear layers have a bias and in which layers have a
-//! sliding window (transformers' `models/{llama,mistral,qwen2}/configuration_*.py`). They are read into
-//! one form, in which those differences are plain values: model code never asks which of the three it
-//! is.
+//! sliding window (transformers' `models/{llama,mistral,qwen2}/configuration_*.py`). They are read
+//! into one form, in which those differences are plain values: model code never asks which of the
+//! three it is.
 
 use epiphyte_ops::Activation;
 use serde_json::json;
@@ -272,8 +272,8 @@ fn head_dim(
     }
 }
 
-/// The window of every layer: Mistral has one for all, Qwen2 where `layer_types` says so or, without
-/// that, from layer `max_window_layers` on, and only with `use_sliding_window`.
+/// The window of every layer: Mistral has one for all, Qwen2 where `layer_types` says so or,
+/// without that, from layer `max_window_layers` on, and only with `use_sliding_window`.
 fn sliding_windows(
     json: &JsonObject,
     kind: LlamaKind,

@@ -1,7 +1,7 @@
 //! Model families: one file each, and the table that lists them.
 //!
-//! A family reads its `config.json`, builds its backbone of [blocks](crate::blocks) and its head, and
-//! says how its checkpoints name tensors. Adding one touches its own file and its line in
+//! A family reads its `config.json`, builds its backbone of [blocks](crate::blocks) and its head,
+//! and says how its checkpoints name tensors. Adding one touches its own file and its line in
 //! [`FAMILIES`].
 
 pub mod bert;

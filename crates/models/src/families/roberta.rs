@@ -1,9 +1,9 @@
-//! RoBERTa (Liu et al. 2019, arXiv 1907.11692), XLM-RoBERTa (Conneau et al. 2020, arXiv 1911.02116) and
-//! CamemBERT (Martin et al. 2020, arXiv 1911.03894).
+//! RoBERTa (Liu et al. 2019, arXiv 1907.11692), XLM-RoBERTa (Conneau et al. 2020, arXiv 1911.02116)
+//! and CamemBERT (Martin et al. 2020, arXiv 1911.03894).
 //!
-//! BERT's encoder with two differences. Positions begin behind the padding token's: the first token's
-//! is `pad_token_id + 1`, so a table of `max_position_embeddings` rows reads as many tokens less
-//! `pad_token_id + 1`. The classification head, which a task trains whole, is
+//! BERT's encoder with two differences. Positions begin behind the padding token's: the first
+//! token's is `pad_token_id + 1`, so a table of `max_position_embeddings` rows reads as many tokens
+//! less `pad_token_id + 1`. The classification head, which a task trains whole, is
 //! `out_proj(dropout(tanh(dense(dropout(x₀)))))`, without BERT's pooler. Tensor names are those of
 //! Hugging Face's `RobertaForSequenceClassification`.
 

@@ -1,9 +1,9 @@
-//! T5 and mT5: encoder-decoders with relative positions (Raffel et al. 2020, arXiv 1910.10683; Xue et
-//! al. 2021, arXiv 2010.11934).
+//! T5 and mT5: encoder-decoders with relative positions (Raffel et al. 2020, arXiv 1910.10683; Xue
+//! et al. 2021, arXiv 2010.11934).
 //!
-//! Norms come before the blocks and are RMS norms; no linear layer has a bias. Attention scores are not
-//! scaled but biased by the distance of query and key: each stack has one table of biases, stored with
-//! its first layer and used in all. Cross-attention has no such bias.
+//! Norms come before the blocks and are RMS norms; no linear layer has a bias. Attention scores are
+//! not scaled but biased by the distance of query and key: each stack has one table of biases,
+//! stored with its first layer and used in all. Cross-attention has no such bias.
 //!
 //! | | T5 1.0 | T5 1.1, Flan-T5 | mT5 |
 //! | --- | --- | --- | --- |
@@ -11,8 +11,8 @@
 //! | language model's head | the word embeddings, over states scaled by 1/√hidden | own | own |
 //!
 //! Tensor names are those of Hugging Face's `T5ForConditionalGeneration` and, below `transformer.`,
-//! `T5ForSequenceClassification`. The latter reads the input text in its decoder too and classifies by
-//! the state of its last token, which is `</s>`.
+//! `T5ForSequenceClassification`. The latter reads the input text in its decoder too and classifies
+//! by the state of its last token, which is `</s>`.
 
 use epiphyte_ops::Activation;
 use serde_json::json;
@@ -36,8 +36,8 @@ use crate::model::Model;
 pub(super) const FAMILY: Family = Family {
     name: "T5, Flan-T5, mT5",
     model_types: &["t5", "mt5"],
-    // Heads of 3 make the queries' size 12, unlike the hidden size; the stacks differ in depth. GELU,
-    // since finite differences, with which gradients are tested, stumble over ReLU's corner.
+    // Heads of 3 make the queries' size 12, unlike the hidden size; the stacks differ in depth.
+    // GELU, since finite differences, with which gradients are tested, stumble over ReLU's corner.
     examples: || {
         let small = json!({
             "model_type": "t5", "vocab_size": 30, "d_model": 16, "d_kv": 3, "d_ff": 24,
@@ -216,7 +216,8 @@ impl T5Config {
             decoder_start_token_id: start,
             labels: Labels::from_json(json)?,
         };
-        // Each direction of the encoder has half of the buckets, half of which hold one distance each.
+        // Each direction of the encoder has half of the buckets, half of which hold one distance
+        // each.
         if config.relative_attention_num_buckets < 4 {
             let problem = format!("{} is below 4", config.relative_attention_num_buckets);
             return Err(json.invalid("relative_attention_num_buckets", problem));
@@ -225,8 +226,8 @@ impl T5Config {
     }
 }
 
-/// Activation and gate: `relu`, `gated-gelu`, or `gated-` before another activation. GELU behind a gate
-/// is its tanh approximation.
+/// Activation and gate: `relu`, `gated-gelu`, or `gated-` before another activation. GELU behind a
+/// gate is its tanh approximation.
 fn feed_forward(json: &JsonObject, default: &str) -> Result<(Activation, bool), ModelError> {
     let key = "feed_forward_proj";
     let name: String = json.get(key, default.to_owned())?;

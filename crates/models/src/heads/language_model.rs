@@ -17,8 +17,8 @@ pub struct LanguageModelHead {
 }
 
 impl LanguageModelHead {
-    /// The layer `lm_head`: over the word embeddings if it is tied to them, else with a weight of its
-    /// own.
+    /// The layer `lm_head`: over the word embeddings if it is tied to them, else with a weight of
+    /// its own.
     pub(crate) fn build(
         b: &mut Builder<'_>,
         words: &Matrix,

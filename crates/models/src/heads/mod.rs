@@ -55,8 +55,8 @@ pub enum Head {
 }
 
 impl Head {
-    /// The head of a decoder: `score` on the last token, or `lm_head`, which may be tied to the word
-    /// embeddings.
+    /// The head of a decoder: `score` on the last token, or `lm_head`, which may be tied to the
+    /// word embeddings.
     pub(crate) fn of_decoder(
         b: &mut Builder<'_>,
         kind: HeadKind,

@@ -5,10 +5,11 @@
 //! {"event":"evaluation","step":100,"epoch":0.5,"metrics":{"accuracy":0.81,"loss":0.44},"is_best":true,"elapsed":43.0}
 //! ```
 //!
-//! A line is written in one piece when it is appended, so that a kill loses at most the line it tears.
-//! [`Journal::resume`] cuts the file back to the step of the checkpoint from which a run goes on: steps
-//! that are trained again are not logged twice. For that the trainer appends everything about a step,
-//! its evaluation too, and calls [`Journal::sync`], before it saves the checkpoint of that step.
+//! A line is written in one piece when it is appended, so that a kill loses at most the line it
+//! tears. [`Journal::resume`] cuts the file back to the step of the checkpoint from which a run
+//! goes on: steps that are trained again are not logged twice. For that the trainer appends
+//! everything about a step, its evaluation too, and calls [`Journal::sync`], before it saves the
+//! checkpoint of that step.
 //!
 //! NaN and the infinities, which JSON does not have, are written as `null` and read back as NaN.
 
@@ -104,8 +105,8 @@ impl Journal {
         })
     }
 
-    /// Goes on with the journal at `path` as it was after optimizer step `step`: later records and a last
-    /// line torn by a kill are cut off. Begins a new one if there is none.
+    /// Goes on with the journal at `path` as it was after optimizer step `step`: later records and
+    /// a last line torn by a kill are cut off. Begins a new one if there is none.
     ///
     /// # Errors
     /// [`JournalError::InvalidLine`] if a line other than a torn last one is no record, or
@@ -144,7 +145,8 @@ impl Journal {
             .map_err(FileError::at("write", &self.path))
     }
 
-    /// Forces what was appended to the disk, so that a checkpoint never outlives its log in a power cut.
+    /// Forces what was appended to the disk, so that a checkpoint never outlives its log in a power
+    /// cut.
     ///
     /// # Errors
     /// [`FileError`] if the system reports that it could not.
@@ -316,8 +318,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
-        /// A run of `total` steps with an evaluation every third, killed with `logged` steps and a part of
-        /// the next line in the log, resumed from the checkpoint of step `saved`.
+        /// A run of `total` steps with an evaluation every third, killed with `logged` steps and a
+        /// part of the next line in the log, resumed from the checkpoint of step `saved`.
         #[test]
         fn a_killed_and_resumed_journal_equals_an_uninterrupted_one(
             total in 1_u64..20,

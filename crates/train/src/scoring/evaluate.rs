@@ -53,8 +53,8 @@ impl std::fmt::Debug for Evaluation<'_> {
     }
 }
 
-/// Logits of every sequence of a data set, in the order of the file: `[sequences][outputs]`. `observer`
-/// hears of every batch.
+/// Logits of every sequence of a data set, in the order of the file: `[sequences][outputs]`.
+/// `observer` hears of every batch.
 ///
 /// # Errors
 /// If an example does not fit the model, or a logit is not finite.
@@ -94,8 +94,8 @@ pub fn predict(
 
 /// The mean loss over all target tokens of a data set.
 ///
-/// Layers run over micro-batches; the loss is computed once for each batch, from the rows that it reads,
-/// so that the size of micro-batches does not change how it is rounded.
+/// Layers run over micro-batches; the loss is computed once for each batch, from the rows that it
+/// reads, so that the size of micro-batches does not change how it is rounded.
 ///
 /// # Errors
 /// If an example does not fit the model, or there is no target.

@@ -1,8 +1,8 @@
 //! The scores of an evaluation.
 //!
-//! Definitions and degenerate cases are those of scikit-learn and SciPy, which GLUE's own metrics call:
-//! a precision, recall, F1 or Matthews correlation with nothing to divide by is 0; a Pearson or Spearman
-//! correlation with a constant, or of fewer than two examples, is undefined and NaN.
+//! Definitions and degenerate cases are those of scikit-learn and SciPy, which GLUE's own metrics
+//! call: a precision, recall, F1 or Matthews correlation with nothing to divide by is 0; a Pearson
+//! or Spearman correlation with a constant, or of fewer than two examples, is undefined and NaN.
 //!
 //! | key | measured for | definition |
 //! | --- | --- | --- |
@@ -36,8 +36,8 @@ pub use confusion::{ClassScores, ConfusionMatrix};
 
 /// Named scores, in alphabetical order.
 ///
-/// In JSON a map from name to number; NaN and the infinities, which JSON does not have, are written as
-/// `null` and read back as NaN.
+/// In JSON a map from name to number; NaN and the infinities, which JSON does not have, are written
+/// as `null` and read back as NaN.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(
     from = "BTreeMap<String, Option<f64>>",
@@ -95,12 +95,14 @@ impl From<Metrics> for BTreeMap<String, Option<f64>> {
     }
 }
 
-/// `accuracy`, `f1`, `precision`, `recall`, `matthews` and, for more than two classes, `f1_weighted`.
+/// `accuracy`, `f1`, `precision`, `recall`, `matthews` and, for more than two classes,
+/// `f1_weighted`.
 ///
 /// `predictions` and `labels` hold one class index in `0..classes` per example.
 ///
 /// # Errors
-/// [`MetricError`] if there are no examples, the lengths differ, or a class is outside `0..classes`.
+/// [`MetricError`] if there are no examples, the lengths differ, or a class is outside
+/// `0..classes`.
 pub fn classification(
     predictions: &[usize],
     labels: &[usize],
@@ -187,7 +189,8 @@ fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
     values.sum::<f64>() / count
 }
 
-/// The Pearson correlation of two finite samples of equal length, computed as `scipy.stats.pearsonr` does.
+/// The Pearson correlation of two finite samples of equal length, computed as
+/// `scipy.stats.pearsonr` does.
 fn pearson(x: &[f64], y: &[f64]) -> f64 {
     let is_constant = |values: &[f64]| values.iter().all(|value| *value == values[0]);
     if x.len() < 2 || is_constant(x) || is_constant(y) {
@@ -198,7 +201,8 @@ fn pearson(x: &[f64], y: &[f64]) -> f64 {
     correlation.clamp(-1.0, 1.0)
 }
 
-/// The sample minus its mean, divided by its length as a vector; scaled first, so that no square overflows.
+/// The sample minus its mean, divided by its length as a vector; scaled first, so that no square
+/// overflows.
 fn standardised(values: &[f64]) -> Vec<f64> {
     let mean = mean(values.iter().copied());
     let centred: Vec<f64> = values.iter().map(|value| value - mean).collect();

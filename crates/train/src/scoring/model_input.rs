@@ -10,12 +10,12 @@ use crate::TrainError;
 // The data and the losses name the label that does not count independently of each other.
 const _: () = assert!(epiphyte_data::IGNORED == epiphyte_ops::IGNORED);
 
-/// About how many tokens a micro-batch holds on a processor, if the run does not say. Products with this
-/// many rows are as fast as with more, and saved activations are in proportion to them.
+/// About how many tokens a micro-batch holds on a processor, if the run does not say. Products with
+/// this many rows are as fast as with more, and saved activations are in proportion to them.
 const MICRO_BATCH_TOKENS: usize = 512;
 
-/// About how many tokens a micro-batch holds: as many as are `set`, else what suits the device. A GPU
-/// takes a batch whole.
+/// About how many tokens a micro-batch holds: as many as are `set`, else what suits the device. A
+/// GPU takes a batch whole.
 pub(crate) fn micro_batch_tokens(set: Option<usize>, device: &Device) -> usize {
     set.unwrap_or_else(|| match on_processor(device) {
         true => MICRO_BATCH_TOKENS,
@@ -44,8 +44,8 @@ impl<'a> ModelInput<'a> {
         Self::with_sequences(model, batch, sequences.with_keys(keys))
     }
 
-    /// An encoder-decoder's decoder reads the target text shifted right; without a target text, as in
-    /// classification, the source text.
+    /// An encoder-decoder's decoder reads the target text shifted right; without a target text, as
+    /// in classification, the source text.
     fn with_sequences(model: &Model, batch: &'a Batch, sequences: Sequences) -> Self {
         let (labels, boundaries) = match &batch.targets {
             Targets::Sequences(target) => (target.labels.clone(), target.boundaries.clone()),
@@ -93,8 +93,8 @@ pub(crate) fn targets(batch: &Batch) -> Option<epiphyte_models::Targets<'_>> {
     }
 }
 
-/// The longest example for which the model has positions in addition to those that the adapter takes;
-/// none if positions are unlimited.
+/// The longest example for which the model has positions in addition to those that the adapter
+/// takes; none if positions are unlimited.
 pub(crate) fn longest_example(model: &Model, adapter: &dyn Adapter) -> Option<usize> {
     let limit = model.base().dimensions.max_positions?;
     Some(limit.saturating_sub(added_positions(adapter)))
@@ -105,8 +105,8 @@ fn added_positions(adapter: &dyn Adapter) -> usize {
     adapter.virtual_tokens() + adapter.prefix_length()
 }
 
-/// Checks that the model has a position and a segment for each token, with this adapter, and a decoder
-/// of its own exactly if there are target texts.
+/// Checks that the model has a position and a segment for each token, with this adapter, and a
+/// decoder of its own exactly if there are target texts.
 ///
 /// # Errors
 /// [`TrainError::ExampleTooLong`], [`TrainError::NoSuchSegment`], [`TrainError::NoDecoder`] or

@@ -1,7 +1,7 @@
 //! Tasks: what a model learns to do. One file each, and the table that lists them.
 //!
-//! A task goes from the columns of a file to examples, says which head the model needs, and scores what
-//! the model predicts. Adding one touches its own file and its line in [`TASKS`].
+//! A task goes from the columns of a file to examples, says which head the model needs, and scores
+//! what the model predicts. Adding one touches its own file and its line in [`TASKS`].
 
 mod causal_lm;
 mod regression;
@@ -57,8 +57,8 @@ pub trait Task: fmt::Debug + Sync {
         128
     }
 
-    /// The names of the classes in the training data, in the order of their ids; none if the task has
-    /// no classes.
+    /// The names of the classes in the training data, in the order of their ids; none if the task
+    /// has no classes.
     ///
     /// # Errors
     /// If the column is missing or holds no labels.
@@ -106,8 +106,8 @@ pub trait Task: fmt::Debug + Sync {
 pub struct TaskKind(&'static dyn Task);
 
 impl TaskKind {
-    /// The task whose adapters say this `task_type`, for a head with this many outputs where there is
-    /// one.
+    /// The task whose adapters say this `task_type`, for a head with this many outputs where there
+    /// is one.
     pub fn from_peft(task_type: &str, outputs: Option<usize>) -> Option<Self> {
         let fits = |task: &&&dyn Task| {
             let has_classes = outputs.is_none_or(|outputs| (outputs > 1) == task.has_classes());

@@ -1,4 +1,5 @@
-//! Sequence-to-sequence language modeling: a target text for a source text, with an encoder-decoder.
+//! Sequence-to-sequence language modeling: a target text for a source text, with an
+//! encoder-decoder.
 
 use epiphyte_data::{Columns, DataError, Fields};
 use epiphyte_models::HeadKind;

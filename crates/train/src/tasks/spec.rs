@@ -158,8 +158,8 @@ impl TaskModel {
         })
     }
 
-    /// Shortens the task's `max_length` to the positions that the model has besides those that `adapter`
-    /// takes, for a length that is a default and not the user's choice.
+    /// Shortens the task's `max_length` to the positions that the model has besides those that
+    /// `adapter` takes, for a length that is a default and not the user's choice.
     pub fn fit_max_length(&mut self, adapter: &dyn Adapter) {
         let longest = longest_example(&self.loaded.model, adapter);
         let max_length = &mut self.spec.max_length;

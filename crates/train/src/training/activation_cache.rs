@@ -1,9 +1,9 @@
 //! The activation cache: hidden states that are the same in every epoch, computed once.
 //!
-//! Where nothing below layer k is trained and no dropout is on there, the input of layer k is a function
-//! of the text alone. It is computed when a text is first seen and kept, in memory or in a file. A row's
-//! states do not depend on the other rows of its batch, so training gives the same bytes as without the
-//! cache.
+//! Where nothing below layer k is trained and no dropout is on there, the input of layer k is a
+//! function of the text alone. It is computed when a text is first seen and kept, in memory or in a
+//! file. A row's states do not depend on the other rows of its batch, so training gives the same
+//! bytes as without the cache.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -87,8 +87,9 @@ impl Adapter for PositionOffset {
 }
 
 impl ActivationCache {
-    /// A cache for what enters layer `layer`, `bytes` in all if everything is kept; none where `kind` says so or, under
-    /// [`ActivationCacheKind::Auto`], where they fit nowhere. The file lies in `dir`.
+    /// A cache for what enters layer `layer`, `bytes` in all if everything is kept; none where
+    /// `kind` says so or, under [`ActivationCacheKind::Auto`], where they fit nowhere. The file
+    /// lies in `dir`.
     ///
     /// # Errors
     /// If the file cannot be made.

@@ -1,9 +1,9 @@
-//! The checkpoints of a run: directories `checkpoint-<step>` in its output directory, as transformers
-//! names them.
+//! The checkpoints of a run: directories `checkpoint-<step>` in its output directory, as
+//! transformers names them.
 //!
-//! A directory of that name is complete: it got its name, by a rename, only after all of its files were
-//! on the disk ([`write_directory`]). What a killed run left half-written has another name and is
-//! removed by [`Checkpoints::open`].
+//! A directory of that name is complete: it got its name, by a rename, only after all of its files
+//! were on the disk ([`write_directory`]). What a killed run left half-written has another name and
+//! is removed by [`Checkpoints::open`].
 //!
 //! ```
 //! use std::num::NonZeroUsize;
@@ -48,9 +48,9 @@ pub struct Checkpoint {
 }
 
 impl Checkpoints {
-    /// Opens the output directory of a run, creating it where needed, and clears it of what a killed run
-    /// left half-written. Only the process that trains there may open it; to look into the directory of
-    /// a run that may be alive, use [`Checkpoints::inspect`].
+    /// Opens the output directory of a run, creating it where needed, and clears it of what a
+    /// killed run left half-written. Only the process that trains there may open it; to look into
+    /// the directory of a run that may be alive, use [`Checkpoints::inspect`].
     ///
     /// # Errors
     /// [`FileError`] if the directory cannot be created, read or cleared.
@@ -99,8 +99,8 @@ impl Checkpoints {
         Ok(self.list()?.pop())
     }
 
-    /// Saves the checkpoint of `step`: `fill` writes its files into an empty directory, which gets its
-    /// name when all of them are on the disk. A checkpoint of the same step is replaced.
+    /// Saves the checkpoint of `step`: `fill` writes its files into an empty directory, which gets
+    /// its name when all of them are on the disk. A checkpoint of the same step is replaced.
     ///
     /// # Errors
     /// What `fill` returns, or [`FileError`]; the checkpoints there were are then unchanged.
@@ -114,8 +114,8 @@ impl Checkpoints {
         Ok(Checkpoint { step, path })
     }
 
-    /// Removes all checkpoints but the newest `keep` (`save_total_limit` of transformers) and that of step
-    /// `best`, which is kept in addition. Returns those removed, oldest first.
+    /// Removes all checkpoints but the newest `keep` (`save_total_limit` of transformers) and that
+    /// of step `best`, which is kept in addition. Returns those removed, oldest first.
     ///
     /// # Errors
     /// [`FileError`] if the directory cannot be read or a checkpoint not be removed.

@@ -93,14 +93,14 @@ epiphyte_methods::settings! {
         base_dropout: Option<f64> = None, in Fraction, unset "as its config.json says";
         /// Data type of the frozen base: f32 or bf16.
         precision: Precision = Precision::F32, as Text;
-        /// Approximate number of tokens in a micro-batch; a larger batch is split, and its gradients
-        /// are accumulated.
+        /// Approximate number of tokens in a micro-batch; a larger batch is split, and its
+        /// gradients are accumulated.
         micro_batch_tokens: Option<usize> = None, alias "tokens-per-pass", in Positive,
             unset "512; the whole batch on a GPU";
         /// Recompute activations during backward: less memory, more time.
         gradient_checkpointing: bool = false;
-        /// Cache for hidden states below the lowest trained layer, over epochs: auto, memory, disk or
-        /// off.
+        /// Cache for hidden states below the lowest trained layer, over epochs: auto, memory, disk
+        /// or off.
         activation_cache: ActivationCacheKind = ActivationCacheKind::Auto, alias "trunk-cache", as Text;
         /// Maximum size of the activation cache in gigabytes (10^9 bytes).
         activation_cache_budget: f64 = 4.0, alias "trunk-cache-budget", in NotNegative;
@@ -208,7 +208,8 @@ impl RunConfig {
         }
     }
 
-    /// The task with what turns the run's files into examples. Classes are those of the training data.
+    /// The task with what turns the run's files into examples. Classes are those of the training
+    /// data.
     ///
     /// # Errors
     /// If the training data cannot be read.

@@ -1,8 +1,9 @@
 //! The best evaluation so far, and when to stop for want of a better one.
 //!
-//! The rule is that of transformers' `Trainer` with `EarlyStoppingCallback`: any strict improvement makes
-//! an evaluation the best one (its checkpoint is kept), but only an improvement by more than `min_delta`
-//! over the best one before it resets the patience. An evaluation that is NaN or infinite never improves.
+//! The rule is that of transformers' `Trainer` with `EarlyStoppingCallback`: any strict improvement
+//! makes an evaluation the best one (its checkpoint is kept), but only an improvement by more than
+//! `min_delta` over the best one before it resets the patience. An evaluation that is NaN or
+//! infinite never improves.
 //!
 //! ```
 //! use epiphyte_train::training::early_stopping::{EarlyStopping, Selection};
@@ -34,7 +35,8 @@ pub struct Selection {
     pub greater_is_better: bool,
     /// Stop after this many evaluations without improvement; `None` never stops.
     pub patience: Option<u32>,
-    /// An improvement must exceed this to reset the patience (`early_stopping_threshold`); not negative.
+    /// An improvement must exceed this to reset the patience (`early_stopping_threshold`); not
+    /// negative.
     pub min_delta: f64,
 }
 
@@ -69,7 +71,8 @@ pub struct Verdict {
     pub stop: bool,
 }
 
-/// Follows the evaluations of a run; saved with its checkpoints, so that a resumed run decides alike.
+/// Follows the evaluations of a run; saved with its checkpoints, so that a resumed run decides
+/// alike.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EarlyStopping {
     selection: Selection,

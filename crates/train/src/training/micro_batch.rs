@@ -2,13 +2,13 @@
 //!
 //! Each layer has its own autodiff graph. Backward begins a layer with the gradient of its output,
 //! collects the gradients of the parameters, frees the graph, and goes on to the layer below. With
-//! gradient checkpointing (Chen et al. 2016, arXiv 1604.06174) forward drops each graph and backward
-//! rebuilds it; dropout follows from seed, epoch and example, so the second computation equals the
-//! first.
+//! gradient checkpointing (Chen et al. 2016, arXiv 1604.06174) forward drops each graph and
+//! backward rebuilds it; dropout follows from seed, epoch and example, so the second computation
+//! equals the first.
 //!
-//! What passes from graph to graph is a bundle: the residual stream and every stream that travels with
-//! it. Where nothing below a layer is trained, no graph is recorded: a side network that reads the
-//! states of a frozen base leaves the base without graphs.
+//! What passes from graph to graph is a bundle: the residual stream and every stream that travels
+//! with it. Where nothing below a layer is trained, no graph is recorded: a side network that reads
+//! the states of a frozen base leaves the base without graphs.
 
 use std::ops::Range;
 
@@ -58,8 +58,8 @@ pub(crate) struct GradientAccumulator {
     pub(crate) gradients: Gradients,
 }
 
-/// Runs the batches forward and backward and adds to the accumulators, one for each run. A run whose
-/// batch has no target takes no part.
+/// Runs the batches forward and backward and adds to the accumulators, one for each run. A run
+/// whose batch has no target takes no part.
 ///
 /// # Errors
 /// If a run's loss is not finite, or the activation cache's file cannot be read.
@@ -170,8 +170,8 @@ impl<'a> JointBatch<'a> {
         }
     }
 
-    /// Runs all layers forward, computes the losses, and runs all layers backward. Gradients are handed
-    /// to `on_gradients` as soon as a layer is done. Returns each run's loss.
+    /// Runs all layers forward, computes the losses, and runs all layers backward. Gradients are
+    /// handed to `on_gradients` as soon as a layer is done. Returns each run's loss.
     fn forward_backward(
         &self,
         checkpointing: bool,

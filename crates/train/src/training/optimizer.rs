@@ -34,9 +34,9 @@ pub struct OptimizerState {
 
 /// AdamW (Loshchilov and Hutter 2019), as PyTorch defines it.
 ///
-/// Weight decay applies to tensors with two or more dimensions, as transformers' `Trainer` leaves out
-/// biases and norms, unless a parameter's group says otherwise. Bias correction counts the steps of each
-/// parameter for itself.
+/// Weight decay applies to tensors with two or more dimensions, as transformers' `Trainer` leaves
+/// out biases and norms, unless a parameter's group says otherwise. Bias correction counts the
+/// steps of each parameter for itself.
 #[derive(Debug)]
 pub struct AdamW {
     settings: epiphyte_ops::AdamW,

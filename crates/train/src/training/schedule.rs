@@ -1,9 +1,11 @@
-//! Learning-rate schedules: the factor by which the learning rate is multiplied at each optimizer step.
+//! Learning-rate schedules: the factor by which the learning rate is multiplied at each optimizer
+//! step.
 //!
 //! The definitions are those of `transformers.optimization`: `get_linear_schedule_with_warmup`,
 //! `get_cosine_schedule_with_warmup` (half a wave), `get_constant_schedule` and
 //! `get_constant_schedule_with_warmup`. As there, the first optimizer step is step 0, so a run with
-//! warm-up begins with a factor of 0, and step `total_steps` is the first one that would have 0 again.
+//! warm-up begins with a factor of 0, and step `total_steps` is the first one that would have 0
+//! again.
 //!
 //! ```
 //! use epiphyte_train::training::schedule::{Schedule, ScheduleKind, Warmup};
@@ -90,8 +92,8 @@ pub enum Warmup {
 impl Warmup {
     /// The number of warm-up steps in a run of `total_steps` optimizer steps.
     ///
-    /// A ratio is rounded up as `TrainingArguments.get_warmup_steps` does: the ceiling of the product
-    /// in double precision, so that 0.07 of 100 steps, 7.000000000000001, is 8.
+    /// A ratio is rounded up as `TrainingArguments.get_warmup_steps` does: the ceiling of the
+    /// product in double precision, so that 0.07 of 100 steps, 7.000000000000001, is 8.
     ///
     /// # Errors
     /// [`ScheduleError::WarmupRatio`] if the ratio is not in `0.0..=1.0`.
@@ -168,7 +170,8 @@ mod tests {
         for GoldenSchedule { schedule, factors } in golden().schedules {
             for (step, expected) in factors.into_iter().enumerate() {
                 let actual = schedule.factor(step as u64);
-                // Python's and Rust's cosine may differ in the last bit; nothing else rounds differently.
+                // Python's and Rust's cosine may differ in the last bit; nothing else rounds
+                // differently.
                 let tolerance = if schedule.kind == ScheduleKind::Cosine {
                     2.3e-16
                 } else {

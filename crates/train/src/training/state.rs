@@ -1,8 +1,8 @@
 //! What a checkpoint holds: everything that the next step depends on.
 //!
 //! `training_state.safetensors` has each trained tensor with the optimizer's state for it, and the
-//! method's own state; `trainer_state.json` has where the run stands. Order and dropout follow from the
-//! seed and the position, so nothing else is needed to go on exactly.
+//! method's own state; `trainer_state.json` has where the run stands. Order and dropout follow from
+//! the seed and the position, so nothing else is needed to go on exactly.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,8 +1,8 @@
 //! The training loop, of one run or of several over one base.
 //!
-//! Runs go step by step together. Their micro-batches are joined while they hold few tokens, so that the
-//! products with frozen matrices are shared where a run alone would leave the processor waiting for
-//! memory; beyond that nothing is gained, and memory is lost.
+//! Runs go step by step together. Their micro-batches are joined while they hold few tokens, so
+//! that the products with frozen matrices are shared where a run alone would leave the processor
+//! waiting for memory; beyond that nothing is gained, and memory is lost.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -21,8 +21,8 @@ use crate::training::trainer::{Outcome, Trainer};
 const JOINED_TOKENS: usize = 512;
 
 /// Trains runs over one base to their ends, or until `interrupt` asks to stop; then checkpoints are
-/// saved. Their models must share the base ([`epiphyte_models::Loaded::with_head`]). Each run's result
-/// is what it would be alone.
+/// saved. Their models must share the base ([`epiphyte_models::Loaded::with_head`]). Each run's
+/// result is what it would be alone.
 ///
 /// # Errors
 /// If a loss or gradient is not finite, a trained parameter gets no gradient, or files cannot be
@@ -157,8 +157,8 @@ fn micro_batches(active: &[&mut Trainer<'_>]) -> usize {
     counts.max().unwrap_or(0)
 }
 
-/// Which runs' micro-batches of a number are joined: neighbors, while they are small, whose models have
-/// the same names for the base's tensors.
+/// Which runs' micro-batches of a number are joined: neighbors, while they are small, whose models
+/// have the same names for the base's tensors.
 fn join(active: &[&mut Trainer<'_>], index: usize) -> Vec<Range<usize>> {
     let sizes: Vec<usize> = active.iter().map(|run| run.tokens(index)).collect();
     let most = sizes.iter().copied().max().unwrap_or(0).max(JOINED_TOKENS);

@@ -1,9 +1,9 @@
 //! One run: its state, and each part of an optimizer step.
 //!
-//! The order of the parts is in [`train_loop`](crate::training::train_loop). A step is a function of the run's
-//! configuration and its number: which examples it sees follows from seed and epoch, what dropout drops
-//! from seed, epoch and the example. So a run that was stopped and resumed ends with the same bytes as
-//! one that was not.
+//! The order of the parts is in [`train_loop`](crate::training::train_loop). A step is a function
+//! of the run's configuration and its number: which examples it sees follows from seed and epoch,
+//! what dropout drops from seed, epoch and the example. So a run that was stopped and resumed ends
+//! with the same bytes as one that was not.
 
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
@@ -156,12 +156,12 @@ impl MicroBatch<'_> {
 }
 
 impl<'a> Trainer<'a> {
-    /// Begins a run, or goes on with the newest checkpoint in the output directory if `resume` is true
-    /// and there is one.
+    /// Begins a run, or goes on with the newest checkpoint in the output directory if `resume` is
+    /// true and there is one.
     ///
     /// # Errors
-    /// If examples do not fit the model, settings of the method do not fit the run's steps, files cannot
-    /// be read or written, or the checkpoint belongs to another run.
+    /// If examples do not fit the model, settings of the method do not fit the run's steps, files
+    /// cannot be read or written, or the checkpoint belongs to another run.
     pub fn new(
         work: Workload<'a>,
         mut module: AdapterModule,
@@ -415,8 +415,8 @@ impl<'a> Trainer<'a> {
         Some((part, &mut self.accumulator))
     }
 
-    /// Makes the accumulated gradients those of the mean over all targets, and lets the method change
-    /// them.
+    /// Makes the accumulated gradients those of the mean over all targets, and lets the method
+    /// change them.
     ///
     /// # Errors
     /// If the step has no target, or a parameter that must have a gradient got none.
@@ -650,7 +650,8 @@ impl<'a> Trainer<'a> {
     }
 }
 
-/// A dropout key for each example: it follows from seed, epoch and the example's position in the data.
+/// A dropout key for each example: it follows from seed, epoch and the example's position in the
+/// data.
 fn dropout_keys(seed: u64, epoch: u64, positions: &[usize]) -> Vec<u64> {
     let key = |position| name_id(&format!("{seed}/{epoch}/{position}"));
     positions.iter().map(key).collect()

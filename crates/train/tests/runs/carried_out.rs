@@ -1,6 +1,6 @@
 //! How a run is executed is not part of its result: the size of its micro-batches, gradient
-//! checkpointing, the activation cache, other runs in the same process. Over the registries of methods,
-//! families and tasks.
+//! checkpointing, the activation cache, other runs in the same process. Over the registries of
+//! methods, families and tasks.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -28,7 +28,8 @@ pub(crate) fn alone(run: &RunConfig) -> Vec<u8> {
     trained(std::slice::from_ref(run)).remove(0)
 }
 
-/// AdamW divides a gradient by its size: what is zero but for rounding, as that of a key's bias, must not move.
+/// AdamW divides a gradient by its size: what is zero but for rounding, as that of a key's bias,
+/// must not move.
 pub(crate) fn calm(run: RunConfig) -> RunConfig {
     RunConfig {
         adam_epsilon: 1e-2,
@@ -109,7 +110,8 @@ fn activation_cache() {
 #[test]
 fn several_runs_over_one_base() {
     let world = World::new();
-    // Batch sizes, seeds and rates differ, so that runs have other batches, other lengths and other ends.
+    // Batch sizes, seeds and rates differ, so that runs have other batches, other lengths and other
+    // ends.
     let runs = world.matrix("together").into_iter().enumerate();
     let runs = runs.map(|(index, run)| RunConfig {
         seed: index as u64,

@@ -1,4 +1,5 @@
-//! Evaluation in micro-batches: never more tokens at once than asked for, and always the same scores.
+//! Evaluation in micro-batches: never more tokens at once than asked for, and always the same
+//! scores.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,4 +1,5 @@
-//! Examples that do not fit a model: refused with what to do, or shortened where the length is a default.
+//! Examples that do not fit a model: refused with what to do, or shortened where the length is a
+//! default.
 
 use burn::tensor::Device;
 use epiphyte_data::{Order, Table};

@@ -1,5 +1,5 @@
-//! Whole runs over a small model: what may not change their result, and does not; what cannot be run, and
-//! is refused.
+//! Whole runs over a small model: what may not change their result, and does not; what cannot be
+//! run, and is refused.
 
 mod carried_out;
 mod encoder_decoder;

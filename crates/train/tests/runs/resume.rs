@@ -53,8 +53,8 @@ fn bytes(run: &RunConfig) -> Vec<u8> {
     std::fs::read(run.output.join(TENSORS_FILE)).expect("an adapter")
 }
 
-/// Methods whose resume differs: plain tensors, a network that the adapter does not have, the base's
-/// own, and what a method keeps beside its parameters: a mask, ranks.
+/// Methods whose resume differs: plain tensors, a network that the adapter does not have, the
+/// base's own, and what a method keeps beside its parameters: a mask, ranks.
 fn methods() -> Vec<(&'static str, Value)> {
     vec![
         ("lora", json!({ "r": 2, "lora_dropout": 0.2 })),

@@ -124,8 +124,8 @@ impl World {
         }
     }
 
-    /// A short run of every method with each of its example settings, for every task on every example
-    /// of every family, wherever they fit together; with dropout wherever there is any.
+    /// A short run of every method with each of its example settings, for every task on every
+    /// example of every family, wherever they fit together; with dropout wherever there is any.
     pub(crate) fn matrix(&self, name: &str) -> Vec<RunConfig> {
         let configs = FAMILIES.iter().flat_map(|family| (family.examples)());
         let mut runs = Vec::new();

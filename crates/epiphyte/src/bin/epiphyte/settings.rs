@@ -1,4 +1,5 @@
-//! The settings of a run: a TOML file overlaid with flags, both checked against the tables of flags.
+//! The settings of a run: a TOML file overlaid with flags, both checked against the tables of
+//! flags.
 //!
 //! Nothing here knows a single setting. The run's own are in [`RunConfig::FLAGS`], the methods' in
 //! [`METHODS`]; a new one becomes a flag and a key of the file by being in its table.
@@ -84,7 +85,10 @@ fn method_flags() -> Vec<Vec<Owned>> {
         .iter()
         .flat_map(|method| method.flags.iter().map(move |flag| (method, flag)));
     for (method, flag) in all {
-        match flags.iter_mut().find(|owners| owners[0].1.flag == flag.flag) {
+        match flags
+            .iter_mut()
+            .find(|owners| owners[0].1.flag == flag.flag)
+        {
             Some(owners) => owners.push((method, flag)),
             None => flags.push(vec![(method, flag)]),
         }
@@ -286,8 +290,8 @@ fn read(path: &Path) -> Result<File> {
     })
 }
 
-/// A value as its key takes it. Text is read as a flag's; other values come from a file and must be of
-/// the right type already.
+/// A value as its key takes it. Text is read as a flag's; other values come from a file and must be
+/// of the right type already.
 fn convert(kind: FlagKind, value: Value) -> Result<Value, String> {
     if let Value::String(text) = &value {
         return parse(kind, text);

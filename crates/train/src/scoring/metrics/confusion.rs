@@ -1,4 +1,5 @@
-//! How often each class was taken for each other, and the scores of a classification that follow from it.
+//! How often each class was taken for each other, and the scores of a classification that follow
+//! from it.
 
 use super::{check_pairs, mean};
 use crate::error::MetricError;
@@ -26,7 +27,8 @@ impl ConfusionMatrix {
     /// Counts pairs of a prediction and a label, class indices in `0..classes`.
     ///
     /// # Errors
-    /// [`MetricError`] if there are no examples, the lengths differ, or a class is outside `0..classes`.
+    /// [`MetricError`] if there are no examples, the lengths differ, or a class is outside
+    /// `0..classes`.
     pub fn new(
         predictions: &[usize],
         labels: &[usize],
@@ -48,8 +50,8 @@ impl ConfusionMatrix {
         Ok(Self { classes, counts })
     }
 
-    /// How many examples of class `label` were predicted to be of class `prediction`; 0 for a class that
-    /// the task does not have.
+    /// How many examples of class `label` were predicted to be of class `prediction`; 0 for a class
+    /// that the task does not have.
     #[must_use]
     pub fn count(&self, label: usize, prediction: usize) -> u64 {
         if label.max(prediction) < self.classes {
@@ -99,8 +101,8 @@ impl ConfusionMatrix {
         (0..self.classes).map(weighted).sum::<f64>() / self.total() as f64
     }
 
-    /// The Matthews correlation coefficient, generalised to several classes (Gorodkin 2004); 0 if all
-    /// labels or all predictions are of one class.
+    /// The Matthews correlation coefficient, generalised to several classes (Gorodkin 2004); 0 if
+    /// all labels or all predictions are of one class.
     #[must_use]
     pub fn matthews(&self) -> f64 {
         // Exact in integers up to the last line; counts below 2^63 cannot overflow here.

@@ -2,7 +2,8 @@
 //!
 //! The base model (`assets/quickstart/base`, made by `xtask/src/quickstart_base.rs`) was trained on
 //! Shakespeare; the data is a lighthouse keeper's log in modern English. Each run is that of
-//! `epiphyte train --config` with a file in the output directory, which can be edited and run again.
+//! `epiphyte train --config` with a file in the output directory, which can be edited and run
+//! again.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
