@@ -77,6 +77,7 @@ pub(crate) fn run(arguments: &[String], started: Instant) -> Result<()> {
             // activations.
             None => work.starts_with("llama").then_some(128),
         },
+        gradient_checkpointing: arguments.iter().any(|it| it == "--gradient-checkpointing"),
         ..RunConfig::default()
     };
     let device = Device::default();

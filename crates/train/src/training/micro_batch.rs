@@ -143,7 +143,7 @@ struct Forwarded {
     index: usize,
     /// Its input; a leaf of autodiff where it carries a gradient.
     input: Hidden,
-    /// Its output with its graph; dropped under gradient checkpointing.
+    /// Its output with its graph; none if that is to be recomputed.
     output: Option<Hidden>,
 }
 
@@ -191,7 +191,10 @@ impl<'a> JointBatch<'a> {
         for index in lowest..self.layers.end {
             let output = self.run(index..index + 1, input.clone());
             let next = leaves(&detached(&output), &tracked(&output));
-            let output = (!checkpointing).then_some(output);
+            let output = match checkpointing {
+                true => without_graph(&input, output),
+                false => Some(output),
+            };
             forwarded.push(Forwarded {
                 index,
                 input,
@@ -203,11 +206,11 @@ impl<'a> JointBatch<'a> {
         let mut tape = objective.backward();
         on_gradients(&mut tape);
         let mut gradients = take_gradients(&input, &mut tape);
-        while let Some(layer) = forwarded.pop() {
-            let output = match layer.output {
-                Some(output) => output,
-                None => self.run(layer.index..layer.index + 1, layer.input.clone()),
-            };
+        while let Some(mut layer) = forwarded.pop() {
+            let output = layer.output.take().unwrap_or_else(|| {
+                layer.input = leaves(&detached(&layer.input), &tracked(&layer.input));
+                self.run(layer.index..layer.index + 1, layer.input.clone())
+            });
             let Some(mut tape) = backward(&output, gradients) else {
                 return losses;
             };
@@ -294,6 +297,24 @@ fn leaves(hidden: &Hidden, tracked: &[bool]) -> Hidden {
         Some(true) => states.autodiff().require_grad(),
         _ => states,
     })
+}
+
+/// Drops a layer's output with all that its graph keeps, for gradient checkpointing.
+///
+/// Burn keeps what a graph saved until a backward pass runs in that graph, whether or not a tensor
+/// still refers to it. So the shortest one there is runs, from an input of the layer. A layer without
+/// an input that carries a gradient, at most the lowest, keeps its output.
+fn without_graph(input: &Hidden, output: Hidden) -> Option<Hidden> {
+    let leaf = tensors(input)
+        .zip(tracked(input))
+        .find(|(_, tracked)| *tracked);
+    let Some((leaf, _)) = leaf else {
+        return Some(output);
+    };
+    let one = leaf.clone().slice([0..1, 0..1]).sum();
+    drop(output);
+    one.backward();
+    None
 }
 
 /// The gradients of a bundle's leaves.
