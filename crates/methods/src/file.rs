@@ -413,7 +413,7 @@ fn settings(
     ];
     let known = definition.configure(Map::new())?.settings();
     let defaults = (definition.peft_defaults)();
-    let mut settings = Map::new();
+    let mut settings = (definition.file_defaults)();
     for (key, value) in json {
         let is_off = match value {
             Value::Null | Value::Bool(false) => true,

@@ -90,6 +90,8 @@ pub struct Definition {
     pub merges: bool,
     /// Settings to test it with.
     pub examples: fn() -> Vec<Value>,
+    /// As [`MethodConfig::file_defaults`].
+    pub file_defaults: fn() -> Map<String, Value>,
     /// Keys that HF PEFT writes besides those of the configuration.
     pub peft_defaults: fn() -> Map<String, Value>,
     /// Keys that HF PEFT writes and that follow from the base.
@@ -111,6 +113,7 @@ impl Definition {
             defaults: || object(&C::default()),
             merges: C::MERGES,
             examples: C::examples,
+            file_defaults: C::file_defaults,
             peft_defaults: C::peft_defaults,
             computed: C::COMPUTED,
             configure: |given| {
@@ -164,6 +167,12 @@ pub trait AnyConfig: std::fmt::Debug + Send + Sync {
     /// As [`MethodConfig::starts_as_identity`].
     fn starts_as_identity(&self) -> bool;
 
+    /// As [`MethodConfig::texts`].
+    fn texts(&self, labels: &[String]) -> Vec<(String, bool)>;
+
+    /// As [`MethodConfig::set_tokens`].
+    fn set_tokens(&mut self, tokens: Vec<Vec<u32>>);
+
     /// As [`MethodConfig::build`].
     ///
     /// # Errors
@@ -200,6 +209,14 @@ impl<C: MethodConfig> AnyConfig for C {
 
     fn starts_as_identity(&self) -> bool {
         MethodConfig::starts_as_identity(self)
+    }
+
+    fn texts(&self, labels: &[String]) -> Vec<(String, bool)> {
+        MethodConfig::texts(self, labels)
+    }
+
+    fn set_tokens(&mut self, tokens: Vec<Vec<u32>>) {
+        MethodConfig::set_tokens(self, tokens);
     }
 
     fn build(

@@ -120,6 +120,32 @@ const ASIDE: [&str; 5] = [
     "prefix_dropout",
 ];
 
+/// A file that leaves a setting out means PEFT's default (`make_defaults.py`).
+#[test]
+fn what_a_file_leaves_out_is_as_in_peft() {
+    let golden = include_str!("../../../tests/parity/golden/peft_defaults.json");
+    let golden: BTreeMap<String, BTreeMap<String, Value>> = serde_json::from_str(golden).unwrap();
+    let mut compared = 0;
+    for method in METHODS.iter().filter(|method| method.in_peft) {
+        let mut ours = (method.defaults)();
+        ours.extend((method.file_defaults)());
+        for (key, default) in &golden[method.peft_type] {
+            let Some(own) = ours.get(key) else { continue };
+            let same = match (own.as_f64(), default.as_f64()) {
+                (Some(own), Some(default)) => own == default,
+                _ => own == default,
+            };
+            assert!(
+                same,
+                "{}: `{key}` is {own}, PEFT has {default}",
+                method.name
+            );
+            compared += 1;
+        }
+    }
+    assert!(compared > 20, "{compared}");
+}
+
 #[test]
 #[ignore = "needs ../shared/data"]
 fn every_folder_is_read_as_it_should_be() {

@@ -155,7 +155,7 @@ impl<'a> Prepared<'a> {
         options: &RunOptions,
         beside: Option<&Loaded>,
     ) -> Result<(Self, AdapterModule), TrainError> {
-        let config = by_name(&run.method)?.configure(run.method_settings.clone())?;
+        let mut config = by_name(&run.method)?.configure(run.method_settings.clone())?;
         make_room(&run.output, options)?;
         let model_dir = options.model_dir.as_deref().unwrap_or(&run.model);
         let reading = run.reading()?;
@@ -182,6 +182,12 @@ impl<'a> Prepared<'a> {
             Some(loaded) => TaskModel::beside(loaded, model_dir, spec, device, &load)?,
             None => TaskModel::open(model_dir, spec, device, &load)?,
         };
+        let tokens = config.texts(&task_model.spec.labels).into_iter();
+        let tokens = tokens.map(|(text, special_tokens)| {
+            let aligned = task_model.tokenizer.align(&text, special_tokens)?;
+            Ok(aligned.ids)
+        });
+        config.set_tokens(tokens.collect::<Result<_, TrainError>>()?);
         let base = task_model.loaded.model.base();
         let module = AdapterModule::new(config, base, device, run.seed)?;
         if run.max_length.is_none() {

@@ -1,5 +1,7 @@
 //! Every method from training to its file, its scores and its merged model.
 
+use std::fs;
+
 use epiphyte::methods::{Definition, METHODS};
 use serde_json::Value;
 
@@ -72,6 +74,23 @@ fn every_method_goes_all_the_way() {
             merge(&here, base, &adapter);
         }
     }
+}
+
+/// The text or the names of the classes go through the base's tokenizer.
+#[test]
+fn prompts_start_from_a_text_or_from_the_labels() {
+    let here = Workplace::new();
+    let run = format!("{CLASSIFY} --method prompt-tuning --num-virtual-tokens 3 --max-steps 1");
+    let init = |init: &str| format!("{run} --prompt-tuning-init {init} --output {init}");
+    here.succeed(&format!("{} --prompt-tuning-init-text good", init("TEXT")));
+    here.succeed(&init("LABELS"));
+    let table = |name: &str| fs::read(here.path(name).join("adapter_model.safetensors")).unwrap();
+    assert_ne!(table("TEXT"), table("LABELS"));
+    let without = here.fail(
+        1,
+        &format!("{run} --prompt-tuning-init TEXT --output without"),
+    );
+    assert!(without.contains("`prompt_tuning_init_text`"), "{without}");
 }
 
 /// A method either says why it cannot be merged, or the merged model says the same as the adapter.

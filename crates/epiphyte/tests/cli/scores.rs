@@ -169,6 +169,22 @@ fn a_base_shows_its_linear_maps() {
     );
 }
 
+/// Before anything is trained, and only where it is not measured: F1 weighted by classes needs
+/// three.
+#[test]
+fn a_metric_that_data_do_not_have_is_refused() {
+    let here = Workplace::new();
+    let run = format!("{CLASSIFY} --metric-for-best-model f1_weighted --max-steps 2");
+    let errors = here.fail(2, &format!("{run} --output two"));
+    assert!(errors.contains("`f1_weighted` is not measured"), "{errors}");
+    assert!(!here.path("two").join("log.jsonl").exists());
+    for name in ["train.jsonl", "dev.jsonl"] {
+        let third = "{\"text\": \"so so\", \"label\": \"neither\"}\n";
+        here.write(name, &(here.read(name) + third));
+    }
+    here.succeed(&format!("{run} --output three"));
+}
+
 /// No table and no head of any base of the golden files is listed, whatever its name.
 #[test]
 fn only_linear_layers_in_front_of_the_head_are_listed() {

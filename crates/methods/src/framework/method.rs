@@ -320,6 +320,15 @@ pub trait MethodConfig: Settings {
         vec![Value::Object(Map::new())]
     }
 
+    /// Texts among its settings whose tokens it needs before it is built, each with whether the
+    /// tokenizer's special tokens belong to it; `labels` are the names of the task's classes.
+    fn texts(&self, _labels: &[String]) -> Vec<(String, bool)> {
+        Vec::new()
+    }
+
+    /// Takes the tokens of each of [`MethodConfig::texts`].
+    fn set_tokens(&mut self, _tokens: Vec<Vec<u32>>) {}
+
     /// Declares the trained tensors and returns the method at work on `base`.
     ///
     /// # Errors
@@ -350,6 +359,11 @@ pub trait MethodConfig: Settings {
 
     /// The values of [`MethodConfig::COMPUTED`].
     fn computed(&self, _base: &Base) -> Map<String, Value> {
+        Map::new()
+    }
+
+    /// What a setting is that a file of HF PEFT leaves out, where that is not our default.
+    fn file_defaults() -> Map<String, Value> {
         Map::new()
     }
 

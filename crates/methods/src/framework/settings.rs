@@ -173,6 +173,8 @@ pub enum Range {
     Positive,
     /// 1 or more.
     AtLeastOne,
+    /// A dimension of a tensor: from 1 to 65,536, which no method needs more of.
+    Size,
     /// 0 or more.
     NotNegative,
     /// From 0 to 1, without 1.
@@ -184,6 +186,7 @@ impl fmt::Display for Range {
         f.write_str(match self {
             Self::Positive => "greater than 0",
             Self::AtLeastOne => "at least 1",
+            Self::Size => "at most 65536",
             Self::NotNegative => "0 or more",
             Self::Fraction => "in [0, 1)",
         })
@@ -202,13 +205,18 @@ impl Range {
         let fits = match self {
             Self::Positive => value > 0.0,
             Self::AtLeastOne => value >= 1.0,
+            Self::Size => (1.0..=65_536.0).contains(&value),
             Self::NotNegative => value >= 0.0,
             Self::Fraction => (0.0..1.0).contains(&value),
         };
         if fits && value.is_finite() {
             return Ok(());
         }
-        let range = self;
+        // Which end of a size's range it misses.
+        let range = match self {
+            Self::Size if value < 1.0 => Self::AtLeastOne,
+            range => range,
+        };
         Err(SettingError::Range { key, value, range })
     }
 }

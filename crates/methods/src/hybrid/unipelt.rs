@@ -48,7 +48,7 @@ crate::settings! {
     /// The settings of UniPELT.
     pub struct UniPeltConfig {
         /// Rank of the update.
-        r: usize = 8, flag "rank", in AtLeastOne;
+        r: usize = 8, flag "rank", in Size;
 
         ..prefix: PrefixSettings = PrefixSettings {
             num_virtual_tokens: 10,
@@ -73,6 +73,7 @@ const BOTTLENECKS: bottleneck::Variant = bottleneck::Variant {
 impl UniPeltConfig {
     /// The linear layers that LoRA acts on.
     fn targets<'b>(&self, base: &'b Base) -> Result<Vec<&'b LinearInfo>, MethodError> {
+        self.prefix.check(&PREFIX, base)?;
         let not_applicable = |reason: &str| MethodError::NotApplicable {
             method: Self::NAME,
             model_type: base.dimensions.model_type.clone(),
@@ -82,14 +83,15 @@ impl UniPeltConfig {
         if causal && base.task_head.is_none() {
             return Err(not_applicable(
                 "its gates read the whole sequence, so a language model would see the tokens that it \
-                 is to predict; MAM has no gates",
+                 is to predict",
             ));
         }
         let is_target = |it: &&LinearInfo| matches!(it.site.role, Role::Query | Role::Value);
         let targets: Vec<&LinearInfo> = base.linears().iter().filter(is_target).collect();
         if targets.is_empty() {
             return Err(not_applicable(
-                "queries, keys and values are one linear layer; LoRA acts on it",
+                "queries, keys and values are one linear layer, but its LoRA has a gate for queries and \
+                 one for values",
             ));
         }
         Ok(targets)

@@ -57,7 +57,7 @@ crate::settings! {
     /// The settings of bottlenecks, under AdapterHub's names.
     pub struct BottleneckConfig {
         /// Size of the bottleneck.
-        bottleneck_dim: Option<usize> = None, in AtLeastOne,
+        bottleneck_dim: Option<usize> = None, in Size,
             unset "houlsby 64, pfeiffer a sixteenth of the hidden size";
         /// Hidden size divided by the size of the bottleneck; instead of --bottleneck-dim.
         reduction_factor: Option<f64> = None, in AtLeastOne;

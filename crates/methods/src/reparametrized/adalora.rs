@@ -52,9 +52,9 @@ crate::settings! {
     #[expect(non_snake_case, reason = "a key of HF PEFT")]
     pub struct AdaLoraConfig {
         /// Rank of each update at the start.
-        init_r: usize = 12, in AtLeastOne;
+        init_r: usize = 12, in Size;
         /// Mean rank of the updates at the end.
-        target_r: usize = 8, in AtLeastOne;
+        target_r: usize = 8, in Size;
         /// Steps before ranks shrink.
         tinit: u64 = 0;
         /// Steps at the end in which ranks are fixed.
@@ -92,6 +92,18 @@ impl AdaLoraConfig {
         let targets = self.selection().of(base)?;
         let targets = targets.into_iter().map(|linear| {
             let Some(pattern) = &self.rank_pattern else {
+                let most = linear.inputs.min(linear.outputs);
+                if self.init_r > most {
+                    let path = &linear.site.path;
+                    let expected =
+                        format!("it must be from 1 to {most}, the smaller side of `{path}`");
+                    return Err(MethodError::Value {
+                        method: Self::NAME,
+                        key: "init_r",
+                        value: self.init_r.to_string(),
+                        expected,
+                    });
+                }
                 return Ok((linear, vec![true; self.init_r]));
             };
             // Over a base without head, PEFT's paths lack the base's own prefix.

@@ -83,6 +83,10 @@ impl MethodConfig for DoraConfig {
         }
     }
 
+    fn file_defaults() -> Map<String, Value> {
+        LoraConfig::file_defaults()
+    }
+
     const COMPUTED: &'static [&'static str] = LoraConfig::COMPUTED;
 
     fn computed(&self, base: &Base) -> Map<String, Value> {

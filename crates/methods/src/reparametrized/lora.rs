@@ -32,7 +32,7 @@ crate::settings! {
     /// The settings of LoRA, under HF PEFT's names.
     pub struct LoraConfig {
         /// Rank of the update.
-        r: usize = 8, flag "rank", in AtLeastOne;
+        r: usize = 8, flag "rank", in Size;
         /// Scale of the update: it is multiplied by alpha / rank.
         #[serde(serialize_with = "alpha")]
         lora_alpha: f64 = 16.0, flag "alpha";
@@ -255,6 +255,11 @@ impl MethodConfig for LoraConfig {
 
     fn resolved(&self, base: &Base) -> Self {
         self.resolved_as(Self::NAME, base)
+    }
+
+    /// Our alpha is twice the rank unless said otherwise, PEFT's is 8.
+    fn file_defaults() -> Map<String, Value> {
+        Map::from_iter([("lora_alpha".to_owned(), json!(8))])
     }
 
     const COMPUTED: &'static [&'static str] = Selection::COMPUTED;

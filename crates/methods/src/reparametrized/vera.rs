@@ -34,7 +34,7 @@ crate::settings! {
     /// The settings of VeRA, under HF PEFT's names.
     pub struct VeraConfig {
         /// Rank of the update.
-        r: usize = 256, flag "rank", in AtLeastOne;
+        r: usize = 256, flag "rank", in Size;
         /// Dropout on the input of the low-rank path.
         vera_dropout: f64 = 0.0, in Fraction;
         /// Initial value of the vectors between the two matrices.

@@ -41,11 +41,11 @@ crate::settings! {
     /// The settings of a prefix, under HF PEFT's names.
     pub struct PrefixSettings {
         /// Number of virtual tokens.
-        num_virtual_tokens: usize = 20, in AtLeastOne;
+        num_virtual_tokens: usize = 20, in Size;
         /// Compute the prefixes with a small network during training.
         prefix_projection: bool = false;
         /// Hidden size of that network.
-        encoder_hidden_size: Option<usize> = None, in AtLeastOne,
+        encoder_hidden_size: Option<usize> = None, in Size,
             unset "prefix-tuning the size of all keys of a token, p-tuning-v2 512";
         /// Dropout on keys and values of the prefix.
         prefix_dropout: Option<f64> = None, in Fraction, unset "prefix-tuning 0, p-tuning-v2 0.1";
@@ -111,7 +111,8 @@ impl PrefixSettings {
         self.prefix_dropout.unwrap_or(variant.dropout)
     }
 
-    fn check(&self, variant: &Variant, base: &Base) -> Result<(), MethodError> {
+    /// Checks that a prefix of this length can stand in front of the base's keys and values.
+    pub(crate) fn check(&self, variant: &Variant, base: &Base) -> Result<(), MethodError> {
         if base.dimensions.encoder_layers > 0 {
             return Err(MethodError::NotApplicable {
                 method: variant.method,

@@ -13,7 +13,7 @@
 //! train), as rows of the word embeddings drawn with replacement (`SAMPLE_VOCAB`), as those of a
 //! text, repeated or cut to length (`TEXT`), or, section 3.2 of the paper, with a row for each
 //! class label, the mean of the label's tokens, and the rest drawn (`LABELS`). A base knows no
-//! tokenizer: whoever has one turns texts into token numbers.
+//! tokenizer: who has one is told the `texts` and says their tokens.
 //!
 //! | | |
 //! | --- | --- |
@@ -37,7 +37,7 @@ crate::settings! {
     /// The settings of prompt tuning, under HF PEFT's names.
     pub struct PromptTuningConfig {
         /// Number of virtual tokens.
-        num_virtual_tokens: usize = 20, in AtLeastOne;
+        num_virtual_tokens: usize = 20, in Size;
         /// Initial values: RANDOM, SAMPLE_VOCAB, TEXT or LABELS.
         prompt_tuning_init: PromptTuningInit = PromptTuningInit::Random, as Text;
         /// The text for the initial values of TEXT.
@@ -75,10 +75,14 @@ impl PromptTuningConfig {
             PromptTuningInit::Random => return Ok(Init::Normal { std: 1.0 }),
             PromptTuningInit::SampleVocab => table.gather(&sampled(table, count, seed)),
             PromptTuningInit::Text => {
-                let ids = self
-                    .prompt_tuning_init_token_ids
-                    .as_deref()
-                    .unwrap_or_default();
+                let Some(ids) = &self.prompt_tuning_init_token_ids else {
+                    return Err(MethodError::Value {
+                        method: Self::NAME,
+                        key: "prompt_tuning_init",
+                        value: "TEXT".to_owned(),
+                        expected: "it needs `prompt_tuning_init_text`".to_owned(),
+                    });
+                };
                 check_ids(
                     "prompt_tuning_init_token_ids",
                     "prompt_tuning_init_text",
@@ -184,6 +188,26 @@ impl MethodConfig for PromptTuningConfig {
             json!({}),
             json!({ "num_virtual_tokens": 4, "prompt_tuning_init": "SAMPLE_VOCAB" }),
         ]
+    }
+
+    /// The text of TEXT as PEFT's tokenizer reads it, special tokens included, or the labels.
+    fn texts(&self, labels: &[String]) -> Vec<(String, bool)> {
+        match self.prompt_tuning_init {
+            PromptTuningInit::Random | PromptTuningInit::SampleVocab => Vec::new(),
+            PromptTuningInit::Text => {
+                let text = self.prompt_tuning_init_text.iter();
+                text.map(|text| (text.clone(), true)).collect()
+            }
+            PromptTuningInit::Labels => labels.iter().map(|label| (label.clone(), false)).collect(),
+        }
+    }
+
+    fn set_tokens(&mut self, mut tokens: Vec<Vec<u32>>) {
+        match self.prompt_tuning_init {
+            PromptTuningInit::Random | PromptTuningInit::SampleVocab => {}
+            PromptTuningInit::Text => self.prompt_tuning_init_token_ids = tokens.pop(),
+            PromptTuningInit::Labels => self.prompt_tuning_init_label_token_ids = Some(tokens),
+        }
     }
 
     fn build(

@@ -50,8 +50,8 @@ impl Task for CausalLm {
         columns.documents()
     }
 
-    fn scores(&self) -> &'static [&'static str] {
-        &["loss", "perplexity"]
+    fn scores(&self, _classes: Option<usize>) -> Vec<&'static str> {
+        vec!["loss", "perplexity"]
     }
 
     fn evaluate(

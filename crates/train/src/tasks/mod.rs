@@ -87,8 +87,9 @@ pub trait Task: fmt::Debug + Sync {
         labelled: bool,
     ) -> Result<Fields, DataError>;
 
-    /// The names of the scores that [`Task::evaluate`] measures, sorted.
-    fn scores(&self) -> &'static [&'static str];
+    /// The names of the scores that [`Task::evaluate`] measures, sorted: those of data with this
+    /// many classes, or all there may be.
+    fn scores(&self, classes: Option<usize>) -> Vec<&'static str>;
 
     /// Scores over a data set with labels; `loss` is always one of them.
     ///

@@ -47,8 +47,8 @@ impl Task for Regression {
         })
     }
 
-    fn scores(&self) -> &'static [&'static str] {
-        &["loss", "mae", "mse", "pearson", "spearman"]
+    fn scores(&self, _classes: Option<usize>) -> Vec<&'static str> {
+        vec!["loss", "mae", "mse", "pearson", "spearman"]
     }
 
     fn evaluate(

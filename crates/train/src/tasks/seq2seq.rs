@@ -47,8 +47,8 @@ impl Task for Seq2Seq {
         columns.source_target()
     }
 
-    fn scores(&self) -> &'static [&'static str] {
-        &["loss", "perplexity"]
+    fn scores(&self, _classes: Option<usize>) -> Vec<&'static str> {
+        vec!["loss", "perplexity"]
     }
 
     fn evaluate(

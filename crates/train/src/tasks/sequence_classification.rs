@@ -58,8 +58,8 @@ impl Task for SequenceClassification {
         })
     }
 
-    fn scores(&self) -> &'static [&'static str] {
-        &[
+    fn scores(&self, classes: Option<usize>) -> Vec<&'static str> {
+        let mut scores = vec![
             "accuracy",
             "f1",
             "f1_weighted",
@@ -67,7 +67,11 @@ impl Task for SequenceClassification {
             "matthews",
             "precision",
             "recall",
-        ]
+        ];
+        if classes.is_some_and(|classes| classes <= 2) {
+            scores.retain(|score| *score != "f1_weighted");
+        }
+        scores
     }
 
     fn evaluate(

@@ -161,19 +161,7 @@ impl RunConfig {
         }
         Settings::check(self).map_err(|error| TrainError::Config(error.to_string()))?;
         self.reading()?;
-        let measured = self.task.scores();
-        if let Some(metric) = &self.metric_for_best_model
-            && !measured.contains(&metric.as_str())
-        {
-            return Err(TrainError::Setting {
-                key: "metric_for_best_model".to_owned(),
-                problem: format!(
-                    "`{metric}` is not measured for {}, but {} are",
-                    self.task,
-                    measured.join(", ")
-                ),
-            });
-        }
+        self.check_metric(None)?;
         if self.eval_data.is_none() {
             let evaluated = [
                 (
@@ -208,6 +196,22 @@ impl RunConfig {
         }
     }
 
+    /// Checks that the task measures the metric for the best model, on data with this many classes.
+    fn check_metric(&self, classes: Option<usize>) -> Result<(), TrainError> {
+        let measured = self.task.scores(classes);
+        match &self.metric_for_best_model {
+            Some(metric) if !measured.contains(&metric.as_str()) => Err(TrainError::Setting {
+                key: "metric_for_best_model".to_owned(),
+                problem: format!(
+                    "`{metric}` is not measured for {}, but {} are",
+                    self.task,
+                    measured.join(", ")
+                ),
+            }),
+            _ => Ok(()),
+        }
+    }
+
     /// The task with what turns the run's files into examples. Classes are those of the training
     /// data.
     ///
@@ -216,6 +220,7 @@ impl RunConfig {
     pub fn task_spec(&self, train: &Table) -> Result<TaskSpec, TrainError> {
         let columns = self.columns();
         let labels = self.task.classes(&columns, train)?;
+        self.check_metric(Some(labels.len()))?;
         Ok(TaskSpec {
             task: self.task,
             columns,

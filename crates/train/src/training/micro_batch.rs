@@ -302,8 +302,8 @@ fn leaves(hidden: &Hidden, tracked: &[bool]) -> Hidden {
 /// Drops a layer's output with all that its graph keeps, for gradient checkpointing.
 ///
 /// Burn keeps what a graph saved until a backward pass runs in that graph, whether or not a tensor
-/// still refers to it. So the shortest one there is runs, from an input of the layer. A layer without
-/// an input that carries a gradient, at most the lowest, keeps its output.
+/// still refers to it. So the shortest one there is runs, from an input of the layer. A layer
+/// without an input that carries a gradient, at most the lowest, keeps its output.
 fn without_graph(input: &Hidden, output: Hidden) -> Option<Hidden> {
     let leaf = tensors(input)
         .zip(tracked(input))
