@@ -240,6 +240,15 @@ pub enum TrainError {
         /// The step.
         step: u64,
     },
+    /// What a model computes, or a merged tensor, is NaN or infinite.
+    #[error(
+        "{what} is not finite: a tensor of the base or of the adapter is NaN, infinite or too large; if \
+         training made it so, lower the learning rate"
+    )]
+    NotFinite {
+        /// The logits, the loss or the tensor.
+        what: String,
+    },
     /// The model cannot generate.
     #[error("this model has no language-model head, so it cannot generate")]
     CannotGenerate,

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor};
 use epiphyte_io::FileError;
 use epiphyte_io::safetensors_file::write_f32;
 use epiphyte_methods::AdapterModule;
@@ -53,6 +53,12 @@ pub fn merge(
     let mut tensors = Vec::new();
     for (name, tensor) in base.tensors() {
         let merged = module.merged(name, base)?;
+        let is_finite = |it: &Tensor<1>| it.clone().inner().is_finite().all().into_scalar::<bool>();
+        if merged.as_ref().is_some_and(|merged| !is_finite(merged)) {
+            return Err(TrainError::NotFinite {
+                what: format!("`{name}` of the merged model"),
+            });
+        }
         changed_tensors += usize::from(merged.is_some());
         let values = move || match merged {
             Some(merged) => merged
@@ -82,7 +88,7 @@ pub fn merge(
     let options = LoadOptions::default();
     let device = Device::flex();
     let merged = load(output, task_model.spec.head(), &device, &options)?;
-    let largest_difference = largest_difference(model, module, &merged.model);
+    let largest_difference = largest_difference(model, module, &merged.model)?;
     Ok(Merged {
         changed_tensors,
         tensors: count,
@@ -153,7 +159,11 @@ fn copy_rest(
 }
 
 /// Over a few made-up texts, the largest difference between what the two models say.
-fn largest_difference(model: &Model, module: &AdapterModule, merged: &Model) -> f64 {
+fn largest_difference(
+    model: &Model,
+    module: &AdapterModule,
+    merged: &Model,
+) -> Result<f64, TrainError> {
     let vocabulary = model.base().dimensions.vocabulary as u32;
     let longest = model.base().dimensions.max_positions.unwrap_or(32).min(32);
     let mut largest = 0.0f64;
@@ -175,13 +185,17 @@ fn largest_difference(model: &Model, module: &AdapterModule, merged: &Model) -> 
         };
         let before = outputs(model, &tokens, module);
         let after = outputs(merged, &tokens, &Identity);
-        let differences = before
-            .iter()
-            .zip(&after)
-            .map(|(a, b)| f64::from(a - b).abs());
-        largest = differences.fold(largest, f64::max);
+        for (a, b) in before.iter().zip(&after) {
+            let difference = f64::from(a - b).abs();
+            if !difference.is_finite() {
+                return Err(TrainError::NotFinite {
+                    what: "a logit of the merged model".to_owned(),
+                });
+            }
+            largest = largest.max(difference);
+        }
     }
-    largest
+    Ok(largest)
 }
 
 fn outputs(model: &Model, tokens: &Tokens<'_>, adapter: &dyn Adapter) -> Vec<f32> {

@@ -148,7 +148,8 @@ kernel! {
             let scores = &mut scores[..keys.len()];
             head.finish_scores(query, keys, scores);
             let larger = max(scores).max(*largest);
-            if larger == f32::NEG_INFINITY {
+            // Every key is hidden. NaN, which a maximum passes over, goes on and makes the sum NaN.
+            if larger == f32::NEG_INFINITY && !scores.iter().any(|score| score.is_nan()) {
                 scores.fill(0.0);
                 continue;
             }

@@ -2,10 +2,10 @@
 
 mod case;
 
-use epiphyte_kernels::KernelError;
 use epiphyte_kernels::attention::{
     Attention, AttentionBackward, AttentionDropout, AttentionGradients, Bias, Prefix,
 };
+use epiphyte_kernels::{Isa, KernelError};
 use proptest::prelude::*;
 
 use crate::support::*;
@@ -262,6 +262,43 @@ fn a_sequence_does_not_see_its_neighbors() {
             bits(&expected),
             "sequence {sequence}"
         );
+    }
+}
+
+/// A NaN or an infinite product in the scores of a query is in its result, on every path, and in no
+/// other query's.
+#[test]
+fn a_score_that_is_not_finite_is_not_passed_over() {
+    let case = Case {
+        causal: true,
+        ..Case::plain(&[40], 1, 1, 4)
+    };
+    for broken in [f32::NAN, f32::INFINITY] {
+        let mut numbers = Numbers::of(&case);
+        numbers.q[7 * 4] = broken;
+        for isa in Isa::available() {
+            let results = isa.with(|| numbers.kernels(&case));
+            for (query, row) in results[0].chunks(4).enumerate() {
+                let finite = row.iter().all(|value| value.is_finite());
+                assert_eq!(finite, query != 7, "{isa:?}, {broken}: query {query}");
+            }
+        }
+        // A key reaches all queries that see it.
+        let mut numbers = Numbers::of(&case);
+        numbers.k[7 * 4] = broken;
+        for isa in Isa::available() {
+            let results = isa.with(|| numbers.kernels(&case));
+            for (query, row) in results[0].chunks(4).enumerate().take(7) {
+                assert!(
+                    row.iter().all(|value| value.is_finite()),
+                    "{isa:?}: {query}"
+                );
+            }
+            let reached = results[0].chunks(4).skip(7);
+            if broken.is_nan() {
+                assert!(reached.flatten().all(|value| value.is_nan()), "{isa:?}");
+            }
+        }
     }
 }
 

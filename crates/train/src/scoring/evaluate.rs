@@ -79,9 +79,8 @@ pub fn predict(
             let outputs = values.len() / part.sequences().max(1);
             for (row, position) in values.chunks(outputs.max(1)).zip(&part.positions) {
                 if row.iter().any(|value| !value.is_finite()) {
-                    return Err(TrainError::NonFinite {
-                        what: format!("logits of example {}", position + 1),
-                        step: 0,
+                    return Err(TrainError::NotFinite {
+                        what: format!("a logit of example {}", position + 1),
                     });
                 }
                 logits.push(row.to_vec());
@@ -142,7 +141,13 @@ pub(crate) fn mean_token_loss(
             Some((mean, loss_rows.targets()))
         });
         if let Some((mean, targets)) = loss {
-            sum += f64::from(value(mean)) * targets as f64;
+            let mean = f64::from(value(mean));
+            if !mean.is_finite() {
+                return Err(TrainError::NotFinite {
+                    what: format!("the loss of examples {}", numbers(&batch.positions)),
+                });
+            }
+            sum += mean * targets as f64;
             count += targets;
         }
         meter.advance(batch.sequences(), batch.tokens());
@@ -151,6 +156,12 @@ pub(crate) fn mean_token_loss(
         return Err(crate::error::MetricError::Empty.into());
     }
     Ok(sum / count as f64)
+}
+
+/// The numbers of examples, counted from 1.
+fn numbers(positions: &[usize]) -> String {
+    let numbers: Vec<String> = positions.iter().map(|at| (at + 1).to_string()).collect();
+    numbers.join(", ")
 }
 
 /// The class with the largest logit, the first of equals.

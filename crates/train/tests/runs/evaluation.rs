@@ -6,11 +6,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use burn::tensor::Device;
 use epiphyte_data::{Batches, Order, Table};
+use epiphyte_methods::{AdapterModule, by_name};
 use epiphyte_models::{Adapter, Embedded, ForwardContext, LoadOptions};
+use epiphyte_train::TrainError::NotFinite;
 use epiphyte_train::observer::Silent;
 use epiphyte_train::scoring::evaluate::predict;
-use epiphyte_train::{Evaluation, LoadedAdapter, RunConfig, open_adapter};
-use serde_json::json;
+use epiphyte_train::{Evaluation, LoadedAdapter, RunConfig, merge, open_adapter};
+use serde_json::{Map, json};
 
 use crate::world::World;
 
@@ -71,5 +73,37 @@ fn scores_do_not_depend_on_the_size_of_micro_batches() {
             assert_eq!(own_logits, logits, "{tokens} tokens");
             assert!(most < tokens + longest, "{most} of {tokens} tokens");
         }
+    }
+}
+
+/// An adapter with a NaN on queries gives an error that says so, in every task and when it is merged.
+#[test]
+fn what_is_not_finite_is_no_score_and_no_model() {
+    let world = World::new();
+    for run in [
+        world.run("bert", "lora", &json!({})),
+        world.language_run("qwen", "lora", &json!({})),
+        world.seq2seq_run("t5", "lora", &json!({})),
+    ] {
+        let (mut loaded_adapter, batches) = open(&run, 10);
+        let config = by_name("lora").unwrap().configure(Map::new()).unwrap();
+        let base = loaded_adapter.task_model.loaded.model.base();
+        let module = AdapterModule::new(config, base, &Device::default(), 0).unwrap();
+        let param = module.trained().find(|it| it.key().contains("lora_B"));
+        let param = param.unwrap();
+        param.set_values(vec![f32::NAN; param.count()]);
+        loaded_adapter.module = Some(module);
+
+        let evaluation = loaded_adapter.evaluation(&batches);
+        let error = run.task.evaluate(&evaluation, &mut Silent).unwrap_err();
+        let NotFinite { what } = error else {
+            panic!("{}: {error}", run.task)
+        };
+        assert!(what.contains("example"), "{what}");
+
+        let output = run.output.with_extension("merged");
+        let error = merge(&run.model, &loaded_adapter, &output).unwrap_err();
+        assert!(error.to_string().contains(".weight` of the merged model"));
+        assert!(!output.exists());
     }
 }
