@@ -76,7 +76,8 @@ fn scores_do_not_depend_on_the_size_of_micro_batches() {
     }
 }
 
-/// An adapter with a NaN on queries gives an error that says so, in every task and when it is merged.
+/// An adapter with a NaN on queries gives an error that says so, in every task and when it is
+/// merged.
 #[test]
 fn what_is_not_finite_is_no_score_and_no_model() {
     let world = World::new();
