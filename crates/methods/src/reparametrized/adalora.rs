@@ -92,18 +92,6 @@ impl AdaLoraConfig {
         let targets = self.selection().of(base)?;
         let targets = targets.into_iter().map(|linear| {
             let Some(pattern) = &self.rank_pattern else {
-                let most = linear.inputs.min(linear.outputs);
-                if self.init_r > most {
-                    let path = &linear.site.path;
-                    let expected =
-                        format!("it must be from 1 to {most}, the smaller side of `{path}`");
-                    return Err(MethodError::Value {
-                        method: Self::NAME,
-                        key: "init_r",
-                        value: self.init_r.to_string(),
-                        expected,
-                    });
-                }
                 return Ok((linear, vec![true; self.init_r]));
             };
             // Over a base without head, PEFT's paths lack the base's own prefix.
@@ -512,6 +500,20 @@ fn distance_from_orthonormal(rows: Tensor<2>) -> Tensor<1> {
 
 impl Method for AdaLora {
     fn check_steps(&self, steps: u64) -> Result<(), MethodError> {
+        for target in &self.targets {
+            let most = target.sizes[0].min(target.sizes[1]);
+            if self.config.init_r > most {
+                return Err(MethodError::Value {
+                    method: AdaLoraConfig::NAME,
+                    key: "init_r",
+                    value: self.config.init_r.to_string(),
+                    expected: format!(
+                        "it must be at most {most}, the smaller side of `{}`",
+                        target.path
+                    ),
+                });
+            }
+        }
         self.config
             .check_total(self.config.total_step.unwrap_or(steps))
     }
