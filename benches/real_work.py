@@ -64,7 +64,8 @@ def is_head(name: str) -> bool:
     return name.startswith("classifier.")
 
 
-# Learning rates from a coarse search on the Python side (SST-2, one seed, 60 to 75 steps): enough to learn clearly.
+# Learning rates from a coarse search (SST-2, one seed, 60 to 190 steps; on the Python side where there is one):
+# enough to learn clearly.
 METHODS = {
     # LoRA whose update is multiplied by zero trains the head alone.
     "head": Method(5e-3, ["--rank", "1", "--alpha", "0"], trains=is_head, name="lora"),

@@ -171,6 +171,18 @@ pub enum TrainError {
         /// The directory.
         path: PathBuf,
     },
+    /// The output directory holds files that no run of ours wrote.
+    #[error(
+        "`{}` holds `{entry}`, which is not a run's: choose an empty directory for --output, so that \
+         nothing of yours is replaced",
+        path.display()
+    )]
+    OutputForeign {
+        /// The directory.
+        path: PathBuf,
+        /// One of its files.
+        entry: String,
+    },
     /// A token is not in the model's vocabulary.
     #[error(
         "token {id} is not in the model's vocabulary of {vocabulary}: tokenizer.json belongs to another model"

@@ -286,12 +286,19 @@ impl<'a> Prepared<'a> {
     }
 }
 
-/// Refuses an output directory that holds a run, unless told what to do with it.
+/// Refuses an output directory that holds anything but a run of ours, and a run, unless told what
+/// to do with it.
 fn make_room(output: &Path, options: &RunOptions) -> Result<(), TrainError> {
-    let taken = [file::CONFIG_FILE, "log.jsonl"]
-        .iter()
-        .any(|name| output.join(name).exists());
-    if !taken || options.resume {
+    if !is_run(output) {
+        return match first_entry(output)? {
+            Some(entry) => Err(TrainError::OutputForeign {
+                path: output.to_owned(),
+                entry,
+            }),
+            None => Ok(()),
+        };
+    }
+    if options.resume {
         return Ok(());
     }
     if !options.overwrite {
@@ -303,6 +310,24 @@ fn make_room(output: &Path, options: &RunOptions) -> Result<(), TrainError> {
         epiphyte_io::remove_directory(&checkpoint.path)?;
     }
     Ok(())
+}
+
+/// Whether a directory is a run's: it has a log, or an adapter that we wrote.
+fn is_run(directory: &Path) -> bool {
+    let config = std::fs::read(directory.join(file::CONFIG_FILE)).unwrap_or_default();
+    let config: serde_json::Value = serde_json::from_slice(&config).unwrap_or_default();
+    directory.join("log.jsonl").exists() || config.get("epiphyte").is_some()
+}
+
+/// The first visible entry of a directory by name; none if there is none, or no directory.
+fn first_entry(directory: &Path) -> Result<Option<String>, TrainError> {
+    let entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(epiphyte_io::FileError::new("read", directory, error).into()),
+    };
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    Ok(names.filter(|name| !name.starts_with('.')).min())
 }
 
 fn metadata(run: &RunConfig, task_model: &TaskModel, account: ParameterCounts) -> AdapterMetadata {

@@ -169,6 +169,67 @@ fn a_base_shows_its_linear_maps() {
     );
 }
 
+/// The data, the base and the adapter stay as they are, whatever path the output is called by.
+#[test]
+fn predictions_never_replace_an_input() {
+    let here = trained();
+    let before = here.read("dev.jsonl");
+    let weights = fs::read(here.path("bert/model.safetensors")).unwrap();
+    let command = "predict --model bert --adapter adapter --data dev.jsonl --output";
+    for output in [
+        "dev.jsonl",
+        "adapter/../dev.jsonl",
+        "bert/model.safetensors",
+        "adapter/adapter_config.json",
+    ] {
+        let errors = here.fail(2, &format!("{command} {output}"));
+        assert!(errors.contains("is an input"), "{errors}");
+    }
+    assert_eq!(here.read("dev.jsonl"), before);
+    assert_eq!(
+        fs::read(here.path("bert/model.safetensors")).unwrap(),
+        weights
+    );
+    // Predictions may be written again, also next to the adapter.
+    for _ in 0..2 {
+        here.succeed(&format!("{command} adapter/preds.jsonl"));
+    }
+}
+
+/// A directory with anything of the user's in it is refused, and nothing in it changes.
+#[test]
+fn training_goes_to_an_empty_directory_or_its_own() {
+    let here = Workplace::new();
+    for (name, file) in [
+        ("hub/checkpoint-500", "config.json"),
+        ("hub/checkpoint-1000", "model.safetensors"),
+        ("hub", "README.md"),
+        ("peft", "adapter_config.json"),
+    ] {
+        fs::create_dir_all(here.path(name)).unwrap();
+        here.write(&format!("{name}/{file}"), "{}");
+    }
+    for flags in ["", "--overwrite", "--resume"] {
+        for output in ["hub", "peft", "bert"] {
+            let run = format!("{CLASSIFY} --max-steps 2 --save-total-limit 1 --output {output}");
+            let errors = here.fail(1, &format!("{run} {flags}"));
+            assert!(errors.contains("which is not a run's"), "{errors}");
+        }
+    }
+    for file in [
+        "checkpoint-500/config.json",
+        "checkpoint-1000/model.safetensors",
+        "README.md",
+    ] {
+        assert_eq!(here.read(&format!("hub/{file}")), "{}");
+    }
+    fs::create_dir(here.path("empty")).unwrap();
+    here.succeed(&format!("{CLASSIFY} --max-steps 2 --output empty"));
+    here.succeed(&format!(
+        "{CLASSIFY} --max-steps 2 --output empty --overwrite"
+    ));
+}
+
 /// Before anything is trained, and only where it is not measured: F1 weighted by classes needs
 /// three.
 #[test]

@@ -147,6 +147,30 @@ pub(crate) struct Opened {
 }
 
 impl DataArguments {
+    /// Refuses an output file that is one of the inputs, by whatever path: the data, or a file of
+    /// the base model or of the adapter, which hold no predictions (.jsonl).
+    pub(crate) fn check_output(&self, output: &Path) -> Result<()> {
+        let Ok(resolved) = output.canonicalize() else {
+            return Ok(());
+        };
+        let model = self.model.locate()?.model;
+        let directories = [Some(&*model), self.model.adapter.as_deref()];
+        let is_lines = resolved.extension().is_some_and(|it| it == "jsonl");
+        let directories = directories.into_iter().flatten().filter(|_| !is_lines);
+        for input in directories.chain([&*self.data]) {
+            let holds = |input: PathBuf| resolved.starts_with(input);
+            if input.canonicalize().is_ok_and(holds) {
+                let problem = format!(
+                    "--output `{}` is an input, in `{}`: choose another file",
+                    output.display(),
+                    input.display()
+                );
+                return Err(UsageError::Other(problem).into());
+            }
+        }
+        Ok(())
+    }
+
     /// Loads the model and reads the examples, without targets if `labelled` is false.
     pub(crate) fn open(&self, labelled: bool, global: &Global) -> Result<Opened> {
         let located = self.model.locate()?;

@@ -48,6 +48,7 @@ enum Label<'a> {
 }
 
 pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
+    arguments.data.check_output(&arguments.output)?;
     let opened = arguments.data.open(false, global)?;
     let task_model = &opened.loaded_adapter.task_model;
     let mut progress = Progress::new(global);
