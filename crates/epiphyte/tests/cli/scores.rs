@@ -196,6 +196,20 @@ fn predictions_never_replace_an_input() {
     }
 }
 
+/// Neither the base nor the adapter is where a merged model goes.
+#[test]
+fn a_merge_never_replaces_what_it_reads() {
+    let here = trained();
+    for output in ["bert", "adapter", "adapter/../bert"] {
+        let errors = here.fail(
+            2,
+            &format!("merge --model bert --adapter adapter --output {output} --overwrite"),
+        );
+        assert!(errors.contains("itself: choose another"), "{errors}");
+    }
+    here.succeed("eval --model bert --adapter adapter --data dev.jsonl");
+}
+
 /// A directory with anything of the user's in it is refused, and nothing in it changes.
 #[test]
 fn training_goes_to_an_empty_directory_or_its_own() {

@@ -38,12 +38,16 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     };
     let model = located.model.clone();
     let output = &arguments.output;
-    let is_model = output.canonicalize().ok() == model.canonicalize().ok();
-    if is_model && output.exists() {
-        return Err(UsageError::Other(
-            "--output is the base model itself: choose another".to_owned(),
-        )
-        .into());
+    let inputs = [
+        ("the base model", Some(&model)),
+        ("the adapter", arguments.model.adapter.as_ref()),
+    ];
+    for (what, input) in inputs {
+        let input = input.and_then(|input| input.canonicalize().ok());
+        if input.is_some() && output.canonicalize().ok() == input {
+            let problem = format!("--output is {what} itself: choose another");
+            return Err(UsageError::Other(problem).into());
+        }
     }
     let is_taken = output
         .read_dir()
