@@ -24,8 +24,8 @@ pub struct Generation {
 /// Continues `prompt`; tells `each` new token as soon as it is chosen, and returns all of them.
 ///
 /// # Errors
-/// If the model has no language-model head or is an encoder-decoder, or the prompt leaves no room
-/// for a token.
+/// If the model has no language-model head or is an encoder-decoder, the prompt leaves no room for
+/// a token, or a logit is NaN.
 pub fn generate(
     model: &Model,
     adapter: &dyn Adapter,
@@ -56,6 +56,11 @@ pub fn generate(
         let last = hidden.select_rows(&last);
         let batch = AdapterBatch::single(adapter, &tokens);
         let logits = head.forward(last.states, &last.rows, &batch);
+        if logits.clone().inner().is_nan().any().into_scalar::<bool>() {
+            return Err(TrainError::NotFinite {
+                what: format!("a logit after {} tokens", ids.len()),
+            });
+        }
         let next = choose(logits, how.temperature, draw);
         if how.stop.contains(&next) {
             break;

@@ -11,7 +11,9 @@ use epiphyte_models::{Adapter, Embedded, ForwardContext, LoadOptions};
 use epiphyte_train::TrainError::NotFinite;
 use epiphyte_train::observer::Silent;
 use epiphyte_train::scoring::evaluate::predict;
-use epiphyte_train::{Evaluation, LoadedAdapter, RunConfig, merge, open_adapter};
+use epiphyte_train::{
+    Evaluation, Generation, LoadedAdapter, RunConfig, TaskKind, generate, merge, open_adapter,
+};
 use serde_json::{Map, json};
 
 use crate::world::World;
@@ -101,6 +103,18 @@ fn what_is_not_finite_is_no_score_and_no_model() {
             panic!("{}: {error}", run.task)
         };
         assert!(what.contains("example"), "{what}");
+        if run.task == TaskKind::text() {
+            let how = Generation {
+                max_new_tokens: 2,
+                max_length: 16,
+                temperature: 0.0,
+                seed: 0,
+                stop: Vec::new(),
+            };
+            let model = &loaded_adapter.task_model.loaded.model;
+            let error = generate(model, loaded_adapter.adapter(), &[1, 2], &how, |_| {});
+            assert!(matches!(error, Err(NotFinite { .. })), "{error:?}");
+        }
 
         let output = run.output.with_extension("merged");
         let error = merge(&run.model, &loaded_adapter, &output).unwrap_err();
