@@ -50,9 +50,6 @@ pub mod adapters {
 pub mod hybrid {
     pub mod mam;
     pub mod unipelt;
-
-    #[cfg(test)]
-    mod tests;
 }
 
 /// Trained vectors in front of the input, or keys and values in front of those of each layer.
@@ -88,6 +85,8 @@ mod adapter_module;
 mod error;
 pub mod file;
 mod registry;
+#[cfg(test)]
+mod small_bert;
 #[cfg(test)]
 mod test_data;
 

@@ -159,6 +159,26 @@ pub struct Selection<'a> {
     pub defaults: fn(&Base) -> &'static [&'static str],
 }
 
+/// Checks a rank against the smaller side of the linear layer at `path`, of these two sizes.
+pub(crate) fn check_rank(
+    method: &'static str,
+    key: &'static str,
+    rank: usize,
+    path: &str,
+    sizes: [usize; 2],
+) -> Result<(), MethodError> {
+    let most = sizes[0].min(sizes[1]);
+    if (1..=most).contains(&rank) {
+        return Ok(());
+    }
+    Err(MethodError::Value {
+        method,
+        key,
+        value: rank.to_string(),
+        expected: format!("it must be from 1 to {most}, the smaller side of `{path}`"),
+    })
+}
+
 impl Selection<'_> {
     /// The linear layers of `base` that are selected.
     ///

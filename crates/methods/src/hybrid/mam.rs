@@ -186,9 +186,7 @@ impl Method for Parallel {
 mod tests {
     use serde_json::json;
 
-    use crate::hybrid::tests::{
-        bert, bert_base_count, distance, logits, module, set_random, values,
-    };
+    use crate::small_bert::{bert, bert_base_count, distance, logits, module, set_random, values};
 
     fn settings(scaling: f64) -> serde_json::Value {
         json!({

@@ -40,8 +40,10 @@ use crate::MethodError;
 use crate::framework::composition::{BuildMember, Union};
 use crate::framework::method::{KeyStyle, Method, MethodConfig, Stored};
 use crate::framework::parameters::{Init, Param, ParameterSet};
-use crate::parts::bottleneck::{self, Bottleneck, BottleneckConfig};
+use crate::framework::targets::check_rank;
+use crate::parts::bottleneck::{self, Bottleneck, BottleneckConfig, modules};
 use crate::parts::dense::Dense;
+use crate::reparametrized::lora::LoraConfig;
 use crate::soft_prompts::prefix_tuning::{self, PrefixSettings};
 
 crate::settings! {
@@ -71,7 +73,7 @@ const BOTTLENECKS: bottleneck::Variant = bottleneck::Variant {
 };
 
 impl UniPeltConfig {
-    /// The linear layers that LoRA acts on.
+    /// The linear layers that LoRA acts on, whose rank must fit them.
     fn targets<'b>(&self, base: &'b Base) -> Result<Vec<&'b LinearInfo>, MethodError> {
         self.prefix.check(&PREFIX, base)?;
         let not_applicable = |reason: &str| MethodError::NotApplicable {
@@ -94,36 +96,21 @@ impl UniPeltConfig {
                  one for values",
             ));
         }
-        Ok(targets)
-    }
-
-    /// Checks the rank against the targets.
-    fn check_rank(&self, targets: &[&LinearInfo]) -> Result<(), MethodError> {
-        let sides = targets.iter().map(|it| it.inputs.min(it.outputs));
-        let most = sides.min().unwrap_or(0);
-        if self.r <= most {
-            return Ok(());
+        for linear in &targets {
+            let sizes = [linear.inputs, linear.outputs];
+            check_rank(Self::NAME, "r", self.r, &linear.site.path, sizes)?;
         }
-        Err(MethodError::Value {
-            method: Self::NAME,
-            key: "r",
-            value: self.r.to_string(),
-            expected: format!("it must be from 1 to {most}, the smaller side of its targets"),
-        })
+        Ok(targets)
     }
 
     fn prefixes(
         &self,
         base: &Base,
-        queries: &[&LinearInfo],
         parameters: &mut ParameterSet,
     ) -> Result<Box<dyn Method>, MethodError> {
         let prefix = self.prefix.build(&PREFIX, false, base, parameters)?;
-        let modules = queries
-            .iter()
-            .filter_map(|it| it.site.path.rsplit_once('.'));
-        let gates =
-            modules.map(|(module, _)| Gate::declare(base, module, "prefix_gate", parameters));
+        let gates = modules(base, Role::Query)
+            .map(|module| Gate::declare(base, module, "prefix_gate", parameters));
         Ok(Box::new(GatedPrefix {
             prefix,
             gates: gates.collect(),
@@ -138,12 +125,7 @@ impl UniPeltConfig {
     ) -> Box<dyn Method> {
         let by_path = targets.iter().map(|linear| {
             let path = &linear.site.path;
-            let bound = 1.0 / (linear.inputs as f64).sqrt();
-            let mut matrix = |name, shape: [usize; 2], init| {
-                parameters.declare(format!("{path}.{name}.weight"), &shape, init)
-            };
-            let a = matrix("lora_A", [self.r, linear.inputs], Init::Uniform { bound });
-            let b = matrix("lora_B", [linear.outputs, self.r], Init::Zeros);
+            let [a, b] = LoraConfig::default().declare(linear, self.r, parameters);
             let gate = Gate::declare(base, path, "lora_gate", parameters);
             (path.clone(), GatedLora { a, b, gate })
         });
@@ -161,10 +143,8 @@ impl UniPeltConfig {
         let bottlenecks = self
             .bottlenecks
             .declare(&BOTTLENECKS, base, role, parameters)?;
-        let outward = base.linears().iter().filter(|it| it.site.role == role);
-        let modules = outward.filter_map(|it| it.site.path.rsplit_once('.'));
-        let gates =
-            modules.map(|(module, _)| Gate::declare(base, module, "adapter_gate", parameters));
+        let gates = modules(base, role)
+            .map(|module| Gate::declare(base, module, "adapter_gate", parameters));
         let layers = bottlenecks.into_iter().zip(gates);
         let layers: Vec<(Bottleneck, Gate)> = layers.collect();
         Ok(Box::new(GatedPfeiffer {
@@ -208,10 +188,7 @@ impl MethodConfig for UniPeltConfig {
         parameters: &mut ParameterSet,
     ) -> Result<Box<dyn Method>, MethodError> {
         let targets = self.targets(base)?;
-        self.check_rank(&targets)?;
-        let is_query = |it: &&&LinearInfo| it.site.role == Role::Query;
-        let queries: Vec<&LinearInfo> = targets.iter().filter(is_query).copied().collect();
-        let prefixes = |own: &mut ParameterSet| self.prefixes(base, &queries, own);
+        let prefixes = |own: &mut ParameterSet| self.prefixes(base, own);
         let loras = |own: &mut ParameterSet| Ok(self.loras(base, &targets, own));
         let adapters = |own: &mut ParameterSet| self.adapters(base, own);
         let members: [BuildMember<'_>; 3] = [&prefixes, &loras, &adapters];
@@ -221,7 +198,6 @@ impl MethodConfig for UniPeltConfig {
 
     fn count(&self, base: &Base) -> Result<usize, MethodError> {
         let targets = self.targets(base)?;
-        self.check_rank(&targets)?;
         let (layers, hidden_size) = (base.dimensions.layers, base.dimensions.hidden_size);
         let gate = Dense::count([1, hidden_size]);
         let lora = |it: &&LinearInfo| self.r * (it.inputs + it.outputs) + gate;
@@ -441,7 +417,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use crate::AdapterModule;
-    use crate::hybrid::tests::{
+    use crate::small_bert::{
         bert, bert_base_count, distance, gradients, logits, logits_of, module, set_random, values,
     };
 

@@ -138,13 +138,8 @@ impl BottleneckConfig {
                     method: variant.method,
                     reason: format!("`non_linearity`: {error}"),
                 })?;
-        let maps = base
-            .linears()
-            .iter()
-            .filter(|linear| linear.site.role == at);
-        let modules = maps.filter_map(|linear| linear.site.path.rsplit_once('.'));
-        Ok(modules
-            .map(|(module, _)| {
+        Ok(modules(base, at)
+            .map(|module| {
                 let [down, up] = self.init_weights.inits(width);
                 let path = |name| format!("{module}.{name}");
                 Bottleneck {
@@ -167,6 +162,12 @@ impl BottleneckConfig {
             Err(_) => self.clone(),
         }
     }
+}
+
+/// The module of each layer that holds the linear layer of role `at`.
+pub(crate) fn modules(base: &Base, at: Role) -> impl Iterator<Item = &str> {
+    let linears = base.linears().iter().filter(move |it| it.site.role == at);
+    linears.filter_map(|it| Some(it.site.path.rsplit_once('.')?.0))
 }
 
 /// One bottleneck: down, activation, up.

@@ -43,7 +43,7 @@ use crate::framework::method::{
     KeyStyle, Method, MethodConfig, StepInfo, Stored, StoredTensors, load_stored,
 };
 use crate::framework::parameters::{Init, Param, ParameterSet};
-use crate::framework::targets::{Selection, Targets};
+use crate::framework::targets::{Selection, Targets, check_rank};
 use crate::parts::delta::{Delta, Deltas};
 use crate::reparametrized::lora::alpha;
 
@@ -500,19 +500,9 @@ fn distance_from_orthonormal(rows: Tensor<2>) -> Tensor<1> {
 
 impl Method for AdaLora {
     fn check_steps(&self, steps: u64) -> Result<(), MethodError> {
+        let (name, rank) = (AdaLoraConfig::NAME, self.config.init_r);
         for target in &self.targets {
-            let most = target.sizes[0].min(target.sizes[1]);
-            if self.config.init_r > most {
-                return Err(MethodError::Value {
-                    method: AdaLoraConfig::NAME,
-                    key: "init_r",
-                    value: self.config.init_r.to_string(),
-                    expected: format!(
-                        "it must be at most {most}, the smaller side of `{}`",
-                        target.path
-                    ),
-                });
-            }
+            check_rank(name, "init_r", rank, &target.path, target.sizes)?;
         }
         self.config
             .check_total(self.config.total_step.unwrap_or(steps))

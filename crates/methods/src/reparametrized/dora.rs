@@ -212,29 +212,17 @@ impl Delta for Dora {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Device;
-    use epiphyte_models::{HeadKind, Model, ModelConfig, random_model};
-    use epiphyte_ops::{Precision, random};
+    use epiphyte_models::Model;
+    use epiphyte_ops::random;
     use serde_json::json;
 
-    use crate::{AdapterModule, by_name};
+    use crate::AdapterModule;
+    use crate::small_bert::{self, bert};
 
     const NAME: &str = "bert.encoder.layer.1.attention.self.value";
 
-    fn bert() -> Model {
-        let config = br#"{"model_type": "bert", "vocab_size": 8, "hidden_size": 8,
-            "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "max_position_embeddings": 8}"#;
-        let config = ModelConfig::parse("config.json".as_ref(), config).unwrap();
-        let head = HeadKind::Classification { labels: 2 };
-        random_model(&config, head, &Device::default(), Precision::F32, 0).unwrap()
-    }
-
     fn module(model: &Model) -> AdapterModule {
-        let settings = json!({ "r": 3, "lora_alpha": 6 });
-        let settings = settings.as_object().unwrap().clone();
-        let config = by_name("dora").unwrap().configure(settings).unwrap();
-        AdapterModule::new(config, model.base(), &Device::default(), 0).unwrap()
+        small_bert::module(model, "dora", json!({ "r": 3, "lora_alpha": 6 }))
     }
 
     fn set_random(module: &AdapterModule, name: &str) {

@@ -25,7 +25,7 @@ use serde_json::{Map, Value, json};
 use crate::MethodError;
 use crate::framework::method::{KeyStyle, Method, MethodConfig};
 use crate::framework::parameters::{Init, Param, ParameterSet};
-use crate::framework::targets::{Selection, Targets};
+use crate::framework::targets::{Selection, Targets, check_rank};
 use crate::parts::delta::{Delta, Deltas};
 
 crate::settings! {
@@ -130,17 +130,7 @@ impl LoraConfig {
                 let alpha = self
                     .first_match(method, &self.alpha_pattern, path)?
                     .unwrap_or(self.lora_alpha);
-                let most = linear.inputs.min(linear.outputs);
-                if rank == 0 || rank > most {
-                    let expected =
-                        format!("it must be from 1 to {most}, the smaller side of `{path}`");
-                    return Err(MethodError::Value {
-                        method,
-                        key: "r",
-                        value: rank.to_string(),
-                        expected,
-                    });
-                }
+                check_rank(method, "r", rank, path, [linear.inputs, linear.outputs])?;
                 let divisor = if self.use_rslora {
                     (rank as f64).sqrt()
                 } else {

@@ -223,25 +223,13 @@ mod tests {
     use epiphyte_ops::Precision;
     use serde_json::{Value, json};
 
+    use crate::small_bert::{bert, values};
     use crate::{AdapterModule, by_name};
-
-    fn bert() -> Model {
-        let config = br#"{"model_type": "bert", "vocab_size": 8, "hidden_size": 8,
-            "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "max_position_embeddings": 8}"#;
-        let config = ModelConfig::parse("config.json".as_ref(), config).unwrap();
-        let head = HeadKind::Classification { labels: 2 };
-        random_model(&config, head, &Device::default(), Precision::F32, 0).unwrap()
-    }
 
     fn module(model: &Model, settings: Value, seed: u64) -> AdapterModule {
         let settings = settings.as_object().unwrap().clone();
         let config = by_name("vera").unwrap().configure(settings).unwrap();
         AdapterModule::new(config, model.base(), &Device::default(), seed).unwrap()
-    }
-
-    fn values(module: &AdapterModule, key: &str) -> Vec<f32> {
-        module.parameters().get(key).unwrap().to_vec()
     }
 
     #[test]

@@ -153,7 +153,7 @@ impl DataArguments {
         let Ok(resolved) = output.canonicalize() else {
             return Ok(());
         };
-        let model = self.model.locate()?.model;
+        let model = Hub::from_env().resolve(&self.model.model)?;
         let directories = [Some(&*model), self.model.adapter.as_deref()];
         let is_lines = resolved.extension().is_some_and(|it| it == "jsonl");
         let directories = directories.into_iter().flatten().filter(|_| !is_lines);

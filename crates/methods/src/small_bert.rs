@@ -1,4 +1,4 @@
-//! A small BERT for the tests of hybrid methods.
+//! A small BERT for the tests of methods, and what they do with it.
 
 use burn::tensor::{Device, Tensor};
 use epiphyte_models::{Adapter, HeadKind, Model, ModelConfig, Targets, Tokens, random_model};
