@@ -15,6 +15,7 @@ use epiphyte_models::{HeadKind, ModelConfig, random_model};
 use epiphyte_ops::Precision;
 use epiphyte_train::observer::Silent;
 use epiphyte_train::report::journal::{self, Record};
+use epiphyte_train::training::identity::Identity;
 use epiphyte_train::training::schedule::ScheduleKind;
 use epiphyte_train::{Interrupt, RunConfig, TaskKind, Trainer, Workload, memory, train_runs};
 use serde_json::{Map, Value, json};
@@ -91,6 +92,7 @@ pub(crate) fn run(arguments: &[String], started: Instant) -> Result<()> {
         train: &batches,
         eval: None,
         device: &device,
+        identity: Identity::default(),
     };
     let mut trainer = [Trainer::new(work, module, false)?];
     let before = since_start(started);

@@ -6,6 +6,8 @@
 
 use std::ops::Range;
 
+use sha2::{Digest, Sha256};
+
 use crate::error::DataError;
 use crate::example::{Example, Target};
 use crate::order::Order;
@@ -242,6 +244,20 @@ impl Batches {
             batch_size,
             order,
         })
+    }
+
+    /// SHA-256 of all examples and their order, in hexadecimal: of their token ids, segment ids and
+    /// targets.
+    pub fn content_hash(&self) -> String {
+        let mut hash = Sha256::new();
+        let mut bytes = Vec::new();
+        for example in &self.examples {
+            bytes.clear();
+            example.bytes_into(&mut bytes);
+            hash.update(&bytes);
+        }
+        let digest = hash.finalize();
+        digest.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// The examples in the order of the file.

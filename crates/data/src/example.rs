@@ -42,6 +42,25 @@ impl Example {
         self.ids.len() + target
     }
 
+    /// Everything that makes it this example, as bytes: each part with its kind and its length, so
+    /// that no two examples have the same bytes.
+    pub(crate) fn bytes_into(&self, bytes: &mut Vec<u8>) {
+        let mut add = |kind: u8, values: &mut dyn ExactSizeIterator<Item = i64>| {
+            bytes.push(kind);
+            bytes.extend((values.len() as u64).to_le_bytes());
+            bytes.extend(values.flat_map(i64::to_le_bytes));
+        };
+        add(0, &mut self.ids.iter().map(|&id| id.into()));
+        add(1, &mut self.type_ids.iter().map(|&id| id.into()));
+        match &self.target {
+            Target::Class(class) => add(2, &mut [*class as i64].into_iter()),
+            Target::Number(number) => add(3, &mut [number.to_bits().into()].into_iter()),
+            Target::Tokens(labels) => add(4, &mut labels.iter().copied()),
+            Target::Sequence(labels) => add(5, &mut labels.iter().copied()),
+            Target::Absent => add(6, &mut [].into_iter()),
+        }
+    }
+
     /// The largest token id, those of a target sequence included.
     pub fn largest_id(&self) -> Option<u32> {
         let target = match &self.target {

@@ -7,7 +7,9 @@ mod atomic_file;
 mod directory;
 mod error;
 pub mod safetensors_file;
+mod sha256;
 
 pub use atomic_file::{write, write_atomically};
 pub use directory::{clean_up, remove_directory, write_directory};
 pub use error::{FileError, HeaderProblem, SafetensorsError};
+pub use sha256::{Sha256Hasher, sha256, sha256_of_file};

@@ -145,7 +145,7 @@ pub enum TrainError {
     #[error(transparent)]
     Metric(#[from] MetricError),
     /// A checkpoint's state is malformed.
-    #[error("`{}`: {reason}; delete this checkpoint to go on from an earlier one", path.display())]
+    #[error("`{}` is damaged: {reason}", path.display())]
     State {
         /// The file.
         path: PathBuf,
@@ -154,11 +154,52 @@ pub enum TrainError {
     },
     /// The output directory holds another run.
     #[error(
-        "`{}` belongs to a run with other settings; give them again, or choose another --output",
-        path.display()
+        "`{}` belongs to another run: {}; give it what it had, or choose another --output",
+        path.display(),
+        differences.join("; ")
     )]
     OtherRun {
         /// The checkpoint.
+        path: PathBuf,
+        /// What differs, each as a phrase.
+        differences: Vec<String>,
+    },
+    /// A directory with the name of a checkpoint to come is none of ours.
+    #[error(
+        "`{}` is not a checkpoint of this program, and the run would save one there: move it, or choose \
+         another --output",
+        path.display()
+    )]
+    CheckpointForeign {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Another process trains in the output directory.
+    #[error(
+        "another process trains in `{}`: wait for it, or choose another --output",
+        path.display()
+    )]
+    OutputInUse {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A run's file or directory is a link.
+    #[error(
+        "`{}` is a link, and what it points to would be changed: remove it, or choose another --output",
+        path.display()
+    )]
+    OutputLink {
+        /// The link.
+        path: PathBuf,
+    },
+    /// A run is to be resumed that left no checkpoint.
+    #[error(
+        "`{}` holds an adapter but no checkpoint to go on from; pass --overwrite to train it anew, or \
+         choose another --output",
+        path.display()
+    )]
+    NothingToResume {
+        /// The directory.
         path: PathBuf,
     },
     /// The output directory is taken.
@@ -243,8 +284,8 @@ pub enum TrainError {
     },
     /// A number is NaN or infinite.
     #[error(
-        "step {step}: {what} is not finite; lower the learning rate, or raise warm-up, and resume from the \
-         last checkpoint"
+        "step {step}: {what} is not finite; begin anew (--overwrite) with a lower learning rate or a longer \
+         warm-up"
     )]
     NonFinite {
         /// The tensor.

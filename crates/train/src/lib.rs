@@ -43,6 +43,7 @@ pub mod training {
     pub mod checkpoints;
     pub mod config;
     pub mod early_stopping;
+    pub mod identity;
     pub(crate) mod micro_batch;
     pub mod optimizer;
     pub mod schedule;
@@ -59,6 +60,7 @@ pub mod memory;
 mod merge;
 pub mod observer;
 mod run;
+mod run_directory;
 pub mod tasks;
 
 pub use error::TrainError;

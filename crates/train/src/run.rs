@@ -1,22 +1,23 @@
 //! A run from its files to its adapter.
 
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use epiphyte_data::{Batches, Order};
 use epiphyte_methods::file::{self, AdapterFile, AdapterMetadata, Provenance};
-use epiphyte_methods::{AdapterModule, ParameterCounts, by_name};
+use epiphyte_methods::{AdapterModule, ParameterCounts, StoredValues, by_name};
 use epiphyte_models::{LoadOptions, Loaded, ModelConfig};
 use serde::Serialize;
 
 use crate::interrupt::Interrupt;
 use crate::observer::Observer;
 use crate::report::model_card::{Counts, DataSource, ModelCard, Scores};
+use crate::run_directory::{CARD_FILE, RunDirectory, Start};
 use crate::scoring::evaluate::Evaluation;
 use crate::scoring::metrics::Metrics;
 use crate::tasks::{TaskModel, TaskSpec};
 use crate::training::config::RunConfig;
+use crate::training::identity::Identity;
 use crate::training::train_loop::train_runs;
 use crate::training::trainer::{End, Outcome, Trainer, Workload};
 use crate::{TrainError, memory};
@@ -34,6 +35,17 @@ pub struct RunOptions {
     pub model_dir: Option<PathBuf>,
     /// Where tensors live; if not said, Burn's default device: a GPU in a build with a GPU backend.
     pub device: Device,
+}
+
+impl RunOptions {
+    /// What to do with an output directory that holds a run.
+    fn start(&self) -> Start {
+        match (self.resume, self.overwrite) {
+            (true, _) => Start::Resume,
+            (false, true) => Start::Overwrite,
+            (false, false) => Start::New,
+        }
+    }
 }
 
 /// What came of a run.
@@ -94,6 +106,7 @@ pub fn train_several(
     observer: &mut dyn Observer,
 ) -> Result<Vec<Report>, TrainError> {
     agree(runs)?;
+    let mut directories = claim(runs, options.start())?;
     let mut prepared: Vec<Prepared<'_>> = Vec::new();
     let mut modules = Vec::new();
     for run in runs {
@@ -105,6 +118,7 @@ pub fn train_several(
     let trainers = prepared.iter().zip(modules);
     let trainers = trainers.map(|(prepared, module)| prepared.trainer(module, options));
     let mut trainers = trainers.collect::<Result<Vec<_>, _>>()?;
+    directories.iter_mut().for_each(RunDirectory::keep);
     let outcomes = train_runs(&mut trainers, interrupt, observer)?;
     let ends = prepared.iter().zip(&mut trainers).zip(outcomes);
     ends.map(|((prepared, trainer), outcome)| prepared.finish(trainer, outcome, options, observer))
@@ -117,7 +131,6 @@ fn agree(runs: &[RunConfig]) -> Result<(), TrainError> {
         return Err(TrainError::Config("there is no run".to_owned()));
     };
     first.check()?;
-    let mut outputs = HashSet::from([&first.output]);
     for run in others {
         run.check()?;
         let agreements = [
@@ -130,14 +143,25 @@ fn agree(runs: &[RunConfig]) -> Result<(), TrainError> {
                 "`{key}` differs between runs, but they share one base: train them apart"
             )));
         }
-        if !outputs.insert(&run.output) {
+    }
+    Ok(())
+}
+
+/// Takes the output directory of each run.
+fn claim(runs: &[RunConfig], start: Start) -> Result<Vec<RunDirectory>, TrainError> {
+    let mut claimed: Vec<RunDirectory> = Vec::new();
+    for run in runs {
+        // The lock of another run of this process would say that another process trains there.
+        let path = std::fs::canonicalize(&run.output);
+        if path.is_ok_and(|path| claimed.iter().any(|other| other.path() == path)) {
             return Err(TrainError::Config(format!(
                 "two runs write to `{}`: give each its own `output`",
                 run.output.display()
             )));
         }
+        claimed.push(RunDirectory::claim(&run.output, start)?);
     }
-    Ok(())
+    Ok(claimed)
 }
 
 /// A run with everything that it reads.
@@ -156,7 +180,6 @@ impl<'a> Prepared<'a> {
         beside: Option<&Loaded>,
     ) -> Result<(Self, AdapterModule), TrainError> {
         let mut config = by_name(&run.method)?.configure(run.method_settings.clone())?;
-        make_room(&run.output, options)?;
         let model_dir = options.model_dir.as_deref().unwrap_or(&run.model);
         let reading = run.reading()?;
         let table = epiphyte_data::Table::read(
@@ -222,10 +245,22 @@ impl<'a> Prepared<'a> {
             train: &self.train,
             eval: self.eval.as_ref(),
             device: &options.device,
+            identity: Identity::new(
+                self.run,
+                &module,
+                &self.task_model,
+                &self.train,
+                self.eval.as_ref(),
+            ),
         };
         let trainer = Trainer::new(work, module, options.resume)?;
-        if trainer.step() > 0 {
-            tracing::info!("going on after step {}", trainer.step());
+        let output = self.run.output.display();
+        match trainer.step() {
+            0 if options.resume => {
+                tracing::warn!("`{output}` holds no checkpoint: the run begins at step 0");
+            }
+            0 => {}
+            step => tracing::info!("going on after step {step}"),
         }
         Ok(trainer)
     }
@@ -252,6 +287,7 @@ impl<'a> Prepared<'a> {
             };
             metrics = Some(run.task.evaluate(&evaluation, observer)?);
         }
+        check_finite(module)?;
         let account = module.counts(model.base());
         let metadata = metadata(run, task_model, account);
         file::save(&run.output, module, model.base(), &metadata)?;
@@ -281,53 +317,9 @@ impl<'a> Prepared<'a> {
             train.examples().len(),
             eval.map(|eval| eval.examples().len()),
         );
-        epiphyte_io::write(&run.output.join("README.md"), card.to_string().as_bytes())?;
+        write_card(&run.output.join(CARD_FILE), &card)?;
         Ok(report)
     }
-}
-
-/// Refuses an output directory that holds anything but a run of ours, and a run, unless told what
-/// to do with it.
-fn make_room(output: &Path, options: &RunOptions) -> Result<(), TrainError> {
-    if !is_run(output) {
-        return match first_entry(output)? {
-            Some(entry) => Err(TrainError::OutputForeign {
-                path: output.to_owned(),
-                entry,
-            }),
-            None => Ok(()),
-        };
-    }
-    if options.resume {
-        return Ok(());
-    }
-    if !options.overwrite {
-        return Err(TrainError::OutputTaken {
-            path: output.to_owned(),
-        });
-    }
-    for checkpoint in crate::training::checkpoints::Checkpoints::open(output)?.list()? {
-        epiphyte_io::remove_directory(&checkpoint.path)?;
-    }
-    Ok(())
-}
-
-/// Whether a directory is a run's: it has a log, or an adapter that we wrote.
-fn is_run(directory: &Path) -> bool {
-    let config = std::fs::read(directory.join(file::CONFIG_FILE)).unwrap_or_default();
-    let config: serde_json::Value = serde_json::from_slice(&config).unwrap_or_default();
-    directory.join("log.jsonl").exists() || config.get("epiphyte").is_some()
-}
-
-/// The first visible entry of a directory by name; none if there is none, or no directory.
-fn first_entry(directory: &Path) -> Result<Option<String>, TrainError> {
-    let entries = match std::fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(epiphyte_io::FileError::new("read", directory, error).into()),
-    };
-    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    Ok(names.filter(|name| !name.starts_with('.')).min())
 }
 
 fn metadata(run: &RunConfig, task_model: &TaskModel, account: ParameterCounts) -> AdapterMetadata {
@@ -343,6 +335,38 @@ fn metadata(run: &RunConfig, task_model: &TaskModel, account: ParameterCounts) -
             account: Some(account),
         },
     }
+}
+
+/// Checks that nothing that the adapter's file gets is NaN or infinite.
+fn check_finite(module: &AdapterModule) -> Result<(), TrainError> {
+    let stored = module.stored().into_iter().chain(module.stored_head());
+    let finite = |values: &StoredValues| match values {
+        StoredValues::F32(values) => values.iter().all(|value| value.is_finite()),
+        StoredValues::I32(_) => true,
+    };
+    match stored.into_iter().find(|stored| !finite(&stored.values)) {
+        None => Ok(()),
+        Some(stored) => Err(TrainError::NotFinite {
+            what: format!("`{}`", stored.key),
+        }),
+    }
+}
+
+/// Writes the model card, unless the user has put another text in its place.
+fn write_card(path: &Path, card: &ModelCard) -> Result<(), TrainError> {
+    let before = std::fs::read_to_string(path);
+    let users = match before {
+        Ok(text) => !ModelCard::is_ours(&text),
+        Err(error) => error.kind() != std::io::ErrorKind::NotFound,
+    };
+    if users {
+        tracing::warn!(
+            "`{}` is not a model card of this program and stays as it is",
+            path.display()
+        );
+        return Ok(());
+    }
+    Ok(epiphyte_io::write(path, card.to_string().as_bytes())?)
 }
 
 fn size(path: &Path) -> u64 {

@@ -12,6 +12,7 @@ use epiphyte_models::{HeadKind, Model, ModelConfig, Targets, Tokens, random_mode
 use epiphyte_ops::{Activation, Precision, Sequences, random};
 use epiphyte_train::observer::Silent;
 use epiphyte_train::report::journal::{Record, read};
+use epiphyte_train::training::identity::Identity;
 use epiphyte_train::{Interrupt, RunConfig, TaskKind, Trainer, Workload, train_runs};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -261,6 +262,7 @@ fn run(
         train: &batches,
         eval: Some(&batches),
         device,
+        identity: Identity::default(),
     };
     let mut trainer = [Trainer::new(work, module, stop.is_some()).unwrap()];
     let interrupt = stop.cloned().unwrap_or_default();

@@ -63,31 +63,63 @@ fn killed_runs_end_with_the_same_bytes() {
     }
 }
 
-#[test]
+/// Waits until a run has logged more than two records.
 #[cfg(unix)]
-fn ctrl_c_saves_and_says_how_to_go_on() {
-    let here = Workplace::new();
-    here.json(&format!("{CLASSIFY} {LONG} --output whole"));
-    let command = format!("{CLASSIFY} {LONG} --output stopped");
-    let child = start(&here, &command);
-    while !fs::read_to_string(here.path("stopped/log.jsonl"))
-        .is_ok_and(|log| log.lines().count() > 2)
-    {
+fn wait_for_steps(here: &Workplace, output: &str) {
+    let log = here.path(output).join("log.jsonl");
+    while !fs::read_to_string(&log).is_ok_and(|log| log.lines().count() > 2) {
         sleep(Duration::from_millis(2));
     }
-    Command::new("kill")
-        .args(["-INT", &child.id().to_string()])
-        .status()
+}
+
+#[cfg(unix)]
+fn send(signal: &str, child: &Child) {
+    let id = child.id().to_string();
+    Command::new("kill").args([signal, &id]).status().unwrap();
+}
+
+#[test]
+#[cfg(unix)]
+fn signals_save_and_the_run_says_how_to_go_on() {
+    let here = Workplace::new();
+    here.json(&format!("{CLASSIFY} {LONG} --output whole"));
+    for signal in ["-INT", "-TERM", "-HUP"] {
+        let command = format!("{CLASSIFY} {LONG} --output stopped{signal}");
+        let child = start(&here, &command);
+        wait_for_steps(&here, &format!("stopped{signal}"));
+        send(signal, &child);
+        let ended = child.wait_with_output().unwrap();
+        let errors = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(ended.status.code(), Some(130), "{signal}: {errors}");
+        assert!(
+            errors.contains("go on with:") && errors.trim_end().ends_with("--resume"),
+            "{signal}: {errors}"
+        );
+        here.json(&format!("{command} --resume"));
+        assert_same(&here, "whole", &format!("stopped{signal}"));
+    }
+}
+
+/// As `nohup` starts a process.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_signal_that_was_ignored_stays_ignored() {
+    let here = Workplace::new();
+    let command = here.command(&format!("{CLASSIFY} {LONG} --output whole"));
+    let mut nohup = Command::new("sh");
+    nohup.args(["-c", "trap '' HUP; exec \"$0\" \"$@\""]);
+    nohup.arg(command.get_program()).args(command.get_args());
+    let child = nohup
+        .current_dir(here.path(""))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
         .unwrap();
+    wait_for_steps(&here, "whole");
+    send("-HUP", &child);
     let ended = child.wait_with_output().unwrap();
     let errors = String::from_utf8(ended.stderr).unwrap();
-    assert_eq!(ended.status.code(), Some(130), "{errors}");
-    assert!(
-        errors.contains("go on with:") && errors.trim_end().ends_with("--resume"),
-        "{errors}"
-    );
-    here.json(&format!("{command} --resume"));
-    assert_same(&here, "whole", "stopped");
+    assert_eq!(ended.status.code(), Some(0), "{errors}");
 }
 
 #[test]
@@ -103,7 +135,7 @@ fn a_taken_directory_is_left_alone() {
     here.json(&format!("{command} --overwrite"));
     let errors = here.fail(1, &format!("{command} --seed 1 --resume"));
     assert!(
-        errors.contains("belongs to a run with other settings"),
+        errors.contains("belongs to another run: `seed` was 0 and is 1"),
         "{errors}"
     );
 }

@@ -128,6 +128,13 @@ impl Display for ModelCard {
 }
 
 impl ModelCard {
+    /// Whether a text is a model card that this program wrote: its front matter has our tag.
+    pub fn is_ours(text: &str) -> bool {
+        let rest = text.strip_prefix("---\n").unwrap_or_default();
+        let front_matter = rest.split("\n---\n").next().unwrap_or_default();
+        front_matter.lines().any(|line| line == "- \"epiphyte\"")
+    }
+
     fn write_front_matter(&self, card: &mut Formatter<'_>) -> fmt::Result {
         writeln!(
             card,

@@ -6,7 +6,7 @@
 //! bytes as without the cache.
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -57,20 +57,13 @@ enum Store {
     Disk(Spill),
 }
 
-/// A file of states; it is removed when the cache is.
+/// A file of states, without a name: the system removes it when the process ends.
 #[derive(Debug)]
 struct Spill {
-    path: PathBuf,
+    /// The directory on whose disk it lies.
+    directory: PathBuf,
     file: File,
     values: u64,
-}
-
-impl Drop for Spill {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_file(&self.path) {
-            tracing::warn!("`{}` could not be removed: {error}", self.path.display());
-        }
-    }
 }
 
 /// The base model whose positions start behind a prefix.
@@ -219,8 +212,9 @@ impl ActivationCache {
                 Ok(start) => start,
                 Err(error) => {
                     tracing::warn!(
-                        "`{}` cannot take more, so other states are computed anew in each epoch: {error}",
-                        spill.path.display()
+                        "the activation cache in `{}` cannot take more, so other states are computed anew \
+                         in each epoch: {error}",
+                        spill.directory.display()
                     );
                     self.left = 0;
                     return;
@@ -237,7 +231,7 @@ impl ActivationCache {
             Store::Memory(kept) => into.extend_from_slice(&kept[slot.start as usize]),
             Store::Disk(spill) => {
                 let read = spill.read(slot, into);
-                read.map_err(FileError::at("read", &spill.path))?;
+                read.map_err(FileError::at("read a file in", &spill.directory))?;
             }
         }
         Ok(())
@@ -245,16 +239,11 @@ impl ActivationCache {
 }
 
 impl Spill {
-    fn new(dir: &Path) -> Result<Self, FileError> {
-        let path = dir.join("activation_cache.bin");
-        let mut options = OpenOptions::new();
-        let options = options.read(true).write(true).create(true).truncate(true);
-        let file = options
-            .open(&path)
-            .map_err(FileError::at("create", &path))?;
+    fn new(directory: &Path) -> Result<Self, FileError> {
+        let file = tempfile::tempfile_in(directory);
         Ok(Self {
-            path,
-            file,
+            directory: directory.to_owned(),
+            file: file.map_err(FileError::at("create a file in", directory))?,
             values: 0,
         })
     }
@@ -373,9 +362,10 @@ mod tests {
         let after = kept(&mut cache, &other, &texts);
         assert_eq!(after[..64], before[..64]);
         assert_eq!(after[64..], computed(&other, &texts)[64..]);
-        let file = dir.path().join("activation_cache.bin");
-        assert_eq!(fs::metadata(&file).unwrap().len(), 4 * 4 * 16);
-        drop(cache);
-        assert!(!file.exists());
+        let Store::Disk(spill) = &cache.store else {
+            panic!("a cache on the disk was asked for");
+        };
+        assert_eq!(spill.file.metadata().unwrap().len(), 4 * 4 * 16);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

@@ -1,9 +1,12 @@
-//! The checkpoints of a run: directories `checkpoint-<step>` in its output directory, as
+//! The names in a run's output directory, and its checkpoints: directories `checkpoint-<step>`, as
 //! transformers names them.
 //!
 //! A directory of that name is complete: it got its name, by a rename, only after all of its files
 //! were on the disk ([`write_directory`]). What a killed run left half-written has another name and
 //! is removed by [`Checkpoints::open`].
+//!
+//! Other programs use such names too. A directory is one of ours if it holds our [`FILES`] and
+//! nothing else; others are never listed, replaced or removed.
 //!
 //! ```
 //! use std::num::NonZeroUsize;
@@ -16,7 +19,7 @@
 //!     checkpoints.save(step, |directory| -> Result<(), FileError> {
 //!         epiphyte_io::write(&directory.join("trainer_state.json"), b"{}")
 //!     })?;
-//!     checkpoints.rotate(NonZeroUsize::MIN, Some(100))?;
+//!     checkpoints.rotate(step, NonZeroUsize::MIN, Some(100))?;
 //! }
 //! // The newest one is kept, and the best one, here that of step 100.
 //! let steps: Vec<u64> = checkpoints.list()?.iter().map(|checkpoint| checkpoint.step).collect();
@@ -25,12 +28,24 @@
 //! ```
 
 use std::fs;
+use std::io;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use epiphyte_io::{FileError, write_directory};
 
 const PREFIX: &str = "checkpoint-";
+
+/// The run's log.
+pub const LOG_FILE: &str = "log.jsonl";
+/// The directory of TensorBoard's event files.
+pub const EVENTS_DIRECTORY: &str = "runs";
+/// Where a run stands.
+pub const STATE_FILE: &str = "trainer_state.json";
+/// The trained tensors and the optimizer's state.
+pub const TENSORS_FILE: &str = "training_state.safetensors";
+/// The files of a checkpoint of ours.
+pub const FILES: [&str; 2] = [STATE_FILE, TENSORS_FILE];
 
 /// The output directory of a run, seen as its checkpoints.
 #[derive(Clone, Debug)]
@@ -45,6 +60,18 @@ pub struct Checkpoint {
     pub step: u64,
     /// Its directory.
     pub path: PathBuf,
+}
+
+impl Checkpoint {
+    /// Whether this program wrote it: a directory, no link, with [`FILES`] and nothing else.
+    fn is_ours(&self) -> bool {
+        let Ok(entries) = fs::read_dir(&self.path) else {
+            return false;
+        };
+        let names: Vec<_> = entries.flatten().map(|entry| entry.file_name()).collect();
+        let ours = |name: &std::ffi::OsString| FILES.iter().any(|file| name == file);
+        !self.path.is_symlink() && !names.is_empty() && names.iter().all(ours)
+    }
 }
 
 impl Checkpoints {
@@ -79,16 +106,29 @@ impl Checkpoints {
     /// # Errors
     /// [`FileError`] if the directory cannot be read.
     pub fn list(&self) -> Result<Vec<Checkpoint>, FileError> {
+        let (ours, _) = self.named()?;
+        Ok(ours)
+    }
+
+    /// What has the name of a checkpoint and is none of ours, lowest step first.
+    ///
+    /// # Errors
+    /// [`FileError`] if the directory cannot be read.
+    pub fn foreign(&self) -> Result<Vec<Checkpoint>, FileError> {
+        let (_, foreign) = self.named()?;
+        Ok(foreign)
+    }
+
+    /// What has the name of a checkpoint: ours, and the rest.
+    fn named(&self) -> Result<(Vec<Checkpoint>, Vec<Checkpoint>), FileError> {
         let unreadable = |error| FileError::new("read", &self.directory, error);
-        let mut checkpoints = Vec::new();
+        let mut named = Vec::new();
         for entry in fs::read_dir(&self.directory).map_err(unreadable)? {
             let path = entry.map_err(unreadable)?.path();
-            if let Some(step) = step_of(&path).filter(|_| path.is_dir()) {
-                checkpoints.push(Checkpoint { step, path });
-            }
+            named.extend(step_of(&path).map(|step| Checkpoint { step, path }));
         }
-        checkpoints.sort_by_key(|checkpoint| checkpoint.step);
-        Ok(checkpoints)
+        named.sort_by_key(|checkpoint| checkpoint.step);
+        Ok(named.into_iter().partition(Checkpoint::is_ours))
     }
 
     /// The complete checkpoint with the highest step, from which a run is resumed.
@@ -103,28 +143,49 @@ impl Checkpoints {
     /// its name when all of them are on the disk. A checkpoint of the same step is replaced.
     ///
     /// # Errors
-    /// What `fill` returns, or [`FileError`]; the checkpoints there were are then unchanged.
+    /// What `fill` returns, or [`FileError`], also if what has the checkpoint's name is none of
+    /// ours; the checkpoints there were are then unchanged.
     pub fn save<E: From<FileError>>(
         &self,
         step: u64,
         fill: impl FnOnce(&Path) -> Result<(), E>,
     ) -> Result<Checkpoint, E> {
-        let path = self.path(step);
-        write_directory(&path, fill)?;
-        Ok(Checkpoint { step, path })
+        let checkpoint = Checkpoint {
+            step,
+            path: self.path(step),
+        };
+        let path = &checkpoint.path;
+        if path.symlink_metadata().is_ok() && !checkpoint.is_ours() {
+            let taken = io::Error::from(io::ErrorKind::AlreadyExists);
+            return Err(FileError::new("replace", path, taken).into());
+        }
+        write_directory(path, fill)?;
+        Ok(checkpoint)
     }
 
-    /// Removes all checkpoints but the newest `keep` (`save_total_limit` of transformers) and that
-    /// of step `best`, which is kept in addition. Returns those removed, oldest first.
+    /// Removes every checkpoint.
+    ///
+    /// # Errors
+    /// [`FileError`] if the directory cannot be read or a checkpoint not be removed.
+    pub fn clear(&self) -> Result<(), FileError> {
+        let mut all = self.list()?.into_iter();
+        all.try_for_each(|checkpoint| epiphyte_io::remove_directory(&checkpoint.path))
+    }
+
+    /// Removes the checkpoints up to step `newest` but the newest `keep` of them
+    /// (`save_total_limit` of transformers) and that of step `best`, which is kept in addition.
+    /// Returns those removed, oldest first.
     ///
     /// # Errors
     /// [`FileError`] if the directory cannot be read or a checkpoint not be removed.
     pub fn rotate(
         &self,
+        newest: u64,
         keep: NonZeroUsize,
         best: Option<u64>,
     ) -> Result<Vec<Checkpoint>, FileError> {
         let mut old = self.list()?;
+        old.retain(|checkpoint| checkpoint.step <= newest);
         old.truncate(old.len().saturating_sub(keep.get()));
         old.retain(|checkpoint| Some(checkpoint.step) != best);
         for checkpoint in &old {
@@ -159,7 +220,7 @@ mod tests {
     fn save(checkpoints: &Checkpoints, step: u64) {
         checkpoints
             .save(step, |directory| {
-                epiphyte_io::write(&directory.join("step"), step.to_string().as_bytes())
+                epiphyte_io::write(&directory.join(STATE_FILE), step.to_string().as_bytes())
             })
             .unwrap();
     }
@@ -184,7 +245,7 @@ mod tests {
         assert_eq!(steps(&checkpoints.list().unwrap()), [3, 20, 1000]);
         let latest = checkpoints.latest().unwrap().unwrap();
         assert_eq!(
-            fs::read_to_string(latest.path.join("step")).unwrap(),
+            fs::read_to_string(latest.path.join(STATE_FILE)).unwrap(),
             "1000"
         );
     }
@@ -219,6 +280,55 @@ mod tests {
         assert!(!left_over.exists());
     }
 
+    #[test]
+    fn what_others_named_like_a_checkpoint_is_left_alone() {
+        let output = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::open(output.path()).unwrap();
+        save(&checkpoints, 3);
+        // One of transformers, an empty one, one of ours with a file of the user's, a link, a file.
+        let at = |step: u64| checkpoints.path(step);
+        for (step, name) in [(2, "optimizer.pt"), (2, STATE_FILE), (5, "notes.md")] {
+            fs::create_dir_all(at(step)).unwrap();
+            fs::write(at(step).join(name), b"the user's").unwrap();
+        }
+        fs::create_dir(at(4)).unwrap();
+        fs::write(at(6), b"a file").unwrap();
+        #[cfg(unix)]
+        std::os::unix::fs::symlink(at(3), at(7)).unwrap();
+        #[cfg(not(unix))]
+        fs::create_dir(at(7)).unwrap();
+
+        assert_eq!(steps(&checkpoints.list().unwrap()), [3]);
+        assert_eq!(steps(&checkpoints.foreign().unwrap()), [2, 4, 5, 6, 7]);
+        for step in [2, 4, 5, 6, 7] {
+            let fill = |directory: &Path| epiphyte_io::write(&directory.join(STATE_FILE), b"{}");
+            let error = checkpoints.save(step, fill).unwrap_err();
+            assert!(
+                error.to_string().contains(&format!("checkpoint-{step}")),
+                "{error}"
+            );
+        }
+        save(&checkpoints, 9);
+        checkpoints.rotate(9, NonZeroUsize::MIN, None).unwrap();
+        assert_eq!(steps(&checkpoints.list().unwrap()), [9]);
+        checkpoints.clear().unwrap();
+        assert_eq!(steps(&checkpoints.list().unwrap()), [0; 0]);
+        assert_eq!(steps(&checkpoints.foreign().unwrap()), [2, 4, 5, 6, 7]);
+        assert_eq!(fs::read(at(2).join("optimizer.pt")).unwrap(), b"the user's");
+    }
+
+    /// A run that goes on from an earlier checkpoint, since a later one is damaged.
+    #[test]
+    fn a_checkpoint_that_was_just_saved_is_never_removed() {
+        let output = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::open(output.path()).unwrap();
+        for step in [10, 20, 12] {
+            save(&checkpoints, step);
+        }
+        checkpoints.rotate(12, NonZeroUsize::MIN, None).unwrap();
+        assert_eq!(steps(&checkpoints.list().unwrap()), [12, 20]);
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(24))]
 
@@ -232,7 +342,7 @@ mod tests {
             let checkpoints = Checkpoints::open(output.path()).unwrap();
             saved.iter().for_each(|&step| save(&checkpoints, step));
             let best = saved.iter().nth(best).copied();
-            let removed = checkpoints.rotate(NonZeroUsize::new(keep).unwrap(), best).unwrap();
+            let removed = checkpoints.rotate(1000, NonZeroUsize::new(keep).unwrap(), best).unwrap();
             let kept: BTreeSet<u64> = saved.iter().rev().take(keep).copied().chain(best).collect();
             prop_assert_eq!(steps(&checkpoints.list().unwrap()), Vec::from_iter(kept.iter().copied()));
             let gone: Vec<u64> = saved.difference(&kept).copied().collect();

@@ -3,29 +3,35 @@
 //! `training_state.safetensors` has each trained tensor with the optimizer's state for it, and the
 //! method's own state; `trainer_state.json` has where the run stands. Order and dropout follow from
 //! the seed and the position, so nothing else is needed to go on exactly.
+//!
+//! `trainer_state.json` holds the SHA-256 of both files, so that a checkpoint that was damaged or
+//! edited is not taken for one that a run saved.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use epiphyte_io::FileError;
 use epiphyte_io::safetensors_file::{Values, write_values};
+use epiphyte_io::{FileError, sha256, sha256_of_file};
 use epiphyte_methods::{AdapterModule, MethodError, StoredTensors, StoredValues};
 use epiphyte_models::checkpoint::TensorView;
 use epiphyte_models::{Checkpoint, ModelError};
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
-use crate::training::config::RunConfig;
+use crate::training::checkpoints::{STATE_FILE, TENSORS_FILE};
 use crate::training::early_stopping::EarlyStopping;
+use crate::training::identity::Identity;
 use crate::training::optimizer::{Optimizer, OptimizerState};
 
 /// Where a run stands.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct RunState {
     /// The run, so that another is not continued by mistake.
-    pub(crate) run: RunConfig,
+    pub(crate) identity: Identity,
+    /// Optimizer steps in all.
+    pub(crate) total: u64,
     /// Optimizer steps done.
     pub(crate) step: u64,
     /// The stage that has begun, from 0; none before the first.
@@ -42,6 +48,10 @@ pub(crate) struct RunState {
     pub(crate) finished: bool,
     /// The steps since the last log record.
     pub(crate) recent: RecentSteps,
+    /// SHA-256 of the tensors' file, in hexadecimal.
+    tensors_sha256: String,
+    /// SHA-256 of the state with this field empty, in hexadecimal.
+    state_sha256: String,
 }
 
 /// The steps since the last log record.
@@ -64,15 +74,30 @@ impl RecentSteps {
     }
 }
 
-const STATE_FILE: &str = "trainer_state.json";
-const TENSORS_FILE: &str = "training_state.safetensors";
-
 /// What the keys of the trained tensors begin with.
 const VALUE: &str = "value/";
 /// What the keys of the method's own state begin with.
 const METHOD: &str = "method/";
 
 impl RunState {
+    /// A run before its first step.
+    pub(crate) fn new(identity: Identity, total: u64, early_stopping: EarlyStopping) -> Self {
+        Self {
+            identity,
+            total,
+            step: 0,
+            stage: None,
+            stage_step: 0,
+            optimizer_steps: BTreeMap::new(),
+            elapsed: 0.0,
+            early_stopping,
+            finished: false,
+            recent: RecentSteps::default(),
+            tensors_sha256: String::new(),
+            state_sha256: String::new(),
+        }
+    }
+
     /// Writes the state of a run into `dir`.
     ///
     /// # Errors
@@ -104,39 +129,69 @@ impl RunState {
             };
             (format!("{METHOD}{}", stored.key), stored.shape, values)
         });
-        write_values(&dir.join(TENSORS_FILE), tensors.chain(method)).map_err(ModelError::from)?;
-        let state = Self {
+        let tensors_path = dir.join(TENSORS_FILE);
+        write_values(&tensors_path, tensors.chain(method)).map_err(ModelError::from)?;
+        let mut state = Self {
             optimizer_steps: optimizer.steps,
+            tensors_sha256: sha256_of_file(&tensors_path)?,
             ..self.clone()
         };
-        let text = serde_json::to_vec_pretty(&state).expect("a run's state is plain values");
-        Ok(epiphyte_io::write(&dir.join(STATE_FILE), &text)?)
+        state.state_sha256 = state.sha256();
+        Ok(epiphyte_io::write(&dir.join(STATE_FILE), &state.to_json())?)
     }
 
-    /// Reads the state of a run from `dir` into its parameters and its optimizer.
+    /// Reads where the run stands that saved the checkpoint of `step` in `dir`.
     ///
     /// # Errors
-    /// If a file is missing or malformed, or belongs to another method.
-    pub(crate) fn load(
+    /// [`TrainError::State`] if the file is damaged or is that of another step.
+    pub(crate) fn read(dir: &Path, step: u64) -> Result<Self, TrainError> {
+        let path = dir.join(STATE_FILE);
+        let text = fs::read(&path).map_err(FileError::at("read", &path))?;
+        let damaged = |reason: String| TrainError::State {
+            path: path.clone(),
+            reason,
+        };
+        let state: Self =
+            serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
+        if state.state_sha256 != state.sha256() {
+            let reason = "its contents do not have the SHA-256 that it states";
+            return Err(damaged(reason.to_owned()));
+        }
+        if state.step != step {
+            return Err(damaged(format!(
+                "it is the state after step {}",
+                state.step
+            )));
+        }
+        Ok(state)
+    }
+
+    /// Takes the parameters and the optimizer's state from the checkpoint in `dir` that this state
+    /// was read from.
+    ///
+    /// # Errors
+    /// [`TrainError::State`] if the tensors are not those that were saved with this state, or a
+    /// [`ModelError`] if they do not fit.
+    pub(crate) fn restore(
+        &self,
         dir: &Path,
         module: &mut AdapterModule,
         optimizer: &mut dyn Optimizer,
         device: &Device,
-    ) -> Result<Self, TrainError> {
-        let path = dir.join(STATE_FILE);
-        let text = fs::read(&path).map_err(FileError::at("read", &path))?;
-        let state: Self = serde_json::from_slice(&text).map_err(|error| TrainError::State {
-            path,
-            reason: error.to_string(),
-        })?;
-        let file = Checkpoint::open_file(&dir.join(TENSORS_FILE))?;
+    ) -> Result<(), TrainError> {
+        let path = dir.join(TENSORS_FILE);
+        if sha256_of_file(&path)? != self.tensors_sha256 {
+            let reason = format!("it does not have the SHA-256 that `{STATE_FILE}` states");
+            return Err(TrainError::State { path, reason });
+        }
+        let file = Checkpoint::open_file(&path)?;
         let read = |key: &str, count: usize| -> Result<Tensor<1>, TrainError> {
             let values = TensorData::new(file.to_f32(key, &[count])?, [count]);
             Ok(Tensor::from_data(values, &device.clone().inner()))
         };
         let params: Vec<_> = module.trained().cloned().collect();
         let mut of_optimizer = OptimizerState {
-            steps: state.optimizer_steps.clone(),
+            steps: self.optimizer_steps.clone(),
             ..OptimizerState::default()
         };
         for param in &params {
@@ -153,7 +208,20 @@ impl RunState {
         }
         optimizer.restore(&params.iter().collect::<Vec<_>>(), of_optimizer);
         module.restore_state(&mut MethodState(&file))?;
-        Ok(state)
+        Ok(())
+    }
+
+    fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec_pretty(self).expect("a run's state is plain values")
+    }
+
+    /// The SHA-256 of the state, that of its own hash aside.
+    fn sha256(&self) -> String {
+        let unsigned = Self {
+            state_sha256: String::new(),
+            ..self.clone()
+        };
+        sha256(&unsigned.to_json())
     }
 }
 

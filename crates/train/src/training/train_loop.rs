@@ -36,7 +36,7 @@ pub fn train_runs(
     let mut progress = Progress::new(trainers);
     let several = trainers.len() > 1;
     for (number, run) in trainers.iter_mut().enumerate() {
-        run.begin(several.then_some(number));
+        run.begin(several.then_some(number))?;
     }
     loop {
         let started = Instant::now();

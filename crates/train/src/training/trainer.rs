@@ -6,6 +6,7 @@
 //! with the same bytes as one that was not.
 
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use burn::tensor::Device;
@@ -24,13 +25,14 @@ use crate::scoring::evaluate::Evaluation;
 use crate::scoring::metrics::Metrics;
 use crate::scoring::model_input::{ModelInput, check_examples, micro_batch_tokens, targets};
 use crate::training::calibration::TrainingExamples;
-use crate::training::checkpoints::Checkpoints;
+use crate::training::checkpoints::{Checkpoint, Checkpoints, EVENTS_DIRECTORY, LOG_FILE};
 use crate::training::config::RunConfig;
 use crate::training::early_stopping::{EarlyStopping, Verdict};
+use crate::training::identity::Identity;
 use crate::training::micro_batch::{GradientAccumulator, RunBatch};
 use crate::training::optimizer::{AdamW, Optimizer};
 use crate::training::schedule::Schedule;
-use crate::training::state::{RecentSteps, RunState};
+use crate::training::state::RunState;
 
 /// What a trainer works on.
 #[derive(Debug)]
@@ -45,6 +47,8 @@ pub struct Workload<'a> {
     pub eval: Option<&'a Batches>,
     /// Where tensors are.
     pub device: &'a Device,
+    /// What the run is, by which its checkpoints are recognized.
+    pub identity: Identity,
 }
 
 /// How training ended.
@@ -112,14 +116,37 @@ pub struct Trainer<'a> {
     batches: Vec<(Batch, Vec<u64>)>,
     accumulator: GradientAccumulator,
     checkpoints: Checkpoints,
-    journal: Journal,
-    events: EventWriter,
+    log: Option<RunLog>,
     clock: Clock,
     last_loss: f64,
     metrics: Option<Metrics>,
     /// Whether the step's evaluation asks for a checkpoint.
     save_due: bool,
     end: End,
+}
+
+/// Where a run writes what happens.
+#[derive(Debug)]
+struct RunLog {
+    journal: Journal,
+    events: EventWriter,
+}
+
+impl RunLog {
+    /// The logs in `output`, as they were after optimizer step `step`; new ones at step 0.
+    fn open(output: &Path, step: u64) -> Result<Self, TrainError> {
+        let (journal, events) = (output.join(LOG_FILE), output.join(EVENTS_DIRECTORY));
+        Ok(match step {
+            0 => Self {
+                journal: Journal::create(&journal)?,
+                events: EventWriter::create(&events)?,
+            },
+            _ => Self {
+                journal: Journal::resume(&journal, step)?,
+                events: EventWriter::resume(&events, step)?,
+            },
+        })
+    }
 }
 
 /// A run's part of a micro-batch.
@@ -156,12 +183,12 @@ impl MicroBatch<'_> {
 }
 
 impl<'a> Trainer<'a> {
-    /// Begins a run, or goes on with the newest checkpoint in the output directory if `resume` is
-    /// true and there is one.
+    /// Prepares a run, or goes on with the newest checkpoint in the output directory if `resume` is
+    /// true and there is one. Nothing is written before the run begins.
     ///
     /// # Errors
     /// If examples do not fit the model, settings of the method do not fit the run's steps, files
-    /// cannot be read or written, or the checkpoint belongs to another run.
+    /// cannot be read, or the checkpoint belongs to another run.
     pub fn new(
         work: Workload<'a>,
         mut module: AdapterModule,
@@ -174,48 +201,39 @@ impl<'a> Trainer<'a> {
         let plan = Plan::new(run, work.train.per_epoch());
         run.warmup().steps(plan.total)?;
         module.check_steps(plan.total)?;
+        let stages = module.stages(plan.total);
         let mut optimizer = AdamW::new(epiphyte_ops::AdamW {
             beta1: run.adam_beta1,
             beta2: run.adam_beta2,
             epsilon: run.adam_epsilon,
             weight_decay: run.weight_decay,
         });
-        let checkpoints = Checkpoints::open(&run.output)?;
-        let latest = if resume { checkpoints.latest()? } else { None };
-        let journal_path = run.output.join("log.jsonl");
-        let events_dir = run.output.join("runs");
-        let (state, journal, events) = match latest {
-            Some(checkpoint) => {
-                let (path, device) = (&checkpoint.path, work.device);
-                let state = RunState::load(path, &mut module, &mut optimizer, device)?;
-                if state.run != *run {
-                    return Err(TrainError::OtherRun {
-                        path: checkpoint.path,
-                    });
-                }
-                let journal = Journal::resume(&journal_path, state.step)?;
-                let events = EventWriter::resume(&events_dir, state.step)?;
-                (state, journal, events)
-            }
-            None => {
-                let state = RunState {
-                    run: run.clone(),
-                    step: 0,
-                    stage: None,
-                    stage_step: 0,
-                    optimizer_steps: Default::default(),
-                    elapsed: 0.0,
-                    early_stopping: EarlyStopping::new(run.selection()),
-                    finished: false,
-                    recent: RecentSteps::default(),
-                };
-                let journal = Journal::create(&journal_path)?;
-                (state, journal, EventWriter::create(&events_dir)?)
-            }
+        let checkpoints = Checkpoints::inspect(&run.output);
+        let saved = match resume {
+            true => newest_state(&checkpoints, &mut |state, path| {
+                continues(state, &work.identity, plan, &stages, path)?;
+                state.restore(path, &mut module, &mut optimizer, work.device)
+            })?,
+            false => None,
         };
+        let early_stopping = EarlyStopping::new(run.selection());
+        let state = match saved {
+            Some(mut saved) => {
+                // A run that gets more steps after its end is no longer over.
+                saved.finished &= saved.total == plan.total;
+                saved.total = plan.total;
+                saved
+            }
+            None => RunState::new(work.identity.clone(), plan.total, early_stopping),
+        };
+        let collides = |other: &Checkpoint| (state.step + 1..=plan.total).contains(&other.step);
+        if run.output.is_dir()
+            && let Some(other) = checkpoints.foreign()?.into_iter().find(collides)
+        {
+            return Err(TrainError::CheckpointForeign { path: other.path });
+        }
         Ok(Self {
             epochs: work.train.epochs(),
-            stages: module.stages(plan.total),
             optimizer: Box::new(optimizer),
             clock: Clock::new(state.elapsed),
             // A run that goes on after its end ends as it did.
@@ -229,13 +247,13 @@ impl<'a> Trainer<'a> {
             last_loss: f64::NAN,
             metrics: None,
             save_due: false,
+            log: None,
             work,
             module,
             plan,
+            stages,
             state,
             checkpoints,
-            journal,
-            events,
         })
     }
 
@@ -264,12 +282,28 @@ impl<'a> Trainer<'a> {
         self.state.finished || self.state.step >= self.plan.total || self.end != End::Finished
     }
 
-    /// Begins to train: gradients are recorded from here on. `number` is the run's number among
-    /// several.
-    pub(crate) fn begin(&mut self, number: Option<usize>) {
+    /// Begins to train: the logs are opened, and gradients are recorded from here on. A run from
+    /// step 0 removes the checkpoints of the one whose place it takes. `number` is the run's number
+    /// among several.
+    ///
+    /// # Errors
+    /// If files cannot be written or removed.
+    pub(crate) fn begin(&mut self, number: Option<usize>) -> Result<(), TrainError> {
+        let output = &self.work.run.output;
+        self.checkpoints = Checkpoints::open(output)?;
+        if self.state.step == 0 {
+            self.checkpoints.clear()?;
+        }
+        self.log = Some(RunLog::open(output, self.state.step)?);
         self.number = number;
         self.clock = Clock::new(self.state.elapsed);
         self.module.track(true);
+        Ok(())
+    }
+
+    /// The run's logs.
+    fn run_log(&mut self) -> &mut RunLog {
+        self.log.as_mut().expect("a run that trains has begun")
     }
 
     /// Ends training and says how it went.
@@ -298,7 +332,8 @@ impl<'a> Trainer<'a> {
         if let Some(best) = self.state.early_stopping.best() {
             let path = self.checkpoints.path(best.step);
             let (module, optimizer) = (&mut self.module, &mut *self.optimizer);
-            RunState::load(&path, module, optimizer, self.work.device)?;
+            let state = RunState::read(&path, best.step)?;
+            state.restore(&path, module, optimizer, self.work.device)?;
             self.module.track(false);
         }
         Ok(())
@@ -538,8 +573,9 @@ impl<'a> Trainer<'a> {
             tokens_per_second: self.clock.tokens_per_second(),
             elapsed: self.clock.elapsed(),
         };
-        self.events.scalars(
-            self.state.step,
+        let log = self.run_log();
+        log.events.scalars(
+            record.step,
             [
                 ("train/loss", record.loss),
                 ("train/learning_rate", record.learning_rate),
@@ -547,7 +583,7 @@ impl<'a> Trainer<'a> {
                 ("train/tokens_per_second", record.tokens_per_second),
             ],
         )?;
-        Ok(self.journal.append(&Record::Step(record))?)
+        Ok(log.journal.append(&Record::Step(record))?)
     }
 
     /// Evaluates, if an evaluation is due, and stops the run if scores no longer improve.
@@ -597,7 +633,8 @@ impl<'a> Trainer<'a> {
     /// Saves a checkpoint, if one is due or the run ends here.
     ///
     /// # Errors
-    /// If files cannot be written.
+    /// If a parameter is not finite, which leaves the last checkpoint as it is, or files cannot be
+    /// written.
     pub(crate) fn save(&mut self, interrupt: &Interrupt) -> Result<(), TrainError> {
         let last = self.is_last();
         if interrupt.is_requested() && !last && !self.state.finished {
@@ -606,16 +643,33 @@ impl<'a> Trainer<'a> {
         if !self.save_due && !last && self.end == End::Finished {
             return Ok(());
         }
+        self.check_finite()?;
         self.state.finished |= last;
         self.state.elapsed = self.clock.elapsed();
-        self.journal.sync()?;
+        self.run_log().journal.sync()?;
         let (state, module, optimizer) = (&self.state, &self.module, &*self.optimizer);
         self.checkpoints
             .save(state.step, |dir| state.save(dir, module, optimizer))?;
         let keep = NonZeroUsize::new(self.work.run.save_total_limit).unwrap_or(NonZeroUsize::MIN);
         let best = self.state.early_stopping.best().map(|best| best.step);
-        self.checkpoints.rotate(keep, best)?;
+        if let Err(error) = self.checkpoints.rotate(state.step, keep, best) {
+            // The new one is saved, so nothing is lost but space.
+            let reason = std::error::Error::source(&error).map(ToString::to_string);
+            tracing::warn!("{error}: {}", reason.unwrap_or_default());
+        }
         Ok(())
+    }
+
+    /// Checks that no trained parameter is NaN or infinite.
+    fn check_finite(&self) -> Result<(), TrainError> {
+        let finite = |param: &&Param| square_sum(&param.flat().inner()).is_finite();
+        match self.module.trained().find(|param| !finite(param)) {
+            None => Ok(()),
+            Some(param) => Err(TrainError::NonFinite {
+                what: format!("`{}` after the optimizer's step", param.key()),
+                step: self.state.step,
+            }),
+        }
     }
 
     fn log_evaluation(&mut self, metrics: &Metrics, is_best: bool) -> Result<(), TrainError> {
@@ -624,14 +678,16 @@ impl<'a> Trainer<'a> {
             .map(|(name, value)| (format!("eval/{name}"), value))
             .collect();
         let tags = tags.iter().map(|(tag, value)| (tag.as_str(), *value));
-        self.events.scalars(self.state.step, tags)?;
-        Ok(self.journal.append(&Record::Evaluation(EvaluationRecord {
+        let record = EvaluationRecord {
             step: self.state.step,
             epoch: self.epoch(),
             metrics: metrics.clone(),
             is_best,
             elapsed: self.clock.elapsed(),
-        }))?)
+        };
+        let log = self.run_log();
+        log.events.scalars(record.step, tags)?;
+        Ok(log.journal.append(&Record::Evaluation(record))?)
     }
 
     /// Whether the step just done is the run's last.
@@ -647,6 +703,58 @@ impl<'a> Trainer<'a> {
 
     fn epoch(&self) -> f64 {
         self.state.step as f64 / self.plan.per_epoch as f64
+    }
+}
+
+/// The state of the newest checkpoint that `restore` can take. Those that are damaged are passed
+/// over; none if there is no checkpoint.
+///
+/// # Errors
+/// If none of several can be read, what is wrong with the newest; or what `restore` says of one
+/// that is not damaged.
+fn newest_state(
+    checkpoints: &Checkpoints,
+    restore: &mut dyn FnMut(&RunState, &Path) -> Result<(), TrainError>,
+) -> Result<Option<RunState>, TrainError> {
+    let mut first_error = None;
+    for checkpoint in checkpoints.list()?.into_iter().rev() {
+        let path = &checkpoint.path;
+        let read = RunState::read(path, checkpoint.step);
+        match read.and_then(|state| restore(&state, path).map(|()| state)) {
+            Ok(state) => return Ok(Some(state)),
+            Err(error @ TrainError::OtherRun { .. }) => return Err(error),
+            Err(error) => {
+                tracing::warn!("{error}: going on from an earlier checkpoint, if there is one");
+                first_error.get_or_insert(error);
+            }
+        }
+    }
+    first_error.map_or(Ok(None), Err)
+}
+
+/// Checks that a saved state is one of this run, or that of its end before it got more steps.
+fn continues(
+    state: &RunState,
+    identity: &Identity,
+    plan: Plan,
+    stages: &[Stage],
+    path: &Path,
+) -> Result<(), TrainError> {
+    let mut differences = state.identity.differences(identity);
+    let over = state.finished && state.step == state.total;
+    let extends = over && plan.total > state.total && stages.len() == 1;
+    if plan.total != state.total && !extends {
+        differences.push(format!(
+            "the run had {} steps and has {} (`epochs`, `max_steps`; more are possible after its end)",
+            state.total, plan.total
+        ));
+    }
+    match differences.is_empty() {
+        true => Ok(()),
+        false => Err(TrainError::OtherRun {
+            path: path.to_owned(),
+            differences,
+        }),
     }
 }
 

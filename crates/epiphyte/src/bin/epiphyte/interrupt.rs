@@ -1,22 +1,24 @@
-//! Ctrl-C.
+//! Signals that ask a run to save and stop: Ctrl-C, and those of batch systems, containers and
+//! closed terminals (SIGTERM, SIGHUP).
+
+use std::io;
 
 use anyhow::{Context, Result};
 use epiphyte::train::Interrupt;
 
 use crate::output;
 
-/// The exit code of a process that Ctrl-C ended.
+/// The exit code of a process that a signal ended.
 pub(crate) const INTERRUPTED: u8 = 130;
 
-/// Installs the Ctrl-C handler: the first Ctrl-C asks the run to save and stop, the second ends the
-/// process.
+/// Listens to signals: the first one asks the run to save and stop, the second ends the process.
 ///
 /// # Errors
-/// If the system refuses to install the handler.
-pub(crate) fn on_ctrl_c(quiet: bool) -> Result<Interrupt> {
+/// If the system refuses.
+pub(crate) fn on_signals(quiet: bool) -> Result<Interrupt> {
     let interrupt = Interrupt::default();
     let requested = interrupt.clone();
-    let handler = move || {
+    let stop = move || {
         if requested.request() {
             // The run did not stop after the first one, so it cannot be waited for, and `main`
             // cannot return an exit code. Files are replaced atomically, so none is left
@@ -27,6 +29,47 @@ pub(crate) fn on_ctrl_c(quiet: bool) -> Result<Interrupt> {
             output::note("stopping after this step; Ctrl-C again to leave at once");
         }
     };
-    ctrlc::set_handler(handler).context("cannot listen to Ctrl-C")?;
+    listen(stop).context("cannot listen to signals")?;
     Ok(interrupt)
+}
+
+#[cfg(unix)]
+fn listen(stop: impl Fn() + Send + 'static) -> io::Result<()> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    use signal_hook::iterator::Signals;
+
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let heard = [SIGINT, SIGTERM, SIGHUP].into_iter();
+    let mut signals = Signals::new(heard.filter(|&signal| !is_ignored(&status, signal)))?;
+    std::thread::spawn(move || signals.forever().for_each(|_| stop()));
+    Ok(())
+}
+
+/// Whether the process was started with a signal ignored, as `nohup` does with SIGHUP: then it
+/// stays ignored. Known on Linux alone, from `SigIgn` in `/proc/self/status` (proc(5)), a bit for
+/// each signal from 1.
+#[cfg(unix)]
+fn is_ignored(status: &str, signal: i32) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
+}
+
+#[cfg(not(unix))]
+fn listen(stop: impl Fn() + Send + 'static) -> io::Result<()> {
+    ctrlc::set_handler(stop).map_err(io::Error::other)
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mask_of_ignored_signals_is_read_bit_by_bit() {
+        let status = "Name:\tepiphyte\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000001001\n";
+        for (signal, ignored) in [(1, true), (2, false), (13, true), (15, false)] {
+            assert_eq!(is_ignored(status, signal), ignored, "{signal}");
+        }
+        assert!(!is_ignored("Name:\tepiphyte\n", 1));
+    }
 }

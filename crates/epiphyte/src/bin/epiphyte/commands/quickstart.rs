@@ -23,7 +23,7 @@ use epiphyte::train::{
 use serde::Serialize;
 
 use crate::global::Global;
-use crate::interrupt::{INTERRUPTED, on_ctrl_c};
+use crate::interrupt::{INTERRUPTED, on_signals};
 use crate::output;
 use crate::progress::Progress;
 use crate::settings::{GivenFlags, run_configs};
@@ -107,7 +107,7 @@ struct Row {
 pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let dir = &arguments.output;
     let device = global.device()?;
-    let interrupt = on_ctrl_c(global.quiet)?;
+    let interrupt = on_signals(global.quiet)?;
     let note = |text: &str| {
         if !global.quiet {
             output::note(text);

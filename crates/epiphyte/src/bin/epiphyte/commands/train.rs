@@ -10,7 +10,7 @@ use epiphyte::train::display::shell_command;
 use epiphyte::train::{Report, RunConfig, RunOptions, train_several};
 
 use crate::global::Global;
-use crate::interrupt::{INTERRUPTED, on_ctrl_c};
+use crate::interrupt::{INTERRUPTED, on_signals};
 use crate::output;
 use crate::progress::Progress;
 use crate::settings::{self, GivenFlags};
@@ -82,7 +82,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         model_dir: model.transpose()?,
         device: global.device()?,
     };
-    let interrupt = on_ctrl_c(global.quiet)?;
+    let interrupt = on_signals(global.quiet)?;
     let mut progress = Progress::new(global);
     let reports = train_several(&runs, &options, &interrupt, &mut progress)?;
     progress.finish();

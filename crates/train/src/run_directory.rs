@@ -1,0 +1,234 @@
+//! The output directory of a run, held by one process at a time.
+//!
+//! Nothing of the user's is replaced: a directory that holds anything but a run of ours is refused,
+//! and so is a link where the run writes a file. What a run replaces, it replaces when all that it
+//! reads is read and checked; until then the directory is as it was.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use epiphyte_io::FileError;
+use epiphyte_methods::file;
+
+use crate::TrainError;
+use crate::training::checkpoints::{Checkpoints, EVENTS_DIRECTORY, LOG_FILE};
+
+/// The file that the process which trains holds a lock on.
+const LOCK_FILE: &str = ".epiphyte-lock";
+/// The model card.
+pub(crate) const CARD_FILE: &str = "README.md";
+
+/// What to do with a directory that holds a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Start {
+    /// Refuse it.
+    New,
+    /// Go on with its newest checkpoint, if there is one.
+    Resume,
+    /// Begin anew and replace it.
+    Overwrite,
+}
+
+/// An output directory that no other process trains in.
+#[derive(Debug)]
+pub(crate) struct RunDirectory {
+    /// Its path without links.
+    path: PathBuf,
+    /// Directories that were made for it, the innermost first; they go again if no run begins.
+    made: Vec<PathBuf>,
+    /// Held until the end.
+    _lock: File,
+}
+
+impl RunDirectory {
+    /// Takes the directory `output` for a run, creating it where needed.
+    ///
+    /// # Errors
+    /// [`TrainError::OutputInUse`] if another process trains there, [`TrainError::OutputForeign`],
+    /// [`TrainError::OutputLink`], [`TrainError::OutputTaken`] or
+    /// [`TrainError::NothingToResume`] by what it holds.
+    pub(crate) fn claim(output: &Path, start: Start) -> Result<Self, TrainError> {
+        let (made, lock) = lock(output)?;
+        let claimed = Self {
+            path: fs::canonicalize(output).map_err(FileError::at("open", output))?,
+            made,
+            _lock: lock,
+        };
+        Contents::of(output)?.check(output, start)?;
+        Ok(claimed)
+    }
+
+    /// Its path without links, by which two spellings of one directory are recognized.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Keeps the directory from here on: a run has begun to write there.
+    pub(crate) fn keep(&mut self) {
+        self.made.clear();
+    }
+}
+
+impl Drop for RunDirectory {
+    fn drop(&mut self) {
+        // Best effort: what remains is an empty file that the next run takes over. Elsewhere a file
+        // cannot be removed while it is open.
+        if cfg!(unix) {
+            let _ = fs::remove_file(self.path.join(LOCK_FILE));
+        }
+        for directory in &self.made {
+            let _ = fs::remove_dir(directory);
+        }
+    }
+}
+
+/// Makes the directory and locks it; returns which directories were made.
+fn lock(output: &Path) -> Result<(Vec<PathBuf>, File), TrainError> {
+    let path = output.join(LOCK_FILE);
+    loop {
+        let missing = output.ancestors().filter(|it| !it.as_os_str().is_empty());
+        let made: Vec<PathBuf> = missing
+            .take_while(|directory| !directory.exists())
+            .map(Path::to_owned)
+            .collect();
+        fs::create_dir_all(output).map_err(FileError::at("create", output))?;
+        let open = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path);
+        let file = match open {
+            // Another process gave up and removed the directory that it had made.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !output.exists() => continue,
+            open => open.map_err(FileError::at("create", &path))?,
+        };
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(TrainError::OutputInUse {
+                    path: output.to_owned(),
+                });
+            }
+            Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
+                tracing::warn!(
+                    "the file system of `{}` has no locks: do not train there with two processes at once",
+                    output.display()
+                );
+            }
+            Err(TryLockError::Error(error)) => {
+                return Err(FileError::new("lock", &path, error).into());
+            }
+        }
+        // The process that held the lock before may have removed the file that we opened.
+        if is_same_file(&file, &path) {
+            return Ok((made, file));
+        }
+    }
+}
+
+#[cfg(unix)]
+fn is_same_file(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    match (file.metadata(), fs::symlink_metadata(path)) {
+        (Ok(open), Ok(named)) => (open.dev(), open.ino()) == (named.dev(), named.ino()),
+        _ => false,
+    }
+}
+
+#[cfg(not(unix))]
+fn is_same_file(_file: &File, path: &Path) -> bool {
+    path.exists()
+}
+
+/// What an output directory holds.
+struct Contents {
+    /// The first visible entry by name.
+    entry: Option<String>,
+    /// A log that we wrote.
+    log: bool,
+    /// An adapter that we wrote.
+    adapter: bool,
+    /// Checkpoints that we wrote.
+    checkpoints: bool,
+    /// A link where a run has a file or a directory of its own.
+    link: Option<&'static str>,
+}
+
+impl Contents {
+    fn of(output: &Path) -> Result<Self, FileError> {
+        let names = [
+            LOG_FILE,
+            EVENTS_DIRECTORY,
+            CARD_FILE,
+            file::CONFIG_FILE,
+            file::TENSORS_FILE,
+        ];
+        Ok(Self {
+            entry: first_entry(output)?,
+            log: is_log(&output.join(LOG_FILE)),
+            adapter: is_adapter(output),
+            checkpoints: !Checkpoints::inspect(output).list()?.is_empty(),
+            link: names
+                .into_iter()
+                .find(|name| output.join(name).is_symlink()),
+        })
+    }
+
+    fn check(&self, output: &Path, start: Start) -> Result<(), TrainError> {
+        let path = output.to_owned();
+        let is_run = self.log || self.adapter || self.checkpoints;
+        match (&self.entry, self.link) {
+            (None, _) => return Ok(()),
+            (Some(entry), _) if !is_run => {
+                let entry = entry.clone();
+                return Err(TrainError::OutputForeign { path, entry });
+            }
+            (_, Some(link)) => {
+                let path = path.join(link);
+                return Err(TrainError::OutputLink { path });
+            }
+            _ => {}
+        }
+        match start {
+            // A run that ended before its first checkpoint left nothing but its log.
+            Start::New if self.adapter || self.checkpoints => Err(TrainError::OutputTaken { path }),
+            Start::New => Ok(()),
+            Start::Resume if self.adapter && !self.checkpoints => {
+                Err(TrainError::NothingToResume { path })
+            }
+            Start::Resume | Start::Overwrite => Ok(()),
+        }
+    }
+}
+
+/// The first visible entry of a directory by name.
+fn first_entry(directory: &Path) -> Result<Option<String>, FileError> {
+    let unreadable = |error| FileError::new("read", directory, error);
+    let mut first: Option<String> = None;
+    for entry in fs::read_dir(directory).map_err(unreadable)? {
+        let name = entry.map_err(unreadable)?.file_name();
+        let name = name.to_string_lossy().into_owned();
+        if !name.starts_with('.') && first.as_ref().is_none_or(|first| name < *first) {
+            first = Some(name);
+        }
+    }
+    Ok(first)
+}
+
+/// Whether a log is ours: it is empty, as a run leaves it before the first record, or begins with a
+/// record or a part of one.
+fn is_log(path: &Path) -> bool {
+    const RECORD: &[u8] = b"{\"event\":\"";
+    let mut begins = Vec::new();
+    let read =
+        File::open(path).and_then(|file| file.take(RECORD.len() as u64).read_to_end(&mut begins));
+    read.is_ok() && RECORD.starts_with(&begins)
+}
+
+/// Whether a directory holds an adapter that we wrote.
+fn is_adapter(directory: &Path) -> bool {
+    let config = fs::read(directory.join(file::CONFIG_FILE)).unwrap_or_default();
+    let config: serde_json::Value = serde_json::from_slice(&config).unwrap_or_default();
+    config.get("epiphyte").is_some()
+}

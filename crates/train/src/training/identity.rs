@@ -1,0 +1,171 @@
+//! What a run is: everything that its result depends on, so that no other is continued in its
+//! place.
+//!
+//! Paths are no part of it, but what lies there is, as hashes: a run goes on in a directory that
+//! was moved, and does not go on over another base or other examples. Neither is what changes no
+//! byte of the result: logging, checkpoints, caches.
+
+use std::collections::BTreeMap;
+
+use epiphyte_data::Batches;
+use epiphyte_methods::AdapterModule;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::tasks::TaskModel;
+use crate::training::config::RunConfig;
+
+/// Settings that change no byte of the result, or whose effect the hashes of inputs show, or that
+/// the number of steps says.
+const NOT_IDENTITY: &[&str] = &[
+    "model",
+    "output",
+    "train_data",
+    "eval_data",
+    "format",
+    "epochs",
+    "max_steps",
+    "save_steps",
+    "save_total_limit",
+    "logging_steps",
+    "gradient_checkpointing",
+    "activation_cache",
+    "activation_cache_budget",
+];
+
+/// What decides the result of a run, but for the number of its steps.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Settings of the run, and of its method with their defaults.
+    settings: Map<String, Value>,
+    /// The SHA-256 of each input, by what it is.
+    inputs: BTreeMap<String, String>,
+    /// The names of the task's classes.
+    labels: Vec<String>,
+}
+
+impl Identity {
+    /// The identity of `run`, which trains `module` over a model.
+    pub fn new(
+        run: &RunConfig,
+        module: &AdapterModule,
+        task_model: &TaskModel,
+        train: &Batches,
+        eval: Option<&Batches>,
+    ) -> Self {
+        let run = serde_json::to_value(run).expect("a run is plain values");
+        let run = run.as_object().cloned().unwrap_or_default().into_iter();
+        let run = run.filter(|(key, _)| !NOT_IDENTITY.contains(&key.as_str()));
+        let method = module.config().resolved(task_model.loaded.model.base());
+        let inputs = [
+            ("base model", Some(task_model.loaded.content_hash.clone())),
+            (
+                "tokenizer",
+                Some(task_model.tokenizer.content_hash().to_owned()),
+            ),
+            ("training examples", Some(train.content_hash())),
+            ("evaluation examples", eval.map(Batches::content_hash)),
+        ];
+        Self {
+            settings: run.chain(method).collect(),
+            inputs: inputs
+                .into_iter()
+                .filter_map(|(input, hash)| Some((input.to_owned(), hash?)))
+                .collect(),
+            labels: task_model.spec.labels.clone(),
+        }
+    }
+
+    /// What differs between this run, which was begun, and `now`, each as a phrase.
+    pub fn differences(&self, now: &Self) -> Vec<String> {
+        let mut differences = Vec::new();
+        let keys = self.settings.keys();
+        let added = now
+            .settings
+            .keys()
+            .filter(|key| !self.settings.contains_key(*key));
+        for key in keys.chain(added) {
+            let (then, now) = (self.settings.get(key), now.settings.get(key));
+            if then.unwrap_or(&Value::Null) != now.unwrap_or(&Value::Null) {
+                differences.push(format!("`{key}` was {} and is {}", shown(then), shown(now)));
+            }
+        }
+        let inputs = self.inputs.keys();
+        let added = now
+            .inputs
+            .keys()
+            .filter(|key| !self.inputs.contains_key(*key));
+        for input in inputs.chain(added) {
+            match (self.inputs.get(input), now.inputs.get(input)) {
+                (Some(then), Some(now)) if then == now => {}
+                (Some(_), Some(_)) => differences.push(format!("another {input}")),
+                (Some(_), None) => differences.push(format!("no {input} any more")),
+                (None, _) => differences.push(format!("{input}, of which there were none")),
+            }
+        }
+        if self.labels != now.labels {
+            let (then, now) = (self.labels.join(", "), now.labels.join(", "));
+            differences.push(format!("the classes were {then} and are {now}"));
+        }
+        differences
+    }
+}
+
+fn shown(value: Option<&Value>) -> String {
+    match value {
+        None | Some(Value::Null) => "not set".to_owned(),
+        Some(value) => value.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn identity(settings: Value, inputs: &[(&str, &str)], labels: &[&str]) -> Identity {
+        let inputs = inputs.iter();
+        Identity {
+            settings: settings.as_object().unwrap().clone(),
+            inputs: inputs
+                .map(|(input, hash)| ((*input).to_owned(), (*hash).to_owned()))
+                .collect(),
+            labels: labels.iter().map(|&label| label.to_owned()).collect(),
+        }
+    }
+
+    #[test]
+    fn each_difference_is_named() {
+        let then = identity(
+            json!({ "seed": 0, "r": 8, "packing": false }),
+            &[("tokenizer", "a"), ("evaluation examples", "b")],
+            &["no", "yes"],
+        );
+        assert_eq!(then.differences(&then), [""; 0]);
+        let now = identity(
+            json!({ "seed": 1, "packing": false, "init_r": 4 }),
+            &[("tokenizer", "c"), ("training examples", "d")],
+            &["yes", "no"],
+        );
+        let expected = [
+            "`seed` was 0 and is 1",
+            "`r` was 8 and is not set",
+            "`init_r` was not set and is 4",
+            "no evaluation examples any more",
+            "another tokenizer",
+            "training examples, of which there were none",
+            "the classes were no, yes and are yes, no",
+        ];
+        assert_eq!(then.differences(&now), expected);
+    }
+
+    /// A key of this list that no setting has would leave a renamed setting in the identity.
+    #[test]
+    fn what_is_no_part_of_the_identity_is_a_setting() {
+        let run = serde_json::to_value(RunConfig::default()).unwrap();
+        for key in NOT_IDENTITY {
+            assert!(run.get(key).is_some(), "{key}");
+        }
+    }
+}
