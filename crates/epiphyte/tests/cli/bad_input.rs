@@ -219,7 +219,7 @@ fn a_loss_that_is_not_finite() {
         &format!("{SPEAK} --method full --learning-rate 1e38 --max-steps 20 --output adapter"),
     );
     assert!(
-        errors.contains("is not finite; lower the learning rate"),
+        errors.contains("is not finite; begin anew (--overwrite) with a lower learning rate"),
         "{errors}"
     );
     assert!(errors.contains("error: step "), "{errors}");
