@@ -72,8 +72,10 @@ pub struct Report {
     pub bytes: u64,
     /// Seconds of training.
     pub seconds: f64,
-    /// Training tokens a second; time spent evaluating and saving does not count.
-    pub tokens_per_second: f64,
+    /// Training tokens a second; time spent evaluating and saving does not count. Absent for a run
+    /// that was over before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens_per_second: Option<f64>,
     /// The most memory that the process held.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peak_memory_bytes: Option<u64>,

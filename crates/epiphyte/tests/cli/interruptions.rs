@@ -100,26 +100,45 @@ fn signals_save_and_the_run_says_how_to_go_on() {
     }
 }
 
+/// A command under a shell that first runs `before`.
+#[cfg(unix)]
+fn under_shell(here: &Workplace, before: &str, arguments: &str) -> Command {
+    let command = here.command(arguments);
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &format!("{before}; exec \"$0\" \"$@\"")]);
+    shell.arg(command.get_program()).args(command.get_args());
+    shell.current_dir(here.path(""));
+    shell.stdout(Stdio::null()).stderr(Stdio::piped());
+    shell
+}
+
 /// As `nohup` starts a process.
 #[test]
 #[cfg(target_os = "linux")]
 fn a_signal_that_was_ignored_stays_ignored() {
     let here = Workplace::new();
-    let command = here.command(&format!("{CLASSIFY} {LONG} --output whole"));
-    let mut nohup = Command::new("sh");
-    nohup.args(["-c", "trap '' HUP; exec \"$0\" \"$@\""]);
-    nohup.arg(command.get_program()).args(command.get_args());
-    let child = nohup
-        .current_dir(here.path(""))
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let command = format!("{CLASSIFY} {LONG} --output whole");
+    let child = under_shell(&here, "trap '' HUP", &command).spawn().unwrap();
     wait_for_steps(&here, "whole");
     send("-HUP", &child);
     let ended = child.wait_with_output().unwrap();
     let errors = String::from_utf8(ended.stderr).unwrap();
     assert_eq!(ended.status.code(), Some(0), "{errors}");
+}
+
+#[test]
+#[cfg(unix)]
+fn a_file_over_the_systems_limit_is_an_error() {
+    let here = Workplace::new();
+    let command = format!("{CLASSIFY} --max-steps 2 --output adapter");
+    // Blocks of 512 bytes.
+    let limited = under_shell(&here, "ulimit -f 4", &command)
+        .output()
+        .unwrap();
+    let errors = String::from_utf8(limited.stderr).unwrap();
+    assert_eq!(limited.status.code(), Some(1), "{errors}");
+    assert!(errors.contains("File too large"), "{errors}");
+    here.json(&command);
 }
 
 #[test]

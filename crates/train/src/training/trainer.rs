@@ -65,7 +65,8 @@ pub struct Outcome {
     /// Seconds spent, those before a resume included.
     pub seconds: f64,
     /// Training tokens a second, in this process; time spent evaluating and saving does not count.
-    pub tokens_per_second: f64,
+    /// None if this process did no step.
+    pub tokens_per_second: Option<f64>,
 }
 
 /// Why training ended.
@@ -315,7 +316,7 @@ impl<'a> Trainer<'a> {
             loss: self.last_loss,
             metrics: self.metrics.take(),
             seconds: self.clock.elapsed(),
-            tokens_per_second: self.clock.tokens_per_second(),
+            tokens_per_second: (self.clock.tokens > 0).then(|| self.clock.tokens_per_second()),
         }
     }
 

@@ -2,6 +2,8 @@
 //! closed terminals (SIGTERM, SIGHUP).
 
 use std::io;
+#[cfg(unix)]
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use epiphyte::train::Interrupt;
@@ -35,12 +37,15 @@ pub(crate) fn on_signals(quiet: bool) -> Result<Interrupt> {
 
 #[cfg(unix)]
 fn listen(stop: impl Fn() + Send + 'static) -> io::Result<()> {
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
     use signal_hook::iterator::Signals;
 
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let heard = [SIGINT, SIGTERM, SIGHUP].into_iter();
     let mut signals = Signals::new(heard.filter(|&signal| !is_ignored(&status, signal)))?;
+    // A file over the limit of `ulimit -f` is then an error of its write and not the end of the
+    // process.
+    signal_hook::flag::register(SIGXFSZ, Arc::default())?;
     std::thread::spawn(move || signals.forever().for_each(|_| stop()));
     Ok(())
 }

@@ -133,8 +133,9 @@ fn print(report: &Report) {
         ("head parameters", count(account.head_parameters)),
         ("adapter file", output::bytes(report.bytes)),
         ("time", format!("{:.1} s", report.seconds)),
-        ("speed", format!("{:.0} tokens/s", report.tokens_per_second)),
     ]);
+    let speed = report.tokens_per_second;
+    rows.extend(speed.map(|speed| ("speed", format!("{speed:.0} tokens/s"))));
     rows.extend(
         report
             .peak_memory_bytes
