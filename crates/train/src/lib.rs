@@ -33,6 +33,7 @@ pub mod scoring {
 pub mod report {
     pub mod journal;
     pub mod model_card;
+    pub(crate) mod run_log;
     pub mod tensorboard;
 }
 
@@ -46,6 +47,7 @@ pub mod training {
     pub mod identity;
     pub(crate) mod micro_batch;
     pub mod optimizer;
+    pub(crate) mod resume;
     pub mod schedule;
     pub(crate) mod state;
     pub(crate) mod train_loop;

@@ -12,7 +12,8 @@ use epiphyte_io::FileError;
 use epiphyte_methods::file;
 
 use crate::TrainError;
-use crate::training::checkpoints::{Checkpoints, EVENTS_DIRECTORY, LOG_FILE};
+use crate::report::run_log::{EVENTS_DIRECTORY, LOG_FILE};
+use crate::training::checkpoints::Checkpoints;
 
 /// The file that the process which trains holds a lock on.
 const LOCK_FILE: &str = ".epiphyte-lock";

@@ -1,4 +1,4 @@
-//! The names in a run's output directory, and its checkpoints: directories `checkpoint-<step>`, as
+//! The checkpoints of a run: directories `checkpoint-<step>` in its output directory, as
 //! transformers names them.
 //!
 //! A directory of that name is complete: it got its name, by a rename, only after all of its files
@@ -36,10 +36,6 @@ use epiphyte_io::{FileError, write_directory};
 
 const PREFIX: &str = "checkpoint-";
 
-/// The run's log.
-pub const LOG_FILE: &str = "log.jsonl";
-/// The directory of TensorBoard's event files.
-pub const EVENTS_DIRECTORY: &str = "runs";
 /// Where a run stands.
 pub const STATE_FILE: &str = "trainer_state.json";
 /// The trained tensors and the optimizer's state.

@@ -6,7 +6,6 @@
 //! with the same bytes as one that was not.
 
 use std::num::NonZeroUsize;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use burn::tensor::Device;
@@ -19,18 +18,19 @@ use epiphyte_ops::square_sum;
 use crate::TrainError;
 use crate::interrupt::Interrupt;
 use crate::observer::Observer;
-use crate::report::journal::{EvaluationRecord, Journal, Record, StepRecord};
-use crate::report::tensorboard::EventWriter;
+use crate::report::journal::{EvaluationRecord, Record, StepRecord};
+use crate::report::run_log::RunLog;
 use crate::scoring::evaluate::Evaluation;
 use crate::scoring::metrics::Metrics;
 use crate::scoring::model_input::{ModelInput, check_examples, micro_batch_tokens, targets};
 use crate::training::calibration::TrainingExamples;
-use crate::training::checkpoints::{Checkpoint, Checkpoints, EVENTS_DIRECTORY, LOG_FILE};
+use crate::training::checkpoints::{Checkpoint, Checkpoints};
 use crate::training::config::RunConfig;
 use crate::training::early_stopping::{EarlyStopping, Verdict};
 use crate::training::identity::Identity;
 use crate::training::micro_batch::{GradientAccumulator, RunBatch};
 use crate::training::optimizer::{AdamW, Optimizer};
+use crate::training::resume::{continues, newest_state};
 use crate::training::schedule::Schedule;
 use crate::training::state::RunState;
 
@@ -126,30 +126,6 @@ pub struct Trainer<'a> {
     end: End,
 }
 
-/// Where a run writes what happens.
-#[derive(Debug)]
-struct RunLog {
-    journal: Journal,
-    events: EventWriter,
-}
-
-impl RunLog {
-    /// The logs in `output`, as they were after optimizer step `step`; new ones at step 0.
-    fn open(output: &Path, step: u64) -> Result<Self, TrainError> {
-        let (journal, events) = (output.join(LOG_FILE), output.join(EVENTS_DIRECTORY));
-        Ok(match step {
-            0 => Self {
-                journal: Journal::create(&journal)?,
-                events: EventWriter::create(&events)?,
-            },
-            _ => Self {
-                journal: Journal::resume(&journal, step)?,
-                events: EventWriter::resume(&events, step)?,
-            },
-        })
-    }
-}
-
 /// A run's part of a micro-batch.
 pub(crate) struct MicroBatch<'s> {
     input: ModelInput<'s>,
@@ -212,7 +188,7 @@ impl<'a> Trainer<'a> {
         let checkpoints = Checkpoints::inspect(&run.output);
         let saved = match resume {
             true => newest_state(&checkpoints, &mut |state, path| {
-                continues(state, &work.identity, plan, &stages, path)?;
+                continues(state, &work.identity, plan.total, &stages, path)?;
                 state.restore(path, &mut module, &mut optimizer, work.device)
             })?,
             false => None,
@@ -704,58 +680,6 @@ impl<'a> Trainer<'a> {
 
     fn epoch(&self) -> f64 {
         self.state.step as f64 / self.plan.per_epoch as f64
-    }
-}
-
-/// The state of the newest checkpoint that `restore` can take. Those that are damaged are passed
-/// over; none if there is no checkpoint.
-///
-/// # Errors
-/// If none of several can be read, what is wrong with the newest; or what `restore` says of one
-/// that is not damaged.
-fn newest_state(
-    checkpoints: &Checkpoints,
-    restore: &mut dyn FnMut(&RunState, &Path) -> Result<(), TrainError>,
-) -> Result<Option<RunState>, TrainError> {
-    let mut first_error = None;
-    for checkpoint in checkpoints.list()?.into_iter().rev() {
-        let path = &checkpoint.path;
-        let read = RunState::read(path, checkpoint.step);
-        match read.and_then(|state| restore(&state, path).map(|()| state)) {
-            Ok(state) => return Ok(Some(state)),
-            Err(error @ TrainError::OtherRun { .. }) => return Err(error),
-            Err(error) => {
-                tracing::warn!("{error}: going on from an earlier checkpoint, if there is one");
-                first_error.get_or_insert(error);
-            }
-        }
-    }
-    first_error.map_or(Ok(None), Err)
-}
-
-/// Checks that a saved state is one of this run, or that of its end before it got more steps.
-fn continues(
-    state: &RunState,
-    identity: &Identity,
-    plan: Plan,
-    stages: &[Stage],
-    path: &Path,
-) -> Result<(), TrainError> {
-    let mut differences = state.identity.differences(identity);
-    let over = state.finished && state.step == state.total;
-    let extends = over && plan.total > state.total && stages.len() == 1;
-    if plan.total != state.total && !extends {
-        differences.push(format!(
-            "the run had {} steps and has {} (`epochs`, `max_steps`; more are possible after its end)",
-            state.total, plan.total
-        ));
-    }
-    match differences.is_empty() {
-        true => Ok(()),
-        false => Err(TrainError::OtherRun {
-            path: path.to_owned(),
-            differences,
-        }),
     }
 }
 
