@@ -20,8 +20,8 @@ pub enum DataError {
 
     /// The extension names no format that can be read.
     #[error(
-        "`{}` has no known extension (.jsonl, .json, .csv, .tsv, .parquet, .txt): \
-         rename it or name its format",
+        "`{}` has no known extension (.jsonl, .json, .csv, .tsv, .parquet, .txt, or .gz after one \
+         of these): rename it or name its format",
         path.display()
     )]
     UnknownExtension {
@@ -36,6 +36,61 @@ pub enum DataError {
         name: String,
     },
 
+    /// Standard input has no extension that could name its format.
+    #[error("`-` is standard input, which has no extension: name its format")]
+    UnnamedFormat,
+
+    /// A delimiter that cannot be one.
+    #[error(
+        "delimiter {given:?}: use one ASCII character that is neither a quote nor the end of a \
+         line, or the word tab"
+    )]
+    Delimiter {
+        /// The delimiter as given.
+        given: String,
+    },
+
+    /// A file in another format than text.
+    #[error("`{}` is {found}: {advice}", path.display())]
+    NotText {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        found: String,
+        /// What to do.
+        advice: &'static str,
+    },
+
+    /// A compressed or Parquet file that becomes too large in memory.
+    #[error(
+        "`{}` becomes more than {limit} bytes when it is read, 64 times its size: give only the \
+         columns and rows that are needed, or the data as JSONL",
+        path.display()
+    )]
+    Expansion {
+        /// The file.
+        path: PathBuf,
+        /// The limit in bytes.
+        limit: u64,
+    },
+
+    /// Rows whose keys differ so much that almost every cell is empty.
+    #[error(
+        "`{}`: {rows} rows with {columns} different keys are over the limit of {limit} cells: \
+         give all rows the same keys, or name the columns to be read",
+        path.display()
+    )]
+    TooManyCells {
+        /// The file.
+        path: PathBuf,
+        /// Rows read so far.
+        rows: usize,
+        /// Columns found so far.
+        columns: usize,
+        /// The limit: a cell for each byte of the file, or a million.
+        limit: usize,
+    },
+
     /// The file holds no rows.
     #[error("`{}` holds no rows: give a file with at least one example", path.display())]
     EmptyFile {
@@ -45,8 +100,8 @@ pub enum DataError {
 
     /// The bytes are not UTF-8.
     #[error(
-        "`{}` is not UTF-8 at line {line} (byte {offset}): \
-         convert it, for example with `iconv -t UTF-8`",
+        "`{}` is not UTF-8 at line {line} (byte {offset}): convert it from its encoding, such as \
+         `iconv -f WINDOWS-1252 -t UTF-8 FILE` for Western European text",
         path.display()
     )]
     InvalidUtf8 {
@@ -95,8 +150,8 @@ pub enum DataError {
         line: usize,
     },
 
-    /// Two columns with the same name.
-    #[error("`{}` has two columns named `{column}`: rename one", path.display())]
+    /// Several columns with the name that is asked for.
+    #[error("`{}` has several columns named `{column}`: rename all but one", path.display())]
     DuplicateColumn {
         /// The file.
         path: PathBuf,
@@ -104,8 +159,32 @@ pub enum DataError {
         column: String,
     },
 
+    /// A column of a type that no task can use.
+    #[error(
+        "`{}`: column `{column}` has the type {kind}, which is neither text, number, date nor a \
+         list of these: convert it",
+        path.display()
+    )]
+    UnreadableColumn {
+        /// The file.
+        path: PathBuf,
+        /// The column.
+        column: String,
+        /// Its type.
+        kind: String,
+    },
+
+    /// A column that is in the file, but that [`crate::ReadOptions::columns`] leaves out.
+    #[error("`{}`: column `{column}` was not read: name it among the columns to read", path.display())]
+    SkippedColumn {
+        /// The file.
+        path: PathBuf,
+        /// The column.
+        column: String,
+    },
+
     /// A line, or the array, is not the expected JSON.
-    #[error("`{}`, line {line}: {reason}: each row must be one JSON object", path.display())]
+    #[error("`{}`, line {line}: {reason}: {advice}", path.display())]
     InvalidJson {
         /// The file.
         path: PathBuf,
@@ -113,6 +192,23 @@ pub enum DataError {
         line: usize,
         /// The parser's message.
         reason: String,
+        /// What to do.
+        advice: &'static str,
+        /// Whether the text ends before the JSON does.
+        cut: bool,
+    },
+
+    /// One object with several lists of rows.
+    #[error(
+        "`{}` holds several lists of rows ({}): write the one that is meant to a file of its own",
+        path.display(),
+        quoted_list(names)
+    )]
+    SeveralTables {
+        /// The file.
+        path: PathBuf,
+        /// The names of the lists.
+        names: Vec<String>,
     },
 
     /// The file is not valid Parquet.
@@ -188,6 +284,61 @@ pub enum DataError {
         label: String,
         /// The label set.
         known: Vec<String>,
+    },
+
+    /// A row without a label.
+    #[error(
+        "`{}`, row {row}, column `{column}`: the label is missing ({found}): fill it in or remove \
+         the row; if it is the name of a class, name all classes",
+        path.display()
+    )]
+    MissingLabel {
+        /// The file.
+        path: PathBuf,
+        /// The row, from 1.
+        row: usize,
+        /// The column.
+        column: String,
+        /// The cell.
+        found: String,
+    },
+
+    /// Training data of one class.
+    #[error(
+        "`{}`: all {rows} rows have the label `{label}` in column `{column}`, and a classifier \
+         needs at least two classes: give data with the other ones, or another column",
+        path.display()
+    )]
+    OneClass {
+        /// The file.
+        path: PathBuf,
+        /// The column.
+        column: String,
+        /// The label.
+        label: String,
+        /// The number of rows.
+        rows: usize,
+    },
+
+    /// Columns of text and label that were taken for each other.
+    #[error(
+        "`{}`: column `{label}`, as label, has {labels} different values in {rows} rows, and \
+         column `{text}`, as text, only {texts}: exchange the two columns",
+        path.display()
+    )]
+    SwappedColumns {
+        /// The file.
+        path: PathBuf,
+        /// The label column.
+        label: String,
+        /// Different labels.
+        labels: usize,
+        /// The text column.
+        text: String,
+        /// Different texts.
+        texts: usize,
+        /// The number of rows.
+        rows: usize,
     },
 
     /// A label set that is empty or has a label twice.

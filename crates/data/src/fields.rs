@@ -3,10 +3,12 @@
 //! [`Columns`] holds the names that a user configures. [`Fields`] is one meaning of them; which one
 //! a task needs is the task's decision, and each method of [`Columns`] checks one.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::DataError;
 use crate::labels::LabelSet;
+use crate::prompt::Prompt;
+use crate::table::Table;
 
 /// Column names as a user configures them (`--text-columns`, `--label-column`, …).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,13 +20,20 @@ pub struct Columns {
     /// The class or number of a text; `label` if not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label_column: Option<String>,
-    /// The text before the part to learn.
+    /// The text before the part to learn: one column, or several that are joined.
+    #[serde(
+        deserialize_with = "one_or_several",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub prompt_column: Vec<String>,
+    /// The text before the part to learn, as [`Prompt::template`] reads it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub prompt_column: Option<String>,
+    pub prompt_template: Option<String>,
     /// The part to learn.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub completion_column: Option<String>,
-    /// A list of `{"role": …, "content": …}` messages.
+    /// A list of `{"role": …, "content": …}` or `{"from": …, "value": …}` messages, or its spelling
+    /// as a text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub messages_column: Option<String>,
     /// The text that an encoder reads.
@@ -33,6 +42,20 @@ pub struct Columns {
     /// The text that a decoder learns to write.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target_column: Option<String>,
+}
+
+/// One name, as it stood in files when there could be only one, or a list.
+fn one_or_several<'de, D: Deserializer<'de>>(names: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Names {
+        One(String),
+        Several(Vec<String>),
+    }
+    Ok(match Names::deserialize(names)? {
+        Names::One(name) => vec![name],
+        Names::Several(names) => names,
+    })
 }
 
 /// What the columns of a row are to an example.
@@ -54,8 +77,8 @@ pub enum Fields {
     },
     /// A prompt and its completion; the tokens of the completion count for the loss.
     PromptCompletion {
-        /// The column of the prompt.
-        prompt: String,
+        /// The prompt.
+        prompt: Prompt,
         /// The column of the completion.
         completion: String,
     },
@@ -125,36 +148,122 @@ impl Columns {
     /// # Errors
     /// [`DataError::Columns`] if the columns are not exactly those of one of the three.
     pub fn documents(&self) -> Result<Fields, DataError> {
-        let needed = "either one text column (`text_columns`), or a `prompt_column` and a \
-                      `completion_column`, or a `messages_column`";
+        let needed = "either one text column (`text_columns`), or a `prompt_column` or \
+                      `prompt_template` and a `completion_column`, or a `messages_column`";
         self.only(
             &[
                 "text_columns",
                 "prompt_column",
+                "prompt_template",
                 "completion_column",
                 "messages_column",
             ],
             needed,
         )?;
-        let turns = (
-            &self.prompt_column,
-            &self.completion_column,
-            &self.messages_column,
-        );
+        let prompt = match (self.prompt_column.as_slice(), &self.prompt_template) {
+            ([], None) => None,
+            (columns, None) => Some(Prompt::Columns(columns.to_vec())),
+            ([], Some(template)) => Some(Prompt::template(template)?),
+            (_, Some(_)) => {
+                let reason = "`prompt_template` names the columns of the prompt: leave \
+                              `prompt_column` out";
+                return Err(DataError::Columns {
+                    reason: reason.to_owned(),
+                });
+            }
+        };
+        let turns = (prompt, &self.completion_column, &self.messages_column);
         match (self.text_columns.as_slice(), turns) {
             ([], (None, None, None)) => Ok(Fields::PlainText {
                 text: "text".to_owned(),
             }),
             ([text], (None, None, None)) => Ok(Fields::PlainText { text: text.clone() }),
             ([], (Some(prompt), Some(completion), None)) => Ok(Fields::PromptCompletion {
-                prompt: prompt.clone(),
+                prompt,
                 completion: completion.clone(),
+            }),
+            ([], (Some(Prompt::Alpaca), None, None)) => Ok(Fields::PromptCompletion {
+                prompt: Prompt::Alpaca,
+                completion: "output".to_owned(),
             }),
             ([], (None, None, Some(messages))) => Ok(Fields::Messages {
                 messages: messages.clone(),
             }),
             _ => Err(unsuitable(needed)),
         }
+    }
+
+    /// The columns of documents as a table has them, if none is configured: those of the one layout
+    /// in [`LAYOUTS`] that is there. A layout other than plain text is said in the log.
+    ///
+    /// # Errors
+    /// [`DataError::Columns`] if the table has the columns of several layouts.
+    pub fn recognized(&self, table: &Table) -> Result<Self, DataError> {
+        if *self != Self::default() {
+            return Ok(self.clone());
+        }
+        let is_there = |layout: &&Layout| layout.columns.iter().all(|it| table.has_column(it));
+        let found: Vec<&Layout> = LAYOUTS.iter().filter(is_there).collect();
+        match found.as_slice() {
+            [] => Ok(self.clone()),
+            [layout] => {
+                let mut columns = self.clone();
+                (layout.configure)(&mut columns);
+                if columns.text_columns.is_empty() {
+                    tracing::info!(
+                        file = %table.path().display(),
+                        "no columns are named; the file is read as {} ({})",
+                        layout.name,
+                        layout.settings
+                    );
+                }
+                Ok(columns)
+            }
+            several => {
+                let several = several.iter();
+                let several = several.map(|it| format!("{} ({})", it.name, it.settings));
+                Err(DataError::Columns {
+                    reason: format!(
+                        "`{}` may be read in several ways, so say how: {}",
+                        table.path().display(),
+                        several.collect::<Vec<_>>().join("; ")
+                    ),
+                })
+            }
+        }
+    }
+
+    /// The configured columns by name, a default label included; none if documents are still to be
+    /// recognized, which may need any of [`Columns::of_documents`].
+    ///
+    /// # Errors
+    /// [`DataError::Columns`] if the prompt template is invalid.
+    pub fn named(&self) -> Result<Vec<String>, DataError> {
+        let mut names = self.text_columns.clone();
+        names.extend(self.prompt_column.iter().cloned());
+        if let Some(template) = &self.prompt_template {
+            let prompt = Prompt::template(template)?;
+            names.extend(prompt.columns().into_iter().map(str::to_owned));
+            if prompt == Prompt::Alpaca {
+                names.push("output".to_owned());
+            }
+        }
+        let others = [
+            &self.completion_column,
+            &self.messages_column,
+            &self.source_column,
+            &self.target_column,
+        ];
+        names.extend(others.into_iter().flatten().cloned());
+        names.push(self.label().to_owned());
+        Ok(names)
+    }
+
+    /// The columns that documents of any known layout have.
+    pub fn of_documents() -> Vec<String> {
+        let columns = LAYOUTS.iter().flat_map(|layout| layout.columns);
+        let columns = columns.chain(&["input"]);
+        columns.map(|&name| name.to_owned()).collect()
     }
 
     /// A source and a target text.
@@ -178,7 +287,8 @@ impl Columns {
         let settings = [
             ("text_columns", !self.text_columns.is_empty()),
             ("label_column", self.label_column.is_some()),
-            ("prompt_column", self.prompt_column.is_some()),
+            ("prompt_column", !self.prompt_column.is_empty()),
+            ("prompt_template", self.prompt_template.is_some()),
             ("completion_column", self.completion_column.is_some()),
             ("messages_column", self.messages_column.is_some()),
             ("source_column", self.source_column.is_some()),
@@ -195,6 +305,57 @@ impl Columns {
         }
     }
 }
+
+/// A layout of documents that public data sets have.
+struct Layout {
+    /// What it is called.
+    name: &'static str,
+    /// The columns by which it is known.
+    columns: &'static [&'static str],
+    /// The settings that say the same.
+    settings: &'static str,
+    configure: fn(&mut Columns),
+}
+
+/// The layouts that are recognized.
+static LAYOUTS: &[Layout] = &[
+    Layout {
+        name: "plain text",
+        columns: &["text"],
+        settings: "--text-columns text",
+        configure: |columns| columns.text_columns = vec!["text".to_owned()],
+    },
+    Layout {
+        name: "chat messages",
+        columns: &["messages"],
+        settings: "--messages-column messages",
+        configure: |columns| columns.messages_column = Some("messages".to_owned()),
+    },
+    Layout {
+        name: "ShareGPT's conversations",
+        columns: &["conversations"],
+        settings: "--messages-column conversations",
+        configure: |columns| columns.messages_column = Some("conversations".to_owned()),
+    },
+    Layout {
+        name: "Alpaca's instructions with their prompt",
+        columns: &["instruction", "output"],
+        settings: "--prompt-template alpaca --completion-column output",
+        configure: |columns| {
+            columns.prompt_template = Some(Prompt::ALPACA.to_owned());
+            columns.completion_column = Some("output".to_owned());
+        },
+    },
+    Layout {
+        name: "prompts and completions",
+        columns: &["prompt", "completion"],
+        settings: "--prompt-column prompt --completion-column completion",
+        configure: |columns| {
+            columns.prompt_column = vec!["prompt".to_owned()];
+            columns.completion_column = Some("completion".to_owned());
+        },
+    },
+];
 
 fn unsuitable(needed: &str) -> DataError {
     DataError::Columns {
@@ -214,7 +375,8 @@ mod tests {
         Columns {
             text_columns: text.iter().map(|&name| name.to_owned()).collect(),
             label_column: other("label"),
-            prompt_column: other("prompt"),
+            prompt_column: other("prompt").into_iter().collect(),
+            prompt_template: other("template"),
             completion_column: other("completion"),
             messages_column: other("messages"),
             source_column: other("source"),
@@ -245,7 +407,7 @@ mod tests {
                 .documents()
                 .unwrap(),
             Fields::PromptCompletion {
-                prompt: "p".into(),
+                prompt: Prompt::Columns(vec!["p".into()]),
                 completion: "c".into()
             }
         );
@@ -277,6 +439,14 @@ mod tests {
             ),
             (columns(&["a", "b"], &[]).documents(), "text_columns"),
             (
+                columns(
+                    &[],
+                    &[("prompt", "p"), ("template", "{p}"), ("completion", "c")],
+                )
+                .documents(),
+                "leave `prompt_column` out",
+            ),
+            (
                 columns(&["a"], &[("label", "l")]).documents(),
                 "`label_column` has no use",
             ),
@@ -293,5 +463,53 @@ mod tests {
             assert!(matches!(error, DataError::Columns { .. }), "{error}");
             assert!(error.to_string().contains(word), "{error}");
         }
+    }
+
+    #[test]
+    fn layouts_are_recognized_by_their_columns() {
+        use crate::table::Value;
+
+        let table = |names: &[&str]| {
+            let cells = names
+                .iter()
+                .map(|name| ((*name).to_owned(), vec![Value::Null]));
+            Table::from_columns("d.jsonl", cells).unwrap()
+        };
+        let fields = |names: &[&str]| {
+            let columns = Columns::default().recognized(&table(names))?;
+            columns.documents()
+        };
+        assert_eq!(
+            fields(&["id", "conversations"]).unwrap(),
+            Fields::Messages {
+                messages: "conversations".into()
+            }
+        );
+        let alpaca = Fields::PromptCompletion {
+            prompt: Prompt::Alpaca,
+            completion: "output".into(),
+        };
+        assert_eq!(fields(&["instruction", "input", "output"]).unwrap(), alpaca);
+        assert_eq!(fields(&["output", "instruction"]).unwrap(), alpaca);
+        let template = columns(&[], &[("template", "alpaca")]);
+        assert_eq!(template.documents().unwrap(), alpaca);
+        assert_eq!(
+            template.named().unwrap(),
+            ["instruction", "input", "output", "label"]
+        );
+        let error = fields(&["text", "instruction", "output"]).unwrap_err();
+        assert!(error.to_string().contains("--text-columns text"), "{error}");
+        // What is configured is not replaced.
+        let configured = columns(&["b"], &[]);
+        assert_eq!(
+            configured.recognized(&table(&["text"])).unwrap(),
+            configured
+        );
+    }
+
+    #[test]
+    fn one_prompt_column_may_be_a_text() {
+        let columns: Columns = serde_json::from_str(r#"{"prompt_column": "q"}"#).unwrap();
+        assert_eq!(columns.prompt_column, ["q"]);
     }
 }

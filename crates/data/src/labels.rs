@@ -1,9 +1,14 @@
 //! Label sets: the names of the classes, in the order of the classifier's outputs.
 
-use std::collections::BTreeSet;
+use std::borrow::Cow;
+use std::collections::{BTreeSet, HashSet};
 
 use crate::error::DataError;
-use crate::table::{Table, Value};
+use crate::fields::Columns;
+use crate::table::{Cell, Table};
+
+/// Fewer labels than this are no sign of a wrong column, however few the rows.
+const MANY_LABELS: usize = 10;
 
 /// Label names; a label's position is its class id, as in `id2label` of a Hugging Face config.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,14 +21,11 @@ impl LabelSet {
     /// bytes, so that the same data give the same ids on every machine.
     ///
     /// # Errors
-    /// [`DataError::MissingColumn`]; [`DataError::WrongType`] for a cell that cannot be a label.
+    /// Those of [`Table::column`]; [`DataError::MissingLabel`] for an empty cell or a spelling of
+    /// nothing, such as `NaN`; [`DataError::WrongType`] for a cell that cannot be a label.
     pub fn from_column(table: &Table, column: &str) -> Result<Self, DataError> {
-        let mut distinct = BTreeSet::new();
-        for (row, value) in table.column(column)?.iter().enumerate() {
-            distinct
-                .insert(label_name(value).ok_or_else(|| table.wrong_type(row, column, "a label"))?);
-        }
-        let mut names: Vec<String> = distinct.into_iter().collect();
+        let mut names: Vec<String> = distinct(table, column)?.into_iter().collect();
+        refuse_nothing(table, column, &names)?;
         // Only canonical integers count as numbers, so that `01` and `1` stay two labels in a
         // stable order.
         let number = |name: &String| {
@@ -57,6 +59,50 @@ impl LabelSet {
         Ok(Self { names })
     }
 
+    /// Checks that a classifier can learn from a table: more than one label occurs, and text and
+    /// label are not exchanged. Warns if most rows have a label of their own.
+    ///
+    /// # Errors
+    /// [`DataError::OneClass`]; [`DataError::SwappedColumns`]; [`DataError::MissingLabel`]; those of
+    /// [`Table::column`].
+    pub fn check_training_data(table: &Table, columns: &Columns) -> Result<(), DataError> {
+        let column = columns.label();
+        let labels = distinct(table, column)?;
+        let (path, rows) = (table.path().to_owned(), table.len());
+        if let (1, Some(label)) = (labels.len(), labels.first()) {
+            return Err(DataError::OneClass {
+                path,
+                column: column.to_owned(),
+                label: label.clone(),
+                rows,
+            });
+        }
+        if labels.len() < MANY_LABELS || labels.len() <= rows / 2 {
+            return Ok(());
+        }
+        if let [text] = columns.text_columns.as_slice() {
+            let texts: HashSet<&str> = table.texts(text)?.into_iter().collect();
+            if texts.len() < labels.len() / 2 {
+                return Err(DataError::SwappedColumns {
+                    path,
+                    label: column.to_owned(),
+                    labels: labels.len(),
+                    text: text.clone(),
+                    texts: texts.len(),
+                    rows,
+                });
+            }
+        }
+        tracing::warn!(
+            file = %path.display(),
+            column,
+            classes = labels.len(),
+            rows,
+            "most rows have a class of their own; is this the column of the label?"
+        );
+        Ok(())
+    }
+
     /// The number of labels.
     #[expect(
         clippy::len_without_is_empty,
@@ -76,21 +122,24 @@ impl LabelSet {
     /// labels are `NEGATIVE` and `POSITIVE`.
     ///
     /// # Errors
-    /// [`DataError::UnknownLabel`] with the row and the set; [`DataError::MissingColumn`];
-    /// [`DataError::WrongType`].
+    /// [`DataError::UnknownLabel`] with the row and the set; [`DataError::MissingLabel`];
+    /// [`DataError::WrongType`]; those of [`Table::column`].
     pub fn ids(&self, table: &Table, column: &str) -> Result<Vec<usize>, DataError> {
-        let values = table.column(column)?;
-        values
-            .iter()
-            .enumerate()
-            .map(|(row, value)| {
-                let label =
-                    label_name(value).ok_or_else(|| table.wrong_type(row, column, "a label"))?;
-                self.id(&label).ok_or_else(|| DataError::UnknownLabel {
+        let cells = table.cells(column)?.cells().enumerate();
+        cells
+            .map(|(row, cell)| {
+                let label = label_name(table, row, column, cell)?;
+                if let Some(id) = self.id(&label) {
+                    return Ok(id);
+                }
+                if is_nothing(&label) || is_a_word(&label) {
+                    return Err(missing(table, row, column, format!("`{label}`")));
+                }
+                Err(DataError::UnknownLabel {
                     path: table.path().to_owned(),
                     row: row + 1,
                     column: column.to_owned(),
-                    label,
+                    label: label.into_owned(),
                     known: self.names.clone(),
                 })
             })
@@ -110,24 +159,84 @@ impl LabelSet {
     }
 }
 
-/// The label that a cell spells; `None` if it cannot be one.
-fn label_name(value: &Value) -> Option<String> {
-    match value {
-        Value::Text(text) => Some(text.trim())
-            .filter(|text| !text.is_empty())
-            .map(str::to_owned),
-        Value::Integer(number) => Some(number.to_string()),
-        Value::Bool(truth) => Some(truth.to_string()),
-        Value::Float(number) if number.fract() == 0.0 && number.abs() < 1e15 => {
-            Some((*number as i64).to_string())
+/// The labels that occur in a column.
+fn distinct(table: &Table, column: &str) -> Result<BTreeSet<String>, DataError> {
+    let mut distinct = BTreeSet::new();
+    for (row, cell) in table.cells(column)?.cells().enumerate() {
+        let name = label_name(table, row, column, cell)?;
+        if !distinct.contains(&*name) {
+            distinct.insert(name.into_owned());
         }
-        Value::Null | Value::Float(_) | Value::Json(_) => None,
+    }
+    Ok(distinct)
+}
+
+/// The label that a cell spells.
+fn label_name<'a>(
+    table: &Table,
+    row: usize,
+    column: &str,
+    cell: Cell<'a>,
+) -> Result<Cow<'a, str>, DataError> {
+    Ok(match cell {
+        Cell::Text(text) => match text.trim() {
+            "" => return Err(missing(table, row, column, "an empty text".to_owned())),
+            name => Cow::Borrowed(name),
+        },
+        Cell::Integer(number) => Cow::Owned(number.to_string()),
+        Cell::Bool(truth) => Cow::Owned(truth.to_string()),
+        Cell::Float(number) if number.fract() == 0.0 && number.abs() < 1e15 => {
+            Cow::Owned((number as i64).to_string())
+        }
+        Cell::Null => return Err(missing(table, row, column, "null or NaN".to_owned())),
+        Cell::Float(_) | Cell::Json(_) => return Err(table.wrong_type(row, column, "a label")),
+    })
+}
+
+/// Refuses labels of a column that say that there is none.
+fn refuse_nothing(table: &Table, column: &str, names: &[String]) -> Result<(), DataError> {
+    let mut others = names
+        .iter()
+        .filter(|name| !is_nothing(name) && !is_a_word(name));
+    let are_numbers = others.all(|name| name.parse::<f64>().is_ok());
+    let found = names
+        .iter()
+        .find(|name| is_nothing(name) || are_numbers && is_a_word(name));
+    let Some(found) = found else {
+        return Ok(());
+    };
+    let mut cells = table.cells(column)?.cells();
+    let row = cells.position(|cell| matches!(cell, Cell::Text(text) if text.trim() == found));
+    let row = row.unwrap_or_default();
+    Err(missing(table, row, column, format!("`{found}`")))
+}
+
+/// Whether a label is one of the ways in which Python, pandas, R, spreadsheets and databases write
+/// that there is none.
+fn is_nothing(label: &str) -> bool {
+    let spellings = ["nan", "-nan", "null", "n/a", "#n/a", "<na>", "nat", r"\n"];
+    ["None", "NA"].contains(&label) || spellings.contains(&label.to_ascii_lowercase().as_str())
+}
+
+/// Whether a label may say that there is none, but is also a word that people call a class. Among
+/// numbers it is no class.
+fn is_a_word(label: &str) -> bool {
+    ["none", "na", "nil"].contains(&label.to_ascii_lowercase().as_str())
+}
+
+fn missing(table: &Table, row: usize, column: &str, found: String) -> DataError {
+    DataError::MissingLabel {
+        path: table.path().to_owned(),
+        row: row + 1,
+        column: column.to_owned(),
+        found,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::table::Value;
 
     fn table(labels: &[Value]) -> Table {
         Table::from_columns("train.jsonl", [("label".to_owned(), labels.to_vec())]).unwrap()
@@ -189,12 +298,40 @@ mod tests {
     }
 
     #[test]
+    fn spellings_of_nothing_are_no_classes() {
+        for nothing in [
+            "NaN", "nan", "None", "null", "NULL", "N/A", "n/a", "NA", "<NA>", " ",
+        ] {
+            for others in [["1.0", "0.0"], ["pos", "neg"]] {
+                let labels = [others[0], others[1], nothing];
+                let error = LabelSet::from_column(&texts(&labels), "label").unwrap_err();
+                assert!(
+                    matches!(error, DataError::MissingLabel { row: 3, .. }),
+                    "{nothing}: {error}"
+                );
+            }
+        }
+        let stances = texts(&["favor", "against", "none"]);
+        let set = LabelSet::from_column(&stances, "label").unwrap();
+        assert_eq!(set.names(), ["against", "favor", "none"]);
+        assert!(LabelSet::from_column(&texts(&["1", "none"]), "label").is_err());
+        // A name that is given is a name.
+        let set = LabelSet::from_names(["NA", "yes"].map(str::to_owned)).unwrap();
+        assert_eq!(set.ids(&texts(&["yes", "NA"]), "label").unwrap(), [1, 0]);
+        let error = set.ids(&texts(&["yes", "NaN"]), "label").unwrap_err();
+        assert!(
+            matches!(error, DataError::MissingLabel { row: 2, .. }),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn bad_sets_and_cells_are_refused() {
         assert!(matches!(
             LabelSet::from_names(["a".into(), "a".into()]),
             Err(DataError::LabelSet { .. })
         ));
-        for bad in [Value::Null, Value::Float(0.5), Value::Text(" ".into())] {
+        for bad in [Value::Float(0.5), Value::Json(serde_json::json!([1]))] {
             let error =
                 LabelSet::from_column(&table(&[Value::Integer(1), bad]), "label").unwrap_err();
             assert!(
@@ -202,5 +339,11 @@ mod tests {
                 "{error}"
             );
         }
+        let error =
+            LabelSet::from_column(&table(&[Value::Integer(1), Value::Null]), "label").unwrap_err();
+        assert!(
+            matches!(error, DataError::MissingLabel { row: 2, .. }),
+            "{error}"
+        );
     }
 }

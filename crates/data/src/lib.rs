@@ -47,6 +47,8 @@ mod readers;
 
 mod fields;
 mod labels;
+mod messages;
+mod prompt;
 
 mod chat;
 mod tokenizer;
@@ -65,7 +67,8 @@ pub use example::{Example, Examples, IGNORED, Target};
 pub use fields::{Columns, Fields, LabelField};
 pub use labels::LabelSet;
 pub use order::Order;
-pub use readers::{Format, ReadOptions};
+pub use prompt::{Piece, Prompt};
+pub use readers::{Format, ReadOptions, parse_delimiter};
 pub use spelling::nearest_name;
 pub use table::{Table, Value};
 pub use tokenizer::{Alignment, Encoding, Tokenizer, check_max_length};

@@ -76,6 +76,20 @@ impl Order {
     }
 }
 
+/// A random choice of `count` of `rows` rows, in order, each as likely as any other: selection
+/// sampling (Knuth, The Art of Computer Programming, volume 2, 3.4.2, algorithm S).
+pub(crate) fn sample(rows: usize, count: usize, seed: u64) -> Vec<usize> {
+    // Another sequence than that of the order of epochs.
+    let mut random = SplitMix64(!SplitMix64(seed).next());
+    let mut chosen = Vec::with_capacity(count);
+    for row in 0..rows {
+        if random.below(rows - row) < count - chosen.len() {
+            chosen.push(row);
+        }
+    }
+    chosen
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

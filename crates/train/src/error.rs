@@ -317,3 +317,14 @@ pub enum TrainError {
         limit: usize,
     },
 }
+
+impl TrainError {
+    /// An error of data; if it is one of the columns, with the task that needs them.
+    pub(crate) fn of_columns(task: crate::TaskKind, source: epiphyte_data::DataError) -> Self {
+        use epiphyte_data::DataError::{Columns, MissingColumn};
+        match source {
+            Columns { .. } | MissingColumn { .. } => Self::Columns { task, source },
+            other => Self::Data(other),
+        }
+    }
+}

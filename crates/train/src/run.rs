@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
-use epiphyte_data::{Batches, Order};
+use epiphyte_data::{Batches, Order, ReadOptions, Table};
 use epiphyte_methods::file::{self, AdapterFile, AdapterMetadata, Provenance};
 use epiphyte_methods::{AdapterModule, ParameterCounts, StoredValues, by_name};
 use epiphyte_models::{LoadOptions, Loaded, ModelConfig};
@@ -184,14 +184,10 @@ impl<'a> Prepared<'a> {
         let mut config = by_name(&run.method)?.configure(run.method_settings.clone())?;
         let model_dir = options.model_dir.as_deref().unwrap_or(&run.model);
         let reading = run.reading()?;
-        let table = epiphyte_data::Table::read(
-            &run.train_data,
-            &epiphyte_data::ReadOptions {
-                limit: run.max_train_rows,
-                ..reading.clone()
-            },
-        )?;
+        let table = Table::read(&run.train_data, &reading)?;
         let mut spec = run.task_spec(&table)?;
+        let table = sampled(table, run.max_train_rows, run.seed);
+        run.task.check_training_data(&spec.columns, &table)?;
         if run.max_length.is_none() {
             let config = ModelConfig::open(model_dir)?;
             let limit = config.facts().max_position_embeddings;
@@ -221,7 +217,12 @@ impl<'a> Prepared<'a> {
         let train = task_model.batches(&table, true, run.batch_size, run.order())?;
         let eval = match &run.eval_data {
             Some(path) => {
-                let table = task_model.spec.read(path, &reading, run.max_eval_rows)?;
+                let reading = ReadOptions {
+                    format: reading.format,
+                    ..task_model.spec.reading()?
+                };
+                let table = Table::read(path, &reading)?;
+                let table = sampled(table, run.max_eval_rows, run.seed);
                 let size = run.eval_batch_size.unwrap_or(run.batch_size);
                 Some(task_model.batches(&table, true, size, Order::Sequential)?)
             }
@@ -321,6 +322,14 @@ impl<'a> Prepared<'a> {
         );
         write_card(&run.output.join(CARD_FILE), &card)?;
         Ok(report)
+    }
+}
+
+/// At most `rows` rows of a table.
+fn sampled(table: Table, rows: Option<usize>, seed: u64) -> Table {
+    match rows {
+        Some(rows) => table.sample(rows, seed),
+        None => table,
     }
 }
 

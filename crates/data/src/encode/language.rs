@@ -11,7 +11,9 @@ use rayon::prelude::*;
 
 use crate::error::DataError;
 use crate::example::{Example, Examples, IGNORED, Target};
-use crate::table::{Table, Value};
+use crate::messages::messages;
+use crate::prompt::Prompt;
+use crate::table::Table;
 use crate::tokenizer::{Alignment, Tokenizer};
 
 /// Token ids and their labels.
@@ -134,12 +136,12 @@ fn documents(
 /// A prompt and its completion; the completion's tokens count.
 pub(super) fn completions(
     table: &Table,
-    prompt: &str,
+    prompt: &Prompt,
     completion: &str,
     tokenizer: &Tokenizer,
     max_length: usize,
 ) -> Result<Examples, DataError> {
-    let prompts = table.texts(prompt)?;
+    let prompts = prompt.texts(table)?;
     let completions = table.texts(completion)?;
     let eos = tokenizer.special_id("eos_token")?;
     let rows = prompts
@@ -163,21 +165,16 @@ pub(super) fn conversations(
     max_length: usize,
 ) -> Result<Examples, DataError> {
     let template = tokenizer.chat_template()?;
-    let rows = table
-        .column(column)?
-        .par_iter()
-        .enumerate()
-        .map(|(row, value)| {
-            let Value::Json(serde_json::Value::Array(messages)) = value else {
-                return Err(table.wrong_type(row, column, "a list of messages"));
-            };
-            let (text, spans) = template.render_for_training(messages).map_err(|error| {
-                DataError::Conversation {
-                    path: table.path().to_owned(),
-                    row: row + 1,
-                    column: column.to_owned(),
-                    reason: error.to_string(),
-                }
+    let rows = (0..table.len())
+        .into_par_iter()
+        .map(|row| {
+            let messages = messages(table, column, row)?;
+            let rendered = template.render_for_training(&messages);
+            let (text, spans) = rendered.map_err(|error| DataError::Conversation {
+                path: table.path().to_owned(),
+                row: row + 1,
+                column: column.to_owned(),
+                reason: error.to_string(),
             })?;
             Ok(Labeled::within(tokenizer.align(&text, false)?, &spans))
         })

@@ -4,5 +4,6 @@ mod csv;
 mod json;
 mod parquet;
 mod read;
+mod source;
 
-pub use read::{Format, ReadOptions};
+pub use read::{Format, ReadOptions, parse_delimiter};

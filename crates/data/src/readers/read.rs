@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::str::FromStr;
 
+use super::source::{STDIN, read_text};
 use super::{csv, json, parquet};
 use crate::error::DataError;
 use crate::table::{Table, Value};
@@ -23,16 +24,23 @@ pub enum Format {
 }
 
 impl Format {
-    /// The format that the file's extension names.
+    /// The format that the file's extension names, before a last `.gz`.
     ///
     /// # Errors
-    /// [`DataError::UnknownExtension`].
+    /// [`DataError::UnknownExtension`]; [`DataError::UnnamedFormat`] for standard input.
     pub fn of(path: &Path) -> Result<Self, DataError> {
-        let extension = path
-            .extension()
-            .and_then(|extension| extension.to_str())
-            .unwrap_or("");
-        match extension.to_ascii_lowercase().as_str() {
+        if path == Path::new(STDIN) {
+            return Err(DataError::UnnamedFormat);
+        }
+        let extension = |path: &Path| {
+            let extension = path.extension().and_then(|extension| extension.to_str());
+            extension.unwrap_or("").to_ascii_lowercase()
+        };
+        let named = match extension(path).as_str() {
+            "gz" => extension(&path.with_extension("")),
+            named => named.to_owned(),
+        };
+        match named.as_str() {
             "jsonl" | "ndjson" | "json" => Ok(Self::Json),
             "csv" => Ok(Self::Csv),
             "tsv" => Ok(Self::Tsv),
@@ -72,6 +80,11 @@ pub struct ReadOptions {
     pub header: bool,
     /// CSV and TSV: whether `"` quotes a field; if not given, yes for CSV and no for TSV.
     pub quoting: Option<bool>,
+    /// CSV and TSV: the ASCII character between fields. If not given, a comma or a tab; a CSV file
+    /// whose header has no comma, but semicolons or tabs, is read with those.
+    pub delimiter: Option<char>,
+    /// Read only these columns, those of them that the file has; all if not given.
+    pub columns: Option<Vec<String>>,
     /// Read at most this many rows.
     pub limit: Option<usize>,
 }
@@ -82,32 +95,44 @@ impl Default for ReadOptions {
             format: None,
             header: true,
             quoting: None,
+            delimiter: None,
+            columns: None,
             limit: None,
         }
     }
 }
 
 impl Table {
-    /// Reads a file.
+    /// Reads a file; `-` is standard input. Files of the text formats may be compressed with gzip,
+    /// and be UTF-8 or, with a byte order mark, UTF-16.
+    ///
+    /// Memory is bounded by the size of the file, and what a compressed or a Parquet file becomes
+    /// by 64 times its size, or 1 GiB.
     ///
     /// # Errors
-    /// Those of [`DataError`] about files: not readable, of unknown format, empty, not UTF-8, a
-    /// ragged row, an unclosed quote, invalid JSON or Parquet.
+    /// Those of [`DataError`] about files: not readable, of unknown format, empty, no text, too
+    /// large, a ragged row, an unclosed quote, invalid JSON or Parquet.
     pub fn read(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Self, DataError> {
         let path = path.as_ref();
+        if path.is_dir() {
+            return Err(DataError::Io {
+                path: path.to_owned(),
+                source: std::io::Error::other("it is a directory: give one file of it"),
+            });
+        }
         let format = options.format.map_or_else(|| Format::of(path), Ok)?;
-        let limit = options.limit.unwrap_or(usize::MAX);
         match format {
-            Format::Json => json::read(path, &read_text(path)?, limit),
+            Format::Json => json::read(path, &read_text(path)?, options),
             Format::Csv | Format::Tsv => {
+                let text = read_text(path)?;
                 let dialect = csv::Dialect {
-                    delimiter: if format == Format::Csv { b',' } else { b'\t' },
+                    delimiter: delimiter(path, &text, format, options)?,
                     quoting: options.quoting.unwrap_or(format == Format::Csv),
                     header: options.header,
                 };
-                csv::read(path, &read_text(path)?, dialect, limit)
+                csv::read(path, &text, dialect, options)
             }
-            Format::Parquet => parquet::read(path, limit),
+            Format::Parquet => parquet::read(path, options),
             Format::Text => {
                 let text = read_text(path)?;
                 let rows = if text.trim().is_empty() {
@@ -121,26 +146,58 @@ impl Table {
     }
 }
 
-/// The file's text without its byte order mark.
-fn read_text(path: &Path) -> Result<String, DataError> {
-    let bytes = std::fs::read(path).map_err(|source| DataError::Io {
-        path: path.to_owned(),
-        source,
-    })?;
-    let mut text = String::from_utf8(bytes).map_err(|error| {
-        let offset = error.utf8_error().valid_up_to();
-        let line = 1 + error.as_bytes()[..offset]
-            .iter()
-            .filter(|&&byte| byte == b'\n')
-            .count();
-        DataError::InvalidUtf8 {
-            path: path.to_owned(),
-            line,
-            offset,
-        }
-    })?;
-    if text.starts_with('\u{feff}') {
-        text.remove(0);
+/// A delimiter as users write it: one character, or `tab`.
+///
+/// # Errors
+/// [`DataError::Delimiter`] if it cannot be one.
+pub fn parse_delimiter(given: &str) -> Result<char, DataError> {
+    let mut characters = match given {
+        "tab" | r"\t" => "\t".chars(),
+        given => given.chars(),
+    };
+    match (characters.next(), characters.next()) {
+        (Some(delimiter), None) if is_delimiter(delimiter) => Ok(delimiter),
+        _ => Err(DataError::Delimiter {
+            given: given.to_owned(),
+        }),
     }
-    Ok(text)
+}
+
+fn is_delimiter(character: char) -> bool {
+    character.is_ascii() && !matches!(character, '"' | '\r' | '\n')
+}
+
+/// The byte between the fields of a CSV or TSV file.
+fn delimiter(
+    path: &Path,
+    text: &str,
+    format: Format,
+    options: &ReadOptions,
+) -> Result<u8, DataError> {
+    match options.delimiter {
+        Some(given) if is_delimiter(given) => return Ok(given as u8),
+        Some(given) => {
+            return Err(DataError::Delimiter {
+                given: given.to_string(),
+            });
+        }
+        None if format == Format::Tsv => return Ok(b'\t'),
+        None if !options.header => return Ok(b','),
+        None => {}
+    }
+    // A name of a column with a semicolon or a tab in it is less likely than a spreadsheet that
+    // writes these between the columns.
+    let header = text.trim_start().lines().next().unwrap_or("");
+    let found = [';', '\t'].into_iter().find(|&it| header.contains(it));
+    match found.filter(|_| !header.contains(',')) {
+        Some(found) => {
+            tracing::info!(
+                file = %path.display(),
+                delimiter = ?found,
+                "the header has no comma; another delimiter is read"
+            );
+            Ok(found as u8)
+        }
+        None => Ok(b','),
+    }
 }

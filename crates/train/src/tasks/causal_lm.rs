@@ -1,6 +1,6 @@
 //! Causal language modeling: the next token of a text, of a completion, or of a chat's answers.
 
-use epiphyte_data::{Columns, DataError, Fields};
+use epiphyte_data::{Columns, DataError, Fields, Table};
 use epiphyte_models::HeadKind;
 
 use super::Task;
@@ -39,6 +39,22 @@ impl Task for CausalLm {
 
     fn default_max_length(&self) -> usize {
         512
+    }
+
+    fn column_flags(&self) -> &'static str {
+        "--text-columns, or --prompt-column (or --prompt-template) and --completion-column, or \
+         --messages-column"
+    }
+
+    fn columns(&self, columns: &Columns, table: &Table) -> Result<Columns, DataError> {
+        columns.recognized(table)
+    }
+
+    fn columns_to_read(&self, columns: &Columns) -> Result<Vec<String>, DataError> {
+        match *columns == Columns::default() {
+            true => Ok(Columns::of_documents()),
+            false => columns.named(),
+        }
     }
 
     fn fields(

@@ -57,6 +57,28 @@ pub trait Task: fmt::Debug + Sync {
         128
     }
 
+    /// The flags that name its columns, for hints.
+    fn column_flags(&self) -> &'static str {
+        "--text-columns and --label-column"
+    }
+
+    /// The columns by name: those configured, or where there are none those by which the task
+    /// recognizes its data.
+    ///
+    /// # Errors
+    /// If the data may be read in several ways.
+    fn columns(&self, columns: &Columns, _table: &Table) -> Result<Columns, DataError> {
+        Ok(columns.clone())
+    }
+
+    /// The columns that are to be read from a file before [`Task::columns`] is known.
+    ///
+    /// # Errors
+    /// If the prompt template is invalid.
+    fn columns_to_read(&self, columns: &Columns) -> Result<Vec<String>, DataError> {
+        columns.named()
+    }
+
     /// The names of the classes in the training data, in the order of their ids; none if the task
     /// has no classes.
     ///
@@ -90,6 +112,14 @@ pub trait Task: fmt::Debug + Sync {
     /// The names of the scores that [`Task::evaluate`] measures, sorted: those of data with this
     /// many classes, or all there may be.
     fn scores(&self, classes: Option<usize>) -> Vec<&'static str>;
+
+    /// Checks what training data must have beside the right columns.
+    ///
+    /// # Errors
+    /// If nothing can be learned from the data.
+    fn check_training_data(&self, _columns: &Columns, _table: &Table) -> Result<(), DataError> {
+        Ok(())
+    }
 
     /// Scores over a data set with labels; `loss` is always one of them.
     ///

@@ -38,6 +38,10 @@ impl Task for Seq2Seq {
         512
     }
 
+    fn column_flags(&self) -> &'static str {
+        "--source-column and --target-column"
+    }
+
     fn fields(
         &self,
         columns: &Columns,

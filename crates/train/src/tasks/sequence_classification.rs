@@ -39,6 +39,10 @@ impl Task for SequenceClassification {
             .to_vec())
     }
 
+    fn check_training_data(&self, columns: &Columns, table: &Table) -> Result<(), DataError> {
+        LabelSet::check_training_data(table, columns)
+    }
+
     fn has_classes(&self) -> bool {
         true
     }

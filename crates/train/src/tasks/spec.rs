@@ -36,6 +36,9 @@ pub struct TaskSpec {
     /// Whether `"` quotes fields.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quoting: Option<bool>,
+    /// The character between the fields of CSV and TSV files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delimiter: Option<char>,
 }
 
 impl TaskSpec {
@@ -44,41 +47,24 @@ impl TaskSpec {
         self.task.head(self.labels.len())
     }
 
-    /// Reads a data file.
+    /// How files of this task are read: the columns that it needs.
     ///
     /// # Errors
-    /// If it cannot be read.
-    pub fn read(
-        &self,
-        path: &Path,
-        options: &ReadOptions,
-        limit: Option<usize>,
-    ) -> Result<Table, TrainError> {
-        Ok(Table::read(
-            path,
-            &ReadOptions {
-                limit,
-                ..options.clone()
-            },
-        )?)
-    }
-
-    /// How files of this task are read.
-    pub fn reading(&self) -> ReadOptions {
-        ReadOptions {
+    /// If the prompt template is invalid.
+    pub fn reading(&self) -> Result<ReadOptions, TrainError> {
+        Ok(ReadOptions {
             header: !self.no_header,
             quoting: self.quoting,
+            delimiter: self.delimiter,
+            columns: Some(self.task.columns_to_read(&self.columns)?),
             ..ReadOptions::default()
-        }
+        })
     }
 
     /// What the columns of a row are to the task.
     fn fields(&self, labelled: bool) -> Result<Fields, TrainError> {
         let fields = self.task.fields(&self.columns, &self.labels, labelled);
-        fields.map_err(|source| TrainError::Columns {
-            task: self.task,
-            source,
-        })
+        fields.map_err(|error| TrainError::of_columns(self.task, error))
     }
 
     /// The examples of a table; without targets if `labelled` is false.
@@ -96,7 +82,8 @@ impl TaskSpec {
             packing: self.packing,
             ..EncodeOptions::new(self.max_length)
         };
-        Ok(Examples::encode(table, &fields, tokenizer, &options)?)
+        let examples = Examples::encode(table, &fields, tokenizer, &options);
+        examples.map_err(|error| TrainError::of_columns(self.task, error))
     }
 }
 
@@ -208,6 +195,7 @@ mod tests {
                 packing: false,
                 no_header: false,
                 quoting: None,
+                delimiter: None,
             };
             let error = spec.fields(true).unwrap_err().to_string();
             assert!(error.starts_with(task.name()), "{error}");

@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use epiphyte_data::{Columns, Format, Order, ReadOptions, Table};
+use epiphyte_data::{Columns, Format, Order, ReadOptions, Table, parse_delimiter};
 use epiphyte_methods::framework::settings::{SettingError, Settings, parse};
 use epiphyte_ops::Precision;
 use serde_json::{Map, Value};
@@ -25,7 +25,8 @@ epiphyte_methods::settings! {
         output: PathBuf = PathBuf::new();
         /// Task: sequence-classification, regression, causal-lm or seq2seq.
         task: TaskKind = TaskKind::default(), as Text;
-        /// Training examples: .jsonl, .json, .csv, .tsv, .parquet or .txt.
+        /// Training examples: .jsonl, .json, .csv, .tsv, .parquet or .txt, the text formats also
+        /// with .gz; - for standard input.
         train_data: PathBuf = PathBuf::new();
         /// Evaluation examples.
         eval_data: Option<PathBuf> = None;
@@ -33,11 +34,16 @@ epiphyte_methods::settings! {
         text_columns: Vec<String> = Vec::new();
         /// Column of the label or number.
         label_column: Option<String> = None, unset "label";
-        /// Language modeling: column of the prompt.
-        prompt_column: Option<String> = None;
+        /// Language modeling: column of the prompt, or several, joined by a blank line without the
+        /// empty ones. The completion follows with nothing between.
+        prompt_column: Vec<String> = Vec::new();
+        /// Language modeling: the prompt as a text with {column} in it, and \n for a newline; or
+        /// alpaca, for Alpaca's prompt of instruction and input.
+        prompt_template: Option<String> = None;
         /// Language modeling: column of the completion; only its tokens have a loss.
         completion_column: Option<String> = None;
-        /// Language modeling: column of the chat messages.
+        /// Language modeling: column of the chat messages, with role and content or, as in ShareGPT,
+        /// from and value.
         messages_column: Option<String> = None;
         /// Sequence to sequence: column of the source text.
         source_column: Option<String> = None;
@@ -49,10 +55,12 @@ epiphyte_methods::settings! {
         no_header: bool = false;
         /// Whether " quotes fields: true or false.
         quoting: Option<bool> = None, as Boolean, unset "CSV true, TSV false";
-        /// Use only the first N training rows.
-        max_train_rows: Option<usize> = None;
-        /// Use only the first N evaluation rows.
-        max_eval_rows: Option<usize> = None;
+        /// CSV and TSV: character between fields, or the word tab.
+        delimiter: Option<String> = None, unset "CSV , or what the header has instead, TSV tab";
+        /// Use only N training rows: a random sample by --seed, in the order of the file.
+        max_train_rows: Option<usize> = None, in Positive;
+        /// Use only N evaluation rows: a random sample by --seed, in the order of the file.
+        max_eval_rows: Option<usize> = None, in Positive;
         /// Plain text: join all rows and cut the result into examples of max-length tokens.
         packing: bool = false;
         /// Maximum length of an example in tokens; longer ones are truncated.
@@ -189,6 +197,7 @@ impl RunConfig {
             text_columns: self.text_columns.clone(),
             label_column: self.label_column.clone(),
             prompt_column: self.prompt_column.clone(),
+            prompt_template: self.prompt_template.clone(),
             completion_column: self.completion_column.clone(),
             messages_column: self.messages_column.clone(),
             source_column: self.source_column.clone(),
@@ -218,8 +227,10 @@ impl RunConfig {
     /// # Errors
     /// If the training data cannot be read.
     pub fn task_spec(&self, train: &Table) -> Result<TaskSpec, TrainError> {
-        let columns = self.columns();
-        let labels = self.task.classes(&columns, train)?;
+        let of_columns = |error| TrainError::of_columns(self.task, error);
+        let columns = self.task.columns(&self.columns(), train);
+        let columns = columns.map_err(of_columns)?;
+        let labels = self.task.classes(&columns, train).map_err(of_columns)?;
         self.check_metric(Some(labels.len()))?;
         Ok(TaskSpec {
             task: self.task,
@@ -229,13 +240,28 @@ impl RunConfig {
             packing: self.packing,
             no_header: self.no_header,
             quoting: self.quoting,
+            delimiter: self.delimiter()?,
         })
     }
 
-    /// How data files are read, the number of rows aside.
+    fn columns_to_read(&self) -> Result<Vec<String>, TrainError> {
+        let columns = self.task.columns_to_read(&self.columns());
+        columns.map_err(|error| TrainError::of_columns(self.task, error))
+    }
+
+    fn delimiter(&self) -> Result<Option<char>, TrainError> {
+        let delimiter = self.delimiter.as_deref().map(parse_delimiter);
+        delimiter.transpose().map_err(|error| TrainError::Setting {
+            key: "delimiter".to_owned(),
+            problem: error.to_string(),
+        })
+    }
+
+    /// How data files are read: the columns that the task needs.
     ///
     /// # Errors
-    /// [`TrainError::Setting`] if the format is unknown.
+    /// [`TrainError::Setting`] if the format is unknown, or the delimiter or the prompt template
+    /// invalid.
     pub fn reading(&self) -> Result<ReadOptions, TrainError> {
         let format = self.format.as_deref().map(str::parse::<Format>);
         let format = format.transpose().map_err(|error| TrainError::Setting {
@@ -246,6 +272,8 @@ impl RunConfig {
             format,
             header: !self.no_header,
             quoting: self.quoting,
+            delimiter: self.delimiter()?,
+            columns: Some(self.columns_to_read()?),
             limit: None,
         })
     }

@@ -19,12 +19,13 @@ use crate::global::Global;
 /// The flags of `eval` and `predict`.
 #[derive(Args, Debug)]
 pub(crate) struct DataArguments {
-    /// Examples: .jsonl, .json, .csv, .tsv, .parquet or .txt
+    /// Examples: .jsonl, .json, .csv, .tsv, .parquet or .txt, the text formats also with .gz; - for
+    /// standard input
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// Use only the first N rows
-    #[arg(long, value_name = "N")]
-    max_rows: Option<usize>,
+    /// Use only N rows: `eval` a random sample, always the same; `predict` the first
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    max_rows: Option<u64>,
     /// Sequences in a batch
     #[arg(long, value_name = "N", default_value_t = 32)]
     batch_size: usize,
@@ -106,9 +107,12 @@ pub(crate) struct TaskArguments {
     /// Names of the classes in the order of their ids
     #[arg(long, value_name = "A,B,..", value_delimiter = ',')]
     labels: Option<Vec<String>>,
-    /// Language modeling: column of the prompt
-    #[arg(long, value_name = "COLUMN")]
-    prompt_column: Option<String>,
+    /// Language modeling: column of the prompt, or several, joined by a blank line
+    #[arg(long, value_name = "A,B", value_delimiter = ',')]
+    prompt_column: Option<Vec<String>>,
+    /// Language modeling: the prompt as a text with {column} in it, or alpaca
+    #[arg(long, value_name = "TEXT")]
+    prompt_template: Option<String>,
     /// Language modeling: column of the completion
     #[arg(long, value_name = "COLUMN")]
     completion_column: Option<String>,
@@ -133,6 +137,9 @@ pub(crate) struct TaskArguments {
     /// CSV and TSV without a header line; columns are called 0, 1, ...
     #[arg(long)]
     no_header: bool,
+    /// CSV and TSV: character between fields, or tab
+    #[arg(long, value_name = "CHARACTER", value_parser = epiphyte::data::parse_delimiter)]
+    delimiter: Option<char>,
     /// Whether " quotes fields [default: CSV true, TSV false]
     #[arg(long, value_name = "true|false", hide_possible_values = true)]
     quoting: Option<bool>,
@@ -181,11 +188,17 @@ impl DataArguments {
             let problem = "a language model has no labels to predict: use `epiphyte generate` or `epiphyte eval`";
             return Err(UsageError::Other(problem.to_owned()).into());
         }
+        let rows = self.max_rows.map(|rows| rows as usize);
         let reading = epiphyte::data::ReadOptions {
             format: self.task.format,
-            ..spec.reading()
+            limit: rows.filter(|_| !labelled),
+            ..spec.reading()?
         };
-        let table = spec.read(&self.data, &reading, self.max_rows)?;
+        let mut table = Table::read(&self.data, &reading)?;
+        if let Some(rows) = rows {
+            table = table.sample(rows, 0);
+        }
+        spec.columns = spec.task.columns(&spec.columns, &table)?;
         if spec.task.has_classes() && spec.labels.is_empty() {
             spec.labels = self.labels(&spec, file, &config, &table, labelled)?;
         }
@@ -277,15 +290,20 @@ impl TaskArguments {
             packing: false,
             no_header: false,
             quoting: None,
+            delimiter: None,
         });
         spec.task = task;
         let columns = &mut spec.columns;
         if let Some(text_columns) = &self.text_columns {
             columns.text_columns.clone_from(text_columns);
         }
+        // Either of the two replaces both.
+        if self.prompt_column.is_some() || self.prompt_template.is_some() {
+            columns.prompt_column = self.prompt_column.clone().unwrap_or_default();
+            columns.prompt_template.clone_from(&self.prompt_template);
+        }
         for (given, column) in [
             (&self.label_column, &mut columns.label_column),
-            (&self.prompt_column, &mut columns.prompt_column),
             (&self.completion_column, &mut columns.completion_column),
             (&self.messages_column, &mut columns.messages_column),
             (&self.source_column, &mut columns.source_column),
@@ -302,6 +320,7 @@ impl TaskArguments {
         spec.packing |= self.packing;
         spec.no_header |= self.no_header;
         spec.quoting = self.quoting.or(spec.quoting);
+        spec.delimiter = self.delimiter.or(spec.delimiter);
         Ok(spec)
     }
 }

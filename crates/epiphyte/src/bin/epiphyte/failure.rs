@@ -1,6 +1,7 @@
 //! What a failed command prints: the error with its causes, a hint, and the exit code.
 
 use std::io;
+use std::path::Path;
 use std::process::ExitCode;
 
 use epiphyte::data::DataError;
@@ -119,7 +120,7 @@ fn method(error: &anyhow::Error) -> Option<&MethodError> {
 /// The error as one of the data, if it is one.
 fn data(error: &anyhow::Error) -> Option<&DataError> {
     match error.downcast_ref() {
-        Some(TrainError::Data(error)) => Some(error),
+        Some(TrainError::Data(error) | TrainError::Columns { source: error, .. }) => Some(error),
         _ => error.downcast_ref(),
     }
 }
@@ -133,11 +134,19 @@ fn hint(error: &anyhow::Error, resumable: bool) -> Option<String> {
             "`epiphyte inspect MODEL` lists the linear layers; --target-modules all-linear selects every one"
         }
         (Some(MethodError::UnknownMethod { .. }), _) => "`epiphyte methods` describes them",
-        (_, Some(DataError::MissingColumn { .. })) => {
-            "name the columns with --text-columns and --label-column; --no-header for files without names"
+        (
+            _,
+            Some(DataError::MissingColumn {
+                path, available, ..
+            }),
+        ) => {
+            return Some(missing_column(error, path, available));
+        }
+        (_, Some(DataError::UnknownExtension { .. } | DataError::UnnamedFormat)) => {
+            "--format csv, tsv, jsonl, parquet or text says what the data are"
         }
         (_, Some(DataError::RaggedRow { .. } | DataError::UnclosedQuote { .. })) => {
-            "--quoting true or false says whether \" quotes fields"
+            "--quoting true or false says whether \" quotes fields, --delimiter what is between them"
         }
         _ if is_full(error) && resumable => {
             "what was saved before is still there, whole; free some space, then go on with the same \
@@ -149,6 +158,29 @@ fn hint(error: &anyhow::Error, resumable: bool) -> Option<String> {
         _ => return None,
     };
     Some(hint.to_owned())
+}
+
+/// What to do about a column that a file does not have.
+fn missing_column(error: &anyhow::Error, path: &Path, available: &[String]) -> String {
+    let is_text = path
+        .extension()
+        .is_some_and(|it| it.eq_ignore_ascii_case("txt"));
+    if let [only] = available {
+        if is_text && only == "text" {
+            return "a .txt file is one text, of the column `text`; --format tsv or csv says that it \
+                    has columns"
+                .to_owned();
+        }
+        if only.contains([',', ';', '\t', '|']) {
+            return "the first line has one name; --delimiter says what is between the columns"
+                .to_owned();
+        }
+    }
+    let flags = match error.downcast_ref() {
+        Some(TrainError::Columns { task, .. }) => task.column_flags(),
+        _ => "--text-columns and --label-column",
+    };
+    format!("name the columns with {flags}; --no-header for files without names")
 }
 
 /// Whether the disk, or the user's quota, is full.

@@ -7,12 +7,12 @@ use tracing_subscriber::EnvFilter;
 use crate::global::Global;
 use crate::output;
 
-/// Starts logging: warnings and downloads by default, more with `--verbose`, errors only with
+/// Starts logging: warnings, downloads and how data are read by default, more with `--verbose`, errors only with
 /// `--quiet`. `RUST_LOG` overrides the flags.
 pub(crate) fn start(global: &Global) {
     let level = match (global.quiet, global.verbose) {
         (true, _) => "error",
-        (false, 0) => "warn,epiphyte_hub=info",
+        (false, 0) => "warn,epiphyte_hub=info,epiphyte_data=info",
         (false, 1) => "info",
         (false, 2) => "debug",
         (false, _) => "trace",

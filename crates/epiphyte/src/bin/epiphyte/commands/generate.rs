@@ -91,6 +91,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
             packing: false,
             no_header: false,
             quoting: None,
+            delimiter: None,
         },
     };
     if !spec.task.predicts_text() {

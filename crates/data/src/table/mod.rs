@@ -1,11 +1,17 @@
 //! A file of examples in memory: named columns of typed values.
 
+mod builder;
+mod column;
+
 use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
 use serde_json::Value as Json;
 
+pub(crate) use self::builder::TableBuilder;
+pub(crate) use self::column::{Cell, Column};
 use crate::error::DataError;
+use crate::order;
 use crate::spelling::nearest_name;
 
 /// One cell of a [`Table`].
@@ -15,7 +21,7 @@ use crate::spelling::nearest_name;
 /// Parquet keep their types.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
-    /// No value: JSON `null`, an absent key, a Parquet null.
+    /// No value: JSON `null` or Python's `NaN`, an absent key, a Parquet null.
     Null,
     /// True or false.
     Bool(bool),
@@ -60,11 +66,27 @@ impl From<Json> for Value {
 }
 
 /// Named columns of equal length, and the file they were read from (which errors name).
+///
+/// A column that cannot be used, such as one of two with the same name, is an error only for those
+/// who ask for it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Table {
     path: PathBuf,
-    columns: IndexMap<String, Vec<Value>>,
+    columns: IndexMap<String, Stored>,
     rows: usize,
+}
+
+/// What is known of a column.
+#[derive(Debug, Clone, PartialEq)]
+enum Stored {
+    /// Its cells.
+    Read(Column),
+    /// Its name; the reader was told not to read it.
+    Skipped,
+    /// The name stands for several columns.
+    Duplicate,
+    /// Cells of a type, named here, that no task can use.
+    Unreadable(String),
 }
 
 impl Table {
@@ -72,48 +94,23 @@ impl Table {
     /// name `path` as the file.
     ///
     /// # Errors
-    /// [`DataError::DuplicateColumn`]; [`DataError::EmptyFile`] if there is no row.
+    /// [`DataError::EmptyFile`] if there is no row.
     pub fn from_columns(
         path: impl Into<PathBuf>,
         columns: impl IntoIterator<Item = (String, Vec<Value>)>,
     ) -> Result<Self, DataError> {
         let path = path.into();
-        let mut named = IndexMap::new();
-        for (column, values) in columns {
-            if named.contains_key(&column) {
-                return Err(DataError::DuplicateColumn { path, column });
-            }
-            named.insert(column, values);
-        }
-        let rows = named.values().map(Vec::len).max().unwrap_or(0);
-        if rows == 0 {
-            return Err(DataError::EmptyFile { path });
-        }
-        for values in named.values_mut() {
-            values.resize(rows, Value::Null);
-        }
-        Ok(Self {
-            path,
-            columns: named,
-            rows,
-        })
-    }
-
-    /// A table from rows of named values; a name missing from a row is [`Value::Null`] there.
-    /// Columns keep the order in which their names first appear.
-    pub(crate) fn from_rows(
-        path: &Path,
-        rows: impl IntoIterator<Item = Result<serde_json::Map<String, Json>, DataError>>,
-    ) -> Result<Self, DataError> {
-        let mut columns: IndexMap<String, Vec<Value>> = IndexMap::new();
-        for (row, fields) in rows.into_iter().enumerate() {
-            for (name, value) in fields? {
-                let values = columns.entry(name).or_default();
-                values.resize(row, Value::Null);
-                values.push(value.into());
+        let columns: Vec<(String, Vec<Value>)> = columns.into_iter().collect();
+        let rows = columns.iter().map(|(_, values)| values.len()).max();
+        let mut builder = TableBuilder::new(&path, None, usize::MAX);
+        for (name, values) in columns {
+            let index = builder.declare(name)?;
+            if let Some(column) = index.and_then(|index| builder.column(index)) {
+                values.into_iter().for_each(|value| column.push(value));
             }
         }
-        Self::from_columns(path, columns)
+        builder.end_rows(rows.unwrap_or(0))?;
+        builder.finish()
     }
 
     /// The number of rows, at least 1.
@@ -130,7 +127,7 @@ impl Table {
         &self.path
     }
 
-    /// The columns' names in the order of the file.
+    /// The columns' names in the order of the file, those included that were not read.
     pub fn column_names(&self) -> impl Iterator<Item = &str> {
         self.columns.keys().map(String::as_str)
     }
@@ -143,30 +140,46 @@ impl Table {
     /// The values of a column, one per row.
     ///
     /// # Errors
-    /// [`DataError::MissingColumn`], which lists the table's columns and the most similar name.
-    pub fn column(&self, name: &str) -> Result<&[Value], DataError> {
-        self.columns
-            .get(name)
-            .map(Vec::as_slice)
-            .ok_or_else(|| DataError::MissingColumn {
-                path: self.path.clone(),
-                column: name.to_owned(),
+    /// [`DataError::MissingColumn`], which lists the table's columns and the most similar name;
+    /// [`DataError::DuplicateColumn`]; [`DataError::UnreadableColumn`];
+    /// [`DataError::SkippedColumn`].
+    pub fn column(&self, name: &str) -> Result<Vec<Value>, DataError> {
+        Ok(self.cells(name)?.cells().map(Cell::to_value).collect())
+    }
+
+    /// The cells of a column, one per row.
+    ///
+    /// # Errors
+    /// As [`Table::column`].
+    pub(crate) fn cells(&self, name: &str) -> Result<&Column, DataError> {
+        let (path, column) = (self.path.clone(), name.to_owned());
+        Err(match self.columns.get(name) {
+            Some(Stored::Read(column)) => return Ok(column),
+            Some(Stored::Skipped) => DataError::SkippedColumn { path, column },
+            Some(Stored::Duplicate) => DataError::DuplicateColumn { path, column },
+            Some(Stored::Unreadable(kind)) => DataError::UnreadableColumn {
+                path,
+                column,
+                kind: kind.clone(),
+            },
+            None => DataError::MissingColumn {
+                path,
+                column,
                 available: self.columns.keys().cloned().collect(),
                 nearest: nearest_name(name, self.column_names()).map(str::to_owned),
-            })
+            },
+        })
     }
 
     /// The texts of a column, one per row.
     ///
     /// # Errors
-    /// [`DataError::MissingColumn`]; [`DataError::WrongType`] for a cell that is not text.
+    /// As [`Table::column`]; [`DataError::WrongType`] for a cell that is not text.
     pub fn texts(&self, name: &str) -> Result<Vec<&str>, DataError> {
-        let values = self.column(name)?;
-        values
-            .iter()
-            .enumerate()
-            .map(|(row, value)| match value {
-                Value::Text(text) => Ok(text.as_str()),
+        let cells = self.cells(name)?.cells().enumerate();
+        cells
+            .map(|(row, cell)| match cell {
+                Cell::Text(text) => Ok(text),
                 _ => Err(self.wrong_type(row, name, "a text")),
             })
             .collect()
@@ -175,18 +188,15 @@ impl Table {
     /// The numbers of a column, one per row; a text is parsed.
     ///
     /// # Errors
-    /// [`DataError::MissingColumn`]; [`DataError::WrongType`] for a cell that is not a finite
-    /// number.
+    /// As [`Table::column`]; [`DataError::WrongType`] for a cell that is not a finite number.
     pub fn numbers(&self, name: &str) -> Result<Vec<f32>, DataError> {
-        let values = self.column(name)?;
-        values
-            .iter()
-            .enumerate()
-            .map(|(row, value)| {
-                let number = match value {
-                    Value::Integer(number) => Some(*number as f32),
-                    Value::Float(number) => Some(*number as f32),
-                    Value::Text(text) => text.trim().parse().ok(),
+        let cells = self.cells(name)?.cells().enumerate();
+        cells
+            .map(|(row, cell)| {
+                let number = match cell {
+                    Cell::Integer(number) => Some(number as f32),
+                    Cell::Float(number) => Some(number as f32),
+                    Cell::Text(text) => text.trim().parse().ok(),
                     _ => None,
                 };
                 number
@@ -194,6 +204,23 @@ impl Table {
                     .ok_or_else(|| self.wrong_type(row, name, "a finite number"))
             })
             .collect()
+    }
+
+    /// A random choice of `count` rows in the order of the file, each as likely as any other; the
+    /// whole table if it has no more. The choice depends on the number of rows and `seed` only.
+    #[must_use]
+    pub fn sample(mut self, count: usize, seed: u64) -> Self {
+        if count == 0 || count >= self.rows {
+            return self;
+        }
+        let rows = order::sample(self.rows, count, seed);
+        for stored in self.columns.values_mut() {
+            if let Stored::Read(column) = stored {
+                *column = column.select(&rows);
+            }
+        }
+        self.rows = count;
+        self
     }
 
     /// The error for a text (`row` from 0) that becomes no token.
@@ -206,14 +233,9 @@ impl Table {
 
     /// The error for a cell (`row` from 0) of a type other than the `expected` one.
     pub(crate) fn wrong_type(&self, row: usize, column: &str, expected: &'static str) -> DataError {
-        let found = match self.columns.get(column).and_then(|values| values.get(row)) {
-            Some(Value::Text(text)) => {
-                let start: String = text.chars().take(40).collect();
-                format!("the text `{start}`")
-            }
-            Some(Value::Float(number)) => format!("the number {number}"),
-            Some(value) => value.type_name().to_owned(),
-            None => "nothing".to_owned(),
+        let found = match self.columns.get(column) {
+            Some(Stored::Read(cells)) => cells.cell(row).describe(),
+            _ => "nothing".to_owned(),
         };
         DataError::WrongType {
             path: self.path.clone(),
@@ -262,25 +284,33 @@ mod tests {
     }
 
     #[test]
-    fn absent_keys_are_null() {
-        let rows = [
-            r#"{"a": 1}"#,
-            r#"{"b": 2.5}"#,
-            r#"{"a": 18446744073709551615}"#,
-        ]
-        .map(|row| Ok(serde_json::from_str(row).unwrap()));
-        let table = Table::from_rows(Path::new("x.jsonl"), rows).unwrap();
-        assert_eq!(
-            table.column("a").unwrap(),
-            [
-                Value::Integer(1),
-                Value::Null,
-                Value::Float(18446744073709551615.0)
-            ]
+    fn shorter_columns_end_with_nulls_and_names_are_asked_for_once() {
+        let numbers = |numbers: &[i64]| numbers.iter().map(|&n| Value::Integer(n)).collect();
+        let columns = [("a", vec![1]), ("b", vec![1, 2]), ("b", vec![3, 4])];
+        let columns = columns.map(|(name, values)| (name.to_owned(), numbers(&values)));
+        let table = Table::from_columns("d.jsonl", columns).unwrap();
+        assert_eq!(table.len(), 2);
+        assert_eq!(table.column("a").unwrap(), [Value::Integer(1), Value::Null]);
+        let error = table.column("b").unwrap_err();
+        assert!(
+            matches!(error, DataError::DuplicateColumn { .. }),
+            "{error}"
         );
-        assert_eq!(
-            table.column("b").unwrap(),
-            [Value::Null, Value::Float(2.5), Value::Null]
-        );
+    }
+
+    #[test]
+    fn a_sample_keeps_the_order_and_depends_on_the_seed() {
+        let column: Vec<Value> = (0..1000).map(Value::Integer).collect();
+        let table = Table::from_columns("d.jsonl", [("n".to_owned(), column)]).unwrap();
+        let numbers = |seed| table.clone().sample(100, seed).numbers("n").unwrap();
+        let first = numbers(0);
+        assert_eq!(first.len(), 100);
+        assert!(first.is_sorted_by(|a, b| a < b));
+        // Of a uniform choice, 50 ± 20 come from each half (four standard deviations).
+        let low = first.iter().filter(|&&number| number < 500.0).count();
+        assert!((30..=70).contains(&low), "{low}");
+        assert_eq!(first, numbers(0));
+        assert_ne!(first, numbers(1));
+        assert_eq!(table.clone().sample(1000, 0), table);
     }
 }

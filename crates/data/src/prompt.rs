@@ -1,0 +1,300 @@
+//! The text in front of a completion: columns, a template, or Alpaca's prompt.
+
+use std::borrow::Cow;
+
+use crate::error::DataError;
+use crate::table::{Cell, Column, Table};
+
+/// What several columns of a prompt are joined with.
+const SEPARATOR: &str = "\n\n";
+
+/// Where a row's prompt comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Prompt {
+    /// One column as it is, or several joined by a blank line, without those that are empty or
+    /// null.
+    Columns(Vec<String>),
+    /// A text with columns in it; empty where they are null.
+    Template(Vec<Piece>),
+    /// Stanford Alpaca's prompt of the columns `instruction` and, if it is there and not empty,
+    /// `input`.
+    Alpaca,
+}
+
+/// A part of a template.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Piece {
+    /// A text.
+    Text(String),
+    /// The text of a column.
+    Column(String),
+}
+
+impl From<&str> for Prompt {
+    /// One column.
+    fn from(column: &str) -> Self {
+        Self::Columns(vec![column.to_owned()])
+    }
+}
+
+impl Prompt {
+    /// The name of Alpaca's prompt among templates.
+    pub(crate) const ALPACA: &str = "alpaca";
+
+    /// A template as users write it: `{column}` stands for a column, `\n`, `\t` and `\\` for a
+    /// newline, a tab and a backslash, `{{` and `}}` for braces; or the word `alpaca`.
+    ///
+    /// # Errors
+    /// [`DataError::Columns`] if a brace has no partner, an escape does not exist, or there is no
+    /// column in it.
+    ///
+    /// ```
+    /// use epiphyte_data::{Piece, Prompt};
+    ///
+    /// let pieces = vec![Piece::Text("Q: ".into()), Piece::Column("question".into())];
+    /// assert_eq!(Prompt::template("Q: {question}")?, Prompt::Template(pieces));
+    /// # Ok::<(), epiphyte_data::DataError>(())
+    /// ```
+    pub fn template(template: &str) -> Result<Self, DataError> {
+        if template == Self::ALPACA {
+            return Ok(Self::Alpaca);
+        }
+        let invalid = |problem: String| DataError::Columns {
+            reason: format!("the prompt template `{template}` {problem}"),
+        };
+        let (mut pieces, mut text) = (Vec::new(), String::new());
+        let mut characters = template.chars().peekable();
+        while let Some(character) = characters.next() {
+            match character {
+                '{' | '}' if characters.next_if_eq(&character).is_some() => text.push(character),
+                '{' => {
+                    let mut name = String::new();
+                    loop {
+                        match characters.next() {
+                            Some('}') => break,
+                            Some(character) => name.push(character),
+                            None => {
+                                let problem = "has a `{` without `}`: write `{{` for a brace";
+                                return Err(invalid(problem.to_owned()));
+                            }
+                        }
+                    }
+                    if !text.is_empty() {
+                        pieces.push(Piece::Text(std::mem::take(&mut text)));
+                    }
+                    pieces.push(Piece::Column(name));
+                }
+                '}' => {
+                    let problem = "has a `}` without `{`: write `}}` for a brace";
+                    return Err(invalid(problem.to_owned()));
+                }
+                '\\' => text.push(match characters.next() {
+                    Some('n') => '\n',
+                    Some('t') => '\t',
+                    Some('\\') => '\\',
+                    other => {
+                        let other = other.map(String::from).unwrap_or_default();
+                        let known = r"use `\n`, `\t`, or `\\` for a backslash";
+                        return Err(invalid(format!("has `\\{other}`: {known}")));
+                    }
+                }),
+                character => text.push(character),
+            }
+        }
+        if !text.is_empty() {
+            pieces.push(Piece::Text(text));
+        }
+        if !pieces.iter().any(|it| matches!(it, Piece::Column(_))) {
+            return Err(invalid(
+                "names no column: write it as `{column}`".to_owned(),
+            ));
+        }
+        Ok(Self::Template(pieces))
+    }
+
+    /// The columns that are read.
+    pub fn columns(&self) -> Vec<&str> {
+        match self {
+            Self::Columns(columns) => columns.iter().map(String::as_str).collect(),
+            Self::Template(pieces) => {
+                let columns = pieces.iter().filter_map(|piece| match piece {
+                    Piece::Column(column) => Some(column.as_str()),
+                    Piece::Text(_) => None,
+                });
+                columns.collect()
+            }
+            Self::Alpaca => vec!["instruction", "input"],
+        }
+    }
+
+    /// The prompt of each row.
+    ///
+    /// # Errors
+    /// Those of [`Table::column`]; [`DataError::WrongType`] for a cell that is no text.
+    pub(crate) fn texts<'t>(&self, table: &'t Table) -> Result<Vec<Cow<'t, str>>, DataError> {
+        let rows = 0..table.len();
+        match self {
+            Self::Columns(columns) => match columns.as_slice() {
+                [column] => {
+                    let texts = table.texts(column)?.into_iter();
+                    Ok(texts.map(Cow::Borrowed).collect())
+                }
+                columns => {
+                    let columns: Vec<Source<'_>> = sources(table, columns)?;
+                    let text = |row| -> Result<Cow<'t, str>, DataError> {
+                        let texts = columns.iter().map(|column| column.text(row));
+                        let mut texts = texts.collect::<Result<Vec<_>, _>>()?;
+                        texts.retain(|text| !text.is_empty());
+                        Ok(texts.join(SEPARATOR).into())
+                    };
+                    rows.map(text).collect()
+                }
+            },
+            Self::Template(pieces) => {
+                let columns = self.columns().into_iter().map(str::to_owned);
+                let columns = sources(table, &columns.collect::<Vec<_>>())?;
+                let text = |row| -> Result<Cow<'t, str>, DataError> {
+                    let (mut text, mut columns) = (String::new(), columns.iter());
+                    for piece in pieces {
+                        match piece {
+                            Piece::Text(piece) => text += piece,
+                            Piece::Column(_) => {
+                                let column = columns.next().expect("each has its source");
+                                text += &column.text(row)?;
+                            }
+                        }
+                    }
+                    Ok(text.into())
+                };
+                rows.map(text).collect()
+            }
+            Self::Alpaca => {
+                let instruction = Source::new(table, "instruction")?;
+                let input = match table.has_column("input") {
+                    true => Some(Source::new(table, "input")?),
+                    false => None,
+                };
+                let text = |row| -> Result<Cow<'t, str>, DataError> {
+                    let input = input.as_ref().map(|input| input.text(row)).transpose()?;
+                    Ok(alpaca(&instruction.text(row)?, &input.unwrap_or_default()).into())
+                };
+                rows.map(text).collect()
+            }
+        }
+    }
+}
+
+/// The prompt on which Stanford Alpaca was trained (`PROMPT_DICT` of its `train.py`).
+fn alpaca(instruction: &str, input: &str) -> String {
+    let (with_input, input) = match input {
+        "" => ("", String::new()),
+        input => (
+            ", paired with an input that provides further context",
+            format!("### Input:\n{input}\n\n"),
+        ),
+    };
+    format!(
+        "Below is an instruction that describes a task{with_input}. Write a response that \
+         appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n{input}\
+         ### Response:"
+    )
+}
+
+/// A column whose cells become parts of a prompt.
+struct Source<'t> {
+    table: &'t Table,
+    name: &'t str,
+    column: &'t Column,
+}
+
+fn sources<'t>(table: &'t Table, names: &[String]) -> Result<Vec<Source<'t>>, DataError> {
+    names.iter().map(|name| Source::new(table, name)).collect()
+}
+
+impl<'t> Source<'t> {
+    fn new(table: &'t Table, name: &str) -> Result<Self, DataError> {
+        let column = table.cells(name)?;
+        let mut names = table.column_names();
+        Ok(Self {
+            table,
+            name: names.find(|it| *it == name).unwrap_or_default(),
+            column,
+        })
+    }
+
+    /// The text of a row; numbers as they are spelled, nothing for null.
+    fn text(&self, row: usize) -> Result<Cow<'t, str>, DataError> {
+        Ok(match self.column.cell(row) {
+            Cell::Null => Cow::Borrowed(""),
+            Cell::Text(text) => Cow::Borrowed(text),
+            Cell::Bool(value) => Cow::Owned(value.to_string()),
+            Cell::Integer(number) => Cow::Owned(number.to_string()),
+            Cell::Float(number) => Cow::Owned(number.to_string()),
+            Cell::Json(_) => return Err(self.table.wrong_type(row, self.name, "a text")),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::table::Value;
+
+    fn texts(prompt: &Prompt) -> Vec<String> {
+        let text = |text: &str| Value::Text(text.to_owned());
+        let columns = [
+            ("instruction", vec![text("Sum up."), text("Count to 3.")]),
+            ("input", vec![text("The fox runs."), Value::Null]),
+            ("number", vec![Value::Integer(7), Value::Float(0.5)]),
+        ];
+        let columns = columns.map(|(name, cells)| (name.to_owned(), cells));
+        let table = Table::from_columns("d.jsonl", columns).unwrap();
+        let texts = prompt.texts(&table).unwrap();
+        texts.into_iter().map(Cow::into_owned).collect()
+    }
+
+    #[test]
+    fn columns_are_joined_by_a_blank_line() {
+        let both = Prompt::Columns(vec!["instruction".into(), "input".into()]);
+        assert_eq!(texts(&both), ["Sum up.\n\nThe fox runs.", "Count to 3."]);
+        assert_eq!(texts(&"instruction".into()), ["Sum up.", "Count to 3."]);
+    }
+
+    #[test]
+    fn templates_have_columns_escapes_and_braces() {
+        let template = Prompt::template(r"{{{instruction}}}\n[{input}]\\ {number}").unwrap();
+        assert_eq!(
+            texts(&template),
+            ["{Sum up.}\n[The fox runs.]\\ 7", "{Count to 3.}\n[]\\ 0.5"]
+        );
+        assert_eq!(template.columns(), ["instruction", "input", "number"]);
+        for (bad, word) in [
+            ("{a", "without `}`"),
+            ("a}", "without `{`"),
+            ("a", "no column"),
+        ] {
+            let error = Prompt::template(bad).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
+        let error = Prompt::template(r"{a}\q").unwrap_err().to_string();
+        assert!(error.contains(r"has `\q`"), "{error}");
+    }
+
+    #[test]
+    fn alpaca_has_two_prompts() {
+        let [with, without] = texts(&Prompt::template("alpaca").unwrap())
+            .try_into()
+            .unwrap();
+        assert_eq!(
+            with,
+            "Below is an instruction that describes a task, paired with an input that provides \
+             further context. Write a response that appropriately completes the request.\n\n\
+             ### Instruction:\nSum up.\n\n### Input:\nThe fox runs.\n\n### Response:"
+        );
+        assert_eq!(
+            without,
+            "Below is an instruction that describes a task. Write a response that appropriately \
+             completes the request.\n\n### Instruction:\nCount to 3.\n\n### Response:"
+        );
+    }
+}

@@ -1,0 +1,170 @@
+//! JSON: one object a line (JSONL), objects one after another, one array of objects, or one object
+//! that holds the rows in one of the layouts of [`layouts`].
+//!
+//! The content decides which, not the extension: files called `.json` exist in all kinds.
+
+mod layouts;
+mod rows;
+
+use std::borrow::Cow;
+use std::path::Path;
+
+use serde_json::{Map, Value as Json};
+
+use self::rows::Rows;
+use super::read::ReadOptions;
+use crate::error::DataError;
+use crate::table::{Table, TableBuilder};
+
+/// Reads the rows. Blank lines between objects are skipped; keys missing from a row are null, and
+/// so is Python's `NaN`.
+pub(super) fn read(path: &Path, text: &str, options: &ReadOptions) -> Result<Table, DataError> {
+    let reader = Reader { path, options };
+    if text.trim_start().starts_with('[') {
+        return with_nan(text, |text| reader.array(text));
+    }
+    let mut lines = text.lines().filter(|line| !line.trim().is_empty());
+    let has_lines = lines.nth(1).is_some();
+    let of_lines = match has_lines {
+        true => match reader.lines(text) {
+            Ok(table) => return Ok(table),
+            Err(error) => Some(error),
+        },
+        false => None,
+    };
+    let object = with_nan(text, |text| serde_json::from_str::<Map<String, Json>>(text));
+    if let Ok(object) = object {
+        return layouts::read(path, text.len(), options, object);
+    }
+    match (with_nan(text, |text| reader.stream(text)), of_lines) {
+        (Ok(table), _) => Ok(table),
+        // The first object goes on after its first line, and there is an error further below.
+        (Err(error), None) | (Err(error), Some(DataError::InvalidJson { cut: true, .. })) => {
+            Err(error)
+        }
+        (Err(_), Some(of_lines)) => Err(of_lines),
+    }
+}
+
+/// What a file is read with.
+struct Reader<'a> {
+    path: &'a Path,
+    options: &'a ReadOptions,
+}
+
+impl Reader<'_> {
+    fn rows(&self, text: &str) -> Rows<'_> {
+        let columns = self.options.columns.as_deref();
+        Rows::new(TableBuilder::new(self.path, columns, text.len()))
+    }
+
+    fn limit(&self) -> usize {
+        self.options.limit.unwrap_or(usize::MAX)
+    }
+
+    /// One object a line.
+    fn lines(&self, text: &str) -> Result<Table, DataError> {
+        let mut rows = self.rows(text);
+        let lines = text.lines().enumerate();
+        let lines = lines.filter(|(_, line)| !line.trim().is_empty());
+        for (number, line) in lines.take(self.limit()) {
+            let row = with_nan(line, |line| {
+                let mut json = serde_json::Deserializer::from_str(line);
+                rows.read_row(&mut json)?;
+                json.end()
+            });
+            row.map_err(|error| rows.error(|| self.invalid(line, number, &error)))?;
+        }
+        rows.finish()
+    }
+
+    /// Objects one after another, whatever the lines.
+    fn stream(&self, text: &str) -> Result<Table, DataError> {
+        let mut rows = self.rows(text);
+        let mut json = serde_json::Deserializer::from_str(text);
+        while rows.len() < self.limit() && json.end().is_err() {
+            let row = rows.read_row(&mut json);
+            row.map_err(|error| rows.error(|| self.invalid(text, 0, &error)))?;
+        }
+        rows.finish()
+    }
+
+    /// One array of objects.
+    fn array(&self, text: &str) -> Result<Table, DataError> {
+        let mut rows = self.rows(text);
+        let mut json = serde_json::Deserializer::from_str(text);
+        let read = rows.read_array(&mut json, self.limit());
+        let read = read.and_then(|()| json.end());
+        read.map_err(|error| rows.error(|| self.invalid(text, 0, &error)))?;
+        rows.finish()
+    }
+
+    /// An error in `text`, of which the first line is number `line` of the file, from 0.
+    fn invalid(&self, text: &str, line: usize, error: &serde_json::Error) -> DataError {
+        let row = text.lines().nth(error.line().saturating_sub(1));
+        let row = row.unwrap_or("").trim_start();
+        let at = row.get(error.column().saturating_sub(1)..).unwrap_or("");
+        let goes_on = error.to_string().starts_with("trailing characters");
+        let advice = if row.starts_with("{'") || at.starts_with('\'') {
+            "this is a dictionary as Python prints it: write it with `json.dumps`"
+        } else if goes_on && at.starts_with(',') {
+            "remove the commas between the objects, or put [ and ] around all of them"
+        } else if goes_on && row.starts_with('[') {
+            "each line is a list: write one object a line, or one list of objects"
+        } else {
+            "each row must be one JSON object"
+        };
+        DataError::InvalidJson {
+            path: self.path.to_owned(),
+            line: line + error.line(),
+            // serde_json counts the lines of what it was given, which the file's line replaces.
+            reason: match error.to_string().rsplit_once(" at line ") {
+                Some((reason, _)) => format!("{reason} at column {}", error.column()),
+                None => error.to_string(),
+            },
+            advice,
+            cut: error.is_eof(),
+        }
+    }
+}
+
+/// What `parse` makes of `text`; where it fails, of the text with `null` for the numbers that
+/// Python writes and JSON does not have.
+fn with_nan<T, E>(text: &str, mut parse: impl FnMut(&str) -> Result<T, E>) -> Result<T, E> {
+    parse(text).or_else(|error| match without_nan(text) {
+        Cow::Owned(text) => parse(&text),
+        Cow::Borrowed(_) => Err(error),
+    })
+}
+
+/// The text with `null` in place of `NaN`, `Infinity` and `-Infinity` outside of strings.
+fn without_nan(text: &str) -> Cow<'_, str> {
+    let mut cleaned = String::new();
+    let (mut kept, mut at) = (0, 0);
+    let (mut quoted, bytes) = (false, text.as_bytes());
+    while let Some(byte) = bytes.get(at) {
+        match byte {
+            b'\\' if quoted => at += 1,
+            b'"' => quoted = !quoted,
+            b'N' | b'I' | b'-' if !quoted => {
+                let names = ["NaN", "Infinity", "-Infinity"];
+                let name = names
+                    .iter()
+                    .find(|name| bytes[at..].starts_with(name.as_bytes()));
+                if let Some(name) = name {
+                    cleaned += &text[kept..at];
+                    cleaned += "null";
+                    at += name.len();
+                    kept = at;
+                    continue;
+                }
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    match kept {
+        0 => Cow::Borrowed(text),
+        _ => Cow::Owned(cleaned + &text[kept..]),
+    }
+}

@@ -1,0 +1,279 @@
+//! Data as people have them: what is read, what is refused, and which words say so.
+
+use std::fs::File;
+use std::process::Stdio;
+
+use serde_json::{Value, json};
+
+use crate::workplace::{CLASSIFY, SPEAK, Workplace};
+
+/// The task that an adapter records.
+fn task(here: &Workplace) -> Value {
+    let config: Value = serde_json::from_str(&here.read("adapter/adapter_config.json")).unwrap();
+    config["epiphyte"]["task"].clone()
+}
+
+fn lines(rows: &[Value]) -> String {
+    rows.iter().map(|row| format!("{row}\n")).collect()
+}
+
+#[test]
+fn data_that_teach_no_classifier_are_refused() {
+    let here = Workplace::new();
+    let train = format!("{CLASSIFY} --max-steps 1 --output adapter --train-data");
+    let one = json!({"text": "good film", "label": "positive"});
+    here.write("one.jsonl", lines(&[one.clone(), one.clone()]));
+    let errors = here.fail(1, &format!("{train} one.jsonl"));
+    assert!(
+        errors.contains("all 2 rows have the label `positive`"),
+        "{errors}"
+    );
+
+    here.write("nan.csv", "text,label\ngood film,1.0\nbad play,NaN\n");
+    let errors = here.fail(1, &format!("{train} nan.csv"));
+    assert!(
+        errors.contains("`nan.csv`, row 2, column `label`: the label is missing (`NaN`)"),
+        "{errors}"
+    );
+
+    let swapped: Vec<Value> = (0..40)
+        .map(|row| {
+            let text = if row % 2 == 0 { "good" } else { "bad" };
+            json!({"label": format!("the film {row}"), "text": text})
+        })
+        .collect();
+    here.write("swapped.jsonl", lines(&swapped));
+    let errors = here.fail(1, &format!("{train} swapped.jsonl"));
+    assert!(
+        errors.contains("40 different values in 40 rows"),
+        "{errors}"
+    );
+    assert!(errors.contains("exchange the two columns"), "{errors}");
+}
+
+/// Data sorted by label, of which the first rows have one class.
+#[test]
+fn a_part_of_the_rows_is_a_sample() {
+    let here = Workplace::new();
+    let (text, dev) = (here.read("train.jsonl"), here.read("dev.jsonl"));
+    let mut rows: Vec<&str> = text.lines().chain(dev.lines()).collect();
+    rows.sort_by_key(|row| row.contains("positive"));
+    here.write("sorted.jsonl", rows.join("\n"));
+    let train = format!(
+        "{CLASSIFY} --train-data sorted.jsonl --eval-data sorted.jsonl --max-train-rows 16 \
+         --max-eval-rows 16 --max-steps 2"
+    );
+    here.succeed(&format!("{train} --output adapter"));
+    here.succeed(&format!("{train} --output again"));
+    let tensors = |dir: &str| std::fs::read(here.path(dir).join("adapter_model.safetensors"));
+    assert_eq!(tensors("adapter").unwrap(), tensors("again").unwrap());
+    let scores = |rows: &str| {
+        let eval = "eval --model bert --adapter adapter --data sorted.jsonl";
+        here.json(&format!("{eval} {rows}"))
+    };
+    assert_eq!(scores("--max-rows 16"), scores("--max-rows 16"));
+    let (sample, all) = (scores("--max-rows 64"), scores(""));
+    assert_eq!(
+        (&sample["examples"], &all["examples"]),
+        (&json!(64), &json!(128))
+    );
+    here.succeed(
+        "predict --model bert --adapter adapter --data sorted.jsonl --max-rows 3 --output first.jsonl",
+    );
+    assert_eq!(here.read("first.jsonl").lines().count(), 3);
+    let errors = here.fail(2, &format!("{train} --max-train-rows 0 --output none"));
+    assert!(errors.contains("max_train_rows"), "{errors}");
+}
+
+#[test]
+fn each_prediction_belongs_to_a_line() {
+    let here = Workplace::new();
+    here.succeed(&format!("{CLASSIFY} --max-steps 1 --output adapter"));
+    for (name, content, rows) in [
+        ("one.csv", "text\ngood\n\nbad\n\n", 4),
+        ("nul.csv", "text\ngood\n\0end\nbad\n", 3),
+        ("blank.csv", "text,id\ngood,1\n\nbad,2\n\n", 2),
+    ] {
+        here.write(name, content);
+        here.succeed(&format!(
+            "predict --model bert --adapter adapter --data {name} --output out.jsonl"
+        ));
+        assert_eq!(here.read("out.jsonl").lines().count(), rows, "{name}");
+    }
+    here.write("short.jsonl", "{\"text\": \"good\"}\n{}\n");
+    let errors = here.fail(
+        1,
+        "predict --model bert --adapter adapter --data short.jsonl --output out.jsonl",
+    );
+    assert!(
+        errors.contains("`short.jsonl`, row 2, column `text`"),
+        "{errors}"
+    );
+}
+
+#[test]
+fn data_come_from_standard_input() {
+    let here = Workplace::new();
+    let command = |flags: &str| {
+        let mut command = here.command(&format!(
+            "{CLASSIFY} --max-steps 1 --output adapter {flags}"
+        ));
+        let data = File::open(here.path("train.jsonl")).unwrap();
+        command.stdin(Stdio::from(data)).output().unwrap()
+    };
+    let output = command("--train-data -");
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        errors.contains("standard input") && errors.contains("--format"),
+        "{errors}"
+    );
+    let output = command("--train-data - --format jsonl");
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{errors}");
+}
+
+#[test]
+fn separated_values_have_any_delimiter() {
+    let here = Workplace::new();
+    let data = |delimiter: &str| {
+        let row = |text: &str, label: &str| format!("{text}{delimiter}{label}\n");
+        row("text", "label") + &row("good, fine", "positive") + &row("bad, poor", "negative")
+    };
+    let train = format!("{CLASSIFY} --max-steps 1 --overwrite --output adapter --train-data");
+    here.write("semicolons.csv", data(";"));
+    here.succeed(&format!("{train} semicolons.csv"));
+    here.write("bars.csv", data("|"));
+    let errors = here.fail(1, &format!("{train} bars.csv"));
+    assert!(
+        errors.contains("hint: ") && errors.contains("--delimiter"),
+        "{errors}"
+    );
+    here.succeed(&format!("{train} bars.csv --delimiter |"));
+    // An adapter knows how its data are written, and other formats do not mind.
+    assert_eq!(task(&here)["delimiter"], "|");
+    for name in ["bars.csv", "dev.jsonl"] {
+        here.succeed(&format!(
+            "eval --model bert --adapter adapter --data {name}"
+        ));
+    }
+    here.write("tabs.txt", data("\t"));
+    let errors = here.fail(1, &format!("{train} tabs.txt"));
+    assert!(errors.contains("--format tsv"), "{errors}");
+    here.succeed(&format!(
+        "{train} tabs.txt --eval-data tabs.txt --format tsv"
+    ));
+    let errors = here.fail(2, &format!("{train} bars.csv --delimiter ab"));
+    assert!(errors.contains("ASCII"), "{errors}");
+}
+
+/// Flags of a run of a language model whose columns are not named.
+fn speak(data: &str) -> String {
+    let named = SPEAK.replace("--text-columns text", "");
+    let named = named.replace("--eval-data dev.jsonl", "");
+    format!("{named} --train-data {data} --max-steps 1 --overwrite --output adapter")
+}
+
+#[test]
+fn layouts_of_instructions_and_chats_are_recognized() {
+    let here = Workplace::new();
+    here.edit("llama/tokenizer_config.json", |config| {
+        config["chat_template"] = "{% for message in messages %}\
+            {{ {'user': 'a', 'assistant': 'the'}[message.role] }} {{ message.content }} {% endfor %}"
+            .into();
+    });
+    let alpaca = [
+        json!({"instruction": "good film", "input": "the play", "output": "was fine"}),
+        json!({"instruction": "bad book", "input": null, "output": "is poor"}),
+    ];
+    here.write("alpaca.jsonl", lines(&alpaca));
+    let output = here.run(&format!("{} --max-length 64", speak("alpaca.jsonl")));
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{errors}");
+    assert!(
+        errors.contains("Alpaca") && errors.contains("--prompt-template alpaca"),
+        "{errors}"
+    );
+    assert_eq!(task(&here)["prompt_template"], "alpaca");
+    here.succeed("eval --model llama --adapter adapter --data alpaca.jsonl");
+
+    let chat =
+        json!([{"from": "human", "value": "good film"}, {"from": "gpt", "value": "was fine"}]);
+    here.write("shared.jsonl", lines(&[json!({ "conversations": chat })]));
+    let messages = json!([
+        {"role": "user", "content": "good film"}, {"role": "assistant", "content": "was fine"},
+    ]);
+    here.write(
+        "text.jsonl",
+        lines(&[json!({ "messages": messages.to_string() })]),
+    );
+    let mut losses = Vec::new();
+    for (name, column) in [
+        ("shared.jsonl", "conversations"),
+        ("text.jsonl", "messages"),
+    ] {
+        here.succeed(&speak(name));
+        assert_eq!(task(&here)["messages_column"], column);
+        let eval = "eval --model llama --task causal-lm --max-length 16 --data";
+        losses.push(here.json(&format!("{eval} {name}"))["loss"].clone());
+    }
+    assert_eq!(losses[0], losses[1]);
+
+    here.write(
+        "questions.jsonl",
+        lines(&[json!({"question": "good", "answer": "bad"})]),
+    );
+    let errors = here.fail(1, &speak("questions.jsonl"));
+    for flag in [
+        "--prompt-column",
+        "--completion-column",
+        "--messages-column",
+    ] {
+        assert!(errors.contains(flag), "{errors}");
+    }
+    let both = json!({"text": "good", "instruction": "bad", "output": "poor"});
+    here.write("both.jsonl", lines(&[both]));
+    let errors = here.fail(1, &speak("both.jsonl"));
+    assert!(errors.contains("may be read in several ways"), "{errors}");
+    here.succeed(&format!("{} --text-columns text", speak("both.jsonl")));
+}
+
+/// Columns that are joined, and templates, give the same tokens as the text written out.
+#[test]
+fn prompts_have_several_columns_and_templates() {
+    let here = Workplace::new();
+    let row = json!({"a": "good film", "b": "the play", "c": "was fine"});
+    here.write("columns.jsonl", lines(&[row]));
+    let written = json!({"prompt": "good film is the play quite ", "completion": "was fine"});
+    here.write("written.jsonl", lines(&[written]));
+    let loss = |data: &str, flags: &[&str]| {
+        let eval = "eval --model llama --task causal-lm --max-length 32 --json --data";
+        let mut command = here.command(&format!("{eval} {data}"));
+        let output = command.args(flags).output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{errors}");
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()["loss"].clone()
+    };
+    let completion = "--completion-column=c";
+    assert_eq!(
+        loss("written.jsonl", &[]),
+        loss(
+            "columns.jsonl",
+            &["--prompt-template={a} is\\n{b} quite ", completion]
+        )
+    );
+    // A blank line is no token of this tokenizer.
+    assert_eq!(
+        loss("columns.jsonl", &["--prompt-column=a,b", completion]),
+        loss("columns.jsonl", &["--prompt-template={a} {b}", completion])
+    );
+    let train = speak("columns.jsonl");
+    here.succeed(&format!(
+        "{train} --prompt-column a,b --completion-column c"
+    ));
+    assert_eq!(task(&here)["prompt_column"], json!(["a", "b"]));
+    let errors = here.fail(
+        1,
+        &format!("{train} --prompt-column a --prompt-template {{b}} --completion-column c"),
+    );
+    assert!(errors.contains("leave `prompt_column` out"), "{errors}");
+}
