@@ -63,8 +63,8 @@ impl LabelSet {
     /// label are not exchanged. Warns if most rows have a label of their own.
     ///
     /// # Errors
-    /// [`DataError::OneClass`]; [`DataError::SwappedColumns`]; [`DataError::MissingLabel`]; those of
-    /// [`Table::column`].
+    /// [`DataError::OneClass`]; [`DataError::SwappedColumns`]; [`DataError::MissingLabel`]; those
+    /// of [`Table::column`].
     pub fn check_training_data(table: &Table, columns: &Columns) -> Result<(), DataError> {
         let column = columns.label();
         let labels = distinct(table, column)?;

@@ -42,8 +42,8 @@ epiphyte_methods::settings! {
         prompt_template: Option<String> = None;
         /// Language modeling: column of the completion; only its tokens have a loss.
         completion_column: Option<String> = None;
-        /// Language modeling: column of the chat messages, with role and content or, as in ShareGPT,
-        /// from and value.
+        /// Language modeling: column of the chat messages, with role and content or, as in
+        /// ShareGPT, from and value.
         messages_column: Option<String> = None;
         /// Sequence to sequence: column of the source text.
         source_column: Option<String> = None;

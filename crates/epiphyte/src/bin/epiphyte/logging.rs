@@ -7,8 +7,8 @@ use tracing_subscriber::EnvFilter;
 use crate::global::Global;
 use crate::output;
 
-/// Starts logging: warnings, downloads and how data are read by default, more with `--verbose`, errors only with
-/// `--quiet`. `RUST_LOG` overrides the flags.
+/// Starts logging: warnings, downloads and how data are read by default, more with `--verbose`,
+/// errors only with `--quiet`. `RUST_LOG` overrides the flags.
 pub(crate) fn start(global: &Global) {
     let level = match (global.quiet, global.verbose) {
         (true, _) => "error",
