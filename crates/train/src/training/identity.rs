@@ -23,6 +23,7 @@ const NOT_IDENTITY: &[&str] = &[
     "train_data",
     "eval_data",
     "format",
+    "delimiter",
     "epochs",
     "max_steps",
     "save_steps",
