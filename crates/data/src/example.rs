@@ -1,4 +1,4 @@
-//! One example as the model reads it, and those of a whole file.
+//! One example as the model reads it.
 
 /// The label of a token that does not count for the loss, as PyTorch's `ignore_index` has it.
 pub const IGNORED: i64 = -100;
@@ -79,12 +79,24 @@ pub struct Examples {
     pub examples: Vec<Example>,
     /// How many had a text longer than its limit, which lost its end.
     pub truncated: usize,
+    /// How many tokens these had beyond their limits.
+    pub removed_tokens: usize,
     /// How many rows gave no example because no token to predict was left in them. Always 0 unless
     /// the targets are [`Target::Tokens`].
     pub dropped: usize,
 }
 
 impl Examples {
+    /// One example for each row, each with the number of tokens that were removed from it.
+    pub(crate) fn whole(rows: Vec<(Example, usize)>) -> Self {
+        Self {
+            truncated: rows.iter().filter(|(_, removed)| *removed > 0).count(),
+            removed_tokens: rows.iter().map(|(_, removed)| removed).sum(),
+            dropped: 0,
+            examples: rows.into_iter().map(|(example, _)| example).collect(),
+        }
+    }
+
     /// The number of tokens in all examples, those of target sequences included.
     pub fn tokens(&self) -> usize {
         self.examples.iter().map(Example::tokens).sum()

@@ -58,7 +58,7 @@ mod batch;
 mod order;
 
 pub use batch::{Batch, Batches, Epoch, Epochs, TargetSequences, Targets};
-pub use chat::ChatTemplate;
+pub use chat::{ChatTemplate, Day, TemplateLimit};
 pub use encode::EncodeOptions;
 pub use error::DataError;
 pub use example::{Example, Examples, IGNORED, Target};

@@ -124,7 +124,7 @@ fn documents(
     tokenizer: &Tokenizer,
 ) -> Result<Vec<Labeled>, DataError> {
     let texts = table.texts(column)?;
-    let eos = tokenizer.special_id("eos_token")?;
+    let eos = tokenizer.end_of_text()?;
     texts
         .par_iter()
         .map(|text| Ok(Labeled::whole(tokenizer.align(text, true)?.ids).ended(eos)))
@@ -141,7 +141,7 @@ pub(super) fn completions(
 ) -> Result<Examples, DataError> {
     let prompts = table.texts(prompt)?;
     let completions = table.texts(completion)?;
-    let eos = tokenizer.special_id("eos_token")?;
+    let eos = tokenizer.end_of_text()?;
     let rows = prompts
         .par_iter()
         .zip(&completions)
@@ -179,16 +179,42 @@ pub(super) fn conversations(
                     reason: error.to_string(),
                 }
             })?;
-            Ok(Labeled::within(tokenizer.align(&text, false)?, &spans))
+            let labeled = Labeled::within(tokenizer.align(&text, false)?, &spans);
+            Ok((labeled, loses_system_message(messages, &text)))
         })
-        .collect::<Result<_, DataError>>()?;
-    collect(table, rows, max_length)
+        .collect::<Result<Vec<(Labeled, bool)>, DataError>>()?;
+    let lost = rows.iter().filter(|(_, lost)| *lost).count();
+    if lost > 0 {
+        tracing::warn!(
+            file = %table.path().display(),
+            rows = lost,
+            "the chat template leaves the system message out of a finished conversation"
+        );
+    }
+    collect(
+        table,
+        rows.into_iter().map(|(row, _)| row).collect(),
+        max_length,
+    )
+}
+
+/// Whether a conversation has a system message that its text does not have.
+fn loses_system_message(messages: &[serde_json::Value], text: &str) -> bool {
+    let system = messages
+        .iter()
+        .filter(|message| message["role"] == "system");
+    let mut contents = system.filter_map(|message| message["content"].as_str());
+    contents.any(|content| !text.contains(content.trim()))
 }
 
 /// Truncates the documents, drops those without a token that counts, and counts both.
 fn collect(table: &Table, rows: Vec<Labeled>, max_length: usize) -> Result<Examples, DataError> {
     let count = rows.len();
-    let truncated = rows.iter().filter(|row| row.ids.len() > max_length).count();
+    let removed = rows
+        .iter()
+        .map(|row| row.ids.len().saturating_sub(max_length));
+    let truncated = removed.clone().filter(|&removed| removed > 0).count();
+    let removed_tokens = removed.sum();
     let examples: Vec<Example> = rows
         .into_iter()
         .filter_map(|row| row.example(max_length))
@@ -201,6 +227,7 @@ fn collect(table: &Table, rows: Vec<Labeled>, max_length: usize) -> Result<Examp
     }
     Ok(Examples {
         truncated,
+        removed_tokens,
         dropped: count - examples.len(),
         examples,
     })

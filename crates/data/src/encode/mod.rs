@@ -68,11 +68,17 @@ impl Examples {
             }
         };
         if examples.truncated > 0 {
+            let removed = examples.removed_tokens;
+            let share = 100.0 * removed as f64 / (removed + examples.tokens()) as f64;
+            let remedy = match fields {
+                Fields::PlainText { .. } => "packing keeps all of them",
+                _ => "a larger max_length keeps more",
+            };
             tracing::warn!(
                 file = %table.path().display(),
                 examples = examples.truncated,
                 max_length,
-                "examples with a text that was too long and lost its end"
+                "texts that were too long lost their end, {share:.1} % of all tokens: {remedy}"
             );
         }
         if examples.dropped > 0 {

@@ -22,7 +22,7 @@ pub(super) fn encode(
 ) -> Result<Examples, DataError> {
     let sources = table.texts(source)?;
     let targets = table.texts(target)?;
-    let rows: Vec<(Example, bool)> = sources
+    let rows: Vec<(Example, usize)> = sources
         .par_iter()
         .zip(&targets)
         .enumerate()
@@ -38,14 +38,8 @@ pub(super) fn encode(
                 ids: source.ids,
                 target: Target::Sequence(labels),
             };
-            Ok((example, source.truncated || target.truncated))
+            Ok((example, source.removed + target.removed))
         })
         .collect::<Result<_, _>>()?;
-    let truncated = rows.iter().filter(|(_, truncated)| *truncated).count();
-    let examples = rows.into_iter().map(|(example, _)| example).collect();
-    Ok(Examples {
-        examples,
-        truncated,
-        dropped: 0,
-    })
+    Ok(Examples::whole(rows))
 }

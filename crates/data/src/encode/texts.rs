@@ -19,7 +19,7 @@ pub(super) fn encode(
 ) -> Result<Examples, DataError> {
     let texts = table.texts(text)?;
     let pairs = pair.map(|pair| table.texts(pair)).transpose()?;
-    let rows: Vec<(Example, bool)> = targets(table, label)?
+    let rows: Vec<(Example, usize)> = targets(table, label)?
         .into_par_iter()
         .enumerate()
         .map(|(row, target)| {
@@ -33,16 +33,10 @@ pub(super) fn encode(
                 type_ids: encoding.type_ids,
                 target,
             };
-            Ok((example, encoding.truncated))
+            Ok((example, encoding.removed))
         })
         .collect::<Result<_, _>>()?;
-    let truncated = rows.iter().filter(|(_, truncated)| *truncated).count();
-    let examples = rows.into_iter().map(|(example, _)| example).collect();
-    Ok(Examples {
-        examples,
-        truncated,
-        dropped: 0,
-    })
+    Ok(Examples::whole(rows))
 }
 
 /// The target of each row.

@@ -101,21 +101,35 @@ pub(crate) fn longest_example(model: &Model, adapter: &dyn Adapter) -> Option<us
 }
 
 /// The positions that an adapter takes in every sequence.
-fn added_positions(adapter: &dyn Adapter) -> usize {
+pub(crate) fn added_positions(adapter: &dyn Adapter) -> usize {
     adapter.virtual_tokens() + adapter.prefix_length()
 }
 
-/// Checks that the model has a position and a segment for each token, with this adapter, and a
-/// decoder of its own exactly if there are target texts.
+/// Checks that the model has an embedding for each token.
 ///
 /// # Errors
-/// [`TrainError::ExampleTooLong`], [`TrainError::NoSuchSegment`], [`TrainError::NoDecoder`] or
+/// [`TrainError::Vocabulary`].
+pub(crate) fn check_ids(model: &Model, ids: impl Iterator<Item = u32>) -> Result<(), TrainError> {
+    let vocabulary = model.base().dimensions.vocabulary;
+    match ids.max() {
+        Some(id) if id as usize >= vocabulary => Err(TrainError::Vocabulary { id, vocabulary }),
+        _ => Ok(()),
+    }
+}
+
+/// Checks that the model has an embedding, a position and a segment for each token, with this
+/// adapter, and a decoder of its own exactly if there are target texts. Every way from data to a
+/// model's embeddings leads through here, and that of a prompt through [`check_ids`].
+///
+/// # Errors
+/// [`TrainError::Vocabulary`], [`TrainError::ExampleTooLong`], [`TrainError::NoSuchSegment`], [`TrainError::NoDecoder`] or
 /// [`TrainError::NoTargetText`].
 pub(crate) fn check_examples(
     model: &Model,
     adapter: &dyn Adapter,
     examples: &[Example],
 ) -> Result<(), TrainError> {
+    check_ids(model, examples.iter().filter_map(Example::largest_id))?;
     let tokens = |example: &Example| match &example.target {
         Target::Sequence(labels) => example.ids.len().max(labels.len()),
         _ => example.ids.len(),
