@@ -13,7 +13,7 @@ use serde_json::Value as Json;
 const EXPANSION: usize = 64;
 
 thread_local! {
-    /// Whether a panic on this thread is caught, so that nobody needs to read of it.
+    /// Whether a panic on this thread is caught, and not to be printed.
     static GUARDED: Cell<bool> = const { Cell::new(false) };
 }
 

@@ -210,7 +210,7 @@ fn a_chat_template_of_ones_own_is_kept_with_the_adapter() {
     assert_eq!(here.succeed(chat), "is lovely\n");
     let loss = |flags: &str| {
         let eval = "eval --model llama --adapter adapter --data train.jsonl";
-        here.json(&format!("{eval} {flags}"))["metrics"]["loss"]
+        here.json(&format!("{eval} {flags}"))["loss"]
             .as_f64()
             .unwrap()
     };
