@@ -8,9 +8,11 @@
 //! So is the `dropout` of a BPE model, which would give a text other tokens each time.
 
 mod guard;
+mod words;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use indexmap::IndexMap;
 use serde_json::{Map, Value as Json};
@@ -22,6 +24,7 @@ use tokenizers::utils::truncation::{
 use tokenizers::{ModelWrapper, PostProcessor};
 
 use self::guard::{Sizes, guarded};
+use self::words::Words;
 use crate::chat::{ChatTemplate, Day};
 use crate::error::DataError;
 
@@ -54,6 +57,8 @@ pub struct Alignment {
 #[derive(Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    /// For a tokenizer whose texts are their words in a row.
+    words: Option<Arc<Words>>,
     directory: PathBuf,
     content_hash: String,
     special_tokens: IndexMap<String, String>,
@@ -133,7 +138,9 @@ impl Tokenizer {
             }
             None => configured_template(&config),
         };
+        let words = guarded(|| Words::of(&inner)).map_err(damaged)?;
         Ok(Self {
+            words: words.map(Arc::new),
             inner,
             directory: directory.to_owned(),
             content_hash: Sha256::digest(&bytes)
@@ -168,6 +175,16 @@ impl Tokenizer {
         pair: Option<&str>,
         max_length: Option<usize>,
     ) -> Result<Encoding, DataError> {
+        if let Some(words) = &self.words {
+            let (ids, type_ids) = self.run(|| words.encode(&self.inner, text, pair))?;
+            if max_length.is_none_or(|max_length| ids.len() <= max_length) {
+                return Ok(Encoding {
+                    ids,
+                    type_ids,
+                    removed: 0,
+                });
+            }
+        }
         let whole = self.run(|| match pair {
             Some(pair) => self.inner.encode_fast((text, pair), true),
             None => self.inner.encode_fast(text, true),

@@ -5,7 +5,7 @@ mod source_target;
 mod texts;
 
 use crate::error::DataError;
-use crate::example::Examples;
+use crate::examples::Examples;
 use crate::fields::Fields;
 use crate::table::Table;
 use crate::tokenizer::Tokenizer;
@@ -67,6 +67,12 @@ impl Examples {
                 source_target::encode(table, source, target, tokenizer, limits)?
             }
         };
+        if examples.is_empty() {
+            return Err(DataError::NothingToLearn {
+                path: table.path().to_owned(),
+                max_length,
+            });
+        }
         if examples.truncated > 0 {
             let removed = examples.removed_tokens;
             let share = 100.0 * removed as f64 / (removed + examples.tokens()) as f64;

@@ -1,6 +1,9 @@
 //! The tokenizer on small files written here; `golden.rs` compares real ones with `transformers`.
 
+use std::sync::LazyLock;
+
 use epiphyte_data::{DataError, Tokenizer, check_max_length};
+use proptest::prelude::*;
 use serde_json::json;
 
 use crate::support::{
@@ -265,4 +268,55 @@ fn the_models_configuration_names_the_end_where_the_tokenizer_does_not() {
     assert_eq!(load(&json!({"eos_token": "<|im_end|>"})).unwrap(), 201);
     let error = load(&json!({"eos_token": "<none>"})).unwrap_err();
     assert!(error.to_string().contains("eos_token"), "{error}");
+}
+
+/// BERT's normalizer, pre-tokenizer and model, over letters.
+static WORD_PIECES: LazyLock<Tokenizer> = LazyLock::new(|| {
+    let mut file: serde_json::Value = character_file(&json!({
+        "type": "BertProcessing", "sep": ["</s>", 203], "cls": ["<s>", 202],
+    }));
+    let pieces = ('a'..='z').flat_map(|letter| [letter.to_string(), format!("##{letter}")]);
+    let others = ["[UNK]", "the", "##ing", ".", "'", "\u{4e2d}", "<s>", "</s>"];
+    let pieces = others.map(str::to_owned).into_iter().chain(pieces);
+    let vocabulary: serde_json::Map<String, serde_json::Value> = pieces
+        .enumerate()
+        .map(|(id, piece)| (piece, id.into()))
+        .collect();
+    file["normalizer"] = json!({
+        "type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true,
+        "strip_accents": null, "lowercase": true,
+    });
+    file["pre_tokenizer"] = json!({"type": "BertPreTokenizer"});
+    file["decoder"] = json!(null);
+    file["model"] = json!({
+        "type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+        "max_input_chars_per_word": 20, "vocab": vocabulary,
+    });
+    Tokenizer::load(directory(&[("tokenizer.json", &file)]).path()).unwrap()
+});
+
+proptest! {
+    /// The ids of words that were seen before are looked up; `align` never does that.
+    #[test]
+    fn a_text_has_the_ids_of_its_words(
+        texts in prop::collection::vec(
+            prop::collection::vec("[a-cA-C]{1,3}|the|doing|<s>|</s>|[ \t\n\u{a0}\u{3000}]|\\PC{1,3}|\
+                [.'\u{301}\u{130}\u{df}\u{4e2d}\u{ad}\u{0}]", 0..12),
+            1..6,
+        ),
+    ) {
+        for words in texts {
+            for separator in [" ", ""] {
+                let text = words.join(separator);
+                let encoding = WORD_PIECES.encode(&text, None, None).unwrap();
+                let aligned = WORD_PIECES.align(&text, true).unwrap();
+                prop_assert_eq!(encoding.ids, aligned.ids, "{:?}", text);
+                let short = WORD_PIECES.encode(&text, Some("the end"), Some(8)).unwrap();
+                prop_assert!(short.ids.len() <= 8);
+                let both = WORD_PIECES.encode(&text, Some("the end"), None).unwrap();
+                prop_assert_eq!(short.removed, both.ids.len() - short.ids.len());
+                prop_assert_eq!(both.type_ids.len(), both.ids.len());
+            }
+        }
+    }
 }

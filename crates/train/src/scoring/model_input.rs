@@ -1,7 +1,7 @@
 //! From a batch of the data to the input of a model.
 
 use burn::tensor::Device;
-use epiphyte_data::{Batch, Example, Target, Targets};
+use epiphyte_data::{Batch, Examples, Target, Targets};
 use epiphyte_models::{Adapter, DecoderTokens, Model, Tokens};
 use epiphyte_ops::{Sequences, on_processor};
 
@@ -127,14 +127,10 @@ pub(crate) fn check_ids(model: &Model, ids: impl Iterator<Item = u32>) -> Result
 pub(crate) fn check_examples(
     model: &Model,
     adapter: &dyn Adapter,
-    examples: &[Example],
+    examples: &Examples,
 ) -> Result<(), TrainError> {
-    check_ids(model, examples.iter().filter_map(Example::largest_id))?;
-    let tokens = |example: &Example| match &example.target {
-        Target::Sequence(labels) => example.ids.len().max(labels.len()),
-        _ => example.ids.len(),
-    };
-    let longest = examples.iter().map(tokens).max().unwrap_or(0);
+    check_ids(model, examples.largest_id().into_iter())?;
+    let longest = examples.longest();
     let dimensions = &model.base().dimensions;
     if let (Some(room), Some(limit)) = (longest_example(model, adapter), dimensions.max_positions)
         && longest > room
@@ -146,19 +142,19 @@ pub(crate) fn check_examples(
         });
     }
     let is_encoder_decoder = dimensions.encoder_layers > 0;
-    for example in examples {
-        match (&example.target, is_encoder_decoder) {
-            (Target::Sequence(_), false) => return Err(TrainError::NoDecoder),
-            (Target::Tokens(_), true) => return Err(TrainError::NoTargetText),
-            _ => {}
-        }
+    // All targets are of one kind.
+    match (
+        examples.get(0).map(|example| example.target),
+        is_encoder_decoder,
+    ) {
+        (Some(Target::Sequence(_)), false) => return Err(TrainError::NoDecoder),
+        (Some(Target::Tokens(_)), true) => return Err(TrainError::NoTargetText),
+        _ => {}
     }
     let segments = dimensions.type_vocabulary;
-    let last = examples.iter().flat_map(|example| &example.type_ids).max();
-    match last {
-        Some(&segment) if segments > 0 && segment as usize >= segments => {
-            Err(TrainError::NoSuchSegment { segment, segments })
-        }
-        _ => Ok(()),
+    let segment = examples.largest_type_id();
+    match segments > 0 && segment as usize >= segments {
+        true => Err(TrainError::NoSuchSegment { segment, segments }),
+        false => Ok(()),
     }
 }

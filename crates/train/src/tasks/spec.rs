@@ -204,11 +204,8 @@ impl TaskModel {
         batch_size: usize,
         order: Order,
     ) -> Result<Batches, TrainError> {
-        let examples = self
-            .spec
-            .examples(table, &self.tokenizer, labelled)?
-            .examples;
-        Ok(Batches::new(examples, batch_size, order)?)
+        let examples = self.spec.examples(table, &self.tokenizer, labelled)?;
+        Ok(Batches::of(examples, batch_size, order)?)
     }
 }
 
