@@ -128,7 +128,10 @@ impl Examples {
         let range = range(&self.ends, position)?;
         let type_ids = match self.type_ids.is_empty() {
             true => vec![0; range.len()],
-            false => self.type_ids[range.clone()].iter().map(|&id| id.into()).collect(),
+            false => self.type_ids[range.clone()]
+                .iter()
+                .map(|&id| id.into())
+                .collect(),
         };
         let long = |labels: &[i32]| labels.iter().map(|&label| label.into()).collect();
         let target = match &self.targets {
@@ -188,7 +191,8 @@ impl Examples {
     /// The number of tokens of each example that go through the model, those of a target sequence
     /// included.
     pub(crate) fn lengths(&self) -> Vec<usize> {
-        let length = |ends: &[usize], position| range(ends, position).map_or(0, |range| range.len());
+        let length =
+            |ends: &[usize], position| range(ends, position).map_or(0, |range| range.len());
         let target = |position| match &self.targets {
             Targets::Sequences { ends, .. } => length(ends, position),
             _ => 0,

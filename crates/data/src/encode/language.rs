@@ -124,7 +124,9 @@ pub(super) fn packed(
         let documents: Vec<Labeled> = documents.collect::<Result<_, _>>()?;
         stream.extend(documents.into_iter().flat_map(|document| document.ids));
         let whole = stream.len() / max_length * max_length;
-        stream[..whole].chunks(max_length).try_for_each(&mut append)?;
+        stream[..whole]
+            .chunks(max_length)
+            .try_for_each(&mut append)?;
         stream.drain(..whole);
     }
     append(&stream)?;

@@ -102,7 +102,11 @@ impl Words {
         ids: &mut Vec<u32>,
     ) -> tokenizers::Result<()> {
         let table = self.hasher.hash_one(word) as usize % TABLES;
-        let lock = || self.tables[table].lock().unwrap_or_else(PoisonError::into_inner);
+        let lock = || {
+            self.tables[table]
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+        };
         if let Some(known) = lock().get(word) {
             ids.extend(known);
             return Ok(());
@@ -123,7 +127,9 @@ impl Frame {
         let plain = |text: &&str| tokenizer.encode_fast(*text, false).ok();
         let plain: Vec<Encoding> = texts.iter().map(plain).collect::<Option<_>>()?;
         let mut parts = plain.iter().cloned();
-        let framed = tokenizer.post_process(parts.next()?, parts.next(), true).ok()?;
+        let framed = tokenizer
+            .post_process(parts.next()?, parts.next(), true)
+            .ok()?;
         let (ids, types) = (framed.get_ids(), framed.get_type_ids());
         let special = framed.get_special_tokens_mask();
         let mut frame = Self {
@@ -140,11 +146,15 @@ impl Frame {
                 return None;
             }
             let around = end..own.start;
-            frame.around.push((ids[around.clone()].to_vec(), types[around].to_vec()));
+            frame
+                .around
+                .push((ids[around.clone()].to_vec(), types[around].to_vec()));
             frame.segments.push(first);
             end = own.end;
         }
-        frame.around.push((ids[end..].to_vec(), types[end..].to_vec()));
+        frame
+            .around
+            .push((ids[end..].to_vec(), types[end..].to_vec()));
         let rest = special[end..].iter().all(|&special| special == 1);
         rest.then_some(frame)
     }

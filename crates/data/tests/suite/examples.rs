@@ -132,7 +132,12 @@ fn packing_loses_nothing_but_a_lone_last_token() {
         };
         Examples::encode(&table, &fields, &language_tokenizer(), &options).unwrap()
     };
-    let texts = |examples: &Examples| examples.iter().map(|example| counted(&example)).collect::<Vec<_>>();
+    let texts = |examples: &Examples| {
+        examples
+            .iter()
+            .map(|example| counted(&example))
+            .collect::<Vec<_>>()
+    };
     assert_eq!(
         texts(&pack(4)),
         ["<s>abc", "</s><s>de"],
@@ -205,7 +210,8 @@ fn conversations_count_the_assistant() {
     let turns: Vec<&str> = text.split('·').filter(|part| !part.is_empty()).collect();
     assert_eq!(turns, ["bc<|im_end|>\n", "e<|im_end|>\n"]);
     assert_eq!(
-        examples.get(0).unwrap().ids[0], 200,
+        examples.get(0).unwrap().ids[0],
+        200,
         "the template writes its own special tokens"
     );
 }

@@ -203,11 +203,7 @@ fn sst2_from_file_to_batches() {
         examples.tokens()
     );
     assert_eq!(
-        (
-            examples.len(),
-            examples.truncated,
-            examples.dropped
-        ),
+        (examples.len(), examples.truncated, examples.dropped),
         (67_349, 0, 0)
     );
     let batches = Batches::of(examples, 32, Order::LengthGrouped { seed: 0 }).unwrap();

@@ -122,8 +122,8 @@ pub(crate) fn check_ids(model: &Model, ids: impl Iterator<Item = u32>) -> Result
 /// model's embeddings leads through here, and that of a prompt through [`check_ids`].
 ///
 /// # Errors
-/// [`TrainError::Vocabulary`], [`TrainError::ExampleTooLong`], [`TrainError::NoSuchSegment`], [`TrainError::NoDecoder`] or
-/// [`TrainError::NoTargetText`].
+/// [`TrainError::Vocabulary`], [`TrainError::ExampleTooLong`], [`TrainError::NoSuchSegment`],
+/// [`TrainError::NoDecoder`] or [`TrainError::NoTargetText`].
 pub(crate) fn check_examples(
     model: &Model,
     adapter: &dyn Adapter,
