@@ -1,7 +1,6 @@
 //! A large file of examples, for measuring how a run starts and what a step costs with many rows.
 
 use std::fs;
-use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};

@@ -85,7 +85,7 @@ fn pairs_with_a_class() {
     );
 
     let unlabeled = encode(LabelField::Absent).unwrap();
-    assert_eq!(unlabeled.examples[0].target, Target::Absent);
+    assert_eq!(unlabeled.get(0).unwrap().target, Target::Absent);
     let error = encode(LabelField::Number { column: column() }).unwrap_err();
     assert!(
         matches!(error, DataError::WrongType { row: 1, .. }),

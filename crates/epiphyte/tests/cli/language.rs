@@ -244,3 +244,43 @@ fn plain_text_is_packed() {
     );
     assert!(output.status.success());
 }
+
+/// A run that goes on another day renders its conversations as on the day when it began.
+#[test]
+fn the_day_of_a_run_goes_on_with_it() {
+    let here = Workplace::new();
+    here.write(
+        "chat.jinja",
+        "{% for m in messages %}{{ m.content }} {% endfor %}{{ strftime_now('%d')[2:] }}",
+    );
+    here.write(
+        "train.jsonl",
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, \
+          {\"role\": \"assistant\", \"content\": \"good film\"}]}\n",
+    );
+    let train = "train --model llama --task causal-lm --train-data train.jsonl \
+        --messages-column messages --chat-template chat.jinja --output adapter --epochs";
+    here.json(&format!("{train} 1"));
+    let day = |here: &Workplace| {
+        let config: Value =
+            serde_json::from_str(&here.read("adapter/adapter_config.json")).unwrap();
+        config["epiphyte"]["task"]["today"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    let state = "adapter/checkpoint-1/trainer_state.json";
+    let text = here.read(state).replace(&day(&here), "2001-09-09");
+    let hash: Value = serde_json::from_str(&text).unwrap();
+    let unsigned = text.replace(hash["state_sha256"].as_str().unwrap(), "");
+    let signed = unsigned.replace(
+        "\"state_sha256\": \"\"",
+        &format!(
+            "\"state_sha256\": \"{}\"",
+            epiphyte::io::sha256(unsigned.as_bytes())
+        ),
+    );
+    here.write(state, signed);
+    here.json(&format!("{train} 2 --resume"));
+    assert_eq!(day(&here), "2001-09-09");
+}
