@@ -31,7 +31,7 @@ const ELEMENT_BYTES: usize = 32;
 /// Lists inside each other in a value.
 const VALUE_DEPTH: usize = 100;
 /// Bytes of all values and all output of one rendering.
-const TOTAL_BYTES: usize = 1 << 30;
+const TOTAL_BYTES: usize = 256 << 20;
 /// Far longer than any conversation takes.
 const TIME: Duration = Duration::from_secs(20);
 
