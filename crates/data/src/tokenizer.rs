@@ -9,6 +9,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use epiphyte_io::mistaken_file;
 use indexmap::IndexMap;
 use serde_json::{Map, Value as Json};
 use sha2::{Digest, Sha256};
@@ -86,7 +87,12 @@ impl Tokenizer {
             path: path.clone(),
             reason: error.to_string(),
         };
-        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(invalid)?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|error| {
+            match mistaken_file(&bytes) {
+                Some(kind) => invalid(kind.into()),
+                None => invalid(error),
+            }
+        })?;
         inner.with_truncation(None).map_err(invalid)?;
         inner.with_padding(None);
 
@@ -340,7 +346,7 @@ fn read_object(path: &Path) -> Result<Map<String, Json>, DataError> {
         |bytes| {
             serde_json::from_slice(&bytes).map_err(|error| DataError::TokenizerInvalid {
                 path: path.to_owned(),
-                reason: error.to_string(),
+                reason: mistaken_file(&bytes).map_or_else(|| error.to_string(), str::to_owned),
             })
         },
     )

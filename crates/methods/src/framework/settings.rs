@@ -188,7 +188,7 @@ impl fmt::Display for Range {
             Self::AtLeastOne => "at least 1",
             Self::Size => "at most 65536",
             Self::NotNegative => "0 or more",
-            Self::Fraction => "in [0, 1)",
+            Self::Fraction => "in [0, 1), and below 1 in single precision",
         })
     }
 }
@@ -207,9 +207,10 @@ impl Range {
             Self::AtLeastOne => value >= 1.0,
             Self::Size => (1.0..=65_536.0).contains(&value),
             Self::NotNegative => value >= 0.0,
-            Self::Fraction => (0.0..1.0).contains(&value),
+            // Kernels compute in single precision, in which numbers just below 1 are 1.
+            Self::Fraction => (0.0..1.0).contains(&(value as f32)),
         };
-        if fits && value.is_finite() {
+        if fits && (value as f32).is_finite() {
             return Ok(());
         }
         // Which end of a size's range it misses.

@@ -1,9 +1,9 @@
 //! Causal language modeling: the next token of a text, of a completion, or of a chat's answers.
 
-use epiphyte_data::{Columns, DataError, Fields};
+use epiphyte_data::{DataError, Fields};
 use epiphyte_models::HeadKind;
 
-use super::Task;
+use super::{Task, TaskSpec};
 use crate::TrainError;
 use crate::observer::Observer;
 use crate::scoring::evaluate::{Evaluation, mean_token_loss};
@@ -41,13 +41,8 @@ impl Task for CausalLm {
         512
     }
 
-    fn fields(
-        &self,
-        columns: &Columns,
-        _classes: &[String],
-        _labelled: bool,
-    ) -> Result<Fields, DataError> {
-        columns.documents()
+    fn fields(&self, spec: &TaskSpec, _labelled: bool) -> Result<Fields, DataError> {
+        spec.columns.documents()
     }
 
     fn scores(&self, _classes: Option<usize>) -> Vec<&'static str> {

@@ -2,14 +2,16 @@
 //!
 //! Keys that are not here are settings of the method, which refuses those that it does not know.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use epiphyte_data::{Columns, Format, Order, ReadOptions, Table};
 use epiphyte_methods::framework::settings::{SettingError, Settings, parse};
+use epiphyte_models::ModelConfig;
 use epiphyte_ops::Precision;
 use serde_json::{Map, Value};
 
 use crate::TrainError;
+use crate::tasks::class_order::{self, BaseClasses, ClassOrder};
 use crate::tasks::{TaskKind, TaskSpec};
 use crate::training::activation_cache::ActivationCacheKind;
 use crate::training::early_stopping::Selection;
@@ -33,6 +35,9 @@ epiphyte_methods::settings! {
         text_columns: Vec<String> = Vec::new();
         /// Column of the label or number.
         label_column: Option<String> = None, unset "label";
+        /// Names of the classes in the order of their ids: a,b,...
+        labels: Vec<String> = Vec::new(),
+            unset "the base model's, if it knows those of the data; else those of the data, sorted";
         /// Language modeling: column of the prompt.
         prompt_column: Option<String> = None;
         /// Language modeling: column of the completion; only its tokens have a loss.
@@ -212,24 +217,44 @@ impl RunConfig {
         }
     }
 
-    /// The task with what turns the run's files into examples. Classes are those of the training
-    /// data.
+    /// The task with what turns the run's files into examples, and whether the head starts at
+    /// random although the base has one. `train` is the training data, `model` the base's
+    /// directory.
     ///
     /// # Errors
-    /// If the training data cannot be read.
-    pub fn task_spec(&self, train: &Table) -> Result<TaskSpec, TrainError> {
+    /// If the training data or the base cannot be read; as [`class_order::for_training`].
+    pub fn task_spec(&self, train: &Table, model: &Path) -> Result<(TaskSpec, bool), TrainError> {
         let columns = self.columns();
-        let labels = self.task.classes(&columns, train)?;
-        self.check_metric(Some(labels.len()))?;
-        Ok(TaskSpec {
+        let found = self.task.classes(&columns, train)?;
+        let classes = match self.task.has_classes() {
+            true => {
+                let base = BaseClasses::open(model, &ModelConfig::open(model)?)?;
+                if base.is_multi_label() {
+                    tracing::warn!(
+                        "the base model predicts any number of classes for a text \
+                         (multi_label_classification); this run trains one class for a text"
+                    );
+                }
+                class_order::for_training(&self.labels, &found, &base)?
+            }
+            false => ClassOrder {
+                names: found,
+                by_id: false,
+                new_head: false,
+            },
+        };
+        self.check_metric(Some(classes.names.len()))?;
+        let spec = TaskSpec {
             task: self.task,
             columns,
-            labels,
+            labels: classes.names,
+            labels_by_id: classes.by_id,
             max_length: self.max_length.unwrap_or(self.task.default_max_length()),
             packing: self.packing,
             no_header: self.no_header,
             quoting: self.quoting,
-        })
+        };
+        Ok((spec, classes.new_head))
     }
 
     /// How data files are read, the number of rows aside.

@@ -87,6 +87,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
             task: TaskKind::text(),
             columns: Columns::default(),
             labels: Vec::new(),
+            labels_by_id: false,
             max_length,
             packing: false,
             no_header: false,
