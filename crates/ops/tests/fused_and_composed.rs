@@ -76,7 +76,9 @@ fn agree(
             );
         }
     }
-    for broken in 0..shapes.len() {
+    // An operand that this case does not read has no gradient.
+    let is_read = |operand: &usize| !plain[operand + 1].is_empty();
+    for broken in (0..shapes.len()).filter(is_read) {
         let has_nan = || {
             let result = values(body(&operands(shapes, Some(broken))));
             result.iter().any(|value| value.is_nan())

@@ -402,6 +402,16 @@ mod tests {
             ("micro_batch_tokens", json!(0), "is 0, but it must be"),
             ("warmup_ratio", json!(1), "is 1, but it must be in [0, 1)"),
             ("weight_decay", json!(-0.5), "is -0.5, but it must be 0 or"),
+            (
+                "base_dropout",
+                json!(0.99999998),
+                "is 0.99999998, but it must be in [0, 1)",
+            ),
+            (
+                "learning_rate",
+                json!(1e39),
+                "is 1000000000000000000000000000000000000000, but it must be below 3.4e38",
+            ),
         ] {
             let settings = json!({ "model": "m", "output": "o", "train_data": "t", key: value });
             let run: RunConfig = serde_json::from_value(settings).unwrap();

@@ -249,7 +249,7 @@ fn spec(run: &RunConfig) -> TaskSpec {
     TaskSpec {
         task: run.task,
         columns: run.columns(),
-        labels: classes(),
+        labels: classes().to_vec(),
         labels_by_id: false,
         max_length: 16,
         packing: false,
