@@ -270,10 +270,10 @@ pub enum DataError {
 
     /// A label outside the label set.
     #[error(
-        "`{}`, row {row}, column `{column}`: label `{label}` is not one of {}: \
-         correct the row, or train on data that has this label",
+        "`{}`, row {row}, column `{column}`: label `{label}` is not one of {}: {}",
         path.display(),
-        quoted_list(known)
+        quoted_list(known),
+        advice(label, known)
     )]
     UnknownLabel {
         /// The file.
@@ -531,5 +531,17 @@ fn quoted_list(names: &[String]) -> String {
     match names.len().saturating_sub(SHOWN) {
         0 => shown.join(", "),
         more => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
+/// What to do about a label outside the label set.
+fn advice(label: &str, known: &[String]) -> &'static str {
+    let is_placeholder = |name: &String| name.starts_with("LABEL_");
+    if label.parse::<usize>().is_ok_and(|id| id < known.len()) {
+        "if it is the id of a class, name the classes in the order of their ids with --labels"
+    } else if known.iter().all(is_placeholder) {
+        "nothing names the classes of this model: name them in the order of their ids with --labels"
+    } else {
+        "correct the row, or train on data that has this label"
     }
 }

@@ -14,6 +14,8 @@ const MANY_LABELS: usize = 10;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LabelSet {
     names: Vec<String>,
+    /// Whether the order is that of ids which others use too, and not one of sorting.
+    by_id: bool,
 }
 
 impl LabelSet {
@@ -36,7 +38,10 @@ impl LabelSet {
         if names.iter().all(|name| number(name).is_some()) {
             names.sort_by_key(number);
         }
-        Ok(Self { names })
+        Ok(Self {
+            names,
+            by_id: false,
+        })
     }
 
     /// The labels in the order of their ids.
@@ -56,7 +61,17 @@ impl LabelSet {
                 reason: format!("`{twice}` occurs twice"),
             });
         }
-        Ok(Self { names })
+        Ok(Self {
+            names,
+            by_id: false,
+        })
+    }
+
+    /// The same labels, whose order is that of the ids that a data set or a model gives them:
+    /// integers in the data then mean ids.
+    #[must_use]
+    pub fn in_order_of_ids(self, by_id: bool) -> Self {
+        Self { by_id, ..self }
     }
 
     /// Checks that a classifier can learn from a table: more than one label occurs, and text and
@@ -117,9 +132,10 @@ impl LabelSet {
         &self.names
     }
 
-    /// The class ids of a column, one per row. A cell is looked up by name; an integer that names
-    /// no label is taken as an id, so that data with the labels `0` and `1` fit a model whose
-    /// labels are `NEGATIVE` and `POSITIVE`.
+    /// The class ids of a column, one per row. A cell is looked up by name. An integer that names
+    /// no label is an id if the labels are in the order of ids, so that data with the labels `0`
+    /// and `1` fit a model whose labels are `NEGATIVE` and `POSITIVE`; not if they were sorted,
+    /// since a data set's ids may have any order.
     ///
     /// # Errors
     /// [`DataError::UnknownLabel`] with the row and the set; [`DataError::MissingLabel`];
@@ -146,11 +162,13 @@ impl LabelSet {
             .collect()
     }
 
-    /// The id of one label, by name or, if no name is itself an integer, by number.
+    /// The id of one label, by name or, in the order of ids and if no name is itself an integer, by
+    /// number.
     pub fn id(&self, label: &str) -> Option<usize> {
         let by_name = self.names.iter().position(|name| name == label);
         by_name.or_else(|| {
-            let ids_are_free = self.names.iter().all(|name| name.parse::<i64>().is_err());
+            let is_name = |name: &String| name.parse::<i64>().is_ok();
+            let ids_are_free = self.by_id && !self.names.iter().any(is_name);
             label
                 .parse()
                 .ok()
@@ -284,6 +302,8 @@ mod tests {
     fn integers_are_ids_only_where_no_name_is_an_integer() {
         let names = ["NEGATIVE", "POSITIVE"].map(str::to_owned);
         let set = LabelSet::from_names(names).unwrap();
+        assert_eq!(set.id("1"), None, "the order may be one of sorting");
+        let set = set.in_order_of_ids(true);
         assert_eq!(
             set.ids(&texts(&["1", "NEGATIVE"]), "label").unwrap(),
             [1, 0]

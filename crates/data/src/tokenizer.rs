@@ -14,6 +14,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use epiphyte_io::mistaken_file;
 use indexmap::IndexMap;
 use serde_json::{Map, Value as Json};
 use sha2::{Digest, Sha256};
@@ -103,10 +104,15 @@ impl Tokenizer {
             path: path.clone(),
             reason,
         };
-        let sizes: Sizes = serde_json::from_slice(&bytes).map_err(|error| invalid(error.into()))?;
+        let malformed = |error| match mistaken_file(&bytes) {
+            Some(kind) => invalid(kind.into()),
+            None => invalid(error),
+        };
+        let sizes = serde_json::from_slice::<Sizes>(&bytes);
+        let sizes = sizes.map_err(|error| malformed(error.into()))?;
         sizes.check().map_err(damaged)?;
         let inner = guarded(|| tokenizers::Tokenizer::from_bytes(&bytes)).map_err(damaged)?;
-        let mut inner = inner.map_err(invalid)?;
+        let mut inner = inner.map_err(malformed)?;
         inner.with_truncation(None).map_err(invalid)?;
         inner.with_padding(None);
         if let ModelWrapper::BPE(model) = inner.get_model()
@@ -415,7 +421,7 @@ fn read_object(path: &Path) -> Result<Map<String, Json>, DataError> {
         |bytes| {
             serde_json::from_slice(&bytes).map_err(|error| DataError::TokenizerInvalid {
                 path: path.to_owned(),
-                reason: error.to_string(),
+                reason: mistaken_file(&bytes).map_or_else(|| error.to_string(), str::to_owned),
             })
         },
     )

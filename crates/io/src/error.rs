@@ -91,6 +91,12 @@ pub enum HeaderProblem {
         /// Length of the file.
         length: u64,
     },
+    /// The file is of another kind than its name promises.
+    #[error("{kind}")]
+    OtherKind {
+        /// What it is, and what to do.
+        kind: &'static str,
+    },
     /// The header's stated length is over the format's limit.
     #[error("its header claims {declared} bytes, over the limit of {limit}")]
     TooLarge {

@@ -6,10 +6,12 @@
 mod atomic_file;
 mod directory;
 mod error;
+mod file_kind;
 pub mod safetensors_file;
 mod sha256;
 
 pub use atomic_file::{write, write_atomically};
 pub use directory::{clean_up, remove_directory, write_directory};
 pub use error::{FileError, HeaderProblem, SafetensorsError};
+pub use file_kind::mistaken_file;
 pub use sha256::{Sha256Hasher, sha256, sha256_of_file};

@@ -22,7 +22,7 @@ use serde::Deserialize;
 use serde::de::{Error as _, MapAccess, Visitor};
 use serde_json::{Map, Value, json};
 
-use crate::{HeaderProblem, SafetensorsError, write_atomically};
+use crate::{HeaderProblem, SafetensorsError, mistaken_file, write_atomically};
 
 /// The format's limit on the header's length, in bytes.
 pub const MAX_HEADER_LENGTH: u64 = 100_000_000;
@@ -262,8 +262,15 @@ impl Header {
     /// Parses and checks the header of a whole file.
     ///
     /// # Errors
-    /// [`HeaderProblem`]: the first thing that is wrong with it.
+    /// [`HeaderProblem`]: the first thing that is wrong with it, or what the file is instead.
     pub fn parse(file: &[u8]) -> Result<Self, HeaderProblem> {
+        Self::parse_strictly(file).map_err(|problem| match mistaken_file(file) {
+            Some(kind) => HeaderProblem::OtherKind { kind },
+            None => problem,
+        })
+    }
+
+    fn parse_strictly(file: &[u8]) -> Result<Self, HeaderProblem> {
         let length = file.len() as u64;
         let Some((declared, rest)) = file.split_first_chunk::<LENGTH_BYTES>() else {
             return Err(HeaderProblem::TooShort { length });

@@ -96,7 +96,9 @@ impl Curve for Relu {
 
     #[inline(always)]
     fn slope<S: Simd>(x: f32) -> f32 {
-        if x > 0.0 { 1.0 } else { 0.0 }
+        let slope = if x > 0.0 { 1.0 } else { 0.0 };
+        // NaN has no slope.
+        if x.is_nan() { x } else { slope }
     }
 }
 

@@ -146,6 +146,22 @@ pub enum MethodError {
         /// The start of the hash at hand.
         found: String,
     },
+    /// The base's configuration is another than the one that the adapter was trained with.
+    #[error(
+        "`{}` was trained over a base whose config.json says `{key}` = {expected}, but this one's says \
+         {found}; pass --allow-other-base to use it all the same",
+        path.display()
+    )]
+    OtherConfig {
+        /// The adapter's directory.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// The value that the adapter names.
+        expected: String,
+        /// The value at hand.
+        found: String,
+    },
 }
 
 fn list(title: &str, names: &[String]) -> String {

@@ -31,8 +31,8 @@ pub const TENSORS_FILE: &str = "adapter_model.safetensors";
 
 /// Modules that PEFT saves beside every adapter of a sequence classification model.
 const HEADS: [&str; 2] = ["classifier", "score"];
-/// Paths of heads that PEFT must be told of.
-const OTHER_HEADS: [&str; 1] = ["classification_head"];
+/// Modules that PEFT must be told of: a head, and the pooler that a base may lack.
+const OTHER_HEADS: [&str; 2] = ["classification_head", "pooler"];
 
 /// What only our files say, under the key `epiphyte`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -43,6 +43,9 @@ pub struct Provenance {
     pub method: String,
     /// SHA-256 of the base's tensors.
     pub base_sha256: String,
+    /// The values of the base's `config.json` on which results depend; none in older files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_config: Option<Map<String, Value>>,
     /// SHA-256 of the base's `tokenizer.json`.
     pub tokenizer_sha256: String,
     /// The task, its columns and labels, as the trainer describes them.
@@ -112,7 +115,7 @@ fn config_json(module: &AdapterModule, base: &Base, metadata: &AdapterMetadata) 
         "auto_mapping": null,
         "base_model_name_or_path": metadata.base_model,
         "inference_mode": true,
-        "modules_to_save": base.task_head.as_deref().map(saved_heads),
+        "modules_to_save": base.task_head.as_deref().map(|head| saved_modules(head, base)),
         "peft_type": definition.peft_type,
         "peft_version": "0.21.2",
         "revision": null,
@@ -127,10 +130,13 @@ fn config_json(module: &AdapterModule, base: &Base, metadata: &AdapterMetadata) 
     Value::Object(sorted.into_iter().collect())
 }
 
-/// PEFT's list of trained heads. It adds the two that it knows, whichever the model has.
-fn saved_heads(head: &str) -> Vec<&str> {
+/// PEFT's list of trained modules, by the last part of their paths. It adds the two heads that it
+/// knows, whichever the model has.
+fn saved_modules<'a>(head: &'a str, base: &'a Base) -> Vec<&'a str> {
+    let new_module = base.new_module.as_deref();
+    let new_module = new_module.map(|path| path.rsplit('.').next().unwrap_or(path));
     let other = Some(head).filter(|head| !HEADS.contains(head));
-    other.into_iter().chain(HEADS).collect()
+    new_module.into_iter().chain(other).chain(HEADS).collect()
 }
 
 /// An adapter's directory, its configuration read and its tensors not yet.
@@ -227,11 +233,17 @@ impl AdapterFile {
         Ok(Checkpoint::open_file(&self.dir.join(TENSORS_FILE))?)
     }
 
-    /// Checks that the adapter was trained over this base and tokenizer, if it says over which.
+    /// Checks that the adapter was trained over this base and tokenizer, if it says over which. Of
+    /// `base_config`, the keys are compared that both have: later releases may add some.
     ///
     /// # Errors
-    /// [`MethodError::OtherBase`].
-    pub fn check_base(&self, base_sha256: &str, tokenizer_sha256: &str) -> Result<(), MethodError> {
+    /// [`MethodError::OtherBase`] or [`MethodError::OtherConfig`].
+    pub fn check_base(
+        &self,
+        base_sha256: &str,
+        base_config: &Map<String, Value>,
+        tokenizer_sha256: &str,
+    ) -> Result<(), MethodError> {
         let Some(ours) = &self.provenance else {
             return Ok(());
         };
@@ -246,6 +258,16 @@ impl AdapterFile {
                     what,
                     expected: expected.chars().take(12).collect(),
                     found: found.chars().take(12).collect(),
+                });
+            }
+        }
+        for (key, expected) in ours.base_config.iter().flatten() {
+            if let Some(found) = base_config.get(key).filter(|found| *found != expected) {
+                return Err(MethodError::OtherConfig {
+                    path: self.dir.clone(),
+                    key: key.clone(),
+                    expected: expected.to_string(),
+                    found: found.to_string(),
                 });
             }
         }

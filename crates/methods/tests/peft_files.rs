@@ -255,6 +255,7 @@ fn assert_same_when_written_again(dir: &Path, json: &Value, model: &Model) {
             version: String::new(),
             method: file.config().definition().name.to_owned(),
             base_sha256: String::new(),
+            base_config: None,
             tokenizer_sha256: String::new(),
             task: Value::Null,
             account: None,

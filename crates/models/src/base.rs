@@ -7,6 +7,7 @@ use epiphyte_ops::FrozenMatrix;
 
 use crate::adapter::Site;
 use crate::blocks::{LayerNames, LayerShape};
+use crate::keys::is_below;
 use crate::rope::RotaryEmbedding;
 
 /// One frozen tensor.
@@ -183,6 +184,9 @@ pub struct Base {
     pub prefix: &'static str,
     /// Path of the task's head, trained and saved with every adapter; none for language models.
     pub task_head: Option<String>,
+    /// Path of a module that the checkpoint lacks, such as BERT's pooler after masked language
+    /// modeling. It starts at random, and is trained and saved with the head, as a part of it.
+    pub new_module: Option<String>,
     pub(crate) tensors: BTreeMap<String, BaseTensor>,
     pub(crate) linears: Vec<LinearInfo>,
     pub(crate) layer_shapes: Vec<LayerShape>,
@@ -238,13 +242,10 @@ impl Base {
             .sum()
     }
 
-    /// Whether a tensor belongs to the task's head.
+    /// Whether a tensor belongs to what a task trains beside a method: its head, and a module that
+    /// the checkpoint lacks.
     pub fn is_of_head(&self, name: &str) -> bool {
-        let Some(head) = &self.task_head else {
-            return false;
-        };
-        name.strip_prefix(head.as_str())
-            .is_some_and(|rest| rest.starts_with('.'))
+        is_below(self.task_head.as_deref(), name) || is_below(self.new_module.as_deref(), name)
     }
 
     /// The lowest layer whose result depends on tensor `name`: 0 for embeddings, the number of

@@ -33,6 +33,8 @@ pub(crate) struct Summary<'a> {
     pub(crate) word_embeddings: &'a str,
     pub(crate) prefix: &'static str,
     pub(crate) task_head: Option<&'a str>,
+    /// A module besides the head that the source lacks and that starts at random.
+    pub(crate) new_module: Option<&'a str>,
 }
 
 /// Builds a [`Base`], from the embeddings up.
@@ -219,6 +221,7 @@ impl<'a> Builder<'a> {
             word_embeddings: summary.word_embeddings.to_owned(),
             prefix: summary.prefix,
             task_head: summary.task_head.map(str::to_owned),
+            new_module: summary.new_module.map(str::to_owned),
             tensors: self.tensors,
             linears: self.linears,
             layer_shapes: self.layer_shapes,

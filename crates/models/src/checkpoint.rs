@@ -16,13 +16,13 @@ use std::sync::OnceLock;
 use epiphyte_io::HeaderProblem;
 use epiphyte_io::safetensors_file::Header;
 use half::{bf16, f16};
-use memmap2::Mmap;
 use safetensors::Dtype;
 use sha2::{Digest, Sha256};
 
 use crate::ModelError;
 use crate::error::{TensorProblems, WrongDtype, WrongShape};
 use crate::json::JsonObject;
+use crate::mapped_file::MappedFile;
 
 /// The single-file checkpoint's name.
 const SINGLE_FILE: &str = "model.safetensors";
@@ -57,14 +57,22 @@ pub struct Checkpoint {
     shards: Vec<Shard>,
     tensors: BTreeMap<String, Location>,
     metadata: BTreeMap<String, String>,
-    content_hash: OnceLock<String>,
+    content: OnceLock<Content>,
+}
+
+/// What reading all tensors once shows.
+#[derive(Debug)]
+struct Content {
+    hash: String,
+    /// Names of the tensors that hold a NaN or an infinity, sorted.
+    non_finite: Vec<String>,
 }
 
 /// A mapped file.
 #[derive(Debug)]
 struct Shard {
     path: PathBuf,
-    map: Mmap,
+    map: MappedFile,
 }
 
 /// Where a tensor is; the range has been checked against the mapped file.
@@ -101,6 +109,16 @@ impl Checkpoint {
         }
         let single = dir.join(SINGLE_FILE);
         let index = dir.join(INDEX_FILE);
+        if !single.exists()
+            && !index.exists()
+            && let Some((found, advice)) = other_weights(dir)
+        {
+            return Err(ModelError::OtherWeights {
+                dir: dir.to_owned(),
+                found,
+                advice,
+            });
+        }
         let mut checkpoint = if single.exists() || !index.exists() {
             Self::open_file(&single)?
         } else {
@@ -163,7 +181,7 @@ impl Checkpoint {
             shards: Vec::new(),
             tensors: BTreeMap::new(),
             metadata: BTreeMap::new(),
-            content_hash: OnceLock::new(),
+            content: OnceLock::new(),
         }
     }
 
@@ -335,13 +353,24 @@ impl Checkpoint {
     /// with every `u64` little-endian. The first call reads every tensor, at about a gigabyte per
     /// second and more; the result is kept for the next.
     pub fn content_hash(&self) -> &str {
-        self.content_hash.get_or_init(|| {
+        &self.content().hash
+    }
+
+    /// The names of the tensors that hold a NaN or an infinity, sorted. Found while the content is
+    /// hashed.
+    pub fn non_finite(&self) -> &[String] {
+        &self.content().non_finite
+    }
+
+    fn content(&self) -> &Content {
+        self.content.get_or_init(|| {
             let total = self.total_bytes();
             if total >= WORTH_A_LOG_LINE {
                 tracing::info!(path = %self.path.display(), bytes = total, "hashing the base model");
             }
             let mut hash = Sha256::new();
             hash.update(b"epiphyte-tensors-v1");
+            let mut non_finite = Vec::new();
             let (mut done, mut said) = (0, 0);
             for name in self.names() {
                 let Some(tensor) = self.tensor(name) else {
@@ -354,13 +383,17 @@ impl Checkpoint {
                     hash.update((size as u64).to_le_bytes());
                 }
                 hash_sized(&mut hash, tensor.bytes);
+                if !tensor.is_finite() {
+                    non_finite.push(name.to_owned());
+                }
                 done += tensor.bytes.len();
                 if done - said >= WORTH_A_LOG_LINE {
                     said = done;
                     tracing::info!(done, bytes = total, "hashing the base model");
                 }
             }
-            hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+            let hash = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+            Content { hash, non_finite }
         })
     }
 }
@@ -397,6 +430,19 @@ impl TensorView<'_> {
         })
     }
 
+    /// Whether every element is finite as an `f32`; true where the type is none of
+    /// [`TensorView::to_f32`]'s.
+    pub fn is_finite(&self) -> bool {
+        let bytes = self.bytes;
+        match self.dtype {
+            Dtype::F32 => all(bytes, |b| f32::from_le_bytes(b).is_finite()),
+            Dtype::F64 => all(bytes, |b| (f64::from_le_bytes(b) as f32).is_finite()),
+            Dtype::F16 => all(bytes, |b| f16::from_le_bytes(b).is_finite()),
+            Dtype::BF16 => all(bytes, |b| bf16::from_le_bytes(b).is_finite()),
+            _ => true,
+        }
+    }
+
     /// The elements as 32-bit integers; none for other types.
     pub fn to_i32(&self) -> Option<Vec<i32>> {
         (self.dtype == Dtype::I32).then(|| elements(self.bytes, i32::from_le_bytes))
@@ -417,12 +463,53 @@ fn elements<const N: usize, T>(bytes: &[u8], read: impl Fn([u8; N]) -> T) -> Vec
     chunks.iter().map(|&chunk| read(chunk)).collect()
 }
 
+/// Whether `holds` for all elements of `N` bytes each. Blocks are folded without a branch, so that
+/// they are compiled to vector instructions.
+fn all<const N: usize>(bytes: &[u8], holds: impl Fn([u8; N]) -> bool) -> bool {
+    let (chunks, _) = bytes.as_chunks::<N>();
+    let mut blocks = chunks.chunks(1024);
+    blocks.all(|block| {
+        block
+            .iter()
+            .fold(true, |so_far, &chunk| so_far & holds(chunk))
+    })
+}
+
+/// A file with weights of another form in a directory that has none of ours, and what to do.
+fn other_weights(dir: &Path) -> Option<(String, &'static str)> {
+    const CONVERT: &str = "load it in Python with transformers and call save_pretrained, which \
+        writes model.safetensors";
+    const RENAME: &str = "if these are the whole model's weights, rename the file to \
+        model.safetensors; if they are one of several shards, download all of them and \
+        model.safetensors.index.json";
+    const GGUF: &str = "GGUF is not supported; get the model's safetensors";
+    const ADAPTER: &str = "this is the directory of an adapter; pass it as --adapter, and the \
+        directory of its base as --model";
+    let entries = std::fs::read_dir(dir).ok()?;
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let mut names: Vec<String> = names.collect();
+    names.sort_unstable();
+    let kinds = [
+        ("adapter_model.safetensors", ADAPTER),
+        (".bin", CONVERT),
+        (".bin.index.json", CONVERT),
+        (".pt", CONVERT),
+        (".pth", CONVERT),
+        (".ckpt", CONVERT),
+        (".h5", CONVERT),
+        (".msgpack", CONVERT),
+        (".safetensors", RENAME),
+        (".gguf", GGUF),
+    ];
+    kinds.into_iter().find_map(|(ending, advice)| {
+        let is_other = |name: &&String| name.ends_with(ending) && *name != "training_args.bin";
+        let found = names.iter().find(is_other)?;
+        Some((found.clone(), advice))
+    })
+}
+
 /// Maps a file that has at least the eight bytes of a header's length.
-#[expect(
-    unsafe_code,
-    reason = "a map is how gigabytes of frozen weights are read without copying them"
-)]
-fn map_file(path: &Path) -> Result<Mmap, ModelError> {
+fn map_file(path: &Path) -> Result<MappedFile, ModelError> {
     let failed = |action| {
         move |source: std::io::Error| match source.kind() {
             std::io::ErrorKind::NotFound => ModelError::MissingFile {
@@ -441,11 +528,7 @@ fn map_file(path: &Path) -> Result<Mmap, ModelError> {
     if length < 8 {
         return Err(header_error(path, HeaderProblem::TooShort { length }));
     }
-    // SAFETY: the map is read-only and every access is bounds-checked against its length. What the
-    // type system cannot promise is that no other process rewrites or truncates the file meanwhile;
-    // that is asked of the user for as long as a model is loaded, and our own writer never does it:
-    // it replaces files by renaming, which leaves an open map on the old content.
-    unsafe { Mmap::map(&file) }.map_err(failed("map"))
+    MappedFile::new(&file, path).map_err(failed("map"))
 }
 
 fn header_error(path: &Path, problem: HeaderProblem) -> ModelError {

@@ -47,6 +47,26 @@ pub enum ModelError {
         source: std::io::Error,
     },
 
+    /// A file is of another kind than its name promises.
+    #[error("`{}` cannot be read: {kind}", path.display())]
+    OtherKind {
+        /// The file.
+        path: PathBuf,
+        /// What it is, and what to do.
+        kind: &'static str,
+    },
+
+    /// A directory holds weights in a form that is not supported, and none that is.
+    #[error("`{}` has no model.safetensors, but `{found}`: {advice}", dir.display())]
+    OtherWeights {
+        /// The model's directory.
+        dir: PathBuf,
+        /// The file that it has.
+        found: String,
+        /// What to do.
+        advice: &'static str,
+    },
+
     /// A JSON file is not text.
     #[error("`{}` is not UTF-8 (byte {offset})", path.display())]
     NotUtf8 {
@@ -174,6 +194,36 @@ pub enum ModelError {
     /// The tensors of a checkpoint are not those that the model needs.
     #[error(transparent)]
     Tensors(#[from] Box<TensorProblems>),
+
+    /// A tensor of the base holds a NaN or an infinity.
+    #[error(
+        "`{}`: tensor `{tensor}` holds numbers that are not finite: the file is damaged, or its \
+         training diverged; take another copy",
+        path.display()
+    )]
+    NotFinite {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+    },
+
+    /// A classification head of a shape that no such head has.
+    #[error(
+        "`{}`: tensor `{tensor}` has shape {found:?}, but a classification head of this model has \
+         [classes, {hidden_size}]",
+        path.display()
+    )]
+    HeadShape {
+        /// The checkpoint or the adapter's file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its shape.
+        found: Vec<usize>,
+        /// The model's hidden size.
+        hidden_size: usize,
+    },
 
     /// A sequence is longer than the model's positions.
     #[error(

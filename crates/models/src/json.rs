@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
+use epiphyte_io::mistaken_file;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -38,15 +39,26 @@ impl JsonObject {
 
     /// Parses the bytes of the file at `path`.
     pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Self, ModelError> {
-        let text = std::str::from_utf8(bytes).map_err(|error| ModelError::NotUtf8 {
-            path: path.to_owned(),
-            offset: error.valid_up_to(),
+        let other = |error: ModelError| match mistaken_file(bytes) {
+            Some(kind) => ModelError::OtherKind {
+                path: path.to_owned(),
+                kind,
+            },
+            None => error,
+        };
+        let text = std::str::from_utf8(bytes).map_err(|error| {
+            other(ModelError::NotUtf8 {
+                path: path.to_owned(),
+                offset: error.valid_up_to(),
+            })
         })?;
-        let entries = serde_json::from_str(text).map_err(|error| ModelError::Json {
-            path: path.to_owned(),
-            line: error.line(),
-            column: error.column(),
-            problem: error.to_string(),
+        let entries = serde_json::from_str(text).map_err(|error| {
+            other(ModelError::Json {
+                path: path.to_owned(),
+                line: error.line(),
+                column: error.column(),
+                problem: error.to_string(),
+            })
         })?;
         Ok(Self {
             path: path.to_owned(),

@@ -6,7 +6,7 @@
 //! under one spelling and declares what else a checkpoint may hold ([`KeyRules`]); a
 //! [`TensorReader`] finds the tensors, and at the end knows which ones were not asked for.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use half::bf16;
 
@@ -84,14 +84,16 @@ impl KeyRules {
 /// let mut reader = TensorReader::new(&checkpoint, rules);
 /// let scale = reader.to_f32("bert.embeddings.LayerNorm.weight", &[384])?;
 /// // … every other tensor …
-/// reader.finish()?; // is anything left over?
+/// let left_out = reader.finish(Some("classifier"))?; // heads of other tasks
 /// # Ok::<(), epiphyte_models::ModelError>(())
 /// ```
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct TensorReader<'c> {
     checkpoint: &'c Checkpoint,
     rules: KeyRules,
     used: BTreeSet<String>,
+    /// For a wanted tensor that is stored under another's name: that name.
+    stand_ins: BTreeMap<String, String>,
 }
 
 impl<'c> TensorReader<'c> {
@@ -101,13 +103,25 @@ impl<'c> TensorReader<'c> {
             checkpoint,
             rules,
             used: BTreeSet::new(),
+            stand_ins: BTreeMap::new(),
+        }
+    }
+
+    /// If the checkpoint lacks `wanted`, reads it from the first of `tied` that is there: of tied
+    /// weights, some programs store only one, under whichever name comes first.
+    pub fn stand_in(&mut self, wanted: &str, tied: &[&str]) {
+        if !self.contains(wanted)
+            && let Some(stored) = tied.iter().find_map(|name| self.stored_name(name))
+        {
+            self.stand_ins.insert(wanted.to_owned(), stored);
         }
     }
 
     /// The name under which the checkpoint has a wanted tensor.
     pub fn stored_name(&self, wanted: &str) -> Option<String> {
         let mut spellings = self.rules.spellings(wanted).into_iter();
-        spellings.find(|name| self.checkpoint.contains(name))
+        let stored = spellings.find(|name| self.checkpoint.contains(name));
+        stored.or_else(|| self.stand_ins.get(wanted).cloned())
     }
 
     /// Whether the checkpoint has a wanted tensor, such as a task's head.
@@ -150,6 +164,11 @@ impl<'c> TensorReader<'c> {
         self.checkpoint.to_bf16(&stored, shape)
     }
 
+    /// The stored names of all tensors that were used.
+    pub fn used(&self) -> &BTreeSet<String> {
+        &self.used
+    }
+
     /// Marks a wanted tensor as used, so that [`TensorReader::finish`] does not report it.
     pub fn skip(&mut self, wanted: &str) {
         self.use_up(wanted);
@@ -182,21 +201,43 @@ impl<'c> TensorReader<'c> {
         names.filter(|&name| !self.used.contains(name) && !self.rules.may_ignore(name))
     }
 
-    /// Checks that the checkpoint holds nothing that the model has no place for.
+    /// Checks that the checkpoint holds nothing of the base that the model has no place for.
+    /// Returns the tensors of heads, which may be left out: what is below `head`, or in a module
+    /// that the model does not have.
     ///
     /// # Errors
-    /// [`ModelError::Tensors`] with every tensor that is left over.
-    pub fn finish(self) -> Result<(), ModelError> {
-        let extra: Vec<String> = self.extra().map(str::to_owned).collect();
+    /// [`ModelError::Tensors`] with every tensor of the base's modules that is left over.
+    pub fn finish(self, head: Option<&str>) -> Result<Vec<String>, ModelError> {
+        let is_of_base = |name: &&str| !is_below(head, name) && self.is_of_base(name);
+        let (extra, left_out): (Vec<&str>, Vec<&str>) = self.extra().partition(is_of_base);
+        let owned = |names: Vec<&str>| names.into_iter().map(str::to_owned).collect();
         if extra.is_empty() {
-            return Ok(());
+            return Ok(owned(left_out));
         }
         Err(ModelError::Tensors(Box::new(TensorProblems {
             path: self.checkpoint.path().to_owned(),
             loaded: self.used.len(),
             wanted: self.used.len(),
-            extra,
+            extra: owned(extra),
             ..TensorProblems::default()
         })))
     }
+
+    /// Whether a tensor is of the base: it has the base's prefix, or its module, such as `encoder`,
+    /// is one that the model reads. A module of another name is a head.
+    fn is_of_base(&self, name: &str) -> bool {
+        let prefix = self.rules.base_prefix;
+        let bare = |name: &str| name.strip_prefix(prefix).map(str::to_owned);
+        let module = |name: &str| {
+            let name = bare(name).unwrap_or(name.to_owned());
+            name.split('.').next().map(str::to_owned)
+        };
+        bare(name).is_some() || self.used.iter().any(|used| module(used) == module(name))
+    }
+}
+
+/// Whether a tensor's name is that of something below the module at `path`.
+pub(crate) fn is_below(path: Option<&str>, name: &str) -> bool {
+    path.and_then(|path| name.strip_prefix(path))
+        .is_some_and(|rest| rest.starts_with('.'))
 }

@@ -11,9 +11,10 @@ use crate::adapter::name_id;
 use crate::base::Base;
 use crate::builder::{Builder, Source};
 use crate::checkpoint::Checkpoint;
+use crate::config::MOST_LABELS;
 use crate::families::ModelConfig;
 use crate::heads::HeadKind;
-use crate::keys::TensorReader;
+use crate::keys::{TensorReader, is_below};
 use crate::model::Model;
 
 /// A model read from a directory.
@@ -27,6 +28,9 @@ pub struct Loaded {
     pub content_hash: String,
     /// Whether the checkpoint brought the task's head, instead of its starting at random.
     pub has_head: bool,
+    /// What of the checkpoint was left out, and what it lacks and starts at random: a sentence
+    /// each, for whoever trains.
+    pub notes: Vec<String>,
 }
 
 /// How a model is loaded.
@@ -38,16 +42,21 @@ pub struct LoadOptions {
     pub seed: u64,
     /// The base's dropout, in place of what its configuration says.
     pub base_dropout: Option<f64>,
+    /// Whether the head starts at random although the checkpoint has one of the same size: its
+    /// outputs are other classes.
+    pub new_head: bool,
 }
 
 /// Reads the model of a Hugging Face directory, with this head.
 ///
-/// A head that the checkpoint does not have starts at random from `seed`, as transformers starts
-/// it: normal with the configuration's `initializer_range`, bias zero.
+/// A head that the checkpoint does not have, or has for another task or another number of classes,
+/// starts at random from `seed`, as transformers starts it: normal with the configuration's
+/// `initializer_range`, bias zero. So do modules that checkpoints of other tasks lack, such as
+/// BERT's pooler; they are trained and saved with the head. Heads of other tasks are left out.
 ///
 /// # Errors
-/// If a file is missing or malformed, or tensors are missing, extra, or of the wrong shape or type;
-/// as [`Precision::check`].
+/// If a file is missing or malformed; if tensors of the base are missing, extra, of the wrong shape
+/// or type, or not finite; as [`Precision::check`].
 pub fn load(
     dir: &Path,
     head: HeadKind,
@@ -89,24 +98,50 @@ fn read(
     }
     let family = config.family();
     let checkpoint = Arc::new(Checkpoint::open(dir)?);
+    let rules = family.key_rules(head);
     let mut source = FromCheckpoint {
         checkpoint: checkpoint.clone(),
-        reader: TensorReader::new(&checkpoint, family.key_rules(head)),
+        reader: TensorReader::new(&checkpoint, rules),
         task_head: family.task_head(head),
+        labels: head.labels(),
+        new_head: options.new_head || head.labels().is_some() && config.is_for_another_task(),
+        optional_modules: family.optional_modules(),
         initializer_range: config.facts().initializer_range,
         seed: options.seed,
-        has_head: true,
+        replaced: Vec::new(),
+        absent: Vec::new(),
     };
+    if let [words, tied @ ..] = family.tied_embeddings() {
+        let bare = words.strip_prefix(rules.base_prefix).unwrap_or(words);
+        source.reader.stand_in(words, tied);
+        source.reader.stand_in(bare, tied);
+    }
     let tied = match family.tied() {
         Some([copy, original]) => source.reader.is_tied(copy, original),
         None => false,
     };
-    let prefix = family.key_rules(head).base_prefix;
+    let prefix = rules.base_prefix;
     let builder = Builder::new(&mut source, device, options.precision).sharing(shared, prefix);
     let model = family.build(head, tied, builder)?;
-    let has_head = source.has_head;
+    let has_head = source.replaced.is_empty() && source.absent.is_empty();
+    let mut notes = source.notes(dir);
+    let used = source.reader.used();
+    let non_finite = checkpoint.non_finite().iter();
+    if let Some(tensor) = non_finite.into_iter().find(|name| used.contains(*name)) {
+        return Err(ModelError::NotFinite {
+            path: checkpoint.path().to_owned(),
+            tensor: tensor.clone(),
+        });
+    }
     if shared.is_none() {
-        source.reader.finish()?;
+        let left_out = source.reader.finish(source.task_head)?;
+        if !left_out.is_empty() {
+            let names = quoted(&left_out);
+            notes.push(format!(
+                "`{}`: left out {names}, of another task's head",
+                dir.display()
+            ));
+        }
     }
     let content_hash = checkpoint.content_hash().to_owned();
     Ok(Loaded {
@@ -114,7 +149,49 @@ fn read(
         config,
         content_hash,
         has_head,
+        notes,
     })
+}
+
+/// The number of outputs of the classification head in a checkpoint, or in an adapter's file; none
+/// if it has none. Only the header is read.
+///
+/// # Errors
+/// [`ModelError::HeadShape`].
+pub fn head_outputs(
+    checkpoint: &Checkpoint,
+    config: &ModelConfig,
+) -> Result<Option<usize>, ModelError> {
+    let labels = config.facts().labels.num_labels();
+    let head = HeadKind::Classification { labels };
+    let Some(head) = config.family().task_head(head) else {
+        return Ok(None);
+    };
+    // A head of two layers ends with `out_proj`. PEFT's files put a path in front of the names.
+    let outputs = [format!("{head}.weight"), format!("{head}.out_proj.weight")];
+    let is_output = |name: &&str| {
+        let mut outputs = outputs.iter();
+        outputs.any(|it| it == name || name.ends_with(&format!(".{it}")))
+    };
+    let Some(name) = checkpoint.names().find(is_output) else {
+        return Ok(None);
+    };
+    let hidden_size = config.facts().hidden_size;
+    let shape = checkpoint
+        .tensor(name)
+        .map(|it| it.shape)
+        .unwrap_or_default();
+    match *shape {
+        [outputs, size] if (1..=MOST_LABELS).contains(&outputs) && size == hidden_size => {
+            Ok(Some(outputs))
+        }
+        _ => Err(ModelError::HeadShape {
+            path: checkpoint.path().to_owned(),
+            tensor: name.to_owned(),
+            found: shape.to_owned(),
+            hidden_size,
+        }),
+    }
 }
 
 /// A model of this configuration with random weights: normal with the configuration's
@@ -138,24 +215,77 @@ pub fn random_model(
     config.family().build(head, true, builder)
 }
 
-/// A checkpoint, with a random head where it has none.
+/// A checkpoint, with random values for the head and other modules where it has none.
 struct FromCheckpoint<'c> {
     checkpoint: Arc<Checkpoint>,
     reader: TensorReader<'c>,
     task_head: Option<&'static str>,
+    labels: Option<usize>,
+    new_head: bool,
+    optional_modules: &'static [&'static str],
     initializer_range: f64,
     seed: u64,
-    has_head: bool,
+    /// Tensors of the head that the checkpoint has for other classes.
+    replaced: Vec<String>,
+    /// Tensors of the head and of optional modules that the checkpoint lacks.
+    absent: Vec<String>,
+}
+
+impl FromCheckpoint<'_> {
+    /// Whether the head's tensor in the checkpoint is not the one that is wanted: it has another
+    /// shape, or its rows are the outputs for other classes.
+    fn is_of_other_classes(&self, name: &str, shape: &[usize]) -> bool {
+        let has_outputs = shape.first() == self.labels.as_ref();
+        let stored = self.reader.tensor(name);
+        stored.is_some_and(|it| it.shape != shape || self.new_head && has_outputs)
+    }
+
+    /// What starts at random, a sentence each; a head that the checkpoint lacks needs none.
+    fn notes(&self, dir: &Path) -> Vec<String> {
+        let mut notes = Vec::new();
+        if !self.replaced.is_empty() {
+            notes.push(format!(
+                "`{}`: its head is for another task or other classes; {} start from the seed",
+                dir.display(),
+                quoted(&self.replaced)
+            ));
+        }
+        let is_missing = |module: &&&str| self.absent.iter().any(|it| is_below(Some(module), it));
+        for module in self.optional_modules.iter().filter(is_missing) {
+            notes.push(format!(
+                "`{}` has no `{module}`: it starts from the seed, and is trained and saved with the \
+                 head",
+                dir.display()
+            ));
+        }
+        notes
+    }
+}
+
+/// Names in backquotes, separated by commas.
+fn quoted(names: &[String]) -> String {
+    let quoted: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+    quoted.join(", ")
 }
 
 impl Source for FromCheckpoint<'_> {
     fn open(&mut self, name: &str, shape: &[usize]) -> Result<Arc<Values>, ModelError> {
-        let is_head = self
-            .task_head
-            .and_then(|head| name.strip_prefix(head))
-            .is_some_and(|rest| rest.starts_with('.'));
-        if is_head && !self.reader.contains(name) {
-            self.has_head = false;
+        let is_head = is_below(self.task_head, name);
+        let mut optional = self.optional_modules.iter();
+        let may_be_absent = is_head || optional.any(|module| is_below(Some(module), name));
+        let starts_new = match self.reader.contains(name) {
+            true if is_head && self.is_of_other_classes(name, shape) => {
+                self.reader.skip(name);
+                self.replaced.push(name.to_owned());
+                true
+            }
+            false if may_be_absent => {
+                self.absent.push(name.to_owned());
+                true
+            }
+            _ => false,
+        };
+        if starts_new {
             return Ok(initial(name, shape, self.initializer_range, self.seed));
         }
         let stored = self.reader.claim(name, shape)?;

@@ -165,9 +165,9 @@ impl Model {
     }
 
     /// The row of each sequence that the classification head reads.
-    pub fn head_rows(&self, rows: &Sequences) -> Vec<usize> {
+    pub fn head_rows(&self, tokens: &Tokens<'_>, rows: &Sequences) -> Vec<usize> {
         match &self.head {
-            Head::Classification(head) => head.pooling.rows(rows),
+            Head::Classification(head) => head.pooling.rows(tokens, rows),
             Head::LanguageModel(_) => rows.lasts().collect(),
         }
     }
@@ -185,7 +185,7 @@ impl Model {
     pub fn logits(&self, tokens: &Tokens<'_>, adapter: &dyn Adapter) -> Tensor<2> {
         let batch = AdapterBatch::single(adapter, tokens);
         let hidden = self.embed(&batch.entries()[0]);
-        let selected = self.head_rows(&self.final_rows(&hidden));
+        let selected = self.head_rows(tokens, &self.final_rows(&hidden));
         let read = self.run(0..self.layers(), hidden, Some(&selected), &batch);
         self.head_logits(self.finish(read, &batch), &batch)
     }
@@ -204,12 +204,13 @@ impl Model {
         }
     }
 
-    /// What the loss of a batch reads; none if nothing has a target. `data` are the sequences that
-    /// labels are given for, `run` those of the last layer's states, virtual tokens included.
+    /// What the loss of a batch reads; none if nothing has a target. `tokens` are those that
+    /// labels are given for, `run` the sequences of the last layer's states, virtual tokens
+    /// included.
     pub fn loss_rows<'a>(
         &self,
         targets: Targets<'a>,
-        data: &Sequences,
+        tokens: &Tokens<'_>,
         run: &Sequences,
     ) -> Option<LossRows<'a>> {
         let next = |next: Vec<i64>| {
@@ -222,14 +223,14 @@ impl Model {
         };
         let loss_rows = match targets {
             Targets::Classes(classes) => LossRows {
-                rows: self.head_rows(run),
+                rows: self.head_rows(tokens, run),
                 labels: Labels::Classes(classes),
             },
             Targets::Values(values) => LossRows {
-                rows: self.head_rows(run),
+                rows: self.head_rows(tokens, run),
                 labels: Labels::Values(values),
             },
-            Targets::Tokens(labels) => next(next_tokens(labels, data, run)),
+            Targets::Tokens(labels) => next(next_tokens(labels, &tokens.sequences, run)),
             Targets::DecoderTokens(labels) => next(labels.to_vec()),
         };
         (loss_rows.targets() > 0).then_some(loss_rows)
@@ -277,7 +278,7 @@ impl Model {
         let batch = AdapterBatch::new([entry]);
         let hidden = self.embed(&entry);
         let rows = self.final_rows(&hidden);
-        let loss_rows = self.loss_rows(targets, &tokens.sequences, &rows)?;
+        let loss_rows = self.loss_rows(targets, tokens, &rows)?;
         let read = self.run(0..self.layers(), hidden, Some(loss_rows.rows()), &batch);
         let read = self.finish(read, &batch);
         let mean = self.loss_of(read, &loss_rows, label_smoothing, &entry)?;

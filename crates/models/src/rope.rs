@@ -10,6 +10,8 @@
 use std::f64::consts::PI;
 
 use epiphyte_ops::{Angles, Sequences};
+use serde::Serialize;
+use serde_json::{Value, json};
 
 /// How a model turns queries and keys.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,7 +27,8 @@ pub struct RotaryEmbedding {
 }
 
 /// How frequencies are changed to stretch the context; `rope_type` in `config.json`.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum RopeScaling {
     /// Not at all.
@@ -83,6 +86,15 @@ pub enum RopeScaling {
 }
 
 impl RotaryEmbedding {
+    /// The values on which angles depend, as JSON.
+    pub(crate) fn computation(&self) -> Value {
+        let mut values = json!({ "theta": self.rope_theta, "scaling": self.scaling });
+        if let RopeScaling::Dynamic { .. } = self.scaling {
+            values["max_position_embeddings"] = self.max_position_embeddings.into();
+        }
+        values
+    }
+
     /// The angle per position of every pair of dimensions, `[head_dim / 2]`.
     ///
     /// `sequence_length` is the sequence's largest position plus one. It matters for

@@ -26,6 +26,17 @@ pub enum Activation {
 }
 
 impl Activation {
+    /// Its name in Hugging Face's configurations.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Gelu => "gelu",
+            Self::GeluTanh => "gelu_new",
+            Self::Relu => "relu",
+            Self::Silu => "silu",
+            Self::Tanh => "tanh",
+        }
+    }
+
     /// Applies the function to every element.
     ///
     /// # Shapes

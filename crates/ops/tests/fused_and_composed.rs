@@ -1,5 +1,6 @@
 //! Every operation twice: fused over the kernels, and composed of Burn's own operations. Results
-//! and gradients of all operands agree, whatever is tracked.
+//! and gradients of all operands agree, whatever is tracked; a NaN in any operand is in the result
+//! of both.
 
 use burn::tensor::{Device, Tensor, TensorData};
 use epiphyte_ops::{
@@ -9,11 +10,15 @@ use epiphyte_ops::{
     rms_norm, rotate, scale, scale_columns, square_sum,
 };
 
-/// Operands of an operation, all tracked.
-fn operands(shapes: &[[usize; 2]]) -> Vec<Tensor<2>> {
+/// Operands of an operation, all tracked; the first column of `broken` is NaN.
+fn operands(shapes: &[[usize; 2]], broken: Option<usize>) -> Vec<Tensor<2>> {
     let device = Device::default().autodiff();
     let tensor = |(index, &[rows, columns]): (usize, &[usize; 2])| {
-        let values = random::normal(index as u64 + 1, rows * columns, 1.0);
+        let mut values = random::normal(index as u64 + 1, rows * columns, 1.0);
+        if broken == Some(index) {
+            let firsts = values.iter_mut().step_by(columns);
+            firsts.for_each(|value| *value = f32::NAN);
+        }
         Tensor::from_data(TensorData::new(values, [rows, columns]), &device).require_grad()
     };
     shapes.iter().enumerate().map(tensor).collect()
@@ -29,7 +34,7 @@ fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
 
 /// The result of `body`, and the gradient of a fixed weighting of it for every operand.
 fn run(shapes: &[[usize; 2]], body: &dyn Fn(&[Tensor<2>]) -> Tensor<2>) -> Vec<Vec<f32>> {
-    let operands = operands(shapes);
+    let operands = operands(shapes, None);
     let result = body(&operands);
     let [rows, columns] = result.dims();
     let weights = random::normal(99, rows * columns, 1.0);
@@ -70,6 +75,19 @@ fn agree(
                 "{name}: tensor {index} has {fused}, composed {plain}, largest {largest}"
             );
         }
+    }
+    // An operand that this case does not read has no gradient.
+    let is_read = |operand: &usize| !plain[operand + 1].is_empty();
+    for broken in (0..shapes.len()).filter(is_read) {
+        let has_nan = || {
+            let result = values(body(&operands(shapes, Some(broken))));
+            result.iter().any(|value| value.is_nan())
+        };
+        assert!(has_nan(), "{name}: fused hides a NaN in operand {broken}");
+        assert!(
+            composed(has_nan),
+            "{name}: composed hides a NaN in operand {broken}"
+        );
     }
     assert!(
         fused
@@ -462,7 +480,7 @@ fn a_prefix_for_each_sequence_is_its_own() {
         window: None,
         dropout: 0.0,
     };
-    let x = operands(&[[5, 8], [5, 8], [5, 8], [6, 8], [6, 8]]);
+    let x = operands(&[[5, 8], [5, 8], [5, 8], [6, 8], [6, 8]], None);
     let run = |rows: &Sequences, own: [Tensor<2>; 3], prefix: Prefix| {
         let [q, k, v] = own;
         let keys = Keys {
@@ -497,7 +515,7 @@ fn dropped_elements() {
     agree("dropout", &[[9, 50]], 0.0, |x| {
         dropout(x[0].clone(), 0.25, 3, &sequences)
     });
-    let [x] = &operands(&[[9, 50]])[..] else {
+    let [x] = &operands(&[[9, 50]], None)[..] else {
         unreachable!()
     };
     let dropped = values(dropout(x.clone(), 0.25, 3, &sequences));
@@ -515,7 +533,7 @@ fn dropped_elements() {
 
 #[test]
 fn what_a_sequence_draws_does_not_depend_on_its_company() {
-    let [x] = &operands(&[[9, 50]])[..] else {
+    let [x] = &operands(&[[9, 50]], None)[..] else {
         unreachable!()
     };
     let together = Sequences::new(vec![0, 4, 9]).with_keys(vec![1, 2]);
@@ -543,10 +561,10 @@ fn language_model_heads() {
                 .unsqueeze()
         });
     }
-    let [x] = &operands(&[[2, 10]])[..] else {
+    let [x] = &operands(&[[2, 10]], None)[..] else {
         unreachable!()
     };
-    let head = Weight::Trained(operands(&[[40, 10]]).remove(0));
+    let head = Weight::Trained(operands(&[[40, 10]], None).remove(0));
     assert!(language_model_loss(x.clone(), &head, &[IGNORED, IGNORED], 0.0).is_none());
 }
 

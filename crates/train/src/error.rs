@@ -107,6 +107,9 @@ pub enum TrainError {
         /// What is wrong with its value.
         problem: String,
     },
+    /// Which class is which output of the head is not known, or said in two ways.
+    #[error("{0}")]
+    ClassOrder(String),
     /// A task that does not exist.
     #[error("unknown task `{name}`; known are {known}")]
     UnknownTask {

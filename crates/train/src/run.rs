@@ -187,7 +187,7 @@ impl<'a> Prepared<'a> {
         let model_dir = options.model_dir.as_deref().unwrap_or(&run.model);
         let reading = run.reading()?;
         let table = Table::read(&run.train_data, &reading)?;
-        let mut spec = run.task_spec(&table)?;
+        let (mut spec, new_head) = run.task_spec(&table, model_dir)?;
         let table = sampled(table, run.max_train_rows, run.seed);
         run.task.check_training_data(&spec.columns, &table)?;
         if spec.columns.messages_column.is_some() {
@@ -203,12 +203,16 @@ impl<'a> Prepared<'a> {
             precision: run.precision,
             seed: run.seed,
             base_dropout: run.base_dropout,
+            new_head,
         };
         let device = &options.device;
         let mut task_model = match beside {
             Some(loaded) => TaskModel::beside(loaded, model_dir, spec, device, &load)?,
             None => TaskModel::open(model_dir, spec, device, &load)?,
         };
+        for note in &task_model.loaded.notes {
+            tracing::warn!("{note}");
+        }
         let tokens = config.texts(&task_model.spec.labels).into_iter();
         let tokens = tokens.map(|(text, special_tokens)| {
             let aligned = task_model.tokenizer.align(&text, special_tokens)?;
@@ -347,6 +351,7 @@ fn metadata(run: &RunConfig, task_model: &TaskModel, account: ParameterCounts) -
             version: env!("CARGO_PKG_VERSION").to_owned(),
             method: run.method.clone(),
             base_sha256: task_model.loaded.content_hash.clone(),
+            base_config: Some(task_model.loaded.config.computation()),
             tokenizer_sha256: task_model.tokenizer.content_hash().to_owned(),
             task: serde_json::to_value(&task_model.spec).expect("a task is plain values"),
             account: Some(account),
@@ -517,6 +522,7 @@ pub fn open_adapter(
             if !allow_other_base {
                 file.check_base(
                     &task_model.loaded.content_hash,
+                    &task_model.loaded.config.computation(),
                     task_model.tokenizer.content_hash(),
                 )?;
             }

@@ -3,6 +3,7 @@
 //! Every test gets a directory of its own with tiny models and data ([`workplace::Workplace`]).
 
 mod bad_input;
+mod classes;
 mod data;
 mod interruptions;
 mod language;

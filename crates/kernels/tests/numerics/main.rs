@@ -10,6 +10,7 @@ mod columns;
 mod cross_entropy;
 mod embedding;
 mod norm;
+mod not_finite;
 mod rope;
 mod support;
 mod vector;

@@ -179,6 +179,8 @@ pub enum Range {
     NotNegative,
     /// From 0 to 1, without 1.
     Fraction,
+    /// A number that is finite in single precision, in which kernels compute: every one is.
+    SinglePrecision,
 }
 
 impl fmt::Display for Range {
@@ -188,7 +190,8 @@ impl fmt::Display for Range {
             Self::AtLeastOne => "at least 1",
             Self::Size => "at most 65536",
             Self::NotNegative => "0 or more",
-            Self::Fraction => "in [0, 1)",
+            Self::Fraction => "in [0, 1), and below 1 in single precision",
+            Self::SinglePrecision => "below 3.4e38, the largest number of single precision",
         })
     }
 }
@@ -207,14 +210,18 @@ impl Range {
             Self::AtLeastOne => value >= 1.0,
             Self::Size => (1.0..=65_536.0).contains(&value),
             Self::NotNegative => value >= 0.0,
-            Self::Fraction => (0.0..1.0).contains(&value),
+            // Kernels compute in single precision, in which numbers just below 1 are 1.
+            Self::Fraction => (0.0..1.0).contains(&(value as f32)),
+            Self::SinglePrecision => true,
         };
-        if fits && value.is_finite() {
+        let is_finite = (value as f32).is_finite();
+        if fits && is_finite {
             return Ok(());
         }
-        // Which end of a size's range it misses.
+        // Which end of its range it misses.
         let range = match self {
             Self::Size if value < 1.0 => Self::AtLeastOne,
+            _ if fits && !is_finite => Self::SinglePrecision,
             range => range,
         };
         Err(SettingError::Range { key, value, range })

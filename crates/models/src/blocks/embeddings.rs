@@ -13,8 +13,8 @@ pub struct Embeddings {
     pub words: Matrix,
     /// What word embeddings are multiplied by.
     pub scale: Option<f64>,
-    /// Learned positions, `[positions, hidden]`, and the row of the first one.
-    pub positions: Option<(Matrix, usize)>,
+    /// Learned positions.
+    pub positions: Option<Positions>,
     /// Segments, `[segments, hidden]`; where there is one, all tokens are of it.
     pub segments: Option<Matrix>,
     /// The norm over their sum.
@@ -23,6 +23,43 @@ pub struct Embeddings {
     pub dropout: f64,
     /// Module path, which names the dropout's random draws.
     pub path: &'static str,
+}
+
+/// Learned positions.
+#[derive(Clone, Debug)]
+pub struct Positions {
+    /// `[positions, hidden]`.
+    pub table: Matrix,
+    /// The row of the first token's position.
+    pub first: usize,
+    /// A padding token whose own row is that of its id, and which does not move the positions of
+    /// the tokens behind it: RoBERTa's. Virtual tokens hide the ids.
+    pub padding: Option<u32>,
+}
+
+impl Positions {
+    /// The row of each token's position, behind a prefix of `prefix` positions.
+    fn rows(&self, ids: &[u32], data: &Sequences, rows: &Sequences, prefix: usize) -> Vec<u32> {
+        let offset = self.first + prefix;
+        match self.padding {
+            Some(padding) if ids.contains(&padding) && data.boundaries() == rows.boundaries() => {
+                let sequences = rows.boundaries().windows(2);
+                let ids = sequences.map(|ends| &ids[ends[0]..ends[1]]);
+                let rows = ids.flat_map(|ids| {
+                    let mut next = offset as u32;
+                    ids.iter().map(move |&id| match id == padding {
+                        true => padding,
+                        false => {
+                            next += 1;
+                            next - 1
+                        }
+                    })
+                });
+                rows.collect()
+            }
+            _ => rows.positions().map(|at| (at + offset) as u32).collect(),
+        }
+    }
 }
 
 /// The tokens to embed.
@@ -65,10 +102,10 @@ impl Embeddings {
             let type_ids: Vec<u32> = type_ids.iter().map(segment).collect();
             states = states + segments.look_up(&type_ids, entry, &rows);
         }
-        if let Some((positions, first)) = &self.positions {
-            let offset = first + entry.adapter.prefix_length();
-            let at: Vec<u32> = rows.positions().map(|at| (at + offset) as u32).collect();
-            states = states + positions.look_up(&at, entry, &rows);
+        if let Some(positions) = &self.positions {
+            let prefix = entry.adapter.prefix_length();
+            let at = positions.rows(input.ids, input.rows, &rows, prefix);
+            states = states + positions.table.look_up(&at, entry, &rows);
         }
         if let Some(norm) = &self.norm {
             let batch = AdapterBatch::new([*entry]);

@@ -17,7 +17,7 @@ mod shape;
 mod stack;
 
 pub use self::attention::Attention;
-pub use self::embeddings::Embeddings;
+pub use self::embeddings::{Embeddings, Positions};
 pub use self::encoder_decoder::{EncoderDecoder, HalfStack};
 pub use self::feed_forward::FeedForward;
 pub use self::layer::{AttentionNames, FeedForwardNames, Layer, LayerInput, LayerNames};

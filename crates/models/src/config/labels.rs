@@ -1,12 +1,14 @@
 //! The classes of a classification head, which any family's `config.json` may carry.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
 
 use crate::ModelError;
 use crate::json::JsonObject;
 
 /// The largest number of classes that is believed of a model.
-const MOST_LABELS: usize = 1 << 20;
+pub(crate) const MOST_LABELS: usize = 1 << 20;
 
 /// The names of the classes and the kind of their problem: `id2label`, `num_labels` and
 /// `problem_type`.
@@ -54,6 +56,12 @@ impl Labels {
         Self::new((0..num_labels).map(|id| format!("LABEL_{id}")))
     }
 
+    /// Whether the file names the classes. `LABEL_0` and so on is what transformers writes where
+    /// none are named.
+    pub fn are_named(&self) -> bool {
+        self.names != Self::unnamed(self.num_labels()).names
+    }
+
     /// The number of classes, or of outputs in a regression.
     pub fn num_labels(&self) -> usize {
         self.names.len()
@@ -77,7 +85,7 @@ impl Labels {
     /// As transformers reads them: `id2label`, unless `num_labels` contradicts it; two classes
     /// where there is neither.
     pub(crate) fn from_json(json: &JsonObject) -> Result<Self, ModelError> {
-        let id2label: Option<BTreeMap<String, String>> = json.get("id2label", None)?;
+        let id2label: Option<BTreeMap<String, Value>> = json.get("id2label", None)?;
         let num_labels: Option<usize> = json.get("num_labels", None)?;
         if let Some(num_labels) = num_labels.filter(|&count| count > MOST_LABELS) {
             let problem = format!("{num_labels} is over {MOST_LABELS}");
@@ -95,24 +103,32 @@ impl Labels {
     }
 }
 
-/// The names of `id2label`, whose ids have to be 0, 1, 2…
-fn dense(
-    json: &JsonObject,
-    id2label: &BTreeMap<String, String>,
-) -> Result<Vec<String>, ModelError> {
-    let mut names = vec![None; id2label.len()];
+/// The names of `id2label`, whose keys are whole numbers. An id that it leaves out has the name
+/// that transformers gives it; names that are numbers are written out.
+fn dense(json: &JsonObject, id2label: &BTreeMap<String, Value>) -> Result<Vec<String>, ModelError> {
+    let mut names = Labels::unnamed(id2label.len()).names;
+    let mut seen = BTreeSet::new();
     for (id, name) in id2label {
-        let slot = id.parse().ok().and_then(|id: usize| names.get_mut(id));
-        match slot {
-            Some(slot) => *slot = Some(name.clone()),
-            None => {
-                let problem = format!("`{id}` is not one of the ids 0 to {}", id2label.len() - 1);
+        let id: usize = id.trim().parse().map_err(|_| {
+            json.invalid(
+                "id2label",
+                format!("`{id}` is not an id: ids are 0, 1, and so on"),
+            )
+        })?;
+        if !seen.insert(id) {
+            return Err(json.invalid("id2label", format!("id {id} occurs twice")));
+        }
+        let name = match name {
+            Value::String(name) => name.clone(),
+            Value::Number(_) | Value::Bool(_) => name.to_string(),
+            other => {
+                let problem = format!("{other} is not the name of class {id}");
                 return Err(json.invalid("id2label", problem));
             }
+        };
+        if let Some(slot) = names.get_mut(id) {
+            *slot = name;
         }
     }
-    names
-        .into_iter()
-        .collect::<Option<_>>()
-        .ok_or_else(|| json.invalid("id2label", "an id occurs twice"))
+    Ok(names)
 }

@@ -10,6 +10,7 @@ mod rope;
 
 use epiphyte_ops::Activation;
 
+pub(crate) use labels::MOST_LABELS;
 pub use labels::{Labels, ProblemType};
 pub(crate) use rope::from_json as rope_from_json;
 
@@ -81,7 +82,8 @@ pub(crate) fn in_range(
 /// A probability of dropping: at least 0 and below 1. `null` is no dropout.
 pub(crate) fn dropout(json: &JsonObject, key: &str, default: f64) -> Result<f64, ModelError> {
     let value = json.get(key, Some(default))?.unwrap_or(0.0);
-    if (0.0..1.0).contains(&value) {
+    // Kernels compute in single precision, in which numbers just below 1 are 1.
+    if (0.0..1.0).contains(&(value as f32)) {
         Ok(value)
     } else {
         Err(json.invalid(key, format!("{value} is not between 0 and 1")))
@@ -91,11 +93,27 @@ pub(crate) fn dropout(json: &JsonObject, key: &str, default: f64) -> Result<f64,
 /// A small constant under a root: finite and not negative.
 pub(crate) fn epsilon(json: &JsonObject, key: &str, default: f64) -> Result<f64, ModelError> {
     let value: f64 = json.get(key, default)?;
-    if value.is_finite() && value >= 0.0 {
+    if (value as f32).is_finite() && value >= 0.0 {
         Ok(value)
     } else {
-        Err(json.invalid(key, format!("{value} is negative")))
+        let problem = format!("{value} is not a number of single precision, 0 or more");
+        Err(json.invalid(key, problem))
     }
+}
+
+/// A token with which texts begin or end; none where the vocabulary does not have it, as in
+/// configurations of pruned vocabularies.
+pub(crate) fn special_token(
+    json: &JsonObject,
+    key: &str,
+    default: Option<u32>,
+    vocab_size: usize,
+) -> Result<Option<u32>, ModelError> {
+    let ids = json.token_ids(key, default)?;
+    Ok(ids
+        .first()
+        .copied()
+        .filter(|&id| (id as usize) < vocab_size))
 }
 
 /// An optional token id, which has to be in the vocabulary.

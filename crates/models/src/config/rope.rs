@@ -70,8 +70,12 @@ fn original_length(
 ) -> Result<usize, ModelError> {
     let key = "original_max_position_embeddings";
     for json in [json, object] {
-        if let Some(length) = json.get(key, None)? {
-            return super::in_range(json, key, length, LARGEST_SIZE);
+        // Some files write it as 8192.0.
+        if let Some(length) = json.get::<Option<f64>>(key, None)? {
+            if length.fract() != 0.0 {
+                return Err(json.invalid(key, format!("{length} is not a whole number")));
+            }
+            return super::in_range(json, key, length as usize, LARGEST_SIZE);
         }
     }
     Ok(max_position_embeddings)

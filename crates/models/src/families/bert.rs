@@ -4,7 +4,7 @@
 //! FF(x₁))`. Tensor names are those of Hugging Face's `BertForSequenceClassification`.
 
 use epiphyte_ops::Activation;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{ConfigFacts, Family, FamilyConfig};
 use crate::ModelError;
@@ -12,7 +12,7 @@ use crate::adapter::Role;
 use crate::base::{DefaultTargets, Depth, Dimensions};
 use crate::blocks::{
     AttentionNames, AttentionShape, Embeddings, FeedForwardNames, FeedForwardShape, Layer,
-    LayerNames, LayerShape, Norm, NormPlacement, NormShape, Projections, Stack,
+    LayerNames, LayerShape, Norm, NormPlacement, NormShape, Positions, Projections, Stack,
 };
 use crate::builder::{Builder, Summary};
 use crate::config::{
@@ -208,6 +208,14 @@ impl FamilyConfig for BertConfig {
         head.labels().map(|_| "classifier")
     }
 
+    fn optional_modules(&self) -> &'static [&'static str] {
+        &[POOLER]
+    }
+
+    fn computation(&self) -> Value {
+        self.encoder_computation()
+    }
+
     fn build(
         &self,
         head: HeadKind,
@@ -217,14 +225,15 @@ impl FamilyConfig for BertConfig {
         let Some(labels) = head.labels() else {
             return Err(ModelError::no_head("bert", head));
         };
+        let has_pooler = builder.has(&format!("{POOLER}.dense.weight"));
         let size = self.hidden_size;
         let b = &mut builder;
-        let stack = self.encoder(b, &BERT, 0)?;
+        let stack = self.encoder(b, &BERT, None)?;
         b.at(Depth::Head);
         let head = ClassificationHead {
             pooling: Pooling::First,
             input_dropout: 0.0,
-            dense: Some(b.linear("bert.pooler.dense", Role::Pooler, [size, size], true)),
+            dense: Some(b.linear(&format!("{POOLER}.dense"), Role::Pooler, [size, size], true)),
             dropout: self.head_dropout(),
             output: b.linear("classifier", Role::Head, [labels, size], true),
         };
@@ -234,6 +243,7 @@ impl FamilyConfig for BertConfig {
             word_embeddings: BERT.words,
             prefix: BERT.prefix,
             task_head: Some("classifier"),
+            new_module: (!has_pooler).then_some(POOLER),
         })?;
         Ok(Model::new(
             base,
@@ -253,6 +263,9 @@ pub(super) struct EncoderNames {
     pub(super) embeddings: &'static str,
 }
 
+/// The pooler, which masked language models and models for tokens lack.
+const POOLER: &str = "bert.pooler";
+
 const BERT: EncoderNames = EncoderNames {
     prefix: "bert.",
     words: "bert.embeddings.word_embeddings.weight",
@@ -271,17 +284,26 @@ impl BertConfig {
         }
     }
 
+    /// The values on which the encoder's results depend.
+    pub(super) fn encoder_computation(&self) -> Value {
+        json!({
+            "num_attention_heads": self.num_attention_heads,
+            "hidden_act": self.hidden_act.name(),
+            "layer_norm_eps": self.layer_norm_eps,
+        })
+    }
+
     /// Dropout in the classification head.
     pub(super) fn head_dropout(&self) -> f64 {
         self.classifier_dropout.unwrap_or(self.hidden_dropout_prob)
     }
 
-    /// Embeddings and layers; the first token's position is row `first_position` of their table.
+    /// Embeddings and layers; with `padding`, positions are counted from this token's.
     pub(super) fn encoder(
         &self,
         b: &mut Builder<'_>,
         names: &EncoderNames,
-        first_position: usize,
+        padding: Option<u32>,
     ) -> Result<Stack, ModelError> {
         let shape = self.layer_shape()?;
         let (size, norm, path) = (self.hidden_size, shape.norm, names.embeddings);
@@ -291,7 +313,11 @@ impl BertConfig {
         let embeddings = Embeddings {
             words,
             scale: None,
-            positions: Some((positions, first_position)),
+            positions: Some(Positions {
+                table: positions,
+                first: padding.map_or(0, |padding| padding as usize + 1),
+                padding,
+            }),
             segments: Some(b.matrix(&table("token_type"), [self.type_vocab_size, size])),
             norm: Some(Norm::build(b, &format!("{path}.LayerNorm"), size, norm)),
             dropout: self.hidden_dropout_prob,

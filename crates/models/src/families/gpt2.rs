@@ -6,19 +6,19 @@
 //! `GPT2LMHeadModel` and `GPT2ForSequenceClassification`.
 
 use epiphyte_ops::Activation;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{ConfigFacts, Family, FamilyConfig};
 use crate::ModelError;
 use crate::base::{DefaultTargets, Depth, Dimensions};
 use crate::blocks::{
     AttentionNames, AttentionShape, Embeddings, FeedForwardNames, FeedForwardShape, Layer,
-    LayerNames, LayerShape, Norm, NormPlacement, NormShape, Projections, Stack,
+    LayerNames, LayerShape, Norm, NormPlacement, NormShape, Positions, Projections, Stack,
 };
 use crate::builder::{Builder, Summary};
 use crate::config::{
     LARGEST_SIZE, Labels, activation, architectures, dropout, epsilon, in_range, layer_count, size,
-    token,
+    special_token, token,
 };
 use crate::heads::{Head, HeadKind};
 use crate::json::JsonObject;
@@ -146,7 +146,7 @@ impl Gpt2Config {
             scale_attn_weights: json.get("scale_attn_weights", true)?,
             scale_attn_by_inverse_layer_idx: json.get("scale_attn_by_inverse_layer_idx", false)?,
             tie_word_embeddings: json.get("tie_word_embeddings", true)?,
-            bos_token_id: token(json, "bos_token_id", end_of_text, vocab_size)?,
+            bos_token_id: special_token(json, "bos_token_id", end_of_text, vocab_size)?,
             eos_token_ids: json.token_ids("eos_token_id", end_of_text)?,
             pad_token_id: token(json, "pad_token_id", None, vocab_size)?,
             labels: Labels::from_json(json)?,
@@ -235,6 +235,23 @@ impl FamilyConfig for Gpt2Config {
             .then_some(["lm_head.weight", WORDS])
     }
 
+    fn tied_embeddings(&self) -> &'static [&'static str] {
+        match self.tie_word_embeddings {
+            true => &[WORDS, "lm_head.weight"],
+            false => &[],
+        }
+    }
+
+    fn computation(&self) -> Value {
+        json!({
+            "n_head": self.n_head,
+            "activation_function": self.activation_function.name(),
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+            "scale_attn_weights": self.scale_attn_weights,
+            "scale_attn_by_inverse_layer_idx": self.scale_attn_by_inverse_layer_idx,
+        })
+    }
+
     fn build(
         &self,
         head: HeadKind,
@@ -246,10 +263,11 @@ impl FamilyConfig for Gpt2Config {
         let embeddings = Embeddings {
             words: b.matrix(WORDS, [self.vocab_size, size]),
             scale: None,
-            positions: Some((
-                b.matrix("transformer.wpe.weight", [self.n_positions, size]),
-                0,
-            )),
+            positions: Some(Positions {
+                table: b.matrix("transformer.wpe.weight", [self.n_positions, size]),
+                first: 0,
+                padding: None,
+            }),
             segments: None,
             norm: None,
             dropout: self.embd_pdrop,
@@ -270,7 +288,7 @@ impl FamilyConfig for Gpt2Config {
         let final_norm = Norm::build(b, "transformer.ln_f", size, self.norm());
         let task_head = self.task_head(head);
         let tied = tied && self.tie_word_embeddings;
-        let head = Head::of_decoder(b, head, &embeddings.words, tied);
+        let head = Head::of_decoder(b, head, &embeddings.words, tied, self.pad_token_id);
         let base = builder.finish(Summary {
             dimensions: Dimensions {
                 model_type: "gpt2".to_owned(),
@@ -288,6 +306,7 @@ impl FamilyConfig for Gpt2Config {
             word_embeddings: WORDS,
             prefix: "transformer.",
             task_head,
+            new_module: None,
         })?;
         let dropouts = [self.resid_pdrop, self.embd_pdrop, self.attn_pdrop];
         let stack = Stack {

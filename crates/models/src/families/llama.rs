@@ -10,7 +10,7 @@
 //! three it is.
 
 use epiphyte_ops::Activation;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{ConfigFacts, Family, FamilyConfig};
 use crate::ModelError;
@@ -22,7 +22,7 @@ use crate::blocks::{
 use crate::builder::{Builder, Summary};
 use crate::config::{
     LARGEST_SIZE, Labels, architectures, dropout, epsilon, hidden_act, in_range, num_hidden_layers,
-    rope_from_json, size, token,
+    rope_from_json, size, special_token, token,
 };
 use crate::heads::{Head, HeadKind};
 use crate::json::JsonObject;
@@ -233,7 +233,7 @@ impl LlamaConfig {
             mlp_bias: kind == LlamaKind::Llama && json.get("mlp_bias", false)?,
             attention_dropout: dropout(json, "attention_dropout", 0.0)?,
             sliding_windows: sliding_windows(json, kind, num_hidden_layers)?,
-            bos_token_id: token(json, "bos_token_id", defaults.bos_token_id, vocab_size)?,
+            bos_token_id: special_token(json, "bos_token_id", defaults.bos_token_id, vocab_size)?,
             eos_token_ids: json.token_ids("eos_token_id", defaults.eos_token_id)?,
             pad_token_id: token(json, "pad_token_id", None, vocab_size)?,
             labels: Labels::from_json(json)?,
@@ -370,6 +370,24 @@ impl FamilyConfig for LlamaConfig {
         self.tie_word_embeddings.then_some(names)
     }
 
+    fn tied_embeddings(&self) -> &'static [&'static str] {
+        match self.tie_word_embeddings {
+            true => &["model.embed_tokens.weight", "lm_head.weight"],
+            false => &[],
+        }
+    }
+
+    fn computation(&self) -> Value {
+        json!({
+            "num_attention_heads": self.num_attention_heads,
+            "num_key_value_heads": self.num_key_value_heads,
+            "hidden_act": self.hidden_act.name(),
+            "rms_norm_eps": self.rms_norm_eps,
+            "rope": self.rope.computation(),
+            "sliding_windows": self.sliding_windows,
+        })
+    }
+
     fn build(
         &self,
         head: HeadKind,
@@ -400,7 +418,7 @@ impl FamilyConfig for LlamaConfig {
         let final_norm = Norm::build(b, "model.norm", size, self.norm());
         let task_head = self.task_head(head);
         let tied = tied && self.tie_word_embeddings;
-        let head = Head::of_decoder(b, head, &embeddings.words, tied);
+        let head = Head::of_decoder(b, head, &embeddings.words, tied, self.pad_token_id);
         let base = builder.finish(Summary {
             dimensions: Dimensions {
                 model_type: self.model_type.clone(),
@@ -418,6 +436,7 @@ impl FamilyConfig for LlamaConfig {
             word_embeddings: words,
             prefix: "model.",
             task_head,
+            new_module: None,
         })?;
         let stack = Stack {
             embeddings,

@@ -15,6 +15,8 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
+use serde_json::{Map, Value};
+
 use crate::ModelError;
 use crate::builder::Builder;
 use crate::config::Labels;
@@ -40,7 +42,7 @@ pub struct Family {
     /// The values of `model_type` in `config.json` that belong to it.
     pub model_types: &'static [&'static str],
     /// Small configurations that switch on what the family has, for tests: `config.json` each.
-    pub examples: fn() -> Vec<serde_json::Value>,
+    pub examples: fn() -> Vec<Value>,
     /// Reads the configuration of a `model_type`.
     parse: Parse,
 }
@@ -70,6 +72,22 @@ pub trait FamilyConfig: Any + fmt::Debug + Send + Sync {
     fn tied(&self) -> Option<[&'static str; 2]> {
         None
     }
+
+    /// The name of the word embeddings, then the names of what is tied to them: of these, some
+    /// checkpoints hold one alone. Empty where nothing is tied.
+    fn tied_embeddings(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// Paths of modules besides the head that checkpoints of other tasks lack: they start at
+    /// random and become part of what a task trains and saves.
+    fn optional_modules(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// The values of the configuration on which results depend, besides sizes that the tensors
+    /// show: what an adapter remembers of its base, so that another value is noticed.
+    fn computation(&self) -> Value;
 
     /// Builds the model out of what `builder` reads; a `tied` head is the word embeddings.
     ///
@@ -130,6 +148,9 @@ const FILE: &str = "config.json";
 const ADVICE: &str = "place the model's config.json there, from the model's page on huggingface.co \
     or a copy of it; config.json, model.safetensors and tokenizer.json belong in one directory";
 
+const ADAPTER_ADVICE: &str = "this is the directory of an adapter; pass it as --adapter, and the \
+    directory of its base as --model";
+
 impl ModelConfig {
     /// Reads `config.json` in a model directory.
     ///
@@ -143,7 +164,9 @@ impl ModelConfig {
                 dir: dir.to_owned(),
             });
         }
-        Self::from_json(&JsonObject::read(&dir.join(FILE), ADVICE)?)
+        let is_adapter = dir.join("adapter_config.json").exists();
+        let advice = if is_adapter { ADAPTER_ADVICE } else { ADVICE };
+        Self::from_json(&JsonObject::read(&dir.join(FILE), advice)?)
     }
 
     /// Parses the bytes of a `config.json`; `path` is for messages.
@@ -196,6 +219,24 @@ impl ModelConfig {
     /// The family's own view.
     pub fn family(&self) -> &dyn FamilyConfig {
         &*self.family
+    }
+
+    /// The values on which results depend, besides sizes that the tensors show: `hidden_act`,
+    /// `num_attention_heads`, and so on. Neither the order of the file's keys nor a default that is
+    /// written out changes them.
+    pub fn computation(&self) -> Map<String, Value> {
+        match self.family.computation() {
+            Value::Object(values) => values,
+            _ => Map::new(),
+        }
+    }
+
+    /// Whether `architectures` says that the checkpoint's head classifies tokens or choices: such a
+    /// head has the names, and may have the shape, of one that classifies sequences.
+    pub fn is_for_another_task(&self) -> bool {
+        let others = ["ForTokenClassification", "ForMultipleChoice"];
+        let mut architectures = self.facts.architectures.iter();
+        architectures.any(|class| others.iter().any(|other| class.ends_with(other)))
     }
 
     /// The configuration as that of one family, if it is.

@@ -7,7 +7,7 @@
 //! `out_proj(dropout(tanh(dense(dropout(x₀)))))`, without BERT's pooler. Tensor names are those of
 //! Hugging Face's `RobertaForSequenceClassification`.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::bert::{self, BertConfig, EncoderNames};
 use super::{ConfigFacts, Family, FamilyConfig};
@@ -15,7 +15,7 @@ use crate::ModelError;
 use crate::adapter::Role;
 use crate::base::{DefaultTargets, Depth};
 use crate::builder::{Builder, Summary};
-use crate::config::token;
+use crate::config::special_token;
 use crate::heads::{ClassificationHead, Head, HeadKind, Pooling};
 use crate::json::JsonObject;
 use crate::keys::KeyRules;
@@ -96,6 +96,8 @@ pub struct RobertaConfig {
     pub bos_token_id: Option<u32>,
     /// The tokens that end a text; default 2.
     pub eos_token_ids: Vec<u32>,
+    /// Whether a language model's head is the word embeddings; default true.
+    pub tie_word_embeddings: bool,
 }
 
 impl RobertaConfig {
@@ -108,8 +110,9 @@ impl RobertaConfig {
         let config = Self {
             kind,
             pad_token_id,
-            bos_token_id: token(json, "bos_token_id", Some(0), encoder.vocab_size)?,
+            bos_token_id: special_token(json, "bos_token_id", Some(0), encoder.vocab_size)?,
             eos_token_ids: json.token_ids("eos_token_id", Some(2))?,
+            tie_word_embeddings: json.get("tie_word_embeddings", Some(true))?.unwrap_or(true),
             encoder,
         };
         let rows = config.encoder.max_position_embeddings;
@@ -174,6 +177,19 @@ impl FamilyConfig for RobertaConfig {
         head.labels().map(|_| "classifier")
     }
 
+    fn tied_embeddings(&self) -> &'static [&'static str] {
+        match self.tie_word_embeddings {
+            true => &[NAMES.words, "lm_head.decoder.weight"],
+            false => &[],
+        }
+    }
+
+    fn computation(&self) -> Value {
+        let mut values = self.encoder.encoder_computation();
+        values["pad_token_id"] = self.pad_token_id.into();
+        values
+    }
+
     fn build(
         &self,
         head: HeadKind,
@@ -186,7 +202,7 @@ impl FamilyConfig for RobertaConfig {
         };
         let size = self.encoder.hidden_size;
         let b = &mut builder;
-        let stack = self.encoder.encoder(b, &NAMES, self.first_position())?;
+        let stack = self.encoder.encoder(b, &NAMES, Some(self.pad_token_id))?;
         b.at(Depth::Head);
         let head = ClassificationHead {
             pooling: Pooling::First,
@@ -201,6 +217,7 @@ impl FamilyConfig for RobertaConfig {
             word_embeddings: NAMES.words,
             prefix: NAMES.prefix,
             task_head: Some("classifier"),
+            new_module: None,
         })?;
         Ok(Model::new(
             base,

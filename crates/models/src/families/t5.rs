@@ -15,7 +15,7 @@
 //! by the state of its last token, which is `</s>`.
 
 use epiphyte_ops::Activation;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{ConfigFacts, Family, FamilyConfig};
 use crate::ModelError;
@@ -27,7 +27,9 @@ use crate::blocks::{
     RelativeBias, RelativeBuckets,
 };
 use crate::builder::{Builder, Summary};
-use crate::config::{Labels, MOST_LAYERS, architectures, dropout, epsilon, in_range, size, token};
+use crate::config::{
+    self, Labels, MOST_LAYERS, architectures, dropout, epsilon, in_range, size, token,
+};
 use crate::heads::{ClassificationHead, Head, HeadKind, LanguageModelHead, Pooling};
 use crate::json::JsonObject;
 use crate::keys::KeyRules;
@@ -154,9 +156,9 @@ pub struct T5Config {
     pub layer_norm_epsilon: f64,
     /// Scale of the standard deviations of new weights; default 1.
     pub initializer_factor: f64,
-    /// Activation of the feed-forward network: `feed_forward_proj`.
+    /// Activation of the feed-forward network: `dense_act_fn`, or `feed_forward_proj`.
     pub activation: Activation,
-    /// Whether the feed-forward network is gated: `feed_forward_proj`.
+    /// Whether the feed-forward network is gated: `is_gated_act`, or `feed_forward_proj`.
     pub gated: bool,
     /// Whether the language model's head is the word embeddings; default true.
     pub tie_word_embeddings: bool,
@@ -226,8 +228,9 @@ impl T5Config {
     }
 }
 
-/// Activation and gate: `relu`, `gated-gelu`, or `gated-` before another activation. GELU behind a
-/// gate is its tanh approximation.
+/// Activation and gate: `feed_forward_proj` is `relu`, `gated-gelu`, or `gated-` before another
+/// activation, and GELU behind a gate is its tanh approximation. `dense_act_fn` and `is_gated_act`,
+/// which transformers writes too, override it where the file has them.
 fn feed_forward(json: &JsonObject, default: &str) -> Result<(Activation, bool), ModelError> {
     let key = "feed_forward_proj";
     let name: String = json.get(key, default.to_owned())?;
@@ -236,6 +239,10 @@ fn feed_forward(json: &JsonObject, default: &str) -> Result<(Activation, bool), 
         Some(activation) => (activation, true),
         None => (&*name, false),
     };
+    let gated = json.get("is_gated_act", gated)?;
+    if json.has("dense_act_fn") {
+        return Ok((config::activation(json, "dense_act_fn", activation)?, gated));
+    }
     match activation.parse() {
         Ok(activation) => Ok((activation, gated)),
         Err(_) => Err(json.unsupported(
@@ -322,6 +329,38 @@ impl FamilyConfig for T5Config {
         Some(["lm_head.weight", "shared.weight"])
     }
 
+    fn tied_embeddings(&self) -> &'static [&'static str] {
+        match self.tie_word_embeddings {
+            true => &[
+                "transformer.shared.weight",
+                "encoder.embed_tokens.weight",
+                "transformer.encoder.embed_tokens.weight",
+                "decoder.embed_tokens.weight",
+                "transformer.decoder.embed_tokens.weight",
+                "lm_head.weight",
+            ],
+            false => &[
+                "transformer.shared.weight",
+                "encoder.embed_tokens.weight",
+                "transformer.encoder.embed_tokens.weight",
+                "decoder.embed_tokens.weight",
+                "transformer.decoder.embed_tokens.weight",
+            ],
+        }
+    }
+
+    fn computation(&self) -> Value {
+        json!({
+            "num_heads": self.num_heads,
+            "relative_attention_max_distance": self.relative_attention_max_distance,
+            "activation": self.activation.name(),
+            "gated": self.gated,
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+            "scale_decoder_outputs": self.scale_decoder_outputs,
+            "decoder_start_token_id": self.decoder_start_token_id,
+        })
+    }
+
     fn build(
         &self,
         head: HeadKind,
@@ -353,7 +392,7 @@ impl FamilyConfig for T5Config {
             HeadKind::Classification { labels } => {
                 let (dense, output) = ("classification_head.dense", "classification_head.out_proj");
                 Head::Classification(ClassificationHead {
-                    pooling: Pooling::Last,
+                    pooling: Pooling::Last { padding: None },
                     input_dropout: self.classifier_dropout,
                     dense: Some(b.linear(dense, Role::Head, [size, size], true)),
                     dropout: self.classifier_dropout,
@@ -387,6 +426,7 @@ impl FamilyConfig for T5Config {
             word_embeddings: &words,
             prefix,
             task_head,
+            new_module: None,
         })?;
         let stacks = EncoderDecoder {
             encoder,

@@ -12,6 +12,7 @@ pub use self::language_model::LanguageModelHead;
 use crate::adapter::Role;
 use crate::blocks::Matrix;
 use crate::builder::Builder;
+use crate::tokens::Tokens;
 
 /// Which head a model gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,18 +56,19 @@ pub enum Head {
 }
 
 impl Head {
-    /// The head of a decoder: `score` on the last token, or `lm_head`, which may be tied to the
-    /// word embeddings.
+    /// The head of a decoder: `score` on the last token that is not `padding`, or `lm_head`, which
+    /// may be tied to the word embeddings.
     pub(crate) fn of_decoder(
         b: &mut Builder<'_>,
         kind: HeadKind,
         words: &Matrix,
         tied: bool,
+        padding: Option<u32>,
     ) -> Self {
         let [_, size] = words.shape();
         match kind {
             HeadKind::Classification { labels } => Self::Classification(ClassificationHead {
-                pooling: Pooling::Last,
+                pooling: Pooling::Last { padding },
                 input_dropout: 0.0,
                 dense: None,
                 dropout: 0.0,
@@ -85,15 +87,31 @@ pub enum Pooling {
     /// The first: BERT's `[CLS]`.
     First,
     /// The last: decoders.
-    Last,
+    Last {
+        /// The padding token. transformers reads the last token that is another one, so that an
+        /// end-of-text token that serves as padding is not read either. Virtual tokens hide the ids
+        /// from it.
+        padding: Option<u32>,
+    },
 }
 
 impl Pooling {
-    /// The row of each sequence that is read.
-    pub fn rows(self, rows: &Sequences) -> Vec<usize> {
+    /// The row of each sequence that is read; `rows` are the sequences of the states, virtual
+    /// tokens included.
+    pub fn rows(self, tokens: &Tokens<'_>, rows: &Sequences) -> Vec<usize> {
         match self {
             Self::First => rows.firsts().to_vec(),
-            Self::Last => rows.lasts().collect(),
+            Self::Last {
+                padding: Some(padding),
+            } if rows.boundaries() == tokens.sequences.boundaries() => rows
+                .boundaries()
+                .windows(2)
+                .map(|ends| {
+                    let ids = &tokens.ids[ends[0]..ends[1]];
+                    ends[0] + ids.iter().rposition(|&id| id != padding).unwrap_or(0)
+                })
+                .collect(),
+            Self::Last { .. } => rows.lasts().collect(),
         }
     }
 }

@@ -90,6 +90,36 @@ fn one_file_and_shards_give_the_same_tensors_and_the_same_hash() {
     assert_eq!(whole.content_hash(), parts.content_hash());
 }
 
+/// The test runs itself as a process that reads a file which has become shorter.
+#[cfg(unix)]
+#[test]
+fn a_file_that_is_truncated_while_it_is_read_is_named() {
+    const DIRECTORY: &str = "EPIPHYTE_TEST_TRUNCATED";
+    let length = [100_000];
+    if let Some(dir) = std::env::var_os(DIRECTORY) {
+        epiphyte_models::report_truncated_files();
+        let checkpoint = Checkpoint::open(Path::new(&dir)).unwrap();
+        let file = Path::new(&dir).join("model.safetensors");
+        let file = fs::File::options().write(true).open(file).unwrap();
+        file.set_len(100).unwrap();
+        let values = checkpoint.to_f32("a", &length);
+        panic!("read {} values", values.unwrap().len());
+    }
+    let dir = single(&[f32s("a", &length, 0.0)]);
+    let name = "checkpoint::a_file_that_is_truncated_while_it_is_read_is_named";
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture"])
+        .env(DIRECTORY, dir.path())
+        .output()
+        .unwrap();
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert!(
+        errors.contains("model.safetensors` became shorter"),
+        "{errors}"
+    );
+}
+
 /// Python, written from the definition in `Checkpoint::content_hash`:
 /// ```python
 /// import hashlib, struct

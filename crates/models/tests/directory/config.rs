@@ -124,6 +124,96 @@ fn labels_go_both_ways() {
     assert_eq!((labels.id("no"), labels.id("maybe")), (Some(0), None));
 }
 
+/// As transformers loads them: a class that is left out has the name that it gives, and a name may
+/// be a number.
+#[test]
+fn labels_may_have_gaps_and_numbers() {
+    for (labels, names) in [
+        (json!({"0": "a", "2": "b"}), ["a", "LABEL_1"]),
+        (json!({"0": 1, "1": 5}), ["1", "5"]),
+        (
+            json!({"1": "LABEL_1", "0": "LABEL_0"}),
+            ["LABEL_0", "LABEL_1"],
+        ),
+    ] {
+        let config = parse(&json!({"model_type": "bert", "id2label": labels})).unwrap();
+        let labels = &config.facts().labels;
+        assert_eq!(labels.names(), names);
+        assert_eq!(labels.are_named(), names[0] != "LABEL_0");
+    }
+}
+
+/// A pruned vocabulary may lack the token that the configuration still names.
+#[test]
+fn special_tokens_outside_the_vocabulary_are_none() {
+    for model_type in ["llama", "gpt2", "roberta"] {
+        let config = json!({"model_type": model_type, "vocab_size": 300, "bos_token_id": 50_000});
+        assert_eq!(parse(&config).unwrap().facts().bos_token_id, None);
+    }
+}
+
+/// `dense_act_fn` and `is_gated_act` override `feed_forward_proj`, as in transformers 5.23, whose
+/// `T5Config` sets what is left of the file after it has taken that apart.
+#[test]
+fn t5_has_the_activation_that_transformers_takes() {
+    use epiphyte_models::families::t5::T5Config;
+    for (config, activation, gated) in [
+        (json!({"dense_act_fn": "silu"}), Activation::Silu, false),
+        (
+            json!({"feed_forward_proj": "relu", "is_gated_act": true}),
+            Activation::Relu,
+            true,
+        ),
+        (
+            json!({"feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu"}),
+            Activation::Gelu,
+            true,
+        ),
+        (
+            json!({"feed_forward_proj": "gated-gelu"}),
+            Activation::GeluTanh,
+            true,
+        ),
+        (
+            json!({"feed_forward_proj": "gated-silu", "is_gated_act": false}),
+            Activation::Silu,
+            false,
+        ),
+    ] {
+        let config = with_model_type("t5", &config).unwrap();
+        let config = config.of_family::<T5Config>().unwrap();
+        assert_eq!((config.activation, config.gated), (activation, gated));
+    }
+}
+
+#[test]
+fn what_results_depend_on_is_told_apart_from_what_they_do_not() {
+    let config = |json: Value| with_model_type("bert", &json).unwrap().computation();
+    let plain = config(json!({}));
+    for same in [
+        json!({"transformers_version": "5.0", "hidden_act": "gelu", "hidden_dropout_prob": 0.5}),
+        json!({"layer_norm_eps": 1e-12, "architectures": ["BertModel"], "id2label": {"0": "a"}}),
+    ] {
+        assert_eq!(config(same), plain);
+    }
+    for other in [
+        json!({"hidden_act": "relu"}),
+        json!({"num_attention_heads": 6}),
+        json!({"layer_norm_eps": 1e-5}),
+    ] {
+        assert_ne!(config(other.clone()), plain, "{other}");
+    }
+    let rope = |json: Value| with_model_type("llama", &json).unwrap().computation()["rope"].clone();
+    let plain = rope(json!({}));
+    assert_eq!(
+        rope(json!({"rope_parameters": {"rope_theta": 10000.0}})),
+        plain
+    );
+    assert_ne!(rope(json!({"rope_theta": 5e5})), plain);
+    let scaled = json!({"rope_scaling": {"rope_type": "linear", "factor": 2.0}});
+    assert_ne!(rope(scaled), plain);
+}
+
 #[test]
 fn unknown_architectures_are_named_with_the_known_ones() {
     for (config, name) in [
@@ -158,7 +248,9 @@ fn values_that_make_no_sense_are_named() {
         json!({"layer_norm_eps": -1e-12}),
         json!({"pad_token_id": 30522}),
         json!({"num_attention_heads": 7}),
-        json!({"id2label": {"0": "a", "2": "b"}}),
+        json!({"id2label": {"0": {}}}),
+        json!({"hidden_dropout_prob": 0.99999998}),
+        json!({"layer_norm_eps": 1e39}),
         json!({"id2label": {"0": "a", "00": "b"}}),
         json!({"id2label": {"zero": "a"}}),
         json!({"id2label": ["a"]}),
@@ -176,7 +268,7 @@ fn values_that_make_no_sense_are_named() {
         json!({"eos_token_id": "</s>"}),
         json!({"eos_token_id": [1, "x"]}),
         json!({"eos_token_id": 1u64 << 40}),
-        json!({"bos_token_id": 32000}),
+        json!({"bos_token_id": "<s>"}),
         json!({"rope_theta": 0}),
         json!({"rope_theta": "10000"}),
         json!({"rope_scaling": "linear"}),
@@ -288,6 +380,9 @@ fn harmless_values_are_not_refused() {
         json!({"rope_scaling": null, "rope_parameters": {}, "rope_theta": null}),
         json!({"eos_token_id": null, "attention_dropout": null, "head_dim": null}),
         json!({"sliding_window": 0}),
+        json!({"rope_scaling": {
+            "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192.0,
+        }}),
     ] {
         with_model_type("llama", &case).unwrap();
     }

@@ -31,7 +31,7 @@ fn tensors_are_found_with_and_without_prefix_and_under_old_spellings() {
         assert_eq!(reader.stored_name(wanted).as_deref(), Some(stored));
         assert_eq!(reader.to_f32(wanted, &[2]).unwrap(), [1.0, 2.0]);
         assert!(!reader.contains("bert.embeddings.LayerNorm.bias"));
-        reader.finish().unwrap();
+        reader.finish(None).unwrap();
     }
 }
 
@@ -122,9 +122,16 @@ fn leftovers_are_reported_unless_the_family_knows_them() {
             "not_embeddings.position_ids"
         ]
     );
+    let problems = tensor_problems(reader.clone().finish(None).unwrap_err());
+    assert_eq!(problems.extra, ["bert.encoder.layer.12.output.dense.bias"]);
+    // A module that the base does not have is another task's head.
     reader.skip("bert.encoder.layer.12.output.dense.bias");
-    let problems = tensor_problems(reader.finish().unwrap_err());
-    assert_eq!(problems.extra, ["not_embeddings.position_ids"]);
+    let left_out = reader.clone().finish(None).unwrap();
+    assert_eq!(left_out, ["not_embeddings.position_ids"]);
+    // One that it has is not, unless it is below the head.
+    reader.skip("bert.not_embeddings.weight");
+    reader.clone().finish(None).unwrap_err();
+    reader.finish(Some("not_embeddings")).unwrap();
 }
 
 #[test]

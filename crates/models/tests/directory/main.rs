@@ -4,5 +4,6 @@ mod checkpoint;
 mod company;
 mod config;
 mod keys;
+mod loading;
 mod real;
 mod rope;

@@ -120,8 +120,8 @@ pub(crate) fn mean_token_loss(
             let adapters = AdapterBatch::single(adapter, &tokens);
             let hidden = model.embed(&adapters.entries()[0]);
             let own = model.final_rows(&hidden);
-            let loss_rows = targets(&part)
-                .and_then(|targets| model.loss_rows(targets, &tokens.sequences, &own));
+            let loss_rows =
+                targets(&part).and_then(|targets| model.loss_rows(targets, &tokens, &own));
             if let Some(loss_rows) = loss_rows {
                 let selected = Some(loss_rows.rows());
                 let hidden = model.run(0..model.layers(), hidden, selected, &adapters);
@@ -135,7 +135,7 @@ pub(crate) fn mean_token_loss(
         let entry = AdapterBatch::single(adapter, &tokens).entries()[0];
         let rows = Sequences::concat(rows.iter());
         let loss_rows =
-            targets(&batch).and_then(|targets| model.loss_rows(targets, &tokens.sequences, &rows));
+            targets(&batch).and_then(|targets| model.loss_rows(targets, &tokens, &rows));
         let loss = loss_rows.and_then(|loss_rows| {
             let mean = model.loss_of(Hidden::concat(&read), &loss_rows, 0.0, &entry)?;
             Some((mean, loss_rows.targets()))

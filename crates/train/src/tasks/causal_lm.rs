@@ -3,7 +3,7 @@
 use epiphyte_data::{Columns, DataError, Fields, Table};
 use epiphyte_models::HeadKind;
 
-use super::Task;
+use super::{Task, TaskSpec};
 use crate::TrainError;
 use crate::observer::Observer;
 use crate::scoring::evaluate::{Evaluation, mean_token_loss};
@@ -57,13 +57,8 @@ impl Task for CausalLm {
         }
     }
 
-    fn fields(
-        &self,
-        columns: &Columns,
-        _classes: &[String],
-        _labelled: bool,
-    ) -> Result<Fields, DataError> {
-        columns.documents()
+    fn fields(&self, spec: &TaskSpec, _labelled: bool) -> Result<Fields, DataError> {
+        spec.columns.documents()
     }
 
     fn scores(&self, _classes: Option<usize>) -> Vec<&'static str> {

@@ -4,6 +4,7 @@
 //! what the model predicts. Adding one touches its own file and its line in [`TASKS`].
 
 mod causal_lm;
+pub mod class_order;
 mod regression;
 mod seq2seq;
 mod sequence_classification;
@@ -13,7 +14,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use epiphyte_data::{Columns, DataError, Fields, Table};
-use epiphyte_models::HeadKind;
+use epiphyte_models::config::ProblemType;
+use epiphyte_models::{HeadKind, ModelConfig};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use self::spec::{TaskModel, TaskSpec};
@@ -79,8 +81,7 @@ pub trait Task: fmt::Debug + Sync {
         columns.named()
     }
 
-    /// The names of the classes in the training data, in the order of their ids; none if the task
-    /// has no classes.
+    /// The names of the classes that a column has, sorted; none if the task has no classes.
     ///
     /// # Errors
     /// If the column is missing or holds no labels.
@@ -102,12 +103,7 @@ pub trait Task: fmt::Debug + Sync {
     ///
     /// # Errors
     /// If the columns do not fit the task.
-    fn fields(
-        &self,
-        columns: &Columns,
-        classes: &[String],
-        labelled: bool,
-    ) -> Result<Fields, DataError>;
+    fn fields(&self, spec: &TaskSpec, labelled: bool) -> Result<Fields, DataError>;
 
     /// The names of the scores that [`Task::evaluate`] measures, sorted: those of data with this
     /// many classes, or all there may be.
@@ -145,6 +141,27 @@ impl TaskKind {
             task.peft_task_type() == task_type && (task.predicts_text() || has_classes)
         };
         TASKS.iter().find(fits).map(|&task| Self(task))
+    }
+
+    /// The task that a base's `config.json` says its head is for; none if it does not say, or if
+    /// there is no such task.
+    pub fn of_base(config: &ModelConfig) -> Option<Self> {
+        let facts = config.facts();
+        let outputs = facts.labels.num_labels();
+        let peft_task_type = facts.architectures.iter().find_map(|class| {
+            let kinds = [
+                ("ForSequenceClassification", "SEQ_CLS"),
+                ("ForCausalLM", "CAUSAL_LM"),
+                ("LMHeadModel", "CAUSAL_LM"),
+                ("ForConditionalGeneration", "SEQ_2_SEQ_LM"),
+            ];
+            let fits = |(ending, _): &(&str, &str)| class.ends_with(ending);
+            kinds.into_iter().find(fits).map(|(_, task_type)| task_type)
+        })?;
+        if facts.labels.problem_type == Some(ProblemType::Regression) && outputs > 1 {
+            return None;
+        }
+        Self::from_peft(peft_task_type, Some(outputs))
     }
 
     /// The first task that predicts text.

@@ -1,9 +1,9 @@
 //! Regression: a number for a text or a pair of texts.
 
-use epiphyte_data::{Columns, DataError, Fields, LabelField, Target};
+use epiphyte_data::{DataError, Fields, LabelField, Target};
 use epiphyte_models::HeadKind;
 
-use super::Task;
+use super::{Task, TaskSpec};
 use crate::TrainError;
 use crate::observer::Observer;
 use crate::scoring::evaluate::{Evaluation, predict};
@@ -33,15 +33,10 @@ impl Task for Regression {
         HeadKind::Classification { labels: 1 }
     }
 
-    fn fields(
-        &self,
-        columns: &Columns,
-        _classes: &[String],
-        labelled: bool,
-    ) -> Result<Fields, DataError> {
-        columns.texts(match labelled {
+    fn fields(&self, spec: &TaskSpec, labelled: bool) -> Result<Fields, DataError> {
+        spec.columns.texts(match labelled {
             true => LabelField::Number {
-                column: columns.label().to_owned(),
+                column: spec.columns.label().to_owned(),
             },
             false => LabelField::Absent,
         })

@@ -1,10 +1,10 @@
 //! Sequence-to-sequence language modeling: a target text for a source text, with an
 //! encoder-decoder.
 
-use epiphyte_data::{Columns, DataError, Fields};
+use epiphyte_data::{DataError, Fields};
 use epiphyte_models::HeadKind;
 
-use super::Task;
+use super::{Task, TaskSpec};
 use crate::TrainError;
 use crate::observer::Observer;
 use crate::scoring::evaluate::{Evaluation, mean_token_loss};
@@ -42,13 +42,8 @@ impl Task for Seq2Seq {
         "--source-column and --target-column"
     }
 
-    fn fields(
-        &self,
-        columns: &Columns,
-        _classes: &[String],
-        _labelled: bool,
-    ) -> Result<Fields, DataError> {
-        columns.source_target()
+    fn fields(&self, spec: &TaskSpec, _labelled: bool) -> Result<Fields, DataError> {
+        spec.columns.source_target()
     }
 
     fn scores(&self, _classes: Option<usize>) -> Vec<&'static str> {

@@ -3,7 +3,7 @@
 use epiphyte_data::{Columns, DataError, Fields, LabelField, LabelSet, Table, Target};
 use epiphyte_models::HeadKind;
 
-use super::Task;
+use super::{Task, TaskSpec};
 use crate::TrainError;
 use crate::observer::Observer;
 use crate::scoring::evaluate::{Evaluation, argmax, negative_log_likelihood, predict};
@@ -47,18 +47,14 @@ impl Task for SequenceClassification {
         true
     }
 
-    fn fields(
-        &self,
-        columns: &Columns,
-        classes: &[String],
-        labelled: bool,
-    ) -> Result<Fields, DataError> {
+    fn fields(&self, spec: &TaskSpec, labelled: bool) -> Result<Fields, DataError> {
         if !labelled {
-            return columns.texts(LabelField::Absent);
+            return spec.columns.texts(LabelField::Absent);
         }
-        columns.texts(LabelField::Class {
-            column: columns.label().to_owned(),
-            labels: LabelSet::from_names(classes.iter().cloned())?,
+        spec.columns.texts(LabelField::Class {
+            column: spec.columns.label().to_owned(),
+            labels: LabelSet::from_names(spec.labels.iter().cloned())?
+                .in_order_of_ids(spec.labels_by_id),
         })
     }
 

@@ -25,6 +25,10 @@ pub struct TaskSpec {
     /// Names of the classes, in the order of their ids.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub labels: Vec<String>,
+    /// Whether their order is that of ids that others use too: those of the base's `id2label`, or
+    /// those that the user gives. False if the names were sorted, and in older adapters.
+    #[serde(default)]
+    pub labels_by_id: bool,
     /// Longest example in tokens.
     pub max_length: usize,
     /// Plain text is joined and cut into examples of `max_length`.
@@ -54,6 +58,7 @@ impl TaskSpec {
             task,
             columns: Columns::default(),
             labels: Vec::new(),
+            labels_by_id: false,
             max_length,
             packing: false,
             chat_template: None,
@@ -85,7 +90,7 @@ impl TaskSpec {
 
     /// What the columns of a row are to the task.
     fn fields(&self, labelled: bool) -> Result<Fields, TrainError> {
-        let fields = self.task.fields(&self.columns, &self.labels, labelled);
+        let fields = self.task.fields(self, labelled);
         fields.map_err(|error| TrainError::of_columns(self.task, error))
     }
 

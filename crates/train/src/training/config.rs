@@ -2,16 +2,18 @@
 //!
 //! Keys that are not here are settings of the method, which refuses those that it does not know.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use epiphyte_data::{
     Columns, DataError, Fields, Format, Order, ReadOptions, Table, parse_delimiter,
 };
 use epiphyte_methods::framework::settings::{SettingError, Settings, parse};
+use epiphyte_models::ModelConfig;
 use epiphyte_ops::Precision;
 use serde_json::{Map, Value};
 
 use crate::TrainError;
+use crate::tasks::class_order::{self, BaseClasses, ClassOrder};
 use crate::tasks::{TaskKind, TaskSpec};
 use crate::training::activation_cache::ActivationCacheKind;
 use crate::training::early_stopping::Selection;
@@ -36,6 +38,9 @@ epiphyte_methods::settings! {
         text_columns: Vec<String> = Vec::new();
         /// Column of the label or number.
         label_column: Option<String> = None, unset "label";
+        /// Names of the classes in the order of their ids: a,b,...
+        labels: Vec<String> = Vec::new(),
+            unset "the base model's, if it knows those of the data; else those of the data, sorted";
         /// Language modeling: column of the prompt, or several, joined by a blank line without the
         /// empty ones. The completion follows with nothing between.
         prompt_column: Vec<String> = Vec::new();
@@ -227,18 +232,36 @@ impl RunConfig {
         }
     }
 
-    /// The task with what turns the run's files into examples. Classes are those of the training
-    /// data.
+    /// The task with what turns the run's files into examples, and whether the head starts at
+    /// random although the base has one. `train` is the training data, `model` the base's
+    /// directory.
     ///
     /// # Errors
-    /// If the training data or the chat template's file cannot be read.
-    pub fn task_spec(&self, train: &Table) -> Result<TaskSpec, TrainError> {
+    /// If the training data, the chat template's file or the base cannot be read; as
+    /// [`class_order::for_training`].
+    pub fn task_spec(&self, train: &Table, model: &Path) -> Result<(TaskSpec, bool), TrainError> {
         let of_columns = |error| TrainError::of_columns(self.task, error);
         let columns = self.task.columns(&self.columns(), train);
         let columns = columns.map_err(of_columns)?;
-        let labels = self.task.classes(&columns, train).map_err(of_columns)?;
-        self.check_metric(Some(labels.len()))?;
-        let fields = self.task.fields(&columns, &labels, true);
+        let found = self.task.classes(&columns, train).map_err(of_columns)?;
+        let classes = match self.task.has_classes() {
+            true => {
+                let base = BaseClasses::open(model, &ModelConfig::open(model)?)?;
+                if base.is_multi_label() {
+                    tracing::warn!(
+                        "the base model predicts any number of classes for a text \
+                         (multi_label_classification); this run trains one class for a text"
+                    );
+                }
+                class_order::for_training(&self.labels, &found, &base)?
+            }
+            false => ClassOrder {
+                names: found,
+                by_id: false,
+                new_head: false,
+            },
+        };
+        self.check_metric(Some(classes.names.len()))?;
         let chat_template = self.chat_template.as_ref().map(|path| {
             std::fs::read_to_string(path).map_err(|source| DataError::Io {
                 path: path.clone(),
@@ -246,16 +269,19 @@ impl RunConfig {
             })
         });
         let max_length = self.max_length.unwrap_or(self.task.default_max_length());
-        Ok(TaskSpec {
+        let mut spec = TaskSpec {
             columns,
-            labels,
-            packing: self.packing && matches!(fields, Ok(Fields::PlainText { .. })),
+            labels: classes.names,
+            labels_by_id: classes.by_id,
             chat_template: chat_template.transpose()?,
             no_header: self.no_header,
             quoting: self.quoting,
             delimiter: self.delimiter()?,
             ..TaskSpec::new(self.task, max_length)
-        })
+        };
+        let fields = self.task.fields(&spec, true);
+        spec.packing = self.packing && matches!(fields, Ok(Fields::PlainText { .. }));
+        Ok((spec, classes.new_head))
     }
 
     fn columns_to_read(&self) -> Result<Vec<String>, TrainError> {
@@ -419,6 +445,16 @@ mod tests {
             ("micro_batch_tokens", json!(0), "is 0, but it must be"),
             ("warmup_ratio", json!(1), "is 1, but it must be in [0, 1)"),
             ("weight_decay", json!(-0.5), "is -0.5, but it must be 0 or"),
+            (
+                "base_dropout",
+                json!(0.99999998),
+                "is 0.99999998, but it must be in [0, 1)",
+            ),
+            (
+                "learning_rate",
+                json!(1e39),
+                "is 1000000000000000000000000000000000000000, but it must be below 3.4e38",
+            ),
         ] {
             let settings = json!({ "model": "m", "output": "o", "train_data": "t", key: value });
             let run: RunConfig = serde_json::from_value(settings).unwrap();

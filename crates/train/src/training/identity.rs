@@ -38,7 +38,8 @@ const NOT_IDENTITY: &[&str] = &[
 /// What decides the result of a run, but for the number of its steps.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Identity {
-    /// Settings of the run, and of its method with their defaults.
+    /// Settings of the run, of its method with their defaults, and those of the base's
+    /// `config.json` on which results depend.
     settings: Map<String, Value>,
     /// The SHA-256 of each input, by what it is.
     inputs: BTreeMap<String, String>,
@@ -63,6 +64,8 @@ impl Identity {
         let run = run.as_object().cloned().unwrap_or_default().into_iter();
         let run = run.filter(|(key, _)| !NOT_IDENTITY.contains(&key.as_str()));
         let method = module.config().resolved(task_model.loaded.model.base());
+        let base = task_model.loaded.config.computation().into_iter();
+        let base = base.map(|(key, value)| (format!("config.json: {key}"), value));
         let inputs = [
             ("base model", Some(task_model.loaded.content_hash.clone())),
             (
@@ -73,7 +76,7 @@ impl Identity {
             ("evaluation examples", eval.map(Batches::content_hash)),
         ];
         Self {
-            settings: run.chain(method).collect(),
+            settings: run.chain(method).chain(base).collect(),
             inputs: inputs
                 .into_iter()
                 .filter_map(|(input, hash)| Some((input.to_owned(), hash?)))

@@ -79,8 +79,7 @@ pub(crate) fn forward_backward(
             None => run.model.embed(&run.entry()),
         };
         let rows = run.model.final_rows(&hidden);
-        let data = &run.tokens.sequences;
-        if let Some(loss_rows) = run.model.loss_rows(targets, data, &rows) {
+        if let Some(loss_rows) = run.model.loss_rows(targets, run.tokens, &rows) {
             parts.push(Part {
                 index,
                 run,
@@ -412,7 +411,7 @@ mod tests {
             index: 0,
             run: &run,
             loss_rows: model
-                .loss_rows(Targets::Classes(&[0, 1]), &tokens.sequences, &hidden.rows)
+                .loss_rows(Targets::Classes(&[0, 1]), &tokens, &hidden.rows)
                 .unwrap(),
             final_tokens: hidden.rows.tokens(),
             hidden,

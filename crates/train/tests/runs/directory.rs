@@ -377,6 +377,9 @@ fn a_run_that_differs_is_not_continued_and_what_differs_is_named() {
     let reversed: Vec<&str> = lines.iter().rev().copied().collect();
     let head = HeadKind::Classification { labels: 2 };
     let other_base = world.write_model("other-base", &bert_of_other_weights(), head);
+    let mut config = bert();
+    config["hidden_act"] = json!("relu");
+    let other_config = world.write_model("other-config", &config, head);
     let cases = [
         (
             data("a-word", text.replacen("w1", "w2", 1)),
@@ -404,6 +407,13 @@ fn a_run_that_differs_is_not_continued_and_what_differs_is_named() {
                 ..run.clone()
             },
             "another base model",
+        ),
+        (
+            RunConfig {
+                model: other_config,
+                ..run.clone()
+            },
+            "`config.json: hidden_act` was \"gelu\" and is \"relu\"",
         ),
         (
             RunConfig {

@@ -32,7 +32,7 @@ impl Adapter for MostTokens {
 /// The base of a run, and its evaluation data in batches of `size`.
 fn open(run: &RunConfig, size: usize) -> (LoadedAdapter, Batches) {
     let read = |path: &Path| Table::read(path, &run.reading().unwrap()).unwrap();
-    let spec = run.task_spec(&read(&run.train_data)).unwrap();
+    let (spec, _) = run.task_spec(&read(&run.train_data), &run.model).unwrap();
     let (device, load) = (Device::default(), LoadOptions::default());
     let loaded_adapter = open_adapter(&run.model, None, Some(spec), false, &device, &load).unwrap();
     let table = read(run.eval_data.as_deref().unwrap());

@@ -113,7 +113,7 @@ fn a_trained_adapter_refuses_examples_that_are_too_long() {
         let table = Table::read(&data, &run.reading().unwrap()).unwrap();
         let spec = TaskSpec {
             max_length: POSITIONS,
-            ..run.task_spec(&table).unwrap()
+            ..run.task_spec(&table, &run.model).unwrap().0
         };
         let mut loaded_adapter = open(&run, Some(spec));
         let batches = |loaded_adapter: &LoadedAdapter| {

@@ -10,7 +10,7 @@ use epiphyte_methods::{AdapterModule, METHODS, MethodError};
 use epiphyte_models::families::FAMILIES;
 use epiphyte_models::{HeadKind, ModelConfig, random_model};
 use epiphyte_ops::Precision;
-use epiphyte_train::{RunConfig, TaskKind};
+use epiphyte_train::{RunConfig, TaskKind, TaskSpec};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
@@ -175,7 +175,7 @@ impl World {
             ..self.run(name, "lora", &json!({}))
         });
         // Language is learned from target texts exactly where the model has a decoder for them.
-        let fields = task.fields(&template.columns(), &classes(), true);
+        let fields = task.fields(&spec(&template), true);
         let has_target_texts = matches!(fields, Ok(Fields::SourceTarget { .. }));
         let is_encoder_decoder = small.base().dimensions.encoder_layers > 0;
         if task.predicts_text() && has_target_texts != is_encoder_decoder {
@@ -240,8 +240,17 @@ fn with_columns(run: RunConfig) -> RunConfig {
         ..run
     };
     let mut candidates = [texts, plain, pairs].into_iter();
-    let fits = |run: &RunConfig| run.task.fields(&run.columns(), &classes(), true).is_ok();
+    let fits = |run: &RunConfig| run.task.fields(&spec(run), true).is_ok();
     candidates.find(fits).expect("columns for the task")
+}
+
+/// The run's task over the world's classes.
+fn spec(run: &RunConfig) -> TaskSpec {
+    TaskSpec {
+        columns: run.columns(),
+        labels: classes().to_vec(),
+        ..TaskSpec::new(run.task, 16)
+    }
 }
 
 /// Rows with a text, a number that can be a class too, and an answer.

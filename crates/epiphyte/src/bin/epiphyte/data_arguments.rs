@@ -8,8 +8,9 @@ use clap::Args;
 use epiphyte::data::{Batches, LabelSet, Order, Table};
 use epiphyte::hub::Hub;
 use epiphyte::methods::file::AdapterFile;
-use epiphyte::models::{HeadKind, LoadOptions, ModelConfig};
+use epiphyte::models::{HeadKind, LoadOptions, ModelConfig, head_outputs};
 use epiphyte::ops::Precision;
+use epiphyte::train::tasks::class_order::{BaseClasses, ClassOrder, TrainedHead, for_prediction};
 use epiphyte::train::tasks::names as task_names;
 use epiphyte::train::{LoadedAdapter, TaskKind, TaskSpec, open_adapter};
 
@@ -205,8 +206,10 @@ impl DataArguments {
             table = table.sample(rows, 0);
         }
         spec.columns = spec.task.columns(&spec.columns, &table)?;
-        if spec.task.has_classes() && spec.labels.is_empty() {
-            spec.labels = self.labels(&spec, file, &config, &table, labelled)?;
+        if spec.task.has_classes() {
+            let base = BaseClasses::open(&located.model, &config)?;
+            let classes = self.classes(&spec, file, &config, &base, &table)?;
+            (spec.labels, spec.labels_by_id) = (classes.names, classes.by_id);
         }
         let model = located.model.clone();
         let mut loaded_adapter = located.load(spec, global)?;
@@ -229,46 +232,34 @@ impl DataArguments {
         })
     }
 
-    /// Class names when neither flags nor adapter give them: the base model's if their number
-    /// matches the head, otherwise those found in the data.
-    fn labels(
+    /// The classes of the head: as the adapter records them, the base names them, or the user does.
+    fn classes(
         &self,
         spec: &TaskSpec,
         file: Option<&AdapterFile>,
         config: &ModelConfig,
+        base: &BaseClasses,
         table: &Table,
-        labelled: bool,
-    ) -> Result<Vec<String>> {
-        let of_base = &config.facts().labels;
-        let outputs = match file {
-            Some(file) => head_outputs(file, config)?,
-            None => Some(of_base.num_labels()),
+    ) -> Result<ClassOrder> {
+        let own_outputs = file.map(|file| outputs_of(file, config)).transpose()?;
+        let recorded = recorded_task(file)?;
+        let head = TrainedHead {
+            recorded: recorded.as_ref(),
+            has_adapter: file.is_some(),
+            outputs: own_outputs.flatten().or(base.outputs),
+            base,
         };
-        let names = of_base.names();
-        if outputs.is_none_or(|outputs| outputs == names.len()) {
-            return Ok(names.to_vec());
-        }
-        let outputs = outputs.unwrap_or_default();
-        if !labelled {
-            return Ok((0..outputs).map(|id| format!("LABEL_{id}")).collect());
-        }
-        let found = LabelSet::from_column(table, spec.columns.label())?;
-        if found.names().len() == outputs {
-            return Ok(found.names().to_vec());
-        }
-        let problem = format!(
-            "the head has {outputs} classes, but `{}` has {} ({}): name them all with --labels",
-            self.data.display(),
-            found.names().len(),
-            found.names().join(", ")
-        );
-        Err(UsageError::Other(problem).into())
+        // What predictions are made for may have labels all the same, and then they are compared.
+        let found = LabelSet::from_column(table, spec.columns.label()).ok();
+        let found = found.as_ref().map(LabelSet::names);
+        let given = self.task.labels.as_deref().unwrap_or_default();
+        Ok(for_prediction(&head, given, found)?)
     }
 }
 
 impl TaskArguments {
     /// The task: flags override what the adapter records, which overrides the base model's
-    /// defaults. If neither names the classes, `labels` stays empty.
+    /// defaults. `labels` are those that the adapter records.
     pub(crate) fn spec(
         &self,
         file: Option<&AdapterFile>,
@@ -280,10 +271,10 @@ impl TaskArguments {
             (None, Some(recorded), _) => recorded.task,
             (None, None, Some(file)) => peft_task(file, config)?,
             (None, None, None) => {
-                return Err(UsageError::Other(
-                    "pass --task: there is no adapter that records it".to_owned(),
-                )
-                .into());
+                let problem = "pass --task: there is no adapter that records it, and config.json \
+                               does not say what the model is for";
+                let task = TaskKind::of_base(config);
+                task.ok_or_else(|| UsageError::Other(problem.to_owned()))?
             }
         };
         let default_length = task.default_max_length();
@@ -313,9 +304,6 @@ impl TaskArguments {
             if given.is_some() {
                 column.clone_from(given);
             }
-        }
-        if let Some(labels) = &self.labels {
-            spec.labels.clone_from(labels);
         }
         spec.max_length = self.max_length.unwrap_or(spec.max_length);
         spec.packing = self.packing.unwrap_or(spec.packing);
@@ -348,7 +336,7 @@ fn recorded_task(file: Option<&AdapterFile>) -> Result<Option<TaskSpec>> {
 
 /// The task of an adapter that PEFT wrote.
 fn peft_task(file: &AdapterFile, config: &ModelConfig) -> Result<TaskKind> {
-    let outputs = head_outputs(file, config)?;
+    let outputs = outputs_of(file, config)?;
     let task = file.task_type();
     let task = task.and_then(|task_type| TaskKind::from_peft(task_type, outputs));
     let problem = "the adapter does not record its task: pass --task";
@@ -356,18 +344,8 @@ fn peft_task(file: &AdapterFile, config: &ModelConfig) -> Result<TaskKind> {
 }
 
 /// The number of outputs of the classification head that an adapter brings.
-///
-/// A head of several layers ends with the last by name, as `classifier.out_proj` follows
-/// `classifier.dense`.
-fn head_outputs(file: &AdapterFile, config: &ModelConfig) -> Result<Option<usize>> {
-    let Some(head) = classification_head(config) else {
-        return Ok(None);
-    };
-    let tensors = file.tensors()?;
-    let weights = tensors.names().filter(|name| is_weight_of(name, head));
-    let shapes = weights.filter_map(|name| Some(tensors.tensor(name)?.shape));
-    let last = shapes.filter(|shape| shape.len() == 2).last();
-    Ok(last.map(|shape| shape[0]))
+fn outputs_of(file: &AdapterFile, config: &ModelConfig) -> Result<Option<usize>> {
+    Ok(head_outputs(&file.tensors()?, config)?)
 }
 
 /// The path of a family's classification head.
@@ -390,7 +368,7 @@ pub(crate) fn spec_of_adapter(file: &AdapterFile, model: &Path) -> Result<TaskSp
     let mut spec = TaskArguments::default().spec(Some(file), &config)?;
     if spec.task.has_classes() && spec.labels.is_empty() {
         let labels = &config.facts().labels;
-        let outputs = head_outputs(file, &config)?.unwrap_or(labels.num_labels());
+        let outputs = outputs_of(file, &config)?.unwrap_or(labels.num_labels());
         spec.labels = match labels.names() {
             names if names.len() == outputs => names.to_vec(),
             _ => (0..outputs).map(|id| format!("LABEL_{id}")).collect(),

@@ -103,7 +103,7 @@ pub(crate) fn report(error: &anyhow::Error, resumable: bool) -> ExitCode {
 fn is_usage(error: &anyhow::Error) -> bool {
     let is_setting = matches!(
         error.downcast_ref(),
-        Some(TrainError::Config(_) | TrainError::Setting { .. })
+        Some(TrainError::Config(_) | TrainError::Setting { .. } | TrainError::ClassOrder(_))
     );
     let is_method = matches!(method(error), Some(MethodError::UnknownMethod { .. }));
     error.is::<UsageError>() || is_setting || is_method

@@ -25,6 +25,7 @@ fn main() -> ExitCode {
     let Arguments { global, command } = Arguments::parse();
     logging::start(&global);
     epiphyte::ops::keep_freed_memory();
+    epiphyte::models::report_truncated_files();
     let resumable = matches!(command, Command::Train(_));
     let done = global.apply().and_then(|()| match command {
         Command::Quickstart(arguments) => commands::quickstart::run(arguments, &global),

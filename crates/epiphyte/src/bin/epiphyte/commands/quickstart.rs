@@ -194,7 +194,7 @@ fn configure(dir: &Path, method: &str, settings: &str) -> Result<RunConfig> {
 /// Loads the base model, with an adapter if one is given.
 fn open(config: &RunConfig, adapter: Option<&Path>, device: &Device) -> Result<LoadedAdapter> {
     let train = Table::read(&config.train_data, &config.reading()?)?;
-    let spec = config.task_spec(&train)?;
+    let (spec, _) = config.task_spec(&train, &config.model)?;
     Ok(open_adapter(
         &config.model,
         adapter.map(AdapterFile::open).transpose()?,

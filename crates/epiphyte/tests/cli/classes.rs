@@ -1,0 +1,243 @@
+//! Which class is which output: from the adapter, the base, or `--labels`; never a guess.
+
+use epiphyte::io::safetensors_file::write_f32;
+use epiphyte::models::Checkpoint;
+use serde_json::{Value, json};
+
+use crate::workplace::{CLASSIFY, Workplace};
+
+const HEAD: &str = "--model bert-head --task sequence-classification --text-columns text";
+
+/// The base's classes in the order that sorting does not give.
+fn reversed(here: &Workplace, model: &str) {
+    here.edit(&format!("{model}/config.json"), |config| {
+        config["id2label"] = json!({ "0": "positive", "1": "negative" });
+    });
+}
+
+fn unnamed(here: &Workplace, model: &str) {
+    here.edit(&format!("{model}/config.json"), |config| {
+        config.as_object_mut().unwrap().remove("id2label");
+    });
+}
+
+/// Makes an adapter one that PEFT might have written.
+fn forget(here: &Workplace, adapter: &str) {
+    here.edit(&format!("{adapter}/adapter_config.json"), |config| {
+        config.as_object_mut().unwrap().remove("epiphyte");
+    });
+}
+
+fn labels(here: &Workplace, adapter: &str) -> Value {
+    let config: Value =
+        serde_json::from_str(&here.read(&format!("{adapter}/adapter_config.json"))).unwrap();
+    config["epiphyte"]["task"]["labels"].clone()
+}
+
+/// Rewrites the labels of `dev.jsonl` into `name`.
+fn relabel(here: &Workplace, name: &str, label: impl Fn(&str) -> Value) {
+    let rows: Vec<String> = here
+        .read("dev.jsonl")
+        .lines()
+        .map(|line| {
+            let mut row: Value = serde_json::from_str(line).unwrap();
+            row["label"] = label(row["label"].as_str().unwrap());
+            row.to_string()
+        })
+        .collect();
+    here.write(name, rows.join("\n"));
+}
+
+#[test]
+fn fine_tuning_a_classifier_keeps_the_bases_ids() {
+    let here = Workplace::new();
+    reversed(&here, "bert-head");
+    let before = here.json(&format!("eval {HEAD} --data dev.jsonl"));
+    let train = CLASSIFY.replace("--model bert ", "--model bert-head ");
+    let flags = "--max-steps 1 --learning-rate 1e-9";
+    here.succeed(&format!("{train} {flags} --output kept"));
+    assert_eq!(labels(&here, "kept"), json!(["positive", "negative"]));
+    let after = here.json("eval --model bert-head --adapter kept --data dev.jsonl");
+    assert_eq!(after["accuracy"], before["accuracy"]);
+
+    // Turned around, the head would be wrong.
+    let error = here.fail(
+        2,
+        &format!("{train} --labels negative,positive --output turned"),
+    );
+    assert!(error.contains("`negative` at id 0"), "{error}");
+    here.succeed(&format!(
+        "{train} {flags} --labels positive,negative --output given"
+    ));
+    assert_eq!(labels(&here, "given"), json!(["positive", "negative"]));
+
+    // Other names: a new head, and a note.
+    relabel(&here, "other.jsonl", |label| json!(format!("very {label}")));
+    let train = train
+        .replace("train.jsonl", "other.jsonl")
+        .replace("dev.jsonl", "other.jsonl");
+    let output = here.run(&format!("{train} {flags} --output new"));
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(errors.contains("start from the seed"), "{errors}");
+    assert_eq!(
+        labels(&here, "new"),
+        json!(["very negative", "very positive"])
+    );
+}
+
+#[test]
+fn an_adapter_without_names_is_refused_for_named_data() {
+    let here = Workplace::new();
+    unnamed(&here, "bert");
+    let train = CLASSIFY.replace("--learning-rate 1e-2", "--learning-rate 1e-2 --epochs 15");
+    here.succeed(&format!(
+        "{train} --labels positive,negative --output adapter"
+    ));
+    let right = here.json("eval --model bert --adapter adapter --data dev.jsonl");
+    forget(&here, "adapter");
+
+    let command = "--model bert --adapter adapter --text-columns text --data dev.jsonl";
+    for command in [
+        format!("eval {command}"),
+        format!("predict {command} --output out.jsonl"),
+    ] {
+        let error = here.fail(2, &command);
+        assert!(error.contains("pass --labels"), "{error}");
+    }
+    let scores = here.json(&format!("eval {command} --labels positive,negative"));
+    assert_eq!(scores["accuracy"], right["accuracy"]);
+    // Ids are the outputs, whatever their names.
+    relabel(&here, "ids.jsonl", |label| {
+        json!(i32::from(label == "negative"))
+    });
+    let command = "--model bert --adapter adapter --text-columns text --data ids.jsonl";
+    let scores = here.json(&format!("eval {command}"));
+    assert_eq!(scores["accuracy"], right["accuracy"]);
+    here.succeed(&format!("predict {command} --output out.jsonl"));
+    let line: Value = serde_json::from_str(here.read("out.jsonl").lines().next().unwrap()).unwrap();
+    assert!(
+        line["label"].as_str().unwrap().starts_with("LABEL_"),
+        "{line}"
+    );
+}
+
+#[test]
+fn ids_are_not_mapped_through_an_order_of_sorting() {
+    let here = Workplace::new();
+    unnamed(&here, "bert");
+    here.succeed(&format!("{CLASSIFY} --epochs 15 --output adapter"));
+    let right = here.json("eval --model bert --adapter adapter --data dev.jsonl");
+    // In this data, 0 is positive.
+    relabel(&here, "ids.jsonl", |label| {
+        json!(i32::from(label == "negative"))
+    });
+    let command = "eval --model bert --adapter adapter --data ids.jsonl";
+    let error = here.fail(1, command);
+    assert!(
+        error.contains("order of their ids with --labels"),
+        "{error}"
+    );
+    let error = here.fail(2, &format!("{command} --labels positive,negative"));
+    assert!(error.contains("negative,positive"), "{error}");
+    let scores = here.json(&format!("{command} --labels negative,positive"));
+    let (wrong, right) = (scores["accuracy"].as_f64(), right["accuracy"].as_f64());
+    assert!((wrong.unwrap() + right.unwrap() - 1.0).abs() < 1e-9);
+}
+
+#[test]
+fn a_base_that_says_its_task_needs_no_flag() {
+    let here = Workplace::new();
+    here.succeed(&format!("{CLASSIFY} --epochs 2 --output adapter"));
+    here.succeed("merge --model bert --adapter adapter --output merged");
+    let scores = here.json("eval --model bert --adapter adapter --data dev.jsonl");
+    let merged = here.json("eval --model merged --text-columns text --data dev.jsonl");
+    assert_eq!(merged["accuracy"], scores["accuracy"]);
+    let scores = here.json("eval --model llama --text-columns text --data dev.jsonl");
+    assert!(scores["perplexity"].is_number(), "{scores}");
+}
+
+#[test]
+fn a_base_for_several_classes_a_text_is_refused_and_noted() {
+    let here = Workplace::new();
+    here.edit("bert-head/config.json", |config| {
+        config["problem_type"] = json!("multi_label_classification");
+    });
+    for command in ["eval", "predict --output out.jsonl"] {
+        let error = here.fail(2, &format!("{command} {HEAD} --data dev.jsonl"));
+        assert!(error.contains("multi_label_classification"), "{error}");
+    }
+    let train = CLASSIFY.replace("--model bert ", "--model bert-head ");
+    let output = here.run(&format!("{train} --max-steps 1 --output adapter"));
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        output.status.success() && errors.contains("multi_label"),
+        "{errors}"
+    );
+    here.succeed("eval --model bert-head --adapter adapter --data dev.jsonl");
+}
+
+#[test]
+fn a_pooler_that_the_base_lacks_travels_with_the_adapter() {
+    let here = Workplace::new();
+    let file = here.path("bert/model.safetensors");
+    let checkpoint = Checkpoint::open_file(&file).unwrap();
+    let kept: Vec<_> = checkpoint
+        .names()
+        .filter(|name| !name.contains("pooler"))
+        .map(|name| {
+            let tensor = checkpoint.tensor(name).unwrap();
+            let values = tensor.to_f32().unwrap();
+            (name.to_owned(), tensor.shape.to_vec(), || values)
+        })
+        .collect();
+    drop(checkpoint);
+    write_f32(&file, kept).unwrap();
+    let output = here.run(&format!(
+        "{CLASSIFY} --epochs 8 --seed 3 --output adapter --json"
+    ));
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(errors.contains("`bert.pooler`"), "{errors}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let scores = here.json("eval --model bert --adapter adapter --data dev.jsonl");
+    assert_eq!(scores["loss"], report["metrics"]["loss"]);
+    assert_eq!(scores["accuracy"], report["metrics"]["accuracy"]);
+    let config: Value = serde_json::from_str(&here.read("adapter/adapter_config.json")).unwrap();
+    assert_eq!(
+        config["modules_to_save"],
+        json!(["pooler", "classifier", "score"])
+    );
+    // Merged, it is a whole model.
+    here.succeed("merge --model bert --adapter adapter --output merged");
+    let merged = here.json("eval --model merged --text-columns text --data dev.jsonl");
+    assert_eq!(merged["accuracy"], scores["accuracy"]);
+}
+
+#[test]
+fn a_base_with_another_configuration_is_named() {
+    let here = Workplace::new();
+    here.succeed(&format!("{CLASSIFY} --max-steps 1 --output adapter"));
+    let command = "eval --model bert --adapter adapter --data dev.jsonl";
+    // A rewrite with nothing changed.
+    here.edit("bert/config.json", |config| {
+        let entries = config.as_object().unwrap().clone();
+        *config = entries.into_iter().rev().collect();
+        config["transformers_version"] = json!("9.9.9");
+        config["hidden_act"] = json!("gelu");
+    });
+    here.succeed(command);
+    for (key, value) in [
+        ("hidden_act", json!("relu")),
+        ("num_attention_heads", json!(4)),
+        ("layer_norm_eps", json!(1e-3)),
+    ] {
+        let before = here.read("bert/config.json");
+        here.edit("bert/config.json", |config| config[key] = value.clone());
+        let error = here.fail(1, command);
+        assert!(
+            error.contains(key) && error.contains("--allow-other-base"),
+            "{error}"
+        );
+        here.succeed(&format!("{command} --allow-other-base"));
+        here.write("bert/config.json", before);
+    }
+}

@@ -1,0 +1,372 @@
+//! Which class is which output of a head.
+//!
+//! Names are sorted only for a head that starts at random, whose order is then stored with the
+//! adapter. Where a head was trained before, its order is what a file or the user says: the
+//! adapter's record, the base's `id2label`, or `--labels`. It is never guessed from data.
+
+use std::path::Path;
+
+use epiphyte_models::config::{Labels, ProblemType};
+use epiphyte_models::{Checkpoint, ModelConfig, ModelError, head_outputs};
+
+use super::TaskSpec;
+use crate::TrainError;
+
+/// The classes of a head.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClassOrder {
+    /// Their names, in the order of the outputs.
+    pub names: Vec<String>,
+    /// As [`TaskSpec::labels_by_id`].
+    pub by_id: bool,
+    /// Whether the base's own head is for other classes, so that a new one has to start.
+    pub new_head: bool,
+}
+
+/// What a base says of the classes of its head.
+#[derive(Clone, Debug)]
+pub struct BaseClasses {
+    /// `id2label` and `problem_type`.
+    pub labels: Labels,
+    /// The outputs of the head in the checkpoint; none if it has no head that classifies sequences.
+    pub outputs: Option<usize>,
+}
+
+impl BaseClasses {
+    /// Reads them from a model's directory, whose `config.json` has been read.
+    ///
+    /// # Errors
+    /// If the checkpoint cannot be opened, or its head has no shape of a head.
+    pub fn open(model: &Path, config: &ModelConfig) -> Result<Self, ModelError> {
+        let outputs = match config.is_for_another_task() {
+            true => None,
+            false => head_outputs(&Checkpoint::open(model)?, config)?,
+        };
+        Ok(Self {
+            labels: config.facts().labels.clone(),
+            outputs,
+        })
+    }
+
+    /// Whether the head has an output for each class, of which any number may be right.
+    pub fn is_multi_label(&self) -> bool {
+        self.labels.problem_type == Some(ProblemType::MultiLabelClassification)
+    }
+}
+
+/// The classes for training on data with the labels `found`, sorted, where the user gives `given`
+/// or nothing.
+///
+/// # Errors
+/// [`TrainError::ClassOrder`] if `given` contradicts the base, whose head it would turn around.
+pub fn for_training(
+    given: &[String],
+    found: &[String],
+    base: &BaseClasses,
+) -> Result<ClassOrder, TrainError> {
+    let (labels, known) = (&base.labels, base.labels.names());
+    let has_head_for = |count: usize| base.outputs == Some(count);
+    if !given.is_empty() {
+        if has_head_for(given.len()) && labels.are_named() {
+            check_against("the base model's id2label", known, given)?;
+        }
+        return Ok(ClassOrder {
+            names: given.to_vec(),
+            by_id: true,
+            new_head: false,
+        });
+    }
+    let are_known = found.iter().all(|name| known.contains(name));
+    if are_known && (has_head_for(known.len()) || known.len() == found.len()) {
+        return Ok(ClassOrder {
+            names: known.to_vec(),
+            by_id: true,
+            new_head: false,
+        });
+    }
+    // Ids mean the same classes as those of the base only if they are all there.
+    if has_head_for(known.len()) && are_all_ids(found, known.len()) {
+        let names = match labels.are_named() {
+            true => known,
+            false => found,
+        };
+        return Ok(ClassOrder {
+            names: names.to_vec(),
+            by_id: true,
+            new_head: false,
+        });
+    }
+    Ok(ClassOrder {
+        names: found.to_vec(),
+        by_id: false,
+        new_head: base.outputs.is_some(),
+    })
+}
+
+/// The classes of a head that predicts: that of an adapter, or the base's own.
+#[derive(Clone, Debug)]
+pub struct TrainedHead<'a> {
+    /// The task that the adapter records; none for an adapter of PEFT, or without an adapter.
+    pub recorded: Option<&'a TaskSpec>,
+    /// Whether there is an adapter, whose head then takes the place of the base's.
+    pub has_adapter: bool,
+    /// The outputs of the head; none if no file has one.
+    pub outputs: Option<usize>,
+    /// What the base says.
+    pub base: &'a BaseClasses,
+}
+
+/// The classes of a head that predicts, where the user gives `given` or nothing, for data with the
+/// labels `found`, if it has labels.
+///
+/// # Errors
+/// [`TrainError::ClassOrder`] if no file says the order of named classes, or if `given` contradicts
+/// it.
+pub fn for_prediction(
+    head: &TrainedHead<'_>,
+    given: &[String],
+    found: Option<&[String]>,
+) -> Result<ClassOrder, TrainError> {
+    let order = |names: &[String], by_id| ClassOrder {
+        names: names.to_vec(),
+        by_id,
+        new_head: false,
+    };
+    if let Some(recorded) = head.recorded.filter(|spec| !spec.labels.is_empty()) {
+        let stored = &recorded.labels;
+        if !given.is_empty() && given != stored {
+            return Err(TrainError::ClassOrder(format!(
+                "the adapter was trained with the classes {}, but --labels says {}: leave it out",
+                stored.join(","),
+                given.join(",")
+            )));
+        }
+        return Ok(order(stored, recorded.labels_by_id || !given.is_empty()));
+    }
+    if head.base.is_multi_label() {
+        return Err(TrainError::ClassOrder(
+            "config.json says multi_label_classification, any number of classes for a text, but \
+             this task is one class for a text: its predictions and scores would be wrong"
+                .to_owned(),
+        ));
+    }
+    let known = head.base.labels.names();
+    let outputs = head.outputs.unwrap_or(known.len());
+    if !given.is_empty() {
+        if given.len() != outputs {
+            return Err(TrainError::ClassOrder(format!(
+                "--labels names {} classes, but the head has {outputs} outputs: name each of them",
+                given.len()
+            )));
+        }
+        if !head.has_adapter && head.base.labels.are_named() {
+            check_against("the base model's id2label", known, given)?;
+        }
+        return Ok(order(given, true));
+    }
+    let unnamed = Labels::unnamed(outputs);
+    let names = match known.len() == outputs {
+        true => known,
+        false => unnamed.names(),
+    };
+    let found = found.unwrap_or_default();
+    let is_id = |name: &String| name.parse().is_ok_and(|id: usize| id < outputs);
+    let are_known = found.iter().all(|name| names.contains(name));
+    if are_known || found.iter().all(is_id) {
+        return Ok(order(names, true));
+    }
+    let (whose, have) = match (head.has_adapter, names == unnamed.names()) {
+        (true, _) => ("the adapter's head", "no file names its classes"),
+        (false, true) => (
+            "the base model's head",
+            "its config.json does not name its classes",
+        ),
+        // The row that has an unknown label is named where the labels are read.
+        (false, false) => return Ok(order(names, true)),
+    };
+    Err(TrainError::ClassOrder(format!(
+        "{whose} has {outputs} outputs, and {have}, while the data has {}: pass --labels with the \
+         names in the order of the outputs, as in training; another order would give wrong scores",
+        shown(found)
+    )))
+}
+
+/// Refuses names that `known` has at other ids.
+fn check_against(source: &str, known: &[String], given: &[String]) -> Result<(), TrainError> {
+    for (id, name) in given.iter().enumerate() {
+        if let Some(other) = known
+            .iter()
+            .position(|it| it == name)
+            .filter(|&it| it != id)
+        {
+            return Err(TrainError::ClassOrder(format!(
+                "--labels has `{name}` at id {id}, but {source} has it at id {other}: give the \
+                 classes as {}, or leave --labels out",
+                known.join(",")
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Whether names are the numbers from 0 to `count`, all of them.
+fn are_all_ids(names: &[String], count: usize) -> bool {
+    names.len() == count
+        && names
+            .iter()
+            .zip(0..)
+            .all(|(name, id)| *name == id.to_string())
+}
+
+/// The first few names, in backquotes.
+fn shown(names: &[String]) -> String {
+    let first: Vec<String> = names
+        .iter()
+        .take(5)
+        .map(|name| format!("`{name}`"))
+        .collect();
+    let more = names.len().saturating_sub(first.len());
+    match more {
+        0 => first.join(", "),
+        more => format!("{} and {more} more", first.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(names: &[&str]) -> Vec<String> {
+        names.iter().map(|&name| name.to_owned()).collect()
+    }
+
+    fn base(labels: &[&str], outputs: Option<usize>) -> BaseClasses {
+        BaseClasses {
+            labels: Labels::new(labels.iter().copied()),
+            outputs,
+        }
+    }
+
+    const UNNAMED: [&str; 2] = ["LABEL_0", "LABEL_1"];
+
+    #[test]
+    fn training_keeps_the_order_of_a_base_that_knows_the_names() {
+        let known = base(&["positive", "negative"], Some(2));
+        let found = names(&["negative", "positive"]);
+        let order = for_training(&[], &found, &known).unwrap();
+        assert_eq!(order.names, ["positive", "negative"]);
+        assert!(order.by_id && !order.new_head);
+        // The data may have a part of the classes, or their ids.
+        let order = for_training(&[], &names(&["negative"]), &known).unwrap();
+        assert_eq!(order.names, ["positive", "negative"]);
+        let order = for_training(&[], &names(&["0", "1"]), &known).unwrap();
+        assert_eq!(order.names, ["positive", "negative"]);
+    }
+
+    #[test]
+    fn training_sorts_only_for_a_new_head() {
+        let found = names(&["neg", "pos"]);
+        for (base, new_head) in [
+            (base(&["positive", "negative"], Some(2)), true),
+            (base(&UNNAMED, Some(2)), true),
+            (base(&["a", "b", "c"], Some(3)), true),
+            (base(&UNNAMED, None), false),
+        ] {
+            let order = for_training(&[], &found, &base).unwrap();
+            assert_eq!((&order.names, order.by_id), (&found, false), "{base:?}");
+            assert_eq!(order.new_head, new_head, "{base:?}");
+        }
+        // Some of the ids may be those of another data set.
+        let three = base(&["a", "b", "c"], Some(3));
+        let order = for_training(&[], &names(&["0", "1"]), &three).unwrap();
+        assert!(order.new_head && order.names == ["0", "1"]);
+        let order = for_training(&[], &names(&["0", "1"]), &base(&UNNAMED, Some(2))).unwrap();
+        assert!(!order.new_head && order.names == ["0", "1"]);
+    }
+
+    #[test]
+    fn given_names_win_but_do_not_turn_a_head_around() {
+        let (given, found) = (names(&["b", "a"]), names(&["a", "b"]));
+        for base in [base(&UNNAMED, Some(2)), base(&["a", "b"], None)] {
+            let order = for_training(&given, &found, &base).unwrap();
+            assert_eq!((&order.names, order.by_id), (&given, true));
+        }
+        let error = for_training(&given, &found, &base(&["a", "b"], Some(2))).unwrap_err();
+        assert!(error.to_string().contains("`b` at id 0"), "{error}");
+    }
+
+    #[test]
+    fn an_order_that_no_file_says_is_asked_for() {
+        let unnamed = base(&UNNAMED, None);
+        let head = |outputs, has_adapter, base| TrainedHead {
+            recorded: None,
+            has_adapter,
+            outputs: Some(outputs),
+            base,
+        };
+        let found = names(&["contradiction", "entailment", "neutral"]);
+        let adapter = head(3, true, &unnamed);
+        let error = for_prediction(&adapter, &[], Some(&found)).unwrap_err();
+        assert!(error.to_string().contains("--labels"), "{error}");
+        let given = names(&["entailment", "neutral", "contradiction"]);
+        let order = for_prediction(&adapter, &given, Some(&found)).unwrap();
+        assert_eq!((order.names, order.by_id), (given.clone(), true));
+        // Ids are the data set's own, in any data.
+        let order = for_prediction(&adapter, &[], Some(&names(&["0", "2"]))).unwrap();
+        assert!(order.by_id && order.names == ["LABEL_0", "LABEL_1", "LABEL_2"]);
+        let order = for_prediction(&adapter, &[], None).unwrap();
+        assert_eq!(order.names.len(), 3);
+        for given in [&["a", "b"][..], &["a", "b", "c", "d"]] {
+            let error = for_prediction(&adapter, &names(given), Some(&found)).unwrap_err();
+            assert!(error.to_string().contains("3 outputs"), "{error}");
+        }
+        // A base whose names are those of the data says the order; one with other names does not.
+        let mnli = base(&["entailment", "neutral", "contradiction"], None);
+        let order = for_prediction(&head(3, true, &mnli), &[], Some(&found)).unwrap();
+        assert_eq!(order.names, given);
+        let other = base(&["a", "b", "c"], None);
+        for_prediction(&head(3, true, &other), &[], Some(&found)).unwrap_err();
+        let unnamed = base(&["LABEL_0", "LABEL_1", "LABEL_2"], Some(3));
+        for_prediction(&head(3, false, &unnamed), &[], Some(&found)).unwrap_err();
+    }
+
+    #[test]
+    fn a_recorded_order_is_not_changed() {
+        let recorded = TaskSpec {
+            task: "sequence-classification".parse().unwrap(),
+            columns: epiphyte_data::Columns::default(),
+            labels: names(&["a", "b"]),
+            labels_by_id: false,
+            max_length: 8,
+            packing: false,
+            no_header: false,
+            quoting: None,
+        };
+        let base = base(&["b", "a"], Some(2));
+        let head = TrainedHead {
+            recorded: Some(&recorded),
+            has_adapter: true,
+            outputs: Some(2),
+            base: &base,
+        };
+        let order = for_prediction(&head, &[], None).unwrap();
+        assert_eq!((order.names, order.by_id), (names(&["a", "b"]), false));
+        let order = for_prediction(&head, &names(&["a", "b"]), None).unwrap();
+        assert!(order.by_id);
+        for_prediction(&head, &names(&["b", "a"]), None).unwrap_err();
+    }
+
+    #[test]
+    fn a_head_for_several_classes_a_text_is_refused() {
+        let mut base = base(&["toxic", "rude"], Some(2));
+        base.labels.problem_type = Some(ProblemType::MultiLabelClassification);
+        let head = TrainedHead {
+            recorded: None,
+            has_adapter: false,
+            outputs: Some(2),
+            base: &base,
+        };
+        let error = for_prediction(&head, &[], None).unwrap_err();
+        assert!(error.to_string().contains("multi_label"), "{error}");
+    }
+}
