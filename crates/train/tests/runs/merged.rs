@@ -6,7 +6,7 @@ use burn::tensor::Device;
 use epiphyte_methods::file::AdapterFile;
 use epiphyte_models::{HeadKind, LoadOptions};
 use epiphyte_train::observer::Silent;
-use epiphyte_train::{Interrupt, RunConfig, RunOptions, TaskKind, merge, open_adapter, train};
+use epiphyte_train::{Interrupt, MergeOptions, RunConfig, RunOptions, TaskKind, merge, open_adapter, train};
 use serde_json::{Value, json};
 
 use crate::world::{World, qwen};
@@ -34,7 +34,7 @@ fn a_merged_classifier_names_the_class_of_its_own_family() {
         let (device, load) = (Device::default(), LoadOptions::default());
         let loaded_adapter = open_adapter(&model, Some(file), None, false, &device, &load).unwrap();
         let output = run.output.with_extension("merged");
-        let merged = merge(&model, &loaded_adapter, &output).unwrap();
+        let merged = merge(&model, &loaded_adapter, &output, &MergeOptions::default()).unwrap();
         assert!(merged.largest_difference < 1e-4, "{merged:?}");
         let config = fs::read_to_string(output.join("config.json")).unwrap();
         let config: Value = serde_json::from_str(&config).unwrap();

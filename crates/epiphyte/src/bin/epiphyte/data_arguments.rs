@@ -47,6 +47,9 @@ pub(crate) struct ModelArguments {
     /// Allow another base model than the adapter was trained with
     #[arg(long)]
     pub(crate) allow_other_base: bool,
+    /// Use an adapter whose two files were not written together, or were edited
+    #[arg(long)]
+    pub(crate) allow_edited_adapter: bool,
     /// Data type of the frozen base: f32 or bf16
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     pub(crate) precision: Precision,
@@ -55,7 +58,11 @@ pub(crate) struct ModelArguments {
 impl ModelArguments {
     /// Finds the base model's directory and reads the adapter's configuration.
     pub(crate) fn locate(&self) -> Result<Located<'_>> {
-        let adapter = self.adapter.as_deref().map(AdapterFile::open);
+        let open = match self.allow_edited_adapter {
+            true => AdapterFile::open_edited,
+            false => AdapterFile::open,
+        };
+        let adapter = self.adapter.as_deref().map(open);
         Ok(Located {
             arguments: self,
             adapter: adapter.transpose()?,
@@ -222,7 +229,7 @@ impl DataArguments {
     ) -> Result<Vec<String>> {
         let of_base = &config.facts().labels;
         let outputs = match file {
-            Some(file) => head_outputs(file, config)?,
+            Some(file) => head_outputs(file, config),
             None => Some(of_base.num_labels()),
         };
         let names = of_base.names();
@@ -259,7 +266,10 @@ impl TaskArguments {
         let task = match (self.task, &recorded, file) {
             (Some(task), _, _) => task,
             (None, Some(recorded), _) => recorded.task,
-            (None, None, Some(file)) => peft_task(file, config)?,
+            (None, None, Some(file)) => peft_task(file, config).ok_or_else(|| {
+                let problem = "the adapter does not record its task: pass --task";
+                UsageError::Other(problem.to_owned())
+            })?,
             (None, None, None) => {
                 return Err(UsageError::Other(
                     "pass --task: there is no adapter that records it".to_owned(),
@@ -317,28 +327,28 @@ fn recorded_task(file: Option<&AdapterFile>) -> Result<Option<TaskSpec>> {
     ))
 }
 
-/// The task of an adapter that PEFT wrote.
-fn peft_task(file: &AdapterFile, config: &ModelConfig) -> Result<TaskKind> {
-    let outputs = head_outputs(file, config)?;
-    let task = file.task_type();
-    let task = task.and_then(|task_type| TaskKind::from_peft(task_type, outputs));
-    let problem = "the adapter does not record its task: pass --task";
-    Ok(task.ok_or_else(|| UsageError::Other(problem.to_owned()))?)
+/// The task of an adapter that PEFT wrote; none if neither its configuration nor a head in its file
+/// says one.
+fn peft_task(file: &AdapterFile, config: &ModelConfig) -> Option<TaskKind> {
+    let outputs = head_outputs(file, config);
+    let of_head = outputs.and(Some("SEQ_CLS"));
+    let types = [file.task_type(), of_head].into_iter().flatten();
+    types
+        .filter_map(|task_type| TaskKind::from_peft(task_type, outputs))
+        .next()
 }
 
 /// The number of outputs of the classification head that an adapter brings.
 ///
 /// A head of several layers ends with the last by name, as `classifier.out_proj` follows
 /// `classifier.dense`.
-fn head_outputs(file: &AdapterFile, config: &ModelConfig) -> Result<Option<usize>> {
-    let Some(head) = classification_head(config) else {
-        return Ok(None);
-    };
-    let tensors = file.tensors()?;
+fn head_outputs(file: &AdapterFile, config: &ModelConfig) -> Option<usize> {
+    let head = classification_head(config)?;
+    let tensors = file.tensors();
     let weights = tensors.names().filter(|name| is_weight_of(name, head));
     let shapes = weights.filter_map(|name| Some(tensors.tensor(name)?.shape));
     let last = shapes.filter(|shape| shape.len() == 2).last();
-    Ok(last.map(|shape| shape[0]))
+    last.map(|shape| shape[0])
 }
 
 /// The path of a family's classification head.
@@ -355,17 +365,28 @@ pub(crate) fn is_weight_of(name: &str, path: &str) -> bool {
         .is_some_and(|module| format!(".{module}.").contains(&format!(".{path}.")))
 }
 
-/// The task for commands that need neither columns nor class names: `merge`, `generate`, `inspect`.
-pub(crate) fn spec_of_adapter(file: &AdapterFile, model: &Path) -> Result<TaskSpec> {
+/// The task for commands that need neither columns nor class names: `merge`, `generate`, `inspect`;
+/// none if the adapter has neither a task nor a head.
+pub(crate) fn spec_of_adapter(file: &AdapterFile, model: &Path) -> Result<Option<TaskSpec>> {
     let config = ModelConfig::open(model)?;
-    let mut spec = TaskArguments::default().spec(Some(file), &config)?;
+    let arguments = TaskArguments {
+        task: match recorded_task(Some(file))? {
+            Some(recorded) => Some(recorded.task),
+            None => peft_task(file, &config),
+        },
+        ..TaskArguments::default()
+    };
+    if arguments.task.is_none() {
+        return Ok(None);
+    }
+    let mut spec = arguments.spec(Some(file), &config)?;
     if spec.task.has_classes() && spec.labels.is_empty() {
         let labels = &config.facts().labels;
-        let outputs = head_outputs(file, &config)?.unwrap_or(labels.num_labels());
+        let outputs = head_outputs(file, &config).unwrap_or(labels.num_labels());
         spec.labels = match labels.names() {
             names if names.len() == outputs => names.to_vec(),
             _ => (0..outputs).map(|id| format!("LABEL_{id}")).collect(),
         };
     }
-    Ok(spec)
+    Ok(Some(spec))
 }

@@ -83,16 +83,18 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let max_length = max_length.unwrap_or(usize::MAX);
     let spec = match &located.adapter {
         Some(file) => spec_of_adapter(file, &model)?,
-        None => TaskSpec {
-            task: TaskKind::text(),
-            columns: Columns::default(),
-            labels: Vec::new(),
-            max_length,
-            packing: false,
-            no_header: false,
-            quoting: None,
-        },
+        None => None,
     };
+    // An adapter that says no task is one of the only task that this command has.
+    let spec = spec.unwrap_or_else(|| TaskSpec {
+        task: TaskKind::text(),
+        columns: Columns::default(),
+        labels: Vec::new(),
+        max_length,
+        packing: false,
+        no_header: false,
+        quoting: None,
+    });
     if !spec.task.predicts_text() {
         let problem = format!(
             "the adapter is for {}, so it cannot generate: use `epiphyte predict`",
