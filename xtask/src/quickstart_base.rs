@@ -67,7 +67,12 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
         &Device::default(),
         &LoadOptions::default(),
     )?;
-    let merged = merge(&start, &tuning, &work.join("base"), &MergeOptions::default())?;
+    let merged = merge(
+        &start,
+        &tuning,
+        &work.join("base"),
+        &MergeOptions::default(),
+    )?;
     print(&format!(
         "{} tensors written, logits within {:e}",
         merged.tensors, merged.largest_difference

@@ -174,12 +174,16 @@ pub fn prepare_values<'a, N: AsRef<str>>(
                         return wrong_count(values.len());
                     }
                     match dtype {
-                        Dtype::F16 => {
-                            write_elements(&values, |value| f16::from_f32(value).to_le_bytes(), file)
-                        }
-                        Dtype::BF16 => {
-                            write_elements(&values, |value| bf16::from_f32(value).to_le_bytes(), file)
-                        }
+                        Dtype::F16 => write_elements(
+                            &values,
+                            |value| f16::from_f32(value).to_le_bytes(),
+                            file,
+                        ),
+                        Dtype::BF16 => write_elements(
+                            &values,
+                            |value| bf16::from_f32(value).to_le_bytes(),
+                            file,
+                        ),
                         Dtype::F64 => {
                             write_elements(&values, |value| f64::from(value).to_le_bytes(), file)
                         }

@@ -248,7 +248,10 @@ impl AdapterModule {
         ParameterCounts {
             trainable_parameters: self.method.trainable(&self.parameters),
             changed_parameters: self.method.changed() + self.whole.changed(),
-            stored_parameters: stored.iter().map(|stored| stored.values.len()).sum::<usize>()
+            stored_parameters: stored
+                .iter()
+                .map(|stored| stored.values.len())
+                .sum::<usize>()
                 + self.whole.changed(),
             head_parameters: self.head_parameters.count(),
             base_parameters: base.count(),

@@ -252,7 +252,9 @@ pub(super) fn whole_tensors(
                         "`trainable_token_indices` has {index}, but `{table}` has {rows} rows"
                     )));
                 }
-                whole.names.insert(table, Place::Rows(name.to_owned(), indices));
+                whole
+                    .names
+                    .insert(table, Place::Rows(name.to_owned(), indices));
             }
             continue;
         }
@@ -285,7 +287,9 @@ pub(super) fn whole_tensors(
                 )));
             }
         }
-        whole.names.insert(of_base.clone(), Place::All(name.to_owned()));
+        whole
+            .names
+            .insert(of_base.clone(), Place::All(name.to_owned()));
     }
     for copy in &whole.copies {
         let words = whole.names.get(&base.word_embeddings);

@@ -83,7 +83,9 @@ pub fn save(
     if let Some(name) = module.whole().next() {
         return Err(MethodError::Configuration {
             method: module.config().definition().name,
-            reason: format!("`{name}` stands in for the base's whole, which is read but not written"),
+            reason: format!(
+                "`{name}` stands in for the base's whole, which is read but not written"
+            ),
         });
     }
     fs::create_dir_all(dir).map_err(|source| MethodError::File {
@@ -424,7 +426,9 @@ impl AdapterFile {
             let in_base = of_base.any(|name| is_of(name, module) && !base.is_of_head(name));
             in_base && !whole.clone().any(|name| is_of(name, module))
         });
-        absent.map(|module| format!("{module} (modules_to_save)")).collect()
+        absent
+            .map(|module| format!("{module} (modules_to_save)"))
+            .collect()
     }
 }
 

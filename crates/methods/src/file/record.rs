@@ -12,7 +12,6 @@ use epiphyte_models::checkpoint::{ContentHash, TensorView};
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
 
 use super::Provenance;
 use crate::MethodError;
@@ -75,8 +74,7 @@ pub(super) fn settings_sha256(config: &Map<String, Value>) -> String {
     let settings: BTreeMap<&String, Value> =
         settings.map(|(key, value)| (key, sorted(value))).collect();
     let text = serde_json::to_string(&settings).expect("JSON values print");
-    let hash = Sha256::digest(text.as_bytes());
-    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+    epiphyte_io::sha256(text.as_bytes())
 }
 
 /// A value with the keys of its objects sorted.
@@ -104,15 +102,24 @@ pub(super) fn tensors_sha256(tensors: &Tensors) -> String {
     let mut hash = ContentHash::default();
     for (name, shape, values) in sorted {
         let (dtype, bytes): (Dtype, Vec<u8>) = match values {
-            StoredValues::F32(values) => {
-                (Dtype::F32, values.iter().flat_map(|it| it.to_le_bytes()).collect())
-            }
-            StoredValues::I32(values) => {
-                (Dtype::I32, values.iter().flat_map(|it| it.to_le_bytes()).collect())
-            }
+            StoredValues::F32(values) => (
+                Dtype::F32,
+                values.iter().flat_map(|it| it.to_le_bytes()).collect(),
+            ),
+            StoredValues::I32(values) => (
+                Dtype::I32,
+                values.iter().flat_map(|it| it.to_le_bytes()).collect(),
+            ),
         };
         let (shape, bytes) = (shape.as_slice(), bytes.as_slice());
-        hash.add(name, &TensorView { dtype, shape, bytes });
+        hash.add(
+            name,
+            &TensorView {
+                dtype,
+                shape,
+                bytes,
+            },
+        );
     }
     hash.finish()
 }

@@ -47,7 +47,9 @@ impl Pattern {
     pub fn matches(&self, path: &str) -> Result<bool, PatternError> {
         self.0.is_match(path).map_err(|_| PatternError {
             pattern: self.0.as_str().to_owned(),
-            problem: format!("takes too many steps on `{path}`: write it without nested repetitions"),
+            problem: format!(
+                "takes too many steps on `{path}`: write it without nested repetitions"
+            ),
         })
     }
 
@@ -69,7 +71,11 @@ mod tests {
     #[test]
     fn look_around_and_backreferences_work_as_in_python() {
         let text_only = Pattern::whole("^(?!.*visual).*q_proj$").unwrap();
-        assert!(text_only.matches("model.layers.0.self_attn.q_proj").unwrap());
+        assert!(
+            text_only
+                .matches("model.layers.0.self_attn.q_proj")
+                .unwrap()
+        );
         assert!(!text_only.matches("visual.blocks.0.attn.q_proj").unwrap());
         let behind = Pattern::whole(r".*(?<=layers\.1)\.mlp\.(up|down)_proj").unwrap();
         assert!(behind.matches("model.layers.1.mlp.up_proj").unwrap());
@@ -82,16 +88,24 @@ mod tests {
     #[test]
     fn what_takes_too_long_or_is_no_pattern_is_an_error() {
         let slow = Pattern::whole(r"(?=(a+)+$)(?!x)\1b").unwrap();
-        let error = slow.matches(&"a".repeat(200)).map_err(|error| error.to_string());
+        let error = slow
+            .matches(&"a".repeat(200))
+            .map_err(|error| error.to_string());
         assert!(
             error.as_ref().is_ok_and(|matches| !matches)
-                || error.as_ref().is_err_and(|error| error.contains("too many steps")),
+                || error
+                    .as_ref()
+                    .is_err_and(|error| error.contains("too many steps")),
             "{error:?}"
         );
-        let slow = Pattern::whole(r"(?:(?=a)a|a)*(?:(?=a)a|a)*(?:(?=a)a|a)*(?:(?=a)a|a)*b").unwrap();
+        let slow =
+            Pattern::whole(r"(?:(?=a)a|a)*(?:(?=a)a|a)*(?:(?=a)a|a)*(?:(?=a)a|a)*b").unwrap();
         let error = slow.matches(&"a".repeat(200)).unwrap_err().to_string();
         assert!(error.contains("too many steps"), "{error}");
         let wrong = Pattern::whole("(").unwrap_err().to_string();
-        assert!(wrong.starts_with("`(` is not a regular expression"), "{wrong}");
+        assert!(
+            wrong.starts_with("`(` is not a regular expression"),
+            "{wrong}"
+        );
     }
 }

@@ -182,11 +182,8 @@ impl FlagKind {
     /// Whether a value of a file is of this kind. Choices among texts may have other spellings,
     /// such as `true`.
     pub fn fits(self, value: &Value) -> bool {
-        let list_of = |of: fn(&Value) -> bool| {
-            value
-                .as_array()
-                .is_some_and(|items| items.iter().all(of))
-        };
+        let list_of =
+            |of: fn(&Value) -> bool| value.as_array().is_some_and(|items| items.iter().all(of));
         match self {
             Self::Integer => value.is_u64(),
             Self::Number => value.is_number(),
@@ -462,9 +459,8 @@ pub fn read<T: DeserializeOwned>(
     let kind = flags.iter().find(|flag| flag.key == key);
     let kind = kind.map(|flag| flag.kind);
     let list = match (kind, value) {
-        (Some(FlagKind::Integers), Value::Number(_)) | (Some(FlagKind::Texts), Value::String(_)) => {
-            Some(Value::Array(vec![value.clone()]))
-        }
+        (Some(FlagKind::Integers), Value::Number(_))
+        | (Some(FlagKind::Texts), Value::String(_)) => Some(Value::Array(vec![value.clone()])),
         _ => None,
     };
     let value = list.as_ref().unwrap_or(value);

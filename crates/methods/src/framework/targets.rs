@@ -494,6 +494,7 @@ mod tests {
     use epiphyte_ops::Precision;
 
     use super::{ALL_LINEAR, Modules, Selection, ends_with};
+    use crate::MethodError;
 
     #[test]
     fn endings_stop_at_dots() {
@@ -535,6 +536,83 @@ mod tests {
         let config = ModelConfig::parse("config.json".as_ref(), config).unwrap();
         let head = HeadKind::LanguageModel;
         random_model(&config, head, &Device::default(), Precision::F32, 0).unwrap()
+    }
+
+    fn selection<'a>(targets: &'a Modules, layers: Option<&'a [usize]>) -> Selection<'a> {
+        Selection {
+            method: "lora",
+            target_modules: Some(targets),
+            exclude_modules: None,
+            layers_to_transform: layers,
+            layers_pattern: &[],
+            defaults: |base| base.default_targets.lora,
+        }
+    }
+
+    #[test]
+    fn when_training_begins_every_name_matches_something() {
+        let model = llama();
+        let base = model.base();
+        let misspelt = Modules::parse("q_proj,vproj");
+        let misspelt = selection(&misspelt, None);
+        assert_eq!(misspelt.of(base).unwrap().len(), 1);
+        let Err(MethodError::Unmatched { key, unmatched, .. }) = misspelt.check_start(base) else {
+            panic!("a name that matches nothing passed");
+        };
+        assert_eq!(
+            (key, unmatched),
+            ("target_modules", vec!["vproj".to_owned()])
+        );
+
+        let targets = Modules::parse("q_proj,v_proj");
+        let layers = selection(&targets, Some(&[0, 9]));
+        assert_eq!(layers.of(base).unwrap().len(), 2);
+        let problem = layers.check_start(base).unwrap_err().to_string();
+        assert_eq!(
+            problem,
+            "lora: `layers_to_transform` is 9, but the target modules are in layers 0"
+        );
+        // A tied head and tables may be left out by name, and that changes nothing.
+        let excluded = Modules::parse("embed_tokens,k_proj");
+        let excluded = Selection {
+            exclude_modules: Some(&excluded),
+            ..selection(&targets, None)
+        };
+        excluded.check_start(base).unwrap();
+    }
+
+    #[test]
+    fn when_nothing_is_left_the_setting_that_leaves_nothing_is_named() {
+        let model = llama();
+        let base = model.base();
+        let targets = Modules::parse("q_proj,v_proj");
+        let none = selection(&targets, Some(&[7])).of(base).unwrap_err();
+        assert!(
+            none.to_string().contains("`layers_to_transform` is 7"),
+            "{none}"
+        );
+        let excluded = Selection {
+            exclude_modules: Some(&targets),
+            ..selection(&targets, None)
+        };
+        let none = excluded.of(base).unwrap_err();
+        assert!(none.to_string().contains("`exclude_modules` is"), "{none}");
+        let pattern = ["blocks".to_owned()];
+        let wrong = Selection {
+            layers_pattern: &pattern,
+            ..selection(&targets, Some(&[0]))
+        };
+        let none = wrong.of(base).unwrap_err();
+        assert!(
+            none.to_string().contains("`layers_pattern` is blocks"),
+            "{none}"
+        );
+        let pattern = ["layers".to_owned()];
+        let right = Selection {
+            layers_pattern: &pattern,
+            ..selection(&targets, Some(&[0]))
+        };
+        assert_eq!(right.of(base).unwrap().len(), 2);
     }
 
     #[test]

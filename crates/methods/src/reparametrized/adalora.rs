@@ -1013,7 +1013,9 @@ mod tests {
             (json!({ "rank_pattern": {} }), "`rank_pattern` has no entry"),
         ] {
             let mut parameters = ParameterSet::new(&Default::default(), 0);
-            let built = config(settings).build(model().base(), &mut parameters);
+            let (config, model) = (config(settings), model());
+            let started = config.check_start(model.base());
+            let built = started.and_then(|()| config.build(model.base(), &mut parameters));
             let error = built.unwrap_err().to_string();
             assert!(error.contains(words), "{error}");
         }

@@ -331,8 +331,12 @@ impl MethodConfig for LoraConfig {
 
     const TRAINING_ONLY: &'static [&'static str] = &["lora_dropout"];
 
-    const IGNORED: &'static [&'static str] =
-        &["corda_config", "eva_config", "loftq_config", "lora_ga_config"];
+    const IGNORED: &'static [&'static str] = &[
+        "corda_config",
+        "eva_config",
+        "loftq_config",
+        "lora_ga_config",
+    ];
 
     const COMPUTED: &'static [&'static str] = Selection::COMPUTED;
 

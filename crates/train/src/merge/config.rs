@@ -70,12 +70,18 @@ pub(super) fn set_padding(
     // The token must not be the one that texts end with, which would be taken for padding.
     let last = tokenizer.encode("a", None, None)?.ids.last().copied();
     let named = |name| tokenizer.special_id(name).ok();
+    // Where the tokenizer adds a token at the end, any other will do.
+    let plain = tokenizer.align("a", false)?.ids.last().copied();
+    let any = (plain != last).then_some(u32::from(last == Some(0)));
     let candidates = [
         named("pad_token"),
+        tokenizer.id("[PAD]"),
+        tokenizer.id("<pad>"),
         facts.eos_token_ids.first().copied(),
         named("eos_token"),
         named("unk_token"),
         named("bos_token"),
+        any,
     ];
     let fits = |id: &u32| Some(*id) != last && (*id as usize) < facts.vocab_size;
     if let Some(id) = candidates.into_iter().flatten().find(fits) {

@@ -121,11 +121,16 @@ fn check_inside(base: &Path, path: &Path) -> Result<(), TrainError> {
     let resolve = |path: &Path| path.canonicalize().map_err(FileError::at("read", path));
     let (target, base) = (resolve(path)?, resolve(base)?);
     let snapshots = base.parent().filter(|parent| parent.ends_with("snapshots"));
-    let blobs = snapshots.and_then(Path::parent).map(|model| model.join("blobs"));
+    let blobs = snapshots
+        .and_then(Path::parent)
+        .map(|model| model.join("blobs"));
     let inside = target.starts_with(&base) || blobs.is_some_and(|blobs| target.starts_with(blobs));
     match inside {
         true => Ok(()),
-        false => Err(not_copied(path, "is a link to a file outside of the model's directory")),
+        false => Err(not_copied(
+            path,
+            "is a link to a file outside of the model's directory",
+        )),
     }
 }
 
@@ -167,7 +172,10 @@ mod tests {
         }
         let files = files_of(base.path()).unwrap();
         let names: Vec<&str> = files.iter().map(|file| file.to_str().unwrap()).collect();
-        assert_eq!(names, ["1_Pooling/config.json", "modules.json", "tokenizer.json"]);
+        assert_eq!(
+            names,
+            ["1_Pooling/config.json", "modules.json", "tokenizer.json"]
+        );
     }
 
     #[cfg(unix)]
@@ -183,7 +191,10 @@ mod tests {
         assert_eq!(files_of(base.path()).unwrap().len(), 1);
         symlink(&secret, at("vocab.txt")).unwrap();
         let error = files_of(base.path()).unwrap_err().to_string();
-        assert!(error.contains("vocab.txt") && error.contains("outside"), "{error}");
+        assert!(
+            error.contains("vocab.txt") && error.contains("outside"),
+            "{error}"
+        );
         fs::remove_file(at("vocab.txt")).unwrap();
         fs::create_dir(at("merges.txt")).unwrap();
         let error = files_of(base.path()).unwrap_err().to_string();

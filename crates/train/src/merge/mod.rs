@@ -231,7 +231,9 @@ fn head_of_files(model_dir: &Path, config: &ModelConfig) -> Result<HeadKind, Tra
     let class = config.family().class_name(HeadKind::LanguageModel);
     let is_named = class.is_some_and(|class| {
         let architectures = &config.facts().architectures;
-        architectures.iter().any(|architecture| architecture == class)
+        architectures
+            .iter()
+            .any(|architecture| architecture == class)
     });
     let has_head = class.is_some() && Checkpoint::open(model_dir)?.contains("lm_head.weight");
     Ok(match is_named || has_head {

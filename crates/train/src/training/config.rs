@@ -5,8 +5,8 @@
 use std::path::PathBuf;
 
 use epiphyte_data::{Columns, Format, Order, ReadOptions, Table};
-use epiphyte_methods::framework::settings::{SettingError, Settings, parse};
 use epiphyte_methods::by_name;
+use epiphyte_methods::framework::settings::{SettingError, Settings, parse};
 use epiphyte_ops::Precision;
 use serde_json::{Map, Value};
 

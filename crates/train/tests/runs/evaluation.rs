@@ -118,7 +118,13 @@ fn what_is_not_finite_is_no_score_and_no_model() {
         }
 
         let output = run.output.with_extension("merged");
-        let error = merge(&run.model, &loaded_adapter, &output, &MergeOptions::default()).unwrap_err();
+        let error = merge(
+            &run.model,
+            &loaded_adapter,
+            &output,
+            &MergeOptions::default(),
+        )
+        .unwrap_err();
         assert!(error.to_string().contains(".weight` of the merged model"));
         assert!(!output.exists());
     }
