@@ -1,7 +1,8 @@
 //! Files that appear whole or not at all, and the safetensors format.
 //!
 //! Every crate of the project that writes a file writes it with [`write`](write()),
-//! [`write_atomically`], [`PendingFile`], [`write_directory`] or the functions of [`safetensors_file`].
+//! [`write_atomically`], [`PendingFile`], [`write_directory`] or the functions of
+//! [`safetensors_file`].
 
 mod atomic_file;
 mod directory;

@@ -1,5 +1,5 @@
-//! Adapters whose files were changed: what PEFT allows is read, what does not belong together or has
-//! no meaning is refused by name.
+//! Adapters whose files were changed: what PEFT allows is read, what does not belong together or
+//! has no meaning is refused by name.
 
 use std::fs;
 use std::path::Path;
