@@ -53,7 +53,10 @@ const EXPECTED: &[(&str, Expect)] = &[
     // The biases load; the head is one for spans of text.
     (
         "bert_lora_biasall",
-        Refused(BERT, "unexpected tensors: `base_model.model.qa_outputs.bias`"),
+        Refused(
+            BERT,
+            "unexpected tensors: `base_model.model.qa_outputs.bias`",
+        ),
     ),
     (
         "bert_lora_emb_mts",
@@ -176,7 +179,8 @@ fn every_folder_is_read_as_it_should_be() {
             }
             Some(&LoadsWhole(architecture)) => {
                 let model = small_model(architecture, &json);
-                let file = AdapterFile::open(&dir).unwrap_or_else(|error| panic!("{name}: {error}"));
+                let file =
+                    AdapterFile::open(&dir).unwrap_or_else(|error| panic!("{name}: {error}"));
                 let module = file.load(model.base(), &Device::default());
                 let module = module.unwrap_or_else(|error| panic!("{name}: {error}"));
                 assert!(module.whole().next().is_some(), "{name}");
