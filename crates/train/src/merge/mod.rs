@@ -16,7 +16,7 @@ use std::str::FromStr;
 use burn::tensor::{Device, Tensor};
 use epiphyte_data::Tokenizer;
 use epiphyte_io::safetensors_file::{Values, prepare_values};
-use epiphyte_io::{FileError, write_directory};
+use epiphyte_io::{FileError, clean_up, write_directory};
 use epiphyte_methods::AdapterModule;
 use epiphyte_methods::file::AdapterFile;
 use epiphyte_models::checkpoint::TensorView;
@@ -512,9 +512,7 @@ fn write_model(
         true => fs::remove_dir_all(path),
         false => fs::remove_file(path),
     };
-    if inside.exists() {
-        remove(&inside).map_err(FileError::at("remove", &inside))?;
-    }
+    clean_up(output)?;
     let result = write_directory(&inside, fill).and_then(|()| {
         let config = output.join(config::FILE);
         if config.exists() {
