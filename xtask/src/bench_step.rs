@@ -65,7 +65,7 @@ pub(crate) fn run(arguments: &[String], started: Instant) -> Result<()> {
         },
         max_steps: Some((steps + warmup) as u64),
         batch_size,
-        learning_rate: 1e-4,
+        learning_rate: Some(1e-4),
         lr_scheduler_type: ScheduleKind::Constant,
         logging_steps: 1,
         max_grad_norm: 0.0,

@@ -27,7 +27,7 @@ use epiphyte_methods::file::AdapterFile;
 use epiphyte_models::{HeadKind, LoadOptions, ModelConfig, random_model};
 use epiphyte_train::training::schedule::ScheduleKind;
 use epiphyte_train::{
-    Interrupt, Observer, RunConfig, RunOptions, TaskKind, merge, open_adapter, train,
+    Interrupt, MergeOptions, Observer, RunConfig, RunOptions, TaskKind, merge, open_adapter, train,
 };
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -67,7 +67,12 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
         &Device::default(),
         &LoadOptions::default(),
     )?;
-    let merged = merge(&start, &tuning, &work.join("base"))?;
+    let merged = merge(
+        &start,
+        &tuning,
+        &work.join("base"),
+        &MergeOptions::default(),
+    )?;
     print(&format!(
         "{} tensors written, logits within {:e}",
         merged.tensors, merged.largest_difference
@@ -235,7 +240,7 @@ fn pretrain(start: &Path, data: &Data, output: &Path) -> Result<RunConfig> {
         method: "full".to_owned(),
         batch_size: 16,
         epochs: 6.0,
-        learning_rate: 3e-3,
+        learning_rate: Some(3e-3),
         lr_scheduler_type: ScheduleKind::Cosine,
         warmup_ratio: 0.03,
         weight_decay: 0.1,

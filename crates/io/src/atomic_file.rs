@@ -35,7 +35,68 @@ pub fn write_atomically(
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> Result<(), FileError> {
-    replace_file(path, write).map_err(FileError::at("write", path))
+    PendingFile::write(path, write)?.put_in_place()
+}
+
+/// A file that is written and on the disk, but does not have its name yet.
+///
+/// Files that belong together are all written first and then put in place one after the other, so
+/// that only a kill between two renames leaves one old and one new. Dropped, it is removed.
+#[derive(Debug)]
+pub struct PendingFile {
+    path: PathBuf,
+    temporary: Option<PathBuf>,
+}
+
+impl PendingFile {
+    /// Writes the file that is to stand at `path` through `write`.
+    ///
+    /// # Errors
+    /// As [`write_atomically`].
+    pub fn write(
+        path: &Path,
+        write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> Result<Self, FileError> {
+        let temporary = temporary_path(path).map_err(FileError::at("write", path))?;
+        let pending = Self {
+            path: path.to_owned(),
+            temporary: Some(temporary.clone()),
+        };
+        let attempt = || {
+            let mut file = BufWriter::with_capacity(1 << 20, File::create(&temporary)?);
+            write(&mut file)?;
+            file.into_inner()?.sync_all()
+        };
+        attempt().map_err(FileError::at("write", path))?;
+        Ok(pending)
+    }
+
+    /// Gives the file its name, in place of what has it now.
+    ///
+    /// # Errors
+    /// [`FileError`], naming the path; the old file is then untouched.
+    pub fn put_in_place(mut self) -> Result<(), FileError> {
+        let attempt = || {
+            if let Some(temporary) = &self.temporary {
+                fs::rename(temporary, &self.path)?;
+            }
+            let directory = self.path.parent();
+            let directory = directory.filter(|dir| !dir.as_os_str().is_empty());
+            sync_directory(directory.unwrap_or(Path::new(".")))
+        };
+        attempt().map_err(FileError::at("write", &self.path))?;
+        self.temporary = None;
+        Ok(())
+    }
+}
+
+impl Drop for PendingFile {
+    fn drop(&mut self) {
+        if let Some(temporary) = &self.temporary {
+            // Best effort: the first error is the one worth reporting.
+            let _ = fs::remove_file(temporary);
+        }
+    }
 }
 
 /// [`write_atomically`] for contents that are in memory.
@@ -44,25 +105,6 @@ pub fn write_atomically(
 /// [`FileError`], naming `path`; the old file is then unchanged and nothing temporary is left.
 pub fn write(path: &Path, contents: &[u8]) -> Result<(), FileError> {
     write_atomically(path, |file| file.write_all(contents))
-}
-
-fn replace_file(
-    path: &Path,
-    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
-) -> io::Result<()> {
-    let temporary = temporary_path(path)?;
-    let attempt = || {
-        let mut file = BufWriter::with_capacity(1 << 20, File::create(&temporary)?);
-        write(&mut file)?;
-        file.into_inner()?.sync_all()?;
-        fs::rename(&temporary, path)
-    };
-    attempt().inspect_err(|_| {
-        // Best effort: the first error is the one worth reporting.
-        let _ = fs::remove_file(&temporary);
-    })?;
-    let directory = path.parent().filter(|dir| !dir.as_os_str().is_empty());
-    sync_directory(directory.unwrap_or(Path::new(".")))
 }
 
 /// Forces a directory's entries to the disk, without which a rename may be lost when the power
@@ -104,6 +146,30 @@ mod tests {
         );
         assert_eq!(fs::read(&path).unwrap(), b"old");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn files_that_belong_together_are_put_in_place_once_all_are_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = ["tensors", "config"].map(|name| dir.path().join(name));
+        for path in &paths {
+            write(path, b"old").unwrap();
+        }
+        let both = |text: &'static [u8], whole: bool| {
+            let first = PendingFile::write(&paths[0], |file| file.write_all(text))?;
+            let second = PendingFile::write(&paths[1], |file| match whole {
+                true => file.write_all(text),
+                false => Err(io::Error::from(io::ErrorKind::StorageFull)),
+            })?;
+            first.put_in_place()?;
+            second.put_in_place()
+        };
+        assert!(both(b"new", false).is_err());
+        let read = || paths.each_ref().map(|path| fs::read(path).unwrap());
+        assert_eq!(read(), [b"old", b"old"]);
+        both(b"new", true).unwrap();
+        assert_eq!(read(), [b"new", b"new"]);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
     }
 
     #[test]

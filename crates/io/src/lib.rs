@@ -1,7 +1,8 @@
 //! Files that appear whole or not at all, and the safetensors format.
 //!
 //! Every crate of the project that writes a file writes it with [`write`](write()),
-//! [`write_atomically`], [`write_directory`] or the functions of [`safetensors_file`].
+//! [`write_atomically`], [`PendingFile`], [`write_directory`] or the functions of
+//! [`safetensors_file`].
 
 mod atomic_file;
 mod directory;
@@ -10,7 +11,7 @@ mod file_kind;
 pub mod safetensors_file;
 mod sha256;
 
-pub use atomic_file::{write, write_atomically};
+pub use atomic_file::{PendingFile, write, write_atomically};
 pub use directory::{clean_up, remove_directory, write_directory};
 pub use error::{FileError, HeaderProblem, SafetensorsError};
 pub use file_kind::mistaken_file;

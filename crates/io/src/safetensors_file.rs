@@ -16,13 +16,14 @@ use std::fmt;
 use std::io::{self, Write};
 use std::path::Path;
 
+use half::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 use serde::Deserialize;
 use serde::de::{Error as _, MapAccess, Visitor};
 use serde_json::{Map, Value, json};
 
-use crate::{HeaderProblem, SafetensorsError, mistaken_file, write_atomically};
+use crate::{HeaderProblem, PendingFile, SafetensorsError, mistaken_file};
 
 /// The format's limit on the header's length, in bytes.
 pub const MAX_HEADER_LENGTH: u64 = 100_000_000;
@@ -83,9 +84,10 @@ pub fn write_safetensors(
         length: tensor.bytes.len(),
     };
     let tensors = tensors.iter().map(|tensor| (entry(tensor), tensor.bytes));
-    write(path, tensors.collect(), metadata, |bytes, file| {
+    let pending = write(path, tensors.collect(), metadata, |bytes, file| {
         file.write_all(bytes)
-    })
+    })?;
+    Ok(pending.put_in_place()?)
 }
 
 /// Writes f32 tensors as HF PEFT and transformers write theirs: [`write_safetensors`] with `format`
@@ -109,11 +111,15 @@ pub fn write_f32<'a, N: AsRef<str>, V: FnOnce() -> Vec<f32> + 'a>(
 pub enum Values<'a> {
     /// 32-bit floating point; made when the tensor is written.
     F32(Box<dyn FnOnce() -> Vec<f32> + 'a>),
+    /// The same, rounded to this type when written: F32, F16, BF16 or F64.
+    Rounded(Dtype, Box<dyn FnOnce() -> Vec<f32> + 'a>),
     /// 32-bit integers.
     I32(Vec<i32>),
+    /// The bytes as they are, of this type.
+    Bytes(Dtype, &'a [u8]),
 }
 
-/// Writes tensors of either type, each a name, a shape and its values, as [`write_f32`].
+/// Writes tensors of any of these types, each a name, a shape and its values, as [`write_f32`].
 ///
 /// # Errors
 /// As [`write_f32`].
@@ -121,20 +127,36 @@ pub fn write_values<'a, N: AsRef<str>>(
     path: &Path,
     tensors: impl IntoIterator<Item = (N, Vec<usize>, Values<'a>)>,
 ) -> Result<(), SafetensorsError> {
+    Ok(prepare_values(path, tensors, &[])?.put_in_place()?)
+}
+
+/// As [`write_values`], with more `metadata` behind `format` = `pt`, and without giving the file
+/// its name yet.
+///
+/// # Errors
+/// As [`write_f32`].
+pub fn prepare_values<'a, N: AsRef<str>>(
+    path: &Path,
+    tensors: impl IntoIterator<Item = (N, Vec<usize>, Values<'a>)>,
+    metadata: &[(&str, &str)],
+) -> Result<PendingFile, SafetensorsError> {
     let tensors = tensors.into_iter().map(|(name, shape, values)| {
         let count: usize = shape.iter().product();
         let entry = EntryToWrite {
             name: name.as_ref().to_owned(),
-            dtype: match values {
-                Values::F32(_) => Dtype::F32,
-                Values::I32(_) => Dtype::I32,
+            dtype: values.dtype(),
+            length: match &values {
+                Values::Bytes(_, bytes) => bytes.len(),
+                values => values.dtype().bitsize() / 8 * count,
             },
-            length: 4 * count,
             shape,
         };
         (entry, (count, values))
     });
-    let metadata = [("format", "pt")];
+    let metadata: Vec<_> = [("format", "pt")]
+        .into_iter()
+        .chain(metadata.iter().copied())
+        .collect();
     write(
         path,
         tensors.collect(),
@@ -144,25 +166,54 @@ pub fn write_values<'a, N: AsRef<str>>(
                 let problem = format!("{found} values for a shape of {count}");
                 Err(io::Error::new(io::ErrorKind::InvalidInput, problem))
             };
+            let dtype = values.dtype();
             match values {
-                Values::F32(values) => {
+                Values::F32(values) | Values::Rounded(_, values) => {
                     let values = values();
                     if values.len() != count {
                         return wrong_count(values.len());
                     }
-                    write_elements(&values, |value| value.to_le_bytes(), file)
+                    match dtype {
+                        Dtype::F16 => write_elements(
+                            &values,
+                            |value| f16::from_f32(value).to_le_bytes(),
+                            file,
+                        ),
+                        Dtype::BF16 => write_elements(
+                            &values,
+                            |value| bf16::from_f32(value).to_le_bytes(),
+                            file,
+                        ),
+                        Dtype::F64 => {
+                            write_elements(&values, |value| f64::from(value).to_le_bytes(), file)
+                        }
+                        _ => write_elements(&values, |value| value.to_le_bytes(), file),
+                    }
                 }
                 Values::I32(values) if values.len() != count => wrong_count(values.len()),
                 Values::I32(values) => write_elements(&values, |value| value.to_le_bytes(), file),
+                Values::Bytes(_, bytes) => file.write_all(bytes),
             }
         },
     )
 }
 
-/// Writes elements of four bytes, a piece at a time.
-fn write_elements<T: Copy>(
+impl Values<'_> {
+    /// The type that the file gets; what is neither of the types of [`Values::Rounded`] is F32.
+    fn dtype(&self) -> Dtype {
+        match self {
+            Self::Rounded(dtype @ (Dtype::F16 | Dtype::BF16 | Dtype::F64), _) => *dtype,
+            Self::F32(_) | Self::Rounded(..) => Dtype::F32,
+            Self::I32(_) => Dtype::I32,
+            Self::Bytes(dtype, _) => *dtype,
+        }
+    }
+}
+
+/// Writes elements of `N` bytes each, a piece at a time.
+fn write_elements<T: Copy, const N: usize>(
     values: &[T],
-    to_bytes: impl Fn(T) -> [u8; 4],
+    to_bytes: impl Fn(T) -> [u8; N],
     file: &mut dyn Write,
 ) -> io::Result<()> {
     values.chunks(WRITTEN_AT_ONCE).try_for_each(|values| {
@@ -186,7 +237,7 @@ fn write<T>(
     mut tensors: Vec<(EntryToWrite, T)>,
     metadata: &[(&str, &str)],
     mut data: impl FnMut(T, &mut dyn Write) -> io::Result<()>,
-) -> Result<(), SafetensorsError> {
+) -> Result<PendingFile, SafetensorsError> {
     tensors.sort_by(|(a, _), (b, _)| b.dtype.cmp(&a.dtype).then(a.name.cmp(&b.name)));
     let entries = tensors.iter().map(|(entry, _)| entry);
     let header =
@@ -194,14 +245,14 @@ fn write<T>(
             path: path.to_owned(),
             problem: Box::new(problem),
         })?;
-    write_atomically(path, |file| {
+    let pending = PendingFile::write(path, |file| {
         file.write_all(&(header.len() as u64).to_le_bytes())?;
         file.write_all(&header)?;
         tensors
             .into_iter()
             .try_for_each(|(_, tensor)| data(tensor, file))
     })?;
-    Ok(())
+    Ok(pending)
 }
 
 /// The padded header for tensors that are already in the order of the file.

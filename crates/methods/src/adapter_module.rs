@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use crate::framework::calibration::{CalibrationData, Each};
 use crate::framework::composition::Chain;
 use crate::framework::gradients::Gradients;
-use crate::framework::method::{Method, StepInfo, Stored, StoredTensors};
+use crate::framework::method::{Method, StepInfo, Stored, StoredTensors, load_stored};
 use crate::framework::parameters::{Param, ParameterSet};
 use crate::parts::replace::Replaced;
 use crate::registry::AnyConfig;
@@ -24,6 +24,8 @@ pub struct AdapterModule {
     config: Box<dyn AnyConfig>,
     method: Box<dyn Method>,
     head: Replaced,
+    /// Whole tensors of the base that a finished adapter brings.
+    whole: Replaced,
     parameters: ParameterSet,
     head_parameters: ParameterSet,
 }
@@ -47,20 +49,22 @@ impl AdapterModule {
     /// Builds the method over `base`. What is initialized at random follows from `seed`.
     ///
     /// # Errors
-    /// As [`crate::MethodConfig::build`].
+    /// As [`crate::MethodConfig::check_start`] and [`crate::MethodConfig::build`].
     pub fn new(
         config: Box<dyn AnyConfig>,
         base: &Base,
         device: &Device,
         seed: u64,
     ) -> Result<Self, MethodError> {
+        config.check_start(base)?;
         let mut parameters = ParameterSet::new(device, seed);
         let method = config.build(base, &mut parameters)?;
         Ok(Self::with_head(config, method, base, parameters))
     }
 
     /// Builds a saved adapter over `base`, without the tensors that only training uses, and takes
-    /// its tensors from `file`: the method's from the first, the head's from the second.
+    /// its tensors from `file`: the method's from the first, the head's from the second, and
+    /// `whole`, which stand in for the base's tensors of these names, from the third.
     ///
     /// # Errors
     /// As [`crate::MethodConfig::build`]; if the file cannot be read.
@@ -69,18 +73,18 @@ impl AdapterModule {
         base: &Base,
         device: &Device,
         seed: u64,
-        [own, head]: [&mut dyn StoredTensors; 2],
+        whole: Vec<&str>,
+        [own, head, rest]: [&mut dyn StoredTensors; 3],
     ) -> Result<Self, MethodError> {
         let mut parameters = ParameterSet::new(device, seed);
         let mut method = config.stored().build(base, &mut parameters)?;
         method.load(&parameters, own)?;
         let config = config.definition().configure(config.settings())?;
-        let module = Self::with_head(config, method, base, parameters);
-        for param in module.head_parameters.stored() {
-            if let Some(values) = head.take(param.key(), param.shape())? {
-                param.set_values(values);
-            }
-        }
+        let mut module = Self::with_head(config, method, base, parameters);
+        let mut whole_parameters = ParameterSet::new(device, seed);
+        module.whole = Replaced::named(whole, base, &mut whole_parameters);
+        load_stored(&module.head_parameters, head)?;
+        load_stored(&whole_parameters, rest)?;
         module.parameters.derive(false);
         Ok(module)
     }
@@ -97,9 +101,16 @@ impl AdapterModule {
             config,
             method,
             head,
+            whole: Replaced::none(),
             parameters,
             head_parameters,
         }
+    }
+
+    /// The names of the base's tensors that the adapter replaces whole, beside its method and the
+    /// task's head.
+    pub fn whole(&self) -> impl Iterator<Item = &str> {
+        self.whole.params().map(Param::key)
     }
 
     /// The configuration.
@@ -224,8 +235,9 @@ impl AdapterModule {
     /// # Errors
     /// [`MethodError::NotMergeable`].
     pub fn merged(&self, name: &str, base: &Base) -> Result<Option<Tensor<1>>, MethodError> {
-        match self.head.merged(name, base)? {
-            Some(head) => Ok(Some(head)),
+        let replaced = self.head.merged(name, base)?;
+        match replaced.or(self.whole.merged(name, base)?) {
+            Some(whole) => Ok(Some(whole)),
             None => self.method.merged(name, base),
         }
     }
@@ -235,16 +247,20 @@ impl AdapterModule {
         let stored = self.stored();
         ParameterCounts {
             trainable_parameters: self.method.trainable(&self.parameters),
-            changed_parameters: self.method.changed(),
-            stored_parameters: stored.iter().map(|stored| stored.values.len()).sum(),
+            changed_parameters: self.method.changed() + self.whole.changed(),
+            stored_parameters: stored
+                .iter()
+                .map(|stored| stored.values.len())
+                .sum::<usize>()
+                + self.whole.changed(),
             head_parameters: self.head_parameters.count(),
             base_parameters: base.count(),
         }
     }
 
-    /// The head and the method as one adapter.
-    fn with_chain<T>(&self, act: impl FnOnce(Chain<[&dyn Adapter; 2]>) -> T) -> T {
-        act(Chain([&self.head, &*self.method]))
+    /// The head, whole tensors and the method as one adapter.
+    fn with_chain<T>(&self, act: impl FnOnce(Chain<[&dyn Adapter; 3]>) -> T) -> T {
+        act(Chain([&self.head, &self.whole, &*self.method]))
     }
 }
 

@@ -60,6 +60,24 @@ pub enum MethodError {
         /// The last components of the model's linear layers.
         available: String,
     },
+    /// Names of modules that match nothing, among others that do.
+    #[error(
+        "{method}: `{key}` has {}, but no linear layer of this {model_type} model is called so; it has {}",
+        quoted(unmatched),
+        available.join(", ")
+    )]
+    Unmatched {
+        /// The method.
+        method: &'static str,
+        /// The configuration key.
+        key: &'static str,
+        /// The names that match nothing.
+        unmatched: Vec<String>,
+        /// The model's type.
+        model_type: String,
+        /// The last components of the model's linear layers.
+        available: Vec<String>,
+    },
     /// The method has nothing to act on in this model.
     #[error("{method} cannot act on this {model_type} model: {reason}")]
     NotApplicable {
@@ -109,13 +127,27 @@ pub enum MethodError {
         /// Its value.
         value: String,
     },
+    /// The two files of an adapter were not written together, or were changed since.
+    #[error(
+        "`{}`: {reason}; put back both files from one save, or pass --allow-edited-adapter if it was \
+         changed on purpose",
+        path.display()
+    )]
+    NotOneAdapter {
+        /// The file that differs.
+        path: PathBuf,
+        /// What is wrong.
+        reason: &'static str,
+    },
     /// Tensors and parameters do not pair up.
     #[error(
-        "`{}` does not fit the method:{}{}{}",
+        "`{}` does not fit the method and the base: {}",
         path.display(),
-        list(" missing tensors", missing),
-        list(" unexpected tensors", unexpected),
-        list(" wrong shapes", misshapen)
+        lists(&[
+            ("missing tensors", missing),
+            ("unexpected tensors", unexpected),
+            ("wrong shapes", misshapen),
+        ])
     )]
     Tensors {
         /// The file.
@@ -164,21 +196,21 @@ pub enum MethodError {
     },
 }
 
-fn list(title: &str, names: &[String]) -> String {
+fn quoted(names: &[String]) -> String {
+    let names: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+    names.join(", ")
+}
+
+/// Lists of names, each with its title; lists without names are left out.
+fn lists(lists: &[(&str, &[String])]) -> String {
     const SHOWN: usize = 5;
-    if names.is_empty() {
-        return String::new();
-    }
-    let shown = names
-        .iter()
-        .take(SHOWN)
-        .map(|name| format!("`{name}`"))
-        .collect::<Vec<_>>();
-    let more = names.len().saturating_sub(SHOWN);
-    let more = if more > 0 {
-        format!(" and {more} more")
-    } else {
-        String::new()
-    };
-    format!("{title}: {}{more};", shown.join(", "))
+    let lists = lists.iter().filter(|(_, names)| !names.is_empty());
+    let lists = lists.map(|(title, names)| {
+        let shown = quoted(&names[..names.len().min(SHOWN)]);
+        match names.len().saturating_sub(SHOWN) {
+            0 => format!("{title}: {shown}"),
+            more => format!("{title}: {shown} and {more} more"),
+        }
+    });
+    lists.collect::<Vec<String>>().join("; ")
 }

@@ -23,6 +23,7 @@ pub mod framework {
     pub mod gradients;
     pub mod method;
     pub mod parameters;
+    pub mod patterns;
     pub mod settings;
     pub mod targets;
 }

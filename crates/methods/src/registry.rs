@@ -82,6 +82,8 @@ pub struct Definition {
     pub paper: &'static str,
     /// How the keys of its file begin.
     pub keys: KeyStyle,
+    /// As [`MethodConfig::LEARNING_RATE`].
+    pub learning_rate: f64,
     /// Its flags.
     pub flags: &'static [Flag],
     /// The default of each setting.
@@ -96,6 +98,12 @@ pub struct Definition {
     pub peft_defaults: fn() -> Map<String, Value>,
     /// Keys that HF PEFT writes and that follow from the base.
     pub computed: &'static [&'static str],
+    /// As [`MethodConfig::TRAINING_ONLY`].
+    pub training_only: &'static [&'static str],
+    /// As [`MethodConfig::IGNORED`].
+    pub ignored: &'static [&'static str],
+    /// As [`MethodConfig::SPARES_BIASES`].
+    pub spares_biases: bool,
     configure: Configure,
 }
 
@@ -109,6 +117,7 @@ impl Definition {
             summary: C::SUMMARY,
             paper: C::PAPER,
             keys: C::KEYS,
+            learning_rate: C::LEARNING_RATE,
             flags: C::FLAGS,
             defaults: || object(&C::default()),
             merges: C::MERGES,
@@ -116,6 +125,9 @@ impl Definition {
             file_defaults: C::file_defaults,
             peft_defaults: C::peft_defaults,
             computed: C::COMPUTED,
+            training_only: C::TRAINING_ONLY,
+            ignored: C::IGNORED,
+            spares_biases: C::SPARES_BIASES,
             configure: |given| {
                 let config = settings::parse::<C>(&given).map_err(wrong::<C>)?;
                 config.check().map_err(wrong::<C>)?;
@@ -173,6 +185,12 @@ pub trait AnyConfig: std::fmt::Debug + Send + Sync {
     /// As [`MethodConfig::set_tokens`].
     fn set_tokens(&mut self, tokens: Vec<Vec<u32>>);
 
+    /// As [`MethodConfig::check_start`].
+    ///
+    /// # Errors
+    /// As there.
+    fn check_start(&self, base: &Base) -> Result<(), MethodError>;
+
     /// As [`MethodConfig::build`].
     ///
     /// # Errors
@@ -217,6 +235,10 @@ impl<C: MethodConfig> AnyConfig for C {
 
     fn set_tokens(&mut self, tokens: Vec<Vec<u32>>) {
         MethodConfig::set_tokens(self, tokens);
+    }
+
+    fn check_start(&self, base: &Base) -> Result<(), MethodError> {
+        MethodConfig::check_start(self, base)
     }
 
     fn build(
@@ -330,7 +352,26 @@ mod tests {
     #[test]
     fn wrong_values_are_named_with_their_key() {
         for (method, settings, message) in [
-            ("lora", json!({ "rank": "x" }), "lora: `r`: invalid type"),
+            (
+                "lora",
+                json!({ "rank": "x" }),
+                "lora: `r`: \"x\" is not a whole number",
+            ),
+            (
+                "lora",
+                json!({ "rank": -8 }),
+                "lora: `r`: -8 is not a whole number, 0 or more",
+            ),
+            (
+                "lora",
+                json!({ "init_lora_weights": "pissa_niter_4" }),
+                "convert it to plain LoRA",
+            ),
+            (
+                "adalora",
+                json!({ "rank_pattern": 3 }),
+                "adalora: `rank_pattern`: 3 is not a table",
+            ),
             (
                 "lora",
                 json!({ "rank": 0 }),
@@ -344,7 +385,7 @@ mod tests {
             (
                 "ia3",
                 json!({ "target_modules": 3 }),
-                "ia3: `target_modules`: ",
+                "ia3: `target_modules`: 3 is not a list of texts, or one text",
             ),
             (
                 "freeze",
@@ -355,6 +396,17 @@ mod tests {
             let error = error(method, settings);
             assert!(error.contains(message), "{error}");
         }
+    }
+
+    #[test]
+    fn one_value_is_a_list_of_one() {
+        let settings = json!({ "layers_to_transform": 1, "layers_pattern": "layers" });
+        let Value::Object(settings) = settings else {
+            unreachable!()
+        };
+        let lora = by_name("lora").unwrap().configure(settings).unwrap();
+        assert_eq!(lora.settings()["layers_to_transform"], json!([1]));
+        assert_eq!(lora.settings()["layers_pattern"], json!(["layers"]));
     }
 
     #[test]

@@ -242,6 +242,17 @@ impl Base {
             .sum()
     }
 
+    /// The base without the task's head, for adapters that have none. It shares the tensors.
+    #[must_use]
+    pub fn without_head(&self) -> Self {
+        let mut base = self.clone();
+        base.tensors.retain(|name, _| !self.is_of_head(name));
+        base.linears
+            .retain(|linear| !self.is_of_head(&format!("{}.weight", linear.site.path)));
+        (base.task_head, base.new_module) = (None, None);
+        base
+    }
+
     /// Whether a tensor belongs to what a task trains beside a method: its head, and a module that
     /// the checkpoint lacks.
     pub fn is_of_head(&self, name: &str) -> bool {

@@ -368,21 +368,14 @@ impl Checkpoint {
             if total >= WORTH_A_LOG_LINE {
                 tracing::info!(path = %self.path.display(), bytes = total, "hashing the base model");
             }
-            let mut hash = Sha256::new();
-            hash.update(b"epiphyte-tensors-v1");
+            let mut hash = ContentHash::default();
             let mut non_finite = Vec::new();
             let (mut done, mut said) = (0, 0);
             for name in self.names() {
                 let Some(tensor) = self.tensor(name) else {
                     continue;
                 };
-                hash_sized(&mut hash, name.as_bytes());
-                hash_sized(&mut hash, tensor.dtype.to_string().as_bytes());
-                hash.update((tensor.shape.len() as u64).to_le_bytes());
-                for &size in tensor.shape {
-                    hash.update((size as u64).to_le_bytes());
-                }
-                hash_sized(&mut hash, tensor.bytes);
+                hash.add(name, &tensor);
                 if !tensor.is_finite() {
                     non_finite.push(name.to_owned());
                 }
@@ -392,9 +385,40 @@ impl Checkpoint {
                     tracing::info!(done, bytes = total, "hashing the base model");
                 }
             }
-            let hash = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+            let hash = hash.finish();
             Content { hash, non_finite }
         })
+    }
+}
+
+/// [`Checkpoint::content_hash`] of tensors that are in no file yet. They are added in the order of
+/// their names as bytes.
+#[derive(Debug)]
+pub struct ContentHash(Sha256);
+
+impl Default for ContentHash {
+    fn default() -> Self {
+        Self(Sha256::new_with_prefix(b"epiphyte-tensors-v1"))
+    }
+}
+
+impl ContentHash {
+    /// Adds the next tensor.
+    pub fn add(&mut self, name: &str, tensor: &TensorView<'_>) {
+        let Self(hash) = self;
+        hash_sized(hash, name.as_bytes());
+        hash_sized(hash, tensor.dtype.to_string().as_bytes());
+        hash.update((tensor.shape.len() as u64).to_le_bytes());
+        for &size in tensor.shape {
+            hash.update((size as u64).to_le_bytes());
+        }
+        hash_sized(hash, tensor.bytes);
+    }
+
+    /// The hash, as 64 hexadecimal digits.
+    pub fn finish(self) -> String {
+        let bytes = self.0.finalize();
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }
 

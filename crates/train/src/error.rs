@@ -227,6 +227,35 @@ pub enum TrainError {
         /// One of its files.
         entry: String,
     },
+    /// The output directory of a merge has an earlier merged model.
+    #[error(
+        "`{}` holds a merged model: pass --overwrite to replace it, or choose another --output",
+        path.display()
+    )]
+    OutputMerged {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The output directory of a merge has files that no merge wrote.
+    #[error(
+        "`{}` holds `{entry}`, which is not a merged model's: choose an empty directory for --output, \
+         so that nothing of yours is replaced",
+        path.display()
+    )]
+    OutputNotMerged {
+        /// The directory.
+        path: PathBuf,
+        /// One of its files.
+        entry: String,
+    },
+    /// A file of the base that a merged model needs is not a plain file of the base's own.
+    #[error("`{}` {reason}: put the file itself there, or remove it", path.display())]
+    NotCopied {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        reason: &'static str,
+    },
     /// A token is not in the model's vocabulary.
     #[error(
         "token {id} is not in the model's vocabulary of {vocabulary}: tokenizer.json belongs to another model"

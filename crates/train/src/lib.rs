@@ -68,7 +68,7 @@ pub mod tasks;
 pub use error::TrainError;
 pub use generate::{Generation, generate};
 pub use interrupt::Interrupt;
-pub use merge::{Merged, merge};
+pub use merge::{MergeOptions, Merged, WeightType, WithoutHead, merge};
 pub use observer::Observer;
 pub use run::{LoadedAdapter, Report, RunOptions, open_adapter, train, train_several};
 pub use scoring::evaluate::Evaluation;

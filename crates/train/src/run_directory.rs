@@ -168,7 +168,7 @@ impl Contents {
         Ok(Self {
             entry: first_entry(output)?,
             log: is_log(&output.join(LOG_FILE)),
-            adapter: is_adapter(output),
+            adapter: file::is_own(output),
             checkpoints: !Checkpoints::inspect(output).list()?.is_empty(),
             link: names
                 .into_iter()
@@ -225,11 +225,4 @@ fn is_log(path: &Path) -> bool {
     let read =
         File::open(path).and_then(|file| file.take(RECORD.len() as u64).read_to_end(&mut begins));
     read.is_ok() && RECORD.starts_with(&begins)
-}
-
-/// Whether a directory holds an adapter that we wrote.
-fn is_adapter(directory: &Path) -> bool {
-    let config = fs::read(directory.join(file::CONFIG_FILE)).unwrap_or_default();
-    let config: serde_json::Value = serde_json::from_slice(&config).unwrap_or_default();
-    config.get("epiphyte").is_some()
 }

@@ -246,7 +246,7 @@ fn run(
         max_steps: Some(STEPS),
         batch_size: 2,
         gradient_accumulation_steps: 2,
-        learning_rate: LEARNING_RATE,
+        learning_rate: Some(LEARNING_RATE),
         weight_decay: 0.1,
         adam_epsilon: EPSILON,
         max_grad_norm: 1.0,

@@ -2,6 +2,7 @@
 //!
 //! Every test gets a directory of its own with tiny models and data ([`workplace::Workplace`]).
 
+mod adapters;
 mod bad_input;
 mod classes;
 mod data;

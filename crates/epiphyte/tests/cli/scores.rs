@@ -74,9 +74,7 @@ fn predictions_agree_with_scores() {
 fn an_adapter_of_peft_needs_only_its_columns() {
     let here = trained();
     let ours = here.json("eval --model bert --adapter adapter --data dev.jsonl");
-    here.edit("adapter/adapter_config.json", |config| {
-        config.as_object_mut().unwrap().remove("epiphyte");
-    });
+    here.as_of_peft("adapter");
     let errors = here.fail(1, "eval --model bert --adapter adapter --data dev.jsonl");
     assert!(errors.contains("text_columns"), "{errors}");
     let theirs =

@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 
 use epiphyte::Device;
 use epiphyte::io::safetensors_file::write_f32;
-use epiphyte::models::{HeadKind, ModelConfig, random_model};
+use epiphyte::models::{Checkpoint, HeadKind, ModelConfig, random_model};
 use epiphyte::ops::Precision;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -94,6 +94,35 @@ impl Workplace {
         let text = self.succeed(&format!("{arguments} --json"));
         assert_eq!(text.lines().count(), 1, "{text}");
         serde_json::from_str(&text).unwrap()
+    }
+
+    /// Makes an adapter what PEFT writes: without what only our files say.
+    pub(crate) fn as_of_peft(&self, adapter: &str) {
+        self.rewrite(adapter, |_| true);
+    }
+
+    /// Takes the classifier out of an adapter's tensors.
+    pub(crate) fn without_head(&self, adapter: &str) {
+        self.rewrite(adapter, |name| !name.contains(".classifier."));
+    }
+
+    /// Writes an adapter's tensors anew, those that `keep` accepts, without metadata of ours.
+    fn rewrite(&self, adapter: &str, keep: impl Fn(&str) -> bool) {
+        let path = self.path(adapter).join("adapter_model.safetensors");
+        let file = Checkpoint::open_file(&path).unwrap();
+        let tensors = file.names().filter(|name| keep(name)).map(|name| {
+            let tensor = file.tensor(name).unwrap();
+            let values = tensor.to_f32().unwrap();
+            (name, tensor.shape.to_vec(), || values)
+        });
+        write_f32(&path, tensors).unwrap();
+    }
+
+    /// Runs a command that must fail; returns its standard error.
+    pub(crate) fn fail_any(&self, arguments: &str) -> String {
+        let output = self.run(arguments);
+        assert!(!output.status.success(), "epiphyte {arguments}");
+        String::from_utf8(output.stderr).unwrap()
     }
 
     /// Runs a command that must fail with this exit code; returns its standard error.

@@ -57,7 +57,7 @@ impl Ia3Config {
                 Ok(at_input) => Ok((linear, at_input)),
                 Err(error) => Err(MethodError::Configuration {
                     method: Self::NAME,
-                    reason: format!("`feedforward_modules` is not a regular expression: {error}"),
+                    reason: format!("`feedforward_modules` cannot be used: {error}"),
                 }),
             })
             .collect()
@@ -94,6 +94,10 @@ impl MethodConfig for Ia3Config {
             (linear, Ia3 { l, at_input })
         });
         Ok(Box::new(Deltas::new(base, deltas)))
+    }
+
+    fn check_start(&self, base: &Base) -> Result<(), MethodError> {
+        self.selection().check_start(base)
     }
 
     fn count(&self, base: &Base) -> Result<usize, MethodError> {

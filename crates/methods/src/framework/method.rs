@@ -308,6 +308,8 @@ pub trait MethodConfig: Settings {
     const PAPER: &'static str;
     /// How its keys begin.
     const KEYS: KeyStyle;
+    /// The peak learning rate of a run that sets none.
+    const LEARNING_RATE: f64 = 1e-3;
     /// Whether it can be folded into the base.
     const MERGES: bool;
 
@@ -328,6 +330,26 @@ pub trait MethodConfig: Settings {
 
     /// Takes the tokens of each of [`MethodConfig::texts`].
     fn set_tokens(&mut self, _tokens: Vec<Vec<u32>>) {}
+
+    /// Checks rules that only the start of training follows, such as initial values that can be
+    /// made and names that match something. Finished adapters may break them.
+    ///
+    /// # Errors
+    /// An error that names the setting.
+    fn check_start(&self, _base: &Base) -> Result<(), MethodError> {
+        Ok(())
+    }
+
+    /// Settings that have a meaning in training only: of a finished adapter, a value out of range
+    /// is passed over.
+    const TRAINING_ONLY: &'static [&'static str] = &[];
+
+    /// Keys of HF PEFT's files that have a meaning in training only and are no settings here.
+    const IGNORED: &'static [&'static str] = &[];
+
+    /// Whether it leaves biases alone, so that those that HF PEFT trained with it (`bias`) can
+    /// stand in for the base's.
+    const SPARES_BIASES: bool = false;
 
     /// Declares the trained tensors and returns the method at work on `base`.
     ///

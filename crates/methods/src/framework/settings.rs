@@ -112,7 +112,7 @@ pub struct Flag {
     pub help: &'static str,
     /// What it takes.
     pub kind: FlagKind,
-    /// What happens if it is not given, where the default value does not say it.
+    /// What happens if it is not given, where the default is no number and no text.
     pub unset: Option<&'static str>,
 }
 
@@ -128,16 +128,14 @@ impl Flag {
 
     /// The default for `--help`, out of all `defaults`; none if there is nothing to say.
     pub fn default_text(&self, defaults: &Map<String, Value>) -> Option<String> {
-        if let Some(unset) = self.unset {
-            return Some(unset.to_owned());
-        }
-        match defaults.get(self.key) {
-            Some(Value::Number(number)) => match number.as_f64() {
+        match (defaults.get(self.key), self.unset) {
+            (Some(Value::Number(number)), _) => match number.as_f64() {
                 Some(float) if float.fract() == 0.0 => Some(format!("{float}")),
                 _ => Some(number.to_string()),
             },
-            Some(Value::Bool(value)) if *value => Some(value.to_string()),
-            Some(Value::String(text)) if !text.is_empty() => Some(text.clone()),
+            (Some(Value::String(text)), _) if !text.is_empty() => Some(text.clone()),
+            (_, Some(unset)) => Some(unset.to_owned()),
+            (Some(Value::Bool(true)), None) => Some("true".to_owned()),
             _ => None,
         }
     }
@@ -164,6 +162,41 @@ pub enum FlagKind {
     Integers,
     /// `name=number` pairs separated by commas.
     Pattern,
+}
+
+impl FlagKind {
+    /// What its values are, for messages: `a whole number`.
+    pub fn expected(self) -> &'static str {
+        match self {
+            Self::Integer => "a whole number, 0 or more",
+            Self::Number => "a number",
+            Self::Switch | Self::Boolean => "true or false",
+            Self::Text => "a text",
+            Self::Texts => "a list of texts",
+            Self::Modules => "a list of texts, or one text",
+            Self::Integers => "a list of whole numbers",
+            Self::Pattern => "a table of numbers",
+        }
+    }
+
+    /// Whether a value of a file is of this kind. Choices among texts may have other spellings,
+    /// such as `true`.
+    pub fn fits(self, value: &Value) -> bool {
+        let list_of =
+            |of: fn(&Value) -> bool| value.as_array().is_some_and(|items| items.iter().all(of));
+        match self {
+            Self::Integer => value.is_u64(),
+            Self::Number => value.is_number(),
+            Self::Switch | Self::Boolean => value.is_boolean(),
+            Self::Text => value.is_string() || value.is_boolean(),
+            Self::Texts => list_of(Value::is_string),
+            Self::Modules => value.is_string() || list_of(Value::is_string),
+            Self::Integers => list_of(Value::is_u64),
+            Self::Pattern => value
+                .as_object()
+                .is_some_and(|pattern| pattern.values().all(Value::is_number)),
+        }
+    }
 }
 
 /// The values that a number may have.
@@ -388,7 +421,7 @@ macro_rules! settings {
                 let (_key, _value) = ($crate::framework::settings::key(Self::FLAGS, name), value);
                 $(
                     if _key == stringify!($field) {
-                        self.$field = $crate::framework::settings::read(_key, _value)?;
+                        self.$field = $crate::framework::settings::read(Self::FLAGS, _key, _value)?;
                         return Ok(true);
                     }
                 )*
@@ -422,12 +455,28 @@ pub fn key<'a>(flags: &[Flag], name: &'a str) -> &'a str {
     flag.map_or(name, |flag| flag.key)
 }
 
-/// A value of the setting `key`.
+/// A value of the setting `key`, whose kind its flag says. One value is a list of one, as in HF
+/// PEFT's files.
 #[doc(hidden)]
-pub fn read<T: DeserializeOwned>(key: &str, value: &Value) -> Result<T, SettingError> {
+pub fn read<T: DeserializeOwned>(
+    flags: &[Flag],
+    key: &str,
+    value: &Value,
+) -> Result<T, SettingError> {
+    let kind = flags.iter().find(|flag| flag.key == key);
+    let kind = kind.map(|flag| flag.kind);
+    let list = match (kind, value) {
+        (Some(FlagKind::Integers), Value::Number(_))
+        | (Some(FlagKind::Texts), Value::String(_)) => Some(Value::Array(vec![value.clone()])),
+        _ => None,
+    };
+    let value = list.as_ref().unwrap_or(value);
     T::deserialize(value).map_err(|error| SettingError::Type {
         key: key.to_owned(),
-        problem: error.to_string(),
+        problem: match kind {
+            Some(kind) if !kind.fits(value) => format!("{value} is not {}", kind.expected()),
+            _ => error.to_string(),
+        },
     })
 }
 

@@ -3,20 +3,24 @@
 //! `target_modules` is a list (a module matches if its path is an entry or ends with `.entry`), a
 //! regular expression that must match the whole path, or `all-linear`, which is every linear layer
 //! but the head. `exclude_modules` removes, `layers_to_transform` narrows.
+//!
+//! A finished adapter may name modules and layers that the base does not have, as PEFT allows. When
+//! training begins, each name must match something ([`Selection::check_start`]): a misspelt one
+//! would silently train less.
 
 use epiphyte_models::{Base, LinearInfo, Role};
-use regex::Regex;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::MethodError;
+use crate::framework::patterns::{Pattern, PatternError};
 
 /// The word for every linear layer but the head.
 pub const ALL_LINEAR: &str = "all-linear";
 
 /// Whether the targets' weights are stored as `[in, out]`: a key of HF PEFT that follows from the
 /// base.
-const FAN_IN_FAN_OUT: &str = "fan_in_fan_out";
+pub(crate) const FAN_IN_FAN_OUT: &str = "fan_in_fan_out";
 
 /// Names of modules: a list of path endings, or a regular expression for whole paths.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,12 +57,12 @@ impl Modules {
     /// Whether a module's path matches.
     ///
     /// # Errors
-    /// If the pattern is not a regular expression.
-    pub fn matches(&self, path: &str) -> Result<bool, regex::Error> {
-        Ok(match self {
-            Self::Endings(endings) => endings.iter().any(|ending| ends_with(path, ending)),
-            Self::Pattern(pattern) => Regex::new(&format!("^(?:{pattern})$"))?.is_match(path),
-        })
+    /// If the pattern is not a regular expression, or takes too long.
+    pub fn matches(&self, path: &str) -> Result<bool, PatternError> {
+        match self {
+            Self::Endings(endings) => Ok(endings.iter().any(|ending| ends_with(path, ending))),
+            Self::Pattern(pattern) => Pattern::whole(pattern)?.matches(path),
+        }
     }
 }
 
@@ -92,6 +96,8 @@ crate::settings! {
     pub struct Targets {
         /// Numbers of the layers to adapt.
         layers_to_transform: Option<Vec<usize>> = None, unset "all";
+        /// Name of the module list that these numbers count, such as layers.
+        layers_pattern: Option<Vec<String>> = None, unset "the model's layers";
 
         ..modules: TargetModules = TargetModules::default();
     }
@@ -109,6 +115,7 @@ impl TargetModules {
             target_modules: self.target_modules.as_ref(),
             exclude_modules: self.exclude_modules.as_ref(),
             layers_to_transform: None,
+            layers_pattern: &[],
             defaults,
         }
     }
@@ -131,6 +138,7 @@ impl Targets {
     ) -> Selection<'_> {
         Selection {
             layers_to_transform: self.layers_to_transform.as_deref(),
+            layers_pattern: self.layers_pattern.as_deref().unwrap_or_default(),
             ..self.modules.selection(method, defaults)
         }
     }
@@ -155,6 +163,8 @@ pub struct Selection<'a> {
     pub exclude_modules: Option<&'a Modules>,
     /// Only these layers.
     pub layers_to_transform: Option<&'a [usize]>,
+    /// Names of the module lists whose numbers these are; those of the model's layers if empty.
+    pub layers_pattern: &'a [String],
     /// What to take where the configuration names nothing, by model type.
     pub defaults: fn(&Base) -> &'static [&'static str],
 }
@@ -183,47 +193,209 @@ impl Selection<'_> {
     /// The linear layers of `base` that are selected.
     ///
     /// # Errors
-    /// [`MethodError::NoTarget`] if there are none, [`MethodError::Value`] if a table of embeddings
-    /// or the language model's head is asked for, [`MethodError::Configuration`] if a pattern is
-    /// not a regular expression.
+    /// [`MethodError::NoTarget`] if there are none, [`MethodError::Value`] if exclusions or layers
+    /// leave none, or if a table of embeddings or the language model's head is asked for,
+    /// [`MethodError::Configuration`] if a pattern is not a regular expression.
     pub fn of<'b>(&self, base: &'b Base) -> Result<Vec<&'b LinearInfo>, MethodError> {
         let targets = self.targets(base);
         self.check(&targets, base)?;
-        let mut chosen = Vec::new();
-        for linear in base.linears() {
-            let path = &linear.site.path;
-            let taken = match &targets {
-                Modules::Pattern(word) if word == ALL_LINEAR => linear.site.role != Role::Head,
-                modules => self.matches(modules, path)?,
-            };
-            let excluded = self.is_excluded(path)?;
-            let in_layers = self.layers_to_transform.is_none_or(|layers| {
-                linear
-                    .site
-                    .layer
-                    .is_some_and(|layer| layers.contains(&layer))
-            });
-            let in_head = is_of_task_head(base, path);
-            if taken && !excluded && in_layers && !in_head {
-                chosen.push(linear);
-            }
-        }
-        if chosen.is_empty() {
-            let mut available: Vec<&str> = base
-                .linears()
-                .iter()
-                .filter_map(|l| l.site.path.rsplit('.').next())
-                .collect();
-            available.sort_unstable();
-            available.dedup();
+        let named = self.named(&targets, base)?;
+        if named.is_empty() {
             return Err(MethodError::NoTarget {
                 method: self.method,
                 targets: targets.to_string(),
                 model_type: base.dimensions.model_type.clone(),
-                available: available.join(", "),
+                available: available(base).join(", "),
             });
         }
+        let mut included = Vec::new();
+        for linear in named {
+            if !self.is_excluded(&linear.site.path)? {
+                included.push(linear);
+            }
+        }
+        if included.is_empty() {
+            let excluded = self.exclude_modules.map(Modules::to_string);
+            return Err(MethodError::Value {
+                method: self.method,
+                key: "exclude_modules",
+                value: excluded.unwrap_or_default(),
+                expected: format!("that leaves none of the target modules {targets}"),
+            });
+        }
+        let Some(layers) = self.layers_to_transform else {
+            return Ok(included);
+        };
+        let mut chosen = Vec::new();
+        for linear in &included {
+            let layer = self.layer(linear)?;
+            if layer.is_some_and(|layer| layers.contains(&layer)) {
+                chosen.push(*linear);
+            }
+        }
+        if chosen.is_empty() {
+            return Err(self.no_layer(layers, &included)?);
+        }
         Ok(chosen)
+    }
+
+    /// Checks that each name in the settings matches something, which training demands and a
+    /// finished adapter does not.
+    ///
+    /// # Errors
+    /// [`MethodError::Unmatched`] for names of modules, [`MethodError::Value`] for layers; as
+    /// [`Selection::of`].
+    pub fn check_start(&self, base: &Base) -> Result<(), MethodError> {
+        self.of(base)?;
+        for (key, modules) in [
+            ("target_modules", self.target_modules),
+            ("exclude_modules", self.exclude_modules),
+        ] {
+            self.check_names(key, modules, base)?;
+        }
+        let Some(layers) = self.layers_to_transform else {
+            return Ok(());
+        };
+        let anywhere = Selection {
+            layers_to_transform: None,
+            ..*self
+        };
+        let targets = anywhere.of(base)?;
+        let there = self.layers(&targets)?;
+        let absent = layers.iter().filter(|layer| !there.contains(layer));
+        let absent: Vec<usize> = absent.copied().collect();
+        match absent.is_empty() {
+            true => Ok(()),
+            false => Err(self.no_layer(&absent, &targets)?),
+        }
+    }
+
+    /// Checks that each of a list of names, or a pattern, matches a linear layer.
+    fn check_names(
+        &self,
+        key: &'static str,
+        modules: Option<&Modules>,
+        base: &Base,
+    ) -> Result<(), MethodError> {
+        let each = match modules {
+            None => return Ok(()),
+            Some(Modules::Endings(names)) => names
+                .iter()
+                .map(|name| Modules::Endings(vec![name.clone()]))
+                .collect(),
+            Some(pattern) => vec![pattern.clone()],
+        };
+        // The task's head is trained whole, and tables of embeddings are left out, with every
+        // method: naming them changes nothing.
+        let heads = base.linears().iter().map(|linear| &*linear.site.path);
+        let heads = heads.filter(|path| is_of_task_head(base, path));
+        let tensors = base.tensors().keys();
+        let tensors = tensors.filter_map(|name| name.strip_suffix(".weight"));
+        let others: Vec<&str> = match key {
+            "target_modules" => heads.collect(),
+            _ => tensors.collect(),
+        };
+        let mut unmatched = Vec::new();
+        for one in each {
+            let mut matched = !self.named(&one, base)?.is_empty();
+            for path in &others {
+                matched = matched || self.matches(&one, path)?;
+            }
+            if !matched {
+                unmatched.push(one.to_string().trim_matches('`').to_owned());
+            }
+        }
+        if unmatched.is_empty() {
+            return Ok(());
+        }
+        Err(MethodError::Unmatched {
+            method: self.method,
+            key,
+            unmatched,
+            model_type: base.dimensions.model_type.clone(),
+            available: available(base),
+        })
+    }
+
+    /// The linear layers in front of the task's head that `modules` names, wherever they are.
+    fn named<'b>(
+        &self,
+        modules: &Modules,
+        base: &'b Base,
+    ) -> Result<Vec<&'b LinearInfo>, MethodError> {
+        let mut named = Vec::new();
+        for linear in base.linears() {
+            let path = &linear.site.path;
+            let taken = match modules {
+                Modules::Pattern(word) if word == ALL_LINEAR => linear.site.role != Role::Head,
+                modules => self.matches(modules, path)?,
+            };
+            if taken && !is_of_task_head(base, path) {
+                named.push(linear);
+            }
+        }
+        Ok(named)
+    }
+
+    /// The layer of a linear layer: the model's own number, or the one behind the name of the
+    /// module list, as PEFT reads it off the path.
+    fn layer(&self, linear: &LinearInfo) -> Result<Option<usize>, MethodError> {
+        if self.layers_pattern.is_empty() {
+            return Ok(linear.site.layer);
+        }
+        let parts: Vec<&str> = linear.site.path.split('.').collect();
+        for name in self.layers_pattern {
+            let pattern = Pattern::whole(name).map_err(|error| self.wrong_pattern(&error))?;
+            for pair in parts.windows(2).rev() {
+                let number = pair[1].parse().ok();
+                let listed = pattern.matches(pair[0]);
+                if number.is_some() && listed.map_err(|error| self.wrong_pattern(&error))? {
+                    return Ok(number);
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// The layers in which targets are, sorted.
+    fn layers(&self, targets: &[&LinearInfo]) -> Result<Vec<usize>, MethodError> {
+        let mut layers = Vec::new();
+        for linear in targets {
+            layers.extend(self.layer(linear)?);
+        }
+        layers.sort_unstable();
+        layers.dedup();
+        Ok(layers)
+    }
+
+    /// None of the targets is in these layers.
+    fn no_layer(
+        &self,
+        layers: &[usize],
+        targets: &[&LinearInfo],
+    ) -> Result<MethodError, MethodError> {
+        let list = |layers: &[usize]| {
+            let layers: Vec<String> = layers.iter().map(usize::to_string).collect();
+            layers.join(", ")
+        };
+        let there = self.layers(targets)?;
+        if there.is_empty() && !self.layers_pattern.is_empty() {
+            return Ok(MethodError::Value {
+                method: self.method,
+                key: "layers_pattern",
+                value: self.layers_pattern.join(", "),
+                expected: format!(
+                    "no number follows that name in a path such as `{}`",
+                    targets[0].site.path
+                ),
+            });
+        }
+        Ok(MethodError::Value {
+            method: self.method,
+            key: "layers_to_transform",
+            value: list(layers),
+            expected: format!("the target modules are in layers {}", list(&there)),
+        })
     }
 
     /// Refuses targets that exist but are no linear layer inside of the layers: tables of
@@ -274,12 +446,15 @@ impl Selection<'_> {
     }
 
     fn matches(&self, modules: &Modules, path: &str) -> Result<bool, MethodError> {
-        modules
-            .matches(path)
-            .map_err(|error| MethodError::Configuration {
-                method: self.method,
-                reason: format!("a module pattern is not a regular expression: {error}"),
-            })
+        let matches = modules.matches(path);
+        matches.map_err(|error| self.wrong_pattern(&error))
+    }
+
+    fn wrong_pattern(&self, error: &PatternError) -> MethodError {
+        MethodError::Configuration {
+            method: self.method,
+            reason: format!("a module pattern cannot be used: {error}"),
+        }
     }
 
     fn is_excluded(&self, path: &str) -> Result<bool, MethodError> {
@@ -295,6 +470,18 @@ impl Selection<'_> {
     }
 }
 
+/// The last components of the paths of all linear layers, sorted.
+fn available(base: &Base) -> Vec<String> {
+    let names = base.linears().iter().filter_map(|linear| {
+        let name = linear.site.path.rsplit('.').next()?;
+        Some(name.to_owned())
+    });
+    let mut names: Vec<String> = names.collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
 /// Whether a linear layer belongs to the task's head, which is trained whole with every method.
 fn is_of_task_head(base: &Base, path: &str) -> bool {
     base.is_of_head(&format!("{path}.weight"))
@@ -307,6 +494,7 @@ mod tests {
     use epiphyte_ops::Precision;
 
     use super::{ALL_LINEAR, Modules, Selection, ends_with};
+    use crate::MethodError;
 
     #[test]
     fn endings_stop_at_dots() {
@@ -350,6 +538,83 @@ mod tests {
         random_model(&config, head, &Device::default(), Precision::F32, 0).unwrap()
     }
 
+    fn selection<'a>(targets: &'a Modules, layers: Option<&'a [usize]>) -> Selection<'a> {
+        Selection {
+            method: "lora",
+            target_modules: Some(targets),
+            exclude_modules: None,
+            layers_to_transform: layers,
+            layers_pattern: &[],
+            defaults: |base| base.default_targets.lora,
+        }
+    }
+
+    #[test]
+    fn when_training_begins_every_name_matches_something() {
+        let model = llama();
+        let base = model.base();
+        let misspelt = Modules::parse("q_proj,vproj");
+        let misspelt = selection(&misspelt, None);
+        assert_eq!(misspelt.of(base).unwrap().len(), 1);
+        let Err(MethodError::Unmatched { key, unmatched, .. }) = misspelt.check_start(base) else {
+            panic!("a name that matches nothing passed");
+        };
+        assert_eq!(
+            (key, unmatched),
+            ("target_modules", vec!["vproj".to_owned()])
+        );
+
+        let targets = Modules::parse("q_proj,v_proj");
+        let layers = selection(&targets, Some(&[0, 9]));
+        assert_eq!(layers.of(base).unwrap().len(), 2);
+        let problem = layers.check_start(base).unwrap_err().to_string();
+        assert_eq!(
+            problem,
+            "lora: `layers_to_transform` is 9, but the target modules are in layers 0"
+        );
+        // A tied head and tables may be left out by name, and that changes nothing.
+        let excluded = Modules::parse("embed_tokens,k_proj");
+        let excluded = Selection {
+            exclude_modules: Some(&excluded),
+            ..selection(&targets, None)
+        };
+        excluded.check_start(base).unwrap();
+    }
+
+    #[test]
+    fn when_nothing_is_left_the_setting_that_leaves_nothing_is_named() {
+        let model = llama();
+        let base = model.base();
+        let targets = Modules::parse("q_proj,v_proj");
+        let none = selection(&targets, Some(&[7])).of(base).unwrap_err();
+        assert!(
+            none.to_string().contains("`layers_to_transform` is 7"),
+            "{none}"
+        );
+        let excluded = Selection {
+            exclude_modules: Some(&targets),
+            ..selection(&targets, None)
+        };
+        let none = excluded.of(base).unwrap_err();
+        assert!(none.to_string().contains("`exclude_modules` is"), "{none}");
+        let pattern = ["blocks".to_owned()];
+        let wrong = Selection {
+            layers_pattern: &pattern,
+            ..selection(&targets, Some(&[0]))
+        };
+        let none = wrong.of(base).unwrap_err();
+        assert!(
+            none.to_string().contains("`layers_pattern` is blocks"),
+            "{none}"
+        );
+        let pattern = ["layers".to_owned()];
+        let right = Selection {
+            layers_pattern: &pattern,
+            ..selection(&targets, Some(&[0]))
+        };
+        assert_eq!(right.of(base).unwrap().len(), 2);
+    }
+
     #[test]
     fn embeddings_and_language_heads_are_refused_by_name() {
         let model = llama();
@@ -360,6 +625,7 @@ mod tests {
                 target_modules: Some(&targets),
                 exclude_modules: exclude.as_ref(),
                 layers_to_transform: None,
+                layers_pattern: &[],
                 defaults: |base| base.default_targets.lora,
             };
             selection

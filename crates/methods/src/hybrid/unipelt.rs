@@ -40,7 +40,6 @@ use crate::MethodError;
 use crate::framework::composition::{BuildMember, Union};
 use crate::framework::method::{KeyStyle, Method, MethodConfig, Stored};
 use crate::framework::parameters::{Init, Param, ParameterSet};
-use crate::framework::targets::check_rank;
 use crate::parts::bottleneck::{self, Bottleneck, BottleneckConfig, modules};
 use crate::parts::dense::Dense;
 use crate::reparametrized::lora::LoraConfig;
@@ -73,7 +72,7 @@ const BOTTLENECKS: bottleneck::Variant = bottleneck::Variant {
 };
 
 impl UniPeltConfig {
-    /// The linear layers that LoRA acts on, whose rank must fit them.
+    /// The linear layers that LoRA acts on.
     fn targets<'b>(&self, base: &'b Base) -> Result<Vec<&'b LinearInfo>, MethodError> {
         self.prefix.check(&PREFIX, base)?;
         let not_applicable = |reason: &str| MethodError::NotApplicable {
@@ -95,10 +94,6 @@ impl UniPeltConfig {
                 "queries, keys and values are one linear layer, but its LoRA has a gate for queries and \
                  one for values",
             ));
-        }
-        for linear in &targets {
-            let sizes = [linear.inputs, linear.outputs];
-            check_rank(Self::NAME, "r", self.r, &linear.site.path, sizes)?;
         }
         Ok(targets)
     }

@@ -58,7 +58,7 @@ crate::settings! {
     pub struct BottleneckConfig {
         /// Size of the bottleneck.
         bottleneck_dim: Option<usize> = None, in Size,
-            unset "houlsby 64, pfeiffer a sixteenth of the hidden size";
+            unset "houlsby 64, mam half of the hidden size, pfeiffer and unipelt a sixteenth of it";
         /// Hidden size divided by the size of the bottleneck; instead of --bottleneck-dim.
         reduction_factor: Option<f64> = None, in AtLeastOne;
         /// Activation function: relu, gelu_new, silu, ...

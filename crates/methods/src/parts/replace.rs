@@ -40,6 +40,19 @@ impl Replaced {
         Self::of(names, ParamGroup::default(), base, parameters)
     }
 
+    /// Replaces the tensors of these names, which are the base's.
+    pub fn named(names: Vec<&str>, base: &Base, parameters: &mut ParameterSet) -> Self {
+        Self::of(names, ParamGroup::default(), base, parameters)
+    }
+
+    /// Replaces nothing.
+    pub fn none() -> Self {
+        Self {
+            by_name: BTreeMap::new(),
+            first_layer: usize::MAX,
+        }
+    }
+
     fn of(names: Vec<&str>, group: ParamGroup, base: &Base, parameters: &mut ParameterSet) -> Self {
         let first_layer = names.iter().map(|name| base.first_layer_of(name)).min();
         let by_name = names

@@ -175,7 +175,6 @@ impl MethodConfig for AdaLoraConfig {
         base: &Base,
         parameters: &mut ParameterSet,
     ) -> Result<Box<dyn Method>, MethodError> {
-        self.check_values()?;
         let rank = self.init_r as f64;
         let alpha = match self.lora_alpha {
             0.0 => rank,
@@ -219,6 +218,11 @@ impl MethodConfig for AdaLoraConfig {
         }))
     }
 
+    fn check_start(&self, base: &Base) -> Result<(), MethodError> {
+        self.check_values()?;
+        self.selection().check_start(base)
+    }
+
     fn count(&self, base: &Base) -> Result<usize, MethodError> {
         let counts = self.kept(base)?.into_iter().map(|(linear, kept)| {
             let rank = kept.into_iter().filter(|kept| *kept).count();
@@ -234,6 +238,29 @@ impl MethodConfig for AdaLoraConfig {
         }
     }
 
+    const SPARES_BIASES: bool = true;
+
+    const TRAINING_ONLY: &'static [&'static str] = &[
+        "target_r",
+        "tinit",
+        "tfinal",
+        "deltaT",
+        "beta1",
+        "beta2",
+        "orth_reg_weight",
+        "total_step",
+        "lora_dropout",
+    ];
+
+    const IGNORED: &'static [&'static str] = &[
+        "corda_config",
+        "eva_config",
+        "init_lora_weights",
+        "loftq_config",
+        "lora_ga_config",
+        "r",
+    ];
+
     const COMPUTED: &'static [&'static str] = Selection::COMPUTED;
 
     fn computed(&self, base: &Base) -> Map<String, Value> {
@@ -245,7 +272,7 @@ impl MethodConfig for AdaLoraConfig {
             "alora_invocation_tokens": null, "alpha_pattern": {}, "arrow_config": null,
             "bias": "none", "corda_config": null, "ensure_weight_tying": false, "eva_config": null,
             "init_lora_weights": true, "kasa_config": null,
-            "layer_replication": null, "layers_pattern": null, "loftq_config": {},
+            "layer_replication": null, "loftq_config": {},
             "lora_bias": false, "lora_ga_config": null, "megatron_config": null,
             "megatron_core": "megatron.core", "modules_to_save": null, "monteclora_config": null,
             "qalora_group_size": 16, "r": 8, "target_parameters": null,
@@ -986,7 +1013,9 @@ mod tests {
             (json!({ "rank_pattern": {} }), "`rank_pattern` has no entry"),
         ] {
             let mut parameters = ParameterSet::new(&Default::default(), 0);
-            let built = config(settings).build(model().base(), &mut parameters);
+            let (config, model) = (config(settings), model());
+            let started = config.check_start(model.base());
+            let built = started.and_then(|()| config.build(model.base(), &mut parameters));
             let error = built.unwrap_err().to_string();
             assert!(error.contains(words), "{error}");
         }

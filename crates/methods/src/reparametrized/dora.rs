@@ -69,6 +69,10 @@ impl MethodConfig for DoraConfig {
         Ok(Box::new(Deltas::new(base, deltas)))
     }
 
+    fn check_start(&self, base: &Base) -> Result<(), MethodError> {
+        self.lora.check_start_as(Self::NAME, base)
+    }
+
     fn count(&self, base: &Base) -> Result<usize, MethodError> {
         let targets = self.lora.targets(Self::NAME, base)?;
         let count = |(linear, rank, _): &(&LinearInfo, usize, f64)| {
@@ -86,6 +90,10 @@ impl MethodConfig for DoraConfig {
     fn file_defaults() -> Map<String, Value> {
         LoraConfig::file_defaults()
     }
+
+    const TRAINING_ONLY: &'static [&'static str] = LoraConfig::TRAINING_ONLY;
+
+    const IGNORED: &'static [&'static str] = LoraConfig::IGNORED;
 
     const COMPUTED: &'static [&'static str] = LoraConfig::COMPUTED;
 

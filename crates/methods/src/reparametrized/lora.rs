@@ -18,14 +18,14 @@ use burn::tensor::Tensor;
 use epiphyte_models::{Base, ForwardContext, LazyLinear, LinearInfo, Site};
 use epiphyte_ops::{Dropout, LowRank};
 use indexmap::IndexMap;
-use regex::Regex;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::MethodError;
 use crate::framework::method::{KeyStyle, Method, MethodConfig};
 use crate::framework::parameters::{Init, Param, ParameterSet};
-use crate::framework::targets::{Selection, Targets, check_rank};
+use crate::framework::patterns::Pattern;
+use crate::framework::targets::{Selection, Targets};
 use crate::parts::delta::{Delta, Deltas};
 
 crate::settings! {
@@ -82,6 +82,20 @@ pub enum LoraInit {
     Kaiming,
     /// Normal with standard deviation `1/r`; `"gaussian"` in the file.
     Gaussian,
+    /// Another start that left the base as it was, in the file of an adapter that HF PEFT trained.
+    Finished(FinishedInit),
+}
+
+/// Starts of HF PEFT's that leave the base as it is. Training does not begin with them here; in a
+/// finished adapter they mean nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishedInit {
+    /// Both matrices at random: `false` in the file.
+    Random,
+    /// Both matrices orthogonal.
+    Orthogonal,
+    /// `A` from the singular vectors of the layer's inputs.
+    Eva,
 }
 
 impl Serialize for LoraInit {
@@ -89,21 +103,39 @@ impl Serialize for LoraInit {
         match self {
             Self::Kaiming => serializer.serialize_bool(true),
             Self::Gaussian => serializer.serialize_str("gaussian"),
+            Self::Finished(FinishedInit::Random) => serializer.serialize_bool(false),
+            Self::Finished(FinishedInit::Orthogonal) => serializer.serialize_str("orthogonal"),
+            Self::Finished(FinishedInit::Eva) => serializer.serialize_str("eva"),
         }
     }
 }
 
 impl<'de> Deserialize<'de> for LoraInit {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match Value::deserialize(deserializer)? {
-            Value::Bool(true) => Ok(Self::Kaiming),
-            Value::String(name) if name == "kaiming" => Ok(Self::Kaiming),
-            Value::String(name) if name == "gaussian" => Ok(Self::Gaussian),
-            other => Err(serde::de::Error::custom(format!(
-                "init_lora_weights is {other}, but only true, \"kaiming\" and \"gaussian\" leave the base as it is"
+        let value = Value::deserialize(deserializer)?;
+        let finished = |init| Ok(Self::Finished(init));
+        match (&value, value.as_str()) {
+            (Value::Bool(true), _) | (_, Some("kaiming")) => Ok(Self::Kaiming),
+            (_, Some("gaussian")) => Ok(Self::Gaussian),
+            (Value::Bool(false), _) => finished(FinishedInit::Random),
+            (_, Some("orthogonal")) => finished(FinishedInit::Orthogonal),
+            (_, Some("eva")) => finished(FinishedInit::Eva),
+            (_, Some("olora" | "corda" | "loftq" | "lora_ga")) => Err(changes_base(&value)),
+            (_, Some(name)) if name.starts_with("pissa") => Err(changes_base(&value)),
+            _ => Err(serde::de::Error::custom(format!(
+                "{value} is not known; kaiming (true in a file) and gaussian are"
             ))),
         }
     }
+}
+
+/// A start that took something from the base's weights, which the adapter alone does not say.
+fn changes_base<E: serde::de::Error>(value: &Value) -> E {
+    E::custom(format!(
+        "{value} changed the base's own weights before training, so the adapter does not fit the \
+         base as it is; convert it to plain LoRA with HF PEFT: save_pretrained(..., \
+         path_initial_model_for_weight_conversion=...)"
+    ))
 }
 
 impl LoraConfig {
@@ -130,7 +162,6 @@ impl LoraConfig {
                 let alpha = self
                     .first_match(method, &self.alpha_pattern, path)?
                     .unwrap_or(self.lora_alpha);
-                check_rank(method, "r", rank, path, [linear.inputs, linear.outputs])?;
                 let divisor = if self.use_rslora {
                     (rank as f64).sqrt()
                 } else {
@@ -149,15 +180,7 @@ impl LoraConfig {
         path: &str,
     ) -> Result<Option<T>, MethodError> {
         for (key, value) in pattern {
-            let regex = Regex::new(&format!(r"^(?:.*\.)?(?:{key})$")).map_err(|error| {
-                MethodError::Configuration {
-                    method,
-                    reason: format!(
-                        "`{key}` in a rank or alpha pattern is not a regular expression: {error}"
-                    ),
-                }
-            })?;
-            if regex.is_match(path) {
+            if matches_ending(method, key, path)? {
                 return Ok(Some(*value));
             }
         }
@@ -173,7 +196,8 @@ impl LoraConfig {
     ) -> [Param; 2] {
         let path = &linear.site.path;
         let init = match self.init_lora_weights {
-            LoraInit::Kaiming => Init::Uniform {
+            // Of a finished adapter, the values are those of its file.
+            LoraInit::Kaiming | LoraInit::Finished(_) => Init::Uniform {
                 bound: 1.0 / (linear.inputs as f64).sqrt(),
             },
             LoraInit::Gaussian => Init::Normal {
@@ -187,6 +211,44 @@ impl LoraConfig {
         [a, b]
     }
 
+    /// As [`MethodConfig::check_start`], for the method of LoRA's kind whose settings these are.
+    pub(crate) fn check_start_as(
+        &self,
+        method: &'static str,
+        base: &Base,
+    ) -> Result<(), MethodError> {
+        if let LoraInit::Finished(_) = self.init_lora_weights {
+            let init = json!(self.init_lora_weights);
+            return Err(MethodError::Value {
+                method,
+                key: "init_lora_weights",
+                value: init.as_str().map_or(init.to_string(), str::to_owned),
+                expected: "training begins with kaiming or gaussian".to_owned(),
+            });
+        }
+        let selection = self.selection(method);
+        selection.check_start(base)?;
+        let targets = selection.of(base)?;
+        let ranks = self.rank_pattern.keys().map(|key| ("rank_pattern", key));
+        let alphas = self.alpha_pattern.keys().map(|key| ("alpha_pattern", key));
+        for (setting, key) in ranks.chain(alphas) {
+            let mut matched = false;
+            for target in &targets {
+                matched = matched || matches_ending(method, key, &target.site.path)?;
+            }
+            if !matched {
+                let example = &targets[0].site.path;
+                return Err(MethodError::Value {
+                    method,
+                    key: setting,
+                    value: key.clone(),
+                    expected: format!("no path of a target ends so; one is `{example}`"),
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// The settings with the target modules that are left to the base, for the file.
     pub(crate) fn resolved_as(&self, method: &'static str, base: &Base) -> Self {
         Self {
@@ -194,6 +256,15 @@ impl LoraConfig {
             ..self.clone()
         }
     }
+}
+
+/// Whether the end of `path` matches a key of a rank or alpha pattern.
+fn matches_ending(method: &'static str, key: &str, path: &str) -> Result<bool, MethodError> {
+    let matches = Pattern::ending(key).and_then(|pattern| pattern.matches(path));
+    matches.map_err(|error| MethodError::Configuration {
+        method,
+        reason: format!("a rank or alpha pattern cannot be used: {error}"),
+    })
 }
 
 impl MethodConfig for LoraConfig {
@@ -235,6 +306,10 @@ impl MethodConfig for LoraConfig {
         Ok(Box::new(Deltas::new(base, deltas)))
     }
 
+    fn check_start(&self, base: &Base) -> Result<(), MethodError> {
+        self.check_start_as(Self::NAME, base)
+    }
+
     fn count(&self, base: &Base) -> Result<usize, MethodError> {
         let targets = self.targets(Self::NAME, base)?;
         Ok(targets
@@ -252,6 +327,17 @@ impl MethodConfig for LoraConfig {
         Map::from_iter([("lora_alpha".to_owned(), json!(8))])
     }
 
+    const SPARES_BIASES: bool = true;
+
+    const TRAINING_ONLY: &'static [&'static str] = &["lora_dropout"];
+
+    const IGNORED: &'static [&'static str] = &[
+        "corda_config",
+        "eva_config",
+        "loftq_config",
+        "lora_ga_config",
+    ];
+
     const COMPUTED: &'static [&'static str] = Selection::COMPUTED;
 
     fn computed(&self, base: &Base) -> Map<String, Value> {
@@ -262,7 +348,7 @@ impl MethodConfig for LoraConfig {
         let Value::Object(defaults) = json!({
             "alora_invocation_tokens": null, "arrow_config": null, "bias": "none",
             "corda_config": null, "ensure_weight_tying": false, "eva_config": null,
-            "kasa_config": null, "layer_replication": null, "layers_pattern": null,
+            "kasa_config": null, "layer_replication": null,
             "loftq_config": {}, "lora_bias": false, "lora_ga_config": null,
             "megatron_config": null, "megatron_core": "megatron.core", "modules_to_save": null,
             "monteclora_config": null, "qalora_group_size": 16, "target_parameters": null,

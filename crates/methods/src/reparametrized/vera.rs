@@ -47,6 +47,8 @@ crate::settings! {
         target_modules: Option<Modules> = None, unset "depends on the model's family";
         /// Numbers of the layers to adapt.
         layers_to_transform: Option<Vec<usize>> = None, unset "all";
+        /// Name of the module list that these numbers count, such as layers.
+        layers_pattern: Option<Vec<String>> = None, unset "the model's layers";
     }
 }
 
@@ -57,6 +59,7 @@ impl VeraConfig {
             target_modules: self.target_modules.as_ref(),
             exclude_modules: None,
             layers_to_transform: self.layers_to_transform.as_deref(),
+            layers_pattern: self.layers_pattern.as_deref().unwrap_or_default(),
             defaults: |base| base.default_targets.lora,
         }
     }
@@ -137,6 +140,10 @@ impl MethodConfig for VeraConfig {
         Ok(Box::new(Deltas::new(base, deltas)))
     }
 
+    fn check_start(&self, base: &Base) -> Result<(), MethodError> {
+        self.selection().check_start(base)
+    }
+
     fn count(&self, base: &Base) -> Result<usize, MethodError> {
         let targets = self.selection().of(base)?;
         Ok(targets.iter().map(|linear| self.r + linear.outputs).sum())
@@ -149,6 +156,8 @@ impl MethodConfig for VeraConfig {
         }
     }
 
+    const TRAINING_ONLY: &'static [&'static str] = &["vera_dropout", "d_initial"];
+
     const COMPUTED: &'static [&'static str] = Selection::COMPUTED;
 
     fn computed(&self, base: &Base) -> Map<String, Value> {
@@ -156,15 +165,11 @@ impl MethodConfig for VeraConfig {
     }
 
     fn peft_defaults() -> Map<String, Value> {
-        let keys = ["layers_pattern", "modules_to_save"];
-        let nulls = keys.map(|key| (key.to_owned(), Value::Null));
-        nulls
-            .into_iter()
-            .chain([
-                ("bias".to_owned(), json!("none")),
-                ("init_weights".to_owned(), json!(true)),
-            ])
-            .collect()
+        Map::from_iter([
+            ("bias".to_owned(), json!("none")),
+            ("init_weights".to_owned(), json!(true)),
+            ("modules_to_save".to_owned(), Value::Null),
+        ])
     }
 }
 

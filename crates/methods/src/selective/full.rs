@@ -22,6 +22,7 @@ impl MethodConfig for FullConfig {
     const SUMMARY: &'static str = "every tensor of the base";
     const PAPER: &'static str = "the baseline";
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
+    const LEARNING_RATE: f64 = 1e-4;
     const MERGES: bool = true;
 
     fn starts_as_identity(&self) -> bool {

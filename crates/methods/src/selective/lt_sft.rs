@@ -51,6 +51,7 @@ impl MethodConfig for LtSftConfig {
     const SUMMARY: &'static str = "the entries of the base that full fine-tuning moves farthest";
     const PAPER: &'static str = "Ansell et al. 2022, arXiv 2110.07560";
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
+    const LEARNING_RATE: f64 = 1e-4;
     const MERGES: bool = true;
 
     fn starts_as_identity(&self) -> bool {

@@ -90,11 +90,12 @@ impl Display for ModelCard {
         self.write_front_matter(card)?;
         let (method, base) = (CodeSpan(&self.method), CodeSpan(&self.base_model));
         writeln!(card, "\n# {method} adapter for {base}\n")?;
-        writeln!(
-            card,
-            "Trained by Epiphyte for the task {}. The base model is frozen and not part of this adapter.\n",
-            CodeSpan(&self.task)
-        )?;
+        let base = match self.counts.base > 0 && self.counts.trainable >= self.counts.base {
+            true => "All parameters of the base model were trained, and this adapter holds them.",
+            false => "The base model is frozen and not part of this adapter.",
+        };
+        let task = CodeSpan(&self.task);
+        writeln!(card, "Trained by Epiphyte for the task {task}. {base}\n")?;
         writeln!(card, "## Data\n")?;
         table(
             card,

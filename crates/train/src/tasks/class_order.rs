@@ -333,14 +333,8 @@ mod tests {
     #[test]
     fn a_recorded_order_is_not_changed() {
         let recorded = TaskSpec {
-            task: "sequence-classification".parse().unwrap(),
-            columns: epiphyte_data::Columns::default(),
             labels: names(&["a", "b"]),
-            labels_by_id: false,
-            max_length: 8,
-            packing: false,
-            no_header: false,
-            quoting: None,
+            ..TaskSpec::new("sequence-classification".parse().unwrap(), 8)
         };
         let base = base(&["b", "a"], Some(2));
         let head = TrainedHead {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use epiphyte_data::{
     Columns, DataError, Fields, Format, Order, ReadOptions, Table, parse_delimiter,
 };
+use epiphyte_methods::by_name;
 use epiphyte_methods::framework::settings::{SettingError, Settings, parse};
 use epiphyte_models::ModelConfig;
 use epiphyte_ops::Precision;
@@ -89,7 +90,7 @@ epiphyte_methods::settings! {
         /// Batches per optimizer step.
         gradient_accumulation_steps: usize = 1, in Positive;
         /// Peak learning rate.
-        learning_rate: f64 = 1e-3, in Positive;
+        learning_rate: Option<f64> = None, in Positive, unset "1e-3; full, lt-sft 1e-4; mam 2e-4";
         /// Learning-rate schedule: linear, cosine, constant or constant_with_warmup.
         lr_scheduler_type: ScheduleKind = ScheduleKind::Linear, as Text;
         /// Linear warm-up as a fraction of all steps.
@@ -318,6 +319,12 @@ impl RunConfig {
         })
     }
 
+    /// The peak learning rate: as set, or the method's own; none if there is no such method.
+    pub fn peak_learning_rate(&self) -> Option<f64> {
+        let of_method = || Some(by_name(&self.method).ok()?.learning_rate);
+        self.learning_rate.or_else(of_method)
+    }
+
     /// The order of training examples.
     pub fn order(&self) -> Order {
         if self.group_by_length {
@@ -465,7 +472,7 @@ mod tests {
             model: "m".into(),
             output: "o".into(),
             train_data: "t".into(),
-            learning_rate: f64::NAN,
+            learning_rate: Some(f64::NAN),
             ..RunConfig::default()
         };
         let error = run.check().unwrap_err().to_string();

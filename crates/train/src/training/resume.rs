@@ -35,8 +35,8 @@ pub(crate) fn newest_state(
     first_error.map_or(Ok(None), Err)
 }
 
-/// Checks that a saved state is one of this run, or that of its end before it got more steps. `steps` are
-/// those that the run has now, in `stages`.
+/// Checks that a saved state is one of this run, or that of its end before it got more steps.
+/// `steps` are those that the run has now, in `stages`.
 ///
 /// # Errors
 /// [`TrainError::OtherRun`], which says what differs.

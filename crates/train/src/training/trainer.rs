@@ -496,7 +496,9 @@ impl<'a> Trainer<'a> {
     /// Moves the parameters along the gradients.
     pub(crate) fn optimizer_step(&mut self) {
         let info = self.info();
-        let learning_rate = self.work.run.learning_rate * self.schedule().factor(info.stage_step);
+        let peak = self.work.run.peak_learning_rate();
+        let peak = peak.expect("the method is in the registry, or there would be no module");
+        let learning_rate = peak * self.schedule().factor(info.stage_step);
         let gradients = &mut self.accumulator.gradients;
         let keep = self.module.method().reads_gradients_after_step();
         for param in self.module.trained() {

@@ -114,7 +114,7 @@ fn several_runs_over_one_base() {
         batch_size: 3 + index % 3,
         gradient_accumulation_steps: 1 + index % 2,
         micro_batch_tokens: (index % 4 == 1).then_some(10),
-        learning_rate: 1e-2 * (1 + index % 4) as f64,
+        learning_rate: Some(1e-2 * (1 + index % 4) as f64),
         max_steps: Some(2 + index as u64 % 3),
         ..run
     });

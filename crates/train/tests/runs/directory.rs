@@ -424,7 +424,7 @@ fn a_run_that_differs_is_not_continued_and_what_differs_is_named() {
         ),
         (
             RunConfig {
-                learning_rate: 1e-4,
+                learning_rate: Some(1e-4),
                 ..run.clone()
             },
             "`learning_rate` was 0.02 and is 0.0001",
@@ -558,7 +558,7 @@ fn parameters_that_are_not_finite_are_never_saved() {
         eval_steps: None,
         max_steps: Some(1),
         warmup_ratio: 0.0,
-        learning_rate: 1e39,
+        learning_rate: Some(1e39),
         ..lora(&world, "one")
     };
     let error = start(&run, &new()).expect_err("infinite parameters");
@@ -570,7 +570,7 @@ fn parameters_that_are_not_finite_are_never_saved() {
     assert!(!run.output.join(TENSORS_FILE).exists());
     // The next try is not blocked by what it left.
     let lower = RunConfig {
-        learning_rate: 1e-3,
+        learning_rate: Some(1e-3),
         ..run
     };
     start(&lower, &new()).unwrap();
@@ -578,7 +578,7 @@ fn parameters_that_are_not_finite_are_never_saved() {
     // A good checkpoint stays: the rate rises over the warm-up until a step is too large.
     let run = RunConfig {
         warmup_ratio: 0.99,
-        learning_rate: 3e38,
+        learning_rate: Some(3e38),
         weight_decay: 0.0,
         max_grad_norm: 0.0,
         eval_data: None,

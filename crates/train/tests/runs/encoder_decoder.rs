@@ -13,7 +13,7 @@ fn a_target_text_is_learned() {
     let run = RunConfig {
         epochs: 40.0,
         eval_steps: None,
-        learning_rate: 1e-2,
+        learning_rate: Some(1e-2),
         base_dropout: Some(0.0),
         ..world.seq2seq_run("learned", "full", &json!({}))
     };

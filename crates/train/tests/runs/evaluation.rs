@@ -12,7 +12,8 @@ use epiphyte_train::TrainError::NotFinite;
 use epiphyte_train::observer::Silent;
 use epiphyte_train::scoring::evaluate::predict;
 use epiphyte_train::{
-    Evaluation, Generation, LoadedAdapter, RunConfig, TaskKind, generate, merge, open_adapter,
+    Evaluation, Generation, LoadedAdapter, MergeOptions, RunConfig, TaskKind, generate, merge,
+    open_adapter,
 };
 use serde_json::{Map, json};
 
@@ -117,7 +118,13 @@ fn what_is_not_finite_is_no_score_and_no_model() {
         }
 
         let output = run.output.with_extension("merged");
-        let error = merge(&run.model, &loaded_adapter, &output).unwrap_err();
+        let error = merge(
+            &run.model,
+            &loaded_adapter,
+            &output,
+            &MergeOptions::default(),
+        )
+        .unwrap_err();
         assert!(error.to_string().contains(".weight` of the merged model"));
         assert!(!output.exists());
     }

@@ -163,7 +163,7 @@ fn another_configuration_is_not_continued() {
     };
     for other in [
         RunConfig {
-            learning_rate: 1e-4,
+            learning_rate: Some(1e-4),
             ..run.clone()
         },
         RunConfig {

@@ -77,7 +77,7 @@ impl World {
                 .clone(),
             batch_size: 4,
             gradient_accumulation_steps: 2,
-            learning_rate: 2e-2,
+            learning_rate: Some(2e-2),
             weight_decay: 0.01,
             epochs: 3.0,
             max_length: Some(32),

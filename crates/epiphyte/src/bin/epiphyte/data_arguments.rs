@@ -49,6 +49,9 @@ pub(crate) struct ModelArguments {
     /// Allow another base model than the adapter was trained with
     #[arg(long)]
     pub(crate) allow_other_base: bool,
+    /// Use an adapter whose two files were not written together, or were edited
+    #[arg(long)]
+    pub(crate) allow_edited_adapter: bool,
     /// Data type of the frozen base: f32 or bf16
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     pub(crate) precision: Precision,
@@ -57,7 +60,11 @@ pub(crate) struct ModelArguments {
 impl ModelArguments {
     /// Finds the base model's directory and reads the adapter's configuration.
     pub(crate) fn locate(&self) -> Result<Located<'_>> {
-        let adapter = self.adapter.as_deref().map(AdapterFile::open);
+        let open = match self.allow_edited_adapter {
+            true => AdapterFile::open_edited,
+            false => AdapterFile::open,
+        };
+        let adapter = self.adapter.as_deref().map(open);
         Ok(Located {
             arguments: self,
             adapter: adapter.transpose()?,
@@ -269,7 +276,10 @@ impl TaskArguments {
         let task = match (self.task, &recorded, file) {
             (Some(task), _, _) => task,
             (None, Some(recorded), _) => recorded.task,
-            (None, None, Some(file)) => peft_task(file, config)?,
+            (None, None, Some(file)) => peft_task(file, config)?.ok_or_else(|| {
+                let problem = "the adapter does not record its task: pass --task";
+                UsageError::Other(problem.to_owned())
+            })?,
             (None, None, None) => {
                 let problem = "pass --task: there is no adapter that records it, and config.json \
                                does not say what the model is for";
@@ -334,18 +344,18 @@ fn recorded_task(file: Option<&AdapterFile>) -> Result<Option<TaskSpec>> {
     ))
 }
 
-/// The task of an adapter that PEFT wrote.
-fn peft_task(file: &AdapterFile, config: &ModelConfig) -> Result<TaskKind> {
+/// The task of an adapter that PEFT wrote; none if neither its configuration nor a head in its file
+/// says one.
+fn peft_task(file: &AdapterFile, config: &ModelConfig) -> Result<Option<TaskKind>> {
     let outputs = outputs_of(file, config)?;
-    let task = file.task_type();
-    let task = task.and_then(|task_type| TaskKind::from_peft(task_type, outputs));
-    let problem = "the adapter does not record its task: pass --task";
-    Ok(task.ok_or_else(|| UsageError::Other(problem.to_owned()))?)
+    let of_head = outputs.and(Some("SEQ_CLS"));
+    let mut types = [file.task_type(), of_head].into_iter().flatten();
+    Ok(types.find_map(|task_type| TaskKind::from_peft(task_type, outputs)))
 }
 
 /// The number of outputs of the classification head that an adapter brings.
 fn outputs_of(file: &AdapterFile, config: &ModelConfig) -> Result<Option<usize>> {
-    Ok(head_outputs(&file.tensors()?, config)?)
+    Ok(head_outputs(file.tensors(), config)?)
 }
 
 /// The path of a family's classification head.
@@ -362,10 +372,21 @@ pub(crate) fn is_weight_of(name: &str, path: &str) -> bool {
         .is_some_and(|module| format!(".{module}.").contains(&format!(".{path}.")))
 }
 
-/// The task for commands that need neither columns nor class names: `merge`, `generate`, `inspect`.
-pub(crate) fn spec_of_adapter(file: &AdapterFile, model: &Path) -> Result<TaskSpec> {
+/// The task for commands that need neither columns nor class names: `merge`, `generate`, `inspect`;
+/// none if the adapter has neither a task nor a head.
+pub(crate) fn spec_of_adapter(file: &AdapterFile, model: &Path) -> Result<Option<TaskSpec>> {
     let config = ModelConfig::open(model)?;
-    let mut spec = TaskArguments::default().spec(Some(file), &config)?;
+    let arguments = TaskArguments {
+        task: match recorded_task(Some(file))? {
+            Some(recorded) => Some(recorded.task),
+            None => peft_task(file, &config)?,
+        },
+        ..TaskArguments::default()
+    };
+    if arguments.task.is_none() {
+        return Ok(None);
+    }
+    let mut spec = arguments.spec(Some(file), &config)?;
     if spec.task.has_classes() && spec.labels.is_empty() {
         let labels = &config.facts().labels;
         let outputs = outputs_of(file, &config)?.unwrap_or(labels.num_labels());
@@ -374,5 +395,5 @@ pub(crate) fn spec_of_adapter(file: &AdapterFile, model: &Path) -> Result<TaskSp
             _ => (0..outputs).map(|id| format!("LABEL_{id}")).collect(),
         };
     }
-    Ok(spec)
+    Ok(Some(spec))
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
-use epiphyte::data::DataError;
+use epiphyte::data::{DataError, nearest_name};
 use epiphyte::hub::HubError;
 use epiphyte::methods::MethodError;
 use epiphyte::train::TrainError;
@@ -128,6 +128,19 @@ fn data(error: &anyhow::Error) -> Option<&DataError> {
 fn hint(error: &anyhow::Error, resumable: bool) -> Option<String> {
     if let Some(error) = error.downcast_ref::<HubError>() {
         return Some(error.hint());
+    }
+    if let Some(MethodError::Unmatched {
+        unmatched,
+        available,
+        ..
+    }) = method(error)
+    {
+        let near = unmatched.iter().filter_map(|name| {
+            let near = nearest_name(name, available.iter().map(String::as_str))?;
+            Some(format!("`{near}` in place of `{name}`"))
+        });
+        let near: Vec<String> = near.collect();
+        return (!near.is_empty()).then(|| format!("did you mean {}?", near.join(", ")));
     }
     let hint = match (method(error), data(error)) {
         (Some(MethodError::NoTarget { .. }), _) => {

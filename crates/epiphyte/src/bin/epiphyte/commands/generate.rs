@@ -84,10 +84,12 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let config = ModelConfig::open(&model)?;
     let max_length = config.facts().max_position_embeddings;
     let max_length = max_length.unwrap_or(usize::MAX);
-    let mut spec = match &located.adapter {
+    let spec = match &located.adapter {
         Some(file) => spec_of_adapter(file, &model)?,
-        None => TaskSpec::new(TaskKind::text(), max_length),
+        None => None,
     };
+    // An adapter that says no task is one of the only task that this command has.
+    let mut spec = spec.unwrap_or_else(|| TaskSpec::new(TaskKind::text(), max_length));
     if let Some(path) = &arguments.chat_template {
         spec.chat_template = Some(read_template(path)?);
     }

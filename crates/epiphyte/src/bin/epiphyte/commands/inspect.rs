@@ -13,6 +13,7 @@ use epiphyte::methods::file::{AdapterFile, CONFIG_FILE, TENSORS_FILE};
 use epiphyte::models::{
     Base, Checkpoint, HeadKind, LinearInfo, LoadOptions, ModelConfig, Role, load,
 };
+use epiphyte::train::WithoutHead;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -104,8 +105,11 @@ struct AdapterSummary {
 }
 
 fn adapter(dir: &Path, model: Option<&Path>, global: &Global) -> Result<()> {
-    let file = AdapterFile::open(dir)?;
-    let tensors = tensors(&file.tensors()?);
+    let file = AdapterFile::open_edited(dir)?;
+    if let Err(problem) = file.check_files() {
+        output::note(&format!("warning: {problem}"));
+    }
+    let tensors = tensors(file.tensors());
     let account = account(&file, model, global)?;
     let definition = file.config().definition();
     let task = match file.provenance() {
@@ -199,7 +203,11 @@ fn account(
         return Ok(None);
     };
     let device = Device::flex();
-    let task = spec_of_adapter(file, &model)?.head();
+    let Some(spec) = spec_of_adapter(file, &model)? else {
+        let opened = WithoutHead::open(&model, file, true, &LoadOptions::default())?;
+        return Ok(Some(opened.module().counts(opened.base())));
+    };
+    let task = spec.head();
     let loaded = load(&model, task, &device, &LoadOptions::default())?;
     let module = file.load(loaded.model.base(), &device)?;
     Ok(Some(module.counts(loaded.model.base())))

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use epiphyte::train::merge;
+use epiphyte::models::LoadOptions;
+use epiphyte::train::{MergeOptions, WeightType, WithoutHead, merge};
 
 use crate::data_arguments::{ModelArguments, spec_of_adapter};
 use crate::failure::UsageError;
@@ -22,9 +23,12 @@ pub(crate) struct Arguments {
     /// Directory for the merged model
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
-    /// Write into a directory that is not empty
+    /// Replace an earlier merged model
     #[arg(long)]
     overwrite: bool,
+    /// Data type of the merged weights: f32, f16 or bf16 [default: as in the base's files]
+    #[arg(long, value_name = "TYPE")]
+    dtype: Option<WeightType>,
     #[command(flatten)]
     model: ModelArguments,
 }
@@ -49,19 +53,25 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
             return Err(UsageError::Other(problem).into());
         }
     }
-    let is_taken = output
-        .read_dir()
-        .is_ok_and(|mut files| files.next().is_some());
-    if is_taken && !arguments.overwrite {
-        let problem = format!(
-            "`{}` holds files already: pass --overwrite, or choose another",
-            output.display()
-        );
-        return Err(UsageError::Other(problem).into());
-    }
-    let spec = spec_of_adapter(file, &model)?;
-    let loaded_adapter = located.load(spec, global)?;
-    let merged = merge(&model, &loaded_adapter, output)?;
+    let options = MergeOptions {
+        dtype: arguments.dtype,
+        overwrite: arguments.overwrite,
+    };
+    let merged = match spec_of_adapter(file, &model)? {
+        Some(spec) => {
+            let loaded_adapter = located.load(spec, global)?;
+            merge(&model, &loaded_adapter, output, &options)?
+        }
+        None => {
+            let load = LoadOptions {
+                precision: arguments.model.precision,
+                ..LoadOptions::default()
+            };
+            let allow_other_base = arguments.model.allow_other_base;
+            WithoutHead::open(&model, file, allow_other_base, &load)?
+                .merge(&model, output, &options)?
+        }
+    };
     if global.json {
         output::json(&merged);
     } else {

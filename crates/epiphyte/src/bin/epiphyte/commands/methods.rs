@@ -24,6 +24,8 @@ struct MethodListing {
     paper: &'static str,
     peft_type: &'static str,
     in_peft: bool,
+    /// The peak learning rate of a run that sets none.
+    learning_rate: f64,
     flags: Vec<FlagListing>,
 }
 
@@ -53,8 +55,8 @@ pub(crate) fn run(global: &Global) -> Result<ExitCode> {
             ""
         };
         output::print(&format!(
-            "{}: {}{peft}\n  {}",
-            method.name, method.summary, method.paper
+            "{}: {}{peft}\n  {}\n  learning rate [default: {}]",
+            method.name, method.summary, method.paper, method.learning_rate
         ));
         let width = method
             .flags
@@ -85,6 +87,7 @@ fn listing(method: &Definition) -> MethodListing {
         paper: method.paper,
         peft_type: method.peft_type,
         in_peft: method.in_peft,
+        learning_rate: method.learning_rate,
         flags: flags.collect(),
     }
 }

@@ -1,0 +1,538 @@
+//! An adapter folded into its base: a plain Hugging Face directory that needs no adapter.
+//!
+//! The directory appears whole or not at all. Where it exists already, only what an earlier merge
+//! wrote there is replaced, and `config.json`, without which no program takes it for a model, goes
+//! first and comes last.
+
+mod config;
+mod files;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fs;
+use std::path::Path;
+use std::str::FromStr;
+
+use burn::tensor::{Device, Tensor};
+use epiphyte_data::Tokenizer;
+use epiphyte_io::safetensors_file::{Values, prepare_values};
+use epiphyte_io::{FileError, clean_up, write_directory};
+use epiphyte_methods::AdapterModule;
+use epiphyte_methods::file::AdapterFile;
+use epiphyte_models::checkpoint::TensorView;
+use epiphyte_models::keys::TensorReader;
+use epiphyte_models::{
+    Adapter, AdapterBatch, Base, BaseTensor, Checkpoint, DecoderTokens, HeadKind, Identity,
+    LoadOptions, Model, ModelConfig, ModelError, Tokens, load,
+};
+use epiphyte_ops::Sequences;
+use serde::Serialize;
+
+use crate::run::LoadedAdapter;
+use crate::{TaskSpec, TrainError};
+
+/// The merged model's tensors.
+const WEIGHTS_FILE: &str = "model.safetensors";
+/// What the metadata of a merged model's tensors has, so that it is known for what it is.
+const MARK: (&str, &str) = ("epiphyte", "merged");
+/// A name that begins so is that of a directory in the making.
+const TEMPORARY: &str = ".epiphyte-tmp-";
+
+/// How an adapter is merged.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MergeOptions {
+    /// The type of the merged weights; each tensor's own in the base's files if none is set.
+    pub dtype: Option<WeightType>,
+    /// Replace an earlier merged model in the output directory.
+    pub overwrite: bool,
+}
+
+/// A type of weights in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightType {
+    /// 32-bit floating point.
+    F32,
+    /// 16-bit floating point.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+impl WeightType {
+    fn of_file(self) -> safetensors::Dtype {
+        match self {
+            Self::F32 => safetensors::Dtype::F32,
+            Self::F16 => safetensors::Dtype::F16,
+            Self::Bf16 => safetensors::Dtype::BF16,
+        }
+    }
+
+    /// PyTorch's name.
+    fn torch_name(self) -> &'static str {
+        match self {
+            Self::F32 => "float32",
+            Self::F16 => "float16",
+            Self::Bf16 => "bfloat16",
+        }
+    }
+}
+
+impl fmt::Display for WeightType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+        })
+    }
+}
+
+impl FromStr for WeightType {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "f32" | "float32" => Ok(Self::F32),
+            "f16" | "float16" => Ok(Self::F16),
+            "bf16" | "bfloat16" => Ok(Self::Bf16),
+            _ => Err("use f32, f16 or bf16".to_owned()),
+        }
+    }
+}
+
+/// What merging did.
+#[derive(Clone, Debug, Serialize)]
+pub struct Merged {
+    /// Tensors that changed.
+    pub changed_tensors: usize,
+    /// Tensors written.
+    pub tensors: usize,
+    /// On probe inputs, the largest difference between base with adapter and merged model: of
+    /// logits, or of the last hidden states where there is no head.
+    pub largest_difference: f64,
+}
+
+/// Writes the base with the adapter folded in to `output`: `model.safetensors`, `config.json` with
+/// the task's head and classes, and those files of the base's directory that describe its
+/// tokenizer, templates and generation.
+///
+/// # Errors
+/// If the method cannot be merged, or files cannot be written; [`TrainError::OutputNotMerged`]
+/// if `output` has anything in it that is not an earlier merged model.
+pub fn merge(
+    model_dir: &Path,
+    loaded_adapter: &LoadedAdapter,
+    output: &Path,
+    options: &MergeOptions,
+) -> Result<Merged, TrainError> {
+    let LoadedAdapter {
+        task_model,
+        module: Some(module),
+    } = loaded_adapter
+    else {
+        return Err(TrainError::Config(
+            "there is no adapter to merge: pass --adapter".to_owned(),
+        ));
+    };
+    let loaded = &task_model.loaded;
+    let parts = Parts {
+        model_dir,
+        model: &loaded.model,
+        base: loaded.model.base(),
+        config: &loaded.config,
+        module,
+        head: task_model.spec.head(),
+        task: Some((&task_model.spec, &task_model.tokenizer)),
+    };
+    parts.merge(output, options)
+}
+
+/// A base without a task's head, with an adapter that has none either.
+#[derive(Debug)]
+pub struct WithoutHead {
+    model: Model,
+    config: ModelConfig,
+    head: HeadKind,
+    base: Base,
+    module: AdapterModule,
+}
+
+impl WithoutHead {
+    /// Opens a base and an adapter that was not trained for a task of its own, such as one of
+    /// sentence embeddings.
+    ///
+    /// # Errors
+    /// If files are missing or malformed, or the adapter does not fit the base.
+    pub fn open(
+        model_dir: &Path,
+        file: &AdapterFile,
+        allow_other_base: bool,
+        options: &LoadOptions,
+    ) -> Result<Self, TrainError> {
+        let config = ModelConfig::open(model_dir)?;
+        let head = head_of_files(model_dir, &config)?;
+        let device = Device::flex();
+        let loaded = load(model_dir, head, &device, options)?;
+        if !allow_other_base {
+            let tokenizer = Tokenizer::load(model_dir)?;
+            let computation = loaded.config.computation();
+            file.check_base(&loaded.content_hash, &computation, tokenizer.content_hash())?;
+        }
+        let base = match head {
+            HeadKind::LanguageModel => loaded.model.base().clone(),
+            HeadKind::Classification { .. } => loaded.model.base().without_head(),
+        };
+        let module = file.load(&base, &device)?;
+        Ok(Self {
+            model: loaded.model,
+            config,
+            head,
+            base,
+            module,
+        })
+    }
+
+    /// The base.
+    pub fn base(&self) -> &Base {
+        &self.base
+    }
+
+    /// The adapter.
+    pub fn module(&self) -> &AdapterModule {
+        &self.module
+    }
+
+    /// Writes the base's files with the adapter folded in to `output`: what the adapter does not
+    /// change stays as it is, heads of the base included.
+    ///
+    /// # Errors
+    /// As [`merge()`].
+    pub fn merge(
+        &self,
+        model_dir: &Path,
+        output: &Path,
+        options: &MergeOptions,
+    ) -> Result<Merged, TrainError> {
+        let parts = Parts {
+            model_dir,
+            model: &self.model,
+            base: &self.base,
+            config: &self.config,
+            module: &self.module,
+            head: self.head,
+            task: None,
+        };
+        parts.merge(output, options)
+    }
+}
+
+/// The head with which a checkpoint loads when nothing says a task: a language model's where it is
+/// one, else one that is not used.
+fn head_of_files(model_dir: &Path, config: &ModelConfig) -> Result<HeadKind, TrainError> {
+    let class = config.family().class_name(HeadKind::LanguageModel);
+    let is_named = class.is_some_and(|class| {
+        let architectures = &config.facts().architectures;
+        architectures
+            .iter()
+            .any(|architecture| architecture == class)
+    });
+    let has_head = class.is_some() && Checkpoint::open(model_dir)?.contains("lm_head.weight");
+    Ok(match is_named || has_head {
+        true => HeadKind::LanguageModel,
+        false => HeadKind::Classification { labels: 1 },
+    })
+}
+
+/// What is merged.
+struct Parts<'a> {
+    model_dir: &'a Path,
+    model: &'a Model,
+    base: &'a Base,
+    config: &'a ModelConfig,
+    module: &'a AdapterModule,
+    head: HeadKind,
+    /// The task with its tokenizer; none if the base's files keep their head.
+    task: Option<(&'a TaskSpec, &'a Tokenizer)>,
+}
+
+/// A tensor of the merged model.
+struct Part<'a> {
+    name: String,
+    shape: Vec<usize>,
+    /// As the base's files have it.
+    stored: Option<TensorView<'a>>,
+    /// As the base has it in memory.
+    base: Option<&'a BaseTensor>,
+    merged: Option<Tensor<1>>,
+}
+
+impl Parts<'_> {
+    fn merge(&self, output: &Path, options: &MergeOptions) -> Result<Merged, TrainError> {
+        let copied = files::files_of(self.model_dir)?;
+        let written = [config::FILE, WEIGHTS_FILE].map(Path::new).into_iter();
+        let written = written.chain(copied.iter().map(|file| &**file));
+        check_output(output, written, options.overwrite)?;
+        let checkpoint = Checkpoint::open(self.model_dir)?;
+        let tensors = self.tensors(&checkpoint)?;
+        let changed_tensors = tensors.iter().filter(|it| it.merged.is_some()).count();
+        let count = tensors.len();
+        let mut difference = 0.0;
+        write_model(output, |directory| {
+            write_tensors(&directory.join(WEIGHTS_FILE), tensors, options.dtype)?;
+            for file in &copied {
+                files::copy(self.model_dir, file, directory)?;
+            }
+            let config = self.config_json(options.dtype)?;
+            epiphyte_io::write(&directory.join(config::FILE), config.as_bytes())?;
+            let device = Device::flex();
+            let merged = load(directory, self.head, &device, &LoadOptions::default())?;
+            difference = self.largest_difference(&merged.model)?;
+            Ok(())
+        })?;
+        Ok(Merged {
+            changed_tensors,
+            tensors: count,
+            largest_difference: difference,
+        })
+    }
+
+    /// The tensors of the merged model, not yet computed.
+    fn tensors<'c>(&'c self, checkpoint: &'c Checkpoint) -> Result<Vec<Part<'c>>, TrainError> {
+        let family = self.config.family();
+        let mut reader = TensorReader::new(checkpoint, family.key_rules(self.head));
+        let mut parts = Vec::new();
+        for (name, tensor) in self.base.tensors() {
+            let merged = self.module.merged(name, self.base)?;
+            let is_finite =
+                |it: &Tensor<1>| it.clone().inner().is_finite().all().into_scalar::<bool>();
+            if merged.as_ref().is_some_and(|merged| !is_finite(merged)) {
+                return Err(TrainError::NotFinite {
+                    what: format!("`{name}` of the merged model"),
+                });
+            }
+            let stored = reader.stored_name(name);
+            let view = stored.as_deref().and_then(|it| checkpoint.tensor(it));
+            let shape = tensor.shape();
+            reader.skip(name);
+            parts.push(Part {
+                // Files that keep their head keep their names.
+                name: match (self.task, stored) {
+                    (None, Some(stored)) => stored,
+                    _ => name.clone(),
+                },
+                stored: view.filter(|view| view.shape == shape && view.is_float()),
+                shape,
+                base: Some(tensor),
+                merged,
+            });
+        }
+        if self.task.is_none() {
+            let tied = family.tied();
+            if let Some([copy, _]) = tied.filter(|[copy, _]| self.base.tensor(copy).is_none()) {
+                reader.skip(copy);
+            }
+            let used: BTreeSet<String> = parts.iter().map(|part| part.name.clone()).collect();
+            let rest = checkpoint.names().filter(|name| !used.contains(*name));
+            let skipped = tied.and_then(|[copy, _]| reader.stored_name(copy));
+            for name in rest.filter(|name| Some(*name) != skipped.as_deref()) {
+                let view = checkpoint.tensor(name);
+                parts.push(Part {
+                    name: name.to_owned(),
+                    shape: view.map(|view| view.shape.to_vec()).unwrap_or_default(),
+                    stored: view,
+                    base: None,
+                    merged: None,
+                });
+            }
+        }
+        Ok(parts)
+    }
+
+    fn config_json(&self, dtype: Option<WeightType>) -> Result<String, TrainError> {
+        let mut json = config::read(self.model_dir)?;
+        if let Some((spec, tokenizer)) = self.task {
+            config::set_task(&mut json, self.config, spec);
+            config::set_padding(&mut json, self.config, self.base, tokenizer)?;
+        }
+        if let Some(dtype) = dtype {
+            config::set_type(&mut json, dtype);
+        }
+        Ok(serde_json::to_string_pretty(&json).expect("JSON values print"))
+    }
+
+    /// Over a few made-up texts, the largest difference between what the two models say.
+    fn largest_difference(&self, merged: &Model) -> Result<f64, TrainError> {
+        let dimensions = &self.model.base().dimensions;
+        let vocabulary = dimensions.vocabulary as u32;
+        let longest = dimensions.max_positions.unwrap_or(32).min(32);
+        let mut largest = 0.0f64;
+        for probe in 0..4u32 {
+            let length = (longest / 4 * (probe as usize + 1)).max(1);
+            let ids: Vec<u32> = (0..length as u32)
+                .map(|at| (probe.wrapping_mul(7919) + at.wrapping_mul(104_729)) % vocabulary)
+                .collect();
+            let type_ids = vec![0; length];
+            let sequences = Sequences::new(vec![0, length]);
+            let labels: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
+            let decoder = self.model.backbone().decoder_input(&labels, &sequences);
+            let tokens = Tokens {
+                decoder: decoder.as_ref().map(|ids| DecoderTokens {
+                    ids,
+                    sequences: sequences.clone(),
+                }),
+                ..Tokens::new(&ids, &type_ids, sequences.clone())
+            };
+            let before = self.outputs(self.model, &tokens, self.module);
+            let after = self.outputs(merged, &tokens, &Identity);
+            for (a, b) in before.iter().zip(&after) {
+                let difference = f64::from(a - b).abs();
+                if !difference.is_finite() {
+                    return Err(TrainError::NotFinite {
+                        what: "a logit of the merged model".to_owned(),
+                    });
+                }
+                largest = largest.max(difference);
+            }
+        }
+        Ok(largest)
+    }
+
+    fn outputs(&self, model: &Model, tokens: &Tokens<'_>, adapter: &dyn Adapter) -> Vec<f32> {
+        let outputs = match model.language_head() {
+            Some(head) => {
+                let hidden = model.hidden(tokens, adapter);
+                let batch = AdapterBatch::single(adapter, tokens);
+                head.forward(hidden.states, &hidden.rows, &batch)
+            }
+            None if self.task.is_none() => model.hidden(tokens, adapter).states,
+            None => model.logits(tokens, adapter),
+        };
+        outputs
+            .inner()
+            .try_into_vec_as::<f32>()
+            .expect("logits are f32 and can be read")
+    }
+}
+
+/// Writes the tensors, each in the type of the base's files unless another is asked for. What the
+/// files do not have, such as a new head, gets the type of the others.
+fn write_tensors(
+    path: &Path,
+    tensors: Vec<Part<'_>>,
+    dtype: Option<WeightType>,
+) -> Result<(), TrainError> {
+    let asked = dtype.map(WeightType::of_file);
+    let mut floats = tensors.iter().filter_map(|part| part.stored);
+    let of_files = floats.find(TensorView::is_float).map(|view| view.dtype);
+    let of_files = of_files.unwrap_or(safetensors::Dtype::F32);
+    let values = tensors.into_iter().map(|part| {
+        let stored = part.stored;
+        let own = stored.map_or(of_files, |view| view.dtype);
+        let dtype = match stored.is_none_or(|view| view.is_float()) {
+            true => asked.unwrap_or(own),
+            false => own,
+        };
+        let values = match (part.merged, stored, part.base) {
+            (Some(merged), _, _) => Values::Rounded(
+                dtype,
+                Box::new(move || {
+                    let values = merged.inner().try_into_vec_as::<f32>();
+                    values.expect("weights are f32 and can be read")
+                }),
+            ),
+            (None, Some(view), _) if view.dtype == dtype => Values::Bytes(dtype, view.bytes),
+            (None, Some(view), _) => Values::Rounded(
+                dtype,
+                Box::new(move || view.to_f32().expect("the type was checked")),
+            ),
+            (None, None, tensor) => Values::Rounded(
+                dtype,
+                Box::new(move || tensor.map(BaseTensor::to_vec).unwrap_or_default()),
+            ),
+        };
+        (part.name, part.shape, values)
+    });
+    let pending = prepare_values(path, values, &[MARK]).map_err(ModelError::from)?;
+    Ok(pending.put_in_place()?)
+}
+
+/// Checks that the output directory is empty, or an earlier merged model that may be replaced.
+fn check_output<'a>(
+    output: &Path,
+    written: impl Iterator<Item = &'a Path>,
+    overwrite: bool,
+) -> Result<(), TrainError> {
+    if !output.exists() {
+        return Ok(());
+    }
+    let mut entries = files::names_in(output)?;
+    entries.retain(|name| !name.starts_with(TEMPORARY));
+    entries.sort();
+    if entries.is_empty() {
+        return Ok(());
+    }
+    let written: BTreeSet<&str> = written
+        .filter_map(|file| file.iter().next()?.to_str())
+        .collect();
+    let foreign = entries.iter().find(|name| !written.contains(name.as_str()));
+    let weights = output.join(WEIGHTS_FILE);
+    let is_merged = Checkpoint::open_file(&weights).is_ok_and(|weights| {
+        let mark = weights.metadata().get(MARK.0);
+        mark.is_some_and(|mark| mark == MARK.1)
+    });
+    let foreign = match is_merged {
+        true => foreign,
+        false => foreign.or(entries.first()),
+    };
+    match foreign {
+        Some(entry) => Err(TrainError::OutputNotMerged {
+            path: output.to_owned(),
+            entry: entry.clone(),
+        }),
+        None if overwrite => Ok(()),
+        None => Err(TrainError::OutputMerged {
+            path: output.to_owned(),
+        }),
+    }
+}
+
+/// Writes a model's directory through `fill`, whole or not at all.
+fn write_model(
+    output: &Path,
+    fill: impl FnOnce(&Path) -> Result<(), TrainError>,
+) -> Result<(), TrainError> {
+    if !output.exists() {
+        if let Some(parent) = output.parent().filter(|it| !it.as_os_str().is_empty()) {
+            fs::create_dir_all(parent).map_err(FileError::at("create", parent))?;
+        }
+        return write_directory(output, fill);
+    }
+    // A directory that exists may be a mount, which cannot be renamed: its entries are.
+    let inside = output.join(format!("{TEMPORARY}merged"));
+    let remove = |path: &Path| match path.is_dir() {
+        true => fs::remove_dir_all(path),
+        false => fs::remove_file(path),
+    };
+    clean_up(output)?;
+    let result = write_directory(&inside, fill).and_then(|()| {
+        let config = output.join(config::FILE);
+        if config.exists() {
+            fs::remove_file(&config).map_err(FileError::at("remove", &config))?;
+        }
+        let mut names = files::names_in(&inside)?;
+        names.sort_by_key(|name| name == config::FILE);
+        for name in names {
+            let (from, to) = (inside.join(&name), output.join(&name));
+            if to.is_dir() {
+                remove(&to).map_err(FileError::at("remove", &to))?;
+            }
+            fs::rename(&from, &to).map_err(FileError::at("write", &to))?;
+        }
+        Ok(())
+    });
+    if inside.exists() {
+        // Best effort: the first error is the one worth reporting.
+        let _ = remove(&inside);
+    }
+    result
+}
