@@ -3,11 +3,13 @@
 //! - `cargo run --release -p xtask -- bench-step --work bert-base-lora`: one measurement of
 //!   training steps, the Rust side of `benches/against_pytorch` and of `benches/profile_step.py`;
 //! - `cargo run --release -p xtask -- quickstart-base TEXT WORK_DIRECTORY`: the base model that
-//!   ships with `epiphyte quickstart`.
+//!   ships with `epiphyte quickstart`;
+//! - `cargo run --release -p xtask -- rows TEXT ROWS FILE`: a file of many examples.
 
 mod bench_step;
 mod counting;
 mod quickstart_base;
+mod rows;
 
 use std::time::Instant;
 
@@ -27,8 +29,10 @@ fn main() -> Result<()> {
     match task.as_deref() {
         Some("bench-step") => bench_step::run(&arguments, started),
         Some("quickstart-base") => quickstart_base::run(&arguments),
+        Some("rows") => rows::run(&arguments),
         _ => bail!(
-            "usage: xtask bench-step --work NAME ... | xtask quickstart-base TEXT WORK_DIRECTORY"
+            "usage: xtask bench-step --work NAME ... | xtask quickstart-base TEXT WORK_DIRECTORY \
+             | xtask rows TEXT ROWS FILE"
         ),
     }
 }

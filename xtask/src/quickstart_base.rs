@@ -231,7 +231,6 @@ fn pretrain(start: &Path, data: &Data, output: &Path) -> Result<RunConfig> {
         train_data: data.train.clone(),
         eval_data: Some(data.eval.clone()),
         text_columns: vec!["text".to_owned()],
-        packing: true,
         max_length: Some(CONTEXT),
         method: "full".to_owned(),
         batch_size: 16,

@@ -4,12 +4,12 @@
 //! layers then work on a `[tokens, hidden]` matrix without padding; only attention reads the
 //! boundaries.
 
+use std::borrow::Borrow;
 use std::ops::Range;
-
-use sha2::{Digest, Sha256};
 
 use crate::error::DataError;
 use crate::example::{Example, Target};
+use crate::examples::Examples;
 use crate::order::Order;
 
 /// The targets of a batch.
@@ -62,8 +62,8 @@ impl Batch {
     ///
     /// # Errors
     /// [`DataError::MixedTargets`] if the examples' targets are of different kinds.
-    pub fn join<'a>(
-        examples: impl IntoIterator<Item = (usize, &'a Example)>,
+    pub fn join<E: Borrow<Example>>(
+        examples: impl IntoIterator<Item = (usize, E)>,
     ) -> Result<Self, DataError> {
         let mut batch = Self {
             ids: Vec::new(),
@@ -73,6 +73,7 @@ impl Batch {
             positions: Vec::new(),
         };
         for (index, (position, example)) in examples.into_iter().enumerate() {
+            let example = example.borrow();
             batch.ids.extend(&example.ids);
             batch.type_ids.extend(&example.type_ids);
             batch.boundaries.push(batch.ids.len());
@@ -214,7 +215,7 @@ fn slice_boundaries(boundaries: &[usize], sequences: &Range<usize>) -> (Range<us
 /// ```
 #[derive(Debug, Clone)]
 pub struct Batches {
-    examples: Vec<Example>,
+    examples: Examples,
     lengths: Vec<usize>,
     batch_size: usize,
     order: Order,
@@ -227,20 +228,20 @@ impl Batches {
     /// [`DataError::ZeroBatchSize`]; [`DataError::MixedTargets`] if the examples' targets are of
     /// different kinds.
     pub fn new(examples: Vec<Example>, batch_size: usize, order: Order) -> Result<Self, DataError> {
+        Self::of(examples.try_into()?, batch_size, order)
+    }
+
+    /// The examples of a file with a batch size, in sequences, and an order.
+    ///
+    /// # Errors
+    /// [`DataError::ZeroBatchSize`].
+    pub fn of(examples: Examples, batch_size: usize, order: Order) -> Result<Self, DataError> {
         if batch_size == 0 {
             return Err(DataError::ZeroBatchSize);
         }
-        let kind = |example: &Example| std::mem::discriminant(&example.target);
-        if let Some(index) = examples
-            .iter()
-            .position(|example| kind(example) != kind(&examples[0]))
-        {
-            return Err(DataError::MixedTargets { index });
-        }
-        let lengths = examples.iter().map(Example::tokens).collect();
         Ok(Self {
+            lengths: examples.lengths(),
             examples,
-            lengths,
             batch_size,
             order,
         })
@@ -249,19 +250,11 @@ impl Batches {
     /// SHA-256 of all examples and their order, in hexadecimal: of their token ids, segment ids and
     /// targets.
     pub fn content_hash(&self) -> String {
-        let mut hash = Sha256::new();
-        let mut bytes = Vec::new();
-        for example in &self.examples {
-            bytes.clear();
-            example.bytes_into(&mut bytes);
-            hash.update(&bytes);
-        }
-        let digest = hash.finalize();
-        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+        self.examples.content_hash()
     }
 
     /// The examples in the order of the file.
-    pub fn examples(&self) -> &[Example] {
+    pub fn examples(&self) -> &Examples {
         &self.examples
     }
 
@@ -347,11 +340,9 @@ impl Epoch<'_> {
                 index,
                 count: self.batches.per_epoch(),
             })?;
-        Batch::join(
-            positions
-                .iter()
-                .map(|&position| (position, &self.batches.examples[position])),
-        )
+        let examples = &self.batches.examples;
+        let batch = positions.iter().copied();
+        Batch::join(batch.filter_map(|position| Some((position, examples.get(position)?))))
     }
 
     /// The batches from `start` on, for a run that resumes.

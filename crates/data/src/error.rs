@@ -5,6 +5,8 @@
 
 use std::path::PathBuf;
 
+use crate::chat::TemplateLimit;
+
 /// Data, a tokenizer or a chat template that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -375,6 +377,18 @@ pub enum DataError {
         reason: String,
     },
 
+    /// A tokenizer.json on which the tokenizer breaks.
+    #[error(
+        "`{}` is damaged: {reason}: fetch the file again from the base model",
+        path.display()
+    )]
+    TokenizerDamaged {
+        /// The file.
+        path: PathBuf,
+        /// What broke.
+        reason: String,
+    },
+
     /// A special token that is needed and that the tokenizer does not have.
     #[error(
         "the tokenizer in `{}` names no `{token}`: add it to tokenizer_config.json there",
@@ -417,8 +431,8 @@ pub enum DataError {
 
     /// A model directory without a chat template.
     #[error(
-        "`{}` has no chat template: put `chat_template.jinja` there, or use a base model made for \
-         chat",
+        "`{}` has no chat template: pass --chat-template, put `chat_template.jinja` there, or use \
+         a base model made for chat",
         directory.display()
     )]
     ChatTemplateMissing {
@@ -431,6 +445,17 @@ pub enum DataError {
     ChatTemplate {
         /// The template engine's message.
         reason: String,
+    },
+
+    /// A chat template that exceeds a limit.
+    #[error("chat template: {0}: use the template of a model that you trust")]
+    ChatTemplateLimit(#[source] TemplateLimit),
+
+    /// A text that names no day.
+    #[error("`{text}` is no day: write it as 2026-11-30")]
+    Day {
+        /// The text.
+        text: String,
     },
 
     /// A conversation that cannot become an example.

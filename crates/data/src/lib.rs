@@ -55,15 +55,17 @@ mod tokenizer;
 
 mod encode;
 mod example;
+mod examples;
 
 mod batch;
 mod order;
 
 pub use batch::{Batch, Batches, Epoch, Epochs, TargetSequences, Targets};
-pub use chat::ChatTemplate;
+pub use chat::{ChatTemplate, Day, TemplateLimit};
 pub use encode::EncodeOptions;
 pub use error::DataError;
-pub use example::{Example, Examples, IGNORED, Target};
+pub use example::{Example, IGNORED, Target};
+pub use examples::Examples;
 pub use fields::{Columns, Fields, LabelField};
 pub use labels::LabelSet;
 pub use order::Order;

@@ -5,20 +5,27 @@
 //! which special tokens surround it (`add_bos_token` in tokenizer_config.json is ignored), and
 //! truncation is `longest_first` on the configured side. Truncation and padding stored in
 //! tokenizer.json are ignored, as `transformers` ignores them by default; nothing is ever padded.
+//! So is the `dropout` of a BPE model, which would give a text other tokens each time.
+
+mod guard;
+mod words;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use indexmap::IndexMap;
 use serde_json::{Map, Value as Json};
 use sha2::{Digest, Sha256};
-use tokenizers::PostProcessor;
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::utils::truncation::{
     TruncationDirection, TruncationParams, TruncationStrategy, truncate_encodings,
 };
+use tokenizers::{ModelWrapper, PostProcessor};
 
-use crate::chat::ChatTemplate;
+use self::guard::{Sizes, guarded};
+use self::words::Words;
+use crate::chat::{ChatTemplate, Day};
 use crate::error::DataError;
 
 /// A model without a limit writes a number like 1e30 as `model_max_length`.
@@ -32,8 +39,8 @@ pub struct Encoding {
     /// Segment ids, as long as `ids`: which of the two texts a token belongs to, as the model's
     /// post-processor counts.
     pub type_ids: Vec<u32>,
-    /// Whether tokens were removed to fit `max_length`.
-    pub truncated: bool,
+    /// How many tokens were removed to fit `max_length`.
+    pub removed: usize,
 }
 
 /// Token ids with each token's byte range in the text.
@@ -50,10 +57,15 @@ pub struct Alignment {
 #[derive(Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    /// For a tokenizer whose texts are their words in a row.
+    words: Option<Arc<Words>>,
     directory: PathBuf,
     content_hash: String,
     special_tokens: IndexMap<String, String>,
+    /// `eos_token_id` of the model, for a tokenizer that names no `eos_token`.
+    eos_of_model: Option<u32>,
     chat_template: Option<String>,
+    today: Day,
     model_max_length: Option<usize>,
     truncation: TruncationDirection,
 }
@@ -70,11 +82,12 @@ impl std::fmt::Debug for Tokenizer {
 
 impl Tokenizer {
     /// Loads `tokenizer.json` from a model directory, and if they exist `tokenizer_config.json`,
-    /// `special_tokens_map.json` and `chat_template.jinja`.
+    /// `special_tokens_map.json`, `chat_template.jinja`, and `eos_token_id` of `config.json`.
     ///
     /// # Errors
     /// [`DataError::TokenizerMissing`] if there is no tokenizer.json;
-    /// [`DataError::TokenizerInvalid`] with the file that cannot be parsed; [`DataError::Io`].
+    /// [`DataError::TokenizerInvalid`] with the file that cannot be parsed;
+    /// [`DataError::TokenizerDamaged`]; [`DataError::Io`].
     pub fn load(directory: impl AsRef<Path>) -> Result<Self, DataError> {
         let directory = directory.as_ref();
         let path = directory.join("tokenizer.json");
@@ -86,9 +99,23 @@ impl Tokenizer {
             path: path.clone(),
             reason: error.to_string(),
         };
-        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(invalid)?;
+        let damaged = |reason| DataError::TokenizerDamaged {
+            path: path.clone(),
+            reason,
+        };
+        let sizes: Sizes = serde_json::from_slice(&bytes).map_err(|error| invalid(error.into()))?;
+        sizes.check().map_err(damaged)?;
+        let inner = guarded(|| tokenizers::Tokenizer::from_bytes(&bytes)).map_err(damaged)?;
+        let mut inner = inner.map_err(invalid)?;
         inner.with_truncation(None).map_err(invalid)?;
         inner.with_padding(None);
+        if let ModelWrapper::BPE(model) = inner.get_model()
+            && model.dropout.is_some()
+        {
+            let mut model = model.clone();
+            model.dropout = None;
+            inner.with_model(model);
+        }
 
         let config = read_object(&directory.join("tokenizer_config.json"))?;
         let map = read_object(&directory.join("special_tokens_map.json"))?;
@@ -111,15 +138,19 @@ impl Tokenizer {
             }
             None => configured_template(&config),
         };
+        let words = guarded(|| Words::of(&inner)).map_err(damaged)?;
         Ok(Self {
+            words: words.map(Arc::new),
             inner,
             directory: directory.to_owned(),
             content_hash: Sha256::digest(&bytes)
                 .iter()
                 .map(|byte| format!("{byte:02x}"))
                 .collect(),
+            eos_of_model: eos_of_model(directory)?,
             special_tokens,
             chat_template,
+            today: Day::today(),
             model_max_length: config
                 .get("model_max_length")
                 .and_then(Json::as_u64)
@@ -144,26 +175,35 @@ impl Tokenizer {
         pair: Option<&str>,
         max_length: Option<usize>,
     ) -> Result<Encoding, DataError> {
-        let whole = match pair {
+        if let Some(words) = &self.words {
+            let (ids, type_ids) = self.run(|| words.encode(&self.inner, text, pair))?;
+            if max_length.is_none_or(|max_length| ids.len() <= max_length) {
+                return Ok(Encoding {
+                    ids,
+                    type_ids,
+                    removed: 0,
+                });
+            }
+        }
+        let whole = self.run(|| match pair {
             Some(pair) => self.inner.encode_fast((text, pair), true),
             None => self.inner.encode_fast(text, true),
-        };
-        let whole = whole.map_err(tokenize)?;
-        let (encoding, truncated) = match max_length {
+        })?;
+        let length = whole.len();
+        let encoding = match max_length {
             Some(max_length) => {
                 let room = self.room(max_length, pair.is_some())?;
-                if whole.len() > max_length {
-                    (self.encode_truncated(text, pair, room)?, true)
-                } else {
-                    (whole, false)
+                match length > max_length {
+                    true => self.encode_truncated(text, pair, room)?,
+                    false => whole,
                 }
             }
-            None => (whole, false),
+            None => whole,
         };
         Ok(Encoding {
             ids: encoding.get_ids().to_vec(),
             type_ids: encoding.get_type_ids().to_vec(),
-            truncated,
+            removed: length.saturating_sub(encoding.len()),
         })
     }
 
@@ -174,19 +214,29 @@ impl Tokenizer {
         pair: Option<&str>,
         room: usize,
     ) -> Result<tokenizers::Encoding, DataError> {
-        let plain = |text| self.inner.encode_fast(text, false).map_err(tokenize);
         let truncation = TruncationParams {
             direction: self.truncation,
             max_length: room,
             strategy: TruncationStrategy::LongestFirst,
             stride: 0,
         };
-        let (first, second) =
-            truncate_encodings(plain(text)?, pair.map(plain).transpose()?, &truncation)
-                .map_err(tokenize)?;
-        self.inner
-            .post_process(first, second, true)
-            .map_err(tokenize)
+        self.run(|| {
+            let first = self.inner.encode_fast(text, false)?;
+            let second = pair.map(|pair| self.inner.encode_fast(pair, false));
+            let (first, second) = truncate_encodings(first, second.transpose()?, &truncation)?;
+            self.inner.post_process(first, second, true)
+        })
+    }
+
+    /// Calls the tokenizer; it fails on some texts, and panics on some if its file is damaged.
+    fn run<T>(&self, call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, DataError> {
+        let result = guarded(call).map_err(|reason| DataError::TokenizerDamaged {
+            path: self.directory.join("tokenizer.json"),
+            reason,
+        })?;
+        result.map_err(|error| DataError::Tokenize {
+            reason: error.to_string(),
+        })
     }
 
     /// Encodes a text and returns each token's byte range in it.
@@ -194,10 +244,7 @@ impl Tokenizer {
     /// # Errors
     /// [`DataError::Tokenize`].
     pub fn align(&self, text: &str, add_special_tokens: bool) -> Result<Alignment, DataError> {
-        let encoding = self
-            .inner
-            .encode(text, add_special_tokens)
-            .map_err(tokenize)?;
+        let encoding = self.run(|| self.inner.encode(text, add_special_tokens))?;
         Ok(Alignment {
             ids: encoding.get_ids().to_vec(),
             offsets: encoding.get_offsets().to_vec(),
@@ -209,9 +256,7 @@ impl Tokenizer {
     /// # Errors
     /// [`DataError::Tokenize`].
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, DataError> {
-        self.inner
-            .decode(ids, skip_special_tokens)
-            .map_err(tokenize)
+        self.run(|| self.inner.decode(ids, skip_special_tokens))
     }
 
     /// Tokens left for text at `max_length`, after the special tokens of a text or a pair.
@@ -282,10 +327,46 @@ impl Tokenizer {
             })
     }
 
-    /// The model's own chat template.
+    /// The token that ends a text: `eos_token`, or where the tokenizer names none, the model's
+    /// first `eos_token_id`.
     ///
     /// # Errors
-    /// [`DataError::ChatTemplateMissing`]; [`DataError::ChatTemplate`] if it does not parse.
+    /// [`DataError::SpecialTokenMissing`] if there is neither.
+    pub fn end_of_text(&self) -> Result<u32, DataError> {
+        match (self.special_id("eos_token"), self.eos_of_model) {
+            (Err(_), Some(id)) if !self.special_tokens.contains_key("eos_token") => Ok(id),
+            (id, _) => id,
+        }
+    }
+
+    /// The special token that ends an assistant's turn in a chat; none if the template writes
+    /// ordinary text there.
+    ///
+    /// # Errors
+    /// Those of [`Tokenizer::chat_template`].
+    pub fn end_of_turn(&self) -> Result<Option<u32>, DataError> {
+        // A template may refuse the conversation that is tried, and still serve others.
+        let after = self.chat_template()?.after_answer().unwrap_or_default();
+        let first = self.align(after.trim_start(), false)?.ids.first().copied();
+        let special = self.inner.get_added_tokens_decoder();
+        Ok(first.filter(|id| special.get(id).is_some_and(|token| token.special)))
+    }
+
+    /// Replaces the model's own chat template.
+    pub fn set_chat_template(&mut self, source: String) {
+        self.chat_template = Some(source);
+    }
+
+    /// Sets the day that chat templates read; the current one if never set.
+    pub fn set_today(&mut self, day: Day) {
+        self.today = day;
+    }
+
+    /// The chat template: the model's own, unless it was replaced.
+    ///
+    /// # Errors
+    /// [`DataError::ChatTemplateMissing`]; [`DataError::ChatTemplate`] if it does not parse;
+    /// [`DataError::ChatTemplateLimit`].
     pub fn chat_template(&self) -> Result<ChatTemplate, DataError> {
         let source = self
             .chat_template
@@ -293,7 +374,7 @@ impl Tokenizer {
             .ok_or_else(|| DataError::ChatTemplateMissing {
                 directory: self.directory.clone(),
             })?;
-        ChatTemplate::new(source, &self.special_tokens)
+        Ok(ChatTemplate::new(source, &self.special_tokens)?.on(self.today))
     }
 }
 
@@ -312,12 +393,6 @@ pub fn check_max_length(max_length: usize, model_limit: usize) -> Result<(), Dat
             limit: model_limit,
         }),
         _ => Ok(()),
-    }
-}
-
-fn tokenize(error: tokenizers::Error) -> DataError {
-    DataError::Tokenize {
-        reason: error.to_string(),
     }
 }
 
@@ -363,6 +438,19 @@ fn special_tokens(config: &Map<String, Json>, map: &Map<String, Json>) -> IndexM
         }
     }
     tokens
+}
+
+/// The first `eos_token_id` of config.json, or else of generation_config.json.
+fn eos_of_model(directory: &Path) -> Result<Option<u32>, DataError> {
+    for file in ["config.json", "generation_config.json"] {
+        let config = read_object(&directory.join(file))?;
+        let id = config.get("eos_token_id");
+        let id = id.and_then(|id| id.as_u64().or_else(|| id.get(0)?.as_u64()));
+        if let Some(id) = id.and_then(|id| u32::try_from(id).ok()) {
+            return Ok(Some(id));
+        }
+    }
+    Ok(None)
 }
 
 /// The template in tokenizer_config.json: a string, or a list of named templates of which `default`

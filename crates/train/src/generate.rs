@@ -5,6 +5,7 @@ use epiphyte_models::{Adapter, AdapterBatch, Model, Tokens};
 use epiphyte_ops::{Sequences, random};
 
 use crate::TrainError;
+use crate::scoring::model_input::{added_positions, check_ids};
 
 /// How tokens are chosen and when to stop.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,7 +26,7 @@ pub struct Generation {
 ///
 /// # Errors
 /// If the model has no language-model head or is an encoder-decoder, the prompt leaves no room for
-/// a token, or a logit is NaN.
+/// a token or has one that is not in the model's vocabulary, or a logit is NaN.
 pub fn generate(
     model: &Model,
     adapter: &dyn Adapter,
@@ -37,17 +38,20 @@ pub fn generate(
     if model.base().dimensions.encoder_layers > 0 {
         return Err(TrainError::CannotDecode);
     }
-    let draws = random::uniform(how.seed, how.max_new_tokens, 0.0, 1.0);
     let limit = model.base().dimensions.max_positions;
     let limit = limit.unwrap_or(usize::MAX).min(how.max_length);
+    let added = added_positions(adapter);
+    let length = prompt.len() + added;
+    if length >= limit {
+        return Err(TrainError::PromptTooLong { length, limit });
+    }
+    check_ids(model, prompt.iter().copied())?;
     let mut ids = prompt.to_vec();
-    for draw in draws {
-        let length = ids.len() + adapter.virtual_tokens() + adapter.prefix_length();
-        if length >= limit {
-            if ids.len() == prompt.len() {
-                return Err(TrainError::PromptTooLong { length, limit });
-            }
-            break;
+    let mut draws = Vec::new();
+    for new in 0..how.max_new_tokens.min(limit - length) {
+        if new == draws.len() {
+            // The first of many draws are the same as those of few.
+            draws = random::uniform(how.seed, 2 * new + 64, 0.0, 1.0);
         }
         let type_ids = vec![0; ids.len()];
         let tokens = Tokens::new(&ids, &type_ids, Sequences::new(vec![0, ids.len()]));
@@ -61,7 +65,7 @@ pub fn generate(
                 what: format!("a logit after {} tokens", ids.len()),
             });
         }
-        let next = choose(logits, how.temperature, draw);
+        let next = choose(logits, how.temperature, draws[new]);
         if how.stop.contains(&next) {
             break;
         }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
-use epiphyte_data::{Batches, Order, ReadOptions, Table};
+use epiphyte_data::{Batches, Day, Order, ReadOptions, Table};
 use epiphyte_methods::file::{self, AdapterFile, AdapterMetadata, Provenance};
 use epiphyte_methods::{AdapterModule, ParameterCounts, StoredValues, by_name};
 use epiphyte_models::{LoadOptions, Loaded, ModelConfig};
@@ -16,8 +16,10 @@ use crate::run_directory::{CARD_FILE, RunDirectory, Start};
 use crate::scoring::evaluate::Evaluation;
 use crate::scoring::metrics::Metrics;
 use crate::tasks::{TaskModel, TaskSpec};
+use crate::training::checkpoints::Checkpoints;
 use crate::training::config::RunConfig;
 use crate::training::identity::Identity;
+use crate::training::state::RunState;
 use crate::training::train_loop::train_runs;
 use crate::training::trainer::{End, Outcome, Trainer, Workload};
 use crate::{TrainError, memory};
@@ -188,6 +190,10 @@ impl<'a> Prepared<'a> {
         let mut spec = run.task_spec(&table)?;
         let table = sampled(table, run.max_train_rows, run.seed);
         run.task.check_training_data(&spec.columns, &table)?;
+        if spec.columns.messages_column.is_some() {
+            let begun = day_of_run(&run.output).filter(|_| options.resume);
+            spec.today = Some(begun.unwrap_or_else(Day::today));
+        }
         if run.max_length.is_none() {
             let config = ModelConfig::open(model_dir)?;
             let limit = config.facts().max_position_embeddings;
@@ -215,6 +221,7 @@ impl<'a> Prepared<'a> {
             task_model.fit_max_length(&module);
         }
         let train = task_model.batches(&table, true, run.batch_size, run.order())?;
+        drop(table);
         let eval = match &run.eval_data {
             Some(path) => {
                 let reading = ReadOptions {
@@ -346,6 +353,13 @@ fn metadata(run: &RunConfig, task_model: &TaskModel, account: ParameterCounts) -
             account: Some(account),
         },
     }
+}
+
+/// The day that chat templates read in the run whose checkpoints lie in `output`.
+fn day_of_run(output: &Path) -> Option<Day> {
+    let newest_first = Checkpoints::inspect(output).list().ok()?.into_iter().rev();
+    let states = newest_first.filter_map(|saved| RunState::read(&saved.path, saved.step).ok());
+    states.map(|state| state.identity.today).next()?
 }
 
 /// Checks that nothing that the adapter's file gets is NaN or infinite.

@@ -6,11 +6,13 @@
 //! conversation is the chat template's matter.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 
 use crate::error::DataError;
-use crate::example::{Example, Examples, IGNORED, Target};
+use crate::example::{Example, IGNORED, Target};
+use crate::examples::{CHUNK, Examples};
 use crate::messages::messages;
 use crate::prompt::Prompt;
 use crate::table::Table;
@@ -71,20 +73,19 @@ impl Labeled {
         self
     }
 
-    /// The example, truncated to `max_length`; `None` if no token that counts is left. The first
-    /// token is never predicted.
-    fn example(mut self, max_length: usize) -> Option<Example> {
+    /// The example, truncated to `max_length`, with the number of tokens that this removes; `None`
+    /// if no token that counts is left. The first token is never predicted.
+    fn example(mut self, max_length: usize) -> (Option<Example>, usize) {
+        let removed = self.ids.len().saturating_sub(max_length);
         self.ids.truncate(max_length);
         self.labels.truncate(max_length);
-        self.labels
-            .iter()
-            .skip(1)
-            .any(|&label| label != IGNORED)
-            .then(|| Example {
-                type_ids: vec![0; self.ids.len()],
-                ids: self.ids,
-                target: Target::Tokens(self.labels),
-            })
+        let counts = self.labels.iter().skip(1).any(|&label| label != IGNORED);
+        let example = counts.then(|| Example {
+            type_ids: vec![0; self.ids.len()],
+            ids: self.ids,
+            target: Target::Tokens(self.labels),
+        });
+        (example, removed)
     }
 }
 
@@ -95,7 +96,11 @@ pub(super) fn texts(
     tokenizer: &Tokenizer,
     max_length: usize,
 ) -> Result<Examples, DataError> {
-    collect(table, documents(table, column, tokenizer)?, max_length)
+    let texts = table.texts(column)?;
+    let eos = tokenizer.end_of_text()?;
+    Examples::of_rows(table.len(), |row| {
+        Ok(document(texts[row], tokenizer, eos)?.example(max_length))
+    })
 }
 
 /// Plain text, all rows joined and cut into blocks of `max_length`. The last block may be shorter.
@@ -105,32 +110,34 @@ pub(super) fn packed(
     tokenizer: &Tokenizer,
     max_length: usize,
 ) -> Result<Examples, DataError> {
-    let stream: Vec<u32> = documents(table, column, tokenizer)?
-        .into_iter()
-        .flat_map(|document| document.ids)
-        .collect();
-    let mut blocks = Vec::new();
-    for block in stream.chunks(max_length.max(1)) {
-        // A last block of one token has no preceding token to predict it from.
-        if block.len() > 1 {
-            blocks.push(Labeled::whole(block.to_vec()));
-        }
+    let max_length = max_length.max(1);
+    let texts = table.texts(column)?;
+    let eos = tokenizer.end_of_text()?;
+    let mut examples = Examples::default();
+    let mut stream = Vec::new();
+    let mut append = |block: &[u32]| match Labeled::whole(block.to_vec()).example(max_length) {
+        (Some(example), _) => examples.push(example),
+        // A block of one token has no preceding token to predict it from.
+        (None, _) => Ok(()),
+    };
+    for texts in texts.chunks(CHUNK) {
+        let documents = texts.par_iter();
+        let documents = documents.map(|text| document(text, tokenizer, eos));
+        let documents: Vec<Labeled> = documents.collect::<Result<_, _>>()?;
+        stream.extend(documents.into_iter().flat_map(|document| document.ids));
+        let whole = stream.len() / max_length * max_length;
+        stream[..whole]
+            .chunks(max_length)
+            .try_for_each(&mut append)?;
+        stream.drain(..whole);
     }
-    collect(table, blocks, max_length)
+    append(&stream)?;
+    Ok(examples)
 }
 
-/// The tokens of each row's text, with the token that ends it.
-fn documents(
-    table: &Table,
-    column: &str,
-    tokenizer: &Tokenizer,
-) -> Result<Vec<Labeled>, DataError> {
-    let texts = table.texts(column)?;
-    let eos = tokenizer.special_id("eos_token")?;
-    texts
-        .par_iter()
-        .map(|text| Ok(Labeled::whole(tokenizer.align(text, true)?.ids).ended(eos)))
-        .collect()
+/// The tokens of a text, with the token that ends it.
+fn document(text: &str, tokenizer: &Tokenizer, eos: u32) -> Result<Labeled, DataError> {
+    Ok(Labeled::whole(tokenizer.encode(text, None, None)?.ids).ended(eos))
 }
 
 /// A prompt and its completion; the completion's tokens count.
@@ -143,17 +150,14 @@ pub(super) fn completions(
 ) -> Result<Examples, DataError> {
     let prompts = prompt.texts(table)?;
     let completions = table.texts(completion)?;
-    let eos = tokenizer.special_id("eos_token")?;
-    let rows = prompts
-        .par_iter()
-        .zip(&completions)
-        .map(|(prompt, completion)| {
-            let text = format!("{prompt}{completion}");
-            let counted = prompt.len()..text.len();
-            Ok(Labeled::within(tokenizer.align(&text, true)?, &[counted]).ended(eos))
-        })
-        .collect::<Result<_, DataError>>()?;
-    collect(table, rows, max_length)
+    let eos = tokenizer.end_of_text()?;
+    Examples::of_rows(table.len(), |row| {
+        let (prompt, completion) = (&prompts[row], &completions[row]);
+        let text = format!("{prompt}{completion}");
+        let counted = prompt.len()..text.len();
+        let labeled = Labeled::within(tokenizer.align(&text, true)?, &[counted]).ended(eos);
+        Ok(labeled.example(max_length))
+    })
 }
 
 /// Conversations through the model's chat template; the tokens of the assistant's turns count. The
@@ -165,40 +169,37 @@ pub(super) fn conversations(
     max_length: usize,
 ) -> Result<Examples, DataError> {
     let template = tokenizer.chat_template()?;
-    let rows = (0..table.len())
-        .into_par_iter()
-        .map(|row| {
-            let messages = messages(table, column, row)?;
-            let rendered = template.render_for_training(&messages);
-            let (text, spans) = rendered.map_err(|error| DataError::Conversation {
-                path: table.path().to_owned(),
-                row: row + 1,
-                column: column.to_owned(),
-                reason: error.to_string(),
-            })?;
-            Ok(Labeled::within(tokenizer.align(&text, false)?, &spans))
-        })
-        .collect::<Result<_, DataError>>()?;
-    collect(table, rows, max_length)
+    let lost = AtomicUsize::new(0);
+    let examples = Examples::of_rows(table.len(), |row| {
+        let messages = messages(table, column, row)?;
+        let rendered = template.render_for_training(&messages);
+        let (text, spans) = rendered.map_err(|error| DataError::Conversation {
+            path: table.path().to_owned(),
+            row: row + 1,
+            column: column.to_owned(),
+            reason: error.to_string(),
+        })?;
+        if loses_system_message(&messages, &text) {
+            lost.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(Labeled::within(tokenizer.align(&text, false)?, &spans).example(max_length))
+    })?;
+    let rows = lost.into_inner();
+    if rows > 0 {
+        tracing::warn!(
+            file = %table.path().display(),
+            rows,
+            "the chat template leaves the system message out of a finished conversation"
+        );
+    }
+    Ok(examples)
 }
 
-/// Truncates the documents, drops those without a token that counts, and counts both.
-fn collect(table: &Table, rows: Vec<Labeled>, max_length: usize) -> Result<Examples, DataError> {
-    let count = rows.len();
-    let truncated = rows.iter().filter(|row| row.ids.len() > max_length).count();
-    let examples: Vec<Example> = rows
-        .into_iter()
-        .filter_map(|row| row.example(max_length))
-        .collect();
-    if examples.is_empty() {
-        return Err(DataError::NothingToLearn {
-            path: table.path().to_owned(),
-            max_length,
-        });
-    }
-    Ok(Examples {
-        truncated,
-        dropped: count - examples.len(),
-        examples,
-    })
+/// Whether a conversation has a system message that its text does not have.
+fn loses_system_message(messages: &[serde_json::Value], text: &str) -> bool {
+    let system = messages
+        .iter()
+        .filter(|message| message["role"] == "system");
+    let mut contents = system.filter_map(|message| message["content"].as_str());
+    contents.any(|content| !text.contains(content.trim()))
 }

@@ -5,7 +5,7 @@ mod source_target;
 mod texts;
 
 use crate::error::DataError;
-use crate::example::Examples;
+use crate::examples::Examples;
 use crate::fields::Fields;
 use crate::table::Table;
 use crate::tokenizer::Tokenizer;
@@ -67,12 +67,24 @@ impl Examples {
                 source_target::encode(table, source, target, tokenizer, limits)?
             }
         };
+        if examples.is_empty() {
+            return Err(DataError::NothingToLearn {
+                path: table.path().to_owned(),
+                max_length,
+            });
+        }
         if examples.truncated > 0 {
+            let removed = examples.removed_tokens;
+            let share = 100.0 * removed as f64 / (removed + examples.tokens()) as f64;
+            let remedy = match fields {
+                Fields::PlainText { .. } => "packing keeps all of them",
+                _ => "a larger max_length keeps more",
+            };
             tracing::warn!(
                 file = %table.path().display(),
                 examples = examples.truncated,
                 max_length,
-                "examples with a text that was too long and lost its end"
+                "texts that were too long lost their end, {share:.1} % of all tokens: {remedy}"
             );
         }
         if examples.dropped > 0 {

@@ -4,10 +4,9 @@
 //! special tokens of tokenizer.json's post-processor (for T5, `</s>` at the end; for BART, `<s>`
 //! and `</s>` around it). Encoder-decoder models have no segments, so type ids are 0.
 
-use rayon::prelude::*;
-
 use crate::error::DataError;
-use crate::example::{Example, Examples, Target};
+use crate::example::{Example, Target};
+use crate::examples::Examples;
 use crate::table::Table;
 use crate::tokenizer::Tokenizer;
 
@@ -22,30 +21,18 @@ pub(super) fn encode(
 ) -> Result<Examples, DataError> {
     let sources = table.texts(source)?;
     let targets = table.texts(target)?;
-    let rows: Vec<(Example, bool)> = sources
-        .par_iter()
-        .zip(&targets)
-        .enumerate()
-        .map(|(row, (source, target))| {
-            let source = tokenizer.encode(source, None, Some(max_source))?;
-            let target = tokenizer.encode(target, None, Some(max_target))?;
-            if source.ids.is_empty() || target.ids.is_empty() {
-                return Err(table.empty_text(row));
-            }
-            let labels = target.ids.into_iter().map(i64::from).collect();
-            let example = Example {
-                type_ids: vec![0; source.ids.len()],
-                ids: source.ids,
-                target: Target::Sequence(labels),
-            };
-            Ok((example, source.truncated || target.truncated))
-        })
-        .collect::<Result<_, _>>()?;
-    let truncated = rows.iter().filter(|(_, truncated)| *truncated).count();
-    let examples = rows.into_iter().map(|(example, _)| example).collect();
-    Ok(Examples {
-        examples,
-        truncated,
-        dropped: 0,
+    Examples::of_rows(table.len(), |row| {
+        let source = tokenizer.encode(sources[row], None, Some(max_source))?;
+        let target = tokenizer.encode(targets[row], None, Some(max_target))?;
+        if source.ids.is_empty() || target.ids.is_empty() {
+            return Err(table.empty_text(row));
+        }
+        let labels = target.ids.into_iter().map(i64::from).collect();
+        let example = Example {
+            type_ids: vec![0; source.ids.len()],
+            ids: source.ids,
+            target: Target::Sequence(labels),
+        };
+        Ok((Some(example), source.removed + target.removed))
     })
 }

@@ -1,9 +1,8 @@
 //! One text or a pair, with a class or a number for it.
 
-use rayon::prelude::*;
-
 use crate::error::DataError;
-use crate::example::{Example, Examples, Target};
+use crate::example::{Example, Target};
+use crate::examples::Examples;
 use crate::fields::LabelField;
 use crate::table::Table;
 use crate::tokenizer::Tokenizer;
@@ -19,45 +18,36 @@ pub(super) fn encode(
 ) -> Result<Examples, DataError> {
     let texts = table.texts(text)?;
     let pairs = pair.map(|pair| table.texts(pair)).transpose()?;
-    let rows: Vec<(Example, bool)> = targets(table, label)?
-        .into_par_iter()
-        .enumerate()
-        .map(|(row, target)| {
-            let pair = pairs.as_ref().map(|pairs| pairs[row]);
-            let encoding = tokenizer.encode(texts[row], pair, Some(max_length))?;
-            if encoding.ids.is_empty() {
-                return Err(table.empty_text(row));
-            }
-            let example = Example {
-                ids: encoding.ids,
-                type_ids: encoding.type_ids,
-                target,
-            };
-            Ok((example, encoding.truncated))
-        })
-        .collect::<Result<_, _>>()?;
-    let truncated = rows.iter().filter(|(_, truncated)| *truncated).count();
-    let examples = rows.into_iter().map(|(example, _)| example).collect();
-    Ok(Examples {
-        examples,
-        truncated,
-        dropped: 0,
+    let target = target(table, label)?;
+    Examples::of_rows(table.len(), |row| {
+        let pair = pairs.as_ref().map(|pairs| pairs[row]);
+        let encoding = tokenizer.encode(texts[row], pair, Some(max_length))?;
+        if encoding.ids.is_empty() {
+            return Err(table.empty_text(row));
+        }
+        let example = Example {
+            ids: encoding.ids,
+            type_ids: encoding.type_ids,
+            target: target(row),
+        };
+        Ok((Some(example), encoding.removed))
     })
 }
 
 /// The target of each row.
-fn targets(table: &Table, label: &LabelField) -> Result<Vec<Target>, DataError> {
+fn target(
+    table: &Table,
+    label: &LabelField,
+) -> Result<Box<dyn Fn(usize) -> Target + Sync>, DataError> {
     Ok(match label {
-        LabelField::Class { column, labels } => labels
-            .ids(table, column)?
-            .into_iter()
-            .map(Target::Class)
-            .collect(),
-        LabelField::Number { column } => table
-            .numbers(column)?
-            .into_iter()
-            .map(Target::Number)
-            .collect(),
-        LabelField::Absent => vec![Target::Absent; table.len()],
+        LabelField::Class { column, labels } => {
+            let ids = labels.ids(table, column)?;
+            Box::new(move |row| Target::Class(ids[row]))
+        }
+        LabelField::Number { column } => {
+            let numbers = table.numbers(column)?;
+            Box::new(move |row| Target::Number(numbers[row]))
+        }
+        LabelField::Absent => Box::new(|_| Target::Absent),
     })
 }

@@ -81,7 +81,7 @@ proptest! {
             let Targets::Tokens(labels) = &batch.targets else { panic!("targets of another kind") };
             prop_assert_eq!(labels.len(), batch.tokens());
             for (ends, &position) in batch.boundaries.windows(2).zip(&batch.positions) {
-                let expected = &batches.examples()[position];
+                let expected = batches.examples().get(position).unwrap();
                 prop_assert_eq!(&batch.ids[ends[0]..ends[1]], &expected.ids[..]);
                 let labels = labels[ends[0]..ends[1]].to_vec();
                 prop_assert_eq!(&Target::Tokens(labels), &expected.target);

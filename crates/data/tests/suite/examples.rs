@@ -71,21 +71,21 @@ fn pairs_with_a_class() {
     })
     .unwrap();
     assert_eq!(
-        examples.examples[0],
+        examples.get(0).unwrap(),
         Example {
             ids: vec![2, 21, 22, 3, 24, 3],
             type_ids: vec![0, 0, 0, 0, 1, 1],
             target: Target::Class(1)
         }
     );
-    assert_eq!(examples.examples[1].ids, [2, 23, 3, 25, 26, 3]);
+    assert_eq!(examples.get(1).unwrap().ids, [2, 23, 3, 25, 26, 3]);
     assert_eq!(
         (examples.truncated, examples.dropped, examples.tokens()),
         (1, 0, 12)
     );
 
     let unlabeled = encode(LabelField::Absent).unwrap();
-    assert_eq!(unlabeled.examples[0].target, Target::Absent);
+    assert_eq!(unlabeled.get(0).unwrap().target, Target::Absent);
     let error = encode(LabelField::Number { column: column() }).unwrap_err();
     assert!(
         matches!(error, DataError::WrongType { row: 1, .. }),
@@ -105,7 +105,7 @@ fn numbers_are_parsed() {
     };
     let examples =
         Examples::encode(&table, &fields, &word_tokenizer(), &EncodeOptions::new(6)).unwrap();
-    assert_eq!(examples.examples[0].target, Target::Number(3.8));
+    assert_eq!(examples.get(0).unwrap().target, Target::Number(3.8));
 }
 
 #[test]
@@ -114,7 +114,7 @@ fn plain_text_counts_wholly() {
         text: "text".into(),
     };
     let examples = encode(&table(&[("text", &["ab", "", "cde"])]), &fields, 4).unwrap();
-    let texts: Vec<String> = examples.examples.iter().map(counted).collect();
+    let texts: Vec<String> = examples.iter().map(|example| counted(&example)).collect();
     assert_eq!(texts, ["<s>ab</s>", "<s></s>", "<s>cde"]);
     assert_eq!((examples.truncated, examples.dropped), (1, 0));
 }
@@ -132,7 +132,12 @@ fn packing_loses_nothing_but_a_lone_last_token() {
         };
         Examples::encode(&table, &fields, &language_tokenizer(), &options).unwrap()
     };
-    let texts = |examples: &Examples| examples.examples.iter().map(counted).collect::<Vec<_>>();
+    let texts = |examples: &Examples| {
+        examples
+            .iter()
+            .map(|example| counted(&example))
+            .collect::<Vec<_>>()
+    };
     assert_eq!(
         texts(&pack(4)),
         ["<s>abc", "</s><s>de"],
@@ -149,7 +154,7 @@ fn completions_count_without_their_prompt() {
         ("completion", &[" A: 4", "x</s>", "y"]),
     ]);
     let examples = encode(&table, &completion(), 12).unwrap();
-    let texts: Vec<String> = examples.examples.iter().map(counted).collect();
+    let texts: Vec<String> = examples.iter().map(|example| counted(&example)).collect();
     assert_eq!(
         texts,
         ["····· A: 4</s>", "····x</s>"],
@@ -186,7 +191,7 @@ fn a_completion_is_found_if_offsets_are_trimmed() {
     let table = table(&[("prompt", &[" a  \n "]), ("completion", &["  b \n c "])]);
     let options = EncodeOptions::new(100);
     let examples = Examples::encode(&table, &completion(), &tokenizer, &options).unwrap();
-    assert_eq!(counted(&examples.examples[0]), "······  b \n c </s>");
+    assert_eq!(counted(&examples.get(0).unwrap()), "······  b \n c </s>");
 }
 
 #[test]
@@ -201,11 +206,12 @@ fn conversations_count_the_assistant() {
         messages: "messages".into(),
     };
     let examples = encode(&table, &fields, 1000).unwrap();
-    let text = counted(&examples.examples[0]);
+    let text = counted(&examples.get(0).unwrap());
     let turns: Vec<&str> = text.split('·').filter(|part| !part.is_empty()).collect();
     assert_eq!(turns, ["bc<|im_end|>\n", "e<|im_end|>\n"]);
     assert_eq!(
-        examples.examples[0].ids[0], 200,
+        examples.get(0).unwrap().ids[0],
+        200,
         "the template writes its own special tokens"
     );
 }
@@ -284,7 +290,7 @@ fn sources_and_targets_are_encoded_each_alone_with_special_tokens() {
     };
     let examples = Examples::encode(&table, &source_target(), &word_tokenizer(), &options).unwrap();
     assert_eq!(
-        examples.examples,
+        examples.iter().collect::<Vec<_>>(),
         [
             Example {
                 ids: vec![2, 21, 22, 23, 3],
@@ -300,11 +306,8 @@ fn sources_and_targets_are_encoded_each_alone_with_special_tokens() {
         "both texts are truncated before their last special token"
     );
     assert_eq!((examples.truncated, examples.tokens()), (2, 15));
-    assert_eq!(
-        examples.examples[1].largest_id(),
-        Some(28),
-        "a token of the target"
-    );
+    assert_eq!(examples.largest_id(), Some(28), "a token of the target");
+    assert_eq!(examples.longest(), 5);
 }
 
 /// T5's post-processor appends `</s>` and nothing else.
@@ -314,8 +317,8 @@ fn a_target_ends_as_the_post_processor_ends_it() {
     let tokenizer = ending_tokenizer();
     let options = EncodeOptions::new(8);
     let examples = Examples::encode(&table, &source_target(), &tokenizer, &options).unwrap();
-    assert_eq!(examples.examples[0].ids, [97, 98, 203]);
-    assert_eq!(examples.examples[0].target, Target::Sequence(vec![203]));
+    assert_eq!(examples.get(0).unwrap().ids, [97, 98, 203]);
+    assert_eq!(examples.get(0).unwrap().target, Target::Sequence(vec![203]));
 
     // Without a post-processor an empty target has no label at all.
     let bare = character_tokenizer(&json!({}));

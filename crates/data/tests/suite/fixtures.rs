@@ -78,7 +78,7 @@ fn questions_become_batches() {
     let options = EncodeOptions::new(16);
     let examples = Examples::encode(&table, &fields, &word_tokenizer(), &options).unwrap();
     assert_eq!((examples.truncated, examples.dropped), (0, 0));
-    let batches = Batches::new(examples.examples, 2, Order::Sequential).unwrap();
+    let batches = Batches::of(examples, 2, Order::Sequential).unwrap();
     let epoch = batches.epoch(0);
     let [first, second] = [0, 1].map(|index| epoch.batch(index).unwrap());
     // Words of question and passage, and three special tokens.

@@ -90,9 +90,8 @@ fn check_masks(directory: &Path, masks: &[MaskGolden]) {
     for row in masks {
         let table = conversations(std::slice::from_ref(&row.messages));
         let examples = Examples::encode(&table, &fields, &tokenizer, &options).unwrap();
-        let [example] = examples.examples.as_slice() else {
-            panic!("one row, one example")
-        };
+        assert_eq!(examples.len(), 1);
+        let example = examples.get(0).unwrap();
         assert_eq!(example.ids, row.ids);
         let Target::Tokens(labels) = &example.target else {
             panic!("no label per token")

@@ -203,14 +203,10 @@ fn sst2_from_file_to_batches() {
         examples.tokens()
     );
     assert_eq!(
-        (
-            examples.examples.len(),
-            examples.truncated,
-            examples.dropped
-        ),
+        (examples.len(), examples.truncated, examples.dropped),
         (67_349, 0, 0)
     );
-    let batches = Batches::new(examples.examples, 32, Order::LengthGrouped { seed: 0 }).unwrap();
+    let batches = Batches::of(examples, 32, Order::LengthGrouped { seed: 0 }).unwrap();
     assert_eq!(batches.per_epoch(), 2_105);
     assert_eq!(batches.epoch(0).batch(0).unwrap().sequences(), 32);
 }
@@ -268,9 +264,9 @@ fn gsm8k_prompts_do_not_count() {
     };
     let options = EncodeOptions::new(1024);
     let examples = Examples::encode(&table, &fields, &tokenizer, &options).unwrap();
-    assert_eq!((examples.examples.len(), examples.truncated), (300, 0));
+    assert_eq!((examples.len(), examples.truncated), (300, 0));
     let ids = |text: &str| tokenizer.encode(text, None, None).unwrap().ids;
-    for (row, example) in examples.examples.iter().enumerate() {
+    for (row, example) in examples.iter().enumerate() {
         let Target::Tokens(labels) = &example.target else {
             panic!("no label per token")
         };

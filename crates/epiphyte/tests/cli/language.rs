@@ -117,3 +117,170 @@ fn an_adapter_changes_what_is_said() {
     );
     assert_eq!(text.trim_end(), "the book is lovely");
 }
+
+/// Training appends the tokenizer's `eos_token`, whatever the model's files say.
+#[test]
+fn generation_stops_on_the_token_that_training_taught() {
+    let here = Workplace::new();
+    here.edit("llama/config.json", |config| {
+        config["eos_token_id"] = serde_json::Value::Null;
+    });
+    here.write("llama/generation_config.json", r#"{"eos_token_id": 1}"#);
+    here.write(
+        "train.jsonl",
+        "{\"prompt\": \"the book\", \"completion\": \" is lovely\"}\n".repeat(16),
+    );
+    let train = "train --model llama --task causal-lm --train-data train.jsonl \
+        --prompt-column prompt --completion-column completion --batch-size 16 --epochs 40 \
+        --learning-rate 1e-2 --target-modules all-linear --output adapter";
+    here.json(train);
+    here.write("prompt.txt", "the book");
+    let said = here.json(
+        "generate --model llama --adapter adapter --prompt-file prompt.txt --max-new-tokens 30",
+    );
+    assert_eq!(said["text"], "the book is lovely");
+    assert_eq!(said["new_tokens"], 2);
+}
+
+#[test]
+fn any_number_of_new_tokens_ends_at_the_models_length() {
+    let here = Workplace::new();
+    for many in ["1000000000000", "18446744073709551615"] {
+        let said = here.json(&format!(
+            "generate --model llama --prompt film --stop-at-eos=false --temperature 1 \
+             --max-new-tokens {many}"
+        ));
+        assert_eq!(
+            said["new_tokens"], 62,
+            "64 positions, two of them the prompt's"
+        );
+    }
+}
+
+#[test]
+fn a_token_without_an_embedding_is_refused_everywhere() {
+    let here = Workplace::new();
+    for model in ["llama", "bert-head"] {
+        here.edit(&format!("{model}/tokenizer.json"), |file| {
+            let mut added = file["added_tokens"][0].clone();
+            (added["id"], added["content"]) = (26.into(), "<new>".into());
+            file["added_tokens"].as_array_mut().unwrap().push(added);
+        });
+    }
+    here.write(
+        "new.jsonl",
+        "{\"text\": \"a <new> film\", \"label\": \"positive\"}\n",
+    );
+    let problem = "token 26 is not in the model's vocabulary of 26";
+    for command in [
+        "generate --model llama --prompt <new>",
+        "eval --model llama --task causal-lm --data new.jsonl --text-columns text",
+        "eval --model bert-head --task sequence-classification --data new.jsonl --text-columns text",
+        "train --model llama --task causal-lm --train-data new.jsonl --text-columns text --output o",
+    ] {
+        let errors = here.fail(1, command);
+        assert!(errors.contains(problem), "{command}: {errors}");
+    }
+}
+
+/// The template travels with the adapter: generation and evaluation render as training did.
+#[test]
+fn a_chat_template_of_ones_own_is_kept_with_the_adapter() {
+    let here = Workplace::new();
+    here.write(
+        "chat.jinja",
+        "<s>{% for m in messages %}{% if m.role == 'user' %}the {{ m.content }}\
+         {% else %} {{ m.content }}</s>{% endif %}{% endfor %}",
+    );
+    here.write(
+        "train.jsonl",
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"book\"}, \
+          {\"role\": \"assistant\", \"content\": \"is lovely\"}]}\n"
+            .repeat(16),
+    );
+    let train = "train --model llama --task causal-lm --train-data train.jsonl \
+        --messages-column messages --batch-size 16 --epochs 40 --learning-rate 1e-2 \
+        --target-modules all-linear";
+    let errors = here.fail(1, &format!("{train} --output none"));
+    assert!(errors.contains("pass --chat-template"), "{errors}");
+    here.json(&format!(
+        "{train} --chat-template chat.jinja --output adapter"
+    ));
+    let chat = "generate --model llama --adapter adapter --chat --prompt book --max-new-tokens 8";
+    assert_eq!(here.succeed(chat), "is lovely\n");
+    let loss = |flags: &str| {
+        let eval = "eval --model llama --adapter adapter --data train.jsonl";
+        here.json(&format!("{eval} {flags}"))["loss"]
+            .as_f64()
+            .unwrap()
+    };
+    assert_eq!(loss(""), loss("--chat-template chat.jinja"));
+    here.write(
+        "other.jinja",
+        here.read("chat.jinja").replace("the ", "quite "),
+    );
+    assert!(loss("--chat-template other.jinja") > loss(""));
+    let errors = here.fail(
+        2,
+        "generate --model llama --prompt book --chat-template chat.jinja",
+    );
+    assert!(errors.contains("--chat"), "{errors}");
+}
+
+/// A whole book in one file trains on all of its words.
+#[test]
+fn plain_text_is_packed() {
+    let here = Workplace::new();
+    here.write("book.txt", "the film is good ".repeat(40));
+    let train = "train --model llama --task causal-lm --train-data book.txt --max-length 16 \
+        --batch-size 1 --epochs 1 --output";
+    // 160 words with <s> and </s>, sixteen to an example.
+    assert_eq!(here.json(&format!("{train} packed"))["steps"], 11);
+    let output = here.run(&format!("{train} cut --packing=false"));
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        errors.contains("lost their end, 90.1 % of all tokens: packing keeps all of them"),
+        "{errors}"
+    );
+    assert!(output.status.success());
+}
+
+/// A run that goes on another day renders its conversations as on the day when it began.
+#[test]
+fn the_day_of_a_run_goes_on_with_it() {
+    let here = Workplace::new();
+    here.write(
+        "chat.jinja",
+        "{% for m in messages %}{{ m.content }} {% endfor %}{{ strftime_now('%d')[2:] }}",
+    );
+    here.write(
+        "train.jsonl",
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, \
+          {\"role\": \"assistant\", \"content\": \"good film\"}]}\n",
+    );
+    let train = "train --model llama --task causal-lm --train-data train.jsonl \
+        --messages-column messages --chat-template chat.jinja --output adapter --epochs";
+    here.json(&format!("{train} 1"));
+    let day = |here: &Workplace| {
+        let config: Value =
+            serde_json::from_str(&here.read("adapter/adapter_config.json")).unwrap();
+        config["epiphyte"]["task"]["today"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    let state = "adapter/checkpoint-1/trainer_state.json";
+    let text = here.read(state).replace(&day(&here), "2001-09-09");
+    let hash: Value = serde_json::from_str(&text).unwrap();
+    let unsigned = text.replace(hash["state_sha256"].as_str().unwrap(), "");
+    let signed = unsigned.replace(
+        "\"state_sha256\": \"\"",
+        &format!(
+            "\"state_sha256\": \"{}\"",
+            epiphyte::io::sha256(unsigned.as_bytes())
+        ),
+    );
+    here.write(state, signed);
+    here.json(&format!("{train} 2 --resume"));
+    assert_eq!(day(&here), "2001-09-09");
+}

@@ -1,7 +1,7 @@
 //! From a batch of the data to the input of a model.
 
 use burn::tensor::Device;
-use epiphyte_data::{Batch, Example, Target, Targets};
+use epiphyte_data::{Batch, Examples, Target, Targets};
 use epiphyte_models::{Adapter, DecoderTokens, Model, Tokens};
 use epiphyte_ops::{Sequences, on_processor};
 
@@ -101,26 +101,36 @@ pub(crate) fn longest_example(model: &Model, adapter: &dyn Adapter) -> Option<us
 }
 
 /// The positions that an adapter takes in every sequence.
-fn added_positions(adapter: &dyn Adapter) -> usize {
+pub(crate) fn added_positions(adapter: &dyn Adapter) -> usize {
     adapter.virtual_tokens() + adapter.prefix_length()
 }
 
-/// Checks that the model has a position and a segment for each token, with this adapter, and a
-/// decoder of its own exactly if there are target texts.
+/// Checks that the model has an embedding for each token.
 ///
 /// # Errors
-/// [`TrainError::ExampleTooLong`], [`TrainError::NoSuchSegment`], [`TrainError::NoDecoder`] or
-/// [`TrainError::NoTargetText`].
+/// [`TrainError::Vocabulary`].
+pub(crate) fn check_ids(model: &Model, ids: impl Iterator<Item = u32>) -> Result<(), TrainError> {
+    let vocabulary = model.base().dimensions.vocabulary;
+    match ids.max() {
+        Some(id) if id as usize >= vocabulary => Err(TrainError::Vocabulary { id, vocabulary }),
+        _ => Ok(()),
+    }
+}
+
+/// Checks that the model has an embedding, a position and a segment for each token, with this
+/// adapter, and a decoder of its own exactly if there are target texts. Every way from data to a
+/// model's embeddings leads through here, and that of a prompt through [`check_ids`].
+///
+/// # Errors
+/// [`TrainError::Vocabulary`], [`TrainError::ExampleTooLong`], [`TrainError::NoSuchSegment`],
+/// [`TrainError::NoDecoder`] or [`TrainError::NoTargetText`].
 pub(crate) fn check_examples(
     model: &Model,
     adapter: &dyn Adapter,
-    examples: &[Example],
+    examples: &Examples,
 ) -> Result<(), TrainError> {
-    let tokens = |example: &Example| match &example.target {
-        Target::Sequence(labels) => example.ids.len().max(labels.len()),
-        _ => example.ids.len(),
-    };
-    let longest = examples.iter().map(tokens).max().unwrap_or(0);
+    check_ids(model, examples.largest_id().into_iter())?;
+    let longest = examples.longest();
     let dimensions = &model.base().dimensions;
     if let (Some(room), Some(limit)) = (longest_example(model, adapter), dimensions.max_positions)
         && longest > room
@@ -132,19 +142,19 @@ pub(crate) fn check_examples(
         });
     }
     let is_encoder_decoder = dimensions.encoder_layers > 0;
-    for example in examples {
-        match (&example.target, is_encoder_decoder) {
-            (Target::Sequence(_), false) => return Err(TrainError::NoDecoder),
-            (Target::Tokens(_), true) => return Err(TrainError::NoTargetText),
-            _ => {}
-        }
+    // All targets are of one kind.
+    match (
+        examples.get(0).map(|example| example.target),
+        is_encoder_decoder,
+    ) {
+        (Some(Target::Sequence(_)), false) => return Err(TrainError::NoDecoder),
+        (Some(Target::Tokens(_)), true) => return Err(TrainError::NoTargetText),
+        _ => {}
     }
     let segments = dimensions.type_vocabulary;
-    let last = examples.iter().flat_map(|example| &example.type_ids).max();
-    match last {
-        Some(&segment) if segments > 0 && segment as usize >= segments => {
-            Err(TrainError::NoSuchSegment { segment, segments })
-        }
-        _ => Ok(()),
+    let segment = examples.largest_type_id();
+    match segments > 0 && segment as usize >= segments {
+        true => Err(TrainError::NoSuchSegment { segment, segments }),
+        false => Ok(()),
     }
 }

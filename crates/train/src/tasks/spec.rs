@@ -4,8 +4,8 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use epiphyte_data::{
-    Batches, Columns, EncodeOptions, Example, Examples, Fields, Order, ReadOptions, Table,
-    Tokenizer, check_max_length,
+    Batches, Columns, Day, EncodeOptions, Examples, Fields, Order, ReadOptions, Table, Tokenizer,
+    check_max_length,
 };
 use epiphyte_models::{Adapter, HeadKind, LoadOptions, Loaded, load};
 use serde::{Deserialize, Serialize};
@@ -30,6 +30,12 @@ pub struct TaskSpec {
     /// Plain text is joined and cut into examples of `max_length`.
     #[serde(default)]
     pub packing: bool,
+    /// A chat template in place of the base model's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat_template: Option<String>,
+    /// The day that the chat template reads; the current one if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub today: Option<Day>,
     /// CSV and TSV files have no header.
     #[serde(default)]
     pub no_header: bool,
@@ -42,6 +48,22 @@ pub struct TaskSpec {
 }
 
 impl TaskSpec {
+    /// A task with the default columns, no classes yet, and examples of at most this many tokens.
+    pub fn new(task: TaskKind, max_length: usize) -> Self {
+        Self {
+            task,
+            columns: Columns::default(),
+            labels: Vec::new(),
+            max_length,
+            packing: false,
+            chat_template: None,
+            today: None,
+            no_header: false,
+            quoting: None,
+            delimiter: None,
+        }
+    }
+
     /// The head that the task needs.
     pub fn head(&self) -> HeadKind {
         self.task.head(self.labels.len())
@@ -129,7 +151,13 @@ impl TaskModel {
     }
 
     fn with(loaded: Loaded, model: &Path, spec: TaskSpec) -> Result<Self, TrainError> {
-        let tokenizer = Tokenizer::load(model)?;
+        let mut tokenizer = Tokenizer::load(model)?;
+        if let Some(template) = &spec.chat_template {
+            tokenizer.set_chat_template(template.clone());
+        }
+        if let Some(day) = spec.today {
+            tokenizer.set_today(day);
+        }
         check_max_length(
             spec.max_length,
             loaded
@@ -156,7 +184,7 @@ impl TaskModel {
     /// The examples of a table, in batches.
     ///
     /// # Errors
-    /// As [`TaskSpec::examples`]; if a token is not in the model's vocabulary.
+    /// As [`TaskSpec::examples`].
     pub fn batches(
         &self,
         table: &Table,
@@ -164,16 +192,8 @@ impl TaskModel {
         batch_size: usize,
         order: Order,
     ) -> Result<Batches, TrainError> {
-        let examples = self
-            .spec
-            .examples(table, &self.tokenizer, labelled)?
-            .examples;
-        let vocabulary = self.loaded.config.facts().vocab_size;
-        let largest = examples.iter().filter_map(Example::largest_id).max();
-        if let Some(id) = largest.filter(|&id| id as usize >= vocabulary) {
-            return Err(TrainError::Vocabulary { id, vocabulary });
-        }
-        Ok(Batches::new(examples, batch_size, order)?)
+        let examples = self.spec.examples(table, &self.tokenizer, labelled)?;
+        Ok(Batches::of(examples, batch_size, order)?)
     }
 }
 
@@ -188,14 +208,8 @@ mod tests {
         let tasks = tasks.map(|name| name.parse::<TaskKind>().unwrap());
         for task in tasks.filter(|task| !task.predicts_text()) {
             let spec = TaskSpec {
-                task,
-                columns: Columns::default(),
                 labels: vec!["1".to_owned()],
-                max_length: 8,
-                packing: false,
-                no_header: false,
-                quoting: None,
-                delimiter: None,
+                ..TaskSpec::new(task, 8)
             };
             let error = spec.fields(true).unwrap_err().to_string();
             assert!(error.starts_with(task.name()), "{error}");

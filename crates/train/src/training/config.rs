@@ -4,7 +4,9 @@
 
 use std::path::PathBuf;
 
-use epiphyte_data::{Columns, Format, Order, ReadOptions, Table, parse_delimiter};
+use epiphyte_data::{
+    Columns, DataError, Fields, Format, Order, ReadOptions, Table, parse_delimiter,
+};
 use epiphyte_methods::framework::settings::{SettingError, Settings, parse};
 use epiphyte_ops::Precision;
 use serde_json::{Map, Value};
@@ -61,8 +63,12 @@ epiphyte_methods::settings! {
         max_train_rows: Option<usize> = None, in Positive;
         /// Use only N evaluation rows: a random sample by --seed, in the order of the file.
         max_eval_rows: Option<usize> = None, in Positive;
-        /// Plain text: join all rows and cut the result into examples of max-length tokens.
-        packing: bool = false;
+        /// Plain text: join all rows and cut the result into examples of max-length tokens; false
+        /// makes each row an example and cuts its end off.
+        packing: bool = true;
+        /// File with a chat template (Jinja) in place of the base model's own; stored with the
+        /// adapter.
+        chat_template: Option<PathBuf> = None;
         /// Maximum length of an example in tokens; longer ones are truncated.
         max_length: Option<usize> = None, in Positive, unset "128, or 512 for language modeling";
         /// Fine-tuning method; see `epiphyte methods`.
@@ -225,22 +231,30 @@ impl RunConfig {
     /// data.
     ///
     /// # Errors
-    /// If the training data cannot be read.
+    /// If the training data or the chat template's file cannot be read.
     pub fn task_spec(&self, train: &Table) -> Result<TaskSpec, TrainError> {
         let of_columns = |error| TrainError::of_columns(self.task, error);
         let columns = self.task.columns(&self.columns(), train);
         let columns = columns.map_err(of_columns)?;
         let labels = self.task.classes(&columns, train).map_err(of_columns)?;
         self.check_metric(Some(labels.len()))?;
+        let fields = self.task.fields(&columns, &labels, true);
+        let chat_template = self.chat_template.as_ref().map(|path| {
+            std::fs::read_to_string(path).map_err(|source| DataError::Io {
+                path: path.clone(),
+                source,
+            })
+        });
+        let max_length = self.max_length.unwrap_or(self.task.default_max_length());
         Ok(TaskSpec {
-            task: self.task,
             columns,
             labels,
-            max_length: self.max_length.unwrap_or(self.task.default_max_length()),
-            packing: self.packing,
+            packing: self.packing && matches!(fields, Ok(Fields::PlainText { .. })),
+            chat_template: chat_template.transpose()?,
             no_header: self.no_header,
             quoting: self.quoting,
             delimiter: self.delimiter()?,
+            ..TaskSpec::new(self.task, max_length)
         })
     }
 

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use epiphyte_data::Batches;
+use epiphyte_data::{Batches, Day};
 use epiphyte_methods::AdapterModule;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -32,6 +32,7 @@ const NOT_IDENTITY: &[&str] = &[
     "gradient_checkpointing",
     "activation_cache",
     "activation_cache_budget",
+    "chat_template",
 ];
 
 /// What decides the result of a run, but for the number of its steps.
@@ -43,6 +44,10 @@ pub struct Identity {
     inputs: BTreeMap<String, String>,
     /// The names of the task's classes.
     labels: Vec<String>,
+    /// The day that chat templates read, which goes on with the run. The hashes of the examples
+    /// show its effect, so it is not compared.
+    #[serde(default)]
+    pub(crate) today: Option<Day>,
 }
 
 impl Identity {
@@ -74,6 +79,7 @@ impl Identity {
                 .filter_map(|(input, hash)| Some((input.to_owned(), hash?)))
                 .collect(),
             labels: task_model.spec.labels.clone(),
+            today: task_model.spec.today,
         }
     }
 
@@ -133,6 +139,7 @@ mod tests {
                 .map(|(input, hash)| ((*input).to_owned(), (*hash).to_owned()))
                 .collect(),
             labels: labels.iter().map(|&label| label.to_owned()).collect(),
+            today: None,
         }
     }
 

@@ -87,10 +87,11 @@ impl Shared {
             .any(|trainer| trainer.work().run.gradient_checkpointing);
         let cache = match trainers.first() {
             Some(first) if Self::cache_pays(trainers) => {
-                let examples = trainers
+                let data = trainers
                     .iter()
-                    .flat_map(|trainer| trainer.work().train.examples());
-                let texts: HashSet<&[u32]> = examples.map(|example| &example.ids[..]).collect();
+                    .map(|trainer| trainer.work().train.examples());
+                let texts = data.flat_map(|data| (0..).map_while(|position| data.ids(position)));
+                let texts: HashSet<&[u32]> = texts.collect();
                 let tokens: usize = texts.iter().map(|ids| ids.len()).sum();
                 let (work, dimensions) = (first.work(), &first.work().model.base().dimensions);
                 ActivationCache::new(

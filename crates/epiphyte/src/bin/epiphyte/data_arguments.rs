@@ -128,9 +128,15 @@ pub(crate) struct TaskArguments {
     /// Longest example in tokens
     #[arg(long, value_name = "N")]
     max_length: Option<usize>,
-    /// Plain text: join all rows and cut them into examples of max-length tokens
-    #[arg(long)]
-    packing: bool,
+    /// Plain text: join all rows and cut them into examples of max-length tokens [default: as in
+    /// training; true without an adapter]
+    #[arg(long, value_name = "true|false", hide_possible_values = true, num_args = 0..=1,
+          require_equals = true, default_missing_value = "true")]
+    packing: Option<bool>,
+    /// Language modeling: file with a chat template in place of the model's own [default: as in
+    /// training]
+    #[arg(long, value_name = "FILE")]
+    chat_template: Option<PathBuf>,
     /// Format of the data: json, jsonl, csv, tsv, parquet or text [default: by extension]
     #[arg(long, value_name = "FORMAT")]
     format: Option<epiphyte::data::Format>,
@@ -282,15 +288,10 @@ impl TaskArguments {
         };
         let default_length = task.default_max_length();
         let limit = config.facts().max_position_embeddings;
+        let max_length = default_length.min(limit.unwrap_or(usize::MAX));
         let mut spec = recorded.unwrap_or_else(|| TaskSpec {
-            task,
-            columns: epiphyte::data::Columns::default(),
-            labels: Vec::new(),
-            max_length: default_length.min(limit.unwrap_or(usize::MAX)),
-            packing: false,
-            no_header: false,
-            quoting: None,
-            delimiter: None,
+            packing: task.predicts_text(),
+            ..TaskSpec::new(task, max_length)
         });
         spec.task = task;
         let columns = &mut spec.columns;
@@ -317,12 +318,21 @@ impl TaskArguments {
             spec.labels.clone_from(labels);
         }
         spec.max_length = self.max_length.unwrap_or(spec.max_length);
-        spec.packing |= self.packing;
+        spec.packing = self.packing.unwrap_or(spec.packing);
+        if let Some(path) = &self.chat_template {
+            spec.chat_template = Some(read_template(path)?);
+        }
         spec.no_header |= self.no_header;
         spec.quoting = self.quoting.or(spec.quoting);
         spec.delimiter = self.delimiter.or(spec.delimiter);
         Ok(spec)
     }
+}
+
+/// The source of a chat template.
+pub(crate) fn read_template(path: &Path) -> Result<String> {
+    let text = std::fs::read_to_string(path);
+    text.with_context(|| format!("cannot read `{}`", path.display()))
 }
 
 /// The task that an adapter written by Epiphyte records.

@@ -1,19 +1,19 @@
 //! `epiphyte generate`.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use epiphyte::data::{Columns, Tokenizer};
+use epiphyte::data::Tokenizer;
 use epiphyte::models::ModelConfig;
 use epiphyte::models::generation_config::GenerationConfig;
 use epiphyte::train::{Generation, TaskKind, TaskSpec, generate};
 use serde_json::json;
 
-use crate::data_arguments::{ModelArguments, spec_of_adapter};
+use crate::data_arguments::{ModelArguments, read_template, spec_of_adapter};
 use crate::failure::UsageError;
 use crate::global::Global;
 use crate::output;
@@ -42,6 +42,9 @@ pub(crate) struct Arguments {
     /// only
     #[arg(long)]
     chat: bool,
+    /// With --chat: file with a chat template in place of the model's own [default: as in training]
+    #[arg(long, value_name = "FILE", requires = "chat")]
+    chat_template: Option<PathBuf>,
     /// With --chat: the system message
     #[arg(long, value_name = "TEXT", requires = "chat")]
     system: Option<String>,
@@ -54,7 +57,7 @@ pub(crate) struct Arguments {
     /// Random seed of sampling
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Stop at the model's end-of-text token
+    /// Stop at a token that ends a text or, with --chat, a turn
     #[arg(long, value_name = "true|false", default_value_t = true, hide_possible_values = true,
           action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     stop_at_eos: bool,
@@ -81,19 +84,13 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let config = ModelConfig::open(&model)?;
     let max_length = config.facts().max_position_embeddings;
     let max_length = max_length.unwrap_or(usize::MAX);
-    let spec = match &located.adapter {
+    let mut spec = match &located.adapter {
         Some(file) => spec_of_adapter(file, &model)?,
-        None => TaskSpec {
-            task: TaskKind::text(),
-            columns: Columns::default(),
-            labels: Vec::new(),
-            max_length,
-            packing: false,
-            no_header: false,
-            quoting: None,
-            delimiter: None,
-        },
+        None => TaskSpec::new(TaskKind::text(), max_length),
     };
+    if let Some(path) = &arguments.chat_template {
+        spec.chat_template = Some(read_template(path)?);
+    }
     if !spec.task.predicts_text() {
         let problem = format!(
             "the adapter is for {}, so it cannot generate: use `epiphyte predict`",
@@ -119,7 +116,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         .into());
     }
     let stop = match arguments.stop_at_eos {
-        true => GenerationConfig::open(&model, &config)?.eos_token_ids,
+        true => stop_tokens(&model, &config, tokenizer, arguments.chat)?,
         false => Vec::new(),
     };
     let how = Generation {
@@ -155,6 +152,23 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         }));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The tokens that end a text: all that the model's files and its tokenizer name, since training
+/// appends the tokenizer's; in a chat, also the one that ends the assistant's turn.
+fn stop_tokens(
+    model: &Path,
+    config: &ModelConfig,
+    tokenizer: &Tokenizer,
+    chat: bool,
+) -> Result<Vec<u32>> {
+    let mut stop = GenerationConfig::open(model, config)?.eos_token_ids;
+    stop.extend(&config.facts().eos_token_ids);
+    stop.extend(tokenizer.end_of_text().ok());
+    if chat {
+        stop.extend(tokenizer.end_of_turn()?);
+    }
+    Ok(stop)
 }
 
 /// A conversation rendered by the chat template, up to where the assistant's answer begins.

@@ -7,24 +7,25 @@
 //! Training needs the byte ranges that the assistant wrote. A template can mark them with
 //! `{% generation %} … {% endgeneration %}`. Without such marks, prefixes of the conversation are
 //! rendered: the text that an assistant's turn adds to the rendering of the turns before it
-//! (generation prompt included) is the text that the model would have to write.
+//! (generation prompt included) is the text that the model would have to write. Where a template
+//! writes a finished turn in another way than it opens one, as those of reasoning models do, the
+//! turn starts where both renderings part.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::ops::Range;
 use std::sync::LazyLock;
-use std::time::SystemTime;
 
-use chrono::{DateTime, Local};
 use indexmap::IndexMap;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde};
-use minijinja::{Environment, ErrorKind, Value};
-use minijinja_contrib::pycompat;
+use minijinja::{Environment, ErrorKind, Value, machinery};
 use regex::Regex;
 use serde::Serialize;
 use serde_json::Value as Json;
 
+use super::day::Day;
+use super::limits::{self, TemplateLimit};
 use crate::error::DataError;
 
 /// Enclose the text of a `{% generation %}` block during rendering; removed once its byte range is
@@ -46,11 +47,10 @@ pub struct ChatTemplate {
 
 impl ChatTemplate {
     /// Parses a template. `special_tokens` are the variables `bos_token`, `eos_token` and so on.
-    /// `strftime_now` returns the time of this call, so that all examples of a run have the same
-    /// date; see [`ChatTemplate::at`].
+    /// `strftime_now` returns the day of this call; see [`ChatTemplate::on`].
     ///
     /// # Errors
-    /// [`DataError::ChatTemplate`] with the line of the error.
+    /// [`DataError::ChatTemplate`] with the line of the error; [`DataError::ChatTemplateLimit`].
     pub fn new(source: &str, special_tokens: &IndexMap<String, String>) -> Result<Self, DataError> {
         let (source, marks_generation) = name_generation_blocks(source);
         let mut environment = Environment::new();
@@ -58,8 +58,10 @@ impl ChatTemplate {
             .trim_blocks(true)
             .lstrip_blocks(true)
             .build();
-        environment.set_syntax(syntax.map_err(template_error)?);
-        environment.set_unknown_method_callback(pycompat::unknown_method_callback);
+        let syntax = syntax.map_err(template_error)?;
+        limits::check_source(&source, &syntax).map_err(DataError::ChatTemplateLimit)?;
+        environment.set_syntax(syntax);
+        limits::limit(&mut environment);
         environment.add_function(
             "raise_exception",
             |message: String| -> Result<Value, minijinja::Error> {
@@ -70,26 +72,26 @@ impl ChatTemplate {
         environment.add_filter("generation", |text: String| {
             format!("{GENERATION_START}{text}{GENERATION_END}")
         });
-        environment
-            .add_template_owned(NAME, source.into_owned())
+        let source = source.into_owned();
+        limits::with_parser_stack(|| environment.add_template_owned(NAME, source))
+            .map_err(|error| rejected(&error.to_string()))?
             .map_err(template_error)?;
         let template = Self {
             environment,
             special_tokens: special_tokens.clone(),
             marks_generation,
         };
-        Ok(template.at(SystemTime::now()))
+        Ok(template.on(Day::today()))
     }
 
-    /// The same template with `strftime_now` fixed at `time` (in the local time zone), so that a
-    /// run that is resumed another day sees the same text.
+    /// The same template with `strftime_now` fixed at midnight of `day`, so that a run that is
+    /// resumed another day sees the same text.
     #[must_use]
-    pub fn at(mut self, time: SystemTime) -> Self {
-        let time = DateTime::<Local>::from(time);
+    pub fn on(mut self, day: Day) -> Self {
         self.environment
             .add_function("strftime_now", move |format: String| {
                 let mut text = String::new();
-                match write!(text, "{}", time.format(&format)) {
+                match write!(text, "{}", day.midnight().format(&format)) {
                     Ok(()) => Ok(text),
                     Err(_) => {
                         let reason = format!("strftime_now does not know the format `{format}`");
@@ -141,27 +143,72 @@ impl ChatTemplate {
         Ok((text, spans))
     }
 
-    /// The part of `text` that turn `turn` adds to its beginning.
+    /// The part of `text` that the assistant wrote in turn `turn`.
     fn span_of_turn(
         &self,
         messages: &[Json],
         turn: usize,
         text: &str,
     ) -> Result<Range<usize>, DataError> {
+        let number = turn + 1;
+        let marks = "enclose what the assistant writes in `{% generation %}` … \
+                     `{% endgeneration %}` in the template";
+        let through = self.render(&messages[..=turn], false)?;
+        if !text.starts_with(&through) {
+            return Err(rejected(&format!(
+                "message {number} is rendered differently once other messages follow, so its \
+                 place in the text is unknown: {marks}"
+            )));
+        }
         let before = match turn {
             0 => String::new(),
             _ => self.render(&messages[..turn], true)?,
         };
-        let through = self.render(&messages[..=turn], false)?;
-        if through.starts_with(&before) && text.starts_with(&through) {
+        if through.starts_with(&before) {
             return Ok(before.len()..through.len());
         }
-        Err(rejected(&format!(
-            "message {} is rendered differently once other messages follow, so its place in the \
-             text is unknown: enclose what the assistant writes in `{{% generation %}}` … \
-             `{{% endgeneration %}}` in the template",
-            turn + 1
-        )))
+        // The generation prompt is no beginning of the finished turn.
+        if through.starts_with(&self.render(&messages[..turn], false)?) {
+            return Ok(common_beginning(&before, &through)..through.len());
+        }
+        // The messages before are rendered differently, too. What stays the same with other content
+        // stands before the content.
+        let mut other = messages[..=turn].to_vec();
+        let content = other[turn]["content"].as_str().unwrap_or_default();
+        let first = content.trim_start().chars().next();
+        let Some(first) = first else {
+            return Err(rejected(&format!(
+                "message {number} has no text, and the messages before it are rendered \
+                 differently once it follows, so its place in the text is unknown: {marks}"
+            )));
+        };
+        let differs = if first == 'a' { 'b' } else { 'a' };
+        other[turn]["content"] = Json::from(content.replacen(first, &differs.to_string(), 1));
+        let start = common_beginning(&self.render(&other, false)?, &through);
+        if start == through.len() {
+            return Err(rejected(&format!(
+                "the content of message {number} is not in the text that the template makes: \
+                 {marks}"
+            )));
+        }
+        Ok(start..through.len())
+    }
+
+    /// The text that the template writes after an assistant's answer.
+    ///
+    /// # Errors
+    /// [`DataError::ChatTemplate`] if the template rejects a conversation of two turns.
+    pub fn after_answer(&self) -> Result<String, DataError> {
+        const ANSWER: &str = "An answer.";
+        let text = self.render(
+            &[
+                serde_json::json!({ "role": "user", "content": "A question?" }),
+                serde_json::json!({ "role": "assistant", "content": ANSWER }),
+            ],
+            false,
+        )?;
+        let after = text.rsplit_once(ANSWER).map_or("", |(_, after)| after);
+        Ok(after.to_owned())
     }
 
     /// Renders, and replaces the marks of `{% generation %}` by byte ranges.
@@ -189,7 +236,9 @@ impl ChatTemplate {
             ("add_generation_prompt", Value::from(add_generation_prompt)),
         ];
         let context = Value::from_pairs(special_tokens.chain(variables));
-        let marked = template.render(context).map_err(template_error)?;
+        let compiled = machinery::get_compiled_template(&template);
+        let marked =
+            limits::render(&self.environment, compiled, context).map_err(template_error)?;
 
         let mut text = String::with_capacity(marked.len());
         let mut spans = Vec::new();
@@ -242,11 +291,47 @@ fn checked_message(message: &Json) -> Result<Json, DataError> {
         ));
     }
     let present = members.iter().filter(|(_, value)| !value.is_null());
-    Ok(Json::Object(
-        present
-            .map(|(name, value)| (name.clone(), value.clone()))
-            .collect(),
-    ))
+    let mut message: serde_json::Map<String, Json> = present
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect();
+    if let Some(content) = message.get_mut("content") {
+        *content = Json::String(content_text(content)?);
+    }
+    Ok(Json::Object(message))
+}
+
+/// The text of a message's content: a text, or a list of parts with a text each, joined.
+fn content_text(content: &Json) -> Result<String, DataError> {
+    let part_text = |part: &Json| match (part, part.get("text")) {
+        (Json::String(text), _) => Ok(text.clone()),
+        (_, Some(Json::String(text))) => Ok(text.clone()),
+        _ => {
+            let kind = part["type"].as_str().unwrap_or("without a type");
+            Err(rejected(&format!(
+                "the content of a message has a part `{kind}`, which is no text: remove it"
+            )))
+        }
+    };
+    match content {
+        Json::String(text) => Ok(text.clone()),
+        Json::Array(parts) => parts.iter().map(part_text).collect(),
+        other => {
+            let start: String = other.to_string().chars().take(40).collect();
+            Err(rejected(&format!(
+                "the `content` of a message is `{start}`: give a text, or a list of parts with a \
+                 text each"
+            )))
+        }
+    }
+}
+
+/// The bytes that two texts have in common from their beginning, in whole characters.
+fn common_beginning(one: &str, other: &str) -> usize {
+    let pairs = one.chars().zip(other.chars());
+    pairs
+        .take_while(|(one, other)| one == other)
+        .map(|(character, _)| character.len_utf8())
+        .sum()
 }
 
 /// Python's `json.dumps(value, ensure_ascii=False)`, as `transformers` defines the filter; that of
@@ -256,15 +341,18 @@ fn tojson(value: Value, kwargs: Kwargs) -> Result<Value, minijinja::Error> {
     let ensure_ascii: Option<bool> = kwargs.get("ensure_ascii")?;
     let sort_keys: Option<bool> = kwargs.get("sort_keys")?;
     kwargs.assert_all_used()?;
-    let failed = |error: serde_json::Error| {
-        minijinja::Error::new(ErrorKind::BadSerialization, error.to_string())
+    let failed = |error: serde_json::Error| match error.is_io() {
+        // The text is longer than a value may be.
+        true => TemplateLimit::Value.into(),
+        false => minijinja::Error::new(ErrorKind::BadSerialization, error.to_string()),
     };
     let mut json = serde_json::to_value(&value).map_err(failed)?;
     if sort_keys == Some(true) {
         json.sort_all_objects();
     }
+    limits::check_width(indent.unwrap_or(0))?;
     let indent = indent.map(|width| " ".repeat(width));
-    let mut bytes = Vec::new();
+    let mut bytes = limits::BoundedText::default();
     match &indent {
         Some(indent) => {
             let pretty = serde_json::ser::PrettyFormatter::with_indent(indent.as_bytes());
@@ -278,7 +366,7 @@ fn tojson(value: Value, kwargs: Kwargs) -> Result<Value, minijinja::Error> {
         )),
     }
     .map_err(failed)?;
-    let mut text = String::from_utf8(bytes)
+    let mut text = String::from_utf8(bytes.0)
         .map_err(|error| minijinja::Error::new(ErrorKind::BadSerialization, error.to_string()))?;
     if ensure_ascii == Some(true) {
         text = ascii_escaped(&text);
@@ -344,7 +432,10 @@ fn rejected(reason: &str) -> DataError {
 }
 
 fn template_error(error: minijinja::Error) -> DataError {
-    DataError::ChatTemplate {
-        reason: error.to_string(),
+    match TemplateLimit::of(&error) {
+        Some(limit) => DataError::ChatTemplateLimit(limit),
+        None => DataError::ChatTemplate {
+            reason: error.to_string(),
+        },
     }
 }

@@ -1,0 +1,282 @@
+//! The examples of a file, in a few large arrays: a million of them are then not millions of small
+//! allocations, and their ids take little more memory than the ids themselves.
+
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use crate::error::DataError;
+use crate::example::{Example, Target};
+
+/// Rows that are encoded at once, each as an example of its own, before they are joined.
+pub(crate) const CHUNK: usize = 8192;
+
+/// The examples of a file, in the file's order, and what was lost in encoding them.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Examples {
+    /// Token ids of all examples.
+    ids: Vec<u32>,
+    /// Where each example's ids end.
+    ends: Vec<usize>,
+    /// Segment ids of all tokens; empty if every one is 0.
+    type_ids: Vec<u8>,
+    targets: Targets,
+    /// How many had a text longer than its limit, which lost its end.
+    pub truncated: usize,
+    /// How many tokens these had beyond their limits.
+    pub removed_tokens: usize,
+    /// How many rows gave no example because no token to predict was left in them. Always 0 unless
+    /// the targets are [`Target::Tokens`].
+    pub dropped: usize,
+}
+
+/// The targets of all examples, of one kind.
+#[derive(Debug, Clone, PartialEq, Default)]
+enum Targets {
+    #[default]
+    Absent,
+    Classes(Vec<u32>),
+    Numbers(Vec<f32>),
+    /// As many as ids.
+    Tokens(Vec<i32>),
+    Sequences {
+        labels: Vec<i32>,
+        ends: Vec<usize>,
+    },
+}
+
+impl Examples {
+    /// Appends an example.
+    ///
+    /// # Errors
+    /// [`DataError::MixedTargets`] if its target is of another kind than those before it.
+    pub fn push(&mut self, example: Example) -> Result<(), DataError> {
+        let index = self.len();
+        if index == 0 {
+            self.targets = match example.target {
+                Target::Class(_) => Targets::Classes(Vec::new()),
+                Target::Number(_) => Targets::Numbers(Vec::new()),
+                Target::Tokens(_) => Targets::Tokens(Vec::new()),
+                Target::Sequence(_) => Targets::Sequences {
+                    labels: Vec::new(),
+                    ends: Vec::new(),
+                },
+                Target::Absent => Targets::Absent,
+            };
+        }
+        // Ids are below the size of a vocabulary, which is an i32 in every model.
+        let short = |label: i64| label as i32;
+        match (&mut self.targets, example.target) {
+            (Targets::Classes(classes), Target::Class(class)) => classes.push(class as u32),
+            (Targets::Numbers(numbers), Target::Number(number)) => numbers.push(number),
+            (Targets::Tokens(all), Target::Tokens(labels)) => {
+                all.extend(labels.into_iter().map(short));
+            }
+            (Targets::Sequences { labels: all, ends }, Target::Sequence(labels)) => {
+                all.extend(labels.into_iter().map(short));
+                ends.push(all.len());
+            }
+            (Targets::Absent, Target::Absent) => {}
+            _ => return Err(DataError::MixedTargets { index }),
+        }
+        if self.type_ids.is_empty() && example.type_ids.iter().any(|&id| id > 0) {
+            self.type_ids.resize(self.ids.len(), 0);
+        }
+        self.ids.extend(&example.ids);
+        if !self.type_ids.is_empty() || example.type_ids.iter().any(|&id| id > 0) {
+            // No model has 255 segments, so the last stands for all that are beyond.
+            let short = |&id: &u32| u8::try_from(id).unwrap_or(u8::MAX);
+            self.type_ids.extend(example.type_ids.iter().map(short));
+        }
+        self.ends.push(self.ids.len());
+        Ok(())
+    }
+
+    /// The examples of this many rows, encoded on all cores: each row's, if a token to predict is
+    /// left in it, with the number of tokens that were removed.
+    pub(crate) fn of_rows(
+        rows: usize,
+        encode: impl Fn(usize) -> Result<(Option<Example>, usize), DataError> + Sync,
+    ) -> Result<Self, DataError> {
+        let mut all = Self::default();
+        for start in (0..rows).step_by(CHUNK) {
+            let chunk = (start..rows.min(start + CHUNK)).into_par_iter();
+            let encoded: Vec<_> = chunk.map(&encode).collect::<Result<_, _>>()?;
+            for (example, removed) in encoded {
+                all.truncated += usize::from(removed > 0);
+                all.removed_tokens += removed;
+                match example {
+                    Some(example) => all.push(example)?,
+                    None => all.dropped += 1,
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// The number of examples.
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Whether there is no example.
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// The example at `position`, from 0; none past the last.
+    pub fn get(&self, position: usize) -> Option<Example> {
+        let range = range(&self.ends, position)?;
+        let type_ids = match self.type_ids.is_empty() {
+            true => vec![0; range.len()],
+            false => self.type_ids[range.clone()]
+                .iter()
+                .map(|&id| id.into())
+                .collect(),
+        };
+        let long = |labels: &[i32]| labels.iter().map(|&label| label.into()).collect();
+        let target = match &self.targets {
+            Targets::Absent => Target::Absent,
+            Targets::Classes(classes) => Target::Class(classes[position] as usize),
+            Targets::Numbers(numbers) => Target::Number(numbers[position]),
+            Targets::Tokens(labels) => Target::Tokens(long(&labels[range.clone()])),
+            Targets::Sequences { labels, ends } => {
+                Target::Sequence(long(&labels[self::range(ends, position)?]))
+            }
+        };
+        Some(Example {
+            ids: self.ids[range].to_vec(),
+            type_ids,
+            target,
+        })
+    }
+
+    /// The token ids of the example at `position`, from 0; none past the last.
+    pub fn ids(&self, position: usize) -> Option<&[u32]> {
+        Some(&self.ids[range(&self.ends, position)?])
+    }
+
+    /// The number of tokens of the longest example, or of the longest target sequence if that is
+    /// longer: the positions that a model needs.
+    pub fn longest(&self) -> usize {
+        let longest = |ends: &[usize]| {
+            let lengths = (0..ends.len()).filter_map(|position| range(ends, position));
+            lengths.map(|range| range.len()).max().unwrap_or(0)
+        };
+        match &self.targets {
+            Targets::Sequences { ends, .. } => longest(&self.ends).max(longest(ends)),
+            _ => longest(&self.ends),
+        }
+    }
+
+    /// The largest token id, those of target sequences included.
+    pub fn largest_id(&self) -> Option<u32> {
+        let target = match &self.targets {
+            Targets::Sequences { labels, .. } => labels.iter().max().copied(),
+            _ => None,
+        };
+        let target = target.and_then(|label| u32::try_from(label).ok());
+        self.ids.iter().max().copied().max(target)
+    }
+
+    /// The largest segment id.
+    pub fn largest_type_id(&self) -> u32 {
+        self.type_ids.iter().max().copied().unwrap_or(0).into()
+    }
+
+    /// The examples in the file's order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = Example> + '_ {
+        (0..self.len()).map(|position| self.get(position).expect("the position is of an example"))
+    }
+
+    /// The number of tokens of each example that go through the model, those of a target sequence
+    /// included.
+    pub(crate) fn lengths(&self) -> Vec<usize> {
+        let length =
+            |ends: &[usize], position| range(ends, position).map_or(0, |range| range.len());
+        let target = |position| match &self.targets {
+            Targets::Sequences { ends, .. } => length(ends, position),
+            _ => 0,
+        };
+        (0..self.len())
+            .map(|position| length(&self.ends, position) + target(position))
+            .collect()
+    }
+
+    /// SHA-256 of all examples and their order, in hexadecimal: of their token ids, segment ids and
+    /// targets.
+    pub fn content_hash(&self) -> String {
+        let mut hash = Sha256::new();
+        let ends = |ends: &[usize]| -> Vec<u64> { ends.iter().map(|&end| end as u64).collect() };
+        add(&mut hash, &ends(&self.ends), u64::to_le_bytes);
+        add(&mut hash, &self.ids, u32::to_le_bytes);
+        add(&mut hash, &self.type_ids, u8::to_le_bytes);
+        match &self.targets {
+            Targets::Absent => hash.update([0]),
+            Targets::Classes(classes) => {
+                hash.update([1]);
+                add(&mut hash, classes, u32::to_le_bytes);
+            }
+            Targets::Numbers(numbers) => {
+                hash.update([2]);
+                add(&mut hash, numbers, f32::to_le_bytes);
+            }
+            Targets::Tokens(labels) => {
+                hash.update([3]);
+                add(&mut hash, labels, i32::to_le_bytes);
+            }
+            Targets::Sequences { labels, ends: of } => {
+                hash.update([4]);
+                add(&mut hash, &ends(of), u64::to_le_bytes);
+                add(&mut hash, labels, i32::to_le_bytes);
+            }
+        }
+        let digest = hash.finalize();
+        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// The number of tokens in all examples, those of target sequences included.
+    pub fn tokens(&self) -> usize {
+        let target = match &self.targets {
+            Targets::Sequences { labels, .. } => labels.len(),
+            _ => 0,
+        };
+        self.ids.len() + target
+    }
+}
+
+/// Hashes how many values there are, and the values.
+fn add<T: Copy, const N: usize>(hash: &mut Sha256, values: &[T], bytes: fn(T) -> [u8; N]) {
+    hash.update((values.len() as u64).to_le_bytes());
+    for values in values.chunks(1 << 12) {
+        let values: Vec<u8> = values.iter().flat_map(|&value| bytes(value)).collect();
+        hash.update(&values);
+    }
+}
+
+/// What lies between the end before `position` and its own.
+fn range(ends: &[usize], position: usize) -> Option<std::ops::Range<usize>> {
+    let end = *ends.get(position)?;
+    let start = position.checked_sub(1).map_or(0, |before| ends[before]);
+    Some(start..end)
+}
+
+impl<'a> IntoIterator for &'a Examples {
+    type Item = Example;
+    type IntoIter = Box<dyn ExactSizeIterator<Item = Example> + 'a>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        Box::new(self.iter())
+    }
+}
+
+impl TryFrom<Vec<Example>> for Examples {
+    type Error = DataError;
+
+    fn try_from(examples: Vec<Example>) -> Result<Self, DataError> {
+        let mut all = Self::default();
+        for example in examples {
+            all.push(example)?;
+        }
+        Ok(all)
+    }
+}
