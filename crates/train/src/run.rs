@@ -225,6 +225,7 @@ impl<'a> Prepared<'a> {
             task_model.fit_max_length(&module);
         }
         let train = task_model.batches(&table, true, run.batch_size, run.order())?;
+        drop(table);
         let eval = match &run.eval_data {
             Some(path) => {
                 let reading = ReadOptions {
