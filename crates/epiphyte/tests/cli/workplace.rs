@@ -72,7 +72,8 @@ impl Workplace {
         command
             .env_remove("RUST_LOG")
             .env_remove("COLUMNS")
-            .env("HF_HOME", self.path("hub"));
+            .env("HF_HOME", self.path("hub"))
+            .env("HF_HUB_OFFLINE", "1");
         command
     }
 
