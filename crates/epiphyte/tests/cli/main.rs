@@ -3,9 +3,13 @@
 //! Every test gets a directory of its own with tiny models and data ([`workplace::Workplace`]).
 
 mod bad_input;
+#[cfg(target_os = "linux")]
+mod faults;
 mod interruptions;
+mod kills;
 mod language;
 mod methods;
+mod mutated;
 mod scores;
 mod settings;
 mod workplace;

@@ -49,6 +49,7 @@ impl Workplace {
     }
 
     pub(crate) fn write(&self, name: &str, contents: impl AsRef<[u8]>) {
+        fs::create_dir_all(self.path(name).parent().unwrap()).unwrap();
         fs::write(self.path(name), contents).unwrap();
     }
 
@@ -112,6 +113,11 @@ impl Workplace {
         );
         errors
     }
+}
+
+/// Whether `EPIPHYTE_LONG_TESTS` asks for all of what is otherwise tried in part.
+pub(crate) fn long_tests() -> bool {
+    std::env::var_os("EPIPHYTE_LONG_TESTS").is_some()
 }
 
 /// Flags of a short classification run.
