@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
 use crate::workplace::{CLASSIFY, Workplace};
 
@@ -11,7 +11,7 @@ use crate::workplace::{CLASSIFY, Workplace};
 const LONG: &str = "--max-steps 150 --eval-steps 25 --save-steps 5 --gradient-accumulation-steps 2 \
     --logging-steps 3 --dropout 0.1 --rank 4 --load-best-model-at-end --seed 3";
 
-fn start(here: &Workplace, arguments: &str) -> Child {
+pub(crate) fn start(here: &Workplace, arguments: &str) -> Child {
     here.command(arguments)
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -19,47 +19,10 @@ fn start(here: &Workplace, arguments: &str) -> Child {
         .unwrap()
 }
 
-fn assert_same(here: &Workplace, one: &str, other: &str) {
+pub(crate) fn assert_same(here: &Workplace, one: &str, other: &str) {
     for file in ["adapter_model.safetensors", "adapter_config.json"] {
         let [one, other] = [one, other].map(|dir| fs::read(here.path(dir).join(file)).unwrap());
         assert!(one == other, "{file} differs");
-    }
-}
-
-#[test]
-fn killed_runs_end_with_the_same_bytes() {
-    let here = Workplace::new();
-    let started = Instant::now();
-    here.json(&format!("{CLASSIFY} {LONG} --output whole"));
-    let whole = started.elapsed();
-
-    let mut chance = SystemTime::UNIX_EPOCH.elapsed().unwrap().subsec_nanos();
-    let mut kills = 0;
-    for run in 0.. {
-        let output = format!("killed-{run}");
-        let command = format!("{CLASSIFY} {LONG} --output {output} --resume");
-        loop {
-            let mut child = start(&here, &command);
-            chance = chance.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            sleep(whole.mul_f64(0.6 * f64::from(chance >> 8) / f64::from(1 << 24)));
-            child.kill().unwrap();
-            let ended = child.wait_with_output().unwrap();
-            match ended.status.code() {
-                None => kills += 1,
-                Some(code) => {
-                    assert_eq!(code, 0, "{}", String::from_utf8_lossy(&ended.stderr));
-                    break;
-                }
-            }
-            if kills >= 10 {
-                here.json(&command);
-                break;
-            }
-        }
-        assert_same(&here, "whole", &output);
-        if kills >= 10 {
-            return;
-        }
     }
 }
 

@@ -6,9 +6,13 @@ mod adapters;
 mod bad_input;
 mod classes;
 mod data;
+#[cfg(target_os = "linux")]
+mod faults;
 mod interruptions;
+mod kills;
 mod language;
 mod methods;
+mod mutated;
 mod scores;
 mod settings;
 mod workplace;

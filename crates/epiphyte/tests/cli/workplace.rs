@@ -49,6 +49,7 @@ impl Workplace {
     }
 
     pub(crate) fn write(&self, name: &str, contents: impl AsRef<[u8]>) {
+        fs::create_dir_all(self.path(name).parent().unwrap()).unwrap();
         fs::write(self.path(name), contents).unwrap();
     }
 
@@ -72,7 +73,8 @@ impl Workplace {
         command
             .env_remove("RUST_LOG")
             .env_remove("COLUMNS")
-            .env("HF_HOME", self.path("hub"));
+            .env("HF_HOME", self.path("hub"))
+            .env("HF_HUB_OFFLINE", "1");
         command
     }
 
@@ -140,6 +142,11 @@ impl Workplace {
         );
         errors
     }
+}
+
+/// Whether `EPIPHYTE_LONG_TESTS` asks for all of what is otherwise tried in part.
+pub(crate) fn long_tests() -> bool {
+    std::env::var_os("EPIPHYTE_LONG_TESTS").is_some()
 }
 
 /// Flags of a short classification run.

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::Args;
 use epiphyte::data::{Batches, LabelSet, Order, Table};
-use epiphyte::hub::Hub;
 use epiphyte::methods::file::AdapterFile;
 use epiphyte::models::{HeadKind, LoadOptions, ModelConfig, head_outputs};
 use epiphyte::ops::Precision;
@@ -16,6 +15,7 @@ use epiphyte::train::{LoadedAdapter, TaskKind, TaskSpec, open_adapter};
 
 use crate::failure::UsageError;
 use crate::global::Global;
+use crate::hub;
 
 /// The flags of `eval` and `predict`.
 #[derive(Args, Debug)]
@@ -43,7 +43,7 @@ pub(crate) struct ModelArguments {
     /// Directory of the base model, or its name on the hub
     #[arg(long, value_name = "DIR")]
     pub(crate) model: PathBuf,
-    /// Directory of the adapter [default: the base model alone]
+    /// Directory of the adapter, or its name on the hub [default: the base model alone]
     #[arg(long, value_name = "DIR")]
     pub(crate) adapter: Option<PathBuf>,
     /// Allow another base model than the adapter was trained with
@@ -60,15 +60,17 @@ pub(crate) struct ModelArguments {
 impl ModelArguments {
     /// Finds the base model's directory and reads the adapter's configuration.
     pub(crate) fn locate(&self) -> Result<Located<'_>> {
+        let adapter = self.adapter.as_deref().map(hub::resolve_adapter);
+        let adapter = adapter.transpose()?;
         let open = match self.allow_edited_adapter {
             true => AdapterFile::open_edited,
             false => AdapterFile::open,
         };
-        let adapter = self.adapter.as_deref().map(open);
+        let adapter = adapter.as_deref().map(open);
         Ok(Located {
             arguments: self,
             adapter: adapter.transpose()?,
-            model: Hub::from_env().resolve(&self.model)?,
+            model: hub::resolve(&self.model)?,
         })
     }
 }
@@ -174,7 +176,7 @@ impl DataArguments {
         let Ok(resolved) = output.canonicalize() else {
             return Ok(());
         };
-        let model = Hub::from_env().resolve(&self.model.model)?;
+        let model = hub::resolve(&self.model.model)?;
         let directories = [Some(&*model), self.model.adapter.as_deref()];
         let is_lines = resolved.extension().is_some_and(|it| it == "jsonl");
         let directories = directories.into_iter().flatten().filter(|_| !is_lines);

@@ -9,6 +9,7 @@ mod data_arguments;
 mod device;
 mod failure;
 mod global;
+mod hub;
 mod interrupt;
 mod logging;
 mod output;

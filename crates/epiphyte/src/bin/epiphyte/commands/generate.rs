@@ -84,7 +84,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let config = ModelConfig::open(&model)?;
     let max_length = config.facts().max_position_embeddings;
     let max_length = max_length.unwrap_or(usize::MAX);
-    let mut spec = match &located.adapter {
+    let spec = match &located.adapter {
         Some(file) => spec_of_adapter(file, &model)?,
         None => None,
     };

@@ -7,7 +7,6 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 use epiphyte::Device;
-use epiphyte::hub::Hub;
 use epiphyte::methods::ParameterCounts;
 use epiphyte::methods::file::{AdapterFile, CONFIG_FILE, TENSORS_FILE};
 use epiphyte::models::{
@@ -20,6 +19,7 @@ use serde_json::Value;
 use crate::data_arguments::{classification_head, is_weight_of, spec_of_adapter};
 use crate::failure::UsageError;
 use crate::global::Global;
+use crate::hub;
 use crate::output;
 
 pub(crate) const EXAMPLES: &str = "\
@@ -53,7 +53,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         );
         return Err(UsageError::Other(problem).into());
     } else {
-        base(&Hub::from_env().resolve(&path)?, global)?;
+        base(&hub::resolve(&path)?, global)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -193,7 +193,7 @@ fn account(
         .base_model()
         .map(PathBuf::from)
         .filter(|path| path.is_dir());
-    let given = model.map(|model| Hub::from_env().resolve(model));
+    let given = model.map(hub::resolve);
     let Some(model) = given.transpose()?.or(named) else {
         if !global.quiet {
             output::note(

@@ -5,11 +5,11 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use epiphyte::hub::Hub;
 use epiphyte::train::display::shell_command;
 use epiphyte::train::{Report, RunConfig, RunOptions, train_several};
 
 use crate::global::Global;
+use crate::hub;
 use crate::interrupt::{INTERRUPTED, on_signals};
 use crate::output;
 use crate::progress::Progress;
@@ -73,7 +73,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let runs = settings::run_configs(arguments.config.as_deref(), &arguments.settings)?;
     runs.iter().try_for_each(RunConfig::check)?;
-    let model = runs.first().map(|run| Hub::from_env().resolve(&run.model));
+    let model = runs.first().map(|run| hub::resolve(&run.model));
     let command: Vec<String> = std::env::args().collect();
     let options = RunOptions {
         resume: arguments.resume,
