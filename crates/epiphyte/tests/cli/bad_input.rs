@@ -195,7 +195,6 @@ fn unusable_data() {
 #[test]
 fn values_that_do_not_fit_the_model() {
     refused(|_| {}, "--max-length 33", &["33", "32"]);
-    refused(|_| {}, "--rank 17", &["lora: `r` is 17"]);
     refused(
         |_| {},
         "--target-modules quary",

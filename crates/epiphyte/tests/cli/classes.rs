@@ -21,17 +21,8 @@ fn unnamed(here: &Workplace, model: &str) {
     });
 }
 
-/// Makes an adapter one that PEFT might have written.
-fn forget(here: &Workplace, adapter: &str) {
-    here.edit(&format!("{adapter}/adapter_config.json"), |config| {
-        config.as_object_mut().unwrap().remove("epiphyte");
-    });
-}
-
 fn labels(here: &Workplace, adapter: &str) -> Value {
-    let config: Value =
-        serde_json::from_str(&here.read(&format!("{adapter}/adapter_config.json"))).unwrap();
-    config["epiphyte"]["task"]["labels"].clone()
+    here.record(adapter)["task"]["labels"].clone()
 }
 
 /// Rewrites the labels of `dev.jsonl` into `name`.
@@ -94,7 +85,7 @@ fn an_adapter_without_names_is_refused_for_named_data() {
         "{train} --labels positive,negative --output adapter"
     ));
     let right = here.json("eval --model bert --adapter adapter --data dev.jsonl");
-    forget(&here, "adapter");
+    here.as_of_peft("adapter");
 
     let command = "--model bert --adapter adapter --text-columns text --data dev.jsonl";
     for command in [

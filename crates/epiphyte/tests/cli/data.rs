@@ -9,8 +9,7 @@ use crate::workplace::{CLASSIFY, SPEAK, Workplace};
 
 /// The task that an adapter records.
 fn task(here: &Workplace) -> Value {
-    let config: Value = serde_json::from_str(&here.read("adapter/adapter_config.json")).unwrap();
-    config["epiphyte"]["task"].clone()
+    here.record("adapter")["task"].clone()
 }
 
 fn lines(rows: &[Value]) -> String {

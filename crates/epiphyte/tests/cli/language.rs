@@ -262,12 +262,8 @@ fn the_day_of_a_run_goes_on_with_it() {
         --messages-column messages --chat-template chat.jinja --output adapter --epochs";
     here.json(&format!("{train} 1"));
     let day = |here: &Workplace| {
-        let config: Value =
-            serde_json::from_str(&here.read("adapter/adapter_config.json")).unwrap();
-        config["epiphyte"]["task"]["today"]
-            .as_str()
-            .unwrap()
-            .to_owned()
+        let record = here.record("adapter");
+        record["task"]["today"].as_str().unwrap().to_owned()
     };
     let state = "adapter/checkpoint-1/trainer_state.json";
     let text = here.read(state).replace(&day(&here), "2001-09-09");

@@ -63,7 +63,9 @@ fn every_method_goes_all_the_way() {
             let eval =
                 format!("eval --model {base} --adapter {adapter} --data dev.jsonl --batch-size 16");
             let scores = here.json(&eval);
-            assert_eq!(scores["examples"], 32);
+            // Rows of plain text are packed.
+            let examples = if base == "llama" { 13 } else { 32 };
+            assert_eq!(scores["examples"], examples, "{adapter}");
             for (metric, value) in report["metrics"].as_object().unwrap() {
                 let (trained, loaded) = (value.as_f64().unwrap(), scores[metric].as_f64().unwrap());
                 assert!(

@@ -176,7 +176,7 @@ fn flags_that_do_not_fit_are_refused() {
             "`--lr-scheduler-type`: unknown variant `linera`, expected one of `linear`, `cosine`, \
              `constant`, `constant_with_warmup`",
         ),
-        ("--seed -1", "`--seed`: invalid value: integer `-1`"),
+        ("--seed -1", "`--seed`: -1 is not a whole number, 0 or more"),
         (
             "--method bitfit --bitfit-components queries",
             "`--bitfit-components`: unknown variant `queries`, expected `all` or `query-intermediate`",

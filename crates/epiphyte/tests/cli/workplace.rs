@@ -98,6 +98,13 @@ impl Workplace {
         serde_json::from_str(&text).unwrap()
     }
 
+    /// What only our files say about an adapter.
+    pub(crate) fn record(&self, adapter: &str) -> Value {
+        let path = self.path(adapter).join("adapter_model.safetensors");
+        let file = Checkpoint::open_file(&path).unwrap();
+        serde_json::from_str(&file.metadata()["epiphyte"]).unwrap()
+    }
+
     /// Makes an adapter what PEFT writes: without what only our files say.
     pub(crate) fn as_of_peft(&self, adapter: &str) {
         self.rewrite(adapter, |_| true);

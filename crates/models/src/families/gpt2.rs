@@ -443,7 +443,7 @@ mod tests {
             ),
             (json!({ "n_head": 7 }), "`n_head`"),
             (json!({ "n_inner": 0 }), "`n_inner`"),
-            (json!({ "bos_token_id": 50257 }), "`bos_token_id`"),
+            (json!({ "pad_token_id": 50257 }), "`pad_token_id`"),
         ] {
             let error = parse(config).unwrap_err().to_string();
             assert!(error.contains(key), "{error}");

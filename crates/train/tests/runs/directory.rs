@@ -558,7 +558,8 @@ fn parameters_that_are_not_finite_are_never_saved() {
         eval_steps: None,
         max_steps: Some(1),
         warmup_ratio: 0.0,
-        learning_rate: Some(1e39),
+        learning_rate: Some(3e38),
+        weight_decay: 1e3,
         ..lora(&world, "one")
     };
     let error = start(&run, &new()).expect_err("infinite parameters");
@@ -571,6 +572,7 @@ fn parameters_that_are_not_finite_are_never_saved() {
     // The next try is not blocked by what it left.
     let lower = RunConfig {
         learning_rate: Some(1e-3),
+        weight_decay: 0.0,
         ..run
     };
     start(&lower, &new()).unwrap();

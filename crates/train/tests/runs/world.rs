@@ -171,6 +171,8 @@ impl World {
             train_data: self.path("all.jsonl"),
             eval_data: None,
             max_steps: Some(4),
+            // Methods take up to 20 of a model's 32 positions.
+            max_length: Some(12),
             base_dropout: Some(0.1),
             ..self.run(name, "lora", &json!({}))
         });
