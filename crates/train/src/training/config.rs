@@ -90,7 +90,7 @@ epiphyte_methods::settings! {
         /// Batches per optimizer step.
         gradient_accumulation_steps: usize = 1, in Positive;
         /// Peak learning rate.
-        learning_rate: Option<f64> = None, in Positive, unset "1e-3; full, lt-sft 1e-4; mam 2e-4";
+        learning_rate: Option<f64> = None, in Positive, unset "1e-3, or the method's own: see epiphyte methods";
         /// Learning-rate schedule: linear, cosine, constant or constant_with_warmup.
         lr_scheduler_type: ScheduleKind = ScheduleKind::Linear, as Text;
         /// Linear warm-up as a fraction of all steps.
