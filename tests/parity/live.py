@@ -177,7 +177,7 @@ class Fixture:
     def task_flags(self) -> list[str]:
         """What `epiphyte` must be told about the task where no adapter of ours says it."""
         if self.base.task == "CAUSAL_LM":
-            return ["--task", "causal-lm", "--text-columns", "text"]
+            return ["--task", "causal-lm", "--text-columns", "text", "--packing=false"]
         if self.base.task == "SEQ_2_SEQ_LM":
             return ["--task", "seq2seq", "--source-column", "source", "--target-column", "target"]
         columns = "sentence1,sentence2" if self.base.pair else "sentence1"
