@@ -69,7 +69,8 @@ pub(crate) struct Store<'a> {
 }
 
 impl Store<'_> {
-    /// The name of a file's contents in the directory of contents, downloaded if they are not there.
+    /// The name of a file's contents in the directory of contents, downloaded if they are not
+    /// there.
     ///
     /// # Errors
     /// [`DownloadError`]; then the contents are not there, and nothing wrong is left.
