@@ -1,5 +1,7 @@
 //! A method at work on a base, with the task's head that is trained with it.
 
+use std::collections::BTreeSet;
+
 use burn::tensor::{Device, Gradients as Tape, Tensor};
 use epiphyte_models::adapter::AttentionSite;
 use epiphyte_models::{
@@ -81,6 +83,10 @@ impl AdapterModule {
         method.load(&parameters, own)?;
         let config = config.definition().configure(config.settings())?;
         let mut module = Self::with_head(config, method, base, parameters);
+        // A method may itself store tensors of the base whole: those are its own.
+        let of_method: BTreeSet<&str> = module.parameters.stored().map(Param::key).collect();
+        let whole = whole.into_iter().filter(|name| !of_method.contains(name));
+        let whole = whole.collect();
         let mut whole_parameters = ParameterSet::new(device, seed);
         module.whole = Replaced::named(whole, base, &mut whole_parameters);
         load_stored(&module.head_parameters, head)?;
