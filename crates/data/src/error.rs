@@ -65,8 +65,8 @@ pub enum DataError {
 
     /// A compressed or Parquet file that becomes too large in memory.
     #[error(
-        "`{}` becomes more than {limit} bytes when it is read, 64 times its size: give only the \
-         columns and rows that are needed, or the data as JSONL",
+        "`{}` becomes more than {limit} bytes when it is read, the limit for a file of its size: give \
+         only the columns and rows that are needed, or the data as JSONL",
         path.display()
     )]
     Expansion {

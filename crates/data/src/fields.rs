@@ -210,8 +210,12 @@ impl Columns {
                 let mut columns = self.clone();
                 (layout.configure)(&mut columns);
                 if columns.text_columns.is_empty() {
+                    let used = columns.named()?;
+                    let unused = table.column_names();
+                    let unused = unused.filter(|name| !used.iter().any(|used| used == name));
                     tracing::info!(
                         file = %table.path().display(),
+                        unused_columns = ?unused.collect::<Vec<_>>(),
                         "no columns are named; the file is read as {} ({})",
                         layout.name,
                         layout.settings

@@ -181,7 +181,7 @@ fn layouts_of_instructions_and_chats_are_recognized() {
             .into();
     });
     let alpaca = [
-        json!({"instruction": "good film", "input": "the play", "output": "was fine"}),
+        json!({"id": 1, "instruction": "good film", "input": "the play", "output": "was fine"}),
         json!({"instruction": "bad book", "input": null, "output": "is poor"}),
     ];
     here.write("alpaca.jsonl", lines(&alpaca));
@@ -192,6 +192,7 @@ fn layouts_of_instructions_and_chats_are_recognized() {
         errors.contains("Alpaca") && errors.contains("--prompt-template alpaca"),
         "{errors}"
     );
+    assert!(errors.contains("unused_columns=[\"id\"]"), "{errors}");
     assert_eq!(task(&here)["prompt_template"], "alpaca");
     here.succeed("eval --model llama --adapter adapter --data alpaca.jsonl");
 
