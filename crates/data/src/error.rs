@@ -93,6 +93,20 @@ pub enum DataError {
         limit: usize,
     },
 
+    /// An output format, given by name, that does not exist.
+    #[error("unknown output format `{name}`: use jsonl, csv, tsv or parquet")]
+    UnknownOutputFormat {
+        /// The name as given.
+        name: String,
+    },
+
+    /// Columns that cannot be written.
+    #[error("the output cannot be written in this format: {source}")]
+    Write {
+        /// The writer's error.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+
     /// The file holds no rows.
     #[error("`{}` holds no rows: give a file with at least one example", path.display())]
     EmptyFile {

@@ -6,6 +6,7 @@
 //! | say what its columns are | [`Columns`] → [`Fields`], [`LabelField`], [`LabelSet`] |
 //! | load the base model's tokenizer | [`Tokenizer`], [`ChatTemplate`] |
 //! | tokenize rows | [`EncodeOptions`] → [`Examples`] of [`Example`]s, each with a [`Target`] |
+//! | write a file of columns | [`OutputFormat`], [`OutputColumn`] |
 //! | order and join them | [`Order`], [`Batches`], [`Epochs`] → [`Batch`] with its [`Targets`] |
 //!
 //! The crate knows fields and kinds of targets, not tasks: which fields a task reads is decided by
@@ -44,6 +45,7 @@ mod spelling;
 mod table;
 
 mod readers;
+mod writer;
 
 mod fields;
 mod labels;
@@ -74,3 +76,4 @@ pub use readers::{Format, ReadOptions, parse_delimiter};
 pub use spelling::nearest_name;
 pub use table::{Table, Value};
 pub use tokenizer::{Alignment, Encoding, Tokenizer, check_max_length};
+pub use writer::{OutputColumn, OutputFormat};

@@ -60,6 +60,40 @@ fn every_method_learns_and_leaves_its_files() {
         }
     }
     the_saved_configuration_trains(dir.path());
+    nothing_of_the_users_is_replaced(dir.path());
+}
+
+/// A second quickstart needs to be told, and leaves what the user changed.
+fn nothing_of_the_users_is_replaced(dir: &Path) {
+    let refused = |flags: &[&str], words: &str| {
+        let output = Command::new(env!("CARGO_BIN_EXE_epiphyte"))
+            .current_dir(dir)
+            .args(["quickstart", "--steps", "1"])
+            .args(flags)
+            .output()
+            .unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{errors}");
+        assert!(errors.contains(words), "{errors}");
+    };
+    refused(&[], "holds a quickstart already: pass --overwrite");
+    let file = dir.join("epiphyte-quickstart/lora.toml");
+    let edited = std::fs::read_to_string(&file).unwrap() + "rank = 2\n";
+    std::fs::write(&file, &edited).unwrap();
+    refused(&["--overwrite"], "lora.toml` was changed");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), edited);
+
+    let other = dir.join("other");
+    std::fs::create_dir(&other).unwrap();
+    std::fs::write(other.join("train.jsonl"), "mine").unwrap();
+    for flags in [
+        &["--output", "other"][..],
+        &["--output", "other", "--overwrite"],
+    ] {
+        refused(flags, "`other` is not empty");
+    }
+    assert_eq!(std::fs::read_dir(&other).unwrap().count(), 1);
+    assert_eq!(std::fs::read(other.join("train.jsonl")).unwrap(), b"mine");
 }
 
 /// What the quickstart leaves is what `epiphyte train` reads.

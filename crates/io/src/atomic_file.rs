@@ -4,6 +4,9 @@
 //! temporary file in the same directory, are forced to the disk, and one rename puts them in place;
 //! POSIX rename is atomic, so a reader sees the old file or the new one. The temporary name is
 //! always the same: what a killed process leaves behind is overwritten by the next save.
+//!
+//! Inside a directory of ours a link is replaced by the file, so that nothing is written through
+//! it; a file that the user names is written where its path leads ([`write_output`]).
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -11,6 +14,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use crate::FileError;
+use crate::paths::resolve;
 
 /// Prefix of the names of unfinished files and directories.
 pub(crate) const TEMPORARY: &str = ".epiphyte-tmp-";
@@ -63,7 +67,12 @@ impl PendingFile {
             temporary: Some(temporary.clone()),
         };
         let attempt = || {
-            let mut file = BufWriter::with_capacity(1 << 20, File::create(&temporary)?);
+            // What a killed process left behind may be a link by now: it is not followed.
+            match fs::remove_file(&temporary) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let mut file = BufWriter::with_capacity(1 << 20, File::create_new(&temporary)?);
             write(&mut file)?;
             file.into_inner()?.sync_all()
         };
@@ -105,6 +114,84 @@ impl Drop for PendingFile {
 /// [`FileError`], naming `path`; the old file is then unchanged and nothing temporary is left.
 pub fn write(path: &Path, contents: &[u8]) -> Result<(), FileError> {
     write_atomically(path, |file| file.write_all(contents))
+}
+
+/// Writes the file that a user named as an output: what the path leads to is written, never the
+/// name alone.
+///
+/// A regular file is replaced as by [`write`]; where the path is a link, the file that it leads to
+/// is replaced and the link stays. Pipes and character devices such as `/dev/null` are written to
+/// as they are.
+///
+/// # Errors
+/// [`FileError`], naming `path`; also if it is a directory, a disk or a socket.
+pub fn write_output(path: &Path, contents: &[u8]) -> Result<(), FileError> {
+    let attempt = || match output_kind(path)? {
+        OutputKind::File => Ok(Some(resolve(path)?)),
+        OutputKind::Stream => {
+            let mut stream = File::options().append(true).open(path)?;
+            stream.write_all(contents).map(|()| None)
+        }
+    };
+    match attempt().map_err(FileError::at("write", path))? {
+        Some(file) => write(&file, contents),
+        None => Ok(()),
+    }
+}
+
+/// How an output is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutputKind {
+    /// A regular file, which is replaced, or nothing yet.
+    File,
+    /// A pipe or a device, which takes the bytes in order.
+    Stream,
+}
+
+/// How [`write_output`] writes to `path`.
+///
+/// # Errors
+/// If it is a directory, a disk or a socket, or cannot be looked at.
+pub fn output_kind(path: &Path) -> io::Result<OutputKind> {
+    let file_type = match fs::metadata(path) {
+        Ok(metadata) => metadata.file_type(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(OutputKind::File),
+        Err(error) => return Err(error),
+    };
+    if file_type.is_file() {
+        // An open file of the process, such as `/dev/stdout`, is written on, not replaced.
+        return Ok(match is_descriptor(path) {
+            true => OutputKind::Stream,
+            false => OutputKind::File,
+        });
+    }
+    match is_stream(file_type) {
+        true => Ok(OutputKind::Stream),
+        false if file_type.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
+        false => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it is neither a file nor a pipe",
+        )),
+    }
+}
+
+/// Whether a path is that of an open file of this process.
+fn is_descriptor(path: &Path) -> bool {
+    let named = ["/dev/stdout", "/dev/stderr"].map(Path::new);
+    let directories = ["/dev/fd", "/proc/self/fd"].map(Path::new);
+    let is_in = |directory: &&Path| path.parent() == Some(directory);
+    named.contains(&path) || directories.iter().any(is_in)
+}
+
+#[cfg(unix)]
+fn is_stream(file_type: fs::FileType) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    file_type.is_fifo() || file_type.is_char_device()
+}
+
+#[cfg(not(unix))]
+fn is_stream(_: fs::FileType) -> bool {
+    false
 }
 
 /// Forces a directory's entries to the disk, without which a rename may be lost when the power
@@ -190,6 +277,44 @@ mod tests {
         let error = write_atomically(&path, |_| Ok(())).unwrap_err();
         assert!(error.to_string().contains("absent"), "{error}");
         assert!(write_atomically(Path::new("/"), |_| Ok(())).is_err());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_are_replaced_inside_a_directory_and_followed_for_an_output() {
+        use std::os::unix::fs::symlink;
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::write(at("file"), b"old").unwrap();
+        symlink("file", at("link")).unwrap();
+        symlink("absent", at("dangling")).unwrap();
+
+        write_output(&at("link"), b"new").unwrap();
+        write_output(&at("dangling"), b"made").unwrap();
+        assert!(at("link").is_symlink() && at("dangling").is_symlink());
+        assert_eq!(fs::read(at("file")).unwrap(), b"new");
+        assert_eq!(fs::read(at("absent")).unwrap(), b"made");
+
+        write(&at("link"), b"own").unwrap();
+        assert!(!at("link").is_symlink());
+        assert_eq!(fs::read(at("file")).unwrap(), b"new");
+        // A link in the temporary file's place is not followed.
+        symlink("file", at(".epiphyte-tmp-link")).unwrap();
+        write(&at("link"), b"again").unwrap();
+        assert_eq!(fs::read(at("file")).unwrap(), b"new");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn devices_are_written_to_and_directories_refused() {
+        use std::os::unix::fs::FileTypeExt;
+        let null = Path::new("/dev/null");
+        assert_eq!(output_kind(null).unwrap(), OutputKind::Stream);
+        write_output(null, b"gone").unwrap();
+        assert!(fs::metadata(null).unwrap().file_type().is_char_device());
+        let dir = tempfile::tempdir().unwrap();
+        assert!(write_output(dir.path(), b"").is_err());
+        assert!(dir.path().is_dir());
     }
 
     #[cfg(target_os = "linux")]

@@ -1,18 +1,22 @@
 //! Files that appear whole or not at all, and the safetensors format.
 //!
 //! Every crate of the project that writes a file writes it with [`write`](write()),
-//! [`write_atomically`], [`PendingFile`], [`write_directory`] or the functions of
+//! [`write_atomically`], [`write_output`], [`PendingFile`], [`write_directory`] or the functions of
 //! [`safetensors_file`].
 
 mod atomic_file;
 mod directory;
 mod error;
 mod file_kind;
+mod paths;
 pub mod safetensors_file;
 mod sha256;
 
-pub use atomic_file::{PendingFile, write, write_atomically};
+pub use atomic_file::{
+    OutputKind, PendingFile, output_kind, write, write_atomically, write_output,
+};
 pub use directory::{clean_up, remove_directory, write_directory};
 pub use error::{FileError, HeaderProblem, SafetensorsError};
 pub use file_kind::mistaken_file;
+pub use paths::{is_in_directory, is_same_file, refuse_link, resolve};
 pub use sha256::{Sha256Hasher, sha256, sha256_of_file};

@@ -72,6 +72,16 @@ pub enum KernelError {
         /// The number of threads requested.
         asked: usize,
     },
+    /// More threads than the pool may have.
+    #[error(
+        "{asked} threads are more than the {} that may be started: ask for as many as there are \
+         cores",
+        crate::threads::MAX_THREADS
+    )]
+    TooManyThreads {
+        /// The number of threads requested.
+        asked: usize,
+    },
 }
 
 impl KernelError {

@@ -18,14 +18,22 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::{Isa, KernelError};
 
+/// The most threads that [`set_threads`] starts: more than any machine has cores, and few enough
+/// that starting them takes no time.
+pub const MAX_THREADS: usize = 1024;
+
 /// Sets how many threads compute in this process; 0 means as many as the process may use.
 ///
 /// It starts rayon's global pool, which other crates share. Call it before the first kernel runs;
 /// without it, the pool starts with [`std::thread::available_parallelism`] threads.
 ///
 /// # Errors
-/// [`KernelError::ThreadsFixed`] when the pool already runs with another number of threads.
+/// [`KernelError::ThreadsFixed`] when the pool already runs with another number of threads,
+/// [`KernelError::TooManyThreads`] for more than [`MAX_THREADS`].
 pub fn set_threads(threads: usize) -> Result<(), KernelError> {
+    if threads > MAX_THREADS {
+        return Err(KernelError::TooManyThreads { asked: threads });
+    }
     let started = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .build_global();
@@ -112,6 +120,14 @@ mod tests {
         in_pool(2, || {
             Isa::Portable.with(|| for_each(0..100, |_| assert_eq!(Isa::current(), Isa::Portable)));
         });
+    }
+
+    #[test]
+    fn more_threads_than_any_machine_has_are_refused() {
+        assert!(matches!(
+            set_threads(100_000),
+            Err(KernelError::TooManyThreads { asked: 100_000 })
+        ));
     }
 
     #[test]

@@ -33,7 +33,9 @@ pub mod scoring {
 pub mod report {
     pub mod journal;
     pub mod model_card;
+    pub(crate) mod run_card;
     pub(crate) mod run_log;
+    pub mod settings;
     pub mod tensorboard;
 }
 
@@ -55,6 +57,7 @@ pub mod training {
 }
 
 pub mod display;
+mod dry_run;
 pub mod error;
 mod generate;
 pub mod interrupt;
@@ -65,6 +68,7 @@ mod run;
 mod run_directory;
 pub mod tasks;
 
+pub use dry_run::{DataSummary, DryRun, LengthRange, dry_run};
 pub use error::TrainError;
 pub use generate::{Generation, generate};
 pub use interrupt::Interrupt;

@@ -11,6 +11,12 @@ pub fn peak_resident_bytes() -> Option<u64> {
     parse_field(&fs::read_to_string("/proc/self/status").ok()?, "VmHWM")
 }
 
+/// The memory of this machine (`MemTotal`, proc(5)), in bytes.
+#[must_use]
+pub fn total_bytes() -> Option<u64> {
+    parse_field(&fs::read_to_string("/proc/meminfo").ok()?, "MemTotal")
+}
+
 /// What the system could give to processes without swapping (`MemAvailable`, proc(5)), in bytes.
 #[must_use]
 pub fn available_bytes() -> Option<u64> {

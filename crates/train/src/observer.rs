@@ -40,6 +40,12 @@ pub trait Observer {
         let _ = progress;
     }
 
+    /// A batch of the data that a method runs before a stage of training is done: the entries that
+    /// FISH Mask trains are chosen by it.
+    fn calibration_progress(&mut self, progress: &EvaluationProgress) {
+        let _ = progress;
+    }
+
     /// Something worth telling the user, such as the scores of an evaluation: one line of text.
     fn message(&mut self, text: &str) {
         let _ = text;
@@ -57,7 +63,7 @@ pub struct TrainingProgress {
     pub first: u64,
     /// Mean training loss since the last log record, averaged over the runs; NaN if unknown.
     pub loss: f64,
-    /// Training tokens a second. Time spent evaluating and saving does not count.
+    /// Training tokens a second. Time spent calibrating, evaluating and saving does not count.
     pub tokens_per_second: f64,
     /// Time since training began in this process, evaluating and saving included.
     pub elapsed: Duration,
@@ -70,16 +76,14 @@ impl Display for TrainingProgress {
             self.step.saturating_sub(self.first),
             self.total.saturating_sub(self.step),
         );
-        write!(
-            formatter,
-            "loss {:.4}  {}  {left} left",
-            self.loss,
-            speed(self.tokens_per_second)
-        )
+        if !self.loss.is_nan() {
+            write!(formatter, "loss {:.4}  ", self.loss)?;
+        }
+        write!(formatter, "{}  {left} left", speed(self.tokens_per_second))
     }
 }
 
-/// How far one evaluation or prediction is. Displayed: speed and the time left.
+/// How far one evaluation, prediction or calibration is. Displayed: speed and the time left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EvaluationProgress {
     /// Examples done.
@@ -146,13 +150,23 @@ impl LogLines {
         // The scores of an evaluation inside training are a message, which says that it is
         // complete.
         if self.is_due(now) || (progress.is_complete() && !self.training) {
-            self.last = Some(now);
-            tracing::info!(
-                "example {} of {}: {progress}",
-                progress.examples,
-                progress.total
-            );
+            let what = if self.training { "evaluating, " } else { "" };
+            self.examples(now, what, progress);
         }
+    }
+
+    fn calibration_progress_at(&mut self, now: Instant, progress: &EvaluationProgress) {
+        if self.is_due(now) || progress.is_complete() {
+            self.examples(now, "calibrating, ", progress);
+        }
+    }
+
+    fn examples(&mut self, now: Instant, what: &str, progress: &EvaluationProgress) {
+        self.last = Some(now);
+        let EvaluationProgress {
+            examples, total, ..
+        } = progress;
+        tracing::info!("{what}example {examples} of {total}: {progress}");
     }
 }
 
@@ -165,14 +179,19 @@ impl Observer for LogLines {
         self.evaluation_progress_at(Instant::now(), progress);
     }
 
+    fn calibration_progress(&mut self, progress: &EvaluationProgress) {
+        self.calibration_progress_at(Instant::now(), progress);
+    }
+
     fn message(&mut self, text: &str) {
         tracing::info!("{text}");
     }
 }
 
-/// Counts the examples and tokens of one evaluation and reports them to an observer.
+/// Counts the examples and tokens of one evaluation or calibration and reports them to an observer.
 pub(crate) struct EvaluationMeter<'a> {
     observer: &'a mut dyn Observer,
+    report: fn(&mut dyn Observer, &EvaluationProgress),
     progress: EvaluationProgress,
     started: Instant,
 }
@@ -182,6 +201,7 @@ impl<'a> EvaluationMeter<'a> {
     pub(crate) fn new(observer: &'a mut dyn Observer, total: usize) -> Self {
         Self {
             observer,
+            report: |observer, progress| observer.evaluation_progress(progress),
             progress: EvaluationProgress {
                 examples: 0,
                 total: total as u64,
@@ -192,12 +212,20 @@ impl<'a> EvaluationMeter<'a> {
         }
     }
 
+    /// Begins a calibration with `total` examples.
+    pub(crate) fn calibration(observer: &'a mut dyn Observer, total: usize) -> Self {
+        Self {
+            report: |observer, progress| observer.calibration_progress(progress),
+            ..Self::new(observer, total)
+        }
+    }
+
     /// Reports that a batch of `examples` with `tokens` tokens is done.
     pub(crate) fn advance(&mut self, examples: usize, tokens: usize) {
         self.progress.examples += examples as u64;
         self.progress.tokens += tokens as u64;
         self.progress.elapsed = self.started.elapsed();
-        self.observer.evaluation_progress(&self.progress);
+        (self.report)(self.observer, &self.progress);
     }
 }
 
@@ -341,7 +369,27 @@ mod tests {
             *log.0.lock().unwrap(),
             [
                 "step 100 of 125: loss 0.5000  5,100 tokens/s  ? left",
-                "example 32 of 70: 160 tokens/s  00:00:12 left",
+                "evaluating, example 32 of 70: 160 tokens/s  00:00:12 left",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_calibration_is_logged_as_such() {
+        let log = Log::default();
+        tracing::subscriber::with_default(log.clone(), || {
+            let mut lines = LogLines::default();
+            let start = Instant::now();
+            for (second, examples) in [(1, 10), (2, 32), (3, 70)] {
+                let now = start + Duration::from_secs(second);
+                lines.calibration_progress_at(now, &evaluation(examples, second));
+            }
+        });
+        assert_eq!(
+            *log.0.lock().unwrap(),
+            [
+                "calibrating, example 10 of 70: 500 tokens/s  00:00:06 left",
+                "calibrating, example 70 of 70: 1,167 tokens/s  00:00:00 left",
             ]
         );
     }
@@ -356,7 +404,7 @@ mod tests {
             tokens_per_second: f64::NAN,
             ..TRAINING
         };
-        assert_eq!(progress.to_string(), "loss NaN  0 tokens/s  ? left");
+        assert_eq!(progress.to_string(), "0 tokens/s  ? left");
     }
 
     proptest! {

@@ -11,7 +11,9 @@ use serde::Serialize;
 
 use crate::interrupt::Interrupt;
 use crate::observer::Observer;
-use crate::report::model_card::{Counts, DataSource, ModelCard, Scores};
+use crate::report::model_card::ModelCard;
+use crate::report::run_card::card;
+use crate::report::settings::resolved_settings;
 use crate::run_directory::{CARD_FILE, RunDirectory, Start};
 use crate::scoring::evaluate::Evaluation;
 use crate::scoring::metrics::Metrics;
@@ -111,14 +113,8 @@ pub fn train_several(
 ) -> Result<Vec<Report>, TrainError> {
     agree(runs)?;
     let mut directories = claim(runs, options.start())?;
-    let mut prepared: Vec<Prepared<'_>> = Vec::new();
-    let mut modules = Vec::new();
-    for run in runs {
-        let beside = prepared.first().map(|first| &first.task_model.loaded);
-        let (next, module) = Prepared::new(run, options, beside)?;
-        prepared.push(next);
-        modules.push(module);
-    }
+    let prepared = Prepared::all(runs, options)?;
+    let (prepared, modules): (Vec<_>, Vec<_>) = prepared.into_iter().unzip();
     let trainers = prepared.iter().zip(modules);
     let trainers = trainers.map(|(prepared, module)| prepared.trainer(module, options));
     let mut trainers = trainers.collect::<Result<Vec<_>, _>>()?;
@@ -169,14 +165,49 @@ fn claim(runs: &[RunConfig], start: Start) -> Result<Vec<RunDirectory>, TrainErr
 }
 
 /// A run with everything that it reads.
-struct Prepared<'a> {
-    run: &'a RunConfig,
-    task_model: TaskModel,
-    train: Batches,
-    eval: Option<Batches>,
+pub(crate) struct Prepared<'a> {
+    pub(crate) run: &'a RunConfig,
+    pub(crate) task_model: TaskModel,
+    pub(crate) train: Encoded,
+    pub(crate) eval: Option<Encoded>,
+}
+
+/// The examples of a file, in batches.
+pub(crate) struct Encoded {
+    pub(crate) batches: Batches,
+    /// Rows of the table that they were made of.
+    pub(crate) rows: usize,
+}
+
+impl Encoded {
+    fn new(
+        task_model: &TaskModel,
+        table: &Table,
+        batch_size: usize,
+        order: Order,
+    ) -> Result<Self, TrainError> {
+        Ok(Self {
+            rows: table.len(),
+            batches: task_model.batches(table, true, batch_size, order)?,
+        })
+    }
 }
 
 impl<'a> Prepared<'a> {
+    /// Reads model and data of several runs over one base, which is in memory once.
+    pub(crate) fn all(
+        runs: &'a [RunConfig],
+        options: &RunOptions,
+    ) -> Result<Vec<(Self, AdapterModule)>, TrainError> {
+        agree(runs)?;
+        let mut prepared: Vec<(Self, AdapterModule)> = Vec::new();
+        for run in runs {
+            let beside = prepared.first().map(|(first, _)| &first.task_model.loaded);
+            prepared.push(Self::new(run, options, beside)?);
+        }
+        Ok(prepared)
+    }
+
     /// Reads model and data, and builds what the run trains.
     fn new(
         run: &'a RunConfig,
@@ -224,7 +255,7 @@ impl<'a> Prepared<'a> {
         if run.max_length.is_none() {
             task_model.fit_max_length(&module);
         }
-        let train = task_model.batches(&table, true, run.batch_size, run.order())?;
+        let train = Encoded::new(&task_model, &table, run.batch_size, run.order())?;
         drop(table);
         let eval = match &run.eval_data {
             Some(path) => {
@@ -235,7 +266,7 @@ impl<'a> Prepared<'a> {
                 let table = Table::read(path, &reading)?;
                 let table = sampled(table, run.max_eval_rows, run.seed);
                 let size = run.eval_batch_size.unwrap_or(run.batch_size);
-                Some(task_model.batches(&table, true, size, Order::Sequential)?)
+                Some(Encoded::new(&task_model, &table, size, Order::Sequential)?)
             }
             None => None,
         };
@@ -256,15 +287,15 @@ impl<'a> Prepared<'a> {
         let work = Workload {
             run: self.run,
             model: &self.task_model.loaded.model,
-            train: &self.train,
-            eval: self.eval.as_ref(),
+            train: &self.train.batches,
+            eval: self.eval.as_ref().map(|eval| &eval.batches),
             device: &options.device,
             identity: Identity::new(
                 self.run,
                 &module,
                 &self.task_model,
-                &self.train,
-                self.eval.as_ref(),
+                &self.train.batches,
+                self.eval.as_ref().map(|eval| &eval.batches),
             ),
         };
         let trainer = Trainer::new(work, module, options.resume)?;
@@ -297,9 +328,14 @@ impl<'a> Prepared<'a> {
         if let (None, Some(eval)) = (&metrics, &self.eval) {
             let evaluation = Evaluation {
                 micro_batch_tokens: run.micro_batch_tokens,
-                ..Evaluation::new(model, module, eval)
+                ..Evaluation::new(model, module, &eval.batches)
             };
-            metrics = Some(run.task.evaluate(&evaluation, observer)?);
+            // The run is trained: what it is worth can be measured again, with `epiphyte eval`.
+            metrics = run
+                .task
+                .evaluate(&evaluation, observer)
+                .inspect_err(|error| tracing::warn!("the adapter is saved without scores: {error}"))
+                .ok();
         }
         check_finite(module)?;
         let account = module.counts(model.base());
@@ -324,13 +360,11 @@ impl<'a> Prepared<'a> {
             peak_memory_bytes: memory::peak_resident_bytes(),
         };
         let (train, eval) = (&self.train, self.eval.as_ref());
-        let card = card(
-            run,
-            options,
-            &report,
-            train.examples().len(),
-            eval.map(|eval| eval.examples().len()),
-        );
+        let spec = &task_model.spec;
+        let settings = resolved_settings(run, spec, trainer.plan(), module, model.base());
+        let eval = eval.map(|eval| eval.batches.examples().len());
+        let examples = (train.batches.examples().len(), eval);
+        let card = card(run, spec, &settings, &options.command, &report, examples);
         write_card(&run.output.join(CARD_FILE), &card)?;
         Ok(report)
     }
@@ -401,57 +435,6 @@ fn write_card(path: &Path, card: &ModelCard) -> Result<(), TrainError> {
 
 fn size(path: &Path) -> u64 {
     std::fs::metadata(path).map(|file| file.len()).unwrap_or(0)
-}
-
-fn card(
-    run: &RunConfig,
-    options: &RunOptions,
-    report: &Report,
-    train: usize,
-    eval: Option<usize>,
-) -> ModelCard {
-    let source = |role, path: &Path, examples: usize| DataSource {
-        role,
-        name: path.display().to_string(),
-        examples: examples as u64,
-    };
-    let mut data = vec![source("training", &run.train_data, train)];
-    data.extend(
-        run.eval_data
-            .as_ref()
-            .zip(eval)
-            .map(|(path, count)| source("evaluation", path, count)),
-    );
-    let settings = serde_json::to_value(run).expect("a run is plain values");
-    let settings = settings.as_object().into_iter().flatten();
-    ModelCard {
-        base_model: run.model.display().to_string(),
-        method: run.method.clone(),
-        task: run.task.to_string(),
-        pipeline_tag: Some(run.task.pipeline_tag().to_owned()),
-        counts: Counts {
-            base: report.account.base_parameters as u64,
-            trainable: report.account.trainable_parameters as u64,
-            changed: report.account.changed_parameters as u64,
-            stored: report.account.stored_parameters as u64,
-            bytes: report.bytes,
-        },
-        scores: report
-            .metrics
-            .iter()
-            .zip(&run.eval_data)
-            .map(|(metrics, path)| Scores {
-                data: path.display().to_string(),
-                metrics: metrics.clone(),
-            })
-            .collect(),
-        hyperparameters: settings
-            .filter(|(_, value)| !value.is_null())
-            .map(|(key, value)| (key.clone(), value.to_string()))
-            .collect(),
-        command: options.command.clone(),
-        data,
-    }
 }
 
 /// A base with an adapter on it, or without.

@@ -72,6 +72,12 @@ def classification(classes, predictions, labels):
         predictions=predictions,
         labels=labels,
         confusion=confusion,
+        per_class=[
+            [float(score) for score in scores[:3]] + [int(scores[3])]
+            for scores in zip(
+                *metrics.precision_recall_fscore_support(labels, predictions, labels=range(classes))
+            )
+        ],
         scores={name: float(score) for name, score in scores.items()},
     )
 

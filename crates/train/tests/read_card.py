@@ -34,7 +34,7 @@ print(
                 "base": title.removeprefix("lora adapter for "),
                 **{name: second_cells[name] for name in ("training", "evaluation", "text_columns")},
             },
-            "command": shlex.split(next(token.content for token in tokens if token.type == "fence")),
+            "command": shlex.split([token.content for token in tokens if token.type == "fence"][-1]),
         }
     )
 )

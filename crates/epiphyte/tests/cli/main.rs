@@ -2,17 +2,22 @@
 //!
 //! Every test gets a directory of its own with tiny models and data ([`workplace::Workplace`]).
 
+mod about;
 mod adapters;
 mod bad_input;
 mod classes;
 mod data;
+mod dry_run;
 #[cfg(target_os = "linux")]
 mod faults;
 mod interruptions;
 mod kills;
 mod language;
 mod methods;
+mod model_card;
 mod mutated;
+mod outputs;
+mod predictions;
 mod scores;
 mod settings;
 mod workplace;

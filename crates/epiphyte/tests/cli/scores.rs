@@ -190,8 +190,10 @@ fn predictions_never_replace_an_input() {
     );
     // Predictions may be written again, also next to the adapter.
     for _ in 0..2 {
-        here.succeed(&format!("{command} adapter/preds.jsonl"));
+        here.succeed(&format!("{command} adapter/preds.jsonl --overwrite"));
     }
+    let errors = here.fail(2, &format!("{command} adapter/log.jsonl --overwrite"));
+    assert!(errors.contains("is an input"), "{errors}");
 }
 
 /// Neither the base nor the adapter is where a merged model goes.
@@ -222,7 +224,7 @@ fn training_goes_to_an_empty_directory_or_its_own() {
         here.write(&format!("{name}/{file}"), "{}");
     }
     for flags in ["", "--overwrite", "--resume"] {
-        for output in ["hub", "peft", "bert"] {
+        for output in ["hub", "peft"] {
             let run = format!("{CLASSIFY} --max-steps 2 --save-total-limit 1 --output {output}");
             let errors = here.fail(1, &format!("{run} {flags}"));
             assert!(errors.contains("which is not a run's"), "{errors}");
@@ -286,23 +288,25 @@ fn only_linear_layers_in_front_of_the_head_are_listed() {
 }
 
 #[test]
-fn progress_is_shown_to_who_asks_for_it() {
+fn progress_is_told_where_there_is_no_terminal() {
     let here = Workplace::new();
     let flags = "--model bert-head --task sequence-classification --text-columns text --data dev.jsonl \
         --batch-size 16";
     for command in [
         format!("eval {flags}"),
-        format!("predict {flags} --output preds.jsonl"),
+        format!("predict {flags} --output preds.jsonl --overwrite"),
     ] {
         let errors = |more: &str| {
             let output = here.run(&format!("{command} {more}"));
             assert!(output.status.success());
             String::from_utf8(output.stderr).unwrap()
         };
-        let told = errors("-v");
-        assert!(told.contains("example 32 of 32: "), "{told}");
-        assert!(told.contains("tokens/s  00:00:00 left"), "{told}");
-        for silent in ["", "--json", "--quiet"] {
+        for telling in ["", "-v"] {
+            let told = errors(telling);
+            assert!(told.contains("example 32 of 32: "), "{told}");
+            assert!(told.contains("tokens/s  00:00:00 left"), "{told}");
+        }
+        for silent in ["--json", "--quiet"] {
             assert_eq!(errors(silent), "", "{command} {silent}");
         }
     }

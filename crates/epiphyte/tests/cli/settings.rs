@@ -204,6 +204,16 @@ fn flags_that_do_not_fit_are_refused() {
             "--device rocm:1: this build has cpu; build it with `--features rocm`",
         ),
         ("--resume --overwrite", "cannot be used with"),
+        (
+            "--num-train-epochs 3",
+            "there is no flag `--num-train-epochs`; here it is called `--epochs`",
+        ),
+        (
+            "--packing",
+            "`packing`: packing joins the texts of a language model",
+        ),
+        ("--alpha -3", "`lora_alpha`: it is -3"),
+        ("--activation-cache-budget 0", "pass --activation-cache off"),
     ] {
         let errors = here.fail(2, &format!("{CLASSIFY} --output adapter {flags}"));
         assert!(errors.contains(message), "{flags}: {errors}");
@@ -212,6 +222,14 @@ fn flags_that_do_not_fit_are_refused() {
         (
             "rnak = 8",
             "key `rnak` in `run.toml`: there is no such key; did you mean `rank`?",
+        ),
+        (
+            "num_train_epochs = 3",
+            "key `num_train_epochs` in `run.toml`: there is no such key; here it is called `epochs`",
+        ),
+        (
+            "overwrite_output_dir = true",
+            "key `overwrite_output_dir` in `run.toml`: there is no such key; pass --overwrite",
         ),
         (
             "zzz = 8",
@@ -270,11 +288,42 @@ fn flags_that_do_not_fit_are_refused() {
 }
 
 #[test]
+fn settings_that_do_nothing_are_said() {
+    let here = Workplace::new();
+    for (flags, message) in [
+        ("--warmup-steps 500", "never reaches its peak"),
+        (
+            "--activation-cache memory --epochs 2",
+            "the activation cache is not used: something is trained in the first layer",
+        ),
+        (
+            "--activation-cache disk --epochs 1 --layers-to-transform 1 --base-dropout 0",
+            "the activation cache is not used: no text is seen twice",
+        ),
+    ] {
+        let output = here.run(&format!("{CLASSIFY} {flags} --overwrite --output adapter"));
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{errors}");
+        assert!(errors.contains(message), "{flags}: {errors}");
+    }
+}
+
+#[test]
 fn help_says_everything() {
     let here = Workplace::new();
     let mut all = String::new();
     for command in [
-        "", "train", "eval", "predict", "generate", "methods", "inspect", "merge",
+        "",
+        "train",
+        "eval",
+        "predict",
+        "generate",
+        "methods",
+        "inspect",
+        "merge",
+        "doctor",
+        "completions",
+        "man",
     ] {
         let command = format!("{command} --help");
         let mut help = here.succeed(&command);

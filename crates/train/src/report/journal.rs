@@ -96,8 +96,9 @@ impl Journal {
     /// Begins a new journal, in the place of any that stands at `path`.
     ///
     /// # Errors
-    /// [`FileError`] if the file cannot be created.
+    /// [`FileError`] if the file cannot be created, or a link is in its place.
     pub fn create(path: &Path) -> Result<Self, FileError> {
+        epiphyte_io::refuse_link(path)?;
         let file = File::create(path).map_err(FileError::at("create", path))?;
         Ok(Self {
             path: path.to_path_buf(),
@@ -112,6 +113,7 @@ impl Journal {
     /// [`JournalError::InvalidLine`] if a line other than a torn last one is no record, or
     /// [`JournalError::File`].
     pub fn resume(path: &Path, step: u64) -> Result<Self, JournalError> {
+        epiphyte_io::refuse_link(path)?;
         let mut length = 0;
         if path.exists() {
             for line in Lines::of(&read_text(path)?, path) {

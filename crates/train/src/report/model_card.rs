@@ -30,7 +30,7 @@ use crate::scoring::metrics::Metrics;
 /// Everything a model card says; displayed, it is Markdown with YAML front matter.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ModelCard {
-    /// The base model: its name on the Hub, or its directory.
+    /// The base model: its name on the Hub, or that of its directory.
     pub base_model: String,
     /// The method, as `--method` names it.
     pub method: String,
@@ -38,6 +38,8 @@ pub struct ModelCard {
     pub task: String,
     /// The Hub's name for the task, such as `text-classification`.
     pub pipeline_tag: Option<String>,
+    /// How it is used.
+    pub usage: Vec<Snippet>,
     /// The data it was trained and evaluated on.
     pub data: Vec<DataSource>,
     /// Its size.
@@ -48,6 +50,15 @@ pub struct ModelCard {
     pub hyperparameters: Vec<(String, String)>,
     /// The command that made it: the program and its arguments, not quoted.
     pub command: Vec<String>,
+}
+
+/// A few lines of code.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snippet {
+    /// The language, as Markdown's code blocks name it.
+    pub language: &'static str,
+    /// The lines.
+    pub code: String,
 }
 
 /// A data file and what it was used for.
@@ -96,6 +107,13 @@ impl Display for ModelCard {
         };
         let task = CodeSpan(&self.task);
         writeln!(card, "Trained by Epiphyte for the task {task}. {base}\n")?;
+        if !self.usage.is_empty() {
+            writeln!(card, "## Usage\n\n`ADAPTER` is this directory.\n")?;
+        }
+        for Snippet { language, code } in &self.usage {
+            write_code_block(card, language, code)?;
+            writeln!(card)?;
+        }
         writeln!(card, "## Data\n")?;
         table(
             card,
@@ -301,6 +319,10 @@ mod tests {
             method: "lora".to_owned(),
             task: "sequence-classification".to_owned(),
             pipeline_tag: Some("text-classification".to_owned()),
+            usage: vec![Snippet {
+                language: "sh",
+                code: "epiphyte predict --model bert --adapter ADAPTER".to_owned(),
+            }],
             data: vec![
                 DataSource {
                     role: "training",

@@ -51,8 +51,9 @@ impl EventWriter {
     /// Begins an event file in `directory`, creating the directory where needed.
     ///
     /// # Errors
-    /// [`FileError`] if the directory or the file cannot be created.
+    /// [`FileError`] if the directory or the file cannot be created, or a link is in its place.
     pub fn create(directory: &Path) -> Result<Self, FileError> {
+        epiphyte_io::refuse_link(directory)?;
         fs::create_dir_all(directory).map_err(FileError::at("create", directory))?;
         let seconds = next_seconds(directory)?;
         let path = directory.join(format!("{PREFIX}{seconds}.{}.{}", host(), process::id()));

@@ -175,6 +175,15 @@ pub fn argmax(row: &[f32]) -> usize {
     best
 }
 
+/// The probability of each class by its logit.
+pub fn softmax(row: &[f32]) -> Vec<f64> {
+    let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let powers = row.iter().map(|&value| f64::from(value - largest).exp());
+    let powers: Vec<f64> = powers.collect();
+    let sum: f64 = powers.iter().sum();
+    powers.into_iter().map(|power| power / sum).collect()
+}
+
 /// `-log softmax(row)[label]`.
 pub(crate) fn negative_log_likelihood(row: &[f32], label: usize) -> f64 {
     let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);

@@ -95,10 +95,7 @@ impl From<Metrics> for BTreeMap<String, Option<f64>> {
     }
 }
 
-/// `accuracy`, `f1`, `precision`, `recall`, `matthews` and, for more than two classes,
-/// `f1_weighted`.
-///
-/// `predictions` and `labels` hold one class index in `0..classes` per example.
+/// [`of_confusion`] for predictions and labels: one class index in `0..classes` per example.
 ///
 /// # Errors
 /// [`MetricError`] if there are no examples, the lengths differ, or a class is outside
@@ -109,14 +106,27 @@ pub fn classification(
     classes: usize,
 ) -> Result<Metrics, MetricError> {
     let confusion = ConfusionMatrix::new(predictions, labels, classes)?;
+    Ok(of_confusion(&confusion))
+}
+
+/// The class that precision, recall and F1 are those of; none if they are means over the classes.
+#[must_use]
+pub fn positive_class(classes: usize) -> Option<usize> {
+    (classes == 2).then_some(1)
+}
+
+/// `accuracy`, `f1`, `precision`, `recall`, `matthews` and, for more than two classes,
+/// `f1_weighted`.
+#[must_use]
+pub fn of_confusion(confusion: &ConfusionMatrix) -> Metrics {
+    let classes = confusion.classes();
     let ClassScores {
         f1,
         precision,
         recall,
-    } = if classes == 2 {
-        confusion.class_scores(1)
-    } else {
-        confusion.macro_scores()
+    } = match positive_class(classes) {
+        Some(class) => confusion.class_scores(class),
+        None => confusion.macro_scores(),
     };
     let mut metrics = Metrics::from_iter([
         ("accuracy", confusion.accuracy()),
@@ -128,7 +138,16 @@ pub fn classification(
     if classes > 2 {
         metrics.insert("f1_weighted", confusion.weighted_f1());
     }
-    Ok(metrics)
+    metrics
+}
+
+/// The scores of an evaluation with, for a classification, how often each class was taken for each.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DetailedScores {
+    /// The scores.
+    pub metrics: Metrics,
+    /// Labels and predictions; none if the task has no classes.
+    pub confusion: Option<ConfusionMatrix>,
 }
 
 /// `pearson`, `spearman`, `mse` and `mae`, one prediction and one target per example.
@@ -249,6 +268,8 @@ mod tests {
         predictions: Vec<usize>,
         labels: Vec<usize>,
         confusion: Vec<Vec<u64>>,
+        /// Precision, recall, F1 and support.
+        per_class: Vec<(f64, f64, f64, u64)>,
         scores: Metrics,
     }
 
@@ -293,6 +314,24 @@ mod tests {
                 for (prediction, &count) in row.iter().enumerate() {
                     assert_eq!(confusion.count(label, prediction), count, "{what}");
                 }
+            }
+            for (class, &(precision, recall, f1, support)) in case.per_class.iter().enumerate() {
+                let of_class = |scores: ClassScores| {
+                    let ClassScores {
+                        precision,
+                        recall,
+                        f1,
+                    } = scores;
+                    Metrics::from_iter([("precision", precision), ("recall", recall), ("f1", f1)])
+                };
+                let expected = ClassScores {
+                    precision,
+                    recall,
+                    f1,
+                };
+                let actual = of_class(confusion.class_scores(class));
+                assert_scores(&actual, &of_class(expected), &what);
+                assert_eq!(confusion.support(class), support, "{what}");
             }
         }
     }

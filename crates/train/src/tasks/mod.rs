@@ -22,7 +22,7 @@ pub use self::spec::{TaskModel, TaskSpec};
 use crate::TrainError;
 use crate::observer::Observer;
 use crate::scoring::evaluate::Evaluation;
-use crate::scoring::metrics::Metrics;
+use crate::scoring::metrics::{DetailedScores, Metrics};
 
 /// The tasks there are; the first is the default.
 pub static TASKS: &[&dyn Task] = &[
@@ -126,6 +126,21 @@ pub trait Task: fmt::Debug + Sync {
         evaluation: &Evaluation<'_>,
         observer: &mut dyn Observer,
     ) -> Result<Metrics, TrainError>;
+
+    /// [`Task::evaluate`], with what the scores of a classification are made of.
+    ///
+    /// # Errors
+    /// As [`Task::evaluate`].
+    fn evaluate_in_detail(
+        &self,
+        evaluation: &Evaluation<'_>,
+        observer: &mut dyn Observer,
+    ) -> Result<DetailedScores, TrainError> {
+        Ok(DetailedScores {
+            metrics: self.evaluate(evaluation, observer)?,
+            confusion: None,
+        })
+    }
 }
 
 /// A task of [`TASKS`].

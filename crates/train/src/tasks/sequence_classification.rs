@@ -7,7 +7,7 @@ use super::{Task, TaskSpec};
 use crate::TrainError;
 use crate::observer::Observer;
 use crate::scoring::evaluate::{Evaluation, argmax, negative_log_likelihood, predict};
-use crate::scoring::metrics::{self, Metrics};
+use crate::scoring::metrics::{self, ConfusionMatrix, DetailedScores, Metrics};
 
 #[derive(Debug)]
 pub(super) struct SequenceClassification;
@@ -79,6 +79,14 @@ impl Task for SequenceClassification {
         evaluation: &Evaluation<'_>,
         observer: &mut dyn Observer,
     ) -> Result<Metrics, TrainError> {
+        Ok(self.evaluate_in_detail(evaluation, observer)?.metrics)
+    }
+
+    fn evaluate_in_detail(
+        &self,
+        evaluation: &Evaluation<'_>,
+        observer: &mut dyn Observer,
+    ) -> Result<DetailedScores, TrainError> {
         let logits = predict(evaluation, observer)?;
         let labels =
             evaluation
@@ -91,12 +99,16 @@ impl Task for SequenceClassification {
                 });
         let labels: Vec<usize> = labels.collect();
         let predictions: Vec<usize> = logits.iter().map(|row| argmax(row)).collect();
-        let mut metrics = metrics::classification(&predictions, &labels, logits[0].len())?;
+        let confusion = ConfusionMatrix::new(&predictions, &labels, logits[0].len())?;
+        let mut metrics = metrics::of_confusion(&confusion);
         let losses = logits
             .iter()
             .zip(&labels)
             .map(|(row, &label)| negative_log_likelihood(row, label));
         metrics.insert("loss", losses.sum::<f64>() / labels.len() as f64);
-        Ok(metrics)
+        Ok(DetailedScores {
+            metrics,
+            confusion: Some(confusion),
+        })
     }
 }

@@ -4,6 +4,7 @@ use epiphyte_data::{Batch, Batches};
 use epiphyte_methods::{CalibrationData, Each, Gradients, MethodError, Param};
 use epiphyte_models::{Adapter, Model};
 
+use crate::observer::{EvaluationMeter, Observer};
 use crate::scoring::evaluate::value;
 use crate::scoring::model_input::{ModelInput, targets};
 
@@ -11,17 +12,20 @@ use crate::scoring::model_input::{ModelInput, targets};
 pub(crate) struct TrainingExamples<'a> {
     pub(crate) model: &'a Model,
     pub(crate) batches: &'a Batches,
+    pub(crate) observer: &'a mut dyn Observer,
 }
 
 impl TrainingExamples<'_> {
-    /// Calls `run` with micro-batches of at most `tokens` tokens until `examples` are used up.
+    /// Calls `run` with micro-batches of at most `tokens` tokens until `examples` are used up. The
+    /// observer hears of each.
     fn each(
-        &self,
+        &mut self,
         examples: usize,
         tokens: usize,
         mut run: impl FnMut(&Batch) -> Result<(), MethodError>,
     ) -> Result<(), MethodError> {
-        let mut left = examples;
+        let mut left = examples.min(self.batches.examples().len());
+        let mut meter = EvaluationMeter::calibration(self.observer, left);
         for batch in self.batches.epoch(0).batches_from(0) {
             let batch = batch.map_err(|error| MethodError::Calibration(error.to_string()))?;
             for part in batch.micro_batches(tokens) {
@@ -30,6 +34,7 @@ impl TrainingExamples<'_> {
                 }
                 left -= part.sequences();
                 run(&part)?;
+                meter.advance(part.sequences(), part.tokens());
             }
         }
         Ok(())
@@ -45,9 +50,10 @@ impl CalibrationData for TrainingExamples<'_> {
     }
 
     fn forward(&mut self, examples: usize, adapter: &dyn Adapter) -> Result<(), MethodError> {
+        let model = self.model;
         self.each(examples, TOKENS, |batch| {
-            let input = ModelInput::new(self.model, batch);
-            self.model.hidden(&input.tokens(), adapter);
+            let input = ModelInput::new(model, batch);
+            model.hidden(&input.tokens(), adapter);
             Ok(())
         })
     }
@@ -64,10 +70,11 @@ impl CalibrationData for TrainingExamples<'_> {
             Each::Example => 1,
             Each::Batch => TOKENS,
         };
+        let model = self.model;
         self.each(examples, tokens, |batch| {
-            let input = ModelInput::new(self.model, batch);
+            let input = ModelInput::new(model, batch);
             let loss = targets(batch)
-                .and_then(|targets| self.model.loss(&input.tokens(), targets, 0.0, adapter));
+                .and_then(|targets| model.loss(&input.tokens(), targets, 0.0, adapter));
             let Some(loss) = loss else { return Ok(()) };
             if !value(loss.mean.clone()).is_finite() {
                 let problem = "the loss of a training example is not finite";

@@ -193,12 +193,42 @@ impl RunConfig {
                     "metric_for_best_model",
                     self.metric_for_best_model.is_some(),
                 ),
+                ("eval_steps", self.eval_steps.is_some()),
+                ("eval_batch_size", self.eval_batch_size.is_some()),
+                ("max_eval_rows", self.max_eval_rows.is_some()),
             ];
             if let Some((key, _)) = evaluated.iter().find(|(_, is_set)| *is_set) {
                 return Err(TrainError::Config(format!(
                     "`{key}` needs evaluations: pass --eval-data"
                 )));
             }
+        }
+        self.check_use()
+    }
+
+    /// Checks that settings that were given do something.
+    fn check_use(&self) -> Result<(), TrainError> {
+        let unused = |key: &str, problem: String| TrainError::Setting {
+            key: key.to_owned(),
+            problem,
+        };
+        if self.packing && !self.task.predicts_text() {
+            let problem = format!(
+                "packing joins the texts of a language model, but the task is {}: leave it out",
+                self.task
+            );
+            return Err(unused("packing", problem));
+        }
+        // A finished adapter may have such a value, which subtracts what was learned.
+        let alpha = self.method_settings.get("lora_alpha");
+        if let Some(alpha) = alpha.and_then(Value::as_f64).filter(|alpha| *alpha <= 0.0) {
+            let problem = format!("it is {alpha}, but training needs a number greater than 0");
+            return Err(unused("lora_alpha", problem));
+        }
+        if self.activation_cache_budget == 0.0 && self.activation_cache != ActivationCacheKind::Off
+        {
+            let problem = "0 keeps nothing: pass --activation-cache off".to_owned();
+            return Err(unused("activation_cache_budget", problem));
         }
         Ok(())
     }
@@ -438,6 +468,36 @@ mod tests {
         };
         let error = run.check().unwrap_err().to_string();
         assert!(error.contains("`perplexity` is not measured"), "{error}");
+    }
+
+    #[test]
+    fn settings_that_would_do_nothing_are_refused() {
+        let run = json!({ "model": "m", "output": "o", "train_data": "t" });
+        for (key, value, message) in [
+            (
+                "packing",
+                json!(true),
+                "the task is sequence-classification",
+            ),
+            ("eval_steps", json!(5), "`eval_steps` needs evaluations"),
+            (
+                "max_eval_rows",
+                json!(5),
+                "`max_eval_rows` needs evaluations",
+            ),
+            (
+                "activation_cache_budget",
+                json!(0),
+                "--activation-cache off",
+            ),
+            ("lora_alpha", json!(-3), "it is -3, but training needs"),
+        ] {
+            let mut run = run.clone();
+            run[key] = value;
+            let run: RunConfig = serde_json::from_value(run).unwrap();
+            let error = run.check().unwrap_err().to_string();
+            assert!(error.contains(message), "{error}");
+        }
     }
 
     #[test]

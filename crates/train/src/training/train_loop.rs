@@ -13,7 +13,7 @@ use epiphyte_models::Adapter;
 use crate::TrainError;
 use crate::interrupt::Interrupt;
 use crate::observer::{Observer, TrainingProgress};
-use crate::training::activation_cache::ActivationCache;
+use crate::training::activation_cache::{ActivationCache, ActivationCacheKind};
 use crate::training::micro_batch::forward_backward;
 use crate::training::trainer::{Outcome, Trainer};
 
@@ -39,12 +39,15 @@ pub fn train_runs(
         run.begin(several.then_some(number))?;
     }
     loop {
-        let started = Instant::now();
         let mut active: Vec<&mut Trainer<'_>> =
             trainers.iter_mut().filter(|run| !run.is_over()).collect();
         if active.is_empty() {
             break;
         }
+        for run in &mut active {
+            run.begin_stage_if_due(observer)?;
+        }
+        let started = Instant::now();
         for run in &mut active {
             run.zero_gradients();
             run.draw_batch()?;
@@ -85,8 +88,9 @@ impl Shared {
         let checkpointing = trainers
             .iter()
             .any(|trainer| trainer.work().run.gradient_checkpointing);
+        let obstacle = Self::cache_obstacle(trainers);
         let cache = match trainers.first() {
-            Some(first) if Self::cache_pays(trainers) => {
+            Some(first) if obstacle.is_none() => {
                 let data = trainers
                     .iter()
                     .map(|trainer| trainer.work().train.examples());
@@ -105,6 +109,13 @@ impl Shared {
             }
             _ => None,
         };
+        let asked = [ActivationCacheKind::Memory, ActivationCacheKind::Disk];
+        let asked = |trainer: &Trainer<'_>| asked.contains(&trainer.work().run.activation_cache);
+        if let Some(obstacle) = obstacle
+            && trainers.iter().any(asked)
+        {
+            tracing::warn!("the activation cache is not used: {obstacle}");
+        }
         Ok(Self {
             cache,
             checkpointing,
@@ -120,16 +131,29 @@ impl Shared {
         layers.min().unwrap_or(0)
     }
 
-    /// Whether the states below that layer are constant and needed more than once.
-    fn cache_pays(trainers: &[Trainer<'_>]) -> bool {
+    /// Why the states below that layer cannot be kept, or would not be needed again; none if they
+    /// can and would.
+    fn cache_obstacle(trainers: &[Trainer<'_>]) -> Option<&'static str> {
+        fn model<'a>(trainer: &Trainer<'a>) -> &'a epiphyte_models::Model {
+            trainer.work().model
+        }
         let comes_back = |trainer: &Trainer<'_>| trainer.plan().total > trainer.plan().per_epoch;
-        let constant = |trainer: &Trainer<'_>| {
-            let model = trainer.work().model;
-            !model.has_dropout() && model.base().dimensions.encoder_layers == 0
-        };
-        Self::first_layer(trainers) > 0
-            && trainers.iter().all(constant)
-            && (trainers.len() > 1 || trainers.iter().any(comes_back))
+        if Self::first_layer(trainers) == 0 {
+            return Some(
+                "something is trained in the first layer, so no states below it are constant",
+            );
+        }
+        if trainers.iter().any(|it| model(it).has_dropout()) {
+            return Some(
+                "the base has dropout, which changes the states in every epoch (--base-dropout 0)",
+            );
+        }
+        let encodes = |it: &Trainer<'_>| model(it).base().dimensions.encoder_layers > 0;
+        if trainers.iter().any(encodes) {
+            return Some("the base is an encoder-decoder");
+        }
+        let is_needed = trainers.len() > 1 || trainers.iter().any(comes_back);
+        (!is_needed).then_some("no text is seen twice in a single epoch")
     }
 
     /// Runs micro-batch `index` of these runs forward and backward, as one batch.

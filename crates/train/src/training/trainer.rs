@@ -177,6 +177,13 @@ impl<'a> Trainer<'a> {
         }
         let plan = Plan::new(run, work.train.per_epoch());
         run.warmup().steps(plan.total)?;
+        if let Some(warmup) = run.warmup_steps.filter(|&warmup| warmup >= plan.total) {
+            tracing::warn!(
+                "warm-up takes {warmup} steps and the run has {}: the learning rate never reaches its \
+                 peak; lower --warmup-steps",
+                plan.total
+            );
+        }
         module.check_steps(plan.total)?;
         let stages = module.stages(plan.total);
         let mut optimizer = AdamW::new(epiphyte_ops::AdamW {
@@ -324,9 +331,8 @@ impl<'a> Trainer<'a> {
     /// Draws the step's examples and splits them into micro-batches.
     ///
     /// # Errors
-    /// If a batch cannot be made, or the method cannot begin a stage.
+    /// If a batch cannot be made.
     pub(crate) fn draw_batch(&mut self) -> Result<(), TrainError> {
-        self.begin_stage_if_due()?;
         let run = self.work.run;
         let epoch = self.state.step / self.plan.per_epoch;
         let first =
@@ -346,8 +352,14 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// Begins the next stage if the last one is done.
-    fn begin_stage_if_due(&mut self) -> Result<(), TrainError> {
+    /// Begins the next stage if the last one is done; a method may run the data first.
+    ///
+    /// # Errors
+    /// If the method cannot begin the stage.
+    pub(crate) fn begin_stage_if_due(
+        &mut self,
+        observer: &mut dyn Observer,
+    ) -> Result<(), TrainError> {
         loop {
             let next = match self.state.stage {
                 None => 0,
@@ -357,6 +369,7 @@ impl<'a> Trainer<'a> {
             let mut data = TrainingExamples {
                 model: self.work.model,
                 batches: self.work.train,
+                observer: &mut *observer,
             };
             self.module.begin_stage(next, &mut data)?;
             if self.stages[next].optimizer == OptimizerState::Fresh {

@@ -2,13 +2,13 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{eval, generate, inspect, merge, predict, quickstart, train};
+use crate::commands::{eval, generate, inspect, merge, predict, quickstart, shell, train};
 use crate::global::Global;
 
 /// Fine-tune a pretrained transformer without changing it: the base stays frozen, and the trained
 /// parameters are a small file.
 #[derive(Debug, Parser)]
-#[command(name = "epiphyte", version, max_term_width = 110, after_help = EXAMPLES)]
+#[command(name = "epiphyte", version = env!("EPIPHYTE_VERSION"), max_term_width = 110, after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -37,7 +37,7 @@ pub(crate) enum Command {
     /// Evaluate a model on labeled data
     #[command(after_help = eval::EXAMPLES)]
     Eval(eval::Arguments),
-    /// Write labels and logits for every example of a file
+    /// Predict a label or number for every row of a file
     #[command(after_help = predict::EXAMPLES)]
     Predict(predict::Arguments),
     /// Continue a text
@@ -52,4 +52,13 @@ pub(crate) enum Command {
     /// Fold an adapter into its base
     #[command(after_help = merge::EXAMPLES)]
     Merge(merge::Arguments),
+    /// Show what a bug report needs: version, processor, memory, devices, caches
+    #[command(after_help = "Examples:\n  epiphyte doctor\n  epiphyte doctor --json")]
+    Doctor,
+    /// Print a script that completes the command line in a shell
+    #[command(after_help = shell::COMPLETIONS_EXAMPLES)]
+    Completions(shell::Completions),
+    /// Print the manual page
+    #[command(after_help = shell::MAN_EXAMPLES)]
+    Man(shell::Manual),
 }

@@ -1,5 +1,7 @@
 //! The subcommands, one file each.
 
+pub(crate) mod doctor;
+mod dry;
 pub(crate) mod eval;
 pub(crate) mod generate;
 pub(crate) mod inspect;
@@ -7,4 +9,5 @@ pub(crate) mod merge;
 pub(crate) mod methods;
 pub(crate) mod predict;
 pub(crate) mod quickstart;
+pub(crate) mod shell;
 pub(crate) mod train;

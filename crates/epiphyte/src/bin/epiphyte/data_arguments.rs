@@ -16,6 +16,7 @@ use epiphyte::train::{LoadedAdapter, TaskKind, TaskSpec, open_adapter};
 use crate::failure::UsageError;
 use crate::global::Global;
 use crate::hub;
+use crate::outputs::Input;
 
 /// The flags of `eval` and `predict`.
 #[derive(Args, Debug)]
@@ -58,6 +59,14 @@ pub(crate) struct ModelArguments {
 }
 
 impl ModelArguments {
+    /// What is read of a base model in `model` and of the adapter.
+    pub(crate) fn inputs<'a>(&'a self, model: &'a Path) -> Vec<Input<'a>> {
+        let adapter = self.adapter.as_deref();
+        let adapter = adapter.map(|adapter| Input::new("the adapter", adapter));
+        let model = Input::new("the base model", model);
+        [model].into_iter().chain(adapter).collect()
+    }
+
     /// Finds the base model's directory and reads the adapter's configuration.
     pub(crate) fn locate(&self) -> Result<Located<'_>> {
         let adapter = self.adapter.as_deref().map(hub::resolve_adapter);
@@ -165,33 +174,23 @@ pub(crate) struct TaskArguments {
 pub(crate) struct Opened {
     /// Base model and adapter.
     pub(crate) loaded_adapter: LoadedAdapter,
+    /// The rows of the file.
+    pub(crate) table: Table,
     /// The examples in the order of the file.
     pub(crate) batches: Batches,
 }
 
 impl DataArguments {
-    /// Refuses an output file that is one of the inputs, by whatever path: the data, or a file of
-    /// the base model or of the adapter, which hold no predictions (.jsonl).
-    pub(crate) fn check_output(&self, output: &Path) -> Result<()> {
-        let Ok(resolved) = output.canonicalize() else {
-            return Ok(());
-        };
-        let model = hub::resolve(&self.model.model)?;
-        let directories = [Some(&*model), self.model.adapter.as_deref()];
-        let is_lines = resolved.extension().is_some_and(|it| it == "jsonl");
-        let directories = directories.into_iter().flatten().filter(|_| !is_lines);
-        for input in directories.chain([&*self.data]) {
-            let holds = |input: PathBuf| resolved.starts_with(input);
-            if input.canonicalize().is_ok_and(holds) {
-                let problem = format!(
-                    "--output `{}` is an input, in `{}`: choose another file",
-                    output.display(),
-                    input.display()
-                );
-                return Err(UsageError::Other(problem).into());
-            }
-        }
-        Ok(())
+    /// The directory of the base model.
+    pub(crate) fn model_dir(&self) -> Result<PathBuf> {
+        Ok(hub::resolve(&self.model.model)?)
+    }
+
+    /// What the command reads, with the base model in `model`.
+    pub(crate) fn inputs<'a>(&'a self, model: &'a Path) -> Vec<Input<'a>> {
+        let mut inputs = self.model.inputs(model);
+        inputs.push(Input::new("the data", &self.data));
+        inputs
     }
 
     /// Loads the model and reads the examples, without targets if `labelled` is false.
@@ -201,7 +200,8 @@ impl DataArguments {
         let config = ModelConfig::open(&located.model)?;
         let mut spec = self.task.spec(file, &config)?;
         if !labelled && spec.task.predicts_text() {
-            let problem = "a language model has no labels to predict: use `epiphyte generate` or `epiphyte eval`";
+            let problem = "a language model has no labels to predict: `epiphyte generate` writes text, `epiphyte eval` \
+                           measures loss and perplexity";
             return Err(UsageError::Other(problem.to_owned()).into());
         }
         let rows = self.max_rows.map(|rows| rows as usize);
@@ -237,6 +237,7 @@ impl DataArguments {
         let batches = task_model.batches(&table, labelled, self.batch_size, Order::Sequential)?;
         Ok(Opened {
             loaded_adapter,
+            table,
             batches,
         })
     }

@@ -101,6 +101,15 @@ pub(crate) fn parse(text: &str) -> Result<Device> {
     }
 }
 
+/// The device names of this build, and how many of each there are on this machine.
+pub(crate) fn found() -> Vec<(&'static str, usize)> {
+    let backends = BUILT.iter().map(|backend| {
+        let devices = Device::enumerate(backend.devices.clone()).into_vec();
+        (backend.name, devices.len())
+    });
+    [(DEFAULT, 1)].into_iter().chain(backends).collect()
+}
+
 /// The device names of this build, for messages: `cpu, wgpu`.
 fn available() -> String {
     let backends = BUILT.iter().map(|backend| backend.name);

@@ -33,18 +33,20 @@ pub(crate) enum UsageError {
         method: String,
     },
     /// A key that no table of settings has.
-    #[error(
-        "{place}: there is no such key; {}",
-        similar.as_ref().map_or_else(
-            || "`epiphyte train --help` lists all of them as flags".to_owned(),
-            |similar| format!("did you mean `{similar}`?"),
-        )
-    )]
+    #[error("{place}: there is no such key; {advice}")]
     UnknownKey {
         /// The file and the key.
         place: String,
-        /// The most similar known key.
-        similar: Option<String>,
+        /// What to write instead.
+        advice: String,
+    },
+    /// A flag that a program of the same kind has and this one has not.
+    #[error("there is no flag `{flag}`; {advice}")]
+    ForeignFlag {
+        /// The flag.
+        flag: String,
+        /// What to do instead.
+        advice: String,
     },
     /// A device name that does not exist.
     #[error("no device is called `{name}`; this build has {available}")]

@@ -3,8 +3,10 @@
 use anyhow::Result;
 use clap::Args;
 use epiphyte::Device;
+use epiphyte::kernels::threads::{MAX_THREADS, set_threads};
 
 use crate::device;
+use crate::failure::UsageError;
 
 /// The flags of every subcommand.
 #[derive(Args, Debug)]
@@ -20,7 +22,7 @@ pub(crate) struct Global {
     #[arg(long, short, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
     /// Number of compute threads [default: all cores]
-    #[arg(long, global = true, value_name = "N")]
+    #[arg(long, global = true, value_name = "N", value_parser = threads)]
     pub(crate) threads: Option<usize>,
     /// Device: cpu, gpu, or a GPU backend by name (wgpu, vulkan, metal, cuda, rocm); cuda:1 is its
     /// second GPU
@@ -32,10 +34,22 @@ impl Global {
     /// Applies the settings of the whole process.
     ///
     /// # Errors
-    /// If the number of threads cannot be set.
+    /// If the number of threads cannot be set, or an environment variable names too many.
     pub(crate) fn apply(&self) -> Result<()> {
         if let Some(threads) = self.threads {
-            epiphyte::kernels::threads::set_threads(threads)?;
+            return Ok(set_threads(threads)?);
+        }
+        // The thread pool reads these itself when it starts.
+        for variable in ["RAYON_NUM_THREADS", "RAYON_RS_NUM_CPUS"] {
+            let threads = std::env::var(variable).ok();
+            let threads = threads.and_then(|text| text.parse::<u64>().ok());
+            if threads.is_some_and(|threads| threads > MAX_THREADS as u64) {
+                return Err(UsageError::Value {
+                    place: format!("the environment variable `{variable}`"),
+                    problem: format!("ask for at most {MAX_THREADS} threads"),
+                }
+                .into());
+            }
         }
         Ok(())
     }
@@ -51,5 +65,13 @@ impl Global {
     /// If there is no such device.
     pub(crate) fn device(&self) -> Result<Device> {
         device::parse(&self.device)
+    }
+}
+
+/// Reads a number of threads.
+fn threads(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(threads) if (1..=MAX_THREADS).contains(&threads) => Ok(threads),
+        _ => Err(format!("give a number from 1 to {MAX_THREADS}")),
     }
 }

@@ -7,12 +7,15 @@ use tracing_subscriber::EnvFilter;
 use crate::global::Global;
 use crate::output;
 
-/// Starts logging: warnings, downloads and how data are read by default, more with `--verbose`,
-/// errors only with `--quiet`. `RUST_LOG` overrides the flags.
+/// Starts logging: warnings, downloads and how data are read by default, with progress where there
+/// is no terminal to draw a bar on; more with `--verbose`, errors only with `--quiet`. `RUST_LOG`
+/// overrides the flags.
 pub(crate) fn start(global: &Global) {
+    let has_no_lines = global.hides_progress() || output::is_terminal();
     let level = match (global.quiet, global.verbose) {
         (true, _) => "error",
-        (false, 0) => "warn,epiphyte_hub=info,epiphyte_data=info",
+        (false, 0) if has_no_lines => "warn,epiphyte_hub=info,epiphyte_data=info",
+        (false, 0) => "warn,epiphyte_hub=info,epiphyte_data=info,epiphyte_train::observer=info",
         (false, 1) => "info",
         (false, 2) => "debug",
         (false, _) => "trace",

@@ -8,22 +8,46 @@ mod commands;
 mod data_arguments;
 mod device;
 mod failure;
+mod foreign_names;
 mod global;
 mod hub;
 mod interrupt;
 mod logging;
 mod output;
+mod outputs;
 mod progress;
 mod settings;
 
 use std::process::ExitCode;
 
 use clap::Parser;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use crate::arguments::{Arguments, Command};
+use crate::failure::UsageError;
+
+/// Prints what the command line asks for instead of a command: help, the version, or what is wrong
+/// with it.
+fn answer(request: &clap::Error) -> ExitCode {
+    if let Some(ContextValue::String(flag)) = request.get(ContextKind::InvalidArg)
+        && request.kind() == ErrorKind::UnknownArgument
+        && let Some(advice) = foreign_names::advice(flag)
+    {
+        let flag = flag.clone();
+        return failure::report(&UsageError::ForeignFlag { flag, advice }.into(), false);
+    }
+    let code = u8::try_from(request.exit_code()).unwrap_or(2);
+    match output::finish(request.print()) {
+        Ok(()) => ExitCode::from(code),
+        Err(error) => failure::report(&error, false),
+    }
+}
 
 fn main() -> ExitCode {
-    let Arguments { global, command } = Arguments::parse();
+    let Arguments { global, command } = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(request) => return answer(&request),
+    };
     logging::start(&global);
     epiphyte::ops::keep_freed_memory();
     epiphyte::models::report_truncated_files();
@@ -37,6 +61,9 @@ fn main() -> ExitCode {
         Command::Methods => commands::methods::run(&global),
         Command::Inspect(arguments) => commands::inspect::run(arguments, &global),
         Command::Merge(arguments) => commands::merge::run(arguments, &global),
+        Command::Doctor => commands::doctor::run(&global),
+        Command::Completions(arguments) => commands::shell::completions(&arguments),
+        Command::Man(arguments) => commands::shell::manual(&arguments),
     });
     done.unwrap_or_else(|error| failure::report(&error, resumable))
 }

@@ -1,15 +1,13 @@
 //! The progress of training and evaluation: a bar on standard error, or log lines.
 //!
-//! The bar is drawn only on a terminal. Into a file or a pipe, or with `--quiet` or `--json`, the
-//! same figures go to `tracing` every ten seconds, and the log level decides whether they are
-//! shown.
-
-use std::io::{self, IsTerminal};
+//! The bar is drawn only on a terminal. Into a file or a pipe the same figures are log lines, every
+//! ten seconds; with `--quiet` or `--json` they are shown only where the log level asks for them.
 
 use epiphyte::train::observer::{EvaluationProgress, LogLines, Observer, TrainingProgress};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::global::Global;
+use crate::output;
 
 /// What a command passes to training and evaluation to show their progress.
 pub(crate) enum Progress {
@@ -20,7 +18,7 @@ pub(crate) enum Progress {
 impl Progress {
     /// A bar if standard error is a terminal and the flags do not hide it, else log lines.
     pub(crate) fn new(global: &Global) -> Self {
-        if global.hides_progress() || !io::stderr().is_terminal() {
+        if global.hides_progress() || !output::is_terminal() {
             Self::Lines(LogLines::default())
         } else {
             Self::Bar(Bar::new())
@@ -49,6 +47,10 @@ impl Observer for Progress {
 
     fn evaluation_progress(&mut self, progress: &EvaluationProgress) {
         self.observer().evaluation_progress(progress);
+    }
+
+    fn calibration_progress(&mut self, progress: &EvaluationProgress) {
+        self.observer().calibration_progress(progress);
     }
 
     fn message(&mut self, text: &str) {
@@ -93,14 +95,21 @@ impl Observer for Bar {
             None => self.show(progress.examples, progress.total, progress.to_string()),
             Some(training) if progress.is_complete() => self.bar.set_message(training.clone()),
             Some(_) => self.bar.set_message(format!(
-                "evaluation {}/{}  {progress}",
+                "evaluating {}/{}  {progress}",
                 progress.examples, progress.total
             )),
         }
     }
 
+    fn calibration_progress(&mut self, progress: &EvaluationProgress) {
+        self.bar.set_message(format!(
+            "calibrating {}/{}  {progress}",
+            progress.examples, progress.total
+        ));
+    }
+
     fn message(&mut self, text: &str) {
-        self.bar.println(text);
+        self.bar.println(output::visible(text));
     }
 }
 
@@ -151,7 +160,7 @@ mod tests {
         assert_eq!((bar.bar.position(), bar.bar.length()), (105, Some(125)));
         assert_eq!(
             bar.bar.message(),
-            "evaluation 35/70  350 tokens/s  00:00:05 left"
+            "evaluating 35/70  350 tokens/s  00:00:05 left"
         );
         bar.evaluation_progress(&evaluation(70));
         assert_eq!(bar.bar.message(), training);

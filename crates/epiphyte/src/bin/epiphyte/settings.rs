@@ -17,6 +17,7 @@ use epiphyte::train::{RunConfig, TrainError};
 use serde_json::{Map, Value};
 
 use crate::failure::UsageError;
+use crate::foreign_names;
 
 /// Under which heading `--help` shows a run's flag: from the flag named to the next one named.
 const HEADINGS: [(&str, &str); 4] = [
@@ -148,8 +149,16 @@ fn argument(flag: &'static Flag, help: String) -> Arg {
     }
 }
 
+/// A run's configuration, and where each setting that was given stands: a flag, or a key of a file.
+#[derive(Clone, Debug)]
+pub(crate) struct GivenRun {
+    pub(crate) config: RunConfig,
+    /// By key; a setting that is not here has its default.
+    pub(crate) places: BTreeMap<&'static str, String>,
+}
+
 /// The configurations of all runs: what `file` says of all and of each, then what flags say.
-pub(crate) fn run_configs(file: Option<&Path>, given: &GivenFlags) -> Result<Vec<RunConfig>> {
+pub(crate) fn run_configs(file: Option<&Path>, given: &GivenFlags) -> Result<Vec<GivenRun>> {
     let File { common, runs } = match file {
         Some(path) => read(path)?,
         None => File::default(),
@@ -171,7 +180,7 @@ pub(crate) fn run_configs(file: Option<&Path>, given: &GivenFlags) -> Result<Vec
 }
 
 /// The configuration of one run; what is said later overrides what is said earlier.
-fn run_config(entries: Vec<Entry>) -> Result<RunConfig> {
+fn run_config(entries: Vec<Entry>) -> Result<GivenRun> {
     let said = entries.iter().rev().find(|entry| entry.name == "method");
     let name = said.and_then(|entry| entry.value.as_str().map(str::to_owned));
     let method = by_name(&name.unwrap_or_else(|| RunConfig::default().method))?;
@@ -191,8 +200,8 @@ fn run_config(entries: Vec<Entry>) -> Result<RunConfig> {
                 return Err(UsageError::Value { place, problem }.into());
             }
             if owners.is_empty() {
-                let similar = similar_key(&name);
-                return Err(UsageError::UnknownKey { place, similar }.into());
+                let advice = advice(&name);
+                return Err(UsageError::UnknownKey { place, advice }.into());
             }
             let (owners, method) = (owners.join(", "), method.name.to_owned());
             return Err(UsageError::OtherMethod {
@@ -230,14 +239,21 @@ fn run_config(entries: Vec<Entry>) -> Result<RunConfig> {
         } => at(key, format!("it is {value}, but {expected}")).into(),
         other => anyhow::Error::from(other),
     })?;
-    Ok(run)
+    Ok(GivenRun {
+        config: run,
+        places,
+    })
 }
 
-/// The key most similar to `name`, if one is similar enough to be what was meant.
-fn similar_key(name: &str) -> Option<String> {
+/// What to do about a name that no setting has: what another program's name is here, else the most
+/// similar name.
+fn advice(name: &str) -> String {
     let methods = METHODS.iter().flat_map(|method| method.flags);
     let known = RunConfig::FLAGS.iter().chain(methods).map(|flag| flag.flag);
-    epiphyte::data::nearest_name(name, known).map(|flag| flag.replace('-', "_"))
+    let similar = || epiphyte::data::nearest_name(name, known);
+    foreign_names::advice(name)
+        .or_else(|| Some(format!("did you mean `{}`?", similar()?.replace('-', "_"))))
+        .unwrap_or_else(|| "`epiphyte train --help` lists all of them as flags".to_owned())
 }
 
 /// What a file says.

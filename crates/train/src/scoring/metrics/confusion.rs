@@ -61,6 +61,18 @@ impl ConfusionMatrix {
         }
     }
 
+    /// The number of classes.
+    #[must_use]
+    pub fn classes(&self) -> usize {
+        self.classes
+    }
+
+    /// How many examples are of class `label`.
+    #[must_use]
+    pub fn support(&self, label: usize) -> u64 {
+        self.labelled(label)
+    }
+
     /// Share of correct predictions.
     #[must_use]
     pub fn accuracy(&self) -> f64 {

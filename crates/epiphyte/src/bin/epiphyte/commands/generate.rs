@@ -151,7 +151,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
             "text": text,
             "new_tokens": new.len(),
             "tokens_per_second": new.len() as f64 / seconds.max(1e-9),
-        }));
+        }))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -210,10 +210,10 @@ impl<'a> Text<'a> {
             text.trim_end_matches(char::REPLACEMENT_CHARACTER)
         };
         if self.visible {
-            output::write(ready.get(self.shown..).unwrap_or(""));
+            output::write(ready.get(self.shown..).unwrap_or(""))?;
             self.shown = self.shown.max(ready.len());
             if all {
-                output::print("");
+                output::print("")?;
             }
         }
         Ok(text)

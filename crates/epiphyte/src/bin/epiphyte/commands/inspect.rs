@@ -134,8 +134,7 @@ fn adapter(dir: &Path, model: Option<&Path>, global: &Global) -> Result<()> {
         tensors,
     };
     if global.json {
-        output::json(&summary);
-        return Ok(());
+        return output::json(&summary);
     }
     let count = |number: Option<usize>| {
         number.map_or("?".to_owned(), |number| output::count(number as u64))
@@ -164,20 +163,15 @@ fn adapter(dir: &Path, model: Option<&Path>, global: &Global) -> Result<()> {
         ("head parameters", count(summary.head_parameters)),
         ("file", output::bytes(summary.bytes)),
         ("tensors", output::count(summary.tensors.len() as u64)),
-    ]);
-    print_tensors(&summary.tensors);
-    Ok(())
+    ])?;
+    print_tensors(&summary.tensors)
 }
 
-fn print_tensors(tensors: &[TensorSummary]) {
-    let width = tensors
-        .iter()
-        .map(|tensor| tensor.name.len())
-        .max()
-        .unwrap_or(0);
-    for TensorSummary { name, dtype, shape } in tensors {
-        output::print(&format!("  {name:width$}  {dtype} {shape:?}"));
-    }
+fn print_tensors(tensors: &[TensorSummary]) -> Result<()> {
+    let rows = tensors.iter().map(|TensorSummary { name, dtype, shape }| {
+        vec![format!("  {name}"), format!("{dtype} {shape:?}")]
+    });
+    output::table(&rows.collect::<Vec<_>>(), &[])
 }
 
 /// The adapter's parameter counts: recorded in its configuration, or computed from its base model.
@@ -272,8 +266,7 @@ fn base(dir: &Path, global: &Global) -> Result<()> {
         linear_maps: linear_maps(loaded.model.base()),
     };
     if global.json {
-        output::json(&summary);
-        return Ok(());
+        return output::json(&summary);
     }
     let count = |number: usize| output::count(number as u64);
     let mut rows = vec![
@@ -299,18 +292,13 @@ fn base(dir: &Path, global: &Global) -> Result<()> {
     if has_head {
         rows.push(("labels", summary.labels.join(", ")));
     }
-    output::pairs(&rows);
-    output::print("linear layers, [out, in]:");
-    let width = summary
-        .linear_maps
-        .iter()
-        .map(|maps| maps.path.len())
-        .max()
-        .unwrap_or(0);
-    for LinearMaps { path, shape, count } in &summary.linear_maps {
-        output::print(&format!("  {path:width$}  {shape:?} x {count}"));
-    }
-    Ok(())
+    output::pairs(&rows)?;
+    output::print("linear layers, [out, in]:")?;
+    let rows = summary.linear_maps.iter();
+    let rows = rows.map(|LinearMaps { path, shape, count }| {
+        vec![format!("  {path}"), format!("{shape:?} x {count}")]
+    });
+    output::table(&rows.collect::<Vec<_>>(), &[])
 }
 
 /// The linear layers that methods can change, one entry for all transformer layers.

@@ -12,6 +12,7 @@ use crate::data_arguments::{ModelArguments, spec_of_adapter};
 use crate::failure::UsageError;
 use crate::global::Global;
 use crate::output;
+use crate::outputs;
 
 pub(crate) const EXAMPLES: &str = "\
 Examples:
@@ -42,17 +43,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     };
     let model = located.model.clone();
     let output = &arguments.output;
-    let inputs = [
-        ("the base model", Some(&model)),
-        ("the adapter", arguments.model.adapter.as_ref()),
-    ];
-    for (what, input) in inputs {
-        let input = input.and_then(|input| input.canonicalize().ok());
-        if input.is_some() && output.canonicalize().ok() == input {
-            let problem = format!("--output is {what} itself: choose another");
-            return Err(UsageError::Other(problem).into());
-        }
-    }
+    outputs::check_directory(output, &arguments.model.inputs(&model))?;
     let options = MergeOptions {
         dtype: arguments.dtype,
         overwrite: arguments.overwrite,
@@ -73,7 +64,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         }
     };
     if global.json {
-        output::json(&merged);
+        output::json(&merged)?;
     } else {
         output::pairs(&[
             ("output", output.display().to_string()),
@@ -85,7 +76,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
                 "largest difference of logits",
                 format!("{:.2e}", merged.largest_difference),
             ),
-        ]);
+        ])?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -42,12 +42,12 @@ pub(crate) fn run(global: &Global) -> Result<ExitCode> {
     if global.json {
         output::json(&Listing {
             methods: METHODS.iter().map(listing).collect(),
-        });
+        })?;
         return Ok(ExitCode::SUCCESS);
     }
     for (at, method) in METHODS.iter().enumerate() {
         if at > 0 {
-            output::print("");
+            output::print("")?;
         }
         let peft = if method.in_peft {
             " (files are HF PEFT's)"
@@ -57,7 +57,7 @@ pub(crate) fn run(global: &Global) -> Result<ExitCode> {
         output::print(&format!(
             "{}: {}{peft}\n  {}\n  learning rate [default: {}]",
             method.name, method.summary, method.paper, method.learning_rate
-        ));
+        ))?;
         let width = method
             .flags
             .iter()
@@ -67,7 +67,7 @@ pub(crate) fn run(global: &Global) -> Result<ExitCode> {
         let defaults = (method.defaults)();
         for flag in method.flags {
             let help = with_default(flag, &defaults);
-            output::print(&format!("    --{:width$}  {help}", flag.flag));
+            output::print(&format!("    --{:width$}  {help}", flag.flag))?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -5,76 +5,176 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use epiphyte::train::scoring::evaluate::{argmax, predict};
-use serde::Serialize;
-use serde_json::json;
+use epiphyte::data::{OutputColumn, OutputFormat, Table, Value};
+use epiphyte::train::TaskSpec;
+use epiphyte::train::scoring::evaluate::{argmax, predict, softmax};
+use serde_json::{Map, Value as Json, json};
 
 use crate::data_arguments::DataArguments;
+use crate::failure::UsageError;
 use crate::global::Global;
 use crate::output;
+use crate::outputs::{self, Destination};
 use crate::progress::Progress;
 
 pub(crate) const EXAMPLES: &str = "\
 Examples:
   epiphyte predict --model bert-base-uncased --adapter adapter --data new.jsonl --output out.jsonl
 
-  The data needs no labels. Each line of the output belongs to one example of the data:
-    {\"label\":\"positive\",\"logits\":[-1.25,1.5]}";
+  With columns of the data in front, as a table:
+    epiphyte predict --model bert-base-uncased --adapter adapter --data new.tsv \\
+        --columns id,text --output out.csv
+
+  The data needs no labels. Each row of the output belongs to one row of the data. JSON Lines:
+    {\"label\":\"positive\",\"probability\":0.94,\"probabilities\":{\"negative\":0.06,\"positive\":0.94},
+     \"logits\":[-1.25,1.5]}
+  CSV, TSV and Parquet have the columns label, probability and one probability_CLASS for each class.
+  Of a regression there is the number alone, as label.";
 
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
-    /// File for the predictions, one JSON object per line
-    #[arg(long, value_name = "FILE.jsonl")]
+    /// File for the predictions: .jsonl, .csv, .tsv or .parquet; - is standard output
+    #[arg(long, value_name = "FILE")]
     output: PathBuf,
+    /// Format of the predictions: jsonl, csv, tsv or parquet [default: by extension]
+    #[arg(long, value_name = "FORMAT")]
+    output_format: Option<OutputFormat>,
+    /// Columns of the data to copy in front of the predictions; one that is called as a column of
+    /// the predictions gets `data_` before its name
+    #[arg(long, value_name = "A,B,..", value_delimiter = ',')]
+    columns: Vec<String>,
+    /// Replace the output if it exists
+    #[arg(long)]
+    overwrite: bool,
     #[command(flatten)]
     data: DataArguments,
 }
 
-/// One line of the output.
-#[derive(Serialize)]
-struct Prediction<'a> {
-    label: Label<'a>,
-    logits: &'a [f32],
-}
-
-/// A prediction.
-#[derive(Serialize)]
-#[serde(untagged)]
-enum Label<'a> {
-    /// The class with the largest logit.
-    Class(&'a str),
-    /// The value of a regression.
-    Number(f32),
-}
-
 pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
-    arguments.data.check_output(&arguments.output)?;
+    let output = &arguments.output;
+    let model = arguments.data.model_dir()?;
+    let inputs = arguments.data.inputs(&model);
+    let destination = outputs::check_file(output, &inputs, arguments.overwrite)?;
+    let format = arguments.format(destination)?;
     let opened = arguments.data.open(false, global)?;
-    let task_model = &opened.loaded_adapter.task_model;
+    for column in &arguments.columns {
+        opened.table.column(column)?;
+    }
     let mut progress = Progress::new(global);
     let logits = predict(
         &opened.loaded_adapter.evaluation(&opened.batches),
         &mut progress,
     )?;
     progress.finish();
-    let mut lines = String::new();
-    for row in &logits {
-        let label = match task_model.spec.task.has_classes() {
-            true => Label::Class(&task_model.spec.labels[argmax(row)]),
-            false => Label::Number(row[0]),
-        };
-        lines +=
-            &serde_json::to_string(&Prediction { label, logits: row }).expect("logits are finite");
-        lines.push('\n');
+    let spec = &opened.loaded_adapter.task_model.spec;
+    let columns = predictions(&opened.table, &arguments.columns, &logits, spec, format)?;
+    outputs::write(destination, output, &format.encode(&columns)?)?;
+    if destination == Destination::StandardOutput {
+        return Ok(ExitCode::SUCCESS);
     }
-    epiphyte::io::write(&arguments.output, lines.as_bytes())?;
     if global.json {
-        output::json(&json!({ "examples": logits.len(), "output": arguments.output }));
+        output::json(&json!({ "examples": logits.len(), "output": output }))?;
     } else {
         output::pairs(&[
             ("examples", output::count(logits.len() as u64)),
-            ("output", arguments.output.display().to_string()),
-        ]);
+            ("output", output.display().to_string()),
+        ])?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+impl Arguments {
+    /// The format of the output: the one that is given, or that its extension names. A pipe or a
+    /// device, which has none, gets JSON Lines.
+    fn format(&self, destination: Destination) -> Result<OutputFormat> {
+        let named = self.output_format.or(OutputFormat::of(&self.output));
+        let is_stream = destination != Destination::File;
+        match named.or(is_stream.then_some(OutputFormat::JsonLines)) {
+            Some(format) => Ok(format),
+            None => {
+                let problem = format!(
+                    "--output `{}` has none of the extensions .jsonl, .csv, .tsv and .parquet: pass \
+                     --output-format",
+                    self.output.display()
+                );
+                Err(UsageError::Other(problem).into())
+            }
+        }
+    }
+}
+
+/// Columns of the data, and what the model says.
+fn predictions(
+    data: &Table,
+    copied: &[String],
+    logits: &[Vec<f32>],
+    spec: &TaskSpec,
+    format: OutputFormat,
+) -> Result<Vec<OutputColumn>> {
+    let predicted = match spec.task.has_classes() {
+        true => classes(logits, &spec.labels, format),
+        false => numbers(logits, format),
+    };
+    let mut columns = Vec::new();
+    for name in copied {
+        let is_taken = predicted.iter().any(|(taken, _)| taken == name);
+        let prefix = if is_taken { "data_" } else { "" };
+        let values = data.column(name)?;
+        columns.push((format!("{prefix}{name}"), values.to_vec()));
+    }
+    columns.extend(predicted);
+    Ok(columns)
+}
+
+/// Classes with their probabilities.
+fn classes(logits: &[Vec<f32>], labels: &[String], format: OutputFormat) -> Vec<OutputColumn> {
+    let probabilities: Vec<Vec<f64>> = logits.iter().map(|row| softmax(row)).collect();
+    let best: Vec<usize> = logits.iter().map(|row| argmax(row)).collect();
+    let rows = || probabilities.iter().zip(&best);
+    let label = best.iter().map(|&class| Value::Text(labels[class].clone()));
+    let probability = rows().map(|(row, &class)| Value::Float(rounded(row[class] as f32)));
+    let mut columns = vec![
+        ("label".to_owned(), label.collect()),
+        ("probability".to_owned(), probability.collect()),
+    ];
+    if format.nests() {
+        let of_each = |row: &Vec<f64>| {
+            let named = labels.iter().zip(row);
+            let named = named.map(|(label, &it)| (label.clone(), rounded(it as f32).into()));
+            Value::Json(Json::Object(named.collect::<Map<String, Json>>()))
+        };
+        let of_each = probabilities.iter().map(of_each);
+        columns.push(("probabilities".to_owned(), of_each.collect()));
+        columns.push(("logits".to_owned(), lists(logits)));
+        return columns;
+    }
+    for (class, label) in labels.iter().enumerate() {
+        let values = probabilities.iter().map(|row| row[class] as f32);
+        let values = values.map(|value| Value::Float(rounded(value)));
+        columns.push((format!("probability_{label}"), values.collect()));
+    }
+    columns
+}
+
+/// The values of a regression.
+fn numbers(logits: &[Vec<f32>], format: OutputFormat) -> Vec<OutputColumn> {
+    let label = logits.iter().map(|row| Value::Float(rounded(row[0])));
+    let mut columns = vec![("label".to_owned(), label.collect())];
+    if format.nests() {
+        columns.push(("logits".to_owned(), lists(logits)));
+    }
+    columns
+}
+
+fn lists(logits: &[Vec<f32>]) -> Vec<Value> {
+    let lists = logits.iter().map(|row| {
+        let numbers = row.iter().map(|&value| Json::from(rounded(value)));
+        Value::Json(numbers.collect())
+    });
+    lists.collect()
+}
+
+/// The double whose shortest decimal form is that of `value`: 0.1, not 0.10000000149011612.
+fn rounded(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or(f64::from(value))
 }

@@ -5,6 +5,7 @@
 //! `epiphyte train --config` with a file in the output directory, which can be edited and run
 //! again.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -22,9 +23,10 @@ use epiphyte::train::{
 };
 use serde::Serialize;
 
+use crate::failure::UsageError;
 use crate::global::Global;
 use crate::interrupt::{INTERRUPTED, on_signals};
-use crate::output;
+use crate::output::{self, Align};
 use crate::progress::Progress;
 use crate::settings::{GivenFlags, run_configs};
 
@@ -38,6 +40,9 @@ pub(crate) struct Arguments {
     /// Directory for the base model, the data and the adapters
     #[arg(long, value_name = "DIR", default_value = "epiphyte-quickstart")]
     output: PathBuf,
+    /// Run the quickstart again in a directory that already holds one
+    #[arg(long)]
+    overwrite: bool,
     /// Number of steps for every method
     #[arg(long, value_name = "N", hide = true)]
     steps: Option<u64>,
@@ -113,6 +118,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
             output::note(text);
         }
     };
+    check_output(dir, arguments.overwrite)?;
     unpack(dir)?;
     let configs = RUNS.map(|(method, settings)| configure(dir, method, settings));
     let configs = configs.into_iter().collect::<Result<Vec<RunConfig>>>()?;
@@ -149,11 +155,52 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         summary.runs.push(row);
     }
     if global.json {
-        output::json(&summary);
+        output::json(&summary)?;
     } else {
-        print(&summary);
+        print(&summary)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Refuses a directory with anything in it but a quickstart of ours that may be run again.
+fn check_output(dir: &Path, overwrite: bool) -> Result<()> {
+    let cannot_read = || format!("cannot read `{}`", dir.display());
+    let is_empty = match dir.read_dir() {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(error) if error.kind() == ErrorKind::NotFound => true,
+        Err(error) => return Err(error).with_context(cannot_read),
+    };
+    let (marker, marker_bytes) = ASSETS[0];
+    let is_ours = || std::fs::read(dir.join(marker)).is_ok_and(|bytes| bytes == marker_bytes);
+    let problem = match (is_empty, is_ours(), overwrite) {
+        (true, ..) | (false, true, true) => return Ok(()),
+        (false, true, false) => {
+            "holds a quickstart already: pass --overwrite to run it again, or choose another --output"
+        }
+        (false, false, _) => "is not empty: choose another --output",
+    };
+    let problem = format!("`{}` {problem}", dir.display());
+    Err(UsageError::Other(problem).into())
+}
+
+/// Writes a file of the quickstart, never over one with other contents, which the user changed.
+fn write_own(path: &Path, contents: &[u8]) -> Result<()> {
+    match std::fs::read(path) {
+        Ok(present) if present == contents => return Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Ok(_) => {
+            let problem = format!(
+                "`{}` was changed, and the quickstart would write it anew: rename it, or choose \
+                 another --output",
+                path.display()
+            );
+            return Err(UsageError::Other(problem).into());
+        }
+        Err(error) => {
+            return Err(error).with_context(|| format!("cannot read `{}`", path.display()));
+        }
+    }
+    Ok(epiphyte::io::write(path, contents)?)
 }
 
 /// Writes the base model and the data into the output directory.
@@ -161,7 +208,7 @@ fn unpack(dir: &Path) -> Result<()> {
     std::fs::create_dir_all(dir.join("base"))
         .with_context(|| format!("cannot create `{}`", dir.display()))?;
     for (name, bytes) in ASSETS {
-        epiphyte::io::write(&dir.join(name), bytes)?;
+        write_own(&dir.join(name), bytes)?;
     }
     Ok(())
 }
@@ -187,8 +234,9 @@ fn configure(dir: &Path, method: &str, settings: &str) -> Result<RunConfig> {
         output = path(method),
     );
     let file = dir.join(format!("{method}.toml"));
-    epiphyte::io::write(&file, text.as_bytes())?;
-    Ok(run_configs(Some(&file), &GivenFlags::default())?.remove(0))
+    write_own(&file, text.as_bytes())?;
+    let mut runs = run_configs(Some(&file), &GivenFlags::default())?;
+    Ok(runs.remove(0).config)
 }
 
 /// Loads the base model, with an adapter if one is given.
@@ -289,25 +337,33 @@ fn indented(text: &str) -> String {
         .join("\n")
 }
 
-fn print(summary: &Summary) {
-    output::print(
-        "method         trainable parameters     on disk   loss before   loss after   seconds",
-    );
-    for row in &summary.runs {
-        output::print(&format!(
-            "{:13}  {:>20}   {:>9}   {:>11.3}   {:>10.3}   {:>7.1}",
-            row.method,
+fn print(summary: &Summary) -> Result<()> {
+    let header = [
+        "method",
+        "trainable parameters",
+        "on disk",
+        "loss before",
+        "loss after",
+        "seconds",
+    ];
+    let mut rows = vec![header.map(str::to_owned).to_vec()];
+    rows.extend(summary.runs.iter().map(|row| {
+        vec![
+            row.method.to_owned(),
             output::count(row.trainable_parameters as u64),
             output::bytes(row.bytes),
-            row.loss_before,
-            row.loss_after,
-            row.seconds,
-        ));
-    }
-    output::print("\nWhat next:");
+            format!("{:.3}", row.loss_before),
+            format!("{:.3}", row.loss_after),
+            format!("{:.1}", row.seconds),
+        ]
+    }));
+    let right = Align::Right;
+    output::table(&rows, &[Align::Left, right, right, right, right, right])?;
+    output::print("\nWhat next:")?;
     for command in what_next(&summary.output) {
-        output::print(&format!("  {}", shell_command(&command)));
+        output::print(&format!("  {}", shell_command(&command)))?;
     }
+    Ok(())
 }
 
 /// Commands to try next; the last one is about the user's own model and data.

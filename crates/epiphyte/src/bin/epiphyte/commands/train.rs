@@ -1,17 +1,20 @@
 //! `epiphyte train`.
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
 use epiphyte::train::display::shell_command;
-use epiphyte::train::{Report, RunConfig, RunOptions, train_several};
+use epiphyte::train::{Report, RunConfig, RunOptions, dry_run, train_several};
 
+use crate::commands::dry;
 use crate::global::Global;
 use crate::hub;
 use crate::interrupt::{INTERRUPTED, on_signals};
-use crate::output;
+use crate::output::{self, Align};
+use crate::outputs::{self, Input};
 use crate::progress::Progress;
 use crate::settings::{self, GivenFlags};
 
@@ -53,7 +56,8 @@ Examples:
     method = \"ia3\"
     output = \"adapter-b\"
 
-  To continue after Ctrl-C or a crash, add --resume to the same command.";
+  To see what a run would do, add --dry-run. To continue after Ctrl-C or a crash, add --resume to
+  the same command.";
 
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
@@ -66,30 +70,42 @@ pub(crate) struct Arguments {
     /// Start again in an output directory that already holds a run
     #[arg(long)]
     overwrite: bool,
+    /// Show settings, data, steps and parameters of the run, and write nothing
+    #[arg(long)]
+    dry_run: bool,
     #[command(flatten)]
     settings: GivenFlags,
 }
 
 pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
-    let runs = settings::run_configs(arguments.config.as_deref(), &arguments.settings)?;
+    let given = settings::run_configs(arguments.config.as_deref(), &arguments.settings)?;
+    let runs: Vec<RunConfig> = given.iter().map(|run| run.config.clone()).collect();
     runs.iter().try_for_each(RunConfig::check)?;
     let model = runs.first().map(|run| hub::resolve(&run.model));
+    let model = model.transpose()?;
+    check_outputs(&runs, model.as_deref())?;
     let command: Vec<String> = std::env::args().collect();
     let options = RunOptions {
         resume: arguments.resume,
         overwrite: arguments.overwrite,
         command: command.clone(),
-        model_dir: model.transpose()?,
+        model_dir: model,
         device: global.device()?,
     };
+    if arguments.dry_run {
+        let plans = dry_run(&runs, &options)?;
+        dry::show(plans, &given, global)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let interrupt = on_signals(global.quiet)?;
     let mut progress = Progress::new(global);
     let reports = train_several(&runs, &options, &interrupt, &mut progress)?;
     progress.finish();
     match (global.json, &reports[..]) {
-        (true, [report]) => output::json(report),
-        (true, reports) => output::json(&serde_json::json!({ "runs": reports })),
-        (false, reports) => reports.iter().for_each(print),
+        (true, [report]) => output::json(report)?,
+        (true, reports) => output::json(&serde_json::json!({ "runs": reports }))?,
+        (false, [report]) => print(report)?,
+        (false, reports) => print_table(reports)?,
     }
     let Some(report) = reports.iter().find(|report| report.status == "interrupted") else {
         return Ok(ExitCode::SUCCESS);
@@ -103,7 +119,22 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     Ok(ExitCode::from(INTERRUPTED))
 }
 
-fn print(report: &Report) {
+/// Checks that each run writes to a directory of its own, and that none holds what a run reads.
+fn check_outputs(runs: &[RunConfig], model: Option<&Path>) -> Result<()> {
+    outputs::check_distinct(runs.iter().map(|run| &*run.output))?;
+    let model = model.map(|model| Input::new("the base model", model));
+    for run in runs {
+        let train = Input::new("the training data", &run.train_data);
+        let eval = run.eval_data.as_deref();
+        let eval = eval.map(|eval| Input::new("the evaluation data", eval));
+        let inputs: Vec<Input<'_>> = [model, Some(train), eval].into_iter().flatten().collect();
+        runs.iter()
+            .try_for_each(|other| outputs::check_directory(&other.output, &inputs))?;
+    }
+    Ok(())
+}
+
+fn print(report: &Report) -> Result<()> {
     let count = |number: usize| output::count(number as u64);
     let account = &report.account;
     let share = 100.0 * account.trainable_parameters as f64 / account.base_parameters.max(1) as f64;
@@ -141,5 +172,36 @@ fn print(report: &Report) {
             .peak_memory_bytes
             .map(|peak| ("peak memory", output::bytes(peak))),
     );
-    output::pairs(&rows);
+    output::pairs(&rows)
+}
+
+/// One row a run, with a column for each score of any.
+fn print_table(reports: &[Report]) -> Result<()> {
+    let scores = reports.iter().filter_map(|report| report.metrics.as_ref());
+    let scores = scores.flat_map(|metrics| metrics.iter().map(|(name, _)| name));
+    let scores: BTreeSet<&str> = scores.collect();
+    let mut header = vec!["output", "method", "status", "steps", "train loss"];
+    header.extend(&scores);
+    header.extend(["trainable", "file", "time"]);
+    let mut rows = vec![header.into_iter().map(str::to_owned).collect()];
+    let number = |value: Option<f64>| value.map_or(String::new(), |value| format!("{value:.4}"));
+    for report in reports {
+        let mut row = vec![
+            report.output.display().to_string(),
+            report.method.clone(),
+            report.status.replace('_', " "),
+            output::count(report.steps),
+            number(report.train_loss),
+        ];
+        let score = |name: &&str| number(report.metrics.as_ref().and_then(|it| it.get(name)));
+        row.extend(scores.iter().map(score));
+        row.extend([
+            output::count(report.account.trainable_parameters as u64),
+            output::bytes(report.bytes),
+            format!("{:.1} s", report.seconds),
+        ]);
+        rows.push(row);
+    }
+    let numbers = vec![Align::Right; rows[0].len() - 3];
+    output::table(&rows, &[vec![Align::Left; 3], numbers].concat())
 }

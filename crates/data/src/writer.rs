@@ -1,0 +1,268 @@
+//! Columns as the bytes of a file that [`Table::read`](crate::Table::read) reads back.
+
+use std::path::Path;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use ::parquet::arrow::ArrowWriter;
+use arrow::array::{ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray};
+use serde_json::{Map, Value as Json};
+
+use crate::error::DataError;
+use crate::table::Value;
+
+/// A format that columns are written in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutputFormat {
+    /// One JSON object a line (`.jsonl`, `.ndjson`, `.json`).
+    JsonLines,
+    /// Comma-separated values with a header (`.csv`).
+    Csv,
+    /// Tab-separated values with a header (`.tsv`); a field with a tab, a quote or a line end is
+    /// quoted.
+    Tsv,
+    /// Apache Parquet (`.parquet`).
+    Parquet,
+}
+
+impl OutputFormat {
+    /// The format that a file's extension names.
+    pub fn of(path: &Path) -> Option<Self> {
+        let extension = path.extension()?.to_str()?.to_ascii_lowercase();
+        match extension.as_str() {
+            "ndjson" => Some(Self::JsonLines),
+            extension => extension.parse().ok(),
+        }
+    }
+
+    /// Whether a cell may be a list or an object; else such a cell is written as the text of its
+    /// JSON.
+    pub fn nests(self) -> bool {
+        self == Self::JsonLines
+    }
+}
+
+impl FromStr for OutputFormat {
+    type Err = DataError;
+
+    fn from_str(name: &str) -> Result<Self, DataError> {
+        match name {
+            "json" | "jsonl" => Ok(Self::JsonLines),
+            "csv" => Ok(Self::Csv),
+            "tsv" => Ok(Self::Tsv),
+            "parquet" => Ok(Self::Parquet),
+            _ => Err(DataError::UnknownOutputFormat {
+                name: name.to_owned(),
+            }),
+        }
+    }
+}
+
+/// A column to write: its name and a value for each row.
+pub type OutputColumn = (String, Vec<Value>);
+
+impl OutputFormat {
+    /// The bytes of a file with these columns, which have equally many values.
+    ///
+    /// # Errors
+    /// [`DataError::Write`] if a number is not finite where the format cannot say it, or Parquet
+    /// refuses the columns.
+    pub fn encode(self, columns: &[OutputColumn]) -> Result<Vec<u8>, DataError> {
+        let encoded = match self {
+            Self::JsonLines => json_lines(columns),
+            Self::Csv => separated(columns, b','),
+            Self::Tsv => separated(columns, b'\t'),
+            Self::Parquet => parquet(columns),
+        };
+        encoded.map_err(|source| DataError::Write { source })
+    }
+}
+
+/// The number of rows of all columns together.
+fn rows(columns: &[OutputColumn]) -> usize {
+    columns.first().map_or(0, |(_, values)| values.len())
+}
+
+fn json_lines(columns: &[OutputColumn]) -> Result<Vec<u8>, Failure> {
+    let mut lines = Vec::new();
+    for row in 0..rows(columns) {
+        let cells = columns.iter();
+        let cells = cells.map(|(name, values)| Ok((name.clone(), json(&values[row])?)));
+        let cells: Map<String, Json> = cells.collect::<Result<_, Failure>>()?;
+        serde_json::to_writer(&mut lines, &cells)?;
+        lines.push(b'\n');
+    }
+    Ok(lines)
+}
+
+fn separated(columns: &[OutputColumn], delimiter: u8) -> Result<Vec<u8>, Failure> {
+    let mut writer = csv::WriterBuilder::new()
+        .delimiter(delimiter)
+        .from_writer(Vec::new());
+    writer.write_record(columns.iter().map(|(name, _)| name))?;
+    for row in 0..rows(columns) {
+        let cells = columns.iter().map(|(_, values)| text(&values[row]));
+        writer.write_record(cells.collect::<Result<Vec<String>, Failure>>()?)?;
+    }
+    Ok(writer.into_inner().map_err(|error| error.into_error())?)
+}
+
+fn parquet(columns: &[OutputColumn]) -> Result<Vec<u8>, Failure> {
+    let columns = columns.iter();
+    let columns = columns.map(|(name, values)| Ok((name.clone(), array(values)?, true)));
+    let columns: Vec<(String, ArrayRef, bool)> = columns.collect::<Result<_, Failure>>()?;
+    let batch = RecordBatch::try_from_iter_with_nullable(columns)?;
+    let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), None)?;
+    writer.write(&batch)?;
+    Ok(writer.into_inner()?)
+}
+
+/// Why columns cannot be written.
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// A value as JSON.
+fn json(value: &Value) -> Result<Json, Failure> {
+    Ok(match value {
+        Value::Null => Json::Null,
+        Value::Bool(value) => Json::from(*value),
+        Value::Integer(value) => Json::from(*value),
+        Value::Float(value) => serde_json::Number::from_f64(*value)
+            .map(Json::Number)
+            .ok_or_else(|| format!("{value} is no number in JSON"))?,
+        Value::Text(text) => Json::from(text.as_str()),
+        Value::Json(nested) => nested.clone(),
+    })
+}
+
+/// A value as text; nothing for no value.
+fn text(value: &Value) -> Result<String, Failure> {
+    Ok(match value {
+        Value::Null => String::new(),
+        Value::Text(text) => text.clone(),
+        value => json(value)?.to_string(),
+    })
+}
+
+/// A column in Arrow's type for all of its values; texts if they have no type in common.
+fn array(values: &[Value]) -> Result<ArrayRef, Failure> {
+    let all = |fits: fn(&Value) -> bool| {
+        let mut some = values.iter().filter(|value| **value != Value::Null);
+        some.all(fits)
+    };
+    if all(|value| matches!(value, Value::Bool(_))) {
+        let values = values.iter().map(|value| match value {
+            Value::Bool(value) => Some(*value),
+            _ => None,
+        });
+        return Ok(Arc::new(values.collect::<BooleanArray>()));
+    }
+    if all(|value| matches!(value, Value::Integer(_))) {
+        let values = values.iter().map(|value| match value {
+            Value::Integer(value) => Some(*value),
+            _ => None,
+        });
+        return Ok(Arc::new(values.collect::<Int64Array>()));
+    }
+    if all(|value| matches!(value, Value::Integer(_) | Value::Float(_))) {
+        let values = values.iter().map(|value| match value {
+            Value::Integer(value) => Some(*value as f64),
+            Value::Float(value) => Some(*value),
+            _ => None,
+        });
+        return Ok(Arc::new(values.collect::<Float64Array>()));
+    }
+    let values = values.iter().map(|value| match value {
+        Value::Null => Ok(None),
+        value => text(value).map(Some),
+    });
+    let values: Vec<Option<String>> = values.collect::<Result<_, Failure>>()?;
+    Ok(Arc::new(StringArray::from(values)))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{ReadOptions, Table};
+
+    fn columns() -> Vec<OutputColumn> {
+        let text = |text: &str| Value::Text(text.to_owned());
+        let columns = [
+            (
+                "id",
+                vec![Value::Integer(7), Value::Integer(-1), Value::Null],
+            ),
+            (
+                "text",
+                vec![text("a, \"b\"\tc\nd"), text(""), text("größer")],
+            ),
+            (
+                "score",
+                vec![Value::Float(0.5), Value::Float(1e-9), Value::Float(2.25)],
+            ),
+            (
+                "known",
+                vec![Value::Bool(true), Value::Null, Value::Bool(false)],
+            ),
+        ];
+        columns
+            .map(|(name, values)| (name.to_owned(), values))
+            .to_vec()
+    }
+
+    /// What is written is read back: typed by JSON and Parquet, as texts by CSV and TSV.
+    #[test]
+    fn columns_are_read_back() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, format) in [
+            ("t.jsonl", OutputFormat::JsonLines),
+            ("t.csv", OutputFormat::Csv),
+            ("t.tsv", OutputFormat::Tsv),
+            ("t.parquet", OutputFormat::Parquet),
+        ] {
+            let path = dir.path().join(name);
+            assert_eq!(OutputFormat::of(&path), Some(format));
+            std::fs::write(&path, format.encode(&columns()).unwrap()).unwrap();
+            let options = ReadOptions {
+                quoting: Some(true),
+                ..ReadOptions::default()
+            };
+            let read = Table::read(&path, &options).unwrap();
+            if matches!(format, OutputFormat::JsonLines | OutputFormat::Parquet) {
+                let written = Table::from_columns(&path, columns()).unwrap();
+                assert_eq!(read, written, "{name}");
+                continue;
+            }
+            for (column, values) in columns() {
+                let expected = values.iter().map(|value| Value::Text(text(value).unwrap()));
+                let expected = Table::from_columns(&path, [(column.clone(), expected.collect())]);
+                let expected = expected.unwrap();
+                let expected = expected.texts(&column).unwrap();
+                assert_eq!(read.texts(&column).unwrap(), expected, "{name}: {column}");
+            }
+        }
+    }
+
+    #[test]
+    fn nested_cells_are_text_where_the_format_is_flat() {
+        let nested = [("n".to_owned(), vec![Value::Json(json!({ "a": [1, 2] }))])];
+        let encoded = |format: OutputFormat| String::from_utf8(format.encode(&nested).unwrap());
+        assert_eq!(
+            encoded(OutputFormat::JsonLines).unwrap(),
+            "{\"n\":{\"a\":[1,2]}}\n"
+        );
+        assert_eq!(
+            encoded(OutputFormat::Tsv).unwrap(),
+            "n\n\"{\"\"a\"\":[1,2]}\"\n"
+        );
+    }
+
+    #[test]
+    fn what_json_cannot_say_is_an_error() {
+        let column = ("n".to_owned(), vec![Value::Float(f64::NAN)]);
+        let error = OutputFormat::JsonLines.encode(&[column]).unwrap_err();
+        assert!(error.to_string().contains("NaN"), "{error}");
+        assert!("xml".parse::<OutputFormat>().is_err());
+    }
+}

@@ -1,0 +1,89 @@
+//! `epiphyte completions` and `epiphyte man`: what a shell and a reader of manuals need, made from
+//! the same definitions as `--help`.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Args, Command, CommandFactory};
+use clap_complete::Shell;
+use clap_mangen::Man;
+
+use crate::failure::UsageError;
+use crate::output;
+
+pub(crate) const COMPLETIONS_EXAMPLES: &str = "\
+Examples:
+  epiphyte completions bash > ~/.local/share/bash-completion/completions/epiphyte
+  epiphyte completions zsh > ~/.zfunc/_epiphyte
+  epiphyte completions fish > ~/.config/fish/completions/epiphyte.fish";
+
+pub(crate) const MAN_EXAMPLES: &str = "\
+Examples:
+  epiphyte man | man -l -
+  epiphyte man --output ~/.local/share/man/man1";
+
+#[derive(Args, Debug)]
+pub(crate) struct Completions {
+    /// The shell: bash, elvish, fish, powershell or zsh
+    #[arg(value_name = "SHELL", hide_possible_values = true)]
+    shell: Shell,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Manual {
+    /// Directory for a page of each command [default: the page of the program alone, on standard
+    /// output]
+    #[arg(long, value_name = "DIR")]
+    output: Option<PathBuf>,
+}
+
+pub(crate) fn completions(arguments: &Completions) -> Result<ExitCode> {
+    let mut script = Vec::new();
+    let mut command = crate::arguments::Arguments::command();
+    clap_complete::generate(arguments.shell, &mut command, "epiphyte", &mut script);
+    output::stream(&script)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) fn manual(arguments: &Manual) -> Result<ExitCode> {
+    let mut command = crate::arguments::Arguments::command();
+    command.build();
+    let Some(directory) = &arguments.output else {
+        output::stream(&page(command)?)?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    let mut pages = vec![("epiphyte.1".to_owned(), page(command.clone())?)];
+    for subcommand in command
+        .get_subcommands()
+        .filter(|it| it.get_name() != "help")
+    {
+        let name = format!("epiphyte-{}.1", subcommand.get_name());
+        pages.push((name, page(subcommand.clone())?));
+    }
+    fs::create_dir_all(directory)
+        .with_context(|| format!("cannot create `{}`", directory.display()))?;
+    for (name, text) in pages {
+        let path = directory.join(name);
+        if fs::read(&path).is_ok_and(|present| present != text && !is_page(&present)) {
+            let problem = format!("`{}` is not a page of epiphyte's manual", path.display());
+            return Err(UsageError::Other(problem).into());
+        }
+        epiphyte::io::write(&path, &text)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Whether a file is a page of ours, of any version.
+fn is_page(text: &[u8]) -> bool {
+    let title = b".TH epiphyte";
+    text.windows(title.len()).take(400).any(|it| it == title)
+}
+
+/// A page in roff.
+fn page(command: Command) -> Result<Vec<u8>> {
+    let mut page = Vec::new();
+    Man::new(command).render(&mut page)?;
+    Ok(page)
+}

@@ -1,0 +1,122 @@
+//! What the program says about itself: version, machine, completions, manual.
+
+use std::fs;
+use std::process::Command;
+
+use crate::workplace::Workplace;
+
+#[test]
+fn doctor_says_what_a_bug_report_needs() {
+    let here = Workplace::new();
+    let found = here.json("doctor --threads 3");
+    assert!(
+        found["version"]
+            .as_str()
+            .unwrap()
+            .starts_with(env!("CARGO_PKG_VERSION"))
+    );
+    assert!(found["compiler"].as_str().unwrap().starts_with("rustc "));
+    assert!(found["target"].as_str().unwrap().contains('-'));
+    assert_eq!(found["threads"], 3);
+    assert_eq!(found["devices"][0]["name"], "cpu");
+    assert_eq!(found["instruction_sets"][0], "portable");
+    let cache = here.path("hub/hub").display().to_string();
+    assert_eq!(found["hub_cache"], cache);
+    assert_eq!(found["hub_cache_exists"], false);
+    let text = here.succeed("doctor");
+    for name in [
+        "version",
+        "target",
+        "instruction sets",
+        "memory",
+        "devices",
+        "hub cache",
+    ] {
+        assert!(
+            text.lines().any(|line| line.starts_with(name)),
+            "{name}\n{text}"
+        );
+    }
+
+    // Secrets are not for a bug report.
+    let mut command = here.command("doctor");
+    let output = command.env("HF_TOKEN", "hf_secret").output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        text.contains("HF_TOKEN") && !text.contains("hf_secret"),
+        "{text}"
+    );
+}
+
+#[test]
+fn the_version_names_the_commit_if_it_is_known() {
+    let here = Workplace::new();
+    let version = here.succeed("--version");
+    let number = concat!("epiphyte ", env!("CARGO_PKG_VERSION"));
+    let rest = version.trim_end().strip_prefix(number).unwrap();
+    let is_commit = |text: &str| text.len() == 12 && text.bytes().all(|it| it.is_ascii_hexdigit());
+    let commit = rest
+        .strip_prefix(" (")
+        .and_then(|rest| rest.strip_suffix(')'));
+    assert!(
+        rest.is_empty() || commit.is_some_and(is_commit),
+        "{version}"
+    );
+}
+
+#[test]
+fn every_shell_gets_completions() {
+    let here = Workplace::new();
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let script = here.succeed(&format!("completions {shell}"));
+        for word in ["quickstart", "learning-rate", "num-virtual-tokens"] {
+            assert!(script.contains(word), "{shell}: {word}");
+        }
+    }
+    let errors = here.fail(2, "completions tcsh");
+    assert!(
+        errors.contains("tcsh") && errors.contains("bash"),
+        "{errors}"
+    );
+    // The script of the shell that is everywhere is one that it reads.
+    #[cfg(unix)]
+    {
+        here.write("script", here.succeed("completions bash"));
+        if let Ok(read) = Command::new("bash")
+            .arg("-n")
+            .arg(here.path("script"))
+            .status()
+        {
+            assert!(read.success());
+        }
+    }
+}
+
+#[test]
+fn the_manual_has_a_page_for_each_command() {
+    let here = Workplace::new();
+    let page = here.succeed("man");
+    assert!(
+        page.contains(".TH epiphyte 1") && page.contains("quickstart"),
+        "{page}"
+    );
+    here.succeed("man --output man1");
+    for command in ["train", "eval", "predict", "merge", "doctor"] {
+        let page = here.read(&format!("man1/epiphyte-{command}.1"));
+        assert!(
+            page.contains(&format!(".TH epiphyte-{command} 1")),
+            "{page}"
+        );
+    }
+    assert!(
+        here.read("man1/epiphyte-train.1")
+            .contains("learning\\-rate")
+    );
+    assert!(!here.path("man1/epiphyte-help.1").exists());
+    // Pages are written again, but nothing else is replaced.
+    here.succeed("man --output man1");
+    here.write("man1/epiphyte.1", "mine");
+    let errors = here.fail(2, "man --output man1");
+    assert!(errors.contains("epiphyte.1"), "{errors}");
+    assert_eq!(fs::read(here.path("man1/epiphyte.1")).unwrap(), b"mine");
+}

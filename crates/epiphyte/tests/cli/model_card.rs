@@ -1,0 +1,46 @@
+//! What the model card says to somebody who was not there.
+
+use crate::workplace::{CLASSIFY, SPEAK, Workplace};
+
+#[test]
+fn a_card_says_how_to_use_and_to_repeat_a_run() {
+    let here = Workplace::new();
+    let root = here.path("").display().to_string();
+    let run = CLASSIFY
+        .replace("--model bert", &format!("--model {root}/bert"))
+        .replace("--train-data ", &format!("--train-data={root}/"));
+    here.json(&format!("{run} --max-steps 1 --output {root}/adapter"));
+    let card = here.read("adapter/README.md");
+    let root = root.trim_end_matches('/');
+    assert!(!card.contains(root), "{card}");
+    assert!(!card.contains("target/"), "{card}");
+    for words in [
+        "base_model: \"bert\"",
+        "epiphyte predict --model bert --adapter ADAPTER",
+        "from peft import PeftModel",
+        "AutoModelForSequenceClassification.from_pretrained(",
+        "num_labels=2",
+        "id2label={0: \"negative\", 1: \"positive\"}",
+        "| `max_length` | `16` |",
+        "| `target_modules` | `query, value` |",
+        "| `lora_alpha` |",
+        "| `learning_rate` | `0.01` |",
+        concat!("| `epiphyte` | `", env!("CARGO_PKG_VERSION"), "` |"),
+        "epiphyte train --model bert --train-data=train.jsonl",
+    ] {
+        assert!(card.contains(words), "{words}\n{card}");
+    }
+
+    here.json(&format!(
+        "{SPEAK} --method freeze --max-steps 1 --output speaker"
+    ));
+    let card = here.read("speaker/README.md");
+    assert!(
+        card.contains("epiphyte generate --model llama --adapter ADAPTER --prompt"),
+        "{card}"
+    );
+    assert!(
+        !card.contains("peft import"),
+        "HF PEFT has no such method\n{card}"
+    );
+}

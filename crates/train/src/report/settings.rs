@@ -1,0 +1,112 @@
+//! The settings of a run with the values that they have in it, defaults included.
+
+use epiphyte_methods::framework::settings::{Flag, Settings};
+use epiphyte_methods::{AdapterModule, by_name};
+use epiphyte_models::Base;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use crate::tasks::TaskSpec;
+use crate::training::config::RunConfig;
+use crate::training::trainer::Plan;
+
+/// A setting of a run or of its method.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ResolvedSetting {
+    /// The key, as in a file of settings.
+    pub key: &'static str,
+    /// The value in this run; a text where the default is a rule that depends on the machine or
+    /// the data file.
+    pub value: Value,
+    /// Whether the run's configuration says so; else it is the default.
+    pub given: bool,
+}
+
+impl ResolvedSetting {
+    /// The value for people: texts without quotes, lists separated by commas.
+    pub fn text(&self) -> String {
+        fn text(value: &Value) -> String {
+            match value {
+                Value::String(text) => text.clone(),
+                Value::Array(items) => items.iter().map(text).collect::<Vec<_>>().join(", "),
+                other => other.to_string(),
+            }
+        }
+        text(&self.value)
+    }
+}
+
+/// Every setting of a run that has a value, in the order of `--help`: first the run's own, then
+/// those of the method.
+pub fn resolved_settings(
+    run: &RunConfig,
+    spec: &TaskSpec,
+    plan: Plan,
+    module: &AdapterModule,
+    base: &Base,
+) -> Vec<ResolvedSetting> {
+    let values = object(run);
+    let defaults = object(&RunConfig::default());
+    let computed = computed(run, spec, plan);
+    let applies = |flag: &&Flag| flag.key != "label_column" || !run.task.predicts_text();
+    let own = RunConfig::FLAGS.iter().filter(applies);
+    let own = own.filter_map(|flag| {
+        let value = [values.get(flag.key), computed.get(flag.key)];
+        let value = value.into_iter().flatten().find(|value| has_value(value));
+        let unset = flag.unset.map(Value::from);
+        Some(ResolvedSetting {
+            key: flag.key,
+            value: value.cloned().or(unset)?,
+            given: values.get(flag.key) != defaults.get(flag.key),
+        })
+    });
+    let resolved = module.config().resolved(base);
+    let flags = by_name(&run.method).map_or(&[][..], |method| method.flags);
+    let is_given = |flag: &Flag| run.method_settings.keys().any(|name| flag.is_called(name));
+    let method = flags.iter().filter_map(|flag| {
+        let value = resolved.get(flag.key).filter(|value| has_value(value));
+        let unset = flag.unset.map(Value::from);
+        Some(ResolvedSetting {
+            key: flag.key,
+            value: value.cloned().or(unset)?,
+            given: is_given(flag),
+        })
+    });
+    own.chain(method).collect()
+}
+
+/// What settings that were not given come to in this run.
+fn computed(run: &RunConfig, spec: &TaskSpec, plan: Plan) -> Map<String, Value> {
+    let warmup = run.warmup().steps(plan.total).ok();
+    let evaluates = run.eval_data.is_some();
+    let values = json!({
+        "label_column": (!spec.task.predicts_text()).then(|| spec.columns.label()),
+        "max_length": spec.max_length,
+        "eval_batch_size": run.batch_size,
+        "warmup_steps": warmup,
+        "eval_steps": evaluates.then_some(plan.per_epoch),
+        "save_steps": plan.per_epoch,
+    });
+    match values {
+        Value::Object(values) => values,
+        _ => Map::new(),
+    }
+}
+
+/// Whether a value says anything: it is neither nothing nor empty.
+fn has_value(value: &Value) -> bool {
+    match value {
+        Value::Null => false,
+        Value::String(text) => !text.is_empty(),
+        Value::Array(items) => !items.is_empty(),
+        Value::Object(items) => !items.is_empty(),
+        _ => true,
+    }
+}
+
+fn object(run: &RunConfig) -> Map<String, Value> {
+    match serde_json::to_value(run) {
+        Ok(Value::Object(values)) => values,
+        _ => unreachable!("a run is an object of plain values"),
+    }
+}
