@@ -36,7 +36,8 @@ pub(crate) struct Arguments {
     /// File for the predictions: .jsonl, .csv, .tsv or .parquet; - is standard output
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
-    /// Format of the predictions: jsonl, csv, tsv or parquet [default: by extension]
+    /// Format of the predictions: jsonl, csv, tsv or parquet [default: by
+    /// extension, jsonl without one]
     #[arg(long, value_name = "FORMAT")]
     output_format: Option<OutputFormat>,
     /// Columns of the data to copy in front of the predictions; one that is called as a column of
@@ -84,16 +85,16 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
 }
 
 impl Arguments {
-    /// The format of the output: the one that is given, or that its extension names. A pipe or a
-    /// device, which has none, gets JSON Lines.
+    /// The format of the output: the one that is given, or that its extension names. What has no
+    /// extension, such as a pipe, gets JSON Lines.
     fn format(&self, destination: Destination) -> Result<OutputFormat> {
         let named = self.output_format.or(OutputFormat::of(&self.output));
-        let is_stream = destination != Destination::File;
-        match named.or(is_stream.then_some(OutputFormat::JsonLines)) {
+        let is_plain = destination != Destination::File || self.output.extension().is_none();
+        match named.or(is_plain.then_some(OutputFormat::JsonLines)) {
             Some(format) => Ok(format),
             None => {
                 let problem = format!(
-                    "--output `{}` has none of the extensions .jsonl, .csv, .tsv and .parquet: pass \
+                    "--output `{}` has another extension than .jsonl, .csv, .tsv and .parquet: pass \
                      --output-format",
                     self.output.display()
                 );
