@@ -147,7 +147,7 @@ fn numbers_have_no_probabilities() {
     let table = Table::read(here.path("preds.csv"), &ReadOptions::default()).unwrap();
     assert_eq!(table.column_names().collect::<Vec<_>>(), ["label"]);
     let labels = table.column("label").unwrap();
-    for (row, label) in lines(&here.read("preds.jsonl")).iter().zip(labels) {
+    for (row, label) in lines(&here.read("preds.jsonl")).iter().zip(&labels) {
         assert_eq!(row["label"].as_f64().unwrap(), number(label));
         assert_eq!(row["label"], row["logits"][0]);
     }

@@ -193,8 +193,14 @@ impl DataArguments {
         inputs
     }
 
-    /// Loads the model and reads the examples, without targets if `labelled` is false.
-    pub(crate) fn open(&self, labelled: bool, global: &Global) -> Result<Opened> {
+    /// Loads the model and reads the examples, without targets if `labelled` is false. Of the data
+    /// also the `columns` that the task does not read are kept.
+    pub(crate) fn open(
+        &self,
+        labelled: bool,
+        columns: &[String],
+        global: &Global,
+    ) -> Result<Opened> {
         let located = self.model.locate()?;
         let file = located.adapter.as_ref();
         let config = ModelConfig::open(&located.model)?;
@@ -205,11 +211,14 @@ impl DataArguments {
             return Err(UsageError::Other(problem.to_owned()).into());
         }
         let rows = self.max_rows.map(|rows| rows as usize);
-        let reading = epiphyte::data::ReadOptions {
+        let mut reading = epiphyte::data::ReadOptions {
             format: self.task.format,
             limit: rows.filter(|_| !labelled),
             ..spec.reading()?
         };
+        if let Some(read) = &mut reading.columns {
+            read.extend_from_slice(columns);
+        }
         let mut table = Table::read(&self.data, &reading)?;
         if let Some(rows) = rows {
             table = table.sample(rows, 0);

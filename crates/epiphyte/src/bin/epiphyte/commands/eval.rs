@@ -68,7 +68,7 @@ struct Class<'a> {
 const LARGEST_PRINTED: usize = 12;
 
 pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
-    let opened = arguments.data.open(true, global)?;
+    let opened = arguments.data.open(true, &[], global)?;
     let evaluation = opened.loaded_adapter.evaluation(&opened.batches);
     let mut progress = Progress::new(global);
     let spec = &opened.loaded_adapter.task_model.spec;

@@ -57,7 +57,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let inputs = arguments.data.inputs(&model);
     let destination = outputs::check_file(output, &inputs, arguments.overwrite)?;
     let format = arguments.format(destination)?;
-    let opened = arguments.data.open(false, global)?;
+    let opened = arguments.data.open(false, &arguments.columns, global)?;
     for column in &arguments.columns {
         opened.table.column(column)?;
     }
@@ -121,7 +121,7 @@ fn predictions(
         let is_taken = predicted.iter().any(|(taken, _)| taken == name);
         let prefix = if is_taken { "data_" } else { "" };
         let values = data.column(name)?;
-        columns.push((format!("{prefix}{name}"), values.to_vec()));
+        columns.push((format!("{prefix}{name}"), values));
     }
     columns.extend(predicted);
     Ok(columns)
