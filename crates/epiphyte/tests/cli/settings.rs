@@ -210,7 +210,7 @@ fn flags_that_do_not_fit_are_refused() {
         ),
         (
             "--packing",
-            "`packing`: packing joins the texts of a language model",
+            "`--packing`: packing joins the texts of a language model",
         ),
         ("--alpha -3", "`lora_alpha`: it is -3"),
         ("--activation-cache-budget 0", "pass --activation-cache off"),

@@ -48,7 +48,11 @@ pub fn resolved_settings(
     let values = object(run);
     let defaults = object(&RunConfig::default());
     let computed = computed(run, spec, plan);
-    let applies = |flag: &&Flag| flag.key != "label_column" || !run.task.predicts_text();
+    let applies = |flag: &&Flag| match flag.key {
+        "label_column" => !run.task.predicts_text(),
+        "packing" => run.task.predicts_text(),
+        _ => true,
+    };
     let own = RunConfig::FLAGS.iter().filter(applies);
     let own = own.filter_map(|flag| {
         let value = [values.get(flag.key), computed.get(flag.key)];
@@ -82,6 +86,7 @@ fn computed(run: &RunConfig, spec: &TaskSpec, plan: Plan) -> Map<String, Value> 
     let values = json!({
         "label_column": (!spec.task.predicts_text()).then(|| spec.columns.label()),
         "max_length": spec.max_length,
+        "learning_rate": run.peak_learning_rate(),
         "eval_batch_size": run.batch_size,
         "warmup_steps": warmup,
         "eval_steps": evaluates.then_some(plan.per_epoch),

@@ -212,13 +212,6 @@ impl RunConfig {
             key: key.to_owned(),
             problem,
         };
-        if self.packing && !self.task.predicts_text() {
-            let problem = format!(
-                "packing joins the texts of a language model, but the task is {}: leave it out",
-                self.task
-            );
-            return Err(unused("packing", problem));
-        }
         // A finished adapter may have such a value, which subtracts what was learned.
         let alpha = self.method_settings.get("lora_alpha");
         if let Some(alpha) = alpha.and_then(Value::as_f64).filter(|alpha| *alpha <= 0.0) {
@@ -474,11 +467,6 @@ mod tests {
     fn settings_that_would_do_nothing_are_refused() {
         let run = json!({ "model": "m", "output": "o", "train_data": "t" });
         for (key, value, message) in [
-            (
-                "packing",
-                json!(true),
-                "the task is sequence-classification",
-            ),
             ("eval_steps", json!(5), "`eval_steps` needs evaluations"),
             (
                 "max_eval_rows",

@@ -10,13 +10,14 @@ use epiphyte::train::display::shell_command;
 use epiphyte::train::{Report, RunConfig, RunOptions, dry_run, train_several};
 
 use crate::commands::dry;
+use crate::failure::UsageError;
 use crate::global::Global;
 use crate::hub;
 use crate::interrupt::{INTERRUPTED, on_signals};
 use crate::output::{self, Align};
 use crate::outputs::{self, Input};
 use crate::progress::Progress;
-use crate::settings::{self, GivenFlags};
+use crate::settings::{self, GivenFlags, GivenRun};
 
 pub(crate) const EXAMPLES: &str = "\
 Examples:
@@ -81,6 +82,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let given = settings::run_configs(arguments.config.as_deref(), &arguments.settings)?;
     let runs: Vec<RunConfig> = given.iter().map(|run| run.config.clone()).collect();
     runs.iter().try_for_each(RunConfig::check)?;
+    given.iter().try_for_each(check_packing)?;
     let model = runs.first().map(|run| hub::resolve(&run.model));
     let model = model.transpose()?;
     check_outputs(&runs, model.as_deref())?;
@@ -117,6 +119,23 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         shell_command(&command)
     ));
     Ok(ExitCode::from(INTERRUPTED))
+}
+
+/// Refuses packing where it was asked for and there is nothing to pack; it is the default of
+/// language models, and means nothing to other tasks.
+fn check_packing(given: &GivenRun) -> Result<()> {
+    let GivenRun { config, places } = given;
+    match places.get("packing") {
+        Some(place) if config.packing && !config.task.predicts_text() => Err(UsageError::Value {
+            place: place.clone(),
+            problem: format!(
+                "packing joins the texts of a language model, but the task is {}: leave it out",
+                config.task
+            ),
+        }
+        .into()),
+        _ => Ok(()),
+    }
 }
 
 /// Checks that each run writes to a directory of its own, and that none holds what a run reads.
