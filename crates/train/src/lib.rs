@@ -56,6 +56,7 @@ pub mod training {
     pub(crate) mod trainer;
 }
 
+mod classifier;
 pub mod display;
 mod dry_run;
 pub mod error;
@@ -68,6 +69,7 @@ mod run;
 mod run_directory;
 pub mod tasks;
 
+pub use classifier::{Classifier, Prediction};
 pub use dry_run::{DataSummary, DryRun, LengthRange, dry_run};
 pub use error::TrainError;
 pub use generate::{Generation, generate};
