@@ -1,6 +1,7 @@
 """Where a training step's processor time goes: a table of operations, their share, and the rate that each reaches.
 
-    python profile_step.py --rust target/release/xtask --dtype f32 --out profile.md
+    cargo build --profile profiling -p xtask
+    python profile_step.py --rust target/profiling/xtask --dtype f32 --out profile.md
 
 Samples the benchmark's BERT-base LoRA step (16x128 tokens) with `perf record` (Debian: linux-perf), sorts each sample by
 the functions on its stack, and leaves out what happens once: drawing random weights and putting them in order. Rates

@@ -12,10 +12,12 @@
 //! | [`mod@train`] | training, evaluation, prediction, generation, merging |
 //! | [`io`] | files that are replaced atomically, safetensors files |
 //!
-//! [`train::train`] is a whole run, from a configuration to a saved adapter;
-//! [`train::open_adapter`] loads one. Types of two lower crates appear in some signatures
-//! (`ops::Precision`, `ops::Sequences`); everything else in `ops` and `kernels` may change without
-//! notice.
+//! [`train::train`] is a whole run, from a configuration to a saved adapter, and what happens
+//! during it goes to a [`train::Observer`]. [`Classifier`] opens a base with an adapter and
+//! classifies strings; [`train::open_adapter`] serves every task. A model is a directory or a name
+//! on the hub. The programs in `examples/` show each of these. Types of two lower crates appear in
+//! some signatures (`ops::Precision`, `ops::Sequences`); everything else in `ops` and `kernels` may
+//! change without notice.
 //!
 //! # Example
 //!
@@ -44,7 +46,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-pub use burn::tensor::Device;
+pub use burn::tensor::{Device, Tensor};
 
 pub use epiphyte_data as data;
 pub use epiphyte_hub as hub;
@@ -56,3 +58,9 @@ pub use epiphyte_models as models;
 #[doc(hidden)]
 pub use epiphyte_ops as ops;
 pub use epiphyte_train as train;
+pub use epiphyte_train::{Classifier, Prediction};
+
+/// The example of the crate's README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

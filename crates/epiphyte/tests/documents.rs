@@ -5,8 +5,11 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use epiphyte::methods::METHODS;
-use epiphyte::models::families::FAMILIES;
+use epiphyte::Device;
+use epiphyte::methods::{AdapterModule, Definition, METHODS, MethodError};
+use epiphyte::models::families::{FAMILIES, Family};
+use epiphyte::models::{HeadKind, ModelConfig, random_model};
+use epiphyte::ops::Precision;
 use epiphyte::train::TASKS;
 
 fn methods() -> String {
@@ -21,6 +24,65 @@ fn methods() -> String {
         .unwrap();
     }
     table
+}
+
+/// Which methods work on which families: each method's examples, built over a small model.
+fn combinations() -> String {
+    let types = FAMILIES.iter().map(|family| family.model_types[0]);
+    let types: Vec<String> = types.map(|it| format!(" `{it}` |")).collect();
+    let dashes = " --- |".repeat(types.len());
+    let mut table = format!("| `--method` |{}\n| --- |{dashes}\n", types.concat());
+    for method in METHODS {
+        let cells = FAMILIES.iter().map(|family| works(method, family));
+        let cells: Vec<String> = cells.map(|cell| format!(" {cell} |")).collect();
+        writeln!(table, "| `{}` |{}", method.name, cells.concat()).unwrap();
+    }
+    table
+}
+
+/// With which heads of a family a method works: `yes` with each, else the names of those.
+fn works(method: &Definition, family: &Family) -> String {
+    let heads = [
+        ("classes", HeadKind::Classification { labels: 2 }),
+        ("text", HeadKind::LanguageModel),
+    ];
+    let config = (family.examples)().remove(0);
+    let config = ModelConfig::parse(Path::new("config.json"), config.to_string().as_bytes());
+    let (config, device) = (config.unwrap(), Device::flex());
+    let heads = heads.into_iter();
+    let heads = heads.filter(|(_, head)| config.family().class_name(*head).is_some());
+    let (working, others): (Vec<_>, Vec<_>) = heads.partition(|(_, head)| {
+        let model = random_model(&config, *head, &device, Precision::F32, 0).unwrap();
+        (method.examples)().iter().any(|settings| {
+            let settings = settings.as_object().unwrap().clone();
+            let settings = method.configure(settings).unwrap();
+            match AdapterModule::new(settings, model.base(), &device, 0) {
+                Ok(_) => true,
+                Err(MethodError::NotApplicable { .. }) => false,
+                Err(error) => panic!("{} on {}: {error}", method.name, family.name),
+            }
+        })
+    });
+    match (&working[..], &others[..]) {
+        (_, []) => "yes".to_owned(),
+        (working, _) => {
+            let names: Vec<&str> = working.iter().map(|(name, _)| *name).collect();
+            names.join(", ")
+        }
+    }
+}
+
+/// The library's example stands in two documents; that of the crate is compiled with its
+/// documentation.
+#[test]
+fn the_library_example_of_both_readmes_is_the_same() {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let [project, library] = ["../../README.md", "README.md"].map(|path| {
+        let text = std::fs::read_to_string(here.join(path)).unwrap();
+        let (_, example) = text.split_once("```rust,no_run\n").expect("an example");
+        example.split_once("```").expect("its end").0.to_owned()
+    });
+    assert_eq!(project, library);
 }
 
 fn families() -> String {
@@ -51,6 +113,7 @@ fn the_tables_of_the_readme_are_those_of_the_registries() {
     let mut expected = text.clone();
     for (name, table) in [
         ("methods", methods()),
+        ("combinations", combinations()),
         ("families", families()),
         ("tasks", tasks()),
     ] {

@@ -60,6 +60,34 @@ fn every_method_learns_and_leaves_its_files() {
         }
     }
     the_saved_configuration_trains(dir.path());
+    the_commands_of_the_readme_run(dir.path());
+}
+
+/// README.md's first commands, as they stand there, after the quickstart.
+fn the_commands_of_the_readme_run(dir: &Path) {
+    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../README.md");
+    let readme = std::fs::read_to_string(readme).unwrap();
+    let (_, block) = readme.split_once("<!-- commands -->\n\n```sh\n").unwrap();
+    let (block, _) = block.split_once("```\n\n<!-- /commands -->").unwrap();
+    let commands = block.replace("\\\n", " ");
+    let mut outputs = Vec::new();
+    for command in commands.lines() {
+        let arguments = command.strip_prefix("epiphyte ").unwrap();
+        let output = Command::new(env!("CARGO_BIN_EXE_epiphyte"))
+            .current_dir(dir)
+            .args(arguments.split_whitespace())
+            .arg("--json")
+            .output()
+            .unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{command}\n{errors}");
+        outputs.push(serde_json::from_slice::<Value>(&output.stdout).unwrap());
+    }
+    let accuracy = outputs[1]["accuracy"].as_f64().unwrap();
+    assert!(accuracy > 0.9, "{accuracy}");
+    let predictions = std::fs::read_to_string(dir.join("predictions.jsonl")).unwrap();
+    assert_eq!(predictions.lines().count(), 48);
+    assert!(dir.join("messages-merged/model.safetensors").is_file());
 }
 
 /// What the quickstart leaves is what `epiphyte train` reads.

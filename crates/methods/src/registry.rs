@@ -108,7 +108,9 @@ pub struct Definition {
 }
 
 impl Definition {
-    const fn of<C: MethodConfig>() -> Self {
+    /// The method of this configuration. [`METHODS`] lists those that this crate has; a method of
+    /// another crate needs no place in it to train and to act.
+    pub const fn of<C: MethodConfig>() -> Self {
         Self {
             name: C::NAME,
             peft_type: C::PEFT_TYPE,
@@ -222,7 +224,7 @@ pub trait AnyConfig: std::fmt::Debug + Send + Sync {
 
 impl<C: MethodConfig> AnyConfig for C {
     fn definition(&self) -> &'static Definition {
-        by_name(C::NAME).expect("a configuration is made by its definition")
+        const { &Definition::of::<C>() }
     }
 
     fn starts_as_identity(&self) -> bool {

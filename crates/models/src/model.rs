@@ -183,11 +183,25 @@ impl Model {
     /// Logits of every sequence, `[sequences, labels]`, of a model with a classification head; of
     /// its last token, `[sequences, vocabulary]`, of a language model.
     pub fn logits(&self, tokens: &Tokens<'_>, adapter: &dyn Adapter) -> Tensor<2> {
-        let batch = AdapterBatch::single(adapter, tokens);
-        let hidden = self.embed(&batch.entries()[0]);
-        let selected = self.head_rows(tokens, &self.final_rows(&hidden));
-        let read = self.run(0..self.layers(), hidden, Some(&selected), &batch);
-        self.head_logits(self.finish(read, &batch), &batch)
+        self.batch_logits(&AdapterBatch::single(adapter, tokens))
+    }
+
+    /// As [`Model::logits`], of the sequences of several adapters in one forward pass, in the order
+    /// of the adapters. Each adapter gets what it would get alone.
+    pub fn batch_logits(&self, batch: &AdapterBatch<'_>) -> Tensor<2> {
+        let (mut embedded, mut selected, mut start) = (Vec::new(), Vec::new(), 0);
+        for (number, entry) in batch.entries().iter().enumerate() {
+            let hidden = self.embed(entry).owned_by(number);
+            let rows = self.final_rows(&hidden);
+            let read = self.head_rows(entry.tokens, &rows);
+            selected.extend(read.into_iter().map(|row| start + row));
+            start += rows.tokens();
+            embedded.push(hidden);
+        }
+        let hidden = Hidden::concat(&embedded);
+        drop(embedded);
+        let read = self.run(0..self.layers(), hidden, Some(&selected), batch);
+        self.head_logits(self.finish(read, batch), batch)
     }
 
     /// The sequences of the last layer's states: a decoder's where there is one.

@@ -126,6 +126,9 @@ pub enum TrainError {
         /// What is wrong with them.
         source: epiphyte_data::DataError,
     },
+    /// The base model was not found.
+    #[error(transparent)]
+    Hub(#[from] epiphyte_hub::HubError),
     /// Data cannot be used.
     #[error(transparent)]
     Data(#[from] epiphyte_data::DataError),
@@ -333,6 +336,26 @@ pub enum TrainError {
     NotFinite {
         /// The logits, the loss or the tensor.
         what: String,
+    },
+    /// A classifier of a model that has no classes.
+    #[error(
+        "the model's task is {task}, which has no classes: open an adapter for sequence classification"
+    )]
+    NoClasses {
+        /// The task.
+        task: crate::TaskKind,
+    },
+    /// A classifier of a model whose head is not trained.
+    #[error("the base has no head for {task}: open an adapter with it, or train one")]
+    NoHead {
+        /// The task.
+        task: crate::TaskKind,
+    },
+    /// A text without tokens.
+    #[error("text {number} of those to classify has no token: leave it out")]
+    EmptyText {
+        /// Its number, from 1.
+        number: usize,
     },
     /// The model cannot generate.
     #[error("this model has no language-model head, so it cannot generate")]

@@ -54,6 +54,7 @@ pub mod training {
     pub(crate) mod trainer;
 }
 
+mod classifier;
 pub mod display;
 pub mod error;
 mod generate;
@@ -65,6 +66,7 @@ mod run;
 mod run_directory;
 pub mod tasks;
 
+pub use classifier::{Classifier, Prediction};
 pub use error::TrainError;
 pub use generate::{Generation, generate};
 pub use interrupt::Interrupt;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use epiphyte_data::{Batches, Day, Order, ReadOptions, Table};
+use epiphyte_hub::Hub;
 use epiphyte_methods::file::{self, AdapterFile, AdapterMetadata, Provenance};
 use epiphyte_methods::{AdapterModule, ParameterCounts, StoredValues, by_name};
 use epiphyte_models::{LoadOptions, Loaded, ModelConfig};
@@ -33,7 +34,8 @@ pub struct RunOptions {
     pub overwrite: bool,
     /// The command, for the model card.
     pub command: Vec<String>,
-    /// Where the base model lies, if the runs' `model` is its name.
+    /// Where the base model lies, if it has been found already; else the runs' `model`, a directory
+    /// or a name on the hub, is resolved.
     pub model_dir: Option<PathBuf>,
     /// Where tensors live; if not said, Burn's default device: a GPU in a build with a GPU backend.
     pub device: Device,
@@ -184,7 +186,10 @@ impl<'a> Prepared<'a> {
         beside: Option<&Loaded>,
     ) -> Result<(Self, AdapterModule), TrainError> {
         let mut config = by_name(&run.method)?.configure(run.method_settings.clone())?;
-        let model_dir = options.model_dir.as_deref().unwrap_or(&run.model);
+        let model_dir = &match &options.model_dir {
+            Some(directory) => directory.clone(),
+            None => Hub::from_env().resolve(&run.model)?,
+        };
         let reading = run.reading()?;
         let table = Table::read(&run.train_data, &reading)?;
         let (mut spec, new_head) = run.task_spec(&table, model_dir)?;

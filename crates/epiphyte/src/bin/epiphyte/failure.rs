@@ -125,8 +125,16 @@ fn data(error: &anyhow::Error) -> Option<&DataError> {
     }
 }
 
+/// The error as one of finding the model, if it is one.
+fn hub(error: &anyhow::Error) -> Option<&HubError> {
+    match error.downcast_ref() {
+        Some(TrainError::Hub(error)) => Some(error),
+        _ => error.downcast_ref(),
+    }
+}
+
 fn hint(error: &anyhow::Error, resumable: bool) -> Option<String> {
-    if let Some(error) = error.downcast_ref::<HubError>() {
+    if let Some(error) = hub(error) {
         return Some(error.hint());
     }
     if let Some(MethodError::Unmatched {

@@ -53,7 +53,7 @@ macro_rules! asset {
 }
 
 /// Embedded files and their paths in the output directory.
-const ASSETS: [(&str, &[u8]); 7] = [
+const ASSETS: [(&str, &[u8]); 9] = [
     asset!("base/config.json"),
     asset!("base/generation_config.json"),
     asset!("base/model.safetensors"),
@@ -61,6 +61,8 @@ const ASSETS: [(&str, &[u8]); 7] = [
     asset!("base/tokenizer_config.json"),
     asset!("train.jsonl"),
     asset!("eval.jsonl"),
+    asset!("messages-train.csv"),
+    asset!("messages-dev.csv"),
 ];
 
 /// Methods and the settings of their configuration files, in addition to the common ones.
