@@ -25,6 +25,24 @@ fn labels(here: &Workplace, adapter: &str) -> Value {
     here.record(adapter)["task"]["labels"].clone()
 }
 
+/// Rewrites the weights of a model; a tensor of which `change` gives none is left out.
+fn rewrite(
+    here: &Workplace,
+    model: &str,
+    change: impl Fn(&str, Vec<usize>, Vec<f32>) -> Option<(Vec<usize>, Vec<f32>)>,
+) {
+    let file = here.path(&format!("{model}/model.safetensors"));
+    let checkpoint = Checkpoint::open_file(&file).unwrap();
+    let changed = checkpoint.names().filter_map(|name| {
+        let tensor = checkpoint.tensor(name)?;
+        let (shape, values) = change(name, tensor.shape.to_vec(), tensor.to_f32()?)?;
+        Some((name.to_owned(), shape, || values))
+    });
+    let changed: Vec<_> = changed.collect();
+    drop(checkpoint);
+    write_f32(&file, changed).unwrap();
+}
+
 /// Rewrites the labels of `dev.jsonl` into `name`.
 fn relabel(here: &Workplace, name: &str, label: impl Fn(&str) -> Value) {
     let rows: Vec<String> = here
@@ -170,19 +188,9 @@ fn a_base_for_several_classes_a_text_is_refused_and_noted() {
 #[test]
 fn a_pooler_that_the_base_lacks_travels_with_the_adapter() {
     let here = Workplace::new();
-    let file = here.path("bert/model.safetensors");
-    let checkpoint = Checkpoint::open_file(&file).unwrap();
-    let kept: Vec<_> = checkpoint
-        .names()
-        .filter(|name| !name.contains("pooler"))
-        .map(|name| {
-            let tensor = checkpoint.tensor(name).unwrap();
-            let values = tensor.to_f32().unwrap();
-            (name.to_owned(), tensor.shape.to_vec(), || values)
-        })
-        .collect();
-    drop(checkpoint);
-    write_f32(&file, kept).unwrap();
+    rewrite(&here, "bert", |name, shape, values| {
+        (!name.contains("pooler")).then_some((shape, values))
+    });
     let output = here.run(&format!(
         "{CLASSIFY} --epochs 8 --seed 3 --output adapter --json"
     ));
@@ -201,6 +209,25 @@ fn a_pooler_that_the_base_lacks_travels_with_the_adapter() {
     here.succeed("merge --model bert --adapter adapter --output merged");
     let merged = here.json("eval --model merged --text-columns text --data dev.jsonl");
     assert_eq!(merged["accuracy"], scores["accuracy"]);
+}
+
+#[test]
+fn a_head_of_another_kind_is_replaced() {
+    let here = Workplace::new();
+    rewrite(&here, "bert-head", |name, shape, values| {
+        Some(match name {
+            "classifier.weight" => (vec![4, 8], values),
+            _ => (shape, values),
+        })
+    });
+    let train = CLASSIFY.replace("--model bert ", "--model bert-head ");
+    let output = here.run(&format!("{train} --max-steps 1 --output adapter"));
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{errors}");
+    assert!(
+        errors.contains("`classifier.weight` start from the seed"),
+        "{errors}"
+    );
 }
 
 #[test]

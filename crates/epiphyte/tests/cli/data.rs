@@ -95,7 +95,7 @@ fn each_prediction_belongs_to_a_line() {
     ] {
         here.write(name, content);
         here.succeed(&format!(
-            "predict --model bert --adapter adapter --data {name} --output out.jsonl"
+            "predict --model bert --adapter adapter --data {name} --output out.jsonl --overwrite"
         ));
         assert_eq!(here.read("out.jsonl").lines().count(), rows, "{name}");
     }

@@ -36,15 +36,19 @@ impl BaseClasses {
     /// Reads them from a model's directory, whose `config.json` has been read.
     ///
     /// # Errors
-    /// If the checkpoint cannot be opened, or its head has no shape of a head.
+    /// If the checkpoint cannot be opened.
     pub fn open(model: &Path, config: &ModelConfig) -> Result<Self, ModelError> {
-        let outputs = match config.is_for_another_task() {
-            true => None,
-            false => head_outputs(&Checkpoint::open(model)?, config)?,
+        let of_checkpoint = match config.is_for_another_task() {
+            true => Ok(None),
+            false => head_outputs(&Checkpoint::open(model)?, config),
         };
         Ok(Self {
             labels: config.facts().labels.clone(),
-            outputs,
+            outputs: match of_checkpoint {
+                // Another kind of head, which is replaced.
+                Err(ModelError::HeadShape { .. }) => None,
+                outputs => outputs?,
+            },
         })
     }
 

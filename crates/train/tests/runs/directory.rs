@@ -397,6 +397,7 @@ fn a_run_that_differs_is_not_continued_and_what_differs_is_named() {
         (
             RunConfig {
                 eval_data: None,
+                eval_steps: None,
                 ..data("renamed", text.replace("\"good\"", "\"worse\""))
             },
             "the classes were bad, good and are bad, worse",
@@ -584,6 +585,7 @@ fn parameters_that_are_not_finite_are_never_saved() {
         weight_decay: 0.0,
         max_grad_norm: 0.0,
         eval_data: None,
+        eval_steps: None,
         save_steps: Some(1),
         save_total_limit: 100,
         ..lora(&world, "rising")

@@ -198,6 +198,7 @@ fn pairs_need_a_model_with_segments() {
         model: model.clone(),
         train_data: data.clone(),
         eval_data: None,
+        eval_steps: None,
         text_columns: columns.iter().map(|&column| column.to_owned()).collect(),
         max_steps: Some(1),
         ..world.run(name, "lora", &json!({ "r": 2 }))

@@ -170,6 +170,7 @@ impl World {
             task,
             train_data: self.path("all.jsonl"),
             eval_data: None,
+            eval_steps: None,
             max_steps: Some(4),
             // Methods take up to 20 of a model's 32 positions.
             max_length: Some(12),

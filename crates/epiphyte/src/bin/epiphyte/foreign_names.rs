@@ -102,8 +102,6 @@ const NAMES: &[(&[&str], &str)] = &[
     (&["num_warmup_steps"], "warmup_steps"),
     (&["warmup_proportion", "warmup_fraction"], "warmup_ratio"),
     (&["wd"], "weight_decay"),
-    (&["beta1"], "adam_beta1"),
-    (&["beta2"], "adam_beta2"),
     (&["eps", "epsilon", "adam_eps"], "adam_epsilon"),
     (
         &[
