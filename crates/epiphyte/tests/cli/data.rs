@@ -102,7 +102,7 @@ fn each_prediction_belongs_to_a_line() {
     here.write("short.jsonl", "{\"text\": \"good\"}\n{}\n");
     let errors = here.fail(
         1,
-        "predict --model bert --adapter adapter --data short.jsonl --output out.jsonl",
+        "predict --model bert --adapter adapter --data short.jsonl --output short-out.jsonl",
     );
     assert!(
         errors.contains("`short.jsonl`, row 2, column `text`"),

@@ -182,7 +182,7 @@ const NAMES: &[(&[&str], &str)] = &[
     ),
     (
         &["bottleneck_dim", "bottleneck_dimension", "adapter_size"],
-        "bottleneck_size",
+        "bottleneck_dim",
     ),
 ];
 
