@@ -181,7 +181,7 @@ const NAMES: &[(&[&str], &str)] = &[
         "num_virtual_tokens",
     ),
     (
-        &["bottleneck_dim", "bottleneck_dimension", "adapter_size"],
+        &["bottleneck_size", "bottleneck_dimension", "adapter_size"],
         "bottleneck_dim",
     ),
 ];
