@@ -194,7 +194,7 @@ impl Columns {
     }
 
     /// The columns of documents as a table has them, if none is configured: those of the one layout
-    /// in [`LAYOUTS`] that is there. A layout other than plain text is said in the log.
+    /// that is there. A layout other than plain text is said in the log.
     ///
     /// # Errors
     /// [`DataError::Columns`] if the table has the columns of several layouts.

@@ -6,6 +6,8 @@
 //!
 //! `peft_adapter/make.py` trained it, and printed the logits that this program compares with.
 
+#![expect(clippy::print_stdout, reason = "an example shows what it did")]
+
 use std::path::Path;
 
 use epiphyte::Classifier;

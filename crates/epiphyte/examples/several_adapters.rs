@@ -4,6 +4,8 @@
 //! cargo run --release --example several_adapters
 //! ```
 
+#![expect(clippy::print_stdout, reason = "an example shows what it did")]
+
 use std::path::Path;
 
 use epiphyte::Device;

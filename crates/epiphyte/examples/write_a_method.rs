@@ -7,6 +7,8 @@
 //! The method here is as small as one can be: a vector that is added to what chosen linear layers
 //! compute, `y = x Wᵀ + b + s`. CONTRIBUTING.md says which hook serves which kind of method.
 
+#![expect(clippy::print_stdout, reason = "an example shows what it did")]
+
 use std::path::Path;
 
 use epiphyte::methods::framework::method::KeyStyle;

@@ -17,10 +17,13 @@ const WORDS: usize = 4096;
 /// Longer words are not worth keeping.
 const WORD_BYTES: usize = 32;
 
+/// The ids of words.
+type Table = HashMap<Box<str>, Box<[u32]>>;
+
 /// The words of a tokenizer, and what its post-processor puts around texts.
 #[derive(Debug)]
 pub(super) struct Words {
-    tables: Vec<Mutex<HashMap<Box<str>, Box<[u32]>>>>,
+    tables: Vec<Mutex<Table>>,
     hasher: RandomState,
     single: Frame,
     pair: Frame,

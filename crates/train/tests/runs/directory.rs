@@ -495,7 +495,8 @@ fn a_damaged_checkpoint_is_passed_over_for_an_earlier_one() {
     let world = World::new();
     let straight = lora(&world, "straight");
     start(&straight, &new()).unwrap();
-    let damages: [(&str, fn(Vec<u8>) -> Vec<u8>); 5] = [
+    type Damage = fn(Vec<u8>) -> Vec<u8>;
+    let damages: [(&str, Damage); 5] = [
         ("trainer_state.json", |_| Vec::new()),
         ("trainer_state.json", |text| {
             let text = String::from_utf8(text).unwrap();
