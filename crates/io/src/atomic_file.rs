@@ -119,9 +119,9 @@ pub fn write(path: &Path, contents: &[u8]) -> Result<(), FileError> {
 /// Writes the file that a user named as an output: what the path leads to is written, never the
 /// name alone.
 ///
-/// A regular file is replaced as by [`write()`]; where the path is a link, the file that it leads to
-/// is replaced and the link stays. Pipes and character devices such as `/dev/null` are written to
-/// as they are.
+/// A regular file is replaced as by [`write()`]; where the path is a link, the file that it leads
+/// to is replaced and the link stays. Pipes and character devices such as `/dev/null` are written
+/// to as they are.
 ///
 /// # Errors
 /// [`FileError`], naming `path`; also if it is a directory, a disk or a socket.
