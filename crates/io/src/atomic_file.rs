@@ -124,8 +124,9 @@ pub fn write(path: &Path, contents: &[u8]) -> Result<(), FileError> {
 /// to as they are.
 ///
 /// # Errors
-/// [`FileError`], naming `path`; also if it is a directory, a disk or a socket.
-pub fn write_output(path: &Path, contents: &[u8]) -> Result<(), FileError> {
+/// [`FileError`], naming `path`; also if it is a directory, a disk or a socket, or if a file is
+/// there and `overwrite` is false.
+pub fn write_output(path: &Path, contents: &[u8], overwrite: bool) -> Result<(), FileError> {
     let attempt = || match output_kind(path)? {
         OutputKind::File => Ok(Some(resolve(path)?)),
         OutputKind::Stream => {
@@ -134,9 +135,32 @@ pub fn write_output(path: &Path, contents: &[u8]) -> Result<(), FileError> {
         }
     };
     match attempt().map_err(FileError::at("write", path))? {
-        Some(file) => write(&file, contents),
+        Some(file) => put_output(&file, contents, overwrite).map_err(FileError::at("write", path)),
         None => Ok(()),
     }
+}
+
+/// Writes a regular file whole, under a temporary name of its own, so that several processes may do
+/// so at once.
+fn put_output(path: &Path, contents: &[u8], overwrite: bool) -> io::Result<()> {
+    let directory = path.parent().filter(|it| !it.as_os_str().is_empty());
+    let directory = directory.unwrap_or(Path::new("."));
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(TEMPORARY);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(fs::Permissions::from_mode(0o666));
+    }
+    let mut file = builder.tempfile_in(directory)?;
+    file.write_all(contents)?;
+    file.as_file().sync_all()?;
+    match overwrite {
+        true => file.persist(path),
+        false => file.persist_noclobber(path),
+    }
+    .map_err(|error| error.error)?;
+    sync_directory(directory)
 }
 
 /// How an output is written.
@@ -289,8 +313,10 @@ mod tests {
         symlink("file", at("link")).unwrap();
         symlink("absent", at("dangling")).unwrap();
 
-        write_output(&at("link"), b"new").unwrap();
-        write_output(&at("dangling"), b"made").unwrap();
+        let error = write_output(&at("link"), b"new", false).unwrap_err();
+        assert!(error.to_string().contains("link"), "{error}");
+        write_output(&at("link"), b"new", true).unwrap();
+        write_output(&at("dangling"), b"made", false).unwrap();
         assert!(at("link").is_symlink() && at("dangling").is_symlink());
         assert_eq!(fs::read(at("file")).unwrap(), b"new");
         assert_eq!(fs::read(at("absent")).unwrap(), b"made");
@@ -310,10 +336,10 @@ mod tests {
         use std::os::unix::fs::FileTypeExt;
         let null = Path::new("/dev/null");
         assert_eq!(output_kind(null).unwrap(), OutputKind::Stream);
-        write_output(null, b"gone").unwrap();
+        write_output(null, b"gone", false).unwrap();
         assert!(fs::metadata(null).unwrap().file_type().is_char_device());
         let dir = tempfile::tempdir().unwrap();
-        assert!(write_output(dir.path(), b"").is_err());
+        assert!(write_output(dir.path(), b"", true).is_err());
         assert!(dir.path().is_dir());
     }
 

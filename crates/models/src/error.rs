@@ -225,6 +225,19 @@ pub enum ModelError {
         hidden_size: usize,
     },
 
+    /// No tensor has the hidden size of the configuration.
+    #[error(
+        "`{}`: config.json gives a hidden size of {hidden_size}, but no tensor here has that many rows or \
+         columns: config.json and weights belong to different models",
+        path.display()
+    )]
+    HiddenSize {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The hidden size.
+        hidden_size: usize,
+    },
+
     /// A sequence is longer than the model's positions.
     #[error(
         "a sequence of {length} tokens exceeds the model's limit of {limit} (max_position_embeddings): \

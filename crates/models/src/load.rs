@@ -83,6 +83,21 @@ impl Loaded {
     }
 }
 
+/// Checks that a tensor of the checkpoint has the hidden size, before anything of that size is made.
+fn check_hidden_size(checkpoint: &Checkpoint, config: &ModelConfig) -> Result<(), ModelError> {
+    let hidden_size = config.facts().hidden_size;
+    let mut tensors = checkpoint
+        .names()
+        .filter_map(|name| checkpoint.tensor(name));
+    match tensors.any(|tensor| tensor.shape.contains(&hidden_size)) {
+        true => Ok(()),
+        false => Err(ModelError::HiddenSize {
+            path: checkpoint.path().to_owned(),
+            hidden_size,
+        }),
+    }
+}
+
 /// Reads a model, taking from `shared` what that has already.
 fn read(
     dir: &Path,
@@ -98,6 +113,7 @@ fn read(
     }
     let family = config.family();
     let checkpoint = Arc::new(Checkpoint::open(dir)?);
+    check_hidden_size(&checkpoint, &config)?;
     let rules = family.key_rules(head);
     let mut source = FromCheckpoint {
         checkpoint: checkpoint.clone(),

@@ -180,9 +180,9 @@ pub enum TrainError {
         /// The directory.
         path: PathBuf,
     },
-    /// Another process trains in the output directory.
+    /// Another process writes to the output directory.
     #[error(
-        "another process trains in `{}`: wait for it, or choose another --output",
+        "another process writes to `{}`: wait for it, or choose another --output",
         path.display()
     )]
     OutputInUse {

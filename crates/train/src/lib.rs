@@ -62,6 +62,7 @@ mod dry_run;
 pub mod error;
 mod generate;
 pub mod interrupt;
+mod lock;
 pub mod memory;
 mod merge;
 pub mod observer;

@@ -430,12 +430,12 @@ fn write_card(path: &Path, card: &ModelCard) -> Result<(), TrainError> {
     };
     if users {
         tracing::warn!(
-            "`{}` is not a model card of this program and stays as it is",
+            "`{}` is no model card of this program, or was edited: it stays as it is",
             path.display()
         );
         return Ok(());
     }
-    Ok(epiphyte_io::write(path, card.to_string().as_bytes())?)
+    Ok(epiphyte_io::write(path, card.to_file().as_bytes())?)
 }
 
 fn size(path: &Path) -> u64 {

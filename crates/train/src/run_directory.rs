@@ -4,14 +4,15 @@
 //! and so is a link where the run writes a file. What a run replaces, it replaces when all that it
 //! reads is read and checked; until then the directory is as it was.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read};
+use std::fs::{self, File};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use epiphyte_io::FileError;
 use epiphyte_methods::file;
 
 use crate::TrainError;
+use crate::lock::Lock;
 use crate::report::run_log::{EVENTS_DIRECTORY, LOG_FILE};
 use crate::training::checkpoints::Checkpoints;
 
@@ -39,7 +40,7 @@ pub(crate) struct RunDirectory {
     /// Directories that were made for it, the innermost first; they go again if no run begins.
     made: Vec<PathBuf>,
     /// Held until the end.
-    _lock: File,
+    lock: Option<Lock>,
 }
 
 impl RunDirectory {
@@ -54,7 +55,7 @@ impl RunDirectory {
         let claimed = Self {
             path: fs::canonicalize(output).map_err(FileError::at("open", output))?,
             made,
-            _lock: lock,
+            lock: Some(lock),
         };
         Contents::of(output)?.check(output, start)?;
         Ok(claimed)
@@ -73,11 +74,7 @@ impl RunDirectory {
 
 impl Drop for RunDirectory {
     fn drop(&mut self) {
-        // Best effort: what remains is an empty file that the next run takes over. Elsewhere a file
-        // cannot be removed while it is open.
-        if cfg!(unix) {
-            let _ = fs::remove_file(self.path.join(LOCK_FILE));
-        }
+        self.lock.take();
         for directory in &self.made {
             let _ = fs::remove_dir(directory);
         }
@@ -85,8 +82,7 @@ impl Drop for RunDirectory {
 }
 
 /// Makes the directory and locks it; returns which directories were made.
-fn lock(output: &Path) -> Result<(Vec<PathBuf>, File), TrainError> {
-    let path = output.join(LOCK_FILE);
+fn lock(output: &Path) -> Result<(Vec<PathBuf>, Lock), TrainError> {
     loop {
         let missing = output.ancestors().filter(|it| !it.as_os_str().is_empty());
         let made: Vec<PathBuf> = missing
@@ -94,52 +90,12 @@ fn lock(output: &Path) -> Result<(Vec<PathBuf>, File), TrainError> {
             .map(Path::to_owned)
             .collect();
         fs::create_dir_all(output).map_err(FileError::at("create", output))?;
-        let open = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path);
-        let file = match open {
+        match Lock::take(&output.join(LOCK_FILE), output) {
             // Another process gave up and removed the directory that it had made.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && !output.exists() => continue,
-            open => open.map_err(FileError::at("create", &path))?,
-        };
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(TrainError::OutputInUse {
-                    path: output.to_owned(),
-                });
-            }
-            Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
-                tracing::warn!(
-                    "the file system of `{}` has no locks: do not train there with two processes at once",
-                    output.display()
-                );
-            }
-            Err(TryLockError::Error(error)) => {
-                return Err(FileError::new("lock", &path, error).into());
-            }
-        }
-        // The process that held the lock before may have removed the file that we opened.
-        if is_same_file(&file, &path) {
-            return Ok((made, file));
+            Err(TrainError::File(_)) if !output.exists() => {}
+            taken => return Ok((made, taken?)),
         }
     }
-}
-
-#[cfg(unix)]
-fn is_same_file(file: &File, path: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    match (file.metadata(), fs::symlink_metadata(path)) {
-        (Ok(open), Ok(named)) => (open.dev(), open.ino()) == (named.dev(), named.ino()),
-        _ => false,
-    }
-}
-
-#[cfg(not(unix))]
-fn is_same_file(_file: &File, path: &Path) -> bool {
-    path.exists()
 }
 
 /// What an output directory holds.

@@ -1,6 +1,7 @@
 //! Adapter files that were edited or say no task, and merged models' directories.
 
 use std::fs;
+use std::process::Stdio;
 
 use serde_json::{Value, json};
 
@@ -127,6 +128,36 @@ fn a_merge_replaces_nothing_but_a_merged_model() {
     fs::create_dir(here.path("empty")).unwrap();
     here.succeed(&merge.replace("merged", "empty"));
     assert!(!here.path("empty/.epiphyte-tmp-merged").exists());
+}
+
+/// Whoever comes second is refused, whole models are left, and no temporary directory of a killed
+/// merge.
+#[test]
+fn one_merge_writes_a_directory_at_a_time() {
+    let here = classifier();
+    let merge = "merge --model bert --adapter adapter --output merged";
+    fs::create_dir(here.path(".epiphyte-tmp-merged-a1B2c3")).unwrap();
+    for round in 0..6 {
+        let flags = if round == 0 { "" } else { " --overwrite" };
+        let command = format!("{merge}{flags} --json");
+        let mut both = [0, 1].map(|_| {
+            let mut command = here.command(&command);
+            command
+                .stdout(Stdio::null())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap()
+        });
+        let ends = both.each_mut().map(|child| child.wait().unwrap().code());
+        assert!(ends.contains(&Some(0)), "{ends:?}");
+        here.succeed("eval --model merged --text-columns text --data dev.jsonl");
+        let hidden = fs::read_dir(here.path("")).unwrap().flatten();
+        let hidden = hidden.filter(|entry| entry.file_name().to_string_lossy().starts_with('.'));
+        assert_eq!(hidden.count(), 0);
+        if round == 0 {
+            assert!(ends.contains(&Some(1)), "{ends:?}");
+        }
+    }
 }
 
 #[test]

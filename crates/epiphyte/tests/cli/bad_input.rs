@@ -197,6 +197,20 @@ fn values_that_do_not_fit_the_model() {
     refused(|_| {}, "--max-length 33", &["33", "32"]);
     refused(
         |_| {},
+        "--rank-pattern query=1000000000",
+        &["`rank_pattern` is query=1000000000", "65536"],
+    );
+    refused(
+        |here| {
+            here.edit("bert/config.json", |config| {
+                config["hidden_size"] = 1_000_000_000.into()
+            })
+        },
+        "",
+        &["hidden size of 1000000000", "config.json and weights"],
+    );
+    refused(
+        |_| {},
         "--target-modules quary",
         &[
             "target modules `quary` match nothing in this bert model",

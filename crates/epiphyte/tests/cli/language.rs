@@ -208,6 +208,10 @@ fn a_chat_template_of_ones_own_is_kept_with_the_adapter() {
     ));
     let chat = "generate --model llama --adapter adapter --chat --prompt book --max-new-tokens 8";
     assert_eq!(here.succeed(chat), "is lovely\n");
+    // A merged model keeps it too.
+    here.succeed("merge --model llama --adapter adapter --output merged");
+    let merged = chat.replace("--model llama --adapter adapter", "--model merged");
+    assert_eq!(here.succeed(&merged), "is lovely\n");
     let loss = |flags: &str| {
         let eval = "eval --model llama --adapter adapter --data train.jsonl";
         here.json(&format!("{eval} {flags}"))["loss"]

@@ -138,6 +138,9 @@ fn changes_base<E: serde::de::Error>(value: &Value) -> E {
     ))
 }
 
+/// The largest rank, as of the setting `r`.
+const MOST_RANK: usize = 1 << 16;
+
 impl LoraConfig {
     fn selection(&self, method: &'static str) -> Selection<'_> {
         self.targets
@@ -229,6 +232,15 @@ impl LoraConfig {
         let selection = self.selection(method);
         selection.check_start(base)?;
         let targets = selection.of(base)?;
+        let most = self.rank_pattern.iter().max_by_key(|(_, rank)| **rank);
+        if let Some((key, rank)) = most.filter(|(_, rank)| **rank > MOST_RANK) {
+            return Err(MethodError::Value {
+                method,
+                key: "rank_pattern",
+                value: format!("{key}={rank}"),
+                expected: format!("a rank is at most {MOST_RANK}"),
+            });
+        }
         let ranks = self.rank_pattern.keys().map(|key| ("rank_pattern", key));
         let alphas = self.alpha_pattern.keys().map(|key| ("alpha_pattern", key));
         for (setting, key) in ranks.chain(alphas) {

@@ -216,6 +216,10 @@ impl FamilyConfig for BertConfig {
         self.encoder_computation()
     }
 
+    fn dropouts(&self) -> Value {
+        self.encoder_dropouts()
+    }
+
     fn build(
         &self,
         head: HeadKind,
@@ -290,6 +294,15 @@ impl BertConfig {
             "num_attention_heads": self.num_attention_heads,
             "hidden_act": self.hidden_act.name(),
             "layer_norm_eps": self.layer_norm_eps,
+        })
+    }
+
+    /// The dropout probabilities.
+    pub(super) fn encoder_dropouts(&self) -> Value {
+        json!({
+            "hidden_dropout_prob": self.hidden_dropout_prob,
+            "attention_probs_dropout_prob": self.attention_probs_dropout_prob,
+            "classifier_dropout": self.head_dropout(),
         })
     }
 

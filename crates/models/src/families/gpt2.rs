@@ -252,6 +252,14 @@ impl FamilyConfig for Gpt2Config {
         })
     }
 
+    fn dropouts(&self) -> Value {
+        json!({
+            "resid_pdrop": self.resid_pdrop,
+            "embd_pdrop": self.embd_pdrop,
+            "attn_pdrop": self.attn_pdrop,
+        })
+    }
+
     fn build(
         &self,
         head: HeadKind,

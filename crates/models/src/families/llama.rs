@@ -388,6 +388,10 @@ impl FamilyConfig for LlamaConfig {
         })
     }
 
+    fn dropouts(&self) -> Value {
+        json!({ "attention_dropout": self.attention_dropout })
+    }
+
     fn build(
         &self,
         head: HeadKind,

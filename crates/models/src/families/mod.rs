@@ -89,6 +89,9 @@ pub trait FamilyConfig: Any + fmt::Debug + Send + Sync {
     /// show: what an adapter remembers of its base, so that another value is noticed.
     fn computation(&self) -> Value;
 
+    /// The dropout probabilities, by their keys in `config.json`: what training depends on besides.
+    fn dropouts(&self) -> Value;
+
     /// Builds the model out of what `builder` reads; a `tied` head is the word embeddings.
     ///
     /// # Errors
@@ -226,6 +229,14 @@ impl ModelConfig {
     /// written out changes them.
     pub fn computation(&self) -> Map<String, Value> {
         match self.family.computation() {
+            Value::Object(values) => values,
+            _ => Map::new(),
+        }
+    }
+
+    /// The dropout probabilities of the base in training, by their keys.
+    pub fn dropouts(&self) -> Map<String, Value> {
+        match self.family.dropouts() {
             Value::Object(values) => values,
             _ => Map::new(),
         }

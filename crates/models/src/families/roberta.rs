@@ -190,6 +190,10 @@ impl FamilyConfig for RobertaConfig {
         values
     }
 
+    fn dropouts(&self) -> Value {
+        self.encoder.encoder_dropouts()
+    }
+
     fn build(
         &self,
         head: HeadKind,

@@ -361,6 +361,13 @@ impl FamilyConfig for T5Config {
         })
     }
 
+    fn dropouts(&self) -> Value {
+        json!({
+            "dropout_rate": self.dropout_rate,
+            "classifier_dropout": self.classifier_dropout,
+        })
+    }
+
     fn build(
         &self,
         head: HeadKind,

@@ -28,6 +28,7 @@ use epiphyte_models::{
 use epiphyte_ops::Sequences;
 use serde::Serialize;
 
+use crate::lock::Lock;
 use crate::run::LoadedAdapter;
 use crate::{TaskSpec, TrainError};
 
@@ -268,6 +269,7 @@ struct Part<'a> {
 
 impl Parts<'_> {
     fn merge(&self, output: &Path, options: &MergeOptions) -> Result<Merged, TrainError> {
+        let _lock = lock(output)?;
         let copied = files::files_of(self.model_dir)?;
         let written = [config::FILE, WEIGHTS_FILE].map(Path::new).into_iter();
         let written = written.chain(copied.iter().map(|file| &**file));
@@ -284,6 +286,11 @@ impl Parts<'_> {
             }
             let config = self.config_json(options.dtype)?;
             epiphyte_io::write(&directory.join(config::FILE), config.as_bytes())?;
+            // What the adapter keeps in place of the base's own.
+            let template = self.task.and_then(|(spec, _)| spec.chat_template.as_ref());
+            if let Some(template) = template {
+                epiphyte_io::write(&directory.join(CHAT_TEMPLATE), template.as_bytes())?;
+            }
             let device = Device::flex();
             let merged = load(directory, self.head, &device, &LoadOptions::default())?;
             difference = self.largest_difference(&merged.model)?;
@@ -496,15 +503,36 @@ fn check_output<'a>(
     }
 }
 
+/// The chat template of a model's directory.
+const CHAT_TEMPLATE: &str = "chat_template.jinja";
+
+/// Holds `output` for one merge at a time, by a file next to it, and removes what a killed one left
+/// there.
+fn lock(output: &Path) -> Result<Lock, TrainError> {
+    let parent = output.parent().filter(|it| !it.as_os_str().is_empty());
+    let parent = parent.unwrap_or(Path::new("."));
+    fs::create_dir_all(parent).map_err(FileError::at("create", parent))?;
+    let name = output.file_name().unwrap_or_default().to_string_lossy();
+    let lock = Lock::take(&parent.join(format!(".epiphyte-lock-{name}")), output)?;
+    let left_behind = format!("{TEMPORARY}{name}-");
+    for entry in fs::read_dir(parent).map_err(FileError::at("read", parent))? {
+        let path = entry.map_err(FileError::at("read", parent))?.path();
+        let entry = path.file_name().unwrap_or_default().to_string_lossy();
+        // A temporary name ends in six characters of chance.
+        let chance = entry.strip_prefix(left_behind.as_str());
+        if chance.is_some_and(|chance| chance.len() == 6) && path.is_dir() {
+            fs::remove_dir_all(&path).map_err(FileError::at("remove", &path))?;
+        }
+    }
+    Ok(lock)
+}
+
 /// Writes a model's directory through `fill`, whole or not at all.
 fn write_model(
     output: &Path,
     fill: impl FnOnce(&Path) -> Result<(), TrainError>,
 ) -> Result<(), TrainError> {
     if !output.exists() {
-        if let Some(parent) = output.parent().filter(|it| !it.as_os_str().is_empty()) {
-            fs::create_dir_all(parent).map_err(FileError::at("create", parent))?;
-        }
         return write_directory(output, fill);
     }
     // A directory that exists may be a mount, which cannot be renamed: its entries are.

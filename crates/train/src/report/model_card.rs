@@ -146,12 +146,23 @@ impl Display for ModelCard {
     }
 }
 
+/// Begins the last line of a card's file, which ends with the SHA-256 of what stands before.
+const MARK: &str = "\n<!-- written by epiphyte: ";
+
 impl ModelCard {
-    /// Whether a text is a model card that this program wrote: its front matter has our tag.
+    /// The card as it is written: with a last line by which it is recognized as ours.
+    pub fn to_file(&self) -> String {
+        let card = self.to_string();
+        let hash = epiphyte_io::sha256(card.as_bytes());
+        format!("{card}{MARK}{hash} -->\n")
+    }
+
+    /// Whether a text is a card of [`ModelCard::to_file`], and nobody has edited it.
     pub fn is_ours(text: &str) -> bool {
-        let rest = text.strip_prefix("---\n").unwrap_or_default();
-        let front_matter = rest.split("\n---\n").next().unwrap_or_default();
-        front_matter.lines().any(|line| line == "- \"epiphyte\"")
+        let parts = text.rsplit_once(MARK);
+        parts.is_some_and(|(card, mark)| {
+            mark == format!("{} -->\n", epiphyte_io::sha256(card.as_bytes()))
+        })
     }
 
     fn write_front_matter(&self, card: &mut Formatter<'_>) -> fmt::Result {

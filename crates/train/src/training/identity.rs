@@ -64,7 +64,8 @@ impl Identity {
         let run = run.as_object().cloned().unwrap_or_default().into_iter();
         let run = run.filter(|(key, _)| !NOT_IDENTITY.contains(&key.as_str()));
         let method = module.config().resolved(task_model.loaded.model.base());
-        let base = task_model.loaded.config.computation().into_iter();
+        let config = &task_model.loaded.config;
+        let base = config.computation().into_iter().chain(config.dropouts());
         let base = base.map(|(key, value)| (format!("config.json: {key}"), value));
         let inputs = [
             ("base model", Some(task_model.loaded.content_hash.clone())),

@@ -231,9 +231,12 @@ fn a_readme_of_the_users_stays() {
     one_step(&run);
     let card = run.output.join("README.md");
     assert!(fs::read_to_string(&card).unwrap().contains("epiphyte"));
-    fs::write(&card, b"# My notes\nabout epiphyte\n").unwrap();
-    start(&run, &resume()).unwrap();
-    assert_eq!(fs::read(&card).unwrap(), b"# My notes\nabout epiphyte\n");
+    let edited = fs::read_to_string(&card).unwrap() + "my notes\n";
+    for text in ["# My notes\nabout epiphyte\n", edited.as_str()] {
+        fs::write(&card, text).unwrap();
+        start(&run, &resume()).unwrap();
+        assert_eq!(fs::read_to_string(&card).unwrap(), text);
+    }
 }
 
 #[test]
@@ -380,7 +383,17 @@ fn a_run_that_differs_is_not_continued_and_what_differs_is_named() {
     let mut config = bert();
     config["hidden_act"] = json!("relu");
     let other_config = world.write_model("other-config", &config, head);
+    let mut config = bert();
+    config["hidden_dropout_prob"] = json!(0.5);
+    let other_dropout = world.write_model("other-dropout", &config, head);
     let cases = [
+        (
+            RunConfig {
+                model: other_dropout,
+                ..run.clone()
+            },
+            "`config.json: hidden_dropout_prob` was 0.1 and is 0.5",
+        ),
         (
             data("a-word", text.replacen("w1", "w2", 1)),
             "another training examples",

@@ -169,11 +169,16 @@ fn is_standard_output(path: &Path) -> bool {
 ///
 /// # Errors
 /// If it cannot be written. A reader that closes a pipe early is no error.
-pub(crate) fn write(destination: Destination, path: &Path, contents: &[u8]) -> Result<()> {
+pub(crate) fn write(
+    destination: Destination,
+    path: &Path,
+    contents: &[u8],
+    overwrite: bool,
+) -> Result<()> {
     if destination == Destination::StandardOutput {
         return output::stream(contents);
     }
-    match epiphyte::io::write_output(path, contents) {
+    match epiphyte::io::write_output(path, contents, overwrite) {
         Err(epiphyte::io::FileError::Io { source, .. })
             if source.kind() == io::ErrorKind::BrokenPipe =>
         {

@@ -114,10 +114,18 @@ fn of_owners(owners: &[Owned]) -> String {
     let default = if defaults.iter().all(|default| *default == defaults[0]) {
         defaults[0].clone()
     } else {
-        let pairs = names.iter().zip(&defaults);
-        let pairs =
-            pairs.filter_map(|(name, default)| Some(format!("{name} {}", default.as_ref()?)));
-        Some(pairs.collect::<Vec<String>>().join(", "))
+        // A text that names methods itself is about all of them.
+        let of_all = defaults.iter().flatten();
+        let of_all = of_all.filter(|text| names.iter().any(|name| text.contains(name)));
+        match of_all.max_by_key(|text| text.len()) {
+            Some(text) => Some(text.clone()),
+            None => {
+                let pairs = names.iter().zip(&defaults);
+                let pairs = pairs
+                    .filter_map(|(name, default)| Some(format!("{name} {}", default.as_ref()?)));
+                Some(pairs.collect::<Vec<String>>().join(", "))
+            }
+        }
     };
     let default = default.map(|default| format!(" [default: {default}]"));
     format!("{} [{}]", default.unwrap_or_default(), names.join(", "))

@@ -64,7 +64,9 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         }
     };
     if global.json {
-        output::json(&merged)?;
+        let mut result = serde_json::to_value(&merged)?;
+        result["output"] = output.display().to_string().into();
+        output::json(&result)?;
     } else {
         output::pairs(&[
             ("output", output.display().to_string()),

@@ -69,7 +69,8 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     progress.finish();
     let spec = &opened.loaded_adapter.task_model.spec;
     let columns = predictions(&opened.table, &arguments.columns, &logits, spec, format)?;
-    outputs::write(destination, output, &format.encode(&columns)?)?;
+    let encoded = format.encode(&columns)?;
+    outputs::write(destination, output, &encoded, arguments.overwrite)?;
     if destination == Destination::StandardOutput {
         return Ok(ExitCode::SUCCESS);
     }
