@@ -83,7 +83,8 @@ impl Loaded {
     }
 }
 
-/// Checks that a tensor of the checkpoint has the hidden size, before anything of that size is made.
+/// Checks that a tensor of the checkpoint has the hidden size, before anything of that size is
+/// made.
 fn check_hidden_size(checkpoint: &Checkpoint, config: &ModelConfig) -> Result<(), ModelError> {
     let hidden_size = config.facts().hidden_size;
     let mut tensors = checkpoint

@@ -157,7 +157,7 @@ impl ModelCard {
         format!("{card}{MARK}{hash} -->\n")
     }
 
-    /// Whether a text is a card of [`ModelCard::to_file`], and nobody has edited it.
+    /// Whether a text is a card of [`ModelCard::to_file`] that was not edited since.
     pub fn is_ours(text: &str) -> bool {
         let parts = text.rsplit_once(MARK);
         parts.is_some_and(|(card, mark)| {
