@@ -1,8 +1,8 @@
 //! The examples of a file, in a few large arrays: a million of them are then not millions of small
 //! allocations, and their ids take little more memory than the ids themselves.
 
+use epiphyte_io::Sha256Hasher;
 use rayon::prelude::*;
-use sha2::{Digest, Sha256};
 
 use crate::error::DataError;
 use crate::example::{Example, Target};
@@ -205,33 +205,32 @@ impl Examples {
     /// SHA-256 of all examples and their order, in hexadecimal: of their token ids, segment ids and
     /// targets.
     pub fn content_hash(&self) -> String {
-        let mut hash = Sha256::new();
+        let mut hash = Sha256Hasher::default();
         let ends = |ends: &[usize]| -> Vec<u64> { ends.iter().map(|&end| end as u64).collect() };
         add(&mut hash, &ends(&self.ends), u64::to_le_bytes);
         add(&mut hash, &self.ids, u32::to_le_bytes);
         add(&mut hash, &self.type_ids, u8::to_le_bytes);
         match &self.targets {
-            Targets::Absent => hash.update([0]),
+            Targets::Absent => hash.update(&[0]),
             Targets::Classes(classes) => {
-                hash.update([1]);
+                hash.update(&[1]);
                 add(&mut hash, classes, u32::to_le_bytes);
             }
             Targets::Numbers(numbers) => {
-                hash.update([2]);
+                hash.update(&[2]);
                 add(&mut hash, numbers, f32::to_le_bytes);
             }
             Targets::Tokens(labels) => {
-                hash.update([3]);
+                hash.update(&[3]);
                 add(&mut hash, labels, i32::to_le_bytes);
             }
             Targets::Sequences { labels, ends: of } => {
-                hash.update([4]);
+                hash.update(&[4]);
                 add(&mut hash, &ends(of), u64::to_le_bytes);
                 add(&mut hash, labels, i32::to_le_bytes);
             }
         }
-        let digest = hash.finalize();
-        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+        hash.finish()
     }
 
     /// The number of tokens in all examples, those of target sequences included.
@@ -245,8 +244,8 @@ impl Examples {
 }
 
 /// Hashes how many values there are, and the values.
-fn add<T: Copy, const N: usize>(hash: &mut Sha256, values: &[T], bytes: fn(T) -> [u8; N]) {
-    hash.update((values.len() as u64).to_le_bytes());
+fn add<T: Copy, const N: usize>(hash: &mut Sha256Hasher, values: &[T], bytes: fn(T) -> [u8; N]) {
+    hash.update(&(values.len() as u64).to_le_bytes());
     for values in values.chunks(1 << 12) {
         let values: Vec<u8> = values.iter().flat_map(|&value| bytes(value)).collect();
         hash.update(&values);

@@ -14,10 +14,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use epiphyte_io::mistaken_file;
+use epiphyte_io::{mistaken_file, sha256};
 use indexmap::IndexMap;
 use serde_json::{Map, Value as Json};
-use sha2::{Digest, Sha256};
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::utils::truncation::{
     TruncationDirection, TruncationParams, TruncationStrategy, truncate_encodings,
@@ -149,10 +148,7 @@ impl Tokenizer {
             words: words.map(Arc::new),
             inner,
             directory: directory.to_owned(),
-            content_hash: Sha256::digest(&bytes)
-                .iter()
-                .map(|byte| format!("{byte:02x}"))
-                .collect(),
+            content_hash: sha256(&bytes),
             eos_of_model: eos_of_model(directory)?,
             special_tokens,
             chat_template,

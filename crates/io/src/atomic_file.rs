@@ -13,11 +13,13 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use tempfile::Builder;
+
 use crate::FileError;
-use crate::paths::resolve;
+use crate::paths::{parent, resolve};
 
 /// Prefix of the names of unfinished files and directories.
-pub(crate) const TEMPORARY: &str = ".epiphyte-tmp-";
+pub const TEMPORARY: &str = ".epiphyte-tmp-";
 
 /// Writes the file at `path` through `write`, replacing what was there only once everything is on
 /// disk.
@@ -89,9 +91,7 @@ impl PendingFile {
             if let Some(temporary) = &self.temporary {
                 fs::rename(temporary, &self.path)?;
             }
-            let directory = self.path.parent();
-            let directory = directory.filter(|dir| !dir.as_os_str().is_empty());
-            sync_directory(directory.unwrap_or(Path::new(".")))
+            sync_directory(parent(&self.path))
         };
         attempt().map_err(FileError::at("write", &self.path))?;
         self.temporary = None;
@@ -143,16 +143,8 @@ pub fn write_output(path: &Path, contents: &[u8], overwrite: bool) -> Result<(),
 /// Writes a regular file whole, under a temporary name of its own, so that several processes may do
 /// so at once.
 fn put_output(path: &Path, contents: &[u8], overwrite: bool) -> io::Result<()> {
-    let directory = path.parent().filter(|it| !it.as_os_str().is_empty());
-    let directory = directory.unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(TEMPORARY);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        builder.permissions(fs::Permissions::from_mode(0o666));
-    }
-    let mut file = builder.tempfile_in(directory)?;
+    let directory = parent(path);
+    let mut file = temporary(TEMPORARY, 0o666).tempfile_in(directory)?;
     file.write_all(contents)?;
     file.as_file().sync_all()?;
     match overwrite {
@@ -161,6 +153,21 @@ fn put_output(path: &Path, contents: &[u8], overwrite: bool) -> io::Result<()> {
     }
     .map_err(|error| error.error)?;
     sync_directory(directory)
+}
+
+/// Makes temporary files and directories whose names begin so, with the permissions, on Unix, that
+/// any other would get, where `tempfile` alone would keep them to their owner.
+pub(crate) fn temporary(prefix: &str, mode: u32) -> Builder<'_, 'static> {
+    let mut builder = Builder::new();
+    builder.prefix(prefix);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(fs::Permissions::from_mode(mode));
+    }
+    #[cfg(not(unix))]
+    let _ = mode;
+    builder
 }
 
 /// How an output is written.

@@ -25,10 +25,11 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use tempfile::{Builder, TempDir};
+use tempfile::TempDir;
 
 use crate::FileError;
-use crate::atomic_file::{TEMPORARY, sync_directory};
+use crate::atomic_file::{TEMPORARY, sync_directory, temporary};
+use crate::paths::parent;
 
 /// Begins the name of a directory that is being replaced: [`clean_up`] restores it if its successor
 /// is not in place.
@@ -110,6 +111,29 @@ pub fn clean_up(directory: &Path) -> Result<(), FileError> {
     sync_directory(directory).map_err(FileError::at("write", directory))
 }
 
+/// Removes what a killed [`write_directory`] of `path` left next to it. Call it never while another
+/// process writes `path`.
+///
+/// # Errors
+/// [`FileError`], naming what could not be read or removed.
+pub fn clean_up_next_to(path: &Path) -> Result<(), FileError> {
+    let Ok((parent, name)) = parent_and_name(path) else {
+        // No directory of this name was ever begun.
+        return Ok(());
+    };
+    let begins = left_behind(name);
+    for entry in fs::read_dir(parent).map_err(FileError::at("read", parent))? {
+        let path = entry.map_err(FileError::at("read", parent))?.path();
+        let entry = path.file_name().unwrap_or_default().to_string_lossy();
+        // `tempfile` ends a name with six characters of chance.
+        let chance = entry.strip_prefix(begins.as_str());
+        if chance.is_some_and(|chance| chance.len() == 6) && path.is_dir() {
+            fs::remove_dir_all(&path).map_err(FileError::at("remove", &path))?;
+        }
+    }
+    Ok(())
+}
+
 /// Moves `temporary` to `path`; a directory that stands there is moved to `replaced` first.
 fn move_into_place(temporary: TempDir, path: &Path, replaced: &Path) -> io::Result<()> {
     let replaces = path.exists();
@@ -128,18 +152,14 @@ fn move_into_place(temporary: TempDir, path: &Path, replaced: &Path) -> io::Resu
     sync_directory(parent)
 }
 
-/// A temporary directory with, on Unix, the permissions that a plain `mkdir` would give, where
-/// `tempfile` alone would keep it to its owner.
+/// A temporary directory for what will be called `name`.
 fn temporary_directory(parent: &Path, name: &str) -> io::Result<TempDir> {
-    let prefix = format!("{TEMPORARY}{name}-");
-    let mut builder = Builder::new();
-    builder.prefix(&prefix);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        builder.permissions(fs::Permissions::from_mode(0o777));
-    }
-    builder.tempdir_in(parent)
+    temporary(&left_behind(name), 0o777).tempdir_in(parent)
+}
+
+/// Begins the names of temporary directories for what will be called `name`.
+fn left_behind(name: &str) -> String {
+    format!("{TEMPORARY}{name}-")
 }
 
 /// The directory that holds `path` and the name in it.
@@ -151,10 +171,7 @@ fn parent_and_name(path: &Path) -> io::Result<(&Path, &str)> {
             "the path does not end in a name of valid UTF-8",
         )
     })?;
-    let parent = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty());
-    Ok((parent.unwrap_or(Path::new(".")), name))
+    Ok((parent(path), name))
 }
 
 /// Forces every file and directory below and including `directory` to the disk.

@@ -13,10 +13,10 @@ pub mod safetensors_file;
 mod sha256;
 
 pub use atomic_file::{
-    OutputKind, PendingFile, output_kind, write, write_atomically, write_output,
+    OutputKind, PendingFile, TEMPORARY, output_kind, write, write_atomically, write_output,
 };
-pub use directory::{clean_up, remove_directory, write_directory};
+pub use directory::{clean_up, clean_up_next_to, remove_directory, write_directory};
 pub use error::{FileError, HeaderProblem, SafetensorsError};
 pub use file_kind::mistaken_file;
-pub use paths::{is_in_directory, is_same_file, refuse_link, resolve};
+pub use paths::{is_in_directory, is_same_file, parent, refuse_link, resolve};
 pub use sha256::{Sha256Hasher, sha256, sha256_of_file};

@@ -51,6 +51,13 @@ fn follow(path: &Path, links: usize) -> io::Result<PathBuf> {
     }
 }
 
+/// The directory that a path is in, by its spelling: `.` for a bare name.
+#[must_use]
+pub fn parent(path: &Path) -> &Path {
+    let parent = path.parent().filter(|it| !it.as_os_str().is_empty());
+    parent.unwrap_or(Path::new("."))
+}
+
 /// Whether two paths lead to one file or directory: by another spelling, by links, or, on Unix, by
 /// hard links.
 #[must_use]

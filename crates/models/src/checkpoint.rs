@@ -13,11 +13,10 @@ use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 use std::sync::OnceLock;
 
-use epiphyte_io::HeaderProblem;
 use epiphyte_io::safetensors_file::Header;
+use epiphyte_io::{HeaderProblem, Sha256Hasher};
 use half::{bf16, f16};
 use safetensors::Dtype;
-use sha2::{Digest, Sha256};
 
 use crate::ModelError;
 use crate::error::{TensorProblems, WrongDtype, WrongShape};
@@ -394,11 +393,13 @@ impl Checkpoint {
 /// [`Checkpoint::content_hash`] of tensors that are in no file yet. They are added in the order of
 /// their names as bytes.
 #[derive(Debug)]
-pub struct ContentHash(Sha256);
+pub struct ContentHash(Sha256Hasher);
 
 impl Default for ContentHash {
     fn default() -> Self {
-        Self(Sha256::new_with_prefix(b"epiphyte-tensors-v1"))
+        let mut hash = Sha256Hasher::default();
+        hash.update(b"epiphyte-tensors-v1");
+        Self(hash)
     }
 }
 
@@ -408,23 +409,22 @@ impl ContentHash {
         let Self(hash) = self;
         hash_sized(hash, name.as_bytes());
         hash_sized(hash, tensor.dtype.to_string().as_bytes());
-        hash.update((tensor.shape.len() as u64).to_le_bytes());
+        hash.update(&(tensor.shape.len() as u64).to_le_bytes());
         for &size in tensor.shape {
-            hash.update((size as u64).to_le_bytes());
+            hash.update(&(size as u64).to_le_bytes());
         }
         hash_sized(hash, tensor.bytes);
     }
 
     /// The hash, as 64 hexadecimal digits.
     pub fn finish(self) -> String {
-        let bytes = self.0.finalize();
-        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+        self.0.finish()
     }
 }
 
 /// Feeds the number of bytes, then the bytes.
-fn hash_sized(hash: &mut Sha256, bytes: &[u8]) {
-    hash.update((bytes.len() as u64).to_le_bytes());
+fn hash_sized(hash: &mut Sha256Hasher, bytes: &[u8]) {
+    hash.update(&(bytes.len() as u64).to_le_bytes());
     hash.update(bytes);
 }
 

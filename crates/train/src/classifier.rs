@@ -9,6 +9,7 @@ use epiphyte_methods::file::AdapterFile;
 use epiphyte_models::{LoadOptions, ModelConfig, head_outputs};
 
 use crate::observer::Silent;
+use crate::run::recorded_task;
 use crate::scoring::evaluate::{argmax, predict};
 use crate::tasks::class_order::{self, BaseClasses, TrainedHead};
 use crate::tasks::{TaskKind, TaskSpec};
@@ -195,12 +196,7 @@ impl Classifier {
 /// The task of an adapter, with the classes of its head.
 fn spec(file: &AdapterFile, model: &Path, given: &[String]) -> Result<TaskSpec, TrainError> {
     let config = ModelConfig::open(model)?;
-    let recorded: Option<TaskSpec> = match file.provenance() {
-        Some(ours) => Some(serde_json::from_value(ours.task.clone()).map_err(|error| {
-            TrainError::Config(format!("the adapter's `epiphyte.task`: {error}"))
-        })?),
-        None => None,
-    };
+    let recorded = recorded_task(file)?;
     let outputs = head_outputs(file.tensors(), &config)?;
     let mut spec = recorded.clone().unwrap_or_else(|| {
         let task = file

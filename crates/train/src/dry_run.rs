@@ -8,8 +8,7 @@ use serde::Serialize;
 
 use crate::TrainError;
 use crate::report::settings::{ResolvedSetting, resolved_settings};
-use crate::run::{Encoded, Prepared, RunOptions};
-use crate::scoring::model_input::check_examples;
+use crate::run::{Encoded, Prepared, RunOptions, check_runs};
 use crate::tasks::TaskSpec;
 use crate::training::config::RunConfig;
 use crate::training::trainer::Plan;
@@ -83,6 +82,7 @@ pub struct LengthRange {
 /// # Errors
 /// As [`train_several`](crate::train_several) before its first step.
 pub fn dry_run(runs: &[RunConfig], options: &RunOptions) -> Result<Vec<DryRun>, TrainError> {
+    check_runs(runs)?;
     let prepared = Prepared::all(runs, options)?;
     let runs = prepared.iter();
     runs.map(|(prepared, module)| of_run(prepared, module))
@@ -97,12 +97,8 @@ fn of_run(prepared: &Prepared<'_>, module: &AdapterModule) -> Result<DryRun, Tra
         eval,
     } = prepared;
     let (model, spec) = (&task_model.loaded.model, &task_model.spec);
-    for data in [Some(train), eval.as_ref()].into_iter().flatten() {
-        check_examples(model, module, data.batches.examples())?;
-    }
-    let plan = Plan::new(run, train.batches.per_epoch());
-    run.warmup().steps(plan.total)?;
-    module.check_steps(plan.total)?;
+    let eval_batches = eval.as_ref().map(|eval| &eval.batches);
+    let plan = Plan::checked(run, model, module, &train.batches, eval_batches)?;
     let evaluation = run.eval_data.as_ref().zip(eval.as_ref());
     Ok(DryRun {
         output: run.output.clone(),

@@ -77,7 +77,7 @@ pub use generate::{Generation, generate};
 pub use interrupt::Interrupt;
 pub use merge::{MergeOptions, Merged, WeightType, WithoutHead, merge};
 pub use observer::Observer;
-pub use run::{LoadedAdapter, Report, RunOptions, open_adapter, train, train_several};
+pub use run::{LoadedAdapter, Report, RunOptions, check_runs, open_adapter, train, train_several};
 pub use scoring::evaluate::Evaluation;
 pub use tasks::{TASKS, Task, TaskKind, TaskModel, TaskSpec};
 pub use training::activation_cache::ActivationCacheKind;

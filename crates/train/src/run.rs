@@ -113,8 +113,9 @@ pub fn train_several(
     interrupt: &Interrupt,
     observer: &mut dyn Observer,
 ) -> Result<Vec<Report>, TrainError> {
-    agree(runs)?;
-    let mut directories = claim(runs, options.start())?;
+    check_runs(runs)?;
+    let claim = |run: &RunConfig| RunDirectory::claim(&run.output, options.start());
+    let mut directories = runs.iter().map(claim).collect::<Result<Vec<_>, _>>()?;
     let prepared = Prepared::all(runs, options)?;
     let (prepared, modules): (Vec<_>, Vec<_>) = prepared.into_iter().unzip();
     let trainers = prepared.iter().zip(modules);
@@ -127,8 +128,12 @@ pub fn train_several(
         .collect()
 }
 
-/// Checks that runs can share a base.
-fn agree(runs: &[RunConfig]) -> Result<(), TrainError> {
+/// Checks what can be checked of runs over one base before anything is read: each by itself, that
+/// they agree on the base, and that each has an output directory of its own, however it is spelt.
+///
+/// # Errors
+/// [`TrainError::Config`] or [`TrainError::Setting`], which name the key.
+pub fn check_runs(runs: &[RunConfig]) -> Result<(), TrainError> {
     let Some((first, others)) = runs.split_first() else {
         return Err(TrainError::Config("there is no run".to_owned()));
     };
@@ -146,24 +151,20 @@ fn agree(runs: &[RunConfig]) -> Result<(), TrainError> {
             )));
         }
     }
-    Ok(())
-}
-
-/// Takes the output directory of each run.
-fn claim(runs: &[RunConfig], start: Start) -> Result<Vec<RunDirectory>, TrainError> {
-    let mut claimed: Vec<RunDirectory> = Vec::new();
-    for run in runs {
-        // The lock of another run of this process would say that another process trains there.
-        let path = std::fs::canonicalize(&run.output);
-        if path.is_ok_and(|path| claimed.iter().any(|other| other.path() == path)) {
+    for (index, run) in runs.iter().enumerate() {
+        let mut others = runs[index + 1..].iter().map(|other| &other.output);
+        if let Some(other) = others.find(|other| epiphyte_io::is_same_file(&run.output, other)) {
+            let (one, other) = (run.output.display(), other.display());
+            let directories = match one.to_string() == other.to_string() {
+                true => format!("`{one}`"),
+                false => format!("one directory, `{one}` and `{other}`"),
+            };
             return Err(TrainError::Config(format!(
-                "two runs write to `{}`: give each its own `output`",
-                run.output.display()
+                "two runs write to {directories}: give each its own `output`"
             )));
         }
-        claimed.push(RunDirectory::claim(&run.output, start)?);
     }
-    Ok(claimed)
+    Ok(())
 }
 
 /// A run with everything that it reads.
@@ -201,7 +202,6 @@ impl<'a> Prepared<'a> {
         runs: &'a [RunConfig],
         options: &RunOptions,
     ) -> Result<Vec<(Self, AdapterModule)>, TrainError> {
-        agree(runs)?;
         let mut prepared: Vec<(Self, AdapterModule)> = Vec::new();
         for run in runs {
             let beside = prepared.first().map(|(first, _)| &first.task_model.loaded);
@@ -475,6 +475,12 @@ impl LoadedAdapter {
     }
 }
 
+/// The task that an adapter records.
+pub(crate) fn recorded_task(file: &AdapterFile) -> Result<Option<TaskSpec>, TrainError> {
+    TaskSpec::recorded(file)
+        .map_err(|error| TrainError::Config(format!("the adapter's `epiphyte.task`: {error}")))
+}
+
 /// Opens a base for a task, with an adapter on it if one is given.
 ///
 /// `spec` overrides the task that the adapter's configuration names. It is needed for adapters that
@@ -490,20 +496,14 @@ pub fn open_adapter(
     device: &Device,
     load: &LoadOptions,
 ) -> Result<LoadedAdapter, TrainError> {
-    let told = adapter
-        .as_ref()
-        .and_then(AdapterFile::provenance)
-        .map(|ours| ours.task.clone());
-    let spec = match (spec, told) {
-        (Some(spec), _) => spec,
-        (None, Some(task)) => serde_json::from_value(task).map_err(|error| {
-            TrainError::Config(format!("the adapter's `epiphyte.task`: {error}"))
-        })?,
-        (None, None) => {
-            return Err(TrainError::Config(
+    let recorded = || adapter.as_ref().map_or(Ok(None), recorded_task);
+    let spec = match spec {
+        Some(spec) => spec,
+        None => recorded()?.ok_or_else(|| {
+            TrainError::Config(
                 "the task is not known: pass --task, --text-columns and --label-column".to_owned(),
-            ));
-        }
+            )
+        })?,
     };
     let task_model = TaskModel::open(model, spec, device, load)?;
     let module = match adapter {

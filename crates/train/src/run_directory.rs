@@ -35,8 +35,6 @@ pub(crate) enum Start {
 /// An output directory that no other process trains in.
 #[derive(Debug)]
 pub(crate) struct RunDirectory {
-    /// Its path without links.
-    path: PathBuf,
     /// Directories that were made for it, the innermost first; they go again if no run begins.
     made: Vec<PathBuf>,
     /// Held until the end.
@@ -53,17 +51,11 @@ impl RunDirectory {
     pub(crate) fn claim(output: &Path, start: Start) -> Result<Self, TrainError> {
         let (made, lock) = lock(output)?;
         let claimed = Self {
-            path: fs::canonicalize(output).map_err(FileError::at("open", output))?,
             made,
             lock: Some(lock),
         };
         Contents::of(output)?.check(output, start)?;
         Ok(claimed)
-    }
-
-    /// Its path without links, by which two spellings of one directory are recognized.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
     }
 
     /// Keeps the directory from here on: a run has begun to write there.

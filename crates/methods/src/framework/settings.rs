@@ -199,6 +199,9 @@ impl FlagKind {
     }
 }
 
+/// The largest dimension of a tensor that a setting may ask for; no method needs more.
+pub const LARGEST_SIZE: usize = 1 << 16;
+
 /// The values that a number may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Range {
@@ -206,7 +209,7 @@ pub enum Range {
     Positive,
     /// 1 or more.
     AtLeastOne,
-    /// A dimension of a tensor: from 1 to 65,536, which no method needs more of.
+    /// A dimension of a tensor: from 1 to [`LARGEST_SIZE`].
     Size,
     /// 0 or more.
     NotNegative,
@@ -221,7 +224,7 @@ impl fmt::Display for Range {
         f.write_str(match self {
             Self::Positive => "greater than 0",
             Self::AtLeastOne => "at least 1",
-            Self::Size => "at most 65536",
+            Self::Size => return write!(f, "at most {LARGEST_SIZE}"),
             Self::NotNegative => "0 or more",
             Self::Fraction => "in [0, 1), and below 1 in single precision",
             Self::SinglePrecision => "below 3.4e38, the largest number of single precision",
@@ -241,7 +244,7 @@ impl Range {
         let fits = match self {
             Self::Positive => value > 0.0,
             Self::AtLeastOne => value >= 1.0,
-            Self::Size => (1.0..=65_536.0).contains(&value),
+            Self::Size => (1.0..=LARGEST_SIZE as f64).contains(&value),
             Self::NotNegative => value >= 0.0,
             // Kernels compute in single precision, in which numbers just below 1 are 1.
             Self::Fraction => (0.0..1.0).contains(&(value as f32)),

@@ -25,6 +25,7 @@ use crate::MethodError;
 use crate::framework::method::{KeyStyle, Method, MethodConfig};
 use crate::framework::parameters::{Init, Param, ParameterSet};
 use crate::framework::patterns::Pattern;
+use crate::framework::settings::LARGEST_SIZE;
 use crate::framework::targets::{Selection, Targets};
 use crate::parts::delta::{Delta, Deltas};
 
@@ -138,9 +139,6 @@ fn changes_base<E: serde::de::Error>(value: &Value) -> E {
     ))
 }
 
-/// The largest rank, as of the setting `r`.
-const MOST_RANK: usize = 1 << 16;
-
 impl LoraConfig {
     fn selection(&self, method: &'static str) -> Selection<'_> {
         self.targets
@@ -233,12 +231,12 @@ impl LoraConfig {
         selection.check_start(base)?;
         let targets = selection.of(base)?;
         let most = self.rank_pattern.iter().max_by_key(|(_, rank)| **rank);
-        if let Some((key, rank)) = most.filter(|(_, rank)| **rank > MOST_RANK) {
+        if let Some((key, rank)) = most.filter(|(_, rank)| **rank > LARGEST_SIZE) {
             return Err(MethodError::Value {
                 method,
                 key: "rank_pattern",
                 value: format!("{key}={rank}"),
-                expected: format!("a rank is at most {MOST_RANK}"),
+                expected: format!("a rank is at most {LARGEST_SIZE}"),
             });
         }
         let ranks = self.rank_pattern.keys().map(|key| ("rank_pattern", key));

@@ -43,6 +43,11 @@ fn llama() -> Value {
 
 type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
+/// The values of a tensor of a loaded base.
+fn values(loaded: &Loaded, name: &str) -> Vec<f32> {
+    loaded.model.base().tensor(name).unwrap().to_vec()
+}
+
 /// The tensors of a random model.
 fn tensors(config: &Value, head: HeadKind) -> Tensors {
     let model = random(config, head);
@@ -89,13 +94,7 @@ fn a_head_for_other_classes_is_replaced_with_a_note() {
         "{:?}",
         other.notes
     );
-    let pooler = |it: &Loaded| {
-        it.model
-            .base()
-            .tensor("bert.pooler.dense.weight")
-            .unwrap()
-            .to_vec()
-    };
+    let pooler = |it: &Loaded| values(it, "bert.pooler.dense.weight");
     assert_eq!(pooler(&other), pooler(&same));
 
     // As many outputs, but other classes.
@@ -104,24 +103,12 @@ fn a_head_for_other_classes_is_replaced_with_a_note() {
         ..LoadOptions::default()
     };
     let new = load(dir.path(), TWO, &Device::flex(), &options).unwrap();
-    let head = |it: &Loaded| {
-        it.model
-            .base()
-            .tensor("classifier.weight")
-            .unwrap()
-            .to_vec()
-    };
+    let head = |it: &Loaded| values(it, "classifier.weight");
     assert!(!new.has_head && head(&new) != head(&same));
 
     // RoBERTa's dense layer is for any number of classes.
     let dir = directory(&roberta(), &tensors(&roberta(), TWO));
-    let dense = |it: &Loaded| {
-        it.model
-            .base()
-            .tensor("classifier.dense.weight")
-            .unwrap()
-            .to_vec()
-    };
+    let dense = |it: &Loaded| values(it, "classifier.dense.weight");
     let (two, three) = (open(&dir, TWO).unwrap(), open(&dir, THREE).unwrap());
     assert_eq!(dense(&two), dense(&three));
     assert!(two.has_head && !three.has_head);
@@ -189,13 +176,7 @@ fn a_missing_pooler_starts_from_the_seed_and_belongs_to_the_head() {
     let base = loaded.model.base();
     assert!(base.is_of_head("bert.pooler.dense.bias") && base.is_of_head("classifier.bias"));
     assert!(!base.is_of_head("bert.encoder.layer.0.output.dense.bias"));
-    let pooler = |it: &Loaded| {
-        it.model
-            .base()
-            .tensor("bert.pooler.dense.weight")
-            .unwrap()
-            .to_vec()
-    };
+    let pooler = |it: &Loaded| values(it, "bert.pooler.dense.weight");
     assert_eq!(pooler(&loaded), pooler(&open(&dir, TWO).unwrap()));
     let options = LoadOptions {
         seed: 1,

@@ -16,7 +16,7 @@ use std::str::FromStr;
 use burn::tensor::{Device, Tensor};
 use epiphyte_data::Tokenizer;
 use epiphyte_io::safetensors_file::{Values, prepare_values};
-use epiphyte_io::{FileError, clean_up, write_directory};
+use epiphyte_io::{FileError, TEMPORARY, clean_up, clean_up_next_to, parent, write_directory};
 use epiphyte_methods::AdapterModule;
 use epiphyte_methods::file::AdapterFile;
 use epiphyte_models::checkpoint::TensorView;
@@ -36,8 +36,8 @@ use crate::{TaskSpec, TrainError};
 const WEIGHTS_FILE: &str = "model.safetensors";
 /// What the metadata of a merged model's tensors has, so that it is known for what it is.
 const MARK: (&str, &str) = ("epiphyte", "merged");
-/// A name that begins so is that of a directory in the making.
-const TEMPORARY: &str = ".epiphyte-tmp-";
+/// The chat template of a model's directory.
+const CHAT_TEMPLATE: &str = "chat_template.jinja";
 
 /// How an adapter is merged.
 #[derive(Clone, Copy, Debug, Default)]
@@ -503,27 +503,14 @@ fn check_output<'a>(
     }
 }
 
-/// The chat template of a model's directory.
-const CHAT_TEMPLATE: &str = "chat_template.jinja";
-
 /// Holds `output` for one merge at a time, by a file next to it, and removes what a killed one left
 /// there.
 fn lock(output: &Path) -> Result<Lock, TrainError> {
-    let parent = output.parent().filter(|it| !it.as_os_str().is_empty());
-    let parent = parent.unwrap_or(Path::new("."));
+    let parent = parent(output);
     fs::create_dir_all(parent).map_err(FileError::at("create", parent))?;
     let name = output.file_name().unwrap_or_default().to_string_lossy();
     let lock = Lock::take(&parent.join(format!(".epiphyte-lock-{name}")), output)?;
-    let left_behind = format!("{TEMPORARY}{name}-");
-    for entry in fs::read_dir(parent).map_err(FileError::at("read", parent))? {
-        let path = entry.map_err(FileError::at("read", parent))?.path();
-        let entry = path.file_name().unwrap_or_default().to_string_lossy();
-        // A temporary name ends in six characters of chance.
-        let chance = entry.strip_prefix(left_behind.as_str());
-        if chance.is_some_and(|chance| chance.len() == 6) && path.is_dir() {
-            fs::remove_dir_all(&path).map_err(FileError::at("remove", &path))?;
-        }
-    }
+    clean_up_next_to(output)?;
     Ok(lock)
 }
 

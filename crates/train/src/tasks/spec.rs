@@ -7,6 +7,7 @@ use epiphyte_data::{
     Batches, Columns, Day, EncodeOptions, Examples, Fields, Order, ReadOptions, Table, Tokenizer,
     check_max_length,
 };
+use epiphyte_methods::file::AdapterFile;
 use epiphyte_models::{Adapter, HeadKind, LoadOptions, Loaded, load};
 use serde::{Deserialize, Serialize};
 
@@ -67,6 +68,15 @@ impl TaskSpec {
             quoting: None,
             delimiter: None,
         }
+    }
+
+    /// The task that an adapter of ours records; none in an adapter that PEFT wrote.
+    ///
+    /// # Errors
+    /// If the record is malformed.
+    pub fn recorded(file: &AdapterFile) -> serde_json::Result<Option<Self>> {
+        let ours = file.provenance();
+        ours.map(|ours| Self::deserialize(&ours.task)).transpose()
     }
 
     /// The head that the task needs.

@@ -99,6 +99,26 @@ impl Plan {
             total: run.max_steps.unwrap_or(all),
         }
     }
+
+    /// The steps of a run of these examples, if they and its method's settings fit together.
+    ///
+    /// # Errors
+    /// If examples do not fit the model, or settings do not fit the number of steps.
+    pub(crate) fn checked(
+        run: &RunConfig,
+        model: &Model,
+        module: &AdapterModule,
+        train: &Batches,
+        eval: Option<&Batches>,
+    ) -> Result<Self, TrainError> {
+        for batches in [Some(train), eval].into_iter().flatten() {
+            check_examples(model, module, batches.examples())?;
+        }
+        let plan = Self::new(run, train.per_epoch());
+        run.warmup().steps(plan.total)?;
+        module.check_steps(plan.total)?;
+        Ok(plan)
+    }
 }
 
 /// A run in progress.
@@ -172,11 +192,7 @@ impl<'a> Trainer<'a> {
         resume: bool,
     ) -> Result<Self, TrainError> {
         let run = work.run;
-        for batches in [Some(work.train), work.eval].into_iter().flatten() {
-            check_examples(work.model, &module, batches.examples())?;
-        }
-        let plan = Plan::new(run, work.train.per_epoch());
-        run.warmup().steps(plan.total)?;
+        let plan = Plan::checked(run, work.model, &module, work.train, work.eval)?;
         if let Some(warmup) = run.warmup_steps.filter(|&warmup| warmup >= plan.total) {
             tracing::warn!(
                 "warm-up takes {warmup} steps and the run has {}: the learning rate never reaches its \
@@ -184,7 +200,6 @@ impl<'a> Trainer<'a> {
                 plan.total
             );
         }
-        module.check_steps(plan.total)?;
         let stages = module.stages(plan.total);
         let mut optimizer = AdamW::new(epiphyte_ops::AdamW {
             beta1: run.adam_beta1,

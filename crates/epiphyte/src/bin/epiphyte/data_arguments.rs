@@ -347,13 +347,8 @@ pub(crate) fn read_template(path: &Path) -> Result<String> {
 
 /// The task that an adapter written by Epiphyte records.
 fn recorded_task(file: Option<&AdapterFile>) -> Result<Option<TaskSpec>> {
-    let Some(ours) = file.and_then(AdapterFile::provenance) else {
-        return Ok(None);
-    };
-    let spec = serde_json::from_value(ours.task.clone());
-    Ok(Some(
-        spec.context("the adapter's `epiphyte.task` is malformed")?,
-    ))
+    let recorded = file.map_or(Ok(None), TaskSpec::recorded);
+    recorded.context("the adapter's `epiphyte.task` is malformed")
 }
 
 /// The task of an adapter that PEFT wrote; none if neither its configuration nor a head in its file

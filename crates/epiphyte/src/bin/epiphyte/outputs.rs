@@ -135,30 +135,6 @@ pub(crate) fn check_directory(output: &Path, inputs: &[Input<'_>]) -> Result<()>
     Ok(())
 }
 
-/// Checks that no two directories are one.
-///
-/// # Errors
-/// If two are.
-pub(crate) fn check_distinct<'a>(outputs: impl Iterator<Item = &'a Path> + Clone) -> Result<()> {
-    let mut others = outputs.clone();
-    for output in outputs {
-        others.next();
-        if let Some(other) = others.clone().find(|other| is_same_file(output, other)) {
-            let problem = match output == other {
-                true => format!("two runs write to `{}`", output.display()),
-                false => format!(
-                    "two runs write to one directory, `{}` and `{}`",
-                    output.display(),
-                    other.display()
-                ),
-            };
-            let problem = format!("{problem}: give each its own `output`");
-            return Err(UsageError::Other(problem).into());
-        }
-    }
-    Ok(())
-}
-
 /// Whether a path means standard output.
 fn is_standard_output(path: &Path) -> bool {
     let named = ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"];

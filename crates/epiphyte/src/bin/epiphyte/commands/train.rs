@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 use epiphyte::train::display::shell_command;
-use epiphyte::train::{Report, RunConfig, RunOptions, dry_run, train_several};
+use epiphyte::train::{Report, RunConfig, RunOptions, check_runs, dry_run, train_several};
 
 use crate::commands::dry;
 use crate::failure::UsageError;
@@ -81,7 +81,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let given = settings::run_configs(arguments.config.as_deref(), &arguments.settings)?;
     let runs: Vec<RunConfig> = given.iter().map(|run| run.config.clone()).collect();
-    runs.iter().try_for_each(RunConfig::check)?;
+    check_runs(&runs)?;
     given.iter().try_for_each(check_packing)?;
     let model = runs.first().map(|run| hub::resolve(&run.model));
     let model = model.transpose()?;
@@ -138,9 +138,8 @@ fn check_packing(given: &GivenRun) -> Result<()> {
     }
 }
 
-/// Checks that each run writes to a directory of its own, and that none holds what a run reads.
+/// Checks that no run writes to a directory that holds what a run reads.
 fn check_outputs(runs: &[RunConfig], model: Option<&Path>) -> Result<()> {
-    outputs::check_distinct(runs.iter().map(|run| &*run.output))?;
     let model = model.map(|model| Input::new("the base model", model));
     for run in runs {
         let train = Input::new("the training data", &run.train_data);
