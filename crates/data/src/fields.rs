@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::DataError;
 use crate::labels::LabelSet;
+use crate::messages::SYSTEM;
 use crate::prompt::Prompt;
 use crate::table::Table;
 
@@ -259,6 +260,9 @@ impl Columns {
             &self.target_column,
         ];
         names.extend(others.into_iter().flatten().cloned());
+        if self.messages_column.is_some() {
+            names.push(SYSTEM.to_owned());
+        }
         names.push(self.label().to_owned());
         Ok(names)
     }
@@ -266,7 +270,7 @@ impl Columns {
     /// The columns that documents of any known layout have.
     pub fn of_documents() -> Vec<String> {
         let columns = LAYOUTS.iter().flat_map(|layout| layout.columns);
-        let columns = columns.chain(&["input"]);
+        let columns = columns.chain(&["input", SYSTEM]);
         columns.map(|&name| name.to_owned()).collect()
     }
 

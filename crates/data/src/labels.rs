@@ -92,6 +92,17 @@ impl LabelSet {
                 rows,
             });
         }
+        if let Some(mark) = placeholder(&labels) {
+            let (count, row) = occurrences(table, column, mark)?;
+            tracing::warn!(
+                file = %path.display(),
+                column,
+                rows = count,
+                first_row = row + 1,
+                "the label `{mark}` is trained as a class; where it says that there is none, leave \
+                 these rows out"
+            );
+        }
         if labels.len() < MANY_LABELS || labels.len() <= rows / 2 {
             return Ok(());
         }
@@ -175,6 +186,28 @@ impl LabelSet {
                 .filter(|id: &usize| ids_are_free && *id < self.len())
         })
     }
+}
+
+/// A label of signs alone, among others with letters or numbers: data sets have such where no label
+/// was agreed on or none is known.
+fn placeholder(labels: &BTreeSet<String>) -> Option<&String> {
+    let is_mark = |label: &&String| label.chars().all(|it| "-?_.*/".contains(it));
+    let mut marks = labels.iter().filter(is_mark);
+    let has_letters = |label: &&String| label.chars().any(char::is_alphanumeric);
+    let others = labels.iter().filter(has_letters).count();
+    marks.next().filter(|_| others + 1 == labels.len())
+}
+
+/// How many rows have a label, and the first of them.
+fn occurrences(table: &Table, column: &str, label: &str) -> Result<(usize, usize), DataError> {
+    let (mut count, mut first) = (0, 0);
+    for (row, cell) in table.cells(column)?.cells().enumerate() {
+        if label_name(table, row, column, cell)? == label {
+            first = if count == 0 { row } else { first };
+            count += 1;
+        }
+    }
+    Ok((count, first))
 }
 
 /// The labels that occur in a column.

@@ -1,12 +1,16 @@
 //! Conversations in the layouts that public data sets have, as the messages of a chat template.
 
-use serde_json::{Map, Value as Json};
+use serde_json::{Map, Value as Json, json};
 
 use crate::error::DataError;
 use crate::table::{Cell, Table};
 
+/// The column that ShareGPT's layout may have beside the conversation.
+pub(crate) const SYSTEM: &str = "system";
+
 /// The messages of a cell: a list of objects, or its spelling as a text, as CSV has it. Messages of
-/// ShareGPT's layout (`from`, `value`) become `role` and `content`.
+/// ShareGPT's layout (`from`, `value`) become `role` and `content`, after the text of the column
+/// `system`, if there is one.
 ///
 /// # Errors
 /// [`DataError::WrongType`]; [`DataError::Conversation`] for a message of an unknown speaker.
@@ -19,13 +23,32 @@ pub(crate) fn messages(table: &Table, column: &str, row: usize) -> Result<Vec<Js
     let Ok(Json::Array(messages)) = serde_json::from_str(text) else {
         return Err(wrong_type());
     };
-    let messages: Result<_, _> = messages.into_iter().map(message).collect();
-    messages.map_err(|reason| DataError::Conversation {
+    let is_shared = messages.iter().any(|message| message.get("from").is_some());
+    let messages: Result<Vec<Json>, _> = messages.into_iter().map(message).collect();
+    let mut messages = messages.map_err(|reason| DataError::Conversation {
         path: table.path().to_owned(),
         row: row + 1,
         column: column.to_owned(),
         reason,
-    })
+    })?;
+    if is_shared
+        && let Some(system) = system(table, row)
+        && messages
+            .first()
+            .is_none_or(|first| first["role"] != "system")
+    {
+        messages.insert(0, json!({ "role": "system", "content": system }));
+    }
+    Ok(messages)
+}
+
+/// The text of ShareGPT's column of the system message; none where there is none or it is empty.
+fn system(table: &Table, row: usize) -> Option<&str> {
+    let cells = table.has_column(SYSTEM).then(|| table.cells(SYSTEM).ok());
+    match cells??.cell(row) {
+        Cell::Text(text) => Some(text).filter(|text| !text.trim().is_empty()),
+        _ => None,
+    }
 }
 
 /// A message with `role` and `content`; what is in no known layout stays as it is.
@@ -70,8 +93,6 @@ fn role(from: &str) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
     use crate::table::Value;
 
@@ -98,6 +119,33 @@ mod tests {
                 {"role": "assistant", "content": "x"},
             ])
         );
+    }
+
+    #[test]
+    fn a_system_column_of_sharegpt_is_the_first_message() {
+        let shared = json!([{"from": "human", "value": "hi"}, {"from": "gpt", "value": "x"}]);
+        let own = json!([{"from": "system", "value": "own"}, {"from": "human", "value": "hi"}]);
+        let openai = json!([{"role": "user", "content": "hi"}]);
+        let read = |conversation: &Json, system: Value| {
+            let columns = [
+                (
+                    "conversations".to_owned(),
+                    vec![Value::Json(conversation.clone())],
+                ),
+                ("system".to_owned(), vec![system]),
+            ];
+            let table = Table::from_columns("chat.jsonl", columns).unwrap();
+            messages(&table, "conversations", 0).unwrap()
+        };
+        let told = read(&shared, Value::Text("Be brief.".into()));
+        assert_eq!(told[0], json!({"role": "system", "content": "Be brief."}));
+        assert_eq!(told.len(), 3);
+        for nothing in [Value::Null, Value::Text(" ".into())] {
+            assert_eq!(read(&shared, nothing).len(), 2);
+        }
+        let own = read(&own, Value::Text("other".into()));
+        assert_eq!((own.len(), &own[0]["content"]), (2, &json!("own")));
+        assert_eq!(read(&openai, Value::Text("other".into())).len(), 1);
     }
 
     #[test]

@@ -127,6 +127,33 @@ impl Prompt {
         }
     }
 
+    /// The prompt of one text that stands in no table: in the place of the template's column, or
+    /// as Alpaca's instruction without input. None if a template has several columns.
+    ///
+    /// ```
+    /// use epiphyte_data::Prompt;
+    ///
+    /// let prompt = Prompt::template(r"Q: {question}\nA:")?;
+    /// assert_eq!(prompt.of_text("Why?").as_deref(), Some("Q: Why?\nA:"));
+    /// # Ok::<(), epiphyte_data::DataError>(())
+    /// ```
+    pub fn of_text(&self, text: &str) -> Option<String> {
+        let mut columns = self.columns();
+        columns.dedup();
+        match self {
+            Self::Columns(_) => Some(text.to_owned()),
+            Self::Alpaca => Some(alpaca(text, "")),
+            Self::Template(pieces) if columns.len() == 1 => {
+                let pieces = pieces.iter().map(|piece| match piece {
+                    Piece::Text(piece) => piece,
+                    Piece::Column(_) => text,
+                });
+                Some(pieces.collect())
+            }
+            Self::Template(_) => None,
+        }
+    }
+
     /// The prompt of each row.
     ///
     /// # Errors

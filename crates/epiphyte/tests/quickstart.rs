@@ -108,8 +108,12 @@ fn nothing_of_the_users_is_replaced(dir: &Path) {
     let file = dir.join("epiphyte-quickstart/lora.toml");
     let edited = std::fs::read_to_string(&file).unwrap() + "rank = 2\n";
     std::fs::write(&file, &edited).unwrap();
+    // What is missing is not written before everything was looked at.
+    let missing = dir.join("epiphyte-quickstart/train.jsonl");
+    std::fs::remove_file(&missing).unwrap();
     refused(&["--overwrite"], "lora.toml` was changed");
     assert_eq!(std::fs::read_to_string(&file).unwrap(), edited);
+    assert!(!missing.exists());
 
     let other = dir.join("other");
     std::fs::create_dir(&other).unwrap();

@@ -22,6 +22,32 @@ pub struct Generation {
     pub max_length: usize,
 }
 
+/// A generated text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Generated {
+    /// The new tokens.
+    pub ids: Vec<u32>,
+    /// Why there are no more.
+    pub end: GenerationEnd,
+}
+
+/// Why a text ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GenerationEnd {
+    /// A token that ends a text came.
+    Stop,
+    /// There are as many new tokens as were asked for.
+    MaxNewTokens,
+    /// The model reads no longer text: it has this many positions, of which the adapter's virtual
+    /// tokens take some.
+    ContextLength {
+        /// Positions of the model.
+        limit: usize,
+        /// Virtual tokens of the adapter.
+        virtual_tokens: usize,
+    },
+}
+
 /// Continues `prompt`; tells `each` new token as soon as it is chosen, and returns all of them.
 ///
 /// # Errors
@@ -33,7 +59,7 @@ pub fn generate(
     prompt: &[u32],
     how: &Generation,
     mut each: impl FnMut(u32),
-) -> Result<Vec<u32>, TrainError> {
+) -> Result<Generated, TrainError> {
     let head = model.language_head().ok_or(TrainError::CannotGenerate)?;
     if model.base().dimensions.encoder_layers > 0 {
         return Err(TrainError::CannotDecode);
@@ -48,6 +74,13 @@ pub fn generate(
     check_ids(model, prompt.iter().copied())?;
     let mut ids = prompt.to_vec();
     let mut draws = Vec::new();
+    let mut end = match how.max_new_tokens > limit - length {
+        true => GenerationEnd::ContextLength {
+            limit,
+            virtual_tokens: added,
+        },
+        false => GenerationEnd::MaxNewTokens,
+    };
     for new in 0..how.max_new_tokens.min(limit - length) {
         if new == draws.len() {
             // The first of many draws are the same as those of few.
@@ -67,12 +100,14 @@ pub fn generate(
         }
         let next = choose(logits, how.temperature, draws[new]);
         if how.stop.contains(&next) {
+            end = GenerationEnd::Stop;
             break;
         }
         ids.push(next);
         each(next);
     }
-    Ok(ids.split_off(prompt.len()))
+    let ids = ids.split_off(prompt.len());
+    Ok(Generated { ids, end })
 }
 
 /// The next token from its logits, `[1, vocabulary]`: the most likely one at temperature 0, else

@@ -25,6 +25,7 @@
 /// What a model predicts over a data set, and how good that is.
 pub mod scoring {
     pub mod evaluate;
+    pub(crate) mod majority;
     pub mod metrics;
     pub(crate) mod model_input;
 }
@@ -73,11 +74,12 @@ pub mod tasks;
 pub use classifier::{Classifier, Prediction};
 pub use dry_run::{DataSummary, DryRun, LengthRange, dry_run};
 pub use error::TrainError;
-pub use generate::{Generation, generate};
+pub use generate::{Generated, Generation, GenerationEnd, generate};
 pub use interrupt::Interrupt;
 pub use merge::{MergeOptions, Merged, WeightType, WithoutHead, merge};
 pub use observer::Observer;
 pub use run::{LoadedAdapter, Report, RunOptions, check_runs, open_adapter, train, train_several};
+pub use run_directory::holds_run;
 pub use scoring::evaluate::Evaluation;
 pub use tasks::{TASKS, Task, TaskKind, TaskModel, TaskSpec};
 pub use training::activation_cache::ActivationCacheKind;

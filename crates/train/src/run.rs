@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 use epiphyte_data::{Batches, Day, Order, ReadOptions, Table};
 use epiphyte_hub::Hub;
-use epiphyte_methods::file::{self, AdapterFile, AdapterMetadata, Provenance};
+use epiphyte_methods::file::{self, AdapterFile, AdapterMetadata, Provenance, TrainingExtent};
 use epiphyte_methods::{AdapterModule, ParameterCounts, StoredValues, by_name};
 use epiphyte_models::{LoadOptions, Loaded, ModelConfig};
 use serde::Serialize;
@@ -17,6 +17,7 @@ use crate::report::run_card::card;
 use crate::report::settings::resolved_settings;
 use crate::run_directory::{CARD_FILE, RunDirectory, Start};
 use crate::scoring::evaluate::Evaluation;
+use crate::scoring::majority::Majority;
 use crate::scoring::metrics::Metrics;
 use crate::tasks::{TaskModel, TaskSpec};
 use crate::training::checkpoints::Checkpoints;
@@ -65,6 +66,8 @@ pub struct Report {
     pub status: &'static str,
     /// Optimizer steps done.
     pub steps: u64,
+    /// Optimizer steps that the run was to have.
+    pub total_steps: u64,
     /// Mean training loss over the last logged steps.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub train_loss: Option<f64>,
@@ -310,9 +313,27 @@ impl<'a> Prepared<'a> {
                 tracing::warn!("`{output}` holds no checkpoint: the run begins at step 0");
             }
             0 => {}
+            _ if trainer.is_over() => tracing::warn!("{}", over_already(&trainer, self.run)),
             step => tracing::info!("going on after step {step}"),
         }
         Ok(trainer)
+    }
+
+    /// What a run says whose classifier is worth no more than one answer to every text.
+    fn nothing_learned(&self, majority: Majority) -> String {
+        let (run, total) = (self.run, self.train.batches.per_epoch());
+        let rate = run.peak_learning_rate().unwrap_or_default();
+        format!(
+            "accuracy on `{}` is no better than always answering the most frequent class, `{}` \
+             ({:.4}): more steps (--epochs, now {}; --batch-size, now {}, makes {total} batches an \
+             epoch) or another --learning-rate (now {rate:e}; try {:e}) may help",
+            run.eval_data.as_deref().unwrap_or(Path::new("")).display(),
+            self.task_model.spec.labels[majority.class],
+            majority.share,
+            run.epochs,
+            run.batch_size,
+            3.0 * rate,
+        )
     }
 
     /// Writes the adapter and its model card.
@@ -342,9 +363,20 @@ impl<'a> Prepared<'a> {
                 .inspect_err(|error| tracing::warn!("the adapter is saved without scores: {error}"))
                 .ok();
         }
+        if let (Some(metrics), Some(eval)) = (&metrics, &self.eval)
+            && let Some(majority) = Majority::of(eval.batches.examples())
+            && majority.equals(metrics)
+        {
+            tracing::warn!("{}", self.nothing_learned(majority));
+        }
         check_finite(module)?;
         let account = module.counts(model.base());
-        let metadata = metadata(run, task_model, account);
+        let training = TrainingExtent {
+            steps: outcome.steps,
+            total_steps: trainer.plan().total,
+            interrupted: outcome.end == End::Interrupted,
+        };
+        let metadata = metadata(run, task_model, account, training);
         file::save(&run.output, module, model.base(), &metadata)?;
         let bytes = size(&run.output.join(file::TENSORS_FILE));
         let report = Report {
@@ -356,6 +388,7 @@ impl<'a> Prepared<'a> {
                 End::Interrupted => "interrupted",
             },
             steps: outcome.steps,
+            total_steps: training.total_steps,
             train_loss: Some(outcome.loss).filter(|loss| loss.is_finite()),
             metrics,
             account,
@@ -383,7 +416,29 @@ fn sampled(table: Table, rows: Option<usize>, seed: u64) -> Table {
     }
 }
 
-fn metadata(run: &RunConfig, task_model: &TaskModel, account: ParameterCounts) -> AdapterMetadata {
+/// What a resumed run says that has nothing left to do.
+fn over_already(trainer: &Trainer<'_>, run: &RunConfig) -> String {
+    let (step, total) = (trainer.step(), trainer.plan().total);
+    let why = match step < total {
+        true => format!("had stopped early, after step {step} of {total}"),
+        false => format!("was complete, with {total} steps"),
+    };
+    let longer = match run.max_steps {
+        Some(steps) => format!("--max-steps (now {steps})"),
+        None => format!("--epochs (now {})", run.epochs),
+    };
+    format!(
+        "the run in `{}` {why}: nothing is trained; to train longer, raise {longer}",
+        run.output.display()
+    )
+}
+
+fn metadata(
+    run: &RunConfig,
+    task_model: &TaskModel,
+    account: ParameterCounts,
+    training: TrainingExtent,
+) -> AdapterMetadata {
     AdapterMetadata {
         base_model: run.model.display().to_string(),
         task_type: task_model.spec.task.peft_task_type().to_owned(),
@@ -395,6 +450,7 @@ fn metadata(run: &RunConfig, task_model: &TaskModel, account: ParameterCounts) -
             tokenizer_sha256: task_model.tokenizer.content_hash().to_owned(),
             task: serde_json::to_value(&task_model.spec).expect("a task is plain values"),
             account: Some(account),
+            training: Some(training),
         },
     }
 }
@@ -481,6 +537,16 @@ pub(crate) fn recorded_task(file: &AdapterFile) -> Result<Option<TaskSpec>, Trai
         .map_err(|error| TrainError::Config(format!("the adapter's `epiphyte.task`: {error}")))
 }
 
+/// Warns of an adapter that was to be trained longer.
+pub(crate) fn warn_if_interrupted(file: &AdapterFile) {
+    if let Some(training) = file.interrupted() {
+        tracing::warn!(
+            "the adapter `{}` is not finished, {training}: its command with --resume goes on",
+            file.directory().display()
+        );
+    }
+}
+
 /// Opens a base for a task, with an adapter on it if one is given.
 ///
 /// `spec` overrides the task that the adapter's configuration names. It is needed for adapters that
@@ -508,6 +574,7 @@ pub fn open_adapter(
     let task_model = TaskModel::open(model, spec, device, load)?;
     let module = match adapter {
         Some(file) => {
+            warn_if_interrupted(&file);
             if !allow_other_base {
                 file.check_base(
                     &task_model.loaded.content_hash,

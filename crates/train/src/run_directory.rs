@@ -90,6 +90,14 @@ fn lock(output: &Path) -> Result<(Vec<PathBuf>, Lock), TrainError> {
     }
 }
 
+/// Whether a directory is that of a run: a process trains in it, or it has the log, the adapter or
+/// a checkpoint of one.
+#[must_use]
+pub fn holds_run(directory: &Path) -> bool {
+    let contents = || Contents::of(directory).ok();
+    directory.join(LOCK_FILE).exists() || contents().is_some_and(|it| it.is_run())
+}
+
 /// What an output directory holds.
 struct Contents {
     /// The first visible entry by name.
@@ -124,12 +132,15 @@ impl Contents {
         })
     }
 
+    fn is_run(&self) -> bool {
+        self.log || self.adapter || self.checkpoints
+    }
+
     fn check(&self, output: &Path, start: Start) -> Result<(), TrainError> {
         let path = output.to_owned();
-        let is_run = self.log || self.adapter || self.checkpoints;
         match (&self.entry, self.link) {
             (None, _) => return Ok(()),
-            (Some(entry), _) if !is_run => {
+            (Some(entry), _) if !self.is_run() => {
                 let entry = entry.clone();
                 return Err(TrainError::OutputForeign { path, entry });
             }

@@ -14,6 +14,10 @@ use crate::error::DataError;
 use crate::order;
 use crate::spelling::nearest_name;
 
+/// The largest number that can be learned, in size: sums of the squares of many such are finite in
+/// single precision.
+const LARGEST_NUMBER: f32 = 1e15;
+
 /// One cell of a [`Table`].
 ///
 /// CSV, TSV and plain text have no types, so every cell read from them is [`Value::Text`],
@@ -188,7 +192,8 @@ impl Table {
     /// The numbers of a column, one per row; a text is parsed.
     ///
     /// # Errors
-    /// As [`Table::column`]; [`DataError::WrongType`] for a cell that is not a finite number.
+    /// As [`Table::column`]; [`DataError::WrongType`] for a cell that is not a number, or one whose
+    /// square loses all sense in single precision.
     pub fn numbers(&self, name: &str) -> Result<Vec<f32>, DataError> {
         let cells = self.cells(name)?.cells().enumerate();
         cells
@@ -200,8 +205,8 @@ impl Table {
                     _ => None,
                 };
                 number
-                    .filter(|number| number.is_finite())
-                    .ok_or_else(|| self.wrong_type(row, name, "a finite number"))
+                    .filter(|number: &f32| number.abs() <= LARGEST_NUMBER)
+                    .ok_or_else(|| self.wrong_type(row, name, "a number from -1e15 to 1e15"))
             })
             .collect()
     }

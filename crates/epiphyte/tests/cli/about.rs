@@ -119,4 +119,25 @@ fn the_manual_has_a_page_for_each_command() {
     let errors = here.fail(2, "man --output man1");
     assert!(errors.contains("epiphyte.1"), "{errors}");
     assert_eq!(fs::read(here.path("man1/epiphyte.1")).unwrap(), b"mine");
+    // Nor is anything written before the last page was looked at.
+    here.write("other/epiphyte-train.1", "mine");
+    let errors = here.fail(2, "man --output other");
+    assert!(
+        errors.contains("epiphyte-train.1") && errors.contains("rename it"),
+        "{errors}"
+    );
+    assert_eq!(fs::read_dir(here.path("other")).unwrap().count(), 1);
+}
+
+#[test]
+fn doctor_says_that_a_device_is_not_there() {
+    let here = Workplace::new();
+    let output = here.run("doctor --device rocm");
+    let [printed, errors] = [output.stdout, output.stderr].map(|it| String::from_utf8(it).unwrap());
+    assert!(printed.contains("devices"), "{printed}");
+    assert_eq!(output.status.code(), Some(2), "{errors}");
+    assert!(
+        errors.contains("--device rocm: this build has cpu"),
+        "{errors}"
+    );
 }

@@ -333,3 +333,51 @@ fn class_names_that_are_not_distinct() {
     let errors = here.fail(1, &format!("eval --model bert-head {flags}"));
     assert!(errors.contains("`a`"), "{errors}");
 }
+
+/// A number that no step can learn is named, and not the learning rate blamed.
+#[test]
+fn numbers_out_of_all_proportion() {
+    let here = Workplace::new();
+    let rows = "{\"text\": \"good film\", \"label\": 0.5}\n{\"text\": \"bad\", \"label\": 1e30}\n";
+    here.write("numbers.jsonl", rows);
+    let errors = here.fail(
+        1,
+        "train --model bert --task regression --train-data numbers.jsonl --text-columns text \
+         --output adapter",
+    );
+    assert!(
+        errors.contains("`numbers.jsonl`, row 2, column `label`") && errors.contains("1e15"),
+        "{errors}"
+    );
+}
+
+/// Hints name the flags of the command, for the format of the file.
+#[test]
+fn hints_for_columns() {
+    let here = Workplace::new();
+    let head = "--model bert-head --task sequence-classification";
+    let predict = format!("predict {head} --text-columns text --data dev.jsonl --output p.jsonl");
+    let errors = here.fail(1, &format!("{predict} --columns nope"));
+    assert!(
+        errors.contains("--columns: ") && errors.contains("`nope`"),
+        "{errors}"
+    );
+    assert!(!errors.contains("--text-columns"), "{errors}");
+    let errors = here.fail(
+        1,
+        &format!("eval {head} --text-columns nope --data dev.jsonl"),
+    );
+    assert!(
+        errors.contains("--text-columns and --label-column"),
+        "{errors}"
+    );
+    assert!(!errors.contains("--no-header"), "{errors}");
+    let errors = here.fail_any(&format!("eval {head} --data dev.jsonl"));
+    assert!(
+        errors.contains("name the columns with --text-columns and --label-column"),
+        "{errors}"
+    );
+    here.write("dev.data", "x");
+    let errors = here.fail_any(&format!("eval {head} --text-columns text --data dev.data"));
+    assert!(errors.contains("--format json, jsonl"), "{errors}");
+}

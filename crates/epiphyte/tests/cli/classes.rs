@@ -259,3 +259,86 @@ fn a_base_with_another_configuration_is_named() {
         here.write("bert/config.json", before);
     }
 }
+
+/// A head whose classes nothing names, and data that count from 1.
+#[test]
+fn labels_that_may_count_from_1_are_asked_about() {
+    let here = Workplace::new();
+    here.edit("bert-head/config.json", |config| {
+        config.as_object_mut().unwrap().remove("id2label");
+        config["num_labels"] = 3.into();
+    });
+    rewrite(&here, "bert-head", |name, mut shape, values| {
+        let is_head = name.starts_with("classifier");
+        let row = if is_head {
+            values[..values.len() / 2].to_vec()
+        } else {
+            Vec::new()
+        };
+        shape[0] += usize::from(is_head);
+        Some((shape, [values, row].concat()))
+    });
+    relabel(&here, "numbers.jsonl", |label| {
+        if label == "negative" { 1 } else { 2 }.into()
+    });
+    let command = format!("eval {HEAD} --data numbers.jsonl");
+    let errors = here.fail(2, &command);
+    assert!(errors.contains("ids from 0 or count from 1"), "{errors}");
+    let of_ids = here.json(&format!("{command} --labels 0,1,2"));
+    let from_1 = here.json(&format!("{command} --labels 1,2,3"));
+    let support = |scores: &Value| {
+        let classes = scores["classes"].as_array().unwrap().clone();
+        classes
+            .iter()
+            .map(|it| it["support"].as_u64().unwrap())
+            .collect::<Vec<_>>()
+    };
+    let (of_ids, from_1) = (support(&of_ids), support(&from_1));
+    assert_eq!((of_ids[0], from_1[2], &of_ids[1..]), (0, 0, &from_1[..2]));
+}
+
+#[test]
+fn merging_takes_the_names_that_an_adapter_does_not_record() {
+    let here = Workplace::new();
+    here.json(&format!("{CLASSIFY} --max-steps 1 --output adapter"));
+    let merge = "merge --model bert --adapter adapter --overwrite --output merged --labels";
+    let errors = here.fail(2, &format!("{merge} bad,good"));
+    assert!(
+        errors.contains("was trained with the classes negative,positive"),
+        "{errors}"
+    );
+    here.as_of_peft("adapter");
+    let errors = here.fail(2, &format!("{merge} bad,good,fair"));
+    assert!(errors.contains("the head has 2 outputs"), "{errors}");
+    here.succeed(&format!("{merge} bad,good"));
+    let config: Value = serde_json::from_str(&here.read("merged/config.json")).unwrap();
+    assert_eq!(config["id2label"], json!({ "0": "bad", "1": "good" }));
+    here.json(&format!(
+        "{} --max-steps 1 --output speaks",
+        crate::workplace::SPEAK
+    ));
+    let command = "merge --model llama --adapter speaks --output other --labels a,b";
+    let errors = here.fail(2, command);
+    assert!(errors.contains("the adapter is for causal-lm"), "{errors}");
+}
+
+/// A label that data sets write where there is none.
+#[test]
+fn a_label_of_signs_is_trained_with_a_warning() {
+    let here = Workplace::new();
+    let rows = "{\"text\": \"a film\", \"label\": \"-\"}\n".repeat(2);
+    here.write("marked.jsonl", here.read("train.jsonl") + &rows);
+    let train = |data: &str| {
+        let output = here.run(&format!(
+            "{CLASSIFY} --max-steps 1 --overwrite --output adapter --train-data {data}"
+        ));
+        assert!(output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let errors = train("marked.jsonl");
+    assert!(
+        errors.contains("the label `-` is trained as a class") && errors.contains("first_row=97"),
+        "{errors}"
+    );
+    assert!(!train("train.jsonl").contains("trained as a class"));
+}

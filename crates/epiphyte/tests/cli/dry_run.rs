@@ -46,7 +46,7 @@ fn the_plan_is_that_of_the_run() {
     // Given, default, and computed from others.
     assert_eq!(
         setting(&plan, "r"),
-        &json!({ "key": "r", "value": 4, "given": true })
+        &json!({ "key": "r", "name": "rank", "value": 4, "given": true })
     );
     assert_eq!(plan["places"]["r"], "key `rank` in `run.toml`");
     assert_eq!(plan["places"]["epochs"], "`--epochs`");
@@ -75,6 +75,11 @@ fn the_plan_is_that_of_the_run() {
     ] {
         assert!(text.contains(words), "{text}");
     }
+    let rank = text.lines().find(|line| line.starts_with("  rank "));
+    assert!(
+        rank.is_some_and(|line| line.contains("key `rank`")),
+        "{text}"
+    );
     // What would stop the run stops the plan.
     let errors = here.fail(1, &format!("{run} --dry-run --target-modules quary"));
     assert!(errors.contains("match nothing"), "{errors}");
@@ -101,4 +106,23 @@ fn several_runs_have_several_plans() {
         lines[0].contains("perplexity") && lines[2].contains("ia3"),
         "{text}"
     );
+}
+
+/// Packing is a matter of plain text.
+#[test]
+fn packing_is_shown_where_it_does_something() {
+    let here = Workplace::new();
+    let plan = |flags: &str| here.json(&format!("{SPEAK} {flags} --dry-run --output adapter"));
+    let has_packing = |plan: &Value| {
+        let settings = plan["settings"].as_array().unwrap();
+        settings.iter().any(|setting| setting["key"] == "packing")
+    };
+    assert!(has_packing(&plan("")));
+    here.write(
+        "pairs.jsonl",
+        "{\"q\": \"film\", \"a\": \"good\"}\n".repeat(2),
+    );
+    let pairs = "train --model llama --task causal-lm --train-data pairs.jsonl --prompt-column q \
+                 --completion-column a --dry-run --output adapter";
+    assert!(!has_packing(&here.json(pairs)));
 }

@@ -104,6 +104,74 @@ fn a_file_over_the_systems_limit_is_an_error() {
     here.json(&command);
 }
 
+/// An adapter that was to be trained longer says so, until it was.
+#[test]
+#[cfg(unix)]
+fn an_adapter_of_an_interrupted_run_says_so() {
+    let here = Workplace::new();
+    let command = format!("{CLASSIFY} {LONG} --output adapter");
+    let child = start(&here, &command);
+    wait_for_steps(&here, "adapter");
+    send("-TERM", &child);
+    let ended = child.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(130));
+    let record = here.record("adapter")["training"].clone();
+    let steps = record["steps"].as_u64().unwrap();
+    assert!((1..150).contains(&steps), "{record}");
+    assert_eq!(record["total_steps"], 150);
+    let extent = format!("{steps} of 150 steps");
+    let card = here.read("adapter/README.md");
+    assert!(card.contains(&format!("interrupted, {extent}")), "{card}");
+    let base = "--model bert --adapter adapter";
+    let used = [
+        format!("eval {base} --data dev.jsonl"),
+        format!("predict {base} --data dev.jsonl --output p.jsonl --overwrite"),
+        format!("merge {base} --output merged --overwrite"),
+    ];
+    for command in &used {
+        let output = here.run(command);
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{errors}");
+        assert!(
+            errors.contains(&format!("not finished, {extent}, interrupted")),
+            "{errors}"
+        );
+    }
+    assert!(
+        here.succeed("inspect adapter")
+            .contains(&format!("{extent}, interrupted"))
+    );
+
+    here.json(&format!("{command} --resume"));
+    assert_eq!(here.record("adapter")["training"]["interrupted"], false);
+    assert!(!here.read("adapter/README.md").contains("interrupted"));
+    for command in &used {
+        let output = here.run(command);
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert!(!errors.contains("not finished"), "{errors}");
+    }
+}
+
+#[test]
+fn a_run_that_was_complete_says_how_to_train_longer() {
+    let here = Workplace::new();
+    let command = format!("{CLASSIFY} --max-steps 2 --output adapter");
+    here.json(&command);
+    let resumed = |flags: &str| {
+        let output = here.run(&format!("{command} {flags} --resume"));
+        assert!(output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let errors = resumed("");
+    assert!(
+        errors.contains("was complete, with 2 steps: nothing is trained")
+            && errors.contains("raise --max-steps (now 2)"),
+        "{errors}"
+    );
+    let errors = resumed("--max-steps 3");
+    assert!(!errors.contains("was complete"), "{errors}");
+}
+
 #[test]
 fn a_taken_directory_is_left_alone() {
     let here = Workplace::new();
@@ -120,4 +188,6 @@ fn a_taken_directory_is_left_alone() {
         errors.contains("belongs to another run: `seed` was 0 and is 1"),
         "{errors}"
     );
+    let errors = here.fail(1, &format!("{command} --rank 2 --resume"));
+    assert!(errors.contains("`rank` was 8 and is 2"), "{errors}");
 }

@@ -284,3 +284,96 @@ fn the_day_of_a_run_goes_on_with_it() {
     here.json(&format!("{train} 2 --resume"));
     assert_eq!(day(&here), "2001-09-09");
 }
+
+#[test]
+fn a_text_that_the_model_cannot_read_further_says_so() {
+    let here = Workplace::new();
+    here.write("prompt.txt", "film ".repeat(59));
+    let ask = "generate --model llama --prompt-file prompt.txt --stop-at-eos=false";
+    let output = here.run(&format!("{ask} --max-new-tokens 50"));
+    let notes = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{notes}");
+    assert!(
+        notes.contains("ends after 4 of 50 new tokens")
+            && notes.contains("at most 64 tokens (max_position_embeddings), 60 of them the prompt"),
+        "{notes}"
+    );
+    let result = here.json(&format!("{ask} --max-new-tokens 50"));
+    assert_eq!(
+        (&result["new_tokens"], &result["end"]),
+        (&4.into(), &"context_length".into())
+    );
+    let output = here.run(&format!("{ask} --max-new-tokens 4"));
+    let notes = String::from_utf8(output.stderr).unwrap();
+    assert!(!notes.contains("ends after"), "{notes}");
+}
+
+#[test]
+fn a_prompt_comes_from_standard_input() {
+    let here = Workplace::new();
+    here.write("prompt.txt", "the film");
+    let ask =
+        |file: &str| format!("generate --model llama --max-new-tokens 3 --prompt-file {file}");
+    let mut command = here.command(&ask("-"));
+    let prompt = std::fs::File::open(here.path("prompt.txt")).unwrap();
+    let output = command.stdin(prompt).output().unwrap();
+    assert!(output.status.success());
+    assert_eq!(
+        String::from_utf8(output.stdout).unwrap(),
+        here.succeed(&ask("prompt.txt"))
+    );
+}
+
+/// The prompt of training is that of generating.
+#[test]
+fn a_prompt_goes_into_the_template_of_the_training_data() {
+    let here = Workplace::new();
+    let rows = "{\"question\": \"film\", \"context\": \"a\", \"answer\": \" good\"}\n";
+    here.write("pairs.jsonl", rows.repeat(4));
+    let train = |template: &str, output: &str| {
+        let flags = "train --model llama --task causal-lm --train-data pairs.jsonl \
+                     --completion-column answer --max-steps 1 --json --output";
+        let mut command = here.command(flags);
+        command.args([output, "--prompt-template", template]);
+        let output = command.output().unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    };
+    train("the {question} is", "one");
+    train("{context} {question} is", "two");
+    let generate = |adapter: &str, flags: &[&str]| {
+        let command = "generate --model llama --max-new-tokens 2 --json --adapter";
+        let mut command = here.command(command);
+        command.args([adapter, "--prompt", "film"]).args(flags);
+        let output = command.output().unwrap();
+        let notes = String::from_utf8(output.stderr).unwrap();
+        (serde_json::from_slice::<Value>(&output.stdout).ok(), notes)
+    };
+    let prompt = |(result, notes): &(Option<Value>, String)| match result {
+        Some(result) => result["prompt"].as_str().unwrap().to_owned(),
+        None => panic!("{notes}"),
+    };
+    let applied = generate("one", &[]);
+    assert_eq!(prompt(&applied), "the film is");
+    assert!(
+        applied
+            .1
+            .contains("template of the training data, `the {question} is`"),
+        "{}",
+        applied.1
+    );
+    let plain = generate("one", &["--prompt-template", ""]);
+    assert_eq!(prompt(&plain), "film");
+    assert!(!plain.1.contains("template"), "{}", plain.1);
+    let other = generate("one", &["--prompt-template", "a {x}"]);
+    assert_eq!(prompt(&other), "a film");
+    let (result, errors) = generate("two", &[]);
+    assert!(
+        result.is_none() && errors.contains("several columns (context, question)"),
+        "{errors}"
+    );
+    assert_eq!(prompt(&generate("two", &["--prompt-template", ""])), "film");
+}

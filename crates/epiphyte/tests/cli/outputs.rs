@@ -2,7 +2,7 @@
 //! terminal would obey.
 
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use serde_json::json;
@@ -58,6 +58,71 @@ fn links_to_an_input_are_that_input() {
     }
     assert_eq!(here.read("dev.jsonl"), before);
     assert!(fs::read(of_base).unwrap() == weights);
+}
+
+/// Files of a base, an adapter or a run, whether they are there already or not, and whether the
+/// command reads that directory or not.
+#[test]
+fn predictions_are_no_file_of_a_model_an_adapter_or_a_run() {
+    let here = Workplace::new();
+    here.json(&format!("{CLASSIFY} --max-steps 1 --output adapter"));
+    here.write("bert-head/README.md", "the base's card");
+    let of_peft = |name: &str| {
+        let file = fs::read(here.path("adapter").join(name)).unwrap();
+        here.write(&format!("of-peft/{name}"), file);
+    };
+    of_peft("adapter_config.json");
+    of_peft("adapter_model.safetensors");
+    // A run that has begun and has written nothing yet.
+    here.write("begun/.epiphyte-lock", "");
+    let trees = || ["bert-head", "bert", "adapter", "of-peft", "begun"].map(|it| tree(&here, it));
+    let before = trees();
+    for output in [
+        "bert-head/README.md",
+        "bert-head/new.md",
+        "bert-head/vocab.txt",
+        "bert/README.md",
+        "bert/generation_config.json",
+        "adapter/README.md",
+        "adapter/log.jsonl",
+        "adapter/predictions.txt",
+        "adapter/checkpoint-1/predictions.jsonl",
+        "adapter/.epiphyte-tmp-x.jsonl",
+        "of-peft/README.md",
+        "begun/README.md",
+        "begun/adapter_config.json",
+        "begun/log.jsonl",
+    ] {
+        let command = format!("predict {HEAD} --output {output} --output-format jsonl --overwrite");
+        let errors = here.fail(2, &command);
+        assert!(errors.contains("choose another file"), "{output}: {errors}");
+        assert!(trees() == before, "{output}");
+    }
+    // Predictions may lie next to what made them, and be written anew.
+    for output in [
+        "adapter/predictions.jsonl",
+        "begun/predictions.csv",
+        "bert-head/p.tsv",
+    ] {
+        here.succeed(&format!("predict {HEAD} --output {output}"));
+        here.succeed(&format!("predict {HEAD} --output {output} --overwrite"));
+    }
+}
+
+/// Each file of a directory with its contents.
+fn tree(here: &Workplace, directory: &str) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut files = Vec::new();
+    let mut directories = vec![here.path(directory)];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).unwrap() {
+            match entry.unwrap().path() {
+                path if path.is_dir() => directories.push(path),
+                path => files.push((path.clone(), fs::read(path).unwrap())),
+            }
+        }
+    }
+    files.sort();
+    files
 }
 
 #[cfg(unix)]
@@ -120,6 +185,7 @@ fn predictions_go_to_standard_output() {
 #[test]
 fn a_full_disk_behind_standard_output_is_an_error() {
     let here = Workplace::new();
+    here.json(&format!("{CLASSIFY} --max-steps 1 --output trained"));
     for command in [
         "--version".to_owned(),
         "--help".to_owned(),
@@ -137,6 +203,8 @@ fn a_full_disk_behind_standard_output_is_an_error() {
         format!("predict {HEAD} --output -"),
         "generate --model llama --prompt good --max-new-tokens 2".to_owned(),
         "generate --model llama --prompt good --max-new-tokens 2 --json".to_owned(),
+        "merge --model bert --adapter trained --output merged --overwrite".to_owned(),
+        format!("{CLASSIFY} --dry-run --output adapter"),
         format!("{CLASSIFY} --max-steps 1 --output adapter --overwrite"),
     ] {
         let full = File::options().write(true).open("/dev/full").unwrap();
@@ -144,6 +212,55 @@ fn a_full_disk_behind_standard_output_is_an_error() {
         let errors = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{command}\n{errors}");
         assert!(errors.contains("standard output"), "{command}\n{errors}");
+    }
+}
+
+/// As in `epiphyte methods >&-`.
+#[cfg(any(target_os = "linux", target_os = "macos"))]
+#[test]
+fn a_closed_standard_output_is_an_error() {
+    let here = Workplace::new();
+    here.json(&format!("{CLASSIFY} --max-steps 1 --output trained"));
+    for command in [
+        "--version".to_owned(),
+        "train --help".to_owned(),
+        "methods".to_owned(),
+        "methods --json".to_owned(),
+        "doctor".to_owned(),
+        "completions bash".to_owned(),
+        "man".to_owned(),
+        "inspect bert".to_owned(),
+        format!("eval {HEAD}"),
+        format!("predict {HEAD} --output preds.jsonl --overwrite"),
+        format!("predict {HEAD} --output -"),
+        "generate --model llama --prompt good --max-new-tokens 2".to_owned(),
+        "merge --model bert --adapter trained --output merged".to_owned(),
+        format!("{CLASSIFY} --dry-run --output adapter"),
+        format!("{CLASSIFY} --max-steps 1 --output adapter --overwrite"),
+    ] {
+        let of_command = here.command(&command);
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", "exec \"$0\" \"$@\" >&-"]);
+        shell
+            .arg(of_command.get_program())
+            .args(of_command.get_args());
+        let output = shell.current_dir(here.path("")).output().unwrap();
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{command}\n{errors}");
+        assert!(
+            errors.contains("standard output: it is closed"),
+            "{command}\n{errors}"
+        );
+    }
+    // What is thrown away on purpose is no error.
+    for sink in ["> /dev/null", "1<> /dev/null"] {
+        let of_command = here.command("methods");
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", &format!("exec \"$0\" \"$@\" {sink}")]);
+        shell
+            .arg(of_command.get_program())
+            .args(of_command.get_args());
+        assert!(shell.status().unwrap().success(), "{sink}");
     }
 }
 

@@ -311,3 +311,26 @@ fn progress_is_told_where_there_is_no_terminal() {
         }
     }
 }
+
+/// Texts that say nothing of their classes.
+#[test]
+fn a_classifier_that_learned_nothing_says_so() {
+    let here = Workplace::new();
+    let row = |label: &str| format!("{{\"text\": \"a film\", \"label\": \"{label}\"}}\n");
+    here.write("same.jsonl", row("positive").repeat(3) + &row("negative"));
+    let train = |flags: &str| {
+        let output = here.run(&format!("{CLASSIFY} {flags} --output adapter --overwrite"));
+        assert!(output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let notes = train("--max-steps 1 --eval-data same.jsonl");
+    assert!(
+        notes.contains(
+            "no better than always answering the most frequent class, `positive` (0.7500)"
+        ) && notes.contains("--epochs, now 3")
+            && notes.contains("--learning-rate (now 1e-2"),
+        "{notes}"
+    );
+    let notes = train("--epochs 10");
+    assert!(!notes.contains("no better than"), "{notes}");
+}

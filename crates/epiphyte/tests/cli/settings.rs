@@ -155,6 +155,14 @@ fn flags_that_do_not_fit_are_refused() {
         ("--method bitfit --rank 8", "`--rank` is of lora"),
         ("--rank eight", "`--rank`: `eight` is not a whole number"),
         (
+            "--seed 99999999999999999999",
+            "`--seed`: `99999999999999999999` is too large",
+        ),
+        (
+            "--alpha-pattern query=inf",
+            "`--alpha-pattern`: `inf` is not finite",
+        ),
+        (
             "--quoting perhaps",
             "`--quoting`: `perhaps` is neither true nor false",
         ),
@@ -263,6 +271,18 @@ fn flags_that_do_not_fit_are_refused() {
             "rank = 1.5",
             "key `rank` in `run.toml`: 1.5 is not a whole number",
         ),
+        (
+            "epochs = nan",
+            "key `epochs` in `run.toml`: `NaN` is not finite",
+        ),
+        (
+            "alpha_pattern = { query = inf }",
+            "key `alpha_pattern` in `run.toml`: `inf` is not finite",
+        ),
+        (
+            "seed = 99999999999999999999",
+            "`run.toml`: TOML parse error",
+        ),
         ("rank 8", "`run.toml`: TOML parse error at line 1"),
         (
             "method = \"bitfit\"\nrank = 8",
@@ -273,6 +293,11 @@ fn flags_that_do_not_fit_are_refused() {
         let errors = here.fail(2, &format!("{CLASSIFY} --output adapter --config run.toml"));
         assert!(errors.contains(message), "{text}: {errors}");
     }
+    let errors = here.fail(
+        1,
+        &format!("{CLASSIFY} --output adapter --alpha-pattern query=1e39"),
+    );
+    assert!(errors.contains("`alpha_pattern` is 1000000"), "{errors}");
     let errors = here.fail(2, "train --model bert --output adapter");
     assert!(
         errors.contains("`train_data` is missing: pass --train-data"),

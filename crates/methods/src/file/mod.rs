@@ -14,6 +14,7 @@ mod matcher;
 mod record;
 
 use std::cell::RefCell;
+use std::fmt::{self, Display, Formatter};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -60,6 +61,35 @@ pub struct Provenance {
     /// The method's account, so that it can be told without the base.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub account: Option<ParameterCounts>,
+    /// How far the training went that it is of; none in older files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub training: Option<TrainingExtent>,
+}
+
+/// How far a training went. Displayed: `18 of 18 steps`, and whether it was interrupted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrainingExtent {
+    /// Optimizer steps done.
+    pub steps: u64,
+    /// Optimizer steps that the run was to have.
+    pub total_steps: u64,
+    /// Whether it was stopped from outside and has not gone on.
+    pub interrupted: bool,
+}
+
+impl Display for TrainingExtent {
+    fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
+        let end = if self.interrupted {
+            ", interrupted"
+        } else {
+            ""
+        };
+        write!(
+            formatter,
+            "{} of {} steps{end}",
+            self.steps, self.total_steps
+        )
+    }
 }
 
 /// What a saved adapter says about itself beside its method.
@@ -295,6 +325,16 @@ impl AdapterFile {
     /// What only our files say; none in PEFT's own.
     pub fn provenance(&self) -> Option<&Provenance> {
         Some(&self.record.as_ref()?.provenance)
+    }
+
+    /// How far the training went, if the run was interrupted and has not gone on.
+    pub fn interrupted(&self) -> Option<TrainingExtent> {
+        self.provenance()?.training.filter(|it| it.interrupted)
+    }
+
+    /// The adapter's directory.
+    pub fn directory(&self) -> &Path {
+        &self.dir
     }
 
     /// PEFT's `task_type`, such as `SEQ_CLS`.

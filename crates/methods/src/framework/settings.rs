@@ -126,6 +126,14 @@ impl Flag {
         same(self.flag) || same(self.key) || self.aliases.iter().any(|alias| same(alias))
     }
 
+    /// The flag as a key of a file, with `_` for `-`: `rank`, where HF PEFT's key is `r`.
+    pub fn name(&self) -> String {
+        match self.flag {
+            "" => self.key.to_owned(),
+            flag => flag.replace('-', "_"),
+        }
+    }
+
     /// The default for `--help`, out of all `defaults`; none if there is nothing to say.
     pub fn default_text(&self, defaults: &Map<String, Value>) -> Option<String> {
         match (defaults.get(self.key), self.unset) {
@@ -135,7 +143,7 @@ impl Flag {
             },
             (Some(Value::String(text)), _) if !text.is_empty() => Some(text.clone()),
             (_, Some(unset)) => Some(unset.to_owned()),
-            (Some(Value::Bool(true)), None) => Some("true".to_owned()),
+            (Some(Value::Bool(value)), None) => Some(value.to_string()),
             _ => None,
         }
     }

@@ -163,6 +163,15 @@ impl LoraConfig {
                 let alpha = self
                     .first_match(method, &self.alpha_pattern, path)?
                     .unwrap_or(self.lora_alpha);
+                if !(alpha as f32).is_finite() {
+                    return Err(MethodError::Value {
+                        method,
+                        key: "alpha_pattern",
+                        value: alpha.to_string(),
+                        expected: "it must be a number that is finite in single precision"
+                            .to_owned(),
+                    });
+                }
                 let divisor = if self.use_rslora {
                     (rank as f64).sqrt()
                 } else {

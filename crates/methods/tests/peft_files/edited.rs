@@ -329,6 +329,7 @@ fn metadata(method: &str) -> AdapterMetadata {
             tokenizer_sha256: String::new(),
             task: Value::Null,
             account: None,
+            training: None,
         },
     }
 }

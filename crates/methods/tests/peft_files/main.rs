@@ -276,6 +276,7 @@ fn assert_same_when_written_again(dir: &Path, json: &Value, model: &Model) {
             tokenizer_sha256: String::new(),
             task: Value::Null,
             account: None,
+            training: None,
         },
     };
     save(written.path(), &module, model.base(), &metadata)

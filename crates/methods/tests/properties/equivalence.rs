@@ -92,6 +92,7 @@ fn a_saved_adapter_gives_the_same_outputs_when_it_is_loaded() {
                 tokenizer_sha256: "0".repeat(64),
                 task: Value::Null,
                 account: None,
+                training: None,
             },
         };
         save(dir.path(), &module, base, &metadata).unwrap();

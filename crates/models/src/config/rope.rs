@@ -114,7 +114,7 @@ fn scaling(object: &JsonObject, dimensions: &Dimensions) -> Result<RopeScaling, 
             factor: positive(object, "factor")?,
         }),
         "yarn" => {
-            let factor = optional_positive(object, "factor")?
+            let factor = given_positive(object, "factor")?
                 .unwrap_or(max_position_embeddings as f64 / original as f64);
             Ok(RopeScaling::Yarn {
                 factor,
@@ -126,9 +126,9 @@ fn scaling(object: &JsonObject, dimensions: &Dimensions) -> Result<RopeScaling, 
             })
         }
         "longrope" => {
-            let factor = optional_positive(object, "factor")?
+            let factor = given_positive(object, "factor")?
                 .unwrap_or(max_position_embeddings as f64 / original as f64);
-            let attention_factor = match object.get("attention_factor", None)? {
+            let attention_factor = match given_positive(object, "attention_factor")? {
                 Some(stated) => stated,
                 None if factor <= 1.0 => 1.0,
                 None => (1.0 + factor.ln() / (original as f64).ln()).sqrt(),
@@ -165,7 +165,7 @@ fn scaling(object: &JsonObject, dimensions: &Dimensions) -> Result<RopeScaling, 
 /// What YaRN multiplies cosines and sines by: stated, or from `mscale` and `mscale_all_dim`
 /// (DeepSeek's addition), or `0.1 ln(factor) + 1` as the paper has it.
 fn yarn_attention_factor(object: &JsonObject, factor: f64) -> Result<f64, ModelError> {
-    if let Some(stated) = object.get("attention_factor", None)? {
+    if let Some(stated) = given_positive(object, "attention_factor")? {
         return Ok(stated);
     }
     let scale = |mscale: f64| {
@@ -186,6 +186,14 @@ fn yarn_attention_factor(object: &JsonObject, factor: f64) -> Result<f64, ModelE
 /// A required number above 0.
 fn positive(json: &JsonObject, key: &str) -> Result<f64, ModelError> {
     checked_positive(json, key, json.require(key)?)
+}
+
+/// A number above 0, where there is one.
+fn given_positive(json: &JsonObject, key: &str) -> Result<Option<f64>, ModelError> {
+    let given: Option<f64> = json.get(key, None)?;
+    given
+        .map(|value| checked_positive(json, key, value))
+        .transpose()
 }
 
 /// A number above 0; absent, `null` and 0 are `None`, as Python's `or` reads them.

@@ -395,6 +395,16 @@ fn incomplete_scaling_names_the_key() {
         (json!({"type": "linear", "factor": 0}), "factor"),
         (json!({"rope_type": "dynamic", "factor": "2"}), "factor"),
         (json!({"rope_type": "yarn", "factor": -1}), "factor"),
+        (json!({"rope_type": "yarn", "factor": 0}), "factor"),
+        (json!({"rope_type": "longrope", "factor": 0}), "factor"),
+        (
+            json!({"rope_type": "yarn", "factor": 2, "attention_factor": 0}),
+            "attention_factor",
+        ),
+        (
+            json!({"rope_type": "longrope", "factor": 2, "attention_factor": -1}),
+            "attention_factor",
+        ),
         (
             json!({"rope_type": "llama3", "factor": 8}),
             "low_freq_factor",

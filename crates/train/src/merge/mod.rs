@@ -29,7 +29,7 @@ use epiphyte_ops::Sequences;
 use serde::Serialize;
 
 use crate::lock::Lock;
-use crate::run::LoadedAdapter;
+use crate::run::{LoadedAdapter, warn_if_interrupted};
 use crate::{TaskSpec, TrainError};
 
 /// The merged model's tensors.
@@ -170,6 +170,7 @@ impl WithoutHead {
         allow_other_base: bool,
         options: &LoadOptions,
     ) -> Result<Self, TrainError> {
+        warn_if_interrupted(file);
         let config = ModelConfig::open(model_dir)?;
         let head = head_of_files(model_dir, &config)?;
         let device = Device::flex();

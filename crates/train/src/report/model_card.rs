@@ -38,6 +38,8 @@ pub struct ModelCard {
     pub task: String,
     /// The Hub's name for the task, such as `text-classification`.
     pub pipeline_tag: Option<String>,
+    /// How far its training went, if it was interrupted: such as `5 of 18 steps`.
+    pub unfinished: Option<String>,
     /// How it is used.
     pub usage: Vec<Snippet>,
     /// The data it was trained and evaluated on.
@@ -107,6 +109,12 @@ impl Display for ModelCard {
         };
         let task = CodeSpan(&self.task);
         writeln!(card, "Trained by Epiphyte for the task {task}. {base}\n")?;
+        if let Some(extent) = &self.unfinished {
+            writeln!(
+                card,
+                "**Not finished: its training was interrupted, {extent}.**\n"
+            )?;
+        }
         if !self.usage.is_empty() {
             writeln!(card, "## Usage\n\n`ADAPTER` is this directory.\n")?;
         }
@@ -330,6 +338,7 @@ mod tests {
             method: "lora".to_owned(),
             task: "sequence-classification".to_owned(),
             pipeline_tag: Some("text-classification".to_owned()),
+            unfinished: None,
             usage: vec![Snippet {
                 language: "sh",
                 code: "epiphyte predict --model bert --adapter ADAPTER".to_owned(),

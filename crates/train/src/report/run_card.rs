@@ -33,11 +33,15 @@ pub(crate) fn card(
     let base_model = base_name(&run.model);
     let version = ("epiphyte".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
     let settings = settings.iter().filter(|it| !PATHS.contains(&it.key));
-    let settings = settings.map(|it| (it.key.to_owned(), it.text()));
+    let settings = settings.map(|it| (it.name.clone(), it.text()));
     ModelCard {
         method: run.method.clone(),
         task: run.task.to_string(),
         pipeline_tag: Some(run.task.pipeline_tag().to_owned()),
+        unfinished: (report.status == "interrupted").then(|| {
+            let (done, total) = (report.steps, report.total_steps);
+            format!("{done} of {total} steps")
+        }),
         usage: usage(run, spec, &base_model),
         counts: Counts {
             base: report.account.base_parameters as u64,

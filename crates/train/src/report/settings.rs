@@ -1,5 +1,6 @@
 //! The settings of a run with the values that they have in it, defaults included.
 
+use epiphyte_data::Fields;
 use epiphyte_methods::framework::settings::{Flag, Settings};
 use epiphyte_methods::{AdapterModule, by_name};
 use epiphyte_models::Base;
@@ -15,6 +16,8 @@ use crate::training::trainer::Plan;
 pub struct ResolvedSetting {
     /// The key, as in a file of settings.
     pub key: &'static str,
+    /// The flag's name, with `_` for `-`: it is a key too, and what users know it by.
+    pub name: String,
     /// The value in this run; a text where the default is a rule that depends on the machine or
     /// the data file.
     pub value: Value,
@@ -50,7 +53,7 @@ pub fn resolved_settings(
     let computed = computed(run, spec, plan);
     let applies = |flag: &&Flag| match flag.key {
         "label_column" => !run.task.predicts_text(),
-        "packing" => run.task.predicts_text(),
+        "packing" => matches!(run.task.fields(spec, true), Ok(Fields::PlainText { .. })),
         _ => true,
     };
     let own = RunConfig::FLAGS.iter().filter(applies);
@@ -60,6 +63,7 @@ pub fn resolved_settings(
         let unset = flag.unset.map(Value::from);
         Some(ResolvedSetting {
             key: flag.key,
+            name: flag.name(),
             value: value.cloned().or(unset)?,
             given: values.get(flag.key) != defaults.get(flag.key),
         })
@@ -72,6 +76,7 @@ pub fn resolved_settings(
         let unset = flag.unset.map(Value::from);
         Some(ResolvedSetting {
             key: flag.key,
+            name: flag.name(),
             value: value.cloned().or(unset)?,
             given: is_given(flag),
         })

@@ -82,6 +82,7 @@ pub fn for_training(
     }
     let are_known = found.iter().all(|name| known.contains(name));
     if are_known && (has_head_for(known.len()) || known.len() == found.len()) {
+        check_twice(known)?;
         return Ok(ClassOrder {
             names: known.to_vec(),
             by_id: true,
@@ -94,6 +95,7 @@ pub fn for_training(
             true => known,
             false => found,
         };
+        check_twice(names)?;
         return Ok(ClassOrder {
             names: names.to_vec(),
             by_id: true,
@@ -136,8 +138,12 @@ pub fn for_prediction(
         by_id,
         new_head: false,
     };
+    let found = found.unwrap_or_default();
     if let Some(recorded) = head.recorded.filter(|spec| !spec.labels.is_empty()) {
         let stored = &recorded.labels;
+        if given.is_empty() && recorded.labels_by_id {
+            check_numbers(stored, found)?;
+        }
         if !given.is_empty() && given != stored {
             return Err(TrainError::ClassOrder(format!(
                 "the adapter was trained with the classes {}, but --labels says {}: leave it out",
@@ -173,10 +179,11 @@ pub fn for_prediction(
         true => known,
         false => unnamed.names(),
     };
-    let found = found.unwrap_or_default();
     let is_id = |name: &String| name.parse().is_ok_and(|id: usize| id < outputs);
     let are_known = found.iter().all(|name| names.contains(name));
     if are_known || found.iter().all(is_id) {
+        check_numbers(names, found)?;
+        check_twice(names)?;
         return Ok(order(names, true));
     }
     let (whose, have) = match (head.has_adapter, names == unnamed.names()) {
@@ -186,12 +193,53 @@ pub fn for_prediction(
             "its config.json does not name its classes",
         ),
         // The row that has an unknown label is named where the labels are read.
-        (false, false) => return Ok(order(names, true)),
+        (false, false) => {
+            check_twice(names)?;
+            return Ok(order(names, true));
+        }
     };
     Err(TrainError::ClassOrder(format!(
         "{whose} has {outputs} outputs, and {have}, while the data has {}: pass --labels with the \
          names in the order of the outputs, as in training; another order would give wrong scores",
         shown(found)
+    )))
+}
+
+/// Refuses numbers that are no names of classes and may be ids or count from 1.
+fn check_numbers(names: &[String], found: &[String]) -> Result<(), TrainError> {
+    let are_numbers = found.iter().all(|name| name.parse::<usize>().is_ok());
+    let are_names = found.iter().any(|name| names.contains(name));
+    if found.is_empty() || !are_numbers || are_names || found.iter().any(|name| name == "0") {
+        return Ok(());
+    }
+    let count = names.len();
+    let from = |first: usize| {
+        let numbers = (first..first + count).map(|number| number.to_string());
+        numbers.collect::<Vec<_>>().join(",")
+    };
+    let named = match names == Labels::unnamed(count).names() {
+        true => from(0),
+        false => names.join(","),
+    };
+    Err(TrainError::ClassOrder(format!(
+        "the data has the labels {} and no 0, so they may be ids from 0 or count from 1, and the \
+         head has {count} outputs: pass --labels {named} if they are ids, or --labels {} if they \
+         count from 1",
+        shown(found),
+        from(1)
+    )))
+}
+
+/// Refuses classes of one name, as a base's `id2label` may have them.
+fn check_twice(names: &[String]) -> Result<(), TrainError> {
+    let twice = (1..names.len()).find(|&id| names[..id].contains(&names[id]));
+    let Some(id) = twice else {
+        return Ok(());
+    };
+    Err(TrainError::ClassOrder(format!(
+        "the base model's config.json has the name `{}` twice in id2label, the second time for id \
+         {id}: pass --labels with a name for each class, in the order of the ids",
+        names[id]
     )))
 }
 
@@ -315,7 +363,12 @@ mod tests {
         let given = names(&["entailment", "neutral", "contradiction"]);
         let order = for_prediction(&adapter, &given, Some(&found)).unwrap();
         assert_eq!((order.names, order.by_id), (given.clone(), true));
-        // Ids are the data set's own, in any data.
+        // Ids are the data set's own, in any data; numbers without 0 may not be ids.
+        let error = for_prediction(&adapter, &[], Some(&names(&["1", "2"]))).unwrap_err();
+        assert!(error.to_string().contains("--labels 1,2,3"), "{error}");
+        let confirmed = names(&["0", "1", "2"]);
+        let order = for_prediction(&adapter, &confirmed, Some(&names(&["1", "2"]))).unwrap();
+        assert_eq!(order.names, confirmed);
         let order = for_prediction(&adapter, &[], Some(&names(&["0", "2"]))).unwrap();
         assert!(order.by_id && order.names == ["LABEL_0", "LABEL_1", "LABEL_2"]);
         let order = for_prediction(&adapter, &[], None).unwrap();
@@ -352,6 +405,54 @@ mod tests {
         let order = for_prediction(&head, &names(&["a", "b"]), None).unwrap();
         assert!(order.by_id);
         for_prediction(&head, &names(&["b", "a"]), None).unwrap_err();
+    }
+
+    #[test]
+    fn a_name_that_two_classes_have_is_refused() {
+        let base = base(&["a", "b", "a"], Some(3));
+        let head = TrainedHead {
+            recorded: None,
+            has_adapter: false,
+            outputs: Some(3),
+            base: &base,
+        };
+        let found = names(&["a", "b"]);
+        for error in [
+            for_prediction(&head, &[], Some(&found)).unwrap_err(),
+            for_training(&[], &found, &base).unwrap_err(),
+        ] {
+            let error = error.to_string();
+            assert!(
+                error.contains("config.json") && error.contains("`a` twice"),
+                "{error}"
+            );
+        }
+        let given = names(&["a", "b", "c"]);
+        assert_eq!(for_training(&given, &found, &base).unwrap().names, given);
+    }
+
+    #[test]
+    fn numbers_over_named_classes_start_at_0_or_are_asked_about() {
+        let recorded = TaskSpec {
+            labels: names(&["no", "maybe", "yes"]),
+            labels_by_id: true,
+            ..TaskSpec::new("sequence-classification".parse().unwrap(), 8)
+        };
+        let base = base(&UNNAMED, None);
+        let head = TrainedHead {
+            recorded: Some(&recorded),
+            has_adapter: true,
+            outputs: Some(3),
+            base: &base,
+        };
+        for_prediction(&head, &[], Some(&names(&["0", "2"]))).unwrap();
+        let error = for_prediction(&head, &[], Some(&names(&["1", "2"]))).unwrap_err();
+        assert!(
+            error.to_string().contains("--labels no,maybe,yes"),
+            "{error}"
+        );
+        let (given, found) = (recorded.labels.clone(), names(&["1", "2"]));
+        for_prediction(&head, &given, Some(&found)).unwrap();
     }
 
     #[test]

@@ -8,7 +8,8 @@
 use std::collections::BTreeMap;
 
 use epiphyte_data::{Batches, Day};
-use epiphyte_methods::AdapterModule;
+use epiphyte_methods::framework::settings::{Flag, Settings};
+use epiphyte_methods::{AdapterModule, METHODS};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -98,7 +99,8 @@ impl Identity {
         for key in keys.chain(added) {
             let (then, now) = (self.settings.get(key), now.settings.get(key));
             if then.unwrap_or(&Value::Null) != now.unwrap_or(&Value::Null) {
-                differences.push(format!("`{key}` was {} and is {}", shown(then), shown(now)));
+                let (name, then, now) = (name(key), shown(then), shown(now));
+                differences.push(format!("`{name}` was {then} and is {now}"));
             }
         }
         let inputs = self.inputs.keys();
@@ -120,6 +122,14 @@ impl Identity {
         }
         differences
     }
+}
+
+/// What users know a setting by: the name of its flag.
+fn name(key: &str) -> String {
+    let methods = METHODS.iter().flat_map(|method| method.flags);
+    let mut flags = RunConfig::FLAGS.iter().chain(methods);
+    let flag = flags.find(|flag| flag.key == key);
+    flag.map_or_else(|| key.to_owned(), Flag::name)
 }
 
 fn shown(value: Option<&Value>) -> String {
@@ -162,7 +172,7 @@ mod tests {
         );
         let expected = [
             "`seed` was 0 and is 1",
-            "`r` was 8 and is not set",
+            "`rank` was 8 and is not set",
             "`init_r` was not set and is 4",
             "no evaluation examples any more",
             "another tokenizer",

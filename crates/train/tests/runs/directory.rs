@@ -445,7 +445,7 @@ fn a_run_that_differs_is_not_continued_and_what_differs_is_named() {
         ),
         (
             world.run("run", "lora", &json!({ "r": 4, "lora_dropout": 0.2 })),
-            "`r` was 2 and is 4",
+            "`rank` was 2 and is 4",
         ),
         (
             RunConfig {

@@ -8,8 +8,8 @@ use epiphyte_models::{HeadKind, LoadOptions};
 use epiphyte_train::observer::Silent;
 use epiphyte_train::scoring::evaluate::predict;
 use epiphyte_train::{
-    Generation, Interrupt, LoadedAdapter, RunConfig, RunOptions, TaskSpec, TrainError, generate,
-    open_adapter, train,
+    Generation, GenerationEnd, Interrupt, LoadedAdapter, RunConfig, RunOptions, TaskSpec,
+    TrainError, generate, open_adapter, train,
 };
 use serde_json::{Value, json};
 
@@ -172,7 +172,13 @@ fn a_prompt_that_leaves_no_room_is_refused_before_it_is_run() {
             generate(model, loaded_adapter.adapter(), &prompt, &how, |_| {})
         };
         let room = limit - VIRTUAL_TOKENS;
-        assert_eq!(continued(room - 2).unwrap().len(), 2, "{method}");
+        let generated = continued(room - 2).unwrap();
+        assert_eq!(generated.ids.len(), 2, "{method}");
+        let expected = GenerationEnd::ContextLength {
+            limit,
+            virtual_tokens: VIRTUAL_TOKENS,
+        };
+        assert_eq!(generated.end, expected, "{method}");
         let error = continued(room).expect_err("no room");
         assert!(
             matches!(error, TrainError::PromptTooLong { length, limit: found }

@@ -44,7 +44,7 @@ pub(crate) struct ModelArguments {
     /// Directory of the base model, or its name on the hub
     #[arg(long, value_name = "DIR")]
     pub(crate) model: PathBuf,
-    /// Directory of the adapter, or its name on the hub [default: the base model alone]
+    /// Directory of the adapter, or its name on the hub
     #[arg(long, value_name = "DIR")]
     pub(crate) adapter: Option<PathBuf>,
     /// Allow another base model than the adapter was trained with
@@ -380,8 +380,12 @@ pub(crate) fn is_weight_of(name: &str, path: &str) -> bool {
 }
 
 /// The task for commands that need neither columns nor class names: `merge`, `generate`, `inspect`;
-/// none if the adapter has neither a task nor a head.
-pub(crate) fn spec_of_adapter(file: &AdapterFile, model: &Path) -> Result<Option<TaskSpec>> {
+/// none if the adapter has neither a task nor a head. `given` are names of the classes, or none.
+pub(crate) fn spec_of_adapter(
+    file: &AdapterFile,
+    model: &Path,
+    given: &[String],
+) -> Result<Option<TaskSpec>> {
     let config = ModelConfig::open(model)?;
     let arguments = TaskArguments {
         task: match recorded_task(Some(file))? {
@@ -394,7 +398,24 @@ pub(crate) fn spec_of_adapter(file: &AdapterFile, model: &Path) -> Result<Option
         return Ok(None);
     }
     let mut spec = arguments.spec(Some(file), &config)?;
-    if spec.task.has_classes() && spec.labels.is_empty() {
+    if !given.is_empty() && !spec.task.has_classes() {
+        let problem = format!(
+            "--labels names classes, but the adapter is for {}",
+            spec.task
+        );
+        return Err(UsageError::Other(problem).into());
+    }
+    if !given.is_empty() {
+        let base = BaseClasses::open(model, &config)?;
+        let recorded = recorded_task(Some(file))?;
+        let head = TrainedHead {
+            recorded: recorded.as_ref(),
+            has_adapter: true,
+            outputs: outputs_of(file, &config)?.or(base.outputs),
+            base: &base,
+        };
+        spec.labels = for_prediction(&head, given, None)?.names;
+    } else if spec.task.has_classes() && spec.labels.is_empty() {
         let labels = &config.facts().labels;
         let outputs = outputs_of(file, &config)?.unwrap_or(labels.num_labels());
         spec.labels = match labels.names() {

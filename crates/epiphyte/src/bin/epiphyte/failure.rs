@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
-use epiphyte::data::{DataError, nearest_name};
+use epiphyte::data::{DataError, Format, nearest_name};
 use epiphyte::hub::HubError;
 use epiphyte::methods::MethodError;
 use epiphyte::train::TrainError;
@@ -166,7 +166,10 @@ fn hint(error: &anyhow::Error, resumable: bool) -> Option<String> {
             return Some(missing_column(error, path, available));
         }
         (_, Some(DataError::UnknownExtension { .. } | DataError::UnnamedFormat)) => {
-            "--format csv, tsv, jsonl, parquet or text says what the data are"
+            "--format json, jsonl, csv, tsv, parquet or text says what the data are"
+        }
+        (_, Some(DataError::Columns { .. })) => {
+            return Some(format!("name the columns with {}", column_flags(error)));
         }
         (_, Some(DataError::RaggedRow { .. } | DataError::UnclosedQuote { .. })) => {
             "--quoting true or false says whether \" quotes fields, --delimiter what is between them"
@@ -199,11 +202,19 @@ fn missing_column(error: &anyhow::Error, path: &Path, available: &[String]) -> S
                 .to_owned();
         }
     }
-    let flags = match error.downcast_ref() {
+    let flags = column_flags(error);
+    match Format::of(path) {
+        Ok(Format::Json | Format::Parquet) => format!("name the columns with {flags}"),
+        _ => format!("name the columns with {flags}; --no-header for files without names"),
+    }
+}
+
+/// The flags that name the columns of the task that an error is about.
+fn column_flags(error: &anyhow::Error) -> &'static str {
+    match error.downcast_ref() {
         Some(TrainError::Columns { task, .. }) => task.column_flags(),
         _ => "--text-columns and --label-column",
-    };
-    format!("name the columns with {flags}; --no-header for files without names")
+    }
 }
 
 /// Whether the disk, or the user's quota, is full.

@@ -17,6 +17,7 @@ mod output;
 mod outputs;
 mod progress;
 mod settings;
+mod standard_output;
 
 use std::process::ExitCode;
 
@@ -37,6 +38,10 @@ fn answer(request: &clap::Error) -> ExitCode {
         return failure::report(&UsageError::ForeignFlag { flag, advice }.into(), false);
     }
     let code = u8::try_from(request.exit_code()).unwrap_or(2);
+    if request.use_stderr() {
+        let _ = request.print();
+        return ExitCode::from(code);
+    }
     match output::finish(request.print()) {
         Ok(()) => ExitCode::from(code),
         Err(error) => failure::report(&error, false),

@@ -11,6 +11,8 @@ use anyhow::{Context, Result};
 pub(crate) use epiphyte::train::display::count;
 use serde::Serialize;
 
+use crate::standard_output;
+
 /// Prints one JSON object on one line.
 ///
 /// # Errors
@@ -56,6 +58,10 @@ pub(crate) fn stream(bytes: &[u8]) -> Result<()> {
 
 /// The result of writing to standard output.
 pub(crate) fn finish(written: io::Result<()>) -> Result<()> {
+    let written = match standard_output::was_closed() {
+        true => Err(io::Error::other("it is closed")),
+        false => written,
+    };
     match written {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         written => written.context("cannot write to standard output"),

@@ -2,10 +2,13 @@
 //! their spelling. Every command that writes checks its output here, before it computes anything.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use epiphyte::io::{OutputKind, is_in_directory, is_same_file, output_kind};
+use epiphyte::io::{OutputKind, TEMPORARY, is_in_directory, is_same_file, output_kind};
+use epiphyte::methods::file::CONFIG_FILE as ADAPTER_CONFIG;
+use epiphyte::train::holds_run;
+use epiphyte::train::training::checkpoints::Checkpoints;
 
 use crate::failure::UsageError;
 use crate::output;
@@ -45,8 +48,8 @@ const LOG: &str = "log.jsonl";
 /// Checks the file that `--output` names.
 ///
 /// # Errors
-/// If it is one of the inputs, or a file of an input's directory; if it exists and `overwrite` is
-/// false; if it cannot be a file.
+/// If it is one of the inputs, or among the files of a model, an adapter or a run; if it exists and
+/// `overwrite` is false; if it cannot be a file.
 pub(crate) fn check_file(
     output: &Path,
     inputs: &[Input<'_>],
@@ -69,16 +72,25 @@ pub(crate) fn check_file(
         );
         return Err(UsageError::Other(problem).into());
     }
-    for input in inputs {
-        if is_same_file(output, input.path) || is_file_of(&resolved, input.path)? {
-            let problem = format!(
-                "--output `{}` is an input, {} `{}`: choose another file",
-                output.display(),
-                input.what,
-                input.path.display()
-            );
-            return Err(UsageError::Other(problem).into());
+    let refuse = |problem: String| {
+        let problem = format!(
+            "--output `{}` {problem}: choose another file",
+            output.display()
+        );
+        Err(UsageError::Other(problem).into())
+    };
+    let names = Names::of(&resolved, inputs)?;
+    for Input { what, path } in inputs {
+        if is_same_file(output, path) || names.are_of_input(path) {
+            return refuse(format!("is an input, {what} `{}`", path.display()));
         }
+    }
+    if let Some(owner) = names.owner() {
+        let directory = directory.display();
+        return refuse(format!(
+            "is in `{directory}`, the directory of {owner}, which only predictions may share, as \
+             .jsonl, .csv, .tsv or .parquet"
+        ));
     }
     if resolved.exists() && !overwrite {
         let problem = format!(
@@ -90,27 +102,80 @@ pub(crate) fn check_file(
     Ok(Destination::File)
 }
 
-/// Whether a file belongs to what is in `directory`; false if that is no directory.
-fn is_file_of(file: &Path, directory: &Path) -> Result<bool> {
-    if !directory.is_dir() || !file.exists() {
-        return Ok(false);
-    }
-    let cannot_read = || format!("cannot read `{}`", directory.display());
-    let mut paths = vec![file.to_owned()];
-    for entry in directory.read_dir().with_context(cannot_read)? {
-        // By another name, such as a hard link of a weight file.
-        let path = entry.with_context(cannot_read)?.path();
-        if is_same_file(&path, file) {
-            paths.push(path);
+/// The path of an output file, and its other names in the directories of the inputs, such as a hard
+/// link of a weight file.
+struct Names {
+    paths: Vec<PathBuf>,
+}
+
+impl Names {
+    fn of(file: &Path, inputs: &[Input<'_>]) -> Result<Self> {
+        let mut paths = vec![file.to_owned()];
+        for directory in inputs.iter().map(|it| it.path).filter(|it| it.is_dir()) {
+            let cannot_read = || format!("cannot read `{}`", directory.display());
+            for entry in directory.read_dir().with_context(cannot_read)? {
+                let path = entry.with_context(cannot_read)?.path();
+                if file.exists() && is_same_file(&path, file) {
+                    paths.push(path);
+                }
+            }
         }
+        Ok(Self { paths })
     }
-    let is_kept_there = |path: &Path| {
-        let extension = path.extension().and_then(|it| it.to_str());
-        path.file_name() != Some(LOG.as_ref())
-            && extension.is_some_and(|it| KEPT_THERE.contains(&it))
-    };
-    let is_inside = paths.len() > 1 || is_in_directory(file, directory);
-    Ok(is_inside && !paths.iter().all(|path| is_kept_there(path)))
+
+    /// Whether one of them is a file of an input's directory.
+    fn are_of_input(&self, directory: &Path) -> bool {
+        let is_of = |path: &PathBuf| !is_kept_there(path) && is_in_directory(path, directory);
+        directory.is_dir() && self.paths.iter().any(is_of)
+    }
+
+    /// What owns the directory of one of them, whose other files are not to be replaced.
+    fn owner(&self) -> Option<&'static str> {
+        self.paths.iter().find_map(|path| {
+            let directory = path.parent()?;
+            match directory_of(directory)? {
+                CHECKPOINT => Some(CHECKPOINT),
+                owner => (!is_kept_there(path)).then_some(owner),
+            }
+        })
+    }
+}
+
+/// Whether a user may keep a file of this name in the directory of a model, an adapter or a run.
+fn is_kept_there(path: &Path) -> bool {
+    let extension = path.extension().and_then(|it| it.to_str());
+    let name = path.file_name().unwrap_or_default();
+    name != LOG
+        && !name.to_string_lossy().starts_with(TEMPORARY)
+        && extension.is_some_and(|it| KEPT_THERE.contains(&it))
+}
+
+/// A checkpoint of a run, which anything else in its directory would spoil.
+const CHECKPOINT: &str = "a checkpoint";
+
+/// What a directory is, if a program would miss its files.
+fn directory_of(directory: &Path) -> Option<&'static str> {
+    let checkpoints = directory.parent().map(Checkpoints::inspect);
+    let checkpoints = checkpoints
+        .and_then(|it| it.list().ok())
+        .unwrap_or_default();
+    if checkpoints
+        .iter()
+        .any(|it| is_same_file(&it.path, directory))
+    {
+        return Some(CHECKPOINT);
+    }
+    if holds_run(directory) {
+        return Some("a run");
+    }
+    let has = |name: &str| directory.join(name).exists();
+    if has(ADAPTER_CONFIG) {
+        return Some("an adapter");
+    }
+    let config = std::fs::read(directory.join("config.json")).unwrap_or_default();
+    let config: serde_json::Value = serde_json::from_slice(&config).unwrap_or_default();
+    let is_model = config.get("model_type").is_some() || has("model.safetensors");
+    is_model.then_some("a model")
 }
 
 /// Checks the directory that `--output` names.

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::num::IntErrorKind;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -291,11 +292,17 @@ fn read(path: &Path) -> Result<File> {
         place: format!("`{}`", path.display()),
         problem: error.to_string(),
     })?;
-    let entries = |table: toml::Table| -> Vec<Entry> {
-        let entries = table.into_iter().map(|(key, value)| Entry {
-            place: format!("key `{key}` in `{}`", path.display()),
-            name: key.replace('_', "-"),
-            value: serde_json::to_value(value).expect("TOML values are JSON values"),
+    let entries = |table: toml::Table| -> Result<Vec<Entry>> {
+        let entries = table.into_iter().map(|(key, value)| {
+            let place = format!("key `{key}` in `{}`", path.display());
+            match json(value) {
+                Ok(value) => Ok(Entry {
+                    place,
+                    name: key.replace('_', "-"),
+                    value,
+                }),
+                Err(problem) => Err(UsageError::Value { place, problem }.into()),
+            }
         });
         entries.collect()
     };
@@ -309,8 +316,25 @@ fn read(path: &Path) -> Result<File> {
         None => Vec::new(),
     };
     Ok(File {
-        common: entries(table),
-        runs: runs.into_iter().map(entries).collect(),
+        common: entries(table)?,
+        runs: runs.into_iter().map(entries).collect::<Result<_>>()?,
+    })
+}
+
+/// A value of TOML as one of JSON, which has no `nan` and no `inf`.
+fn json(value: toml::Value) -> Result<Value, String> {
+    Ok(match value {
+        toml::Value::Float(number) if !number.is_finite() => {
+            return Err(format!("`{number}` is not finite"));
+        }
+        toml::Value::Array(items) => items.into_iter().map(json).collect::<Result<_, _>>()?,
+        toml::Value::Table(table) => {
+            let members = table
+                .into_iter()
+                .map(|(key, value)| Ok((key, json(value)?)));
+            Value::Object(members.collect::<Result<_, String>>()?)
+        }
+        plain => serde_json::to_value(plain).expect("TOML values are JSON values"),
     })
 }
 
@@ -381,9 +405,14 @@ fn parse(kind: FlagKind, text: &str) -> Result<Value, String> {
 }
 
 fn integer(text: &str) -> Result<Value, String> {
-    text.parse::<i64>()
-        .map(Value::from)
-        .map_err(|_| format!("`{text}` is not a whole number"))
+    text.parse::<i64>().map(Value::from).map_err(|error| {
+        let problem = match error.kind() {
+            IntErrorKind::PosOverflow => "is too large",
+            IntErrorKind::NegOverflow => "is too small",
+            _ => "is not a whole number",
+        };
+        format!("`{text}` {problem}")
+    })
 }
 
 fn number(text: &str) -> Result<Value, String> {

@@ -89,6 +89,8 @@ pub(crate) fn run(global: &Global) -> Result<ExitCode> {
         true => output::json(&diagnosis)?,
         false => print(&diagnosis)?,
     }
+    // Whether the device that was asked for is there.
+    global.device()?;
     Ok(ExitCode::SUCCESS)
 }
 

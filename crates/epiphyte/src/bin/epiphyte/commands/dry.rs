@@ -41,8 +41,8 @@ fn print(Shown { plan, places }: &Shown) -> Result<()> {
     output::print("settings:")?;
     let settings = plan.settings.iter().map(|setting| {
         let place = places.get(setting.key).map_or("default", String::as_str);
-        let key = format!("  {}", setting.key);
-        vec![key, setting.text(), place.to_owned()]
+        let name = format!("  {}", setting.name);
+        vec![name, setting.text(), place.to_owned()]
     });
     output::table(&settings.collect::<Vec<_>>(), &[])?;
     print_data("training data", &plan.training, &plan.labels)?;

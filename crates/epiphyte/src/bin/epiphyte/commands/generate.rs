@@ -7,10 +7,10 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use epiphyte::data::Tokenizer;
+use epiphyte::data::{Columns, Prompt, Tokenizer};
 use epiphyte::models::ModelConfig;
 use epiphyte::models::generation_config::GenerationConfig;
-use epiphyte::train::{Generation, TaskKind, TaskSpec, generate};
+use epiphyte::train::{Generation, GenerationEnd, TaskKind, TaskSpec, generate};
 use serde_json::json;
 
 use crate::data_arguments::{ModelArguments, read_template, spec_of_adapter};
@@ -35,9 +35,13 @@ pub(crate) struct Arguments {
         conflicts_with = "prompt_file"
     )]
     prompt: Option<String>,
-    /// File with the text to continue
+    /// File with the text to continue; - is standard input
     #[arg(long, value_name = "FILE")]
     prompt_file: Option<PathBuf>,
+    /// A text with {column} where the prompt goes, or alpaca; an empty text takes the prompt as it
+    /// is [default: as in training]
+    #[arg(long, value_name = "TEXT", conflicts_with = "chat")]
+    prompt_template: Option<String>,
     /// Treat the prompt as a user message: apply the model's chat template and print the answer
     /// only
     #[arg(long)]
@@ -73,19 +77,14 @@ fn temperature(text: &str) -> Result<f64, String> {
 }
 
 pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
-    let prompt = match (&arguments.prompt, &arguments.prompt_file) {
-        (_, Some(path)) => {
-            fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?
-        }
-        (prompt, None) => prompt.clone().unwrap_or_default(),
-    };
+    let prompt = arguments.prompt()?;
     let located = arguments.model.locate()?;
     let model = located.model.clone();
     let config = ModelConfig::open(&model)?;
     let max_length = config.facts().max_position_embeddings;
     let max_length = max_length.unwrap_or(usize::MAX);
     let spec = match &located.adapter {
-        Some(file) => spec_of_adapter(file, &model)?,
+        Some(file) => spec_of_adapter(file, &model, &[])?,
         None => None,
     };
     // An adapter that says no task is one of the only task that this command has.
@@ -100,6 +99,14 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         );
         return Err(UsageError::Other(problem).into());
     }
+    let template = arguments.template(&spec.columns)?;
+    if !global.quiet {
+        arguments.say_layout(&spec.columns);
+    }
+    let prompt = match template {
+        Some(template) => in_template(&prompt, &template)?,
+        None => prompt,
+    };
     let loaded_adapter = located.load(spec, global)?;
     let tokenizer = &loaded_adapter.task_model.tokenizer;
     let ids = match arguments.chat {
@@ -134,7 +141,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let mut text = Text::new(tokenizer, shown, !global.json);
     let mut failed = None;
     let model = &loaded_adapter.task_model.loaded.model;
-    let new = generate(model, loaded_adapter.adapter(), &ids, &how, |id| {
+    let generated = generate(model, loaded_adapter.adapter(), &ids, &how, |id| {
         text.ids.push(id);
         if let Err(error) = text.show(false) {
             failed = Some(error);
@@ -145,15 +152,91 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     }
     let seconds = started.elapsed().as_secs_f64();
     let text = text.show(true)?;
+    let count = generated.ids.len();
+    let end = match generated.end {
+        GenerationEnd::Stop => "stop",
+        GenerationEnd::MaxNewTokens => "max_new_tokens",
+        GenerationEnd::ContextLength { .. } => "context_length",
+    };
+    if let GenerationEnd::ContextLength {
+        limit,
+        virtual_tokens,
+    } = generated.end
+        && !global.quiet
+    {
+        let virtual_tokens = match virtual_tokens {
+            0 => String::new(),
+            count => format!(" and {count} virtual tokens"),
+        };
+        output::note(&format!(
+            "note: the text ends after {count} of {} new tokens, because the model reads at most \
+             {limit} tokens (max_position_embeddings), {} of them the prompt{virtual_tokens}",
+            how.max_new_tokens,
+            ids.len()
+        ));
+    }
     if global.json {
         output::json(&json!({
             "prompt": prompt,
             "text": text,
-            "new_tokens": new.len(),
-            "tokens_per_second": new.len() as f64 / seconds.max(1e-9),
+            "new_tokens": count,
+            "end": end,
+            "tokens_per_second": count as f64 / seconds.max(1e-9),
         }))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+impl Arguments {
+    /// The prompt as the user gave it.
+    fn prompt(&self) -> Result<String> {
+        let Some(path) = &self.prompt_file else {
+            return Ok(self.prompt.clone().unwrap_or_default());
+        };
+        let text = match path == Path::new("-") {
+            true => std::io::read_to_string(std::io::stdin().lock()),
+            false => fs::read_to_string(path),
+        };
+        text.with_context(|| format!("cannot read `{}`", path.display()))
+    }
+
+    /// What the prompt is put into: the template that is given, or that of the training data.
+    fn template(&self, trained: &Columns) -> Result<Option<Prompt>> {
+        let template = match &self.prompt_template {
+            Some(given) => Some(given).filter(|it| !it.is_empty()),
+            None => trained.prompt_template.as_ref().filter(|_| !self.chat),
+        };
+        Ok(template.map(|it| Prompt::template(it)).transpose()?)
+    }
+
+    /// Says how the training data differ from a prompt that is taken as it is.
+    fn say_layout(&self, trained: &Columns) {
+        let note = match (&self.prompt_template, &trained.prompt_template) {
+            (None, Some(template)) if !self.chat => format!(
+                "the prompt is put into the template of the training data, `{template}`; \
+                 --prompt-template '' takes it as it is"
+            ),
+            _ if trained.messages_column.is_some() && !self.chat => {
+                "the adapter was trained on conversations: --chat puts the prompt into the chat \
+                 template"
+                    .to_owned()
+            }
+            _ => return,
+        };
+        output::note(&format!("note: {note}"));
+    }
+}
+
+/// A prompt in a template.
+fn in_template(prompt: &str, template: &Prompt) -> Result<String> {
+    template.of_text(prompt).ok_or_else(|| {
+        let problem = format!(
+            "the prompt template has several columns ({}), and there is one prompt: write the \
+             prompt as the template would and pass --prompt-template ''",
+            template.columns().join(", ")
+        );
+        UsageError::Other(problem).into()
+    })
 }
 
 /// The tokens that end a text: all that the model's files and its tokenizer name, since training

@@ -8,7 +8,7 @@ use anyhow::Result;
 use clap::Args;
 use epiphyte::Device;
 use epiphyte::methods::ParameterCounts;
-use epiphyte::methods::file::{AdapterFile, CONFIG_FILE, TENSORS_FILE};
+use epiphyte::methods::file::{AdapterFile, CONFIG_FILE, TENSORS_FILE, TrainingExtent};
 use epiphyte::models::{
     Base, Checkpoint, HeadKind, LinearInfo, LoadOptions, ModelConfig, Role, load,
 };
@@ -94,6 +94,8 @@ struct AdapterSummary {
     peft_type: &'static str,
     task: Option<Value>,
     base_model: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    training: Option<TrainingExtent>,
     trainable_parameters: Option<usize>,
     changed_parameters: Option<usize>,
     stored_parameters: usize,
@@ -121,6 +123,7 @@ fn adapter(dir: &Path, model: Option<&Path>, global: &Global) -> Result<()> {
         peft_type: definition.peft_type,
         task,
         base_model: file.base_model().map(str::to_owned),
+        training: file.provenance().and_then(|ours| ours.training),
         trainable_parameters: account.map(|account| account.trainable_parameters),
         changed_parameters: account.map(|account| account.changed_parameters),
         stored_parameters: account.map_or_else(
@@ -139,7 +142,7 @@ fn adapter(dir: &Path, model: Option<&Path>, global: &Global) -> Result<()> {
     let count = |number: Option<usize>| {
         number.map_or("?".to_owned(), |number| output::count(number as u64))
     };
-    output::pairs(&[
+    let mut rows = vec![
         ("method", summary.method.to_owned()),
         ("peft_type", summary.peft_type.to_owned()),
         (
@@ -156,6 +159,10 @@ fn adapter(dir: &Path, model: Option<&Path>, global: &Global) -> Result<()> {
             "base model",
             summary.base_model.unwrap_or_else(|| "?".to_owned()),
         ),
+    ];
+    let training = summary.training.map(|it| ("training", it.to_string()));
+    rows.extend(training);
+    rows.extend([
         ("base parameters", count(summary.base_parameters)),
         ("trainable parameters", count(summary.trainable_parameters)),
         ("changed parameters", count(summary.changed_parameters)),
@@ -163,7 +170,8 @@ fn adapter(dir: &Path, model: Option<&Path>, global: &Global) -> Result<()> {
         ("head parameters", count(summary.head_parameters)),
         ("file", output::bytes(summary.bytes)),
         ("tensors", output::count(summary.tensors.len() as u64)),
-    ])?;
+    ]);
+    output::pairs(&rows)?;
     print_tensors(&summary.tensors)
 }
 
@@ -197,7 +205,7 @@ fn account(
         return Ok(None);
     };
     let device = Device::flex();
-    let Some(spec) = spec_of_adapter(file, &model)? else {
+    let Some(spec) = spec_of_adapter(file, &model, &[])? else {
         let opened = WithoutHead::open(&model, file, true, &LoadOptions::default())?;
         return Ok(Some(opened.module().counts(opened.base())));
     };

@@ -30,6 +30,9 @@ pub(crate) struct Arguments {
     /// Data type of the merged weights: f32, f16 or bf16 [default: as in the base's files]
     #[arg(long, value_name = "TYPE")]
     dtype: Option<WeightType>,
+    /// Names of the classes in the order of their ids, for an adapter that does not record them
+    #[arg(long, value_name = "A,B,..", value_delimiter = ',')]
+    labels: Vec<String>,
     #[command(flatten)]
     model: ModelArguments,
 }
@@ -48,10 +51,14 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         dtype: arguments.dtype,
         overwrite: arguments.overwrite,
     };
-    let merged = match spec_of_adapter(file, &model)? {
+    let merged = match spec_of_adapter(file, &model, &arguments.labels)? {
         Some(spec) => {
             let loaded_adapter = located.load(spec, global)?;
             merge(&model, &loaded_adapter, output, &options)?
+        }
+        None if !arguments.labels.is_empty() => {
+            let problem = "--labels names classes, but the adapter has neither a task nor a head";
+            return Err(UsageError::Other(problem.to_owned()).into());
         }
         None => {
             let load = LoadOptions {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use clap::Args;
 use epiphyte::data::{OutputColumn, OutputFormat, Table, Value};
 use epiphyte::train::TaskSpec;
@@ -59,7 +59,8 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let format = arguments.format(destination)?;
     let opened = arguments.data.open(false, &arguments.columns, global)?;
     for column in &arguments.columns {
-        opened.table.column(column)?;
+        let found = opened.table.column(column);
+        found.map_err(|error| anyhow!("--columns: {error}"))?;
     }
     let mut progress = Progress::new(global);
     let logits = predict(

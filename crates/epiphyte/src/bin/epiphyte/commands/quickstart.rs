@@ -122,7 +122,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     };
     check_output(dir, arguments.overwrite)?;
     unpack(dir)?;
-    let configs = RUNS.map(|(method, settings)| configure(dir, method, settings));
+    let configs = RUNS.map(|(method, _)| configure(dir, method));
     let configs = configs.into_iter().collect::<Result<Vec<RunConfig>>>()?;
 
     let base = open(&configs[0], None, &device)?;
@@ -185,40 +185,53 @@ fn check_output(dir: &Path, overwrite: bool) -> Result<()> {
     Err(UsageError::Other(problem).into())
 }
 
-/// Writes a file of the quickstart, never over one with other contents, which the user changed.
-fn write_own(path: &Path, contents: &[u8]) -> Result<()> {
-    match std::fs::read(path) {
-        Ok(present) if present == contents => return Ok(()),
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Ok(_) => {
-            let problem = format!(
-                "`{}` was changed, and the quickstart would write it anew: rename it, or choose \
-                 another --output",
-                path.display()
-            );
-            return Err(UsageError::Other(problem).into());
-        }
-        Err(error) => {
-            return Err(error).with_context(|| format!("cannot read `{}`", path.display()));
-        }
-    }
-    Ok(epiphyte::io::write(path, contents)?)
+/// The files of a quickstart in `dir` that are there before anything is trained.
+fn files(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let assets = ASSETS.map(|(name, bytes)| (dir.join(name), bytes.to_vec()));
+    let configurations = RUNS.map(|(method, settings)| {
+        let text = configuration(dir, method, settings);
+        (configuration_file(dir, method), text.into_bytes())
+    });
+    assets.into_iter().chain(configurations).collect()
 }
 
-/// Writes the base model and the data into the output directory.
+/// Writes the base model, the data and the configurations into the output directory, unless one of
+/// them is there with other contents: then nothing.
 fn unpack(dir: &Path) -> Result<()> {
+    let files = files(dir);
+    let mut missing = Vec::new();
+    for (path, contents) in &files {
+        match std::fs::read(path) {
+            Ok(present) if present == *contents => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => missing.push((path, contents)),
+            Ok(_) => {
+                let problem = format!(
+                    "`{}` was changed, and the quickstart would write it anew: rename it, or \
+                     choose another --output",
+                    path.display()
+                );
+                return Err(UsageError::Other(problem).into());
+            }
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot read `{}`", path.display()));
+            }
+        }
+    }
     std::fs::create_dir_all(dir.join("base"))
         .with_context(|| format!("cannot create `{}`", dir.display()))?;
-    for (name, bytes) in ASSETS {
-        write_own(&dir.join(name), bytes)?;
-    }
-    Ok(())
+    let write = |(path, contents): (&PathBuf, &Vec<u8>)| epiphyte::io::write(path, contents);
+    Ok(missing.into_iter().try_for_each(write)?)
 }
 
-/// Writes a method's configuration file and reads it as `epiphyte train` does.
-fn configure(dir: &Path, method: &str, settings: &str) -> Result<RunConfig> {
+/// Where a method's configuration is.
+fn configuration_file(dir: &Path, method: &str) -> PathBuf {
+    dir.join(format!("{method}.toml"))
+}
+
+/// A method's configuration.
+fn configuration(dir: &Path, method: &str, settings: &str) -> String {
     let path = |name: &str| toml::Value::from(dir.join(name).display().to_string());
-    let text = format!(
+    format!(
         "model = {base}\n\
          train_data = {train}\n\
          eval_data = {eval}\n\
@@ -234,9 +247,12 @@ fn configure(dir: &Path, method: &str, settings: &str) -> Result<RunConfig> {
         train = path("train.jsonl"),
         eval = path("eval.jsonl"),
         output = path(method),
-    );
-    let file = dir.join(format!("{method}.toml"));
-    write_own(&file, text.as_bytes())?;
+    )
+}
+
+/// Reads a method's configuration file as `epiphyte train` does.
+fn configure(dir: &Path, method: &str) -> Result<RunConfig> {
+    let file = configuration_file(dir, method);
     let mut runs = run_configs(Some(&file), &GivenFlags::default())?;
     Ok(runs.remove(0).config)
 }
@@ -288,13 +304,8 @@ fn sample(loaded_adapter: &LoadedAdapter, base: &Path) -> Result<String> {
             .max_position_embeddings
             .unwrap_or(usize::MAX),
     };
-    ids.extend(generate(
-        &task_model.loaded.model,
-        loaded_adapter.adapter(),
-        &ids,
-        &how,
-        |_| {},
-    )?);
+    let (model, adapter) = (&task_model.loaded.model, loaded_adapter.adapter());
+    ids.extend(generate(model, adapter, &ids, &how, |_| {})?.ids);
     Ok(task_model.tokenizer.decode(&ids, true)?)
 }
 

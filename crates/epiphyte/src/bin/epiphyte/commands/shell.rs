@@ -2,7 +2,8 @@
 //! the same definitions as `--help`.
 
 use std::fs;
-use std::path::PathBuf;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -62,17 +63,28 @@ pub(crate) fn manual(arguments: &Manual) -> Result<ExitCode> {
         let name = format!("epiphyte-{}.1", subcommand.get_name());
         pages.push((name, page(subcommand.clone())?));
     }
+    for (name, text) in &pages {
+        check_page(&directory.join(name), text)?;
+    }
     fs::create_dir_all(directory)
         .with_context(|| format!("cannot create `{}`", directory.display()))?;
     for (name, text) in pages {
-        let path = directory.join(name);
-        if fs::read(&path).is_ok_and(|present| present != text && !is_page(&present)) {
-            let problem = format!("`{}` is not a page of epiphyte's manual", path.display());
-            return Err(UsageError::Other(problem).into());
-        }
-        epiphyte::io::write(&path, &text)?;
+        epiphyte::io::write(&directory.join(name), &text)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Checks that a page replaces nothing but a page.
+fn check_page(path: &Path, text: &[u8]) -> Result<()> {
+    let problem = match fs::read(path) {
+        Ok(present) if present == text || is_page(&present) => return Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound && !path.is_symlink() => return Ok(()),
+        Ok(_) => "is not a page of epiphyte's manual".to_owned(),
+        Err(error) => format!("cannot be read: {error}"),
+    };
+    let path = path.display();
+    let problem = format!("`{path}` {problem}: rename it, or choose another --output");
+    Err(UsageError::Other(problem).into())
 }
 
 /// Whether a file is a page of ours, of any version.
