@@ -295,6 +295,18 @@ fn labels_that_may_count_from_1_are_asked_about() {
     };
     let (of_ids, from_1) = (support(&of_ids), support(&from_1));
     assert_eq!((of_ids[0], from_1[2], &of_ids[1..]), (0, 0, &from_1[..2]));
+
+    // An adapter says its classes: its scores depend on the data's labels, its predictions not.
+    here.json(&format!("{CLASSIFY} --max-steps 1 --output adapter"));
+    relabel(&here, "ones.jsonl", |_| 1.into());
+    let of_adapter = "--model bert --adapter adapter --data ones.jsonl";
+    let errors = here.fail(2, &format!("eval {of_adapter}"));
+    assert!(
+        errors.contains("--labels negative,positive if they are ids"),
+        "{errors}"
+    );
+    here.json(&format!("eval {of_adapter} --labels negative,positive"));
+    here.succeed(&format!("predict {of_adapter} --output preds.jsonl"));
 }
 
 #[test]

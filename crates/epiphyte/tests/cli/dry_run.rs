@@ -125,4 +125,9 @@ fn packing_is_shown_where_it_does_something() {
     let pairs = "train --model llama --task causal-lm --train-data pairs.jsonl --prompt-column q \
                  --completion-column a --dry-run --output adapter";
     assert!(!has_packing(&here.json(pairs)));
+    let errors = here.fail(2, &format!("{pairs} --packing"));
+    assert!(
+        errors.contains("`--packing`: packing joins plain texts"),
+        "{errors}"
+    );
 }

@@ -22,6 +22,7 @@ fn a_card_says_how_to_use_and_to_repeat_a_run() {
         "num_labels=2",
         "id2label={0: \"negative\", 1: \"positive\"}",
         "| `max_length` | `16` |",
+        "| `labels` | `negative, positive` |",
         "| `target_modules` | `query, value` |",
         "| `rank` | `8` |",
         "| `alpha` |",
@@ -40,6 +41,7 @@ fn a_card_says_how_to_use_and_to_repeat_a_run() {
         card.contains("epiphyte generate --model llama --adapter ADAPTER --prompt"),
         "{card}"
     );
+    assert!(!card.contains("| `labels` |"), "{card}");
     assert!(
         !card.contains("peft import"),
         "HF PEFT has no such method\n{card}"

@@ -60,6 +60,7 @@ impl MethodConfig for HoulsbyConfig {
         "bottlenecks after attention and feed-forward, before the residual";
     const PAPER: &'static str = "Houlsby et al. 2019, arXiv 1902.00751";
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
+    const LEARNING_RATE: f64 = 3e-3;
     const MERGES: bool = false;
 
     fn starts_as_identity(&self) -> bool {

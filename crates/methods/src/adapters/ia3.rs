@@ -71,6 +71,7 @@ impl MethodConfig for Ia3Config {
     const SUMMARY: &'static str = "vectors that rescale keys, values and intermediate states";
     const PAPER: &'static str = "Liu et al. 2022, arXiv 2205.05638";
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
+    const LEARNING_RATE: f64 = 2e-2;
     const MERGES: bool = true;
 
     fn starts_as_identity(&self) -> bool {

@@ -45,6 +45,7 @@ impl MethodConfig for PfeifferConfig {
     const SUMMARY: &'static str = "a bottleneck after the feed-forward of each layer";
     const PAPER: &'static str = "Pfeiffer et al. 2021, arXiv 2005.00247";
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
+    const LEARNING_RATE: f64 = 3e-3;
     const MERGES: bool = false;
 
     fn starts_as_identity(&self) -> bool {

@@ -87,7 +87,7 @@ impl MethodConfig for MamConfig {
         "a prefix in every attention, a scaled bottleneck in parallel to every feed-forward";
     const PAPER: &'static str = "He et al. 2022, arXiv 2110.04366";
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
-    const LEARNING_RATE: f64 = 2e-4;
+    const LEARNING_RATE: f64 = 5e-4;
     const MERGES: bool = false;
 
     fn starts_as_identity(&self) -> bool {

@@ -36,7 +36,7 @@ crate::settings! {
         r: usize = 8, flag "rank", in Size;
         /// Scale of the update: it is multiplied by alpha / rank.
         #[serde(serialize_with = "alpha")]
-        lora_alpha: f64 = 16.0, flag "alpha";
+        lora_alpha: f64 = 16.0, flag "alpha", in SinglePrecision;
         /// Dropout on the input of the low-rank path.
         lora_dropout: f64 = 0.0, flag "dropout", in Fraction;
         /// Multiply by alpha / sqrt(rank) instead (rank-stabilized LoRA).
@@ -167,7 +167,7 @@ impl LoraConfig {
                     return Err(MethodError::Value {
                         method,
                         key: "alpha_pattern",
-                        value: alpha.to_string(),
+                        value: format!("{alpha:e}"),
                         expected: "it must be a number that is finite in single precision"
                             .to_owned(),
                     });
@@ -293,6 +293,7 @@ impl MethodConfig for LoraConfig {
     const SUMMARY: &'static str = "a low-rank path added to chosen linear layers";
     const PAPER: &'static str = "Hu et al. 2021, arXiv 2106.09685";
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
+    const LEARNING_RATE: f64 = 3e-3;
     const MERGES: bool = true;
 
     fn starts_as_identity(&self) -> bool {

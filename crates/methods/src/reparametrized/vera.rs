@@ -38,7 +38,7 @@ crate::settings! {
         /// Dropout on the input of the low-rank path.
         vera_dropout: f64 = 0.0, in Fraction;
         /// Initial value of the vectors between the two matrices.
-        d_initial: f64 = 0.1;
+        d_initial: f64 = 0.1, in SinglePrecision;
         /// Seed of the two matrices, apart from the run's.
         projection_prng_key: u64 = 0;
         /// Store the two matrices, which follow from their seed.
@@ -103,6 +103,7 @@ impl MethodConfig for VeraConfig {
         "vectors that scale a frozen random low-rank path, shared by chosen linear layers";
     const PAPER: &'static str = "Kopiczko et al. 2024, arXiv 2310.11454";
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
+    const LEARNING_RATE: f64 = 2e-2;
     const MERGES: bool = true;
 
     fn starts_as_identity(&self) -> bool {

@@ -67,6 +67,7 @@ impl MethodConfig for BitFitConfig {
         "the biases of the base: all, or those of queries and intermediate layers";
     const PAPER: &'static str = "Ben Zaken et al. 2022, arXiv 2106.10199";
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
+    const LEARNING_RATE: f64 = 5e-3;
     const MERGES: bool = true;
 
     fn starts_as_identity(&self) -> bool {

@@ -207,6 +207,7 @@ impl MethodConfig for LadderSideTuningConfig {
         "a small transformer that reads the base's states; no gradient in the base";
     const PAPER: &'static str = "Sung et al. 2022, arXiv 2206.06522";
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
+    const LEARNING_RATE: f64 = 2e-3;
     const MERGES: bool = false;
 
     fn starts_as_identity(&self) -> bool {

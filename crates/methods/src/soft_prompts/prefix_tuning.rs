@@ -241,6 +241,7 @@ impl MethodConfig for PrefixTuningConfig {
     const SUMMARY: &'static str = "trained keys and values in front of those of every layer";
     const PAPER: &'static str = "Li and Liang 2021, arXiv 2101.00190";
     const KEYS: KeyStyle = KeyStyle::PromptLearning;
+    const LEARNING_RATE: f64 = 3e-2;
     const MERGES: bool = false;
     const COMPUTED: &'static [&'static str] = virtual_tokens::COMPUTED;
 

@@ -176,6 +176,7 @@ impl MethodConfig for PromptTuningConfig {
     const SUMMARY: &'static str = "trained vectors in front of the input's embeddings";
     const PAPER: &'static str = "Lester et al. 2021, arXiv 2104.08691";
     const KEYS: KeyStyle = KeyStyle::PromptLearning;
+    const LEARNING_RATE: f64 = 3e-2;
     const MERGES: bool = false;
     const COMPUTED: &'static [&'static str] = virtual_tokens::COMPUTED;
 

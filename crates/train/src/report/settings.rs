@@ -53,6 +53,7 @@ pub fn resolved_settings(
     let computed = computed(run, spec, plan);
     let applies = |flag: &&Flag| match flag.key {
         "label_column" => !run.task.predicts_text(),
+        "labels" => run.task.has_classes(),
         "packing" => matches!(run.task.fields(spec, true), Ok(Fields::PlainText { .. })),
         _ => true,
     };
@@ -90,6 +91,7 @@ fn computed(run: &RunConfig, spec: &TaskSpec, plan: Plan) -> Map<String, Value> 
     let evaluates = run.eval_data.is_some();
     let values = json!({
         "label_column": (!spec.task.predicts_text()).then(|| spec.columns.label()),
+        "labels": spec.labels,
         "max_length": spec.max_length,
         "learning_rate": run.peak_learning_rate(),
         "eval_batch_size": run.batch_size,

@@ -89,8 +89,9 @@ epiphyte_methods::settings! {
         eval_batch_size: Option<usize> = None, in Positive, unset "the batch size";
         /// Batches per optimizer step.
         gradient_accumulation_steps: usize = 1, in Positive;
-        /// Peak learning rate.
-        learning_rate: Option<f64> = None, in Positive, unset "1e-3, or the method's own: see epiphyte methods";
+        /// Peak learning rate. The defaults suit models of up to some hundred million parameters;
+        /// larger ones take less, such as 2e-4 for LoRA at a billion.
+        learning_rate: Option<f64> = None, in Positive, unset "the method's own";
         /// Learning-rate schedule: linear, cosine, constant or constant_with_warmup.
         lr_scheduler_type: ScheduleKind = ScheduleKind::Linear, as Text;
         /// Linear warm-up as a fraction of all steps.

@@ -61,7 +61,10 @@ impl Identity {
         train: &Batches,
         eval: Option<&Batches>,
     ) -> Self {
-        let run = serde_json::to_value(run).expect("a run is plain values");
+        let learning_rate = run.peak_learning_rate();
+        let mut run = serde_json::to_value(run).expect("a run is plain values");
+        // The method's own, if it is not set: another version may have another.
+        run["learning_rate"] = learning_rate.into();
         let run = run.as_object().cloned().unwrap_or_default().into_iter();
         let run = run.filter(|(key, _)| !NOT_IDENTITY.contains(&key.as_str()));
         let method = module.config().resolved(task_model.loaded.model.base());

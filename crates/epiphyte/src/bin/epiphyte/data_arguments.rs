@@ -226,7 +226,11 @@ impl DataArguments {
         spec.columns = spec.task.columns(&spec.columns, &table)?;
         if spec.task.has_classes() {
             let base = BaseClasses::open(&located.model, &config)?;
-            let classes = self.classes(&spec, file, &config, &base, &table)?;
+            // Where an adapter names the classes, predictions do not depend on the data's labels.
+            let compared = labelled || spec.labels.is_empty();
+            let found = LabelSet::from_column(&table, spec.columns.label()).ok();
+            let found = found.as_ref().map(LabelSet::names).filter(|_| compared);
+            let classes = self.classes(file, &config, &base, found)?;
             (spec.labels, spec.labels_by_id) = (classes.names, classes.by_id);
         }
         let model = located.model.clone();
@@ -252,13 +256,13 @@ impl DataArguments {
     }
 
     /// The classes of the head: as the adapter records them, the base names them, or the user does.
+    /// `found` are the labels of the data, with which they are compared.
     fn classes(
         &self,
-        spec: &TaskSpec,
         file: Option<&AdapterFile>,
         config: &ModelConfig,
         base: &BaseClasses,
-        table: &Table,
+        found: Option<&[String]>,
     ) -> Result<ClassOrder> {
         let own_outputs = file.map(|file| outputs_of(file, config)).transpose()?;
         let recorded = recorded_task(file)?;
@@ -268,9 +272,6 @@ impl DataArguments {
             outputs: own_outputs.flatten().or(base.outputs),
             base,
         };
-        // What predictions are made for may have labels all the same, and then they are compared.
-        let found = LabelSet::from_column(table, spec.columns.label()).ok();
-        let found = found.as_ref().map(LabelSet::names);
         let given = self.task.labels.as_deref().unwrap_or_default();
         Ok(for_prediction(&head, given, found)?)
     }

@@ -82,7 +82,11 @@ pub(crate) fn check_file(
     let names = Names::of(&resolved, inputs)?;
     for Input { what, path } in inputs {
         if is_same_file(output, path) || names.are_of_input(path) {
-            return refuse(format!("is an input, {what} `{}`", path.display()));
+            let would_be = match resolved.exists() {
+                true => "is an input",
+                false => "would be a file of an input",
+            };
+            return refuse(format!("{would_be}, {what} `{}`", path.display()));
         }
     }
     if let Some(owner) = names.owner() {

@@ -28,6 +28,9 @@ const HEADINGS: [(&str, &str); 4] = [
     ("eval-steps", "Evaluation, checkpoints and log"),
 ];
 
+/// The key of a setting of a run whose default each method declares.
+const LEARNING_RATE: &str = "learning_rate";
+
 /// What is wrong with `[method]` and its like.
 const NO_TABLES: &str = "is a table, but the file has none: a method's settings stand beside \
                          `method = \"lora\"`, as `rank = 8`";
@@ -100,10 +103,27 @@ fn method_flags() -> Vec<Vec<Owned>> {
 
 /// The help of a flag with its default.
 pub(crate) fn with_default(flag: &Flag, defaults: &Map<String, Value>) -> String {
-    match flag.default_text(defaults) {
+    let default = match flag.key {
+        LEARNING_RATE => Some(learning_rates()),
+        _ => flag.default_text(defaults),
+    };
+    match default {
         Some(default) => format!("{} [default: {default}]", flag.help),
         None => flag.help.to_owned(),
     }
+}
+
+/// The learning rate of each method, the lowest first: `1e-4 for full; 1e-3 for others`.
+fn learning_rates() -> String {
+    let mut methods: Vec<&Definition> = METHODS.iter().collect();
+    methods.sort_by(|one, other| one.learning_rate.total_cmp(&other.learning_rate));
+    let same = methods.chunk_by(|one, other| one.learning_rate == other.learning_rate);
+    let groups = same.map(|methods| {
+        let names = methods.iter().map(|method| method.name);
+        let names = names.collect::<Vec<&str>>().join(", ");
+        format!("{:e} for {names}", methods[0].learning_rate)
+    });
+    groups.collect::<Vec<String>>().join("; ")
 }
 
 /// The defaults of a flag in the methods that have it, and the methods.

@@ -4,9 +4,12 @@
 //! that a later write would seem to succeed. So the loader calls a function of ours before the
 //! runtime starts: it looks at the descriptor and does nothing else.
 
-#![expect(
-    unsafe_code,
-    reason = "the section of functions that run before main, and a call of the C library"
+#![cfg_attr(
+    any(target_os = "linux", target_os = "macos"),
+    expect(
+        unsafe_code,
+        reason = "the section of functions that run before main, and a call of the C library"
+    )
 )]
 
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -134,8 +134,21 @@ fn check_packing(given: &GivenRun) -> Result<()> {
             ),
         }
         .into()),
+        Some(place) if config.packing && has_turns(config) => Err(UsageError::Value {
+            place: place.clone(),
+            problem: "packing joins plain texts, but the columns are those of prompts and \
+                      completions or of conversations: leave it out"
+                .to_owned(),
+        }
+        .into()),
         _ => Ok(()),
     }
+}
+
+/// Whether a run names columns of prompts or conversations.
+fn has_turns(run: &RunConfig) -> bool {
+    let has_prompt = !run.prompt_column.is_empty() || run.prompt_template.is_some();
+    has_prompt || run.completion_column.is_some() || run.messages_column.is_some()
 }
 
 /// Checks that no run writes to a directory that holds what a run reads.
