@@ -238,30 +238,31 @@ fn a_closed_standard_output_is_an_error() {
         format!("{CLASSIFY} --dry-run --output adapter"),
         format!("{CLASSIFY} --max-steps 1 --output adapter --overwrite"),
     ] {
-        let of_command = here.command(&command);
-        let mut shell = std::process::Command::new("sh");
-        shell.args(["-c", "exec \"$0\" \"$@\" >&-"]);
-        shell
-            .arg(of_command.get_program())
-            .args(of_command.get_args());
-        let output = shell.current_dir(here.path("")).output().unwrap();
+        let output = redirected(&here, &command, ">&-");
         let errors = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{command}\n{errors}");
-        assert!(
-            errors.contains("standard output: it is closed"),
-            "{command}\n{errors}"
-        );
+        let problem = "standard output: it is closed";
+        assert!(errors.contains(problem), "{command}\n{errors}");
     }
+    let for_reading = redirected(&here, "methods", "1< dev.jsonl");
+    assert_eq!(for_reading.status.code(), Some(1));
     // What is thrown away on purpose is no error.
     for sink in ["> /dev/null", "1<> /dev/null"] {
-        let of_command = here.command("methods");
-        let mut shell = std::process::Command::new("sh");
-        shell.args(["-c", &format!("exec \"$0\" \"$@\" {sink}")]);
-        shell
-            .arg(of_command.get_program())
-            .args(of_command.get_args());
-        assert!(shell.status().unwrap().success(), "{sink}");
+        assert!(
+            redirected(&here, "methods", sink).status.success(),
+            "{sink}"
+        );
     }
+}
+
+/// A command with its standard output as a shell says it.
+#[cfg(any(target_os = "linux", target_os = "macos"))]
+fn redirected(here: &Workplace, command: &str, redirection: &str) -> std::process::Output {
+    let command = here.command(command);
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", &format!("exec \"$0\" \"$@\" {redirection}")]);
+    shell.arg(command.get_program()).args(command.get_args());
+    shell.current_dir(here.path("")).output().unwrap()
 }
 
 /// As in `epiphyte methods | head -1`.

@@ -58,9 +58,9 @@ pub(crate) fn stream(bytes: &[u8]) -> Result<()> {
 
 /// The result of writing to standard output.
 pub(crate) fn finish(written: io::Result<()>) -> Result<()> {
-    let written = match standard_output::was_closed() {
-        true => Err(io::Error::other("it is closed")),
-        false => written,
+    let written = match standard_output::is_writable() {
+        true => written,
+        false => Err(io::Error::other("it is closed, or open for reading alone")),
     };
     match written {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
