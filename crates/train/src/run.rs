@@ -537,14 +537,27 @@ pub(crate) fn recorded_task(file: &AdapterFile) -> Result<Option<TaskSpec>, Trai
         .map_err(|error| TrainError::Config(format!("the adapter's `epiphyte.task`: {error}")))
 }
 
-/// Warns of an adapter that was to be trained longer.
+/// Warns of an adapter that was to be trained longer, or that is of another run than the newest in
+/// its directory, which was killed.
 pub(crate) fn warn_if_interrupted(file: &AdapterFile) {
-    if let Some(training) = file.interrupted() {
-        tracing::warn!(
-            "the adapter `{}` is not finished, {training}: its command with --resume goes on",
-            file.directory().display()
-        );
-    }
+    let directory = file.directory();
+    let Some(training) = file.provenance().and_then(|it| it.training) else {
+        return;
+    };
+    let newest = Checkpoints::inspect(directory).latest().ok().flatten();
+    let other = newest.filter(|checkpoint| checkpoint.step != training.steps);
+    let problem = match (training.interrupted, other) {
+        (true, _) => format!("is not finished, {training}"),
+        (false, Some(checkpoint)) => format!(
+            "was trained {training}, and another run in its directory stopped after step {}",
+            checkpoint.step
+        ),
+        (false, None) => return,
+    };
+    tracing::warn!(
+        "the adapter `{}` {problem}: the run's command with --resume goes on",
+        directory.display()
+    );
 }
 
 /// Opens a base for a task, with an adapter on it if one is given.

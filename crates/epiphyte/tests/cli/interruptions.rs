@@ -152,6 +152,38 @@ fn an_adapter_of_an_interrupted_run_says_so() {
     }
 }
 
+/// The adapter of a run that was complete, in the place of which another was killed.
+#[test]
+#[cfg(unix)]
+fn an_adapter_that_a_killed_run_did_not_replace_says_so() {
+    let here = Workplace::new();
+    here.json(&format!("{CLASSIFY} --max-steps 2 --output adapter"));
+    let eval = || {
+        let output = here.run("eval --model bert --adapter adapter --data dev.jsonl");
+        assert!(output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert!(!eval().contains("another run"));
+    let command = format!("{CLASSIFY} {LONG} --max-steps 5000 --output adapter --overwrite");
+    let mut child = start(&here, &command);
+    let is_of_other_run = |entry: fs::DirEntry| {
+        let name = entry.file_name().into_string().unwrap();
+        name.starts_with("checkpoint-") && name != "checkpoint-2"
+    };
+    let entries = || fs::read_dir(here.path("adapter")).unwrap();
+    while !entries().flatten().any(is_of_other_run) {
+        assert!(child.try_wait().unwrap().is_none(), "the run ended");
+        sleep(Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let errors = eval();
+    assert!(
+        errors.contains("was trained 2 of 2 steps, and another run in its directory stopped after"),
+        "{errors}"
+    );
+}
+
 #[test]
 fn a_run_that_was_complete_says_how_to_train_longer() {
     let here = Workplace::new();

@@ -327,11 +327,6 @@ impl AdapterFile {
         Some(&self.record.as_ref()?.provenance)
     }
 
-    /// How far the training went, if the run was interrupted and has not gone on.
-    pub fn interrupted(&self) -> Option<TrainingExtent> {
-        self.provenance()?.training.filter(|it| it.interrupted)
-    }
-
     /// The adapter's directory.
     pub fn directory(&self) -> &Path {
         &self.dir
