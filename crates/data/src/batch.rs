@@ -216,7 +216,6 @@ fn slice_boundaries(boundaries: &[usize], sequences: &Range<usize>) -> (Range<us
 #[derive(Debug, Clone)]
 pub struct Batches {
     examples: Examples,
-    lengths: Vec<usize>,
     batch_size: usize,
     order: Order,
 }
@@ -240,7 +239,6 @@ impl Batches {
             return Err(DataError::ZeroBatchSize);
         }
         Ok(Self {
-            lengths: examples.lengths(),
             examples,
             batch_size,
             order,
@@ -266,10 +264,12 @@ impl Batches {
     /// One epoch, counted from 0. Computes its order, which takes time in proportion to the number
     /// of examples; to take batches one at a time, keep [`Batches::epochs`] instead.
     pub fn epoch(&self, epoch: u64) -> Epoch<'_> {
+        let length = |position| self.examples.length(position);
+        let (count, size) = (self.examples.len(), self.batch_size);
         Epoch {
             batches: self,
             number: epoch,
-            positions: self.order.positions(&self.lengths, self.batch_size, epoch),
+            positions: self.order.positions(count, length, size, epoch),
         }
     }
 

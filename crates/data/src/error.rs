@@ -20,6 +20,19 @@ pub enum DataError {
         source: std::io::Error,
     },
 
+    /// Data that is too large for memory cannot be written to a file.
+    #[error(
+        "data that is too large for memory cannot be kept in `{}`: {source}; free space there, or \
+         set TMPDIR to a directory on a disk with room",
+        directory.display()
+    )]
+    Scratch {
+        /// The directory of the file, which has no name.
+        directory: PathBuf,
+        /// The operating system's error.
+        source: std::io::Error,
+    },
+
     /// The extension names no format that can be read.
     #[error(
         "`{}` has no known extension (.jsonl, .json, .csv, .tsv, .parquet, .txt, or .gz after one \
@@ -110,6 +123,17 @@ pub enum DataError {
     /// The file holds no rows.
     #[error("`{}` holds no rows: give a file with at least one example", path.display())]
     EmptyFile {
+        /// The file.
+        path: PathBuf,
+    },
+
+    /// Some of the rows of plain text, which has one.
+    #[error(
+        "`{}` is plain text, all of it one row, so there are no rows to choose from: leave out how \
+         many, or give the text as JSONL with a row for each document",
+        path.display()
+    )]
+    OneRow {
         /// The file.
         path: PathBuf,
     },

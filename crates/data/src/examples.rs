@@ -1,24 +1,27 @@
 //! The examples of a file, in a few large arrays: a million of them are then not millions of small
-//! allocations, and their ids take little more memory than the ids themselves.
+//! allocations, and their ids take little more memory than the ids themselves, or none where they
+//! are many and lie in a mapped file.
 
+use bytemuck::Pod;
 use epiphyte_io::Sha256Hasher;
 use rayon::prelude::*;
 
 use crate::error::DataError;
 use crate::example::{Example, Target};
+use crate::values::{Growing, IN_MEMORY, Values};
 
 /// Rows that are encoded at once, each as an example of its own, before they are joined.
-pub(crate) const CHUNK: usize = 8192;
+pub(crate) const CHUNK: usize = 1024;
 
 /// The examples of a file, in the file's order, and what was lost in encoding them.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Examples {
     /// Token ids of all examples.
-    ids: Vec<u32>,
+    ids: Values<u32>,
     /// Where each example's ids end.
-    ends: Vec<usize>,
+    ends: Values<usize>,
     /// Segment ids of all tokens; empty if every one is 0.
-    type_ids: Vec<u8>,
+    type_ids: Values<u8>,
     targets: Targets,
     /// How many had a text longer than its limit, which lost its end.
     pub truncated: usize,
@@ -34,74 +37,177 @@ pub struct Examples {
 enum Targets {
     #[default]
     Absent,
-    Classes(Vec<u32>),
-    Numbers(Vec<f32>),
+    Classes(Values<u32>),
+    Numbers(Values<f32>),
     /// As many as ids.
-    Tokens(Vec<i32>),
+    Tokens(Values<i32>),
     Sequences {
-        labels: Vec<i32>,
-        ends: Vec<usize>,
+        labels: Values<i32>,
+        ends: Values<usize>,
     },
 }
 
-impl Examples {
+/// Examples to which others are appended.
+#[derive(Debug)]
+pub(crate) struct GrowingExamples {
+    in_memory: usize,
+    ids: Growing<u32>,
+    ends: Growing<usize>,
+    /// Segment ids of all tokens so far; none if every one is 0.
+    type_ids: Growing<u8>,
+    targets: GrowingTargets,
+    truncated: usize,
+    removed_tokens: usize,
+    dropped: usize,
+}
+
+#[derive(Debug)]
+enum GrowingTargets {
+    Absent,
+    Classes(Growing<u32>),
+    Numbers(Growing<f32>),
+    Tokens(Growing<i32>),
+    Sequences {
+        labels: Growing<i32>,
+        ends: Growing<usize>,
+    },
+}
+
+impl GrowingExamples {
+    /// No examples yet; of each array of them, `in_memory` bytes are to lie in memory.
+    pub(crate) fn new(in_memory: usize) -> Self {
+        Self {
+            in_memory,
+            ids: Growing::new(in_memory),
+            ends: Growing::new(in_memory),
+            type_ids: Growing::new(in_memory),
+            targets: GrowingTargets::Absent,
+            truncated: 0,
+            removed_tokens: 0,
+            dropped: 0,
+        }
+    }
+
     /// Appends an example.
     ///
     /// # Errors
-    /// [`DataError::MixedTargets`] if its target is of another kind than those before it.
-    pub fn push(&mut self, example: Example) -> Result<(), DataError> {
-        let index = self.len();
+    /// [`DataError::MixedTargets`] if its target is of another kind than those before it;
+    /// [`DataError::Scratch`].
+    pub(crate) fn push(&mut self, example: Example) -> Result<(), DataError> {
+        let index = self.ends.len();
         if index == 0 {
-            self.targets = match example.target {
-                Target::Class(_) => Targets::Classes(Vec::new()),
-                Target::Number(_) => Targets::Numbers(Vec::new()),
-                Target::Tokens(_) => Targets::Tokens(Vec::new()),
-                Target::Sequence(_) => Targets::Sequences {
-                    labels: Vec::new(),
-                    ends: Vec::new(),
-                },
-                Target::Absent => Targets::Absent,
-            };
+            self.targets = GrowingTargets::like(&example.target, self.in_memory);
         }
-        // Ids are below the size of a vocabulary, which is an i32 in every model.
-        let short = |label: i64| label as i32;
-        match (&mut self.targets, example.target) {
-            (Targets::Classes(classes), Target::Class(class)) => classes.push(class as u32),
-            (Targets::Numbers(numbers), Target::Number(number)) => numbers.push(number),
-            (Targets::Tokens(all), Target::Tokens(labels)) => {
-                all.extend(labels.into_iter().map(short));
+        self.targets.push(example.target, index)?;
+        if self.type_ids.len() > 0 || example.type_ids.iter().any(|&id| id > 0) {
+            while self.type_ids.len() < self.ids.len() {
+                let zeros = self.ids.len().min(self.type_ids.len() + ZEROS);
+                self.type_ids.resize(zeros, 0);
+                self.type_ids.settle()?;
             }
-            (Targets::Sequences { labels: all, ends }, Target::Sequence(labels)) => {
-                all.extend(labels.into_iter().map(short));
-                ends.push(all.len());
-            }
-            (Targets::Absent, Target::Absent) => {}
-            _ => return Err(DataError::MixedTargets { index }),
-        }
-        if self.type_ids.is_empty() && example.type_ids.iter().any(|&id| id > 0) {
-            self.type_ids.resize(self.ids.len(), 0);
-        }
-        self.ids.extend(&example.ids);
-        if !self.type_ids.is_empty() || example.type_ids.iter().any(|&id| id > 0) {
             // No model has 255 segments, so the last stands for all that are beyond.
             let short = |&id: &u32| u8::try_from(id).unwrap_or(u8::MAX);
-            self.type_ids.extend(example.type_ids.iter().map(short));
+            let type_ids = example.type_ids.iter().map(short);
+            self.type_ids.last().extend(type_ids);
+            self.type_ids.settle()?;
         }
-        self.ends.push(self.ids.len());
-        Ok(())
+        self.ids.last().extend(&example.ids);
+        self.ids.settle()?;
+        let end = self.ids.len();
+        self.ends.last().push(end);
+        self.ends.settle().map(drop)
     }
 
+    /// The examples.
+    ///
+    /// # Errors
+    /// [`DataError::Scratch`].
+    pub(crate) fn finish(self) -> Result<Examples, DataError> {
+        Ok(Examples {
+            ids: self.ids.finish()?,
+            ends: self.ends.finish()?,
+            type_ids: self.type_ids.finish()?,
+            targets: match self.targets {
+                GrowingTargets::Absent => Targets::Absent,
+                GrowingTargets::Classes(classes) => Targets::Classes(classes.finish()?),
+                GrowingTargets::Numbers(numbers) => Targets::Numbers(numbers.finish()?),
+                GrowingTargets::Tokens(labels) => Targets::Tokens(labels.finish()?),
+                GrowingTargets::Sequences { labels, ends } => Targets::Sequences {
+                    labels: labels.finish()?,
+                    ends: ends.finish()?,
+                },
+            },
+            truncated: self.truncated,
+            removed_tokens: self.removed_tokens,
+            dropped: self.dropped,
+        })
+    }
+}
+
+/// Segments of examples before the first that has several are filled in by this many.
+const ZEROS: usize = 1 << 20;
+
+impl GrowingTargets {
+    /// None yet, of the kind of `target`.
+    fn like(target: &Target, in_memory: usize) -> Self {
+        match target {
+            Target::Class(_) => Self::Classes(Growing::new(in_memory)),
+            Target::Number(_) => Self::Numbers(Growing::new(in_memory)),
+            Target::Tokens(_) => Self::Tokens(Growing::new(in_memory)),
+            Target::Sequence(_) => Self::Sequences {
+                labels: Growing::new(in_memory),
+                ends: Growing::new(in_memory),
+            },
+            Target::Absent => Self::Absent,
+        }
+    }
+
+    /// Appends the target of example `index`.
+    fn push(&mut self, target: Target, index: usize) -> Result<(), DataError> {
+        // Ids are below the size of a vocabulary, which is an i32 in every model.
+        let short = |label: i64| label as i32;
+        match (self, target) {
+            (Self::Classes(classes), Target::Class(class)) => {
+                classes.last().push(class as u32);
+                classes.settle()?;
+            }
+            (Self::Numbers(numbers), Target::Number(number)) => {
+                numbers.last().push(number);
+                numbers.settle()?;
+            }
+            (Self::Tokens(all), Target::Tokens(labels)) => {
+                all.last().extend(labels.into_iter().map(short));
+                all.settle()?;
+            }
+            (Self::Sequences { labels: all, ends }, Target::Sequence(labels)) => {
+                all.last().extend(labels.into_iter().map(short));
+                let end = all.len();
+                all.settle()?;
+                ends.last().push(end);
+                ends.settle()?;
+            }
+            (Self::Absent, Target::Absent) => {}
+            _ => return Err(DataError::MixedTargets { index }),
+        }
+        Ok(())
+    }
+}
+
+impl Examples {
     /// The examples of this many rows, encoded on all cores: each row's, if a token to predict is
-    /// left in it, with the number of tokens that were removed.
+    /// left in it, with the number of tokens that were removed. Of several errors it is that of the
+    /// first row.
     pub(crate) fn of_rows(
         rows: usize,
+        in_memory: usize,
         encode: impl Fn(usize) -> Result<(Option<Example>, usize), DataError> + Sync,
     ) -> Result<Self, DataError> {
-        let mut all = Self::default();
+        let mut all = GrowingExamples::new(in_memory);
         for start in (0..rows).step_by(CHUNK) {
             let chunk = (start..rows.min(start + CHUNK)).into_par_iter();
-            let encoded: Vec<_> = chunk.map(&encode).collect::<Result<_, _>>()?;
-            for (example, removed) in encoded {
+            let encoded: Vec<_> = chunk.map(&encode).collect();
+            for encoded in encoded {
+                let (example, removed) = encoded?;
                 all.truncated += usize::from(removed > 0);
                 all.removed_tokens += removed;
                 match example {
@@ -110,7 +216,7 @@ impl Examples {
                 }
             }
         }
-        Ok(all)
+        all.finish()
     }
 
     /// The number of examples.
@@ -188,18 +294,15 @@ impl Examples {
         (0..self.len()).map(|position| self.get(position).expect("the position is of an example"))
     }
 
-    /// The number of tokens of each example that go through the model, those of a target sequence
-    /// included.
-    pub(crate) fn lengths(&self) -> Vec<usize> {
-        let length =
-            |ends: &[usize], position| range(ends, position).map_or(0, |range| range.len());
-        let target = |position| match &self.targets {
-            Targets::Sequences { ends, .. } => length(ends, position),
+    /// The number of tokens of the example at `position` that go through the model, those of a
+    /// target sequence included; 0 past the last.
+    pub fn length(&self, position: usize) -> usize {
+        let length = |ends: &[usize]| range(ends, position).map_or(0, |range| range.len());
+        let target = match &self.targets {
+            Targets::Sequences { ends, .. } => length(ends),
             _ => 0,
         };
-        (0..self.len())
-            .map(|position| length(&self.ends, position) + target(position))
-            .collect()
+        length(&self.ends) + target
     }
 
     /// SHA-256 of all examples and their order, in hexadecimal: of their token ids, segment ids and
@@ -244,7 +347,7 @@ impl Examples {
 }
 
 /// Hashes how many values there are, and the values.
-fn add<T: Copy, const N: usize>(hash: &mut Sha256Hasher, values: &[T], bytes: fn(T) -> [u8; N]) {
+fn add<T: Pod, const N: usize>(hash: &mut Sha256Hasher, values: &[T], bytes: fn(T) -> [u8; N]) {
     hash.update(&(values.len() as u64).to_le_bytes());
     for values in values.chunks(1 << 12) {
         let values: Vec<u8> = values.iter().flat_map(|&value| bytes(value)).collect();
@@ -272,10 +375,10 @@ impl TryFrom<Vec<Example>> for Examples {
     type Error = DataError;
 
     fn try_from(examples: Vec<Example>) -> Result<Self, DataError> {
-        let mut all = Self::default();
+        let mut all = GrowingExamples::new(IN_MEMORY);
         for example in examples {
             all.push(example)?;
         }
-        Ok(all)
+        all.finish()
     }
 }

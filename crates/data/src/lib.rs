@@ -17,6 +17,9 @@
 //! batches depends on seed and epoch alone and any batch can be computed at any time, so that a
 //! stopped run resumes exactly.
 //!
+//! Files, columns and token ids that are larger than [`ReadOptions::in_memory`] lie in files
+//! without a name, which are mapped into memory: data may be larger than memory.
+//!
 //! ```
 //! use epiphyte_data::{LabelSet, ReadOptions, Table};
 //!
@@ -43,6 +46,7 @@
 mod error;
 mod spelling;
 mod table;
+mod values;
 
 mod readers;
 mod writer;

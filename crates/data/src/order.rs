@@ -51,10 +51,16 @@ pub enum Order {
 const WINDOW_BATCHES: usize = 50;
 
 impl Order {
-    /// The examples' positions in the order of epoch `epoch`: a permutation of `0..lengths.len()`.
-    /// `lengths` are in tokens.
-    pub(crate) fn positions(self, lengths: &[usize], batch_size: usize, epoch: u64) -> Vec<usize> {
-        let mut positions: Vec<usize> = (0..lengths.len()).collect();
+    /// The examples' positions in the order of epoch `epoch`: a permutation of `0..count`. `length`
+    /// is that of an example, in tokens.
+    pub(crate) fn positions(
+        self,
+        count: usize,
+        length: impl Fn(usize) -> usize,
+        batch_size: usize,
+        epoch: u64,
+    ) -> Vec<usize> {
+        let mut positions: Vec<usize> = (0..count).collect();
         let (Self::Shuffled { seed } | Self::LengthGrouped { seed }) = self else {
             return positions;
         };
@@ -64,7 +70,7 @@ impl Order {
         random.shuffle(&mut positions);
         if matches!(self, Self::LengthGrouped { .. }) {
             for window in positions.chunks_mut(WINDOW_BATCHES * batch_size) {
-                window.sort_by_key(|&position| std::cmp::Reverse(lengths[position]));
+                window.sort_by_key(|&position| std::cmp::Reverse(length(position)));
             }
             // Only the last batch may be short, so it stays last.
             let (full, rest) = positions.split_at(positions.len() / batch_size * batch_size);
@@ -115,7 +121,7 @@ mod tests {
         let mut counts = std::collections::HashMap::new();
         for epoch in 0..24_000 {
             *counts
-                .entry(Order::Shuffled { seed: 7 }.positions(&[1; 4], 1, epoch))
+                .entry(Order::Shuffled { seed: 7 }.positions(4, |_| 1, 1, epoch))
                 .or_insert(0) += 1;
         }
         assert_eq!(counts.len(), 24);
@@ -129,13 +135,13 @@ mod tests {
     #[test]
     fn the_order_never_changes_between_versions() {
         assert_eq!(
-            Order::Shuffled { seed: 0 }.positions(&[1; 8], 2, 0),
-            Order::Shuffled { seed: 0 }.positions(&[9; 8], 4, 0),
+            Order::Shuffled { seed: 0 }.positions(8, |_| 1, 2, 0),
+            Order::Shuffled { seed: 0 }.positions(8, |_| 9, 4, 0),
             "lengths and batch size do not matter to a plain shuffle"
         );
         assert_ne!(
-            Order::Shuffled { seed: 0 }.positions(&[1; 64], 2, 1),
-            Order::Shuffled { seed: 1 }.positions(&[1; 64], 2, 0)
+            Order::Shuffled { seed: 0 }.positions(64, |_| 1, 2, 1),
+            Order::Shuffled { seed: 1 }.positions(64, |_| 1, 2, 0)
         );
     }
 }

@@ -154,33 +154,32 @@ impl Prompt {
         }
     }
 
-    /// The prompt of each row.
+    /// The prompt of a row, by its number from 0.
     ///
     /// # Errors
-    /// Those of [`Table::column`]; [`DataError::WrongType`] for a cell that is no text.
-    pub(crate) fn texts<'t>(&self, table: &'t Table) -> Result<Vec<Cow<'t, str>>, DataError> {
-        let rows = 0..table.len();
-        match self {
+    /// Those of [`Table::column`]; [`DataError::WrongType`] for a cell that is no text, of one
+    /// column here, of several when the row is asked for.
+    pub(crate) fn of_rows<'t>(&'t self, table: &'t Table) -> Result<OfRows<'t>, DataError> {
+        Ok(match self {
             Self::Columns(columns) => match columns.as_slice() {
                 [column] => {
-                    let texts = table.texts(column)?.into_iter();
-                    Ok(texts.map(Cow::Borrowed).collect())
+                    let texts = table.all_texts(column)?;
+                    Box::new(move |row| Ok(texts.get(row).into()))
                 }
                 columns => {
                     let columns: Vec<Source<'_>> = sources(table, columns)?;
-                    let text = |row| -> Result<Cow<'t, str>, DataError> {
+                    Box::new(move |row| {
                         let texts = columns.iter().map(|column| column.text(row));
                         let mut texts = texts.collect::<Result<Vec<_>, _>>()?;
                         texts.retain(|text| !text.is_empty());
                         Ok(texts.join(SEPARATOR).into())
-                    };
-                    rows.map(text).collect()
+                    })
                 }
             },
             Self::Template(pieces) => {
                 let columns = self.columns().into_iter().map(str::to_owned);
                 let columns = sources(table, &columns.collect::<Vec<_>>())?;
-                let text = |row| -> Result<Cow<'t, str>, DataError> {
+                Box::new(move |row| {
                     let (mut text, mut columns) = (String::new(), columns.iter());
                     for piece in pieces {
                         match piece {
@@ -192,8 +191,7 @@ impl Prompt {
                         }
                     }
                     Ok(text.into())
-                };
-                rows.map(text).collect()
+                })
             }
             Self::Alpaca => {
                 let instruction = Source::new(table, "instruction")?;
@@ -201,15 +199,17 @@ impl Prompt {
                     true => Some(Source::new(table, "input")?),
                     false => None,
                 };
-                let text = |row| -> Result<Cow<'t, str>, DataError> {
+                Box::new(move |row| {
                     let input = input.as_ref().map(|input| input.text(row)).transpose()?;
                     Ok(alpaca(&instruction.text(row)?, &input.unwrap_or_default()).into())
-                };
-                rows.map(text).collect()
+                })
             }
-        }
+        })
     }
 }
+
+/// A text for each row, by its number from 0.
+pub(crate) type OfRows<'t> = Box<dyn Fn(usize) -> Result<Cow<'t, str>, DataError> + Sync + 't>;
 
 /// The prompt on which Stanford Alpaca was trained (`PROMPT_DICT` of its `train.py`).
 fn alpaca(instruction: &str, input: &str) -> String {
@@ -276,8 +276,9 @@ mod tests {
         ];
         let columns = columns.map(|(name, cells)| (name.to_owned(), cells));
         let table = Table::from_columns("d.jsonl", columns).unwrap();
-        let texts = prompt.texts(&table).unwrap();
-        texts.into_iter().map(Cow::into_owned).collect()
+        let text = prompt.of_rows(&table).unwrap();
+        let rows = 0..table.len();
+        rows.map(|row| text(row).unwrap().into_owned()).collect()
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Every crate of the project that writes a file writes it with [`write`](write()),
 //! [`write_atomically`], [`write_output`], [`PendingFile`], [`write_directory`] or the functions of
-//! [`safetensors_file`].
+//! [`safetensors_file`]; what only the process itself reads lies in a [`ScratchFile`].
 
 mod atomic_file;
 mod directory;
@@ -10,6 +10,7 @@ mod error;
 mod file_kind;
 mod paths;
 pub mod safetensors_file;
+mod scratch;
 mod sha256;
 
 pub use atomic_file::{
@@ -19,4 +20,5 @@ pub use directory::{clean_up, clean_up_next_to, remove_directory, write_director
 pub use error::{FileError, HeaderProblem, SafetensorsError};
 pub use file_kind::mistaken_file;
 pub use paths::{is_in_directory, is_same_file, parent, refuse_link, resolve};
+pub use scratch::{ScratchFile, ScratchMap};
 pub use sha256::{Sha256Hasher, sha256, sha256_of_file};

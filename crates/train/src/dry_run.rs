@@ -115,7 +115,8 @@ fn of_run(prepared: &Prepared<'_>, module: &AdapterModule) -> Result<DryRun, Tra
 fn summary(path: &Path, data: &Encoded, spec: &TaskSpec) -> DataSummary {
     let batches: &Batches = &data.batches;
     let examples = batches.examples();
-    let mut lengths: Vec<usize> = examples.iter().map(|it| it.tokens()).collect();
+    let lengths = (0..examples.len()).map(|position| examples.length(position));
+    let mut lengths: Vec<usize> = lengths.collect();
     lengths.sort_unstable();
     let at = |index: usize| lengths.get(index).copied().unwrap_or(0);
     let mut classes = vec![0; spec.labels.len()];

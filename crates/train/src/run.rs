@@ -227,7 +227,7 @@ impl<'a> Prepared<'a> {
         let reading = run.reading()?;
         let table = Table::read(&run.train_data, &reading)?;
         let (mut spec, new_head) = run.task_spec(&table, model_dir)?;
-        let table = sampled(table, run.max_train_rows, run.seed);
+        let table = sampled(table, run.max_train_rows, run.seed)?;
         run.task.check_training_data(&spec.columns, &table)?;
         if spec.columns.messages_column.is_some() {
             let begun = day_of_run(&run.output).filter(|_| options.resume);
@@ -272,7 +272,7 @@ impl<'a> Prepared<'a> {
                     ..task_model.spec.reading()?
                 };
                 let table = Table::read(path, &reading)?;
-                let table = sampled(table, run.max_eval_rows, run.seed);
+                let table = sampled(table, run.max_eval_rows, run.seed)?;
                 let size = run.eval_batch_size.unwrap_or(run.batch_size);
                 Some(Encoded::new(&task_model, &table, size, Order::Sequential)?)
             }
@@ -409,10 +409,10 @@ impl<'a> Prepared<'a> {
 }
 
 /// At most `rows` rows of a table.
-fn sampled(table: Table, rows: Option<usize>, seed: u64) -> Table {
+fn sampled(table: Table, rows: Option<usize>, seed: u64) -> Result<Table, TrainError> {
     match rows {
-        Some(rows) => table.sample(rows, seed),
-        None => table,
+        Some(rows) => Ok(table.sample(rows, seed)?),
+        None => Ok(table),
     }
 }
 

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use crate::error::DataError;
 use crate::example::{Example, IGNORED, Target};
-use crate::examples::{CHUNK, Examples};
+use crate::examples::{CHUNK, Examples, GrowingExamples};
 use crate::messages::messages;
 use crate::prompt::Prompt;
 use crate::table::Table;
@@ -96,10 +96,10 @@ pub(super) fn texts(
     tokenizer: &Tokenizer,
     max_length: usize,
 ) -> Result<Examples, DataError> {
-    let texts = table.texts(column)?;
+    let texts = table.all_texts(column)?;
     let eos = tokenizer.end_of_text()?;
-    Examples::of_rows(table.len(), |row| {
-        Ok(document(texts[row], tokenizer, eos)?.example(max_length))
+    Examples::of_rows(table.len(), table.in_memory, |row| {
+        Ok(document(texts.get(row), tokenizer, eos)?.example(max_length))
     })
 }
 
@@ -111,20 +111,22 @@ pub(super) fn packed(
     max_length: usize,
 ) -> Result<Examples, DataError> {
     let max_length = max_length.max(1);
-    let texts = table.texts(column)?;
+    let texts = table.all_texts(column)?;
     let eos = tokenizer.end_of_text()?;
-    let mut examples = Examples::default();
+    let mut examples = GrowingExamples::new(table.in_memory);
     let mut stream = Vec::new();
     let mut append = |block: &[u32]| match Labeled::whole(block.to_vec()).example(max_length) {
         (Some(example), _) => examples.push(example),
         // A block of one token has no preceding token to predict it from.
         (None, _) => Ok(()),
     };
-    for texts in texts.chunks(CHUNK) {
-        let documents = texts.par_iter();
-        let documents = documents.map(|text| document(text, tokenizer, eos));
-        let documents: Vec<Labeled> = documents.collect::<Result<_, _>>()?;
-        stream.extend(documents.into_iter().flat_map(|document| document.ids));
+    for start in (0..table.len()).step_by(CHUNK) {
+        let chunk = (start..table.len().min(start + CHUNK)).into_par_iter();
+        let documents = chunk.map(|row| document(texts.get(row), tokenizer, eos));
+        let documents: Vec<_> = documents.collect();
+        for document in documents {
+            stream.extend(document?.ids);
+        }
         let whole = stream.len() / max_length * max_length;
         stream[..whole]
             .chunks(max_length)
@@ -132,7 +134,7 @@ pub(super) fn packed(
         stream.drain(..whole);
     }
     append(&stream)?;
-    Ok(examples)
+    examples.finish()
 }
 
 /// The tokens of a text, with the token that ends it.
@@ -148,11 +150,11 @@ pub(super) fn completions(
     tokenizer: &Tokenizer,
     max_length: usize,
 ) -> Result<Examples, DataError> {
-    let prompts = prompt.texts(table)?;
-    let completions = table.texts(completion)?;
+    let prompts = prompt.of_rows(table)?;
+    let completions = table.all_texts(completion)?;
     let eos = tokenizer.end_of_text()?;
-    Examples::of_rows(table.len(), |row| {
-        let (prompt, completion) = (&prompts[row], &completions[row]);
+    Examples::of_rows(table.len(), table.in_memory, |row| {
+        let (prompt, completion) = (prompts(row)?, completions.get(row));
         let text = format!("{prompt}{completion}");
         let counted = prompt.len()..text.len();
         let labeled = Labeled::within(tokenizer.align(&text, true)?, &[counted]).ended(eos);
@@ -170,7 +172,7 @@ pub(super) fn conversations(
 ) -> Result<Examples, DataError> {
     let template = tokenizer.chat_template()?;
     let lost = AtomicUsize::new(0);
-    let examples = Examples::of_rows(table.len(), |row| {
+    let examples = Examples::of_rows(table.len(), table.in_memory, |row| {
         let messages = messages(table, column, row)?;
         let rendered = template.render_for_training(&messages);
         let (text, spans) = rendered.map_err(|error| DataError::Conversation {

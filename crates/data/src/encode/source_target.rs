@@ -19,11 +19,11 @@ pub(super) fn encode(
     tokenizer: &Tokenizer,
     (max_source, max_target): (usize, usize),
 ) -> Result<Examples, DataError> {
-    let sources = table.texts(source)?;
-    let targets = table.texts(target)?;
-    Examples::of_rows(table.len(), |row| {
-        let source = tokenizer.encode(sources[row], None, Some(max_source))?;
-        let target = tokenizer.encode(targets[row], None, Some(max_target))?;
+    let sources = table.all_texts(source)?;
+    let targets = table.all_texts(target)?;
+    Examples::of_rows(table.len(), table.in_memory, |row| {
+        let source = tokenizer.encode(sources.get(row), None, Some(max_source))?;
+        let target = tokenizer.encode(targets.get(row), None, Some(max_target))?;
         if source.ids.is_empty() || target.ids.is_empty() {
             return Err(table.empty_text(row));
         }

@@ -16,12 +16,12 @@ pub(super) fn encode(
     tokenizer: &Tokenizer,
     max_length: usize,
 ) -> Result<Examples, DataError> {
-    let texts = table.texts(text)?;
-    let pairs = pair.map(|pair| table.texts(pair)).transpose()?;
+    let texts = table.all_texts(text)?;
+    let pairs = pair.map(|pair| table.all_texts(pair)).transpose()?;
     let target = target(table, label)?;
-    Examples::of_rows(table.len(), |row| {
-        let pair = pairs.as_ref().map(|pairs| pairs[row]);
-        let encoding = tokenizer.encode(texts[row], pair, Some(max_length))?;
+    Examples::of_rows(table.len(), table.in_memory, |row| {
+        let pair = pairs.map(|pairs| pairs.get(row));
+        let encoding = tokenizer.encode(texts.get(row), pair, Some(max_length))?;
         if encoding.ids.is_empty() {
             return Err(table.empty_text(row));
         }

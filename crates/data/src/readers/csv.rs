@@ -45,7 +45,7 @@ pub(super) fn read(
         .from_reader(guarded);
 
     let limit = options.limit.unwrap_or(usize::MAX);
-    let mut table = TableBuilder::new(path, options.columns.as_deref(), text.len());
+    let mut table = TableBuilder::new(path, options, text.len());
     // For each field of a record, the column that it belongs to, if that is to be read.
     let mut columns: Vec<Option<usize>> = Vec::new();
     let mut record = ::csv::StringRecord::new();

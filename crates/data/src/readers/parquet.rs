@@ -57,7 +57,7 @@ fn read_within(
         ParquetRecordBatchReaderBuilder::try_new(file).map_err(|error| invalid(error.into()))?;
 
     // The table's own limit is that of the cells; a column that is there has a cell in each row.
-    let mut table = TableBuilder::new(path, options.columns.as_deref(), usize::MAX);
+    let mut table = TableBuilder::new(path, options, usize::MAX);
     let (mut roots, mut columns) = (Vec::new(), Vec::new());
     for (root, field) in builder.schema().fields().iter().enumerate() {
         let name = field.name().clone();

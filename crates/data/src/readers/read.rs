@@ -3,10 +3,11 @@
 use std::path::Path;
 use std::str::FromStr;
 
-use super::source::{STDIN, read_text};
+use super::source::{STDIN, Source};
 use super::{csv, json, parquet};
 use crate::error::DataError;
-use crate::table::{Table, Value};
+use crate::table::{Table, TableBuilder};
+use crate::values::IN_MEMORY;
 
 /// A file format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +88,11 @@ pub struct ReadOptions {
     pub columns: Option<Vec<String>>,
     /// Read at most this many rows.
     pub limit: Option<usize>,
+    /// How many bytes of the file, of each column, and of each array of token ids that are made of
+    /// them, lie in memory; 64 MiB by default. What is longer is written to a file without a name
+    /// in `TMPDIR` or else in `/var/tmp`, which is mapped into memory and gone when the process
+    /// ends. Results are the same.
+    pub in_memory: usize,
 }
 
 impl Default for ReadOptions {
@@ -98,6 +104,7 @@ impl Default for ReadOptions {
             delimiter: None,
             columns: None,
             limit: None,
+            in_memory: IN_MEMORY,
         }
     }
 }
@@ -106,8 +113,7 @@ impl Table {
     /// Reads a file; `-` is standard input. Files of the text formats may be compressed with gzip,
     /// and be UTF-8 or, with a byte order mark, UTF-16.
     ///
-    /// Memory is bounded by the size of the file, and what a compressed or a Parquet file becomes
-    /// by 64 times its size, or 1 GiB.
+    /// What a compressed or a Parquet file becomes is at most 64 times its size, or 1 GiB.
     ///
     /// # Errors
     /// Those of [`DataError`] about files: not readable, of unknown format, empty, no text, too
@@ -122,25 +128,35 @@ impl Table {
         }
         let format = options.format.map_or_else(|| Format::of(path), Ok)?;
         match format {
-            Format::Json => json::read(path, &read_text(path)?, options),
+            Format::Json => {
+                let source = Source::read(path, options)?;
+                json::read(path, source.text()?, options)
+            }
             Format::Csv | Format::Tsv => {
-                let text = read_text(path)?;
+                let source = Source::read(path, options)?;
+                let text = source.text()?;
                 let dialect = csv::Dialect {
-                    delimiter: delimiter(path, &text, format, options)?,
+                    delimiter: delimiter(path, text, format, options)?,
                     quoting: options.quoting.unwrap_or(format == Format::Csv),
                     header: options.header,
                 };
-                csv::read(path, &text, dialect, options)
+                csv::read(path, text, dialect, options)
             }
             Format::Parquet => parquet::read(path, options),
             Format::Text => {
-                let text = read_text(path)?;
-                let rows = if text.trim().is_empty() {
-                    vec![]
-                } else {
-                    vec![Value::Text(text)]
-                };
-                Self::from_columns(path, [("text".to_owned(), rows)])
+                let source = Source::read(path, options)?;
+                let text = source.text()?;
+                let mut table = TableBuilder::new(path, options, text.len());
+                if !text.trim().is_empty() {
+                    let index = table.named("text")?;
+                    if let Some(column) = index.and_then(|index| table.column(index)) {
+                        column.push_text(text);
+                    }
+                    table.end_rows(1)?;
+                }
+                let mut table = table.finish()?;
+                table.is_plain_text = true;
+                Ok(table)
             }
         }
     }

@@ -1,11 +1,14 @@
 //! A text file's text: standard input, gzip, UTF-16 and the byte order mark.
 
+use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
 use flate2::read::MultiGzDecoder;
 
+use super::read::ReadOptions;
 use crate::error::DataError;
+use crate::values::{Growing, Values};
 
 /// The path that stands for standard input.
 pub(super) const STDIN: &str = "-";
@@ -17,47 +20,94 @@ pub(super) fn expansion_limit(size: u64) -> u64 {
     size.saturating_mul(64).max(1 << 30)
 }
 
-/// The text, without its byte order mark.
-///
-/// # Errors
-/// [`DataError::Io`]; [`DataError::Expansion`]; [`DataError::NotText`]; [`DataError::InvalidUtf8`].
-pub(super) fn read_text(path: &Path) -> Result<String, DataError> {
-    let bytes = read(path).map_err(|source| DataError::Io {
-        path: path.to_owned(),
-        source,
-    })?;
-    let bytes = match bytes.as_slice() {
-        [0x1f, 0x8b, ..] => decompress(path, &bytes, expansion_limit(bytes.len() as u64))?,
-        _ => bytes,
-    };
-    if let Some((found, advice)) = other_format(&bytes) {
-        return Err(DataError::NotText {
+/// Bytes that are read at once.
+const PIECE: usize = 1 << 20;
+
+/// A text file's bytes, decompressed and in UTF-8.
+pub(super) struct Source<'a> {
+    path: &'a Path,
+    bytes: Values<u8>,
+}
+
+impl<'a> Source<'a> {
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// [`DataError::Io`]; [`DataError::Expansion`]; [`DataError::NotText`]; [`DataError::Scratch`].
+    pub(super) fn read(path: &'a Path, options: &ReadOptions) -> Result<Self, DataError> {
+        let in_memory = options.in_memory;
+        let io = |source| DataError::Io {
             path: path.to_owned(),
-            found,
-            advice,
-        });
+            source,
+        };
+        let bytes = match path == Path::new(STDIN) {
+            true => collect(std::io::stdin().lock(), in_memory, io)?,
+            false => collect(File::open(path).map_err(io)?, in_memory, io)?,
+        };
+        let bytes = match &*bytes {
+            [0x1f, 0x8b, ..] => {
+                let limit = expansion_limit(bytes.len() as u64);
+                decompress(path, &bytes, limit, in_memory)?
+            }
+            _ => bytes,
+        };
+        if let Some((found, advice)) = other_format(&bytes) {
+            return Err(DataError::NotText {
+                path: path.to_owned(),
+                found,
+                advice,
+            });
+        }
+        let bytes = match &*bytes {
+            [0xff, 0xfe, units @ ..] => decode_utf16(path, units, u16::from_le_bytes, in_memory)?,
+            [0xfe, 0xff, units @ ..] => decode_utf16(path, units, u16::from_be_bytes, in_memory)?,
+            _ => bytes,
+        };
+        Ok(Self { path, bytes })
     }
-    match bytes.as_slice() {
-        [0xff, 0xfe, units @ ..] => decode_utf16(path, units, u16::from_le_bytes),
-        [0xfe, 0xff, units @ ..] => decode_utf16(path, units, u16::from_be_bytes),
-        _ => decode_utf8(path, bytes),
+
+    /// The text, without its byte order mark.
+    ///
+    /// # Errors
+    /// [`DataError::InvalidUtf8`].
+    pub(super) fn text(&self) -> Result<&str, DataError> {
+        let text = std::str::from_utf8(&self.bytes).map_err(|error| {
+            let offset = error.valid_up_to();
+            let before = &self.bytes[..offset];
+            DataError::InvalidUtf8 {
+                path: self.path.to_owned(),
+                line: 1 + before.iter().filter(|&&byte| byte == b'\n').count(),
+                offset,
+            }
+        })?;
+        Ok(text.strip_prefix('\u{feff}').unwrap_or(text))
     }
 }
 
-fn read(path: &Path) -> std::io::Result<Vec<u8>> {
-    if path == Path::new(STDIN) {
-        let mut bytes = Vec::new();
-        std::io::stdin().lock().read_to_end(&mut bytes)?;
-        return Ok(bytes);
+/// All bytes of a reader.
+fn collect(
+    mut reader: impl Read,
+    in_memory: usize,
+    failed: impl Fn(std::io::Error) -> DataError,
+) -> Result<Values<u8>, DataError> {
+    let mut bytes = Growing::new(in_memory);
+    loop {
+        let piece = reader.by_ref().take(PIECE as u64).read_to_end(bytes.last());
+        if piece.map_err(&failed)? == 0 {
+            return bytes.finish();
+        }
+        bytes.settle()?;
     }
-    std::fs::read(path)
 }
 
-fn decompress(path: &Path, bytes: &[u8], limit: u64) -> Result<Vec<u8>, DataError> {
-    let mut text = Vec::new();
-    let decoder = MultiGzDecoder::new(bytes);
-    let read = decoder.take(limit + 1).read_to_end(&mut text);
-    read.map_err(|error| DataError::NotText {
+fn decompress(
+    path: &Path,
+    bytes: &[u8],
+    limit: u64,
+    in_memory: usize,
+) -> Result<Values<u8>, DataError> {
+    let decoder = MultiGzDecoder::new(bytes).take(limit + 1);
+    let text = collect(decoder, in_memory, |error| DataError::NotText {
         path: path.to_owned(),
         found: format!("damaged gzip ({error})"),
         advice: "fetch or compress the file again",
@@ -97,34 +147,30 @@ fn other_format(bytes: &[u8]) -> Option<(String, &'static str)> {
     Some((found.to_owned(), advice))
 }
 
-fn decode_utf16(path: &Path, bytes: &[u8], unit: fn([u8; 2]) -> u16) -> Result<String, DataError> {
+fn decode_utf16(
+    path: &Path,
+    bytes: &[u8],
+    unit: fn([u8; 2]) -> u16,
+    in_memory: usize,
+) -> Result<Values<u8>, DataError> {
+    let damaged = || DataError::NotText {
+        path: path.to_owned(),
+        found: "damaged UTF-16".to_owned(),
+        advice: "save the file again, as UTF-8",
+    };
     let (pairs, rest) = bytes.as_chunks::<2>();
-    let units = pairs.iter().map(|&pair| unit(pair));
-    let text: Result<String, _> = char::decode_utf16(units).collect();
-    match text {
-        Ok(text) if rest.is_empty() => Ok(text),
-        _ => Err(DataError::NotText {
-            path: path.to_owned(),
-            found: "damaged UTF-16".to_owned(),
-            advice: "save the file again, as UTF-8",
-        }),
+    if !rest.is_empty() {
+        return Err(damaged());
     }
-}
-
-fn decode_utf8(path: &Path, bytes: Vec<u8>) -> Result<String, DataError> {
-    let mut text = String::from_utf8(bytes).map_err(|error| {
-        let offset = error.utf8_error().valid_up_to();
-        let before = &error.as_bytes()[..offset];
-        DataError::InvalidUtf8 {
-            path: path.to_owned(),
-            line: 1 + before.iter().filter(|&&byte| byte == b'\n').count(),
-            offset,
-        }
-    })?;
-    if text.starts_with('\u{feff}') {
-        text.drain(..'\u{feff}'.len_utf8());
+    let mut text = Growing::new(in_memory);
+    let mut buffer = [0; 4];
+    for character in char::decode_utf16(pairs.iter().map(|&pair| unit(pair))) {
+        let character = character.map_err(|_| damaged())?;
+        let character = character.encode_utf8(&mut buffer).as_bytes();
+        text.last().extend_from_slice(character);
+        text.settle()?;
     }
-    Ok(text)
+    text.finish()
 }
 
 #[cfg(test)]
@@ -139,8 +185,11 @@ mod tests {
         encoder.write_all(&[b' '; 100_000]).unwrap();
         let bytes = encoder.finish().unwrap();
         let path = Path::new("a.jsonl.gz");
-        assert_eq!(decompress(path, &bytes, 100_000).unwrap().len(), 100_000);
-        let error = decompress(path, &bytes, 99_999).unwrap_err();
+        assert_eq!(
+            decompress(path, &bytes, 100_000, 10).unwrap().len(),
+            100_000
+        );
+        let error = decompress(path, &bytes, 99_999, 10).unwrap_err();
         assert!(matches!(error, DataError::Expansion { .. }), "{error}");
         assert_eq!(
             (expansion_limit(1), expansion_limit(1 << 30)),

@@ -4,8 +4,9 @@ use std::path::Path;
 
 use indexmap::IndexMap;
 
-use super::{Column, Stored, Table};
+use super::{GrowingColumn, Stored, Table};
 use crate::error::DataError;
+use crate::readers::ReadOptions;
 
 /// A table may have this many cells, whatever the size of its file.
 const CELLS: usize = 1_000_000;
@@ -16,20 +17,20 @@ const NAMES: usize = 1000;
 /// A table to which rows are appended.
 pub(crate) struct TableBuilder<'a> {
     path: &'a Path,
-    wanted: Option<&'a [String]>,
-    columns: IndexMap<String, Stored>,
+    options: &'a ReadOptions,
+    columns: IndexMap<String, Stored<GrowingColumn>>,
     read: usize,
     rows: usize,
     cells: usize,
 }
 
 impl<'a> TableBuilder<'a> {
-    /// A table of the `wanted` columns, or of all. It may have a cell for each byte of its file, of
+    /// A table of the columns that are to be read. It may have a cell for each byte of its file, of
     /// `size` bytes: more can only be absent ones, where rows have keys of their own.
-    pub(crate) fn new(path: &'a Path, wanted: Option<&'a [String]>, size: usize) -> Self {
+    pub(crate) fn new(path: &'a Path, options: &'a ReadOptions, size: usize) -> Self {
         Self {
             path,
-            wanted,
+            options,
             columns: IndexMap::new(),
             read: 0,
             rows: 0,
@@ -44,8 +45,8 @@ impl<'a> TableBuilder<'a> {
 
     /// Whether the caller asked for a column of this name.
     pub(crate) fn wants(&self, name: &str) -> bool {
-        self.wanted
-            .is_none_or(|wanted| wanted.iter().any(|wanted| wanted == name))
+        let wanted = self.options.columns.as_ref();
+        wanted.is_none_or(|wanted| wanted.iter().any(|wanted| wanted == name))
     }
 
     /// A new column; its index if it is to be read. A name that is there already stands for several
@@ -86,7 +87,7 @@ impl<'a> TableBuilder<'a> {
             }
             return Ok(None);
         }
-        let column = Stored::Read(Column::default());
+        let column = Stored::Read(GrowingColumn::new(self.options.in_memory));
         let (index, _) = self.columns.insert_full(name.to_owned(), column);
         self.read += 1;
         self.check_cells()?;
@@ -95,7 +96,7 @@ impl<'a> TableBuilder<'a> {
 
     /// The column at `index`, ready for its cell of the row that is being read: cells that it
     /// lacks are null, and one that it has already (a key that a row has twice) is replaced.
-    pub(crate) fn column(&mut self, index: usize) -> Option<&mut Column> {
+    pub(crate) fn column(&mut self, index: usize) -> Option<&mut GrowingColumn> {
         match self.columns.get_index_mut(index) {
             Some((_, Stored::Read(column))) => {
                 if column.len() > self.rows {
@@ -112,13 +113,19 @@ impl<'a> TableBuilder<'a> {
     /// Ends `rows` rows.
     ///
     /// # Errors
-    /// [`DataError::TooManyCells`].
+    /// [`DataError::TooManyCells`]; [`DataError::Scratch`].
     pub(crate) fn end_rows(&mut self, rows: usize) -> Result<(), DataError> {
         self.rows += rows;
-        self.check_cells()
+        self.check_cells()?;
+        for stored in self.columns.values_mut() {
+            if let Stored::Read(column) = stored {
+                column.settle()?;
+            }
+        }
+        Ok(())
     }
 
-    /// Bytes in memory.
+    /// Bytes of all cells.
     pub(crate) fn bytes(&self) -> u64 {
         let columns = self.columns.values();
         let bytes = columns.map(|stored| match stored {
@@ -131,22 +138,31 @@ impl<'a> TableBuilder<'a> {
     /// The table.
     ///
     /// # Errors
-    /// [`DataError::EmptyFile`] if it has no row.
-    pub(crate) fn finish(mut self) -> Result<Table, DataError> {
+    /// [`DataError::EmptyFile`] if it has no row; [`DataError::Scratch`].
+    pub(crate) fn finish(self) -> Result<Table, DataError> {
         if self.rows == 0 {
             return Err(DataError::EmptyFile {
                 path: self.path.to_owned(),
             });
         }
-        for stored in self.columns.values_mut() {
-            if let Stored::Read(column) = stored {
-                column.fill(self.rows);
-            }
-        }
+        let columns = self.columns.into_iter().map(|(name, stored)| {
+            let stored = match stored {
+                Stored::Read(mut column) => {
+                    column.fill(self.rows);
+                    Stored::Read(column.finish()?)
+                }
+                Stored::Skipped => Stored::Skipped,
+                Stored::Duplicate => Stored::Duplicate,
+                Stored::Unreadable(kind) => Stored::Unreadable(kind),
+            };
+            Ok((name, stored))
+        });
         Ok(Table {
             path: self.path.to_owned(),
-            columns: self.columns,
+            columns: columns.collect::<Result<_, DataError>>()?,
             rows: self.rows,
+            in_memory: self.options.in_memory,
+            is_plain_text: false,
         })
     }
 

@@ -3,18 +3,31 @@
 //! A cell is kept as its spelling: one text holds the spellings of all cells, one after another,
 //! and eight bytes a cell say where it ends and what it is. Numbers and nested JSON are parsed when
 //! they are read, so that a column of a million short texts has two allocations, not a million.
+//! Both are [`Values`], so that a column may be larger than memory.
 
 use std::fmt::Write as _;
 
 use serde_json::Value as Json;
 
 use super::Value;
+use crate::error::DataError;
+use crate::values::{Growing, Values};
 
 /// The cells of a column.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Column {
-    spellings: String,
-    cells: Vec<Mark>,
+    spellings: Values<u8>,
+    /// A [`Mark`] for each cell.
+    cells: Values<u64>,
+}
+
+/// A column to which cells are appended.
+#[derive(Debug)]
+pub(crate) struct GrowingColumn {
+    spellings: Growing<u8>,
+    cells: Growing<u64>,
+    /// Where the spelling ends of the last cell that is settled.
+    settled: usize,
 }
 
 /// What a cell is, in the lowest three bits, and above them where its spelling ends.
@@ -107,9 +120,9 @@ impl Column {
         let Some(&mark) = self.cells.get(row) else {
             return Cell::Null;
         };
-        let spelling = &self.spellings[self.end_before(row)..mark.end()];
+        let spelling = std::str::from_utf8(self.spelling(row)).expect("spellings are texts");
         // Whatever was pushed is spelled so that it is read back.
-        match mark.kind() {
+        match Mark(mark).kind() {
             Kind::Null => Cell::Null,
             Kind::Bool => Cell::Bool(spelling == "true"),
             Kind::Integer => spelling.parse().map_or(Cell::Null, Cell::Integer),
@@ -122,6 +135,51 @@ impl Column {
     /// All cells in order.
     pub(crate) fn cells(&self) -> impl Iterator<Item = Cell<'_>> {
         (0..self.len()).map(|row| self.cell(row))
+    }
+
+    /// The first row whose cell is no text.
+    pub(crate) fn first_other_than_text(&self) -> Option<usize> {
+        let mut marks = self.cells.iter();
+        marks.position(|&mark| !matches!(Mark(mark).kind(), Kind::Text))
+    }
+
+    /// The cells of some rows, in their order, of which `in_memory` bytes lie in memory.
+    ///
+    /// # Errors
+    /// [`DataError::Scratch`].
+    pub(crate) fn select(&self, rows: &[usize], in_memory: usize) -> Result<Self, DataError> {
+        let mut selected = GrowingColumn::new(in_memory);
+        for &row in rows {
+            let spelling = self.spelling(row);
+            selected.spellings.last().extend_from_slice(spelling);
+            selected.end(Mark(self.cells[row]).kind());
+            selected.settle()?;
+        }
+        selected.finish()
+    }
+
+    fn spelling(&self, row: usize) -> &[u8] {
+        let start = match row.checked_sub(1) {
+            Some(before) => Mark(self.cells[before]).end(),
+            None => 0,
+        };
+        &self.spellings[start..Mark(self.cells[row]).end()]
+    }
+}
+
+impl GrowingColumn {
+    /// A column without cells, of which `in_memory` bytes are to lie in memory.
+    pub(crate) fn new(in_memory: usize) -> Self {
+        Self {
+            spellings: Growing::new(in_memory),
+            cells: Growing::new(in_memory),
+            settled: 0,
+        }
+    }
+
+    /// The number of cells.
+    pub(crate) fn len(&self) -> usize {
+        self.cells.len()
     }
 
     pub(crate) fn push(&mut self, value: Value) {
@@ -141,44 +199,50 @@ impl Column {
     }
 
     pub(crate) fn push_text(&mut self, text: &str) {
-        self.spellings.push_str(text);
+        self.spellings.last().extend_from_slice(text.as_bytes());
         self.end(Kind::Text);
     }
 
-    /// Keeps the first `rows` cells.
+    /// Keeps the first `rows` cells, among them all that are settled.
     pub(crate) fn truncate(&mut self, rows: usize) {
         self.cells.truncate(rows);
-        self.spellings.truncate(self.end_before(self.len()));
+        let last = self.cells.last().last();
+        let end = last.map_or(self.settled, |&mark| Mark(mark).end());
+        self.spellings.truncate(end);
     }
 
     /// Makes the column `rows` long, with nulls at its end.
     pub(crate) fn fill(&mut self, rows: usize) {
-        self.cells
-            .resize(rows, Mark::new(Kind::Null, self.spellings.len()));
+        let null = Mark::new(Kind::Null, self.spellings.len());
+        self.cells.resize(rows, null.0);
     }
 
-    /// The cells of some rows, in their order.
-    pub(crate) fn select(&self, rows: &[usize]) -> Self {
-        let mut selected = Self::default();
-        for &row in rows {
-            let mark = self.cells[row];
-            let spelling = &self.spellings[self.end_before(row)..mark.end()];
-            selected.spellings.push_str(spelling);
-            selected.end(mark.kind());
+    /// Moves cells that are too many for memory to a scratch file. From then on they stay: to be
+    /// called between rows.
+    ///
+    /// # Errors
+    /// [`DataError::Scratch`].
+    pub(crate) fn settle(&mut self) -> Result<(), DataError> {
+        if self.cells.settle()? {
+            self.settled = self.spellings.len();
         }
-        selected
+        self.spellings.settle().map(drop)
     }
 
-    /// Bytes in memory, without what is reserved for more cells.
+    /// The column.
+    ///
+    /// # Errors
+    /// [`DataError::Scratch`].
+    pub(crate) fn finish(self) -> Result<Column, DataError> {
+        Ok(Column {
+            spellings: self.spellings.finish()?,
+            cells: self.cells.finish()?,
+        })
+    }
+
+    /// Bytes of the cells, without what is reserved for more.
     pub(crate) fn bytes(&self) -> u64 {
         (self.spellings.len() + size_of::<Mark>() * self.cells.len()) as u64
-    }
-
-    fn end_before(&self, row: usize) -> usize {
-        match row.checked_sub(1) {
-            Some(before) => self.cells[before].end(),
-            None => 0,
-        }
     }
 
     fn spell(&mut self, kind: Kind, spelling: &dyn std::fmt::Display) {
@@ -187,7 +251,8 @@ impl Column {
     }
 
     fn end(&mut self, kind: Kind) {
-        self.cells.push(Mark::new(kind, self.spellings.len()));
+        let mark = Mark::new(kind, self.spellings.len());
+        self.cells.last().push(mark.0);
     }
 }
 
@@ -196,7 +261,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_value_is_read_back() {
+    fn every_value_is_read_back_from_memory_and_from_a_file() {
         let values = [
             Value::Text("é".into()),
             Value::Null,
@@ -211,23 +276,25 @@ mod tests {
             Value::Text(String::new()),
             Value::Json(serde_json::json!([{"b": 0.1, "a": null}])),
         ];
-        let mut column = Column::default();
-        for value in &values {
-            column.push(value.clone());
+        for in_memory in [usize::MAX, 20, 0] {
+            let mut growing = GrowingColumn::new(in_memory);
+            for (row, value) in values.iter().enumerate() {
+                // A cell that its row has twice.
+                growing.push_text("another");
+                growing.truncate(row);
+                growing.push(value.clone());
+                growing.settle().unwrap();
+            }
+            growing.fill(14);
+            let column = growing.finish().unwrap();
+            let read: Vec<Value> = column.cells().map(Cell::to_value).collect();
+            assert_eq!(read[..12], values);
+            assert_eq!(read[12..], [Value::Null, Value::Null]);
+            assert_eq!(column.first_other_than_text(), Some(1));
+            let selected = column.select(&[0, 11, 4], in_memory).unwrap();
+            let selected: Vec<Value> = selected.cells().map(Cell::to_value).collect();
+            let expected = [&values[0], &values[11], &values[4]];
+            assert!(selected.iter().eq(expected));
         }
-        let read: Vec<Value> = column.cells().map(Cell::to_value).collect();
-        assert_eq!(read, values);
-        assert_eq!(
-            column
-                .select(&[0, 11, 4])
-                .cells()
-                .map(Cell::to_value)
-                .collect::<Vec<_>>(),
-            [values[0].clone(), values[11].clone(), values[4].clone()]
-        );
-        column.truncate(11);
-        column.fill(13);
-        assert_eq!(column.cell(11), Cell::Null);
-        assert_eq!(column.cell(10), Cell::Text(""));
     }
 }

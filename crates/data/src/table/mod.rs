@@ -1,4 +1,4 @@
-//! A file of examples in memory: named columns of typed values.
+//! A file of examples: named columns of typed values.
 
 mod builder;
 mod column;
@@ -9,9 +9,10 @@ use indexmap::IndexMap;
 use serde_json::Value as Json;
 
 pub(crate) use self::builder::TableBuilder;
-pub(crate) use self::column::{Cell, Column};
+pub(crate) use self::column::{Cell, Column, GrowingColumn};
 use crate::error::DataError;
 use crate::order;
+use crate::readers::ReadOptions;
 use crate::spelling::nearest_name;
 
 /// The largest number that can be learned, in size: sums of the squares of many such are finite in
@@ -76,15 +77,33 @@ impl From<Json> for Value {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Table {
     path: PathBuf,
-    columns: IndexMap<String, Stored>,
+    columns: IndexMap<String, Stored<Column>>,
     rows: usize,
+    /// [`ReadOptions::in_memory`], also for what is made of the table.
+    pub(crate) in_memory: usize,
+    /// Whether the one row is a whole file of plain text.
+    pub(crate) is_plain_text: bool,
+}
+
+/// A column of which each cell is a text.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Texts<'t>(&'t Column);
+
+impl<'t> Texts<'t> {
+    /// The text of a row, from 0; an empty one past the last.
+    pub(crate) fn get(self, row: usize) -> &'t str {
+        match self.0.cell(row) {
+            Cell::Text(text) => text,
+            _ => "",
+        }
+    }
 }
 
 /// What is known of a column.
 #[derive(Debug, Clone, PartialEq)]
-enum Stored {
+enum Stored<C> {
     /// Its cells.
-    Read(Column),
+    Read(C),
     /// Its name; the reader was told not to read it.
     Skipped,
     /// The name stands for several columns.
@@ -106,7 +125,8 @@ impl Table {
         let path = path.into();
         let columns: Vec<(String, Vec<Value>)> = columns.into_iter().collect();
         let rows = columns.iter().map(|(_, values)| values.len()).max();
-        let mut builder = TableBuilder::new(&path, None, usize::MAX);
+        let options = ReadOptions::default();
+        let mut builder = TableBuilder::new(&path, &options, usize::MAX);
         for (name, values) in columns {
             let index = builder.declare(name)?;
             if let Some(column) = index.and_then(|index| builder.column(index)) {
@@ -180,13 +200,20 @@ impl Table {
     /// # Errors
     /// As [`Table::column`]; [`DataError::WrongType`] for a cell that is not text.
     pub fn texts(&self, name: &str) -> Result<Vec<&str>, DataError> {
-        let cells = self.cells(name)?.cells().enumerate();
-        cells
-            .map(|(row, cell)| match cell {
-                Cell::Text(text) => Ok(text),
-                _ => Err(self.wrong_type(row, name, "a text")),
-            })
-            .collect()
+        let texts = self.all_texts(name)?;
+        Ok((0..self.rows).map(|row| texts.get(row)).collect())
+    }
+
+    /// The texts of a column, to be read one by one.
+    ///
+    /// # Errors
+    /// As [`Table::texts`].
+    pub(crate) fn all_texts(&self, name: &str) -> Result<Texts<'_>, DataError> {
+        let column = self.cells(name)?;
+        match column.first_other_than_text() {
+            Some(row) => Err(self.wrong_type(row, name, "a text")),
+            None => Ok(Texts(column)),
+        }
     }
 
     /// The numbers of a column, one per row; a text is parsed.
@@ -213,19 +240,24 @@ impl Table {
 
     /// A random choice of `count` rows in the order of the file, each as likely as any other; the
     /// whole table if it has no more. The choice depends on the number of rows and `seed` only.
-    #[must_use]
-    pub fn sample(mut self, count: usize, seed: u64) -> Self {
+    ///
+    /// # Errors
+    /// [`DataError::OneRow`] of a file of plain text; [`DataError::Scratch`].
+    pub fn sample(mut self, count: usize, seed: u64) -> Result<Self, DataError> {
+        if self.is_plain_text {
+            return Err(DataError::OneRow { path: self.path });
+        }
         if count == 0 || count >= self.rows {
-            return self;
+            return Ok(self);
         }
         let rows = order::sample(self.rows, count, seed);
         for stored in self.columns.values_mut() {
             if let Stored::Read(column) = stored {
-                *column = column.select(&rows);
+                *column = column.select(&rows, self.in_memory)?;
             }
         }
         self.rows = count;
-        self
+        Ok(self)
     }
 
     /// The error for a text (`row` from 0) that becomes no token.
@@ -307,7 +339,14 @@ mod tests {
     fn a_sample_keeps_the_order_and_depends_on_the_seed() {
         let column: Vec<Value> = (0..1000).map(Value::Integer).collect();
         let table = Table::from_columns("d.jsonl", [("n".to_owned(), column)]).unwrap();
-        let numbers = |seed| table.clone().sample(100, seed).numbers("n").unwrap();
+        let numbers = |seed| {
+            table
+                .clone()
+                .sample(100, seed)
+                .unwrap()
+                .numbers("n")
+                .unwrap()
+        };
         let first = numbers(0);
         assert_eq!(first.len(), 100);
         assert!(first.is_sorted_by(|a, b| a < b));
@@ -316,6 +355,6 @@ mod tests {
         assert!((30..=70).contains(&low), "{low}");
         assert_eq!(first, numbers(0));
         assert_ne!(first, numbers(1));
-        assert_eq!(table.clone().sample(1000, 0), table);
+        assert_eq!(table.clone().sample(1000, 0).unwrap(), table);
     }
 }

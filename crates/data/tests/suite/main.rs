@@ -5,6 +5,7 @@ mod chat;
 mod examples;
 mod fixtures;
 mod golden;
+mod large;
 mod readers;
 mod real_data;
 mod support;

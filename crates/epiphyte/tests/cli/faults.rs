@@ -192,3 +192,71 @@ fn a_merge_works_after_any_fault() {
         fs::remove_dir_all(faulty.here.path("outputs/faulty")).unwrap();
     }
 }
+
+/// A file that is larger than what lies in memory of it, in rows that are those of `train.jsonl`:
+/// the first has a long cell that no task reads.
+fn write_large(here: &Workplace) {
+    let notes = format!("{{\"notes\": \"{}\", ", "n".repeat(70 << 20));
+    here.write(
+        "large.jsonl",
+        here.read("train.jsonl").replacen('{', &notes, 1),
+    );
+}
+
+#[test]
+fn data_in_a_scratch_file_gives_the_same_bytes_and_leaves_nothing() {
+    let faulty = Faulty::new();
+    let here = &faulty.here;
+    write_large(here);
+    let scratch = here.path("outputs/scratch");
+    fs::create_dir(&scratch).unwrap();
+    let run = |output: &str, kind: &str, at: usize| {
+        let command = CLASSIFY.replace("train.jsonl", "large.jsonl");
+        let mut command = here.command(&format!("{command} --max-steps 4 --output {output}"));
+        command
+            .env("LD_PRELOAD", &faulty.library)
+            .env("FAULT_BELOW", &scratch)
+            .env("FAULT_KIND", kind)
+            .env("FAULT_AT", at.to_string())
+            .env("FAULT_LOG", here.path("calls"))
+            .env("TMPDIR", &scratch);
+        let output = command.output().unwrap();
+        assert_eq!(fs::read_dir(&scratch).unwrap().count(), 0, "{kind} at {at}");
+        output
+    };
+    here.json(&format!("{CLASSIFY} --max-steps 4 --output small"));
+    let adapter = |output: &str| fs::read(here.path(output).join("adapter_model.safetensors"));
+    let small = adapter("small").unwrap();
+
+    let output = run("large", "EIO", 0);
+    assert!(output.status.success(), "{}", errors(&output));
+    assert!(adapter("large").unwrap() == small);
+    let calls = here.read("calls");
+    let writes = calls.lines().filter(|call| call.contains(" write "));
+    assert!(writes.count() > 0, "{calls}");
+
+    // The first call makes the file, and where that fails, all stays in memory.
+    let output = run("no-file", "EACCES", 1);
+    assert!(output.status.success(), "{}", errors(&output));
+    assert!(
+        errors(&output).contains("stays in memory"),
+        "{}",
+        errors(&output)
+    );
+    assert!(adapter("no-file").unwrap() == small);
+
+    let output = run("full", "ENOSPC", 3);
+    let errors = errors(&output);
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert!(
+        errors.contains("outputs/scratch") && errors.contains("TMPDIR"),
+        "{errors}"
+    );
+    assert!(adapter("full").is_err());
+    // The same command works once there is room, and after a kill.
+    assert_eq!(run("killed", "kill", 3).status.signal(), Some(9));
+    for output in ["full", "killed"] {
+        assert!(run(output, "EIO", 0).status.success());
+        assert!(adapter(output).unwrap() == small);
+    }
+}

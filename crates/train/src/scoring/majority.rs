@@ -45,19 +45,14 @@ mod tests {
 
     #[test]
     fn the_most_frequent_class_is_what_must_be_beaten() {
-        let mut examples = Examples::default();
-        assert_eq!(Majority::of(&examples), None);
-        for class in [2, 0, 2, 2] {
-            let target = Target::Class(class);
-            let (ids, type_ids) = (vec![1], vec![0]);
-            examples
-                .push(Example {
-                    ids,
-                    type_ids,
-                    target,
-                })
-                .unwrap();
-        }
+        assert_eq!(Majority::of(&Examples::default()), None);
+        let example = |class| Example {
+            ids: vec![1],
+            type_ids: vec![0],
+            target: Target::Class(class),
+        };
+        let examples: Vec<Example> = [2, 0, 2, 2].map(example).into();
+        let examples = examples.try_into().unwrap();
         let majority = Majority::of(&examples).unwrap();
         assert_eq!((majority.class, majority.share), (2, 0.75));
         let accuracy = |value| Metrics::from_iter([("accuracy", value)]);

@@ -339,7 +339,7 @@ impl RunConfig {
             quoting: self.quoting,
             delimiter: self.delimiter()?,
             columns: Some(self.columns_to_read()?),
-            limit: None,
+            ..ReadOptions::default()
         })
     }
 

@@ -44,7 +44,7 @@ pub(super) fn read(
         names,
     })?;
     let say = |layout: &str| tracing::info!(file = %path.display(), "{layout}");
-    let mut table = TableBuilder::new(path, columns, size);
+    let mut table = TableBuilder::new(path, options, size);
     let limit = options.limit.unwrap_or(usize::MAX);
     let rows: Vec<Json> = match layout {
         Layout::OneRow => vec![Json::Object(object)],

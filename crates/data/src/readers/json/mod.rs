@@ -54,8 +54,7 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn rows(&self, text: &str) -> Rows<'_> {
-        let columns = self.options.columns.as_deref();
-        Rows::new(TableBuilder::new(self.path, columns, text.len()))
+        Rows::new(TableBuilder::new(self.path, self.options, text.len()))
     }
 
     fn limit(&self) -> usize {

@@ -9,7 +9,7 @@ use serde::de::{
 use serde_json::Value as Json;
 
 use crate::error::DataError;
-use crate::table::{Column, Table, TableBuilder, Value};
+use crate::table::{GrowingColumn, Table, TableBuilder, Value};
 
 /// A table to which objects are appended.
 pub(super) struct Rows<'a> {
@@ -144,7 +144,7 @@ impl Visitor<'_> for KeySeed<'_, '_> {
 }
 
 /// A value as the next cell of a column.
-struct CellSeed<'c>(&'c mut Column);
+struct CellSeed<'c>(&'c mut GrowingColumn);
 
 impl<'de> DeserializeSeed<'de> for CellSeed<'_> {
     type Value = ();

@@ -221,7 +221,7 @@ impl DataArguments {
         }
         let mut table = Table::read(&self.data, &reading)?;
         if let Some(rows) = rows {
-            table = table.sample(rows, 0);
+            table = table.sample(rows, 0)?;
         }
         spec.columns = spec.task.columns(&spec.columns, &table)?;
         if spec.task.has_classes() {
