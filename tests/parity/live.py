@@ -172,7 +172,9 @@ class Fixture:
 
     def load(self, directory: Path | None = None):
         """The base model, or a merged one from `directory`."""
-        return type(self.base.make()).from_pretrained(directory or self.model_directory).eval()
+        return type(self.base.make()).from_pretrained(
+            directory or self.model_directory, attn_implementation=self.base.attention
+        ).eval()
 
     def task_flags(self) -> list[str]:
         """What `epiphyte` must be told about the task where no adapter of ours says it."""

@@ -125,6 +125,14 @@ def saved_key(name: str, method: str) -> str:
     return name.replace(".default", "")
 
 
+def name_in_file(base: Base, name: str) -> str:
+    """The name under which transformers saves a live parameter."""
+    for live, saved in base.renames.items():
+        if name.startswith(live):
+            return saved + name.removeprefix(live)
+    return name
+
+
 def adapt(model, base: Base, method: str, directory: Path) -> dict[str, torch.nn.Parameter]:
     """Wrap `model` for `method`, randomise and save the adapter; returns the model and its trainable tensors by key."""
     config = peft_config(base, method)
@@ -133,7 +141,8 @@ def adapt(model, base: Base, method: str, directory: Path) -> dict[str, torch.nn
     if config is None:
         for name, value in model.named_parameters():
             value.requires_grad_(selected(base, method, name))
-        return model, {name: value for name, value in model.named_parameters() if value.requires_grad}
+        live = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        return model, {name_in_file(base, name): value for name, value in live.items()}
     model = get_peft_model(model, config)
     live = {name: value for name, value in model.named_parameters() if value.requires_grad}
     randomise(live.items(), seeded(base.name, method))
@@ -164,7 +173,7 @@ def record_positions(model) -> tuple[dict, list]:
         seen["position_ids"] = arguments[0].flatten().tolist()
 
     def note_rotary(_module, arguments, keywords):
-        seen["position_ids"] = keywords.get("position_ids", arguments[-1]).flatten().tolist()
+        seen["position_ids"] = (keywords.get("position_ids") if len(arguments) < 2 else arguments[1]).flatten().tolist()
 
     def note_pooler(_module, arguments, keywords, output):
         states = arguments[0] if arguments else keywords["hidden_states"]
@@ -185,7 +194,7 @@ def record_positions(model) -> tuple[dict, list]:
 def make_case(base: Base, method: str, batch: dict, directory: Path) -> None:
     """Write one case: adapter, logits, loss, gradients and five AdamW steps."""
     directory.mkdir()
-    model = type(base.make()).from_pretrained(directory.parent / "base")
+    model = type(base.make()).from_pretrained(directory.parent / "base", attn_implementation=base.attention)
     model, trainable = adapt(model, base, method, directory)
     model.double().eval()
 
@@ -218,7 +227,7 @@ def make_case(base: Base, method: str, batch: dict, directory: Path) -> None:
     largest = max(value.abs().max() for key, value in tensors.items() if key.startswith("grad/"))
     tiny = {key: tensors[f"grad/{key}"].abs() < 1e-9 * largest for key in trainable}
     zero = [key for key, where in tiny.items() if where.all()]
-    parts = {key: zero_part(where) for key, where in tiny.items() if where.ndim == 1 and where.any() and key not in zero}
+    parts = {key: zero_parts(where) for key, where in tiny.items() if where.ndim == 1 and where.any() and key not in zero}
     write_tensors(directory / "expected.safetensors", tensors)
     write_json(
         directory / "expected.json",
@@ -237,17 +246,15 @@ def make_case(base: Base, method: str, batch: dict, directory: Path) -> None:
     )
 
 
-def zero_part(where: torch.Tensor) -> list[int]:
-    """The range of a vector's true values, which have to be one after another."""
-    indices = where.nonzero().flatten().tolist()
-    if indices != list(range(indices[0], indices[-1] + 1)):
-        raise AssertionError(f"gradients are zero here and there: {indices}")
-    return [indices[0], indices[-1] + 1]
+def zero_parts(where: torch.Tensor) -> list[list[int]]:
+    """The ranges of a vector's true values: first and end of each."""
+    edges = torch.diff(where.int(), prepend=torch.zeros(1), append=torch.zeros(1)).nonzero().flatten().tolist()
+    return [list(pair) for pair in zip(edges[::2], edges[1::2])]
 
 
 def check_reload(base: Base, method: str, batch: dict, directory: Path, logits: torch.Tensor) -> None:
     """The saved folder, read again by PEFT, gives the same logits; for the prefix MLP this checks its folding."""
-    model = type(base.make()).from_pretrained(directory.parent / "base")
+    model = type(base.make()).from_pretrained(directory.parent / "base", attn_implementation=base.attention)
     # With an AdaLoRA that is not trainable PEFT cannot compute a loss: its penalty names the trainable adapter.
     model = PeftModel.from_pretrained(model, directory, is_trainable=method == "adalora").double().eval()
     with torch.no_grad():
@@ -288,7 +295,7 @@ def make_base(base: Base, directory: Path) -> None:
     batch = make_batch(base, model.config.vocab_size)
     write_json(directory / "inputs.json", batch)
 
-    model = type(model).from_pretrained(directory / "base").double().eval()
+    model = type(model).from_pretrained(directory / "base", attn_implementation=base.attention).double().eval()
     with torch.no_grad():
         loss, logits = forward(model, base, "base", batch)
         tensors = {"loss": loss, "logits": logits} | hidden_states(model, base, batch)

@@ -9,20 +9,48 @@ from peft import AdaLoraConfig, IA3Config, LoraConfig, PrefixTuningConfig, Promp
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    ElectraConfig,
+    ElectraForSequenceClassification,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GemmaForCausalLM,
+    Glm4Config,
+    Glm4ForCausalLM,
+    GlmConfig,
+    GlmForCausalLM,
     GPT2Config,
     GPT2ForSequenceClassification,
     GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
     MistralConfig,
     MistralForCausalLM,
+    MPNetConfig,
+    MPNetForSequenceClassification,
     MT5Config,
     MT5ForConditionalGeneration,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     RobertaConfig,
     RobertaForSequenceClassification,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
     XLMRobertaConfig,
     XLMRobertaForSequenceClassification,
     T5Config,
@@ -54,6 +82,14 @@ BERT = Names(
     patterns=("attention.self.query", "output.dense", r"layers?\.1\..*output.dense"),
     feed_forward=("layer.1.", ["attention", "LayerNorm"]),
 )
+DISTILBERT = Names(
+    lora=["q_lin", "v_lin"],
+    ia3=["k_lin", "v_lin"],
+    ia3_feedforward=["lin2"],
+    patterns=("attention.q_lin", "lin2", r"layer\.1\.ffn\.lin2"),
+    feed_forward=("layer.1.ffn.", []),
+)
+MPNET = replace(BERT, lora=["q", "v"], ia3=["k", "v"])
 LLAMA = Names(
     lora=["q_proj", "v_proj"],
     ia3=["k_proj", "v_proj"],
@@ -67,6 +103,22 @@ GPT2 = Names(
     ia3_feedforward=["mlp.c_proj"],
     patterns=("attn.c_attn", "c_proj", r"h\.1\..*c_proj"),
     feed_forward=("h.1.mlp.", []),
+)
+
+PACKED = replace(LLAMA, lora=["qkv_proj"])
+GPT_NEOX = Names(
+    lora=["query_key_value"],
+    ia3=["query_key_value"],
+    ia3_feedforward=["dense_4h_to_h"],
+    patterns=("attention.query_key_value", "dense_4h_to_h", r"layers\.1\..*dense_4h_to_h"),
+    feed_forward=("layers.1.mlp.", []),
+)
+OPT = Names(
+    lora=["q_proj", "v_proj"],
+    ia3=["q_proj", "k_proj"],
+    ia3_feedforward=["fc2"],
+    patterns=("self_attn.q_proj", "fc2", r"layers\.1\.fc2"),
+    feed_forward=("layers.1.fc", []),
 )
 
 T5 = Names(
@@ -97,6 +149,10 @@ class Base:
     pair: bool = False
     # The task's head, where PEFT does not know its name.
     head: str | None = None
+    # How transformers computes attention, where its own choice leaves something out, such as soft caps.
+    attention: str | None = None
+    # Names that transformers changes when it saves a model: the live beginning, and that of the file.
+    renames: dict[str, str] = field(default_factory=dict)
     methods: list[str] = field(default_factory=list)
 
 
@@ -129,6 +185,22 @@ def roberta(model_class, config_class, **changes):
         "type_vocab_size": 1,
         "layer_norm_eps": 1e-5,
         "pad_token_id": 3,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "num_labels": 3,
+    } | changes
+    return lambda: model_class(config_class(**settings))
+
+
+def encoder(model_class, config_class, **changes):
+    """A classifier over an encoder with BERT's layers; `changes` override the tiny configuration."""
+    settings = {
+        "vocab_size": 60,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 24,
+        "max_position_embeddings": 40,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
         "num_labels": 3,
@@ -174,6 +246,12 @@ def decoder(model_class, config_class, **changes):
     return lambda: model_class(config_class(**settings))
 
 
+def relative(model_class, config_class, **changes):
+    """A still smaller decoder, of which every parameter is trained; `changes` override the tiny configuration."""
+    settings = {"vocab_size": 60, "hidden_size": 16, "intermediate_size": 24, "head_dim": 6}
+    return decoder(model_class, config_class, **(settings | changes))
+
+
 def scaled_llama(**rope):
     """A still smaller Llama whose rotary embedding is scaled as `rope` says; forward only."""
     return decoder(
@@ -214,6 +292,8 @@ def t5(model_class, config_class=T5Config, own_head=False, **changes):
     return make
 
 
+# transformers' eager attention makes NaN of a padded query whose window holds padding only.
+CAPPED_LENGTHS = [14, 13, 20, 15]
 BERT_LENGTHS, TEXT_LENGTHS, TARGET_LENGTHS = [12, 7, 16, 4], [14, 9, 20, 5], [6, 11, 3, 8]
 PEFT_METHODS = ["lora", "lora_patterns", "ia3", "prompt_tuning", "prefix_tuning", "prefix_tuning_mlp"]
 
@@ -291,6 +371,72 @@ BASES = [
         "CAUSAL_LM",
         TEXT_LENGTHS,
     ),
+    *[
+        Base(
+            name,
+            relative(*classes, **changes),
+            names,
+            "CAUSAL_LM",
+            CAPPED_LENGTHS if name == "gemma2" else TEXT_LENGTHS,
+            attention="eager" if name == "gemma2" else None,
+            renames={"lm_head.": "embed_out."} if names is GPT_NEOX else {},
+            methods=["lora", "full"],
+        )
+        for name, classes, names, changes in [
+            ("qwen3", (Qwen3ForCausalLM, Qwen3Config), LLAMA, {"attention_bias": True}),
+            ("gemma", (GemmaForCausalLM, GemmaConfig), LLAMA, {"tie_word_embeddings": True}),
+            (
+                "gemma2",
+                (Gemma2ForCausalLM, Gemma2Config),
+                LLAMA,
+                {
+                    "sliding_window": 8,
+                    "query_pre_attn_scalar": 8,
+                    "attn_logit_softcapping": 2.0,
+                    "final_logit_softcapping": 3.0,
+                },
+            ),
+            (
+                "gemma3_text",
+                (Gemma3ForCausalLM, Gemma3TextConfig),
+                LLAMA,
+                {
+                    "sliding_window": 8,
+                    "query_pre_attn_scalar": 8,
+                    "layer_types": ["sliding_attention", "full_attention"],
+                    "rope_parameters": {
+                        "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 30000.0},
+                        "sliding_attention": {"rope_type": "default", "rope_theta": 5000.0},
+                    },
+                },
+            ),
+            ("phi3", (Phi3ForCausalLM, Phi3Config), PACKED, {"partial_rotary_factor": 0.7, "sliding_window": 8}),
+            (
+                "smollm3",
+                (SmolLM3ForCausalLM, SmolLM3Config),
+                LLAMA,
+                {
+                    "head_dim": 4,
+                    "no_rope_layers": [1, 0],
+                    "use_sliding_window": True,
+                    "sliding_window": 8,
+                    "attention_bias": True,
+                    "mlp_bias": True,
+                },
+            ),
+            ("olmo2", (Olmo2ForCausalLM, Olmo2Config), LLAMA, {"head_dim": 4, "attention_bias": True}),
+            ("glm", (GlmForCausalLM, GlmConfig), LLAMA, {"head_dim": 8}),
+            ("glm4", (Glm4ForCausalLM, Glm4Config), LLAMA, {"head_dim": 8}),
+            ("gpt_neox", (GPTNeoXForCausalLM, GPTNeoXConfig), GPT_NEOX, {"rotary_pct": 0.5, "head_dim": 4}),
+            (
+                "gpt_neox_sequential",
+                (GPTNeoXForCausalLM, GPTNeoXConfig),
+                GPT_NEOX,
+                {"use_parallel_residual": False, "attention_bias": False, "rotary_pct": 1.0, "head_dim": 4},
+            ),
+            ("opt", (OPTForCausalLM, OPTConfig), OPT, {"ffn_dim": 24, "dropout": 0.0, "tie_word_embeddings": True}),
+        ]
+    ],
     Base(
         "roberta",
         roberta(RobertaForSequenceClassification, RobertaConfig),
@@ -310,6 +456,27 @@ BASES = [
         pair=True,
         methods=["lora"],
     ),
+    *[
+        Base(
+            name,
+            encoder(*classes, **changes),
+            names,
+            "SEQ_CLS",
+            BERT_LENGTHS,
+            labels=[0, 2, 1, 2],
+            methods=["lora", "full"],
+        )
+        for name, classes, names, changes in [
+            (
+                "distilbert",
+                (DistilBertForSequenceClassification, DistilBertConfig),
+                DISTILBERT,
+                {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0, "hidden_dim": 24},
+            ),
+            ("electra", (ElectraForSequenceClassification, ElectraConfig), BERT, {"embedding_size": 8}),
+            ("mpnet", (MPNetForSequenceClassification, MPNetConfig), MPNET, {"pad_token_id": 1}),
+        ]
+    ],
     Base(
         "gpt2",
         gpt2(GPT2LMHeadModel, scale_attn_by_inverse_layer_idx=True),

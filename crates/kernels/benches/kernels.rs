@@ -177,6 +177,7 @@ fn rows(criterion: &mut Criterion) {
             sin: &sin,
             rotary_dim: 64,
             head_dim: 64,
+            interleaved: false,
         };
         let positions: Vec<u32> = (0..tokens as u32).map(|token| token % 128).collect();
         bencher.iter(|| rope.forward(&mut y, &positions).unwrap());

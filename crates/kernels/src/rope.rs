@@ -1,5 +1,6 @@
-//! Rotary position embedding (Su et al. 2021), in the layout of Hugging Face's Llama: the first
-//! half of a head's rotated dimensions is paired with the second half (`rotate_half`).
+//! Rotary position embedding (Su et al. 2021). In the layout of Hugging Face's Llama, the first half
+//! of a head's rotated dimensions is paired with the second half (`rotate_half`); in that of the
+//! paper and of GLM, neighbors are paired.
 //!
 //! The tables are the caller's: plain, Llama-3 and YaRN scalings differ only in them. The
 //! backward pass is the rotation back.
@@ -8,7 +9,8 @@
 //! use epiphyte_kernels::rope::Rope;
 //!
 //! // A head of two dimensions, a quarter turn at position 1.
-//! let rope = Rope { cos: &[1.0, 0.0], sin: &[0.0, 1.0], rotary_dim: 2, head_dim: 2 };
+//! let (cos, sin) = ([1.0, 0.0], [0.0, 1.0]);
+//! let rope = Rope { cos: &cos, sin: &sin, rotary_dim: 2, head_dim: 2, interleaved: false };
 //! let mut x = [3.0, 4.0, 3.0, 4.0];
 //! rope.forward(&mut x, &[0, 1])?;
 //! assert_eq!(x, [3.0, 4.0, -4.0, 3.0]);
@@ -34,6 +36,8 @@ pub struct Rope<'a> {
     pub rotary_dim: usize,
     /// Dimensions of a head.
     pub head_dim: usize,
+    /// Pairs dimension `2i` with `2i + 1`, instead of `i` with `i + rotary_dim / 2`.
+    pub interleaved: bool,
 }
 
 impl Rope<'_> {
@@ -75,6 +79,7 @@ impl Rope<'_> {
             sin,
             rotary_dim,
             head_dim,
+            ..
         } = *self;
         if rotary_dim % 2 != 0 || rotary_dim > head_dim || rotary_dim == 0 {
             return Err(KernelError::Parameter {
@@ -107,9 +112,23 @@ kernel! {
             let cos = &rope.cos[position as usize * half..][..half];
             let sin = &rope.sin[position as usize * half..][..half];
             for head in x.chunks_exact_mut(rope.head_dim) {
-                turn_head::<S>(head, cos, sin, direction);
+                match rope.interleaved {
+                    false => turn_head::<S>(head, cos, sin, direction),
+                    true => turn_neighbors::<S>(head, cos, sin, direction),
+                }
             }
         }
+    }
+}
+
+#[inline(always)]
+fn turn_neighbors<S: Simd>(head: &mut [f32], cos: &[f32], sin: &[f32], direction: f32) {
+    let (pairs, _) = head.as_chunks_mut::<2>();
+    for (([first, second], &cos), &sin) in pairs.iter_mut().zip(cos).zip(sin) {
+        let sin = direction * sin;
+        let (a, b) = (*first, *second);
+        *first = S::mul_add(a, cos, -(b * sin));
+        *second = S::mul_add(b, cos, a * sin);
     }
 }
 

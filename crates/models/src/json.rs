@@ -18,6 +18,8 @@ pub(crate) struct JsonObject {
     /// Dotted path of this object inside the file, empty for the file itself.
     prefix: String,
     entries: Map<String, Value>,
+    /// Keys that are read under another name: (this name, that of the file).
+    aliases: Vec<(&'static str, &'static str)>,
 }
 
 impl JsonObject {
@@ -64,7 +66,27 @@ impl JsonObject {
             path: path.to_owned(),
             prefix: String::new(),
             entries,
+            aliases: Vec::new(),
         })
+    }
+
+    /// The same with keys of a family's own under the names that other families have for them, the
+    /// first of each pair under the second. Errors name the file's key.
+    pub(crate) fn with_aliases(&self, aliases: &[(&'static str, &'static str)]) -> Self {
+        let mut renamed = self.clone();
+        for &(own, common) in aliases {
+            if let Some(value) = renamed.entries.remove(own) {
+                renamed.entries.insert(common.to_owned(), value);
+                renamed.aliases.push((common, own));
+            }
+        }
+        renamed
+    }
+
+    /// A key with its path, as the file has it.
+    fn full_key(&self, key: &str) -> String {
+        let own = self.aliases.iter().find(|(common, _)| *common == key);
+        format!("{}{}", self.prefix, own.map_or(key, |(_, own)| own))
     }
 
     /// The file.
@@ -103,6 +125,7 @@ impl JsonObject {
                 path: self.path.clone(),
                 prefix: format!("{}{key}.", self.prefix),
                 entries,
+                aliases: Vec::new(),
             }))
     }
 
@@ -136,7 +159,7 @@ impl JsonObject {
     pub(crate) fn invalid(&self, key: &str, problem: impl Into<String>) -> ModelError {
         ModelError::InvalidConfig {
             path: self.path.clone(),
-            key: format!("{}{key}", self.prefix),
+            key: self.full_key(key),
             problem: problem.into(),
         }
     }
@@ -150,7 +173,7 @@ impl JsonObject {
     ) -> ModelError {
         ModelError::UnsupportedConfig {
             path: self.path.clone(),
-            key: format!("{}{key}", self.prefix),
+            key: self.full_key(key),
             found: found.into(),
             supported,
         }

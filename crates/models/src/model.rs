@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use burn::tensor::Tensor;
-use epiphyte_ops::{IGNORED, Sequences, cross_entropy, language_model_loss, mean_squared_error};
+use epiphyte_ops::{IGNORED, Sequences, cross_entropy, mean_squared_error};
 
 use crate::adapter::{Adapter, AdapterBatch, BASE_STREAM, Entry, Hidden, Identity, Owner, Stream};
 use crate::backbone::Backbone;
@@ -268,9 +268,7 @@ impl Model {
                 Some(mean_squared_error(head.forward(read, &batch), values))
             }
             (Labels::Next(next), Head::LanguageModel(head)) => {
-                let weight = head.weight(entry.adapter);
-                let states = head.scaled(read.states);
-                language_model_loss(states, &weight, next, label_smoothing)
+                head.loss(read.states, next, label_smoothing, entry.adapter)
             }
             _ => None,
         }

@@ -16,8 +16,10 @@ use serde_json::{Value, json};
 /// How a model turns queries and keys.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RotaryEmbedding {
-    /// Dimensions of a head, even.
+    /// Dimensions of a head that turn, the first ones; even.
     pub head_dim: usize,
+    /// Whether neighboring dimensions form pairs, as in GLM, instead of the two halves.
+    pub interleaved: bool,
     /// The base of the frequencies.
     pub rope_theta: f64,
     /// The model's `max_position_embeddings`, which `dynamic` scaling starts from.
@@ -89,6 +91,9 @@ impl RotaryEmbedding {
     /// The values on which angles depend, as JSON.
     pub(crate) fn computation(&self) -> Value {
         let mut values = json!({ "theta": self.rope_theta, "scaling": self.scaling });
+        if self.interleaved {
+            values["interleaved"] = true.into();
+        }
         if let RopeScaling::Dynamic { .. } = self.scaling {
             values["max_position_embeddings"] = self.max_position_embeddings.into();
         }
@@ -188,7 +193,11 @@ impl RotaryEmbedding {
             cos.extend(own_cos);
             sin.extend(own_sin);
         }
-        Angles::new(cos, sin)
+        let angles = Angles::new(cos, sin);
+        match self.interleaved {
+            true => angles.interleaved(),
+            false => angles,
+        }
     }
 
     /// The cosines and sines of one sequence's tokens, times the attention factor.
@@ -202,6 +211,7 @@ impl RotaryEmbedding {
     /// use epiphyte_models::rope::{RopeScaling, RotaryEmbedding};
     /// let rope = RotaryEmbedding {
     ///     head_dim: 4,
+    ///     interleaved: false,
     ///     rope_theta: 10_000.0,
     ///     max_position_embeddings: 512,
     ///     scaling: RopeScaling::Default,

@@ -25,6 +25,8 @@ pub struct Attention {
     pub head_dim: usize,
     /// Factor on the scores, usually `1 / sqrt(head_dim)`.
     pub scale: f32,
+    /// Bends scores into `(-softcap, softcap)`: `softcap · tanh(score / softcap)`, before the bias.
+    pub softcap: Option<f32>,
     /// Hides keys after the query's position.
     pub causal: bool,
     /// Hides keys whose distance from the query's position is `window` or more, before it and
@@ -113,7 +115,7 @@ struct PrefixShape {
     per_sequence: bool,
 }
 
-/// `softmax(q kᵀ · scale + bias + mask) v` for each sequence, the prefix in front of its keys. A
+/// `softmax(cap(q kᵀ · scale) + bias + mask) v` for each sequence, the prefix in front of its keys. A
 /// query that sees no key gets zeros.
 ///
 /// # Shapes
@@ -193,6 +195,7 @@ impl Operation {
         body(kernels::Attention {
             key_boundaries: Some(self.key_rows.boundaries()),
             scale: shape.scale,
+            softcap: shape.softcap,
             kv_heads: shape.kv_heads,
             causal: shape.causal,
             window: shape.window,
@@ -323,6 +326,9 @@ impl Operation {
         let mask = TensorData::new(mask, [batch, 1, longest, columns]);
         let mask = Tensor::<4>::from_data(mask, &device.clone().inner());
         let mut scores = q.matmul(k.swap_dims(2, 3)) * shape.scale;
+        if let Some(cap) = shape.softcap {
+            scores = (scores / cap).tanh() * cap;
+        }
         if let Some(bias) = bias {
             let bias = bias.slice([0..shape.heads, 0..longest, 0..columns]);
             scores = scores + bias.unsqueeze::<4>();

@@ -13,14 +13,26 @@ use crate::linear::SHAPES;
 pub struct Angles {
     cos: Arc<[f32]>,
     sin: Arc<[f32]>,
+    interleaved: bool,
 }
 
 impl Angles {
-    /// Angles from cosines and sines, `tokens * head_dim / 2` values each, row-major.
+    /// Angles from cosines and sines, `tokens * rotary_dim / 2` values each, row-major.
     pub fn new(cos: Vec<f32>, sin: Vec<f32>) -> Self {
         Self {
             cos: cos.into(),
             sin: sin.into(),
+            interleaved: false,
+        }
+    }
+
+    /// The same for the layout of the paper and of GLM: element `2i` of a head is paired with `2i +
+    /// 1`.
+    #[must_use]
+    pub fn interleaved(self) -> Self {
+        Self {
+            interleaved: true,
+            ..self
         }
     }
 
@@ -31,13 +43,15 @@ impl Angles {
                 .clone()
                 .flat_map(|part| part.cos.iter().copied())
                 .collect(),
+            interleaved: parts.clone().any(|part| part.interleaved),
             sin: parts.flat_map(|part| part.sin.iter().copied()).collect(),
         }
     }
 }
 
-/// Rotates every head of `x` by its token's angles (Su et al. 2021), in the half-split layout of
-/// Hugging Face's Llama: element `i` is paired with element `i + head_dim / 2`.
+/// Rotates the first elements of every head of `x` by its token's angles (Su et al. 2021), as many
+/// as there are angles for; the others pass. In the half-split layout of Hugging Face's Llama
+/// element `i` is paired with element `i + rotary_dim / 2`.
 ///
 /// # Shapes
 /// - `x`, result: `[tokens, heads * head_dim]`
@@ -46,30 +60,53 @@ impl Angles {
 /// If the angles are not those of as many tokens.
 pub fn rotate(x: Tensor<2>, angles: &Angles, head_dim: usize) -> Tensor<2> {
     let [tokens, width] = x.dims();
+    if tokens == 0 {
+        return x;
+    }
+    let half = angles.cos.len() / tokens;
     if uses_fused(&x) {
         let op = Rotation {
             shape: [tokens, width],
             angles: angles.clone(),
+            rotary_dim: 2 * half,
             head_dim,
         };
         return apply(op, [x.into()]);
     }
-    let (heads, half) = (width / head_dim, head_dim / 2);
+    let heads = width / head_dim;
     let device = x.device().inner();
     let table = |values: &[f32]| {
         Tensor::<3>::from_data(TensorData::new(values.to_vec(), [tokens, 1, half]), &device)
     };
     let (cos, sin) = (table(&angles.cos), table(&angles.sin));
     let x = x.reshape([tokens, heads, head_dim]);
-    let first = x.clone().narrow(2, 0, half);
-    let second = x.narrow(2, half, half);
-    let rotated = Tensor::cat(
-        vec![
-            first.clone() * cos.clone() - second.clone() * sin.clone(),
-            second * cos + first * sin,
-        ],
-        2,
-    );
+    let turning = x.clone().narrow(2, 0, 2 * half);
+    let [first, second] = match angles.interleaved {
+        false => [0, 1].map(|which| turning.clone().narrow(2, which * half, half)),
+        true => {
+            let pairs = turning.reshape([tokens, heads, half, 2]);
+            [0, 1].map(|which| {
+                let ones = pairs.clone().narrow(3, which, 1);
+                ones.reshape([tokens, heads, half])
+            })
+        }
+    };
+    let turned = [
+        first.clone() * cos.clone() - second.clone() * sin.clone(),
+        second * cos + first * sin,
+    ];
+    let turned = match angles.interleaved {
+        false => Tensor::cat(turned.into(), 2),
+        true => {
+            let turned = Tensor::stack::<4>(turned.into(), 3);
+            turned.reshape([tokens, heads, 2 * half])
+        }
+    };
+    let passing = x.narrow(2, 2 * half, head_dim - 2 * half);
+    let rotated = match 2 * half == head_dim {
+        true => turned,
+        false => Tensor::cat(vec![turned, passing], 2),
+    };
     rotated.reshape([tokens, width])
 }
 
@@ -78,6 +115,7 @@ pub fn rotate(x: Tensor<2>, angles: &Angles, head_dim: usize) -> Tensor<2> {
 struct Rotation {
     shape: [usize; 2],
     angles: Angles,
+    rotary_dim: usize,
     head_dim: usize,
 }
 
@@ -87,8 +125,9 @@ impl Rotation {
         let rope = Rope {
             cos: &self.angles.cos,
             sin: &self.angles.sin,
-            rotary_dim: self.head_dim,
+            rotary_dim: self.rotary_dim,
             head_dim: self.head_dim,
+            interleaved: self.angles.interleaved,
         };
         let rows: Vec<u32> = (0..self.shape[0] as u32).collect();
         let result = if back {

@@ -326,9 +326,16 @@ fn rotation() {
         angles.iter().map(|angle| angle.cos()).collect(),
         angles.iter().map(|angle| angle.sin()).collect(),
     );
-    agree("rope", &[[6, 16]], 1e-5, |x| {
-        rotate(x[0].clone(), &angles, 8)
-    });
+    for (name, angles) in [
+        ("halves", angles.clone()),
+        ("neighbors", angles.interleaved()),
+    ] {
+        agree(name, &[[6, 16]], 1e-5, |x| rotate(x[0].clone(), &angles, 8));
+        // The last four elements of a head pass.
+        agree(name, &[[6, 24]], 1e-5, |x| {
+            rotate(x[0].clone(), &angles, 12)
+        });
+    }
 }
 
 #[test]
@@ -339,6 +346,7 @@ fn attentions() {
         kv_heads: 4,
         head_dim: 6,
         scale: 0.4,
+        softcap: None,
         causal: false,
         window: None,
         dropout: 0.0,
@@ -372,6 +380,13 @@ fn attentions() {
             Attention {
                 kv_heads: 2,
                 causal: true,
+                ..plain.clone()
+            },
+        ),
+        (
+            "softcap",
+            Attention {
+                softcap: Some(0.8),
                 ..plain.clone()
             },
         ),
@@ -421,6 +436,7 @@ fn attentions_to_other_tokens() {
         kv_heads: 2,
         head_dim: 6,
         scale: 0.4,
+        softcap: None,
         causal: false,
         window: None,
         dropout: 0.0,
@@ -476,6 +492,7 @@ fn a_prefix_for_each_sequence_is_its_own() {
         kv_heads: 2,
         head_dim: 4,
         scale: 0.5,
+        softcap: None,
         causal: true,
         window: None,
         dropout: 0.0,

@@ -386,7 +386,8 @@ kernel! {
                 ds.fill(0.0);
                 continue;
             }
-            head.finish_scores(query, keys, p);
+            let mut slopes = [1.0; KEYS];
+            head.finish_scores::<S>(query, keys, p, Some(&mut slopes));
             for p in p.iter_mut() {
                 *p = exp::<S>(*p - lse);
             }
@@ -406,6 +407,9 @@ kernel! {
             }
             for (p, ds) in p.iter().zip(ds.iter_mut()) {
                 *ds = scale * *p * (*ds - delta);
+            }
+            if head.attention.softcap.is_some() {
+                ds.iter_mut().zip(slopes).for_each(|(ds, slope)| *ds *= slope);
             }
             if let Some(factors) = &factors {
                 p.iter_mut().zip(factors).for_each(|(p, factor)| *p *= factor);

@@ -146,7 +146,7 @@ kernel! {
         let rows = queries.clone().zip(rows).zip(running);
         for ((query, (scores, result)), (largest, total)) in rows {
             let scores = &mut scores[..keys.len()];
-            head.finish_scores(query, keys, scores);
+            head.finish_scores::<S>(query, keys, scores, None);
             let larger = max(scores).max(*largest);
             // Every key is hidden. NaN, which a maximum passes over, goes on and makes the sum NaN.
             if larger == f32::NEG_INFINITY && !scores.iter().any(|score| score.is_nan()) {

@@ -1,6 +1,6 @@
 //! Attention over sequences without padding, forward and backward, without stored scores.
 //!
-//! `softmax(scale · q kᵀ + bias) v` per sequence and head. Scores are computed block by block: the
+//! `softmax(cap(scale · q kᵀ) + bias) v` per sequence and head. Scores are computed block by block: the
 //! forward pass keeps a running maximum and sum (Milakov and Gimelshein 2018) and saves the
 //! log-sum-exp, from which the backward pass recomputes each probability (Dao et al. 2022,
 //! FlashAttention). The memory saved grows with the number of tokens, not with its square.
@@ -29,6 +29,8 @@ use std::ops::Range;
 use crate::KernelError;
 use crate::dropout::{self, Dropout};
 use crate::gemm::small::{LONGEST, ROW};
+use crate::math::tanh;
+use crate::simd::Simd;
 
 /// Queries of a block.
 const QUERIES: usize = 128;
@@ -56,6 +58,9 @@ pub struct Attention<'a> {
     pub head_dim: usize,
     /// Factor on the product of query and key.
     pub scale: f32,
+    /// Bends scores into `(-softcap, softcap)`: `softcap · tanh(score / softcap)`, before the bias
+    /// (Gemma 2).
+    pub softcap: Option<f32>,
     /// Hides keys after the query's position.
     pub causal: bool,
     /// Hides keys whose distance from the query's position is `window` or more, before it and
@@ -154,6 +159,7 @@ impl<'a> Attention<'a> {
             kv_heads: heads,
             head_dim,
             scale: 1.0 / (head_dim as f32).sqrt(),
+            softcap: None,
             causal: false,
             window: None,
             prefix: None,
@@ -252,6 +258,13 @@ impl<'a> Attention<'a> {
                 parameter: "kv_heads",
                 got,
                 allowed,
+            });
+        }
+        if let Some(cap) = self.softcap.filter(|cap| !(*cap > 0.0 && cap.is_finite())) {
+            return Err(KernelError::Parameter {
+                parameter: "softcap",
+                got: cap.to_string(),
+                allowed: "a finite number above 0",
             });
         }
         let tokens = KernelError::count_rows("q", q, heads * head_dim)?;
@@ -459,12 +472,28 @@ impl<'a> Head<'a> {
         keys.start < end && start < keys.end
     }
 
-    /// Turns products of a query with these keys into scores: scaled, biased, and minus infinity
-    /// where hidden.
+    /// Turns products of a query with these keys into scores: scaled, capped, biased, and minus
+    /// infinity where hidden. Writes how much each capped score grows with its product.
     #[inline(always)]
-    fn finish_scores(&self, query: usize, keys: &Range<usize>, scores: &mut [f32]) {
+    fn finish_scores<S: Simd>(
+        &self,
+        query: usize,
+        keys: &Range<usize>,
+        scores: &mut [f32],
+        slopes: Option<&mut [f32; KEYS]>,
+    ) {
         let scale = self.attention.scale;
         scores.iter_mut().for_each(|score| *score *= scale);
+        if let Some(cap) = self.attention.softcap {
+            scores
+                .iter_mut()
+                .for_each(|score| *score = tanh::<S>(*score / cap));
+            if let Some(slopes) = slopes {
+                let slopes = slopes.iter_mut().zip(&*scores);
+                slopes.for_each(|(slope, tanh)| *slope = 1.0 - tanh * tanh);
+            }
+            scores.iter_mut().for_each(|score| *score *= cap);
+        }
         if let Some(bias) = self.attention.bias {
             let row = self.head * bias.max_queries + query;
             let bias = &bias.values[row * self.bias_columns() + keys.start..];

@@ -53,7 +53,7 @@ fn cases(length: std::ops::Range<usize>, sequences: usize) -> impl Strategy<Valu
         1..40usize,
     );
     let options = (
-        any::<bool>(),
+        (any::<bool>(), prop::option::of(0.5..3.0f32)),
         prop::option::of(0..40usize),
         prop::sample::select(vec![0, 0, 1, 5, 130]),
         any::<[bool; 2]>(),
@@ -64,7 +64,7 @@ fn cases(length: std::ops::Range<usize>, sequences: usize) -> impl Strategy<Valu
     (shape, options).prop_map(
         |(
             (lengths, kv_heads, group, head_dim),
-            (causal, window, prefix_len, [bias, prefixes], dropout, crossed, seed),
+            ((causal, softcap), window, prefix_len, [bias, prefixes], dropout, crossed, seed),
         )| {
             let (lengths, key_lengths): (Vec<_>, Vec<_>) = lengths.into_iter().unzip();
             let key_lengths = crossed.then_some(key_lengths);
@@ -75,6 +75,7 @@ fn cases(length: std::ops::Range<usize>, sequences: usize) -> impl Strategy<Valu
                 group,
                 head_dim,
                 causal,
+                softcap,
                 window,
                 prefix_len,
                 prefixes,
@@ -192,6 +193,7 @@ fn reference_gradients_are_those_of_the_reference() {
         },
         Case {
             window: Some(2),
+            softcap: Some(0.7),
             key_lengths: Some(vec![4, 2]),
             ..Case::plain(&[3, 3], 1, 2, 2)
         },

@@ -243,10 +243,11 @@ fn in_attention() {
         bias,
         ROWS * width,
     ];
-    for causal in [false, true] {
+    for (causal, softcap) in [(false, None), (true, None), (true, Some(2.0))] {
         let kernel = |operands: &[Vec<f32>], backward: bool| {
             let attention = Attention {
                 causal,
+                softcap,
                 prefix: Some(Prefix {
                     length: prefix,
                     per_sequence: false,
@@ -356,6 +357,7 @@ fn in_tables_and_rotations() {
             sin: &operands[2],
             rotary_dim: 6,
             head_dim: 6,
+            interleaved: false,
         };
         let mut x = operands[0].clone();
         rope.forward(&mut x, &positions).unwrap();

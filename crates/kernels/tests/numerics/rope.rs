@@ -11,7 +11,8 @@ proptest! {
 
     #[test]
     fn all_shapes(
-        tokens in 0..150usize, heads in 1..5usize, half in 1..20usize, passing in 0..5usize, seed in 0..1000u64,
+        tokens in 0..150usize, heads in 1..5usize, half in 1..20usize, passing in 0..5usize, interleaved: bool,
+        seed in 0..1000u64,
     ) {
         let (rotary_dim, head_dim, count) = (2 * half, 2 * half + passing, 50);
         let angles: Vec<f32> = normals(count * half, seed).iter().map(|x| x * 3.0).collect();
@@ -21,14 +22,19 @@ proptest! {
             .map(|token| ((token * 7 + seed as usize) % count) as u32)
             .collect();
         let x = normals(tokens * heads * head_dim, seed + 1);
-        let rope = Rope { cos: &cos, sin: &sin, rotary_dim, head_dim };
+        let rope = Rope { cos: &cos, sin: &sin, rotary_dim, head_dim, interleaved };
 
         let mut expected = f64s(&x);
         for (index, head) in expected.chunks_mut(head_dim).enumerate() {
             let before = head.to_vec();
             for d in 0..rotary_dim {
-                let rotated = if d < half { -before[d + half] } else { before[d - half] };
-                let angle = positions[index / heads] as usize * half + d % half;
+                let (is_first, first, second) = match interleaved {
+                    false => (d < half, d % half, d % half + half),
+                    true => (d % 2 == 0, d - d % 2, d - d % 2 + 1),
+                };
+                let rotated = if is_first { -before[second] } else { before[first] };
+                let pair = if interleaved { d / 2 } else { d % half };
+                let angle = positions[index / heads] as usize * half + pair;
                 head[d] = before[d] * f64::from(cos[angle]) + rotated * f64::from(sin[angle]);
             }
         }
@@ -55,6 +61,7 @@ fn backward_is_the_transpose() {
         sin: &sin,
         rotary_dim: 6,
         head_dim: 7,
+        interleaved: false,
     };
     let positions = [3, 0, 2];
     let (x, g) = (normals(3 * 14, 3), normals(3 * 14, 4));
@@ -71,6 +78,7 @@ fn shapes_that_do_not_fit_are_refused() {
         sin: &[0.0; 4],
         rotary_dim: 4,
         head_dim: 4,
+        interleaved: false,
     };
     let mut x = [0.0; 8];
     rope.forward(&mut x, &[0, 1]).unwrap();

@@ -282,7 +282,8 @@ impl MethodConfig for LadderSideTuningConfig {
             ("side_final_upsample", [size, side]),
         ]
         .map(|(path, shape)| Dense::declare(parameters, path, shape, projection()));
-        let rotary = base.rotary().filter(|_| first.attention.rotary);
+        let rotates = shapes.iter().any(|shape| shape.attention.rotary);
+        let rotary = base.rotary().filter(|_| rotates);
         Ok(Box::new(LadderSideTuning {
             layers: base.dimensions.layers,
             down: first_down,
@@ -311,7 +312,7 @@ impl MethodConfig for LadderSideTuningConfig {
             .map(|&index| count_layer(&shapes[index]) + down + 1);
         let norm = match shapes[0].placement {
             NormPlacement::Before => count_norm(&shapes[0]),
-            NormPlacement::After => 0,
+            _ => 0,
         };
         Ok(layers.sum::<usize>() + down + Dense::count([size, side]) + norm)
     }

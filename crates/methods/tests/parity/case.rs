@@ -99,9 +99,16 @@ pub(crate) fn check(base: &Base, method: &str, differences: &mut Vec<String>) ->
     case.facts.trainable.len()
 }
 
-/// The values without those of a range.
-fn without(values: &[f32], [start, end]: &[usize; 2]) -> Vec<f32> {
-    [&values[..*start], &values[*end..]].concat()
+/// The values without those of some ranges.
+fn without(values: &[f32], ranges: &[[usize; 2]]) -> Vec<f32> {
+    let left_out = |at: usize| {
+        ranges
+            .iter()
+            .any(|[start, end]| (*start..*end).contains(&at))
+    };
+    let values = values.iter().enumerate();
+    let values = values.filter(|(at, _)| !left_out(*at));
+    values.map(|(_, value)| *value).collect()
 }
 
 /// The mean loss with the method's penalty, which PEFT adds to the loss that a model returns.

@@ -175,7 +175,7 @@ pub(crate) struct Facts {
     pub(crate) zero_gradient: Vec<String>,
     /// Ranges of vectors whose gradient is zero in theory.
     #[serde(default)]
-    pub(crate) zero_gradient_parts: BTreeMap<String, [usize; 2]>,
+    pub(crate) zero_gradient_parts: BTreeMap<String, Vec<[usize; 2]>>,
     pub(crate) optimizer: Optimizer,
 }
 

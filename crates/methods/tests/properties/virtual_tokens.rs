@@ -180,6 +180,7 @@ fn a_prefix_of_past_keys_and_values_is_the_past() {
     // The example's rotary positions are the plain ones.
     let rope = RotaryEmbedding {
         head_dim,
+        interleaved: false,
         rope_theta: 10_000.0,
         max_position_embeddings: 64,
         scaling: RopeScaling::Default,

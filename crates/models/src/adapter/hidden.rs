@@ -16,8 +16,9 @@ pub struct Hidden {
     pub rows: Sequences,
     /// States that later layers read: an encoder's output, a side network's states.
     pub carried: Vec<Stream>,
-    /// The rows' rotary angles, for models that have them; none once rows were selected.
-    pub(crate) angles: Option<Angles>,
+    /// The rows' rotary angles, for each rotary embedding of the model; empty once rows were
+    /// selected.
+    pub(crate) angles: Vec<Angles>,
 }
 
 /// States that travel with the residual stream until a later layer reads them.
@@ -52,7 +53,7 @@ impl Hidden {
             states,
             rows,
             carried: Vec::new(),
-            angles: None,
+            angles: Vec::new(),
         }
     }
 
@@ -61,7 +62,7 @@ impl Hidden {
     #[must_use]
     pub fn with_rotary(self, rotary: &RotaryEmbedding, offset: usize) -> Self {
         Self {
-            angles: Some(rotary.angles(&self.rows, offset)),
+            angles: vec![rotary.angles(&self.rows, offset)],
             ..self
         }
     }
@@ -108,7 +109,7 @@ impl Hidden {
             states: epiphyte_ops::rows(self.states.clone(), rows),
             rows: self.rows.select_rows(rows),
             carried: self.carried.clone(),
-            angles: None,
+            angles: Vec::new(),
         }
     }
 
@@ -129,7 +130,7 @@ impl Hidden {
             states: narrow(&self.states, &self.rows.range(&sequences)),
             rows: self.rows.part(sequences.clone()),
             carried: carried.collect(),
-            angles: None,
+            angles: Vec::new(),
         }
     }
 
@@ -141,7 +142,10 @@ impl Hidden {
         if let [only] = parts {
             return only.clone();
         }
-        let angles: Option<Vec<&Angles>> = parts.iter().map(|part| part.angles.as_ref()).collect();
+        let sets = parts.iter().map(|part| part.angles.len()).min();
+        let angles = (0..sets.unwrap_or(0))
+            .map(|set| Angles::concat(parts.iter().map(|part| &part.angles[set])));
+        let angles = angles.collect();
         let of_model = |part: &Self| -> Vec<Stream> {
             let streams = part.carried.iter();
             let streams = streams.filter(|stream| stream.owner == Owner::Model);
@@ -164,7 +168,7 @@ impl Hidden {
             states: concat(parts.iter().map(|part| part.states.clone()).collect()),
             rows: Sequences::concat(parts.iter().map(|part| &part.rows)),
             carried: joined.chain(own).collect(),
-            angles: angles.map(|angles| Angles::concat(angles.into_iter())),
+            angles,
         }
     }
 }

@@ -27,6 +27,8 @@ pub enum Role {
     FeedForwardGate,
     /// From the intermediate to the hidden size.
     FeedForwardOut,
+    /// From the size of the embeddings to the hidden size.
+    EmbeddingProjection,
     /// The base model's projection of the token that a classifier reads.
     Pooler,
     /// The task's or the language model's head.

@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 use epiphyte_ops::{Angles, Keys, Prefix, Sequences, attention, fork, rotate};
 
-use super::{AttentionNames, AttentionShape, Linear, Projections, RelativeBias};
+use super::{AttentionNames, AttentionShape, Linear, Norm, Projections, RelativeBias};
 use crate::adapter::{
     Adapter, AdapterBatch, AttentionKind, AttentionSite, ForwardContext, Hook, Role,
 };
@@ -15,6 +15,8 @@ pub struct Attention {
     at: AttentionSite,
     shape: AttentionShape,
     input: Input,
+    /// The norms of queries and keys, and the size of what is normalized.
+    norms: Option<[(Norm, usize); 2]>,
     output: Linear,
 }
 
@@ -38,8 +40,8 @@ pub(crate) struct AttentionInput<'a> {
     pub(crate) rows: &'a Sequences,
     /// Where keys and values come from in cross-attention.
     pub(crate) encoder: Option<(&'a Tensor<2>, &'a Sequences)>,
-    /// The rows' rotary angles.
-    pub(crate) angles: Option<&'a Angles>,
+    /// The rows' rotary angles, for each rotary embedding of the model.
+    pub(crate) angles: &'a [Angles],
     /// Added to the scores.
     pub(crate) bias: Option<&'a RelativeBias>,
 }
@@ -81,17 +83,35 @@ impl Attention {
                 Role::QueryKeyValue,
                 [q_size + 2 * kv_size, hidden_size],
             )),
+            Projections::Fused | Projections::FusedByHead => Input::Fused(builder.linear(
+                &full(names.query),
+                Role::QueryKeyValue,
+                [q_size + 2 * kv_size, hidden_size],
+                bias,
+            )),
         };
+        let norms = shape.norms.zip(names.norms).map(|(norms, names)| {
+            let sizes = match norms.per_head {
+                true => [shape.head_dim; 2],
+                false => [q_size, kv_size],
+            };
+            [0, 1].map(|which| {
+                let size = sizes[which];
+                let norm = Norm::build(builder, &full(names[which]), size, norms.shape);
+                (norm, size)
+            })
+        });
         let output_path = full(names.output);
         let size = [hidden_size, q_size];
         let output = match shape.projections {
-            Projections::Separate => builder.linear(&output_path, output, size, shape.output_bias),
             Projections::FusedConv1d => builder.conv1d(&output_path, output, size),
+            _ => builder.linear(&output_path, output, size, shape.output_bias),
         };
         Self {
             at,
             shape: shape.clone(),
             input,
+            norms,
             output,
         }
     }
@@ -111,6 +131,8 @@ impl Attention {
             bias,
         } = from;
         let ([q, k, v], read, x) = self.project(x, rows, encoder, batch);
+        let [q, k] = self.normalize([q, k], rows, encoder.map(|(_, rows)| rows), batch);
+        let angles = angles.get(self.shape.rotary_set);
         let turn = |x: Tensor<2>| match angles.filter(|_| self.shape.rotary) {
             Some(angles) => rotate(x, angles, self.shape.head_dim),
             None => x,
@@ -153,6 +175,7 @@ impl Attention {
             kv_heads: self.shape.kv_heads,
             head_dim: self.shape.head_dim,
             scale: self.shape.scale,
+            softcap: self.shape.softcap,
             causal: self.shape.causal,
             window: self.shape.window,
             dropout: self.shape.dropout,
@@ -187,12 +210,54 @@ impl Attention {
                 let [to_all, read, x] = fork(x);
                 let all = all.forward(to_all, rows, batch);
                 let (q_size, kv_size) = (self.shape.query_size(), self.shape.kv_size());
-                let [to_q, to_k, to_v] = fork(all);
-                let q = to_q.narrow(1, 0, q_size);
-                let k = to_k.narrow(1, q_size, kv_size);
-                let v = to_v.narrow(1, q_size + kv_size, kv_size);
-                ([q, k, v], read, x)
+                let parts = fork(all);
+                let qkv = match self.shape.projections {
+                    Projections::FusedByHead => {
+                        let mut number = 0;
+                        parts.map(|part| {
+                            number += 1;
+                            self.of_each_head(part, number - 1)
+                        })
+                    }
+                    _ => {
+                        let [q, k, v] = parts;
+                        [
+                            q.narrow(1, 0, q_size),
+                            k.narrow(1, q_size, kv_size),
+                            v.narrow(1, q_size + kv_size, kv_size),
+                        ]
+                    }
+                };
+                (qkv, read, x)
             }
+        }
+    }
+
+    /// The queries (0), keys (1) or values (2) of a projection that has all three head by head.
+    fn of_each_head(&self, all: Tensor<2>, which: usize) -> Tensor<2> {
+        let AttentionShape {
+            heads, head_dim, ..
+        } = self.shape;
+        let tokens = all.dims()[0];
+        let by_head = all.reshape([tokens, heads, 3 * head_dim]);
+        let one = by_head.narrow(2, which * head_dim, head_dim);
+        one.reshape([tokens, heads * head_dim])
+    }
+
+    /// Queries and keys with their norms, where the attention has these.
+    fn normalize(
+        &self,
+        [q, k]: [Tensor<2>; 2],
+        rows: &Sequences,
+        key_rows: Option<&Sequences>,
+        batch: &AdapterBatch<'_>,
+    ) -> [Tensor<2>; 2] {
+        match &self.norms {
+            None => [q, k],
+            Some([(query_norm, query_size), (key_norm, key_size)]) => [
+                query_norm.forward_parts(q, *query_size, rows, batch),
+                key_norm.forward_parts(k, *key_size, key_rows.unwrap_or(rows), batch),
+            ],
         }
     }
 

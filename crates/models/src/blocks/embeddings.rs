@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 use epiphyte_ops::{Sequences, dropout};
 
-use super::{Matrix, Norm};
+use super::{Linear, Matrix, Norm};
 use crate::adapter::{AdapterBatch, Embedded, Entry, name_id};
 
 /// What a family adds up at the input.
@@ -21,6 +21,8 @@ pub struct Embeddings {
     pub norm: Option<Norm>,
     /// Dropout over all.
     pub dropout: f64,
+    /// From the size of the embeddings to the hidden size, where these differ.
+    pub projection: Option<Linear>,
     /// Module path, which names the dropout's random draws.
     pub path: &'static str,
 }
@@ -112,6 +114,13 @@ impl Embeddings {
             states = norm.forward(states, &rows, &batch);
         }
         let states = dropout(states, self.dropout, name_id(self.path), &rows);
+        let states = match &self.projection {
+            Some(projection) => {
+                let batch = AdapterBatch::new([*entry]);
+                projection.forward(states, &rows, &batch)
+            }
+            None => states,
+        };
         (states, rows)
     }
 }

@@ -12,6 +12,8 @@ use crate::builder::Builder;
 pub struct FeedForward {
     gate: Option<Linear>,
     up: Linear,
+    /// Where `up` has the outputs of the gate too, in front of its own, how many these are.
+    packed: Option<usize>,
     down: Linear,
     activation: Activation,
     dropout: f64,
@@ -34,10 +36,16 @@ impl FeedForward {
             }
         };
         let inward = [shape.intermediate_size, hidden_size];
-        let gate = names.gate.filter(|_| shape.gated);
+        let gate = names.gate.filter(|_| shape.gated && !shape.packed);
+        let packed = shape.packed.then_some(shape.intermediate_size);
+        let up = match packed {
+            Some(gate) => [gate + shape.intermediate_size, hidden_size],
+            None => inward,
+        };
         Self {
             gate: gate.map(|name| linear(name, Role::FeedForwardGate, inward)),
-            up: linear(names.up, Role::FeedForwardIn, inward),
+            up: linear(names.up, Role::FeedForwardIn, up),
+            packed,
             down: linear(
                 names.down,
                 Role::FeedForwardOut,
@@ -65,7 +73,15 @@ impl FeedForward {
             None => {
                 let [to_up, x] = fork(x);
                 let up = self.up.forward(to_up, rows, batch);
-                (self.activation.apply(up), x)
+                let intermediate = match self.packed {
+                    Some(size) => {
+                        let [gate, up] = fork(up);
+                        let (gate, up) = (gate.narrow(1, 0, size), up.narrow(1, size, size));
+                        self.activation.gate(gate, up)
+                    }
+                    None => self.activation.apply(up),
+                };
+                (intermediate, x)
             }
         };
         let intermediate = dropout(intermediate, self.dropout, self.up.site().id(), rows);

@@ -1,7 +1,7 @@
 //! A transformer layer: self-attention, cross-attention if there is an encoder, feed-forward.
 
 use burn::tensor::Tensor;
-use epiphyte_ops::{Sequences, dropout};
+use epiphyte_ops::{Sequences, dropout, fork};
 
 use super::attention::AttentionInput;
 use super::residual::Residual;
@@ -10,7 +10,7 @@ use crate::adapter::{AdapterBatch, AttentionKind, Block, Hidden};
 use crate::builder::Builder;
 
 /// How a family names the tensors of a layer, each below the layer's path.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerNames {
     /// Self-attention.
     pub attention: AttentionNames,
@@ -22,10 +22,13 @@ pub struct LayerNames {
     pub feed_forward: FeedForwardNames,
     /// The norm before or after the feed-forward network.
     pub feed_forward_norm: &'static str,
+    /// The norms of the outputs of self-attention and feed-forward, where these have one before
+    /// them too ([`NormPlacement::Around`]).
+    pub output_norms: Option<[&'static str; 2]>,
 }
 
 /// How a family names the projections of an attention.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttentionNames {
     /// Queries, or queries, keys and values in one matrix.
     pub query: &'static str,
@@ -35,14 +38,16 @@ pub struct AttentionNames {
     pub value: &'static str,
     /// The output projection.
     pub output: &'static str,
+    /// The norms of queries and keys.
+    pub norms: Option<[&'static str; 2]>,
 }
 
 /// How a family names the linear layers of a feed-forward network.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FeedForwardNames {
     /// The gate, for gated networks.
     pub gate: Option<&'static str>,
-    /// To the intermediate size.
+    /// To the intermediate size; the gate too where one layer has both.
     pub up: &'static str,
     /// Back to the hidden size.
     pub down: &'static str,
@@ -53,12 +58,49 @@ pub struct FeedForwardNames {
 pub struct Layer {
     index: usize,
     attention: Attention,
-    attention_norm: Norm,
-    cross_attention: Option<(Attention, Norm)>,
+    attention_norms: BlockNorms,
+    cross_attention: Option<(Attention, BlockNorms)>,
     feed_forward: FeedForward,
-    feed_forward_norm: Norm,
-    placement: NormPlacement,
+    feed_forward_norms: BlockNorms,
+    parallel: bool,
     dropout: f64,
+    attention_dropout: f64,
+}
+
+/// The norms of a block.
+#[derive(Clone, Debug, Default)]
+struct BlockNorms {
+    /// Of its input.
+    before: Option<Norm>,
+    /// Of its output.
+    output: Option<Norm>,
+    /// Of the sum of its output and the residual stream.
+    after: Option<Norm>,
+}
+
+impl BlockNorms {
+    /// The norm of a block, and one of its output where a family has both.
+    fn new(norm: Norm, output: Option<Norm>, placement: NormPlacement) -> Self {
+        match placement {
+            NormPlacement::Before => Self {
+                before: Some(norm),
+                ..Self::default()
+            },
+            NormPlacement::After => Self {
+                after: Some(norm),
+                ..Self::default()
+            },
+            NormPlacement::Output => Self {
+                output: Some(norm),
+                ..Self::default()
+            },
+            NormPlacement::Around => Self {
+                before: Some(norm),
+                output,
+                after: None,
+            },
+        }
+    }
 }
 
 /// What a layer reads beside the residual stream.
@@ -80,7 +122,9 @@ impl Layer {
     ) -> Self {
         let index = builder.layer().expect("the builder is at a layer");
         builder.layer_shape(shape.clone());
-        builder.layer_names(path, names);
+        if shape.is_plain() {
+            builder.layer_names(path, names);
+        }
         let size = shape.hidden_size;
         let kind = match shape.attention.causal {
             true => AttentionKind::Decoder,
@@ -89,7 +133,13 @@ impl Layer {
         let norm = |builder: &mut Builder<'_>, name: &str| {
             Norm::build(builder, &format!("{path}.{name}"), size, shape.norm)
         };
-        let attention_norm = norm(builder, names.attention_norm);
+        let around = shape.placement == NormPlacement::Around;
+        let output_norms = names.output_norms.filter(|_| around);
+        let norms = |builder: &mut Builder<'_>, name: &str, output: Option<&str>| {
+            let output = output.map(|name| norm(builder, name));
+            BlockNorms::new(norm(builder, name), output, shape.placement)
+        };
+        let attention_norms = norms(builder, names.attention_norm, output_norms.map(|it| it[0]));
         let attention = Attention::build(
             builder,
             path,
@@ -100,14 +150,18 @@ impl Layer {
         );
         let cross = names.cross_attention.zip(shape.cross_attention.as_ref());
         let cross_attention = cross.map(|((names, norm_name), shape)| {
-            let norm = norm(builder, norm_name);
+            let norms = norms(builder, norm_name, None);
             let kind = AttentionKind::Cross;
             (
                 Attention::build(builder, path, &names, shape, size, kind),
-                norm,
+                norms,
             )
         });
-        let feed_forward_norm = norm(builder, names.feed_forward_norm);
+        let feed_forward_norms = norms(
+            builder,
+            names.feed_forward_norm,
+            output_norms.map(|it| it[1]),
+        );
         let feed_forward = FeedForward::build(
             builder,
             path,
@@ -118,12 +172,16 @@ impl Layer {
         Self {
             index,
             attention,
-            attention_norm,
+            attention_norms,
             cross_attention,
             feed_forward,
-            feed_forward_norm,
-            placement: shape.placement,
+            feed_forward_norms,
+            parallel: shape.parallel,
             dropout: shape.dropout,
+            attention_dropout: match shape.drops_attention_output {
+                true => shape.dropout,
+                false => 0.0,
+            },
         }
     }
 
@@ -138,16 +196,24 @@ impl Layer {
     ) -> Hidden {
         let LayerInput { bias, encoder } = input;
         let last_is_self = self.cross_attention.is_none();
+        let (hidden, parallel) = match self.parallel {
+            true => {
+                let [states, parallel] = fork(hidden.states.clone());
+                let parallel = hidden.with(parallel);
+                (hidden.with(states), Some(parallel))
+            }
+            false => (hidden, None),
+        };
         let hidden = self.attention_block(
-            (&self.attention, &self.attention_norm, Block::SelfAttention),
+            (&self.attention, &self.attention_norms, Block::SelfAttention),
             hidden,
             (None, bias),
             selected.filter(|_| last_is_self),
             batch,
         );
         let hidden = match (&self.cross_attention, &encoder) {
-            (Some((attention, norm)), Some((states, rows))) => self.attention_block(
-                (attention, norm, Block::CrossAttention),
+            (Some((attention, norms)), Some((states, rows))) => self.attention_block(
+                (attention, norms, Block::CrossAttention),
                 hidden,
                 (Some((states, rows)), None),
                 selected,
@@ -155,24 +221,28 @@ impl Layer {
             ),
             _ => hidden,
         };
-        self.feed_forward_block(hidden, batch)
+        let parallel = parallel.map(|parallel| match selected {
+            Some(rows) => parallel.select_rows(rows).states,
+            None => parallel.states,
+        });
+        self.feed_forward_block(hidden, parallel, batch)
     }
 
     fn attention_block(
         &self,
-        (attention, norm, block): (&Attention, &Norm, Block),
+        (attention, norms, block): (&Attention, &BlockNorms, Block),
         hidden: Hidden,
         (encoder, bias): (Option<(&Tensor<2>, &Sequences)>, Option<&RelativeBias>),
         selected: Option<&[usize]>,
         batch: &AdapterBatch<'_>,
     ) -> Hidden {
-        let (x, residual) = self.before(norm, &hidden, batch);
+        let (x, residual) = before(norms, &hidden, batch);
         let (context, input) = attention.attend(
             AttentionInput {
                 x,
                 rows: &hidden.rows,
                 encoder,
-                angles: hidden.angles.as_ref(),
+                angles: &hidden.angles,
                 bias,
             },
             batch,
@@ -188,49 +258,65 @@ impl Layer {
             None => hidden,
         };
         let output = attention.project_output(context, &hidden.rows, batch);
-        let output = dropout(output, self.dropout, attention.output_id(), &hidden.rows);
-        self.add_residual(norm, block, [input, residual, output], hidden, batch)
+        let id = attention.output_id();
+        let output = dropout(output, self.attention_dropout, id, &hidden.rows);
+        self.add_residual(norms, block, [input, residual, output], hidden, batch)
     }
 
-    fn feed_forward_block(&self, hidden: Hidden, batch: &AdapterBatch<'_>) -> Hidden {
-        let norm = &self.feed_forward_norm;
-        let (x, residual) = self.before(norm, &hidden, batch);
+    /// The feed-forward block; `parallel` is its input where that is not the residual stream.
+    fn feed_forward_block(
+        &self,
+        hidden: Hidden,
+        parallel: Option<Tensor<2>>,
+        batch: &AdapterBatch<'_>,
+    ) -> Hidden {
+        let norms = &self.feed_forward_norms;
+        let (x, residual) = match parallel {
+            Some(states) => {
+                let (x, _) = before(norms, &hidden.with(states), batch);
+                (x, Some(hidden.states.clone()))
+            }
+            None => before(norms, &hidden, batch),
+        };
         let (output, input) = self.feed_forward.forward(x, &hidden.rows, batch);
         let residual = residual.unwrap_or_else(|| input.clone());
         let id = self.feed_forward.output_id();
         let output = dropout(output, self.dropout, id, &hidden.rows);
         let block = Block::FeedForward;
-        self.add_residual(norm, block, [input, residual, output], hidden, batch)
-    }
-
-    /// A block's input, and the residual stream if it is not the input.
-    fn before(
-        &self,
-        norm: &Norm,
-        hidden: &Hidden,
-        batch: &AdapterBatch<'_>,
-    ) -> (Tensor<2>, Option<Tensor<2>>) {
-        let x = hidden.states.clone();
-        match self.placement {
-            NormPlacement::Before => (norm.forward(x.clone(), &hidden.rows, batch), Some(x)),
-            NormPlacement::After => (x, None),
-        }
+        self.add_residual(norms, block, [input, residual, output], hidden, batch)
     }
 
     fn add_residual(
         &self,
-        norm: &Norm,
+        norms: &BlockNorms,
         block: Block,
-        states: [Tensor<2>; 3],
+        [input, residual, output]: [Tensor<2>; 3],
         hidden: Hidden,
         batch: &AdapterBatch<'_>,
     ) -> Hidden {
-        let residual = Residual {
+        let add_to = Residual {
             layer: self.index,
             block,
-            norm_after: (self.placement == NormPlacement::After).then_some(norm),
+            norm_after: norms.after.as_ref(),
         };
-        let states = residual.add(states, &hidden.rows, batch);
+        let output = match &norms.output {
+            Some(norm) => norm.forward(output, &hidden.rows, batch),
+            None => output,
+        };
+        let states = add_to.add([input, residual, output], &hidden.rows, batch);
         hidden.with(states)
+    }
+}
+
+/// A block's input, and the residual stream if it is not the input.
+fn before(
+    norms: &BlockNorms,
+    hidden: &Hidden,
+    batch: &AdapterBatch<'_>,
+) -> (Tensor<2>, Option<Tensor<2>>) {
+    let x = hidden.states.clone();
+    match &norms.before {
+        Some(norm) => (norm.forward(x.clone(), &hidden.rows, batch), Some(x)),
+        None => (x, None),
     }
 }

@@ -26,5 +26,6 @@ pub use self::norm::Norm;
 pub use self::relative_bias::{RelativeBias, RelativeBuckets};
 pub use self::shape::{
     AttentionShape, FeedForwardShape, LayerShape, NormPlacement, NormShape, Projections,
+    QueryKeyNorms,
 };
 pub use self::stack::Stack;

@@ -14,6 +14,7 @@ pub struct Norm {
     /// Layer norm's shift; none for RMS norm.
     bias: Option<Vector>,
     epsilon: f64,
+    offset: f32,
 }
 
 impl Norm {
@@ -24,6 +25,7 @@ impl Norm {
             weight: builder.norm_vector(&format!("{path}.weight"), size),
             bias: (!shape.rms).then(|| builder.norm_vector(&format!("{path}.bias"), size)),
             epsilon: shape.epsilon,
+            offset: shape.offset,
         }
     }
 
@@ -49,9 +51,34 @@ impl Norm {
         })
     }
 
+    /// `Norm(x)` of each run of `size` elements of a row by itself, as each adapter of the batch has
+    /// it.
+    pub(crate) fn forward_parts(
+        &self,
+        x: Tensor<2>,
+        size: usize,
+        rows: &Sequences,
+        batch: &AdapterBatch<'_>,
+    ) -> Tensor<2> {
+        batch.map(&self.hooks(), [x], rows, |[x], adapter, _| {
+            let [tokens, width] = x.dims();
+            let parts = x.reshape([tokens * width / size, size]);
+            self.apply(parts, adapter).reshape([tokens, width])
+        })
+    }
+
+    /// The scale as one adapter has it.
+    fn scale(&self, adapter: &dyn Adapter) -> Tensor<1> {
+        let weight = self.weight.get(adapter);
+        match self.offset {
+            0.0 => weight,
+            offset => weight + offset,
+        }
+    }
+
     /// `Norm(x)` for one adapter.
     pub(crate) fn apply(&self, x: Tensor<2>, adapter: &dyn Adapter) -> Tensor<2> {
-        let weight = self.weight.get(adapter);
+        let weight = self.scale(adapter);
         match &self.bias {
             Some(bias) => layer_norm(x, weight, bias.get(adapter), self.epsilon),
             None => rms_norm(x, weight, self.epsilon),
@@ -65,7 +92,7 @@ impl Norm {
         residual: Tensor<2>,
         adapter: &dyn Adapter,
     ) -> Tensor<2> {
-        let weight = self.weight.get(adapter);
+        let weight = self.scale(adapter);
         match &self.bias {
             Some(bias) => add_layer_norm(x, residual, weight, bias.get(adapter), self.epsilon),
             None => rms_norm(add(residual, x), weight, self.epsilon),

@@ -9,8 +9,11 @@ pub struct LayerShape {
     pub hidden_size: usize,
     /// Its norms.
     pub norm: NormShape,
-    /// Whether norms come before the blocks or after the residual addition.
+    /// Where its norms are.
     pub placement: NormPlacement,
+    /// Whether self-attention and feed-forward read the same states, `x + Attn(N₁(x)) +
+    /// FF(N₂(x))`, as in GPT-NeoX.
+    pub parallel: bool,
     /// Self-attention.
     pub attention: AttentionShape,
     /// Attention over an encoder's output, in the decoder of an encoder-decoder.
@@ -19,6 +22,8 @@ pub struct LayerShape {
     pub feed_forward: FeedForwardShape,
     /// Dropout on each block's output.
     pub dropout: f64,
+    /// Whether that is on the output of self-attention too; not in DistilBERT.
+    pub drops_attention_output: bool,
 }
 
 /// A norm over the last dimension.
@@ -29,6 +34,8 @@ pub struct NormShape {
     pub rms: bool,
     /// Added to the variance.
     pub epsilon: f64,
+    /// Added to the stored scale: Gemma stores scales less 1.
+    pub offset: f32,
 }
 
 /// Where a layer's norms are.
@@ -38,6 +45,10 @@ pub enum NormPlacement {
     Before,
     /// `Norm(x + Block(x))`: BERT.
     After,
+    /// `x + Norm(Block(x))`: OLMo 2.
+    Output,
+    /// `x + Norm(Block(Norm(x)))`: Gemma 2 and 3, GLM-4.
+    Around,
 }
 
 /// An attention.
@@ -51,9 +62,11 @@ pub struct AttentionShape {
     pub head_dim: usize,
     /// What scores are multiplied by.
     pub scale: f32,
+    /// Bends scores into `(-softcap, softcap)`: Gemma 2.
+    pub softcap: Option<f32>,
     /// Whether a token sees only itself and those before it.
     pub causal: bool,
-    /// How many tokens, itself included, a token sees.
+    /// How many tokens, itself included, a token sees to one side.
     pub window: Option<usize>,
     /// Dropout on attention probabilities.
     pub dropout: f64,
@@ -65,6 +78,20 @@ pub struct AttentionShape {
     pub output_bias: bool,
     /// Whether queries and keys are rotated by their position.
     pub rotary: bool,
+    /// Which of the model's rotary embeddings rotates them: Gemma 3 has two.
+    pub rotary_set: usize,
+    /// Norms of queries and keys before rotation.
+    pub norms: Option<QueryKeyNorms>,
+}
+
+/// RMS norms of queries and keys.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QueryKeyNorms {
+    /// The norm of each.
+    pub shape: NormShape,
+    /// Whether a head is normalized by itself, with the same scale for all heads (Qwen3, Gemma 3),
+    /// instead of all heads together (OLMo 2).
+    pub per_head: bool,
 }
 
 /// How queries, keys and values are projected.
@@ -74,6 +101,10 @@ pub enum Projections {
     Separate,
     /// One linear layer whose output is queries, keys and values, stored as GPT-2's `Conv1D`.
     FusedConv1d,
+    /// The same, stored as a linear layer: Phi-3.
+    Fused,
+    /// One linear layer whose output is, head by head, query, key and value: GPT-NeoX.
+    FusedByHead,
 }
 
 /// A feed-forward network.
@@ -85,12 +116,30 @@ pub struct FeedForwardShape {
     pub activation: Activation,
     /// `down(f(gate(x)) ⊙ up(x))` instead of `down(f(up(x)))`.
     pub gated: bool,
+    /// Whether one linear layer has the gate's outputs, then those of `up`: Phi-3, GLM-4.
+    pub packed: bool,
     /// Whether its linear layers have biases.
     pub bias: bool,
     /// Whether weights are stored as GPT-2's `Conv1D`.
     pub conv1d: bool,
     /// Dropout on the intermediate states, as T5 has it.
     pub dropout: f64,
+}
+
+impl LayerShape {
+    /// Whether the layer has nothing but what [`LayerNames`](super::LayerNames) names one by one:
+    /// linear layers of their own and a norm for each block.
+    pub fn is_plain(&self) -> bool {
+        let attention = &self.attention;
+        let placement = matches!(self.placement, NormPlacement::Before | NormPlacement::After);
+        let separate = matches!(
+            attention.projections,
+            Projections::Separate | Projections::FusedConv1d
+        );
+        let scores = attention.norms.is_none() && attention.softcap.is_none();
+        let whole = !self.parallel && !self.feed_forward.packed && self.norm.offset == 0.0;
+        placement && separate && scores && whole && attention.rotary_set == 0
+    }
 }
 
 impl AttentionShape {

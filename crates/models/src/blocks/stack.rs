@@ -1,7 +1,7 @@
 //! One stack of layers: encoders like BERT, decoders like Llama and GPT-2.
 
 use super::embeddings::{EmbeddingInput, Embeddings};
-use super::{Layer, LayerInput, Norm};
+use super::{Layer, LayerInput, Norm, RelativeBias};
 use crate::adapter::{AdapterBatch, Entry, Hidden};
 use crate::backbone::Backbone;
 use crate::rope::RotaryEmbedding;
@@ -13,10 +13,12 @@ pub struct Stack {
     pub embeddings: Embeddings,
     /// The layers.
     pub layers: Vec<Layer>,
+    /// The relative position bias of self-attention, the same in all layers.
+    pub bias: Option<RelativeBias>,
     /// The norm after the last layer.
     pub final_norm: Option<Norm>,
-    /// Rotary positions.
-    pub rotary: Option<RotaryEmbedding>,
+    /// Rotary positions; of several, each layer says which it has.
+    pub rotary: Vec<RotaryEmbedding>,
     /// Whether any dropout of the base is on during training.
     pub has_dropout: bool,
 }
@@ -39,9 +41,11 @@ impl Backbone for Stack {
     }
 
     fn prepare(&self, hidden: Hidden, offset: usize) -> Hidden {
-        let angles = self.rotary.as_ref();
+        let angles = self.rotary.iter();
         Hidden {
-            angles: angles.map(|rotary| rotary.angles(&hidden.rows, offset)),
+            angles: angles
+                .map(|rotary| rotary.angles(&hidden.rows, offset))
+                .collect(),
             ..hidden
         }
     }
@@ -53,7 +57,11 @@ impl Backbone for Stack {
         selected: Option<&[usize]>,
         batch: &AdapterBatch<'_>,
     ) -> Hidden {
-        self.layers[index].forward(hidden, LayerInput::default(), selected, batch)
+        let input = LayerInput {
+            bias: self.bias.as_ref(),
+            encoder: None,
+        };
+        self.layers[index].forward(hidden, input, selected, batch)
     }
 
     fn finish(&self, hidden: Hidden, batch: &AdapterBatch<'_>) -> Hidden {

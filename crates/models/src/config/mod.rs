@@ -12,7 +12,7 @@ use epiphyte_ops::Activation;
 
 pub(crate) use labels::MOST_LABELS;
 pub use labels::{Labels, ProblemType};
-pub(crate) use rope::from_json as rope_from_json;
+pub(crate) use rope::{Rope, RopeDefaults};
 
 use crate::ModelError;
 use crate::json::JsonObject;

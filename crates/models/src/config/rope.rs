@@ -9,50 +9,133 @@ use crate::ModelError;
 use crate::json::JsonObject;
 use crate::rope::{RopeScaling, RotaryEmbedding};
 
-/// transformers' `default_theta`.
-const DEFAULT_THETA: f64 = 10_000.0;
+/// What a rotary embedding is where the configuration has no key for it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RopeDefaults {
+    /// Dimensions of a head.
+    pub(crate) head_dim: usize,
+    pub(crate) max_position_embeddings: usize,
+    pub(crate) rope_theta: f64,
+    /// The share of a head's dimensions that turns, in families where it may be less than all.
+    pub(crate) partial_rotary_factor: Option<f64>,
+    /// Whether neighboring dimensions form pairs.
+    pub(crate) interleaved: bool,
+}
 
-pub(crate) fn from_json(
-    json: &JsonObject,
-    head_dim: usize,
-    max_position_embeddings: usize,
-) -> Result<RotaryEmbedding, ModelError> {
-    let outer_theta = json.get("rope_theta", None)?.unwrap_or(DEFAULT_THETA);
-    let object = match json.object("rope_scaling")? {
-        Some(object) => Some(object),
-        None => json.object("rope_parameters")?,
-    };
-    let (rope_theta, scaling) = match &object {
-        None => (outer_theta, RopeScaling::Default),
-        Some(object) => {
-            let dimensions = Dimensions {
-                head_dim,
-                max_position_embeddings,
-                original: original_length(json, object, max_position_embeddings)?,
-            };
-            (
-                object.get("rope_theta", None)?.unwrap_or(outer_theta),
-                scaling(object, &dimensions)?,
-            )
-        }
-    };
-    for json in [Some(json), object.as_ref()].into_iter().flatten() {
-        let key = "partial_rotary_factor";
-        let part: f64 = json.get(key, None)?.unwrap_or(1.0);
-        if part != 1.0 {
-            return Err(json.unsupported(key, part.to_string(), "1: all dimensions turn"));
-        }
+/// The keys of a configuration that say how queries and keys are turned.
+pub(crate) struct Rope<'a> {
+    json: &'a JsonObject,
+    defaults: RopeDefaults,
+}
+
+impl<'a> Rope<'a> {
+    pub(crate) fn new(json: &'a JsonObject, defaults: RopeDefaults) -> Self {
+        Self { json, defaults }
     }
-    // YaRN divides by its logarithm; at 1 and below, rotary positions mean nothing anyway.
-    if !(rope_theta > 1.0 && rope_theta.is_finite()) {
-        return Err(json.invalid("rope_theta", format!("{rope_theta} is not above 1")));
+
+    /// The rotary embedding of all layers.
+    pub(crate) fn whole(&self) -> Result<RotaryEmbedding, ModelError> {
+        let object = match self.json.object("rope_scaling")? {
+            Some(object) => Some(object),
+            None => self.json.object("rope_parameters")?,
+        };
+        self.read(object.as_ref(), "rope_theta", self.defaults.rope_theta)
     }
-    Ok(RotaryEmbedding {
-        head_dim,
-        rope_theta,
-        max_position_embeddings,
-        scaling,
-    })
+
+    /// That of the layers of full attention, and that of the layers with a window, whose theta has a
+    /// key of its own in transformers 4.
+    pub(crate) fn of_layer_types(
+        &self,
+        local_theta: (&str, f64),
+    ) -> Result<[RotaryEmbedding; 2], ModelError> {
+        let types = self.json.object("rope_parameters")?;
+        let of_type = |key| match &types {
+            Some(types) => types.object(key),
+            None => Ok(None),
+        };
+        if let Some(types) = types.as_ref().filter(|it| it.has("rope_type")) {
+            let supported = "an object for each type of layer";
+            return Err(types.unsupported("rope_type", "one for all layers", supported));
+        }
+        let (full, sliding) = (of_type("full_attention")?, of_type("sliding_attention")?);
+        let full = match self.json.object("rope_scaling")? {
+            Some(object) => Some(object),
+            None => full,
+        };
+        let (key, theta) = local_theta;
+        Ok([
+            self.read(full.as_ref(), "rope_theta", self.defaults.rope_theta)?,
+            self.read(sliding.as_ref(), key, theta)?,
+        ])
+    }
+
+    /// The rotary embedding of an object, its theta outside of it under `theta_key`.
+    fn read(
+        &self,
+        object: Option<&JsonObject>,
+        theta_key: &str,
+        default_theta: f64,
+    ) -> Result<RotaryEmbedding, ModelError> {
+        let (json, defaults) = (self.json, &self.defaults);
+        let rotary_dim = self.rotary_dim(object)?;
+        let outer_theta = json.get(theta_key, None)?.unwrap_or(default_theta);
+        let max_position_embeddings = defaults.max_position_embeddings;
+        let (rope_theta, scaling) = match object {
+            None => (outer_theta, RopeScaling::Default),
+            Some(object) => {
+                let dimensions = Dimensions {
+                    head_dim: rotary_dim,
+                    max_position_embeddings,
+                    original: original_length(json, object, max_position_embeddings)?,
+                };
+                (
+                    object.get("rope_theta", None)?.unwrap_or(outer_theta),
+                    scaling(object, &dimensions)?,
+                )
+            }
+        };
+        // YaRN divides by its logarithm; at 1 and below, rotary positions mean nothing anyway.
+        if !(rope_theta > 1.0 && rope_theta.is_finite()) {
+            return Err(json.invalid("rope_theta", format!("{rope_theta} is not above 1")));
+        }
+        Ok(RotaryEmbedding {
+            head_dim: rotary_dim,
+            interleaved: defaults.interleaved,
+            rope_theta,
+            max_position_embeddings,
+            scaling,
+        })
+    }
+
+    /// How many dimensions of a head turn.
+    fn rotary_dim(&self, object: Option<&JsonObject>) -> Result<usize, ModelError> {
+        let (key, head_dim) = ("partial_rotary_factor", self.defaults.head_dim);
+        // The object's value comes first.
+        let mut stated = None;
+        for json in object.into_iter().chain([self.json]) {
+            let part: Option<f64> = json.get(key, None)?;
+            if let Some(part) = part.filter(|&it| it != 1.0)
+                && self.defaults.partial_rotary_factor.is_none()
+            {
+                return Err(json.unsupported(key, part.to_string(), "1: all dimensions turn"));
+            }
+            stated = stated.or(part);
+        }
+        let part = stated.or(self.defaults.partial_rotary_factor);
+        let part = part.unwrap_or(1.0);
+        let rotary_dim = (head_dim as f64 * part) as usize;
+        if !(part > 0.0 && part <= 1.0) || rotary_dim == 0 {
+            let problem = format!("{part} leaves no dimension of {head_dim} to turn");
+            return Err(self.json.invalid(key, problem));
+        }
+        if rotary_dim.is_multiple_of(2) {
+            return Ok(rotary_dim);
+        }
+        Err(self.json.invalid(
+            "head_dim",
+            format!("{rotary_dim} is odd; rotary positions turn pairs of dimensions"),
+        ))
+    }
 }
 
 /// The lengths that the variants refer to.
@@ -113,6 +196,9 @@ fn scaling(object: &JsonObject, dimensions: &Dimensions) -> Result<RopeScaling, 
         "dynamic" => Ok(RopeScaling::Dynamic {
             factor: positive(object, "factor")?,
         }),
+        // Early Phi-3 files say `su` or `yarn`.
+        "longrope" => longrope(object, dimensions),
+        "su" | "yarn" if object.has("short_factor") => longrope(object, dimensions),
         "yarn" => {
             let factor = given_positive(object, "factor")?
                 .unwrap_or(max_position_embeddings as f64 / original as f64);
@@ -123,21 +209,6 @@ fn scaling(object: &JsonObject, dimensions: &Dimensions) -> Result<RopeScaling, 
                 beta_fast: optional_positive(object, "beta_fast")?.unwrap_or(32.0),
                 beta_slow: optional_positive(object, "beta_slow")?.unwrap_or(1.0),
                 truncate: object.get("truncate", true)?,
-            })
-        }
-        "longrope" => {
-            let factor = given_positive(object, "factor")?
-                .unwrap_or(max_position_embeddings as f64 / original as f64);
-            let attention_factor = match given_positive(object, "attention_factor")? {
-                Some(stated) => stated,
-                None if factor <= 1.0 => 1.0,
-                None => (1.0 + factor.ln() / (original as f64).ln()).sqrt(),
-            };
-            Ok(RopeScaling::LongRope {
-                short_factor: divisors(object, "short_factor", head_dim / 2)?,
-                long_factor: divisors(object, "long_factor", head_dim / 2)?,
-                original_max_position_embeddings,
-                attention_factor,
             })
         }
         "llama3" => {
@@ -160,6 +231,29 @@ fn scaling(object: &JsonObject, dimensions: &Dimensions) -> Result<RopeScaling, 
             "default, linear, dynamic, yarn, longrope, llama3",
         )),
     }
+}
+
+/// LongRoPE: one divisor per frequency.
+fn longrope(object: &JsonObject, dimensions: &Dimensions) -> Result<RopeScaling, ModelError> {
+    let &Dimensions {
+        head_dim,
+        max_position_embeddings,
+        original,
+    } = dimensions;
+    let original_max_position_embeddings = original;
+    let factor = given_positive(object, "factor")?
+        .unwrap_or(max_position_embeddings as f64 / original as f64);
+    let attention_factor = match given_positive(object, "attention_factor")? {
+        Some(stated) => stated,
+        None if factor <= 1.0 => 1.0,
+        None => (1.0 + factor.ln() / (original as f64).ln()).sqrt(),
+    };
+    Ok(RopeScaling::LongRope {
+        short_factor: divisors(object, "short_factor", head_dim / 2)?,
+        long_factor: divisors(object, "long_factor", head_dim / 2)?,
+        original_max_position_embeddings,
+        attention_factor,
+    })
 }
 
 /// What YaRN multiplies cosines and sines by: stated, or from `mscale` and `mscale_all_dim`

@@ -12,7 +12,8 @@ use crate::adapter::Role;
 use crate::base::{DefaultTargets, Depth, Dimensions};
 use crate::blocks::{
     AttentionNames, AttentionShape, Embeddings, FeedForwardNames, FeedForwardShape, Layer,
-    LayerNames, LayerShape, Norm, NormPlacement, NormShape, Positions, Projections, Stack,
+    LayerNames, LayerShape, Norm, NormPlacement, NormShape, Positions, Projections, RelativeBias,
+    Stack,
 };
 use crate::builder::{Builder, Summary};
 use crate::config::{
@@ -34,7 +35,7 @@ pub(super) const FAMILY: Family = Family {
         })]
     },
     parse: |json, _| {
-        let config = BertConfig::from_json(json, 30522, Some(0))?;
+        let config = BertConfig::from_json(json, &DEFAULTS)?;
         Ok(Box::new(config))
     },
 };
@@ -46,12 +47,13 @@ pub(super) const TARGETS: DefaultTargets = DefaultTargets {
     ia3_feedforward: &["output.dense"],
 };
 
-const NAMES: LayerNames = LayerNames {
+pub(super) const NAMES: LayerNames = LayerNames {
     attention: AttentionNames {
         query: "attention.self.query",
         key: "attention.self.key",
         value: "attention.self.value",
         output: "attention.output.dense",
+        norms: None,
     },
     attention_norm: "attention.output.LayerNorm",
     cross_attention: None,
@@ -61,6 +63,7 @@ const NAMES: LayerNames = LayerNames {
         down: "output.dense",
     },
     feed_forward_norm: "output.LayerNorm",
+    output_norms: None,
 };
 
 /// The configuration of a BERT encoder (Devlin et al. 2018, arXiv:1810.04805).
@@ -100,22 +103,42 @@ pub struct BertConfig {
     pub labels: Labels,
 }
 
+/// What families of this architecture differ in where a key is absent.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct EncoderDefaults {
+    pub(super) vocab_size: usize,
+    pub(super) hidden_size: usize,
+    pub(super) num_hidden_layers: usize,
+    pub(super) num_attention_heads: usize,
+    pub(super) intermediate_size: usize,
+    pub(super) pad_token_id: Option<u32>,
+}
+
+/// BERT's own.
+pub(super) const DEFAULTS: EncoderDefaults = EncoderDefaults {
+    vocab_size: 30522,
+    hidden_size: 768,
+    num_hidden_layers: 12,
+    num_attention_heads: 12,
+    intermediate_size: 3072,
+    pad_token_id: Some(0),
+};
+
 impl BertConfig {
     /// Reads the configuration, with the defaults in which families of this architecture differ.
     pub(super) fn from_json(
         json: &JsonObject,
-        vocab_size: usize,
-        pad_token_id: Option<u32>,
+        defaults: &EncoderDefaults,
     ) -> Result<Self, ModelError> {
         refuse_other_architectures(json)?;
-        let vocab_size = size(json, "vocab_size", vocab_size)?;
+        let vocab_size = size(json, "vocab_size", defaults.vocab_size)?;
         let config = Self {
             architectures: architectures(json)?,
             vocab_size,
-            hidden_size: size(json, "hidden_size", 768)?,
-            num_hidden_layers: num_hidden_layers(json, 12)?,
-            num_attention_heads: size(json, "num_attention_heads", 12)?,
-            intermediate_size: size(json, "intermediate_size", 3072)?,
+            hidden_size: size(json, "hidden_size", defaults.hidden_size)?,
+            num_hidden_layers: num_hidden_layers(json, defaults.num_hidden_layers)?,
+            num_attention_heads: size(json, "num_attention_heads", defaults.num_attention_heads)?,
+            intermediate_size: size(json, "intermediate_size", defaults.intermediate_size)?,
             hidden_act: hidden_act(json, "gelu")?,
             hidden_dropout_prob: dropout(json, "hidden_dropout_prob", 0.1)?,
             attention_probs_dropout_prob: dropout(json, "attention_probs_dropout_prob", 0.1)?,
@@ -123,7 +146,7 @@ impl BertConfig {
             type_vocab_size: size(json, "type_vocab_size", 2)?,
             initializer_range: epsilon(json, "initializer_range", 0.02)?,
             layer_norm_eps: epsilon(json, "layer_norm_eps", 1e-12)?,
-            pad_token_id: token(json, "pad_token_id", pad_token_id, vocab_size)?,
+            pad_token_id: token(json, "pad_token_id", defaults.pad_token_id, vocab_size)?,
             classifier_dropout: match json.get("classifier_dropout", None::<f64>)? {
                 None => None,
                 Some(_) => Some(dropout(json, "classifier_dropout", 0.0)?),
@@ -232,12 +255,13 @@ impl FamilyConfig for BertConfig {
         let has_pooler = builder.has(&format!("{POOLER}.dense.weight"));
         let size = self.hidden_size;
         let b = &mut builder;
-        let stack = self.encoder(b, &BERT, None)?;
+        let stack = self.encoder(b, &BERT, EncoderOptions::default())?;
         b.at(Depth::Head);
         let head = ClassificationHead {
             pooling: Pooling::First,
             input_dropout: 0.0,
             dense: Some(b.linear(&format!("{POOLER}.dense"), Role::Pooler, [size, size], true)),
+            activation: Activation::Tanh,
             dropout: self.head_dropout(),
             output: b.linear("classifier", Role::Head, [labels, size], true),
         };
@@ -258,6 +282,7 @@ impl FamilyConfig for BertConfig {
 }
 
 /// How a family names the embeddings and layers of a BERT encoder.
+#[derive(Debug, PartialEq)]
 pub(super) struct EncoderNames {
     /// What all names begin with.
     pub(super) prefix: &'static str,
@@ -265,6 +290,26 @@ pub(super) struct EncoderNames {
     pub(super) words: &'static str,
     /// The module of the embeddings.
     pub(super) embeddings: &'static str,
+    /// What precedes a layer's number in its path.
+    pub(super) layers: &'static str,
+    /// The names below a layer's path.
+    pub(super) layer: LayerNames,
+    /// Whether tokens have segments.
+    pub(super) has_segments: bool,
+}
+
+/// What families add to a BERT encoder.
+#[derive(Default)]
+pub(super) struct EncoderOptions {
+    /// Positions are counted from this token's.
+    pub(super) padding: Option<u32>,
+    /// The size of the embeddings, where it is not the hidden size, and the path of the layer
+    /// between the two.
+    pub(super) embedding_size: Option<(usize, &'static str)>,
+    /// The relative position bias of self-attention.
+    pub(super) bias: Option<RelativeBias>,
+    /// Whether attention adds its output without dropout.
+    pub(super) keeps_attention_output: bool,
 }
 
 /// The pooler, which masked language models and models for tokens lack.
@@ -274,6 +319,9 @@ const BERT: EncoderNames = EncoderNames {
     prefix: "bert.",
     words: "bert.embeddings.word_embeddings.weight",
     embeddings: "bert.embeddings",
+    layers: "bert.encoder.layer",
+    layer: NAMES,
+    has_segments: true,
 };
 
 /// What families of this architecture share.
@@ -311,15 +359,20 @@ impl BertConfig {
         self.classifier_dropout.unwrap_or(self.hidden_dropout_prob)
     }
 
-    /// Embeddings and layers; with `padding`, positions are counted from this token's.
+    /// Embeddings and layers.
     pub(super) fn encoder(
         &self,
         b: &mut Builder<'_>,
         names: &EncoderNames,
-        padding: Option<u32>,
+        options: EncoderOptions,
     ) -> Result<Stack, ModelError> {
-        let shape = self.layer_shape()?;
-        let (size, norm, path) = (self.hidden_size, shape.norm, names.embeddings);
+        let mut shape = self.layer_shape()?;
+        shape.drops_attention_output = !options.keeps_attention_output;
+        let (norm, path) = (shape.norm, names.embeddings);
+        let size = options
+            .embedding_size
+            .map_or(self.hidden_size, |(size, _)| size);
+        let padding = options.padding;
         let table = |name: &str| format!("{path}.{name}_embeddings.weight");
         let words = b.matrix(names.words, [self.vocab_size, size]);
         let positions = b.matrix(&table("position"), [self.max_position_embeddings, size]);
@@ -331,20 +384,27 @@ impl BertConfig {
                 first: padding.map_or(0, |padding| padding as usize + 1),
                 padding,
             }),
-            segments: Some(b.matrix(&table("token_type"), [self.type_vocab_size, size])),
+            segments: names
+                .has_segments
+                .then(|| b.matrix(&table("token_type"), [self.type_vocab_size, size])),
             norm: Some(Norm::build(b, &format!("{path}.LayerNorm"), size, norm)),
             dropout: self.hidden_dropout_prob,
+            projection: options.embedding_size.map(|(size, path)| {
+                let role = Role::EmbeddingProjection;
+                b.linear(path, role, [self.hidden_size, size], true)
+            }),
             path,
         };
         let layers = (0..self.num_hidden_layers).map(|index| {
-            let path = format!("{}encoder.layer.{index}", names.prefix);
-            Layer::build(b.at(Depth::Layer(index)), &path, &NAMES, &shape)
+            let path = format!("{}.{index}", names.layers);
+            Layer::build(b.at(Depth::Layer(index)), &path, &names.layer, &shape)
         });
         Ok(Stack {
             embeddings,
             layers: layers.collect(),
+            bias: options.bias,
             final_norm: None,
-            rotary: None,
+            rotary: Vec::new(),
             has_dropout: self.hidden_dropout_prob > 0.0 || self.attention_probs_dropout_prob > 0.0,
         })
     }
@@ -371,13 +431,16 @@ impl BertConfig {
             norm: NormShape {
                 rms: false,
                 epsilon: self.layer_norm_eps,
+                offset: 0.0,
             },
             placement: NormPlacement::After,
+            parallel: false,
             attention: AttentionShape {
                 heads: self.num_attention_heads,
                 kv_heads: self.num_attention_heads,
                 head_dim: self.head_dim(),
                 scale: (1.0 / (self.head_dim() as f64).sqrt()) as f32,
+                softcap: None,
                 causal: false,
                 window: None,
                 dropout: self.attention_probs_dropout_prob,
@@ -385,17 +448,21 @@ impl BertConfig {
                 qkv_bias: true,
                 output_bias: true,
                 rotary: false,
+                rotary_set: 0,
+                norms: None,
             },
             cross_attention: None,
             feed_forward: FeedForwardShape {
                 intermediate_size: self.intermediate_size,
                 activation: self.hidden_act,
                 gated: false,
+                packed: false,
                 bias: true,
                 conv1d: false,
                 dropout: 0.0,
             },
             dropout: self.hidden_dropout_prob,
+            drops_attention_output: true,
         })
     }
 }

@@ -51,6 +51,7 @@ const NAMES: LayerNames = LayerNames {
         key: "attn.c_attn",
         value: "attn.c_attn",
         output: "attn.c_proj",
+        norms: None,
     },
     attention_norm: "ln_1",
     cross_attention: None,
@@ -60,6 +61,7 @@ const NAMES: LayerNames = LayerNames {
         down: "mlp.c_proj",
     },
     feed_forward_norm: "ln_2",
+    output_norms: None,
 };
 
 const WORDS: &str = "transformer.wte.weight";
@@ -279,6 +281,7 @@ impl FamilyConfig for Gpt2Config {
             segments: None,
             norm: None,
             dropout: self.embd_pdrop,
+            projection: None,
             path: "transformer.drop",
         };
         let mut layers = Vec::new();
@@ -296,7 +299,14 @@ impl FamilyConfig for Gpt2Config {
         let final_norm = Norm::build(b, "transformer.ln_f", size, self.norm());
         let task_head = self.task_head(head);
         let tied = tied && self.tie_word_embeddings;
-        let head = Head::of_decoder(b, head, &embeddings.words, tied, self.pad_token_id);
+        let head = Head::of_decoder(
+            b,
+            head,
+            "lm_head",
+            &embeddings.words,
+            tied,
+            self.pad_token_id,
+        );
         let base = builder.finish(Summary {
             dimensions: Dimensions {
                 model_type: "gpt2".to_owned(),
@@ -320,8 +330,9 @@ impl FamilyConfig for Gpt2Config {
         let stack = Stack {
             embeddings,
             layers,
+            bias: None,
             final_norm: Some(final_norm),
-            rotary: None,
+            rotary: Vec::new(),
             has_dropout: dropouts.iter().any(|&p| p > 0.0),
         };
         Ok(Model::new(base, Box::new(stack), head))
@@ -333,6 +344,7 @@ impl Gpt2Config {
         NormShape {
             rms: false,
             epsilon: self.layer_norm_epsilon,
+            offset: 0.0,
         }
     }
 
@@ -341,11 +353,13 @@ impl Gpt2Config {
             hidden_size: self.n_embd,
             norm: self.norm(),
             placement: NormPlacement::Before,
+            parallel: false,
             attention: AttentionShape {
                 heads: self.n_head,
                 kv_heads: self.n_head,
                 head_dim: self.head_dim(),
                 scale: self.score_scale(index),
+                softcap: None,
                 causal: true,
                 window: None,
                 dropout: self.attn_pdrop,
@@ -353,17 +367,21 @@ impl Gpt2Config {
                 qkv_bias: true,
                 output_bias: true,
                 rotary: false,
+                rotary_set: 0,
+                norms: None,
             },
             cross_attention: None,
             feed_forward: FeedForwardShape {
                 intermediate_size: self.n_inner,
                 activation: self.activation_function,
                 gated: false,
+                packed: false,
                 bias: true,
                 conv1d: true,
                 dropout: 0.0,
             },
             dropout: self.resid_pdrop,
+            drops_attention_output: true,
         })
     }
 }

@@ -5,6 +5,8 @@
 //! [`FAMILIES`].
 
 pub mod bert;
+pub mod decoder;
+pub mod encoder;
 pub mod gpt2;
 pub mod llama;
 pub mod roberta;

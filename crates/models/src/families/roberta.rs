@@ -7,9 +7,10 @@
 //! `out_proj(dropout(tanh(dense(dropout(x₀)))))`, without BERT's pooler. Tensor names are those of
 //! Hugging Face's `RobertaForSequenceClassification`.
 
+use epiphyte_ops::Activation;
 use serde_json::{Value, json};
 
-use super::bert::{self, BertConfig, EncoderNames};
+use super::bert::{self, BertConfig, EncoderDefaults, EncoderNames, EncoderOptions};
 use super::{ConfigFacts, Family, FamilyConfig};
 use crate::ModelError;
 use crate::adapter::Role;
@@ -52,6 +53,9 @@ const NAMES: EncoderNames = EncoderNames {
     prefix: "roberta.",
     words: "roberta.embeddings.word_embeddings.weight",
     embeddings: "roberta.embeddings",
+    layers: "roberta.encoder.layer",
+    layer: bert::NAMES,
+    has_segments: true,
 };
 
 /// The members of the family, which differ in a default and in the names of their classes.
@@ -74,10 +78,14 @@ impl RobertaKind {
         }
     }
 
-    fn vocab_size(self) -> usize {
-        match self {
-            Self::Roberta => 50265,
-            Self::XlmRoberta | Self::Camembert => 30522,
+    fn defaults(self) -> EncoderDefaults {
+        EncoderDefaults {
+            vocab_size: match self {
+                Self::Roberta => 50265,
+                Self::XlmRoberta | Self::Camembert => 30522,
+            },
+            pad_token_id: Some(1),
+            ..bert::DEFAULTS
         }
     }
 }
@@ -102,7 +110,7 @@ pub struct RobertaConfig {
 
 impl RobertaConfig {
     fn from_json(json: &JsonObject, kind: RobertaKind) -> Result<Self, ModelError> {
-        let encoder = BertConfig::from_json(json, kind.vocab_size(), Some(1))?;
+        let encoder = BertConfig::from_json(json, &kind.defaults())?;
         let Some(pad_token_id) = encoder.pad_token_id else {
             let problem = "there is none, but positions are counted from it";
             return Err(json.invalid("pad_token_id", problem));
@@ -206,12 +214,17 @@ impl FamilyConfig for RobertaConfig {
         };
         let size = self.encoder.hidden_size;
         let b = &mut builder;
-        let stack = self.encoder.encoder(b, &NAMES, Some(self.pad_token_id))?;
+        let options = EncoderOptions {
+            padding: Some(self.pad_token_id),
+            ..EncoderOptions::default()
+        };
+        let stack = self.encoder.encoder(b, &NAMES, options)?;
         b.at(Depth::Head);
         let head = ClassificationHead {
             pooling: Pooling::First,
             input_dropout: self.encoder.head_dropout(),
             dense: Some(b.linear("classifier.dense", Role::Head, [size, size], true)),
+            activation: Activation::Tanh,
             dropout: self.encoder.head_dropout(),
             output: b.linear("classifier.out_proj", Role::Head, [labels, size], true),
         };

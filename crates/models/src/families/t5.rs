@@ -80,6 +80,7 @@ const fn names(decoder: bool, gated: bool) -> LayerNames {
             key: "layer.0.SelfAttention.k",
             value: "layer.0.SelfAttention.v",
             output: "layer.0.SelfAttention.o",
+            norms: None,
         },
         attention_norm: "layer.0.layer_norm",
         cross_attention: match decoder {
@@ -89,6 +90,7 @@ const fn names(decoder: bool, gated: bool) -> LayerNames {
                     key: "layer.1.EncDecAttention.k",
                     value: "layer.1.EncDecAttention.v",
                     output: "layer.1.EncDecAttention.o",
+                    norms: None,
                 },
                 "layer.1.layer_norm",
             )),
@@ -120,6 +122,7 @@ const fn names(decoder: bool, gated: bool) -> LayerNames {
             true => "layer.2.layer_norm",
             false => "layer.1.layer_norm",
         },
+        output_norms: None,
     }
 }
 
@@ -389,6 +392,7 @@ impl FamilyConfig for T5Config {
             segments: None,
             norm: None,
             dropout: self.dropout_rate,
+            projection: None,
             path,
         };
         let encoder = self.stack(b, prefix, false, embeddings("encoder.embed_tokens"));
@@ -402,6 +406,7 @@ impl FamilyConfig for T5Config {
                     pooling: Pooling::Last { padding: None },
                     input_dropout: self.classifier_dropout,
                     dense: Some(b.linear(dense, Role::Head, [size, size], true)),
+                    activation: Activation::Tanh,
                     dropout: self.classifier_dropout,
                     output: b.linear(output, Role::Head, [labels, size], true),
                 })
@@ -410,7 +415,7 @@ impl FamilyConfig for T5Config {
                 let tied = tied && (self.tie_word_embeddings || !b.has("lm_head.weight"));
                 let scaled = self.scale_decoder_outputs;
                 let scale = scaled.then(|| 1.0 / (size as f64).sqrt());
-                Head::LanguageModel(LanguageModelHead::build(b, &table, tied, scale))
+                Head::LanguageModel(LanguageModelHead::build(b, "lm_head", &table, tied, scale))
             }
         };
         let base = builder.finish(Summary {
@@ -498,6 +503,7 @@ impl T5Config {
             kv_heads: self.num_heads,
             head_dim: self.d_kv,
             scale: 1.0,
+            softcap: None,
             causal,
             window: None,
             dropout: self.dropout_rate,
@@ -505,25 +511,31 @@ impl T5Config {
             qkv_bias: false,
             output_bias: false,
             rotary: false,
+            rotary_set: 0,
+            norms: None,
         };
         LayerShape {
             hidden_size: self.d_model,
             norm: NormShape {
                 rms: true,
                 epsilon: self.layer_norm_epsilon,
+                offset: 0.0,
             },
             placement: NormPlacement::Before,
+            parallel: false,
             attention: attention(decoder),
             cross_attention: decoder.then(|| attention(false)),
             feed_forward: FeedForwardShape {
                 intermediate_size: self.d_ff,
                 activation: self.activation,
                 gated: self.gated,
+                packed: false,
                 bias: false,
                 conv1d: false,
                 dropout: self.dropout_rate,
             },
             dropout: self.dropout_rate,
+            drops_attention_output: true,
         }
     }
 }

@@ -1,21 +1,23 @@
 //! A classification head over one token of each sequence.
 
 use burn::tensor::Tensor;
-use epiphyte_ops::dropout;
+use epiphyte_ops::{Activation, dropout};
 
 use super::Pooling;
 use crate::adapter::{AdapterBatch, Hidden};
 use crate::blocks::Linear;
 
-/// `output(dropout(tanh(dense(dropout(x)))))`, where a family has these parts.
+/// `output(dropout(f(dense(dropout(x)))))`, where a family has these parts.
 #[derive(Clone, Debug)]
 pub struct ClassificationHead {
     /// Which token is read.
     pub pooling: Pooling,
     /// Dropout before the dense layer.
     pub input_dropout: f64,
-    /// A dense layer with tanh: BERT's pooler, or part of the head as in RoBERTa.
+    /// A dense layer: BERT's pooler, or part of the head as in RoBERTa.
     pub dense: Option<Linear>,
+    /// What follows the dense layer.
+    pub activation: Activation,
     /// Dropout before the output layer.
     pub dropout: f64,
     /// From the hidden size to the labels.
@@ -29,7 +31,11 @@ impl ClassificationHead {
         let states = match &self.dense {
             Some(dense) => {
                 let states = dropout(states, self.input_dropout, dense.site().id(), &rows);
-                dense.forward(states, &rows, batch).tanh()
+                let states = dense.forward(states, &rows, batch);
+                match self.activation {
+                    Activation::Tanh => states.tanh(),
+                    other => other.apply(states),
+                }
             }
             None => states,
         };

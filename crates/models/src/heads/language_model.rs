@@ -1,7 +1,7 @@
 //! A language model's head.
 
 use burn::tensor::Tensor;
-use epiphyte_ops::{Sequences, Weight};
+use epiphyte_ops::{Sequences, cross_entropy, language_model_loss, linear};
 
 use crate::adapter::{Adapter, AdapterBatch, Role};
 use crate::blocks::{Linear, Matrix};
@@ -14,23 +14,30 @@ pub struct LanguageModelHead {
     pub output: Linear,
     /// What hidden states are multiplied by; T5 scales by 1/√hidden where the head is tied.
     pub scale: Option<f64>,
+    /// Bends logits into `(-softcap, softcap)`: Gemma 2.
+    pub softcap: Option<f64>,
 }
 
 impl LanguageModelHead {
-    /// The layer `lm_head`: over the word embeddings if it is tied to them, else with a weight of
-    /// its own.
+    /// The layer at `path`: over the word embeddings if it is tied to them, else with a weight of its
+    /// own.
     pub(crate) fn build(
         b: &mut Builder<'_>,
+        path: &str,
         words: &Matrix,
         tied: bool,
         scale: Option<f64>,
     ) -> Self {
         let output = if tied {
-            b.linear_over(words.clone(), "lm_head", Role::Head, false)
+            b.linear_over(words.clone(), path, Role::Head, false)
         } else {
-            b.linear("lm_head", Role::Head, words.shape(), false)
+            b.linear(path, Role::Head, words.shape(), false)
         };
-        Self { output, scale }
+        Self {
+            output,
+            scale,
+            softcap: None,
+        }
     }
 
     /// Logits, `[tokens, vocabulary]`.
@@ -40,19 +47,40 @@ impl LanguageModelHead {
         rows: &Sequences,
         batch: &AdapterBatch<'_>,
     ) -> Tensor<2> {
-        self.output.forward(self.scaled(states), rows, batch)
+        self.capped(self.output.forward(self.scaled(states), rows, batch))
     }
 
-    /// The states that the weight is multiplied with, for a loss that is computed in pieces.
-    pub(crate) fn scaled(&self, states: Tensor<2>) -> Tensor<2> {
+    /// Mean cross-entropy against the next tokens of the rows; none where no row has one. Without a
+    /// cap it is computed in pieces, and never holds the logits of all rows.
+    pub(crate) fn loss(
+        &self,
+        states: Tensor<2>,
+        next: &[i64],
+        label_smoothing: f64,
+        adapter: &dyn Adapter,
+    ) -> Option<Tensor<1>> {
+        let (states, weight) = (self.scaled(states), self.output.weight(adapter));
+        match self.softcap {
+            None => language_model_loss(states, &weight, next, label_smoothing),
+            Some(_) => {
+                let logits = self.capped(linear(states, &weight, None));
+                cross_entropy(logits, next, label_smoothing)
+            }
+        }
+    }
+
+    fn capped(&self, logits: Tensor<2>) -> Tensor<2> {
+        match self.softcap {
+            Some(cap) => (logits / cap).tanh() * cap,
+            None => logits,
+        }
+    }
+
+    /// The states that the weight is multiplied with.
+    fn scaled(&self, states: Tensor<2>) -> Tensor<2> {
         match self.scale {
             Some(scale) => states * scale,
             None => states,
         }
-    }
-
-    /// The weight to use in this pass.
-    pub(crate) fn weight(&self, adapter: &dyn Adapter) -> Weight {
-        self.output.weight(adapter)
     }
 }

@@ -5,7 +5,7 @@ mod language_model;
 
 use std::fmt;
 
-use epiphyte_ops::Sequences;
+use epiphyte_ops::{Activation, Sequences};
 
 pub use self::classification::ClassificationHead;
 pub use self::language_model::LanguageModelHead;
@@ -56,11 +56,12 @@ pub enum Head {
 }
 
 impl Head {
-    /// The head of a decoder: `score` on the last token that is not `padding`, or `lm_head`, which
-    /// may be tied to the word embeddings.
+    /// The head of a decoder: `score` on the last token that is not `padding`, or the language
+    /// model's at `path`, which may be tied to the word embeddings.
     pub(crate) fn of_decoder(
         b: &mut Builder<'_>,
         kind: HeadKind,
+        path: &str,
         words: &Matrix,
         tied: bool,
         padding: Option<u32>,
@@ -71,11 +72,12 @@ impl Head {
                 pooling: Pooling::Last { padding },
                 input_dropout: 0.0,
                 dense: None,
+                activation: Activation::Tanh,
                 dropout: 0.0,
                 output: b.linear("score", Role::Head, [labels, size], false),
             }),
             HeadKind::LanguageModel => {
-                Self::LanguageModel(LanguageModelHead::build(b, words, tied, None))
+                Self::LanguageModel(LanguageModelHead::build(b, path, words, tied, None))
             }
         }
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 use epiphyte_models::config::ProblemType;
 use epiphyte_models::families;
 use epiphyte_models::families::bert::BertConfig;
-use epiphyte_models::families::llama::LlamaConfig;
+use epiphyte_models::families::decoder::DecoderConfig;
 use epiphyte_models::generation_config::GenerationConfig;
 use epiphyte_models::rope::RopeScaling;
 use epiphyte_models::{ModelConfig, ModelError};
@@ -84,10 +84,11 @@ fn configurations_are_read_as_transformers_reads_them() {
             it.equal("type_vocab_size", config.type_vocab_size);
             it.equal("layer_norm_eps", config.layer_norm_eps);
             it.equal("classifier_dropout", config.classifier_dropout);
-        } else if let Some(config) = config.of_family::<LlamaConfig>() {
+        } else if let Some(config) = config.of_family::<DecoderConfig>() {
             assert_eq!(facts.initializer_range, config.initializer_range);
-            assert_eq!(config.model_type, case["config"]["model_type"]);
-            assert_eq!(config.rope.scaling, RopeScaling::Default);
+            assert_eq!(config.model_type(), case["config"]["model_type"]);
+            let mut scalings = config.rope.iter().map(|rope| &rope.scaling);
+            assert!(scalings.all(|scaling| *scaling == RopeScaling::Default));
             assert_eq!(config.window_of_layer(config.num_hidden_layers), None);
             it.equal("num_attention_heads", config.num_attention_heads);
             it.equal("intermediate_size", config.intermediate_size);
@@ -95,10 +96,16 @@ fn configurations_are_read_as_transformers_reads_them() {
             it.equal("initializer_range", config.initializer_range);
             it.equal("num_key_value_heads", config.num_key_value_heads);
             it.equal("head_dim", config.head_dim);
-            it.equal("rms_norm_eps", config.rms_norm_eps);
+            it.equal("norm_eps", config.norm_eps);
             it.equal("tie_word_embeddings", config.tie_word_embeddings);
             it.equal("attention_dropout", config.attention_dropout);
-            it.equal("rope_theta", config.rope.rope_theta);
+            let thetas: Vec<f64> = config.rope.iter().map(|rope| rope.rope_theta).collect();
+            it.equal("rope_thetas", thetas);
+            let rotary: Vec<usize> = config.rope.iter().map(|rope| rope.head_dim).collect();
+            it.equal("rotary_dims", rotary);
+            it.equal("rope_of_layers", &config.rope_of_layers);
+            it.equal("attention_scale", config.attention_scale);
+            it.equal("softcaps", config.softcaps);
             it.equal("bos_token_id", config.bos_token_id);
             it.equal("eos_token_ids", &config.eos_token_ids);
             it.equal("sliding_windows", &config.sliding_windows);
@@ -551,10 +558,12 @@ proptest! {
     #[test]
     fn random_values_never_panic(config in any_config()) {
         if let Ok(config) = parse(&config)
-            && let Some(config) = config.of_family::<LlamaConfig>()
+            && let Some(config) = config.of_family::<DecoderConfig>()
             && config.head_dim <= 1024
         {
-            config.rope.tables(&[0, 1, 1000]);
+            for rope in &config.rope {
+                rope.tables(&[0, 1, 1000]);
+            }
         }
     }
 }

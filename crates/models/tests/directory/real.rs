@@ -8,7 +8,7 @@ use epiphyte_io::safetensors_file::{TensorToWrite, write_safetensors};
 use epiphyte_models::ModelConfig;
 use epiphyte_models::checkpoint::Checkpoint;
 use epiphyte_models::families::bert::BertConfig;
-use epiphyte_models::families::llama::LlamaConfig;
+use epiphyte_models::families::decoder::DecoderConfig;
 use epiphyte_models::generation_config::GenerationConfig;
 use epiphyte_models::keys::{KeyRules, TensorReader};
 
@@ -28,7 +28,7 @@ fn present(path: PathBuf) -> PathBuf {
 fn stories_260k_is_read_whole() {
     let dir = shared("checkpoints/stories260K/hf");
     let read = ModelConfig::open(&dir).unwrap();
-    let config = read.of_family::<LlamaConfig>().unwrap();
+    let config = read.of_family::<DecoderConfig>().unwrap();
     assert_eq!(config.num_key_value_heads, 4);
     assert_eq!(config.head_dim, 8);
     let generation = GenerationConfig::open(&dir, &read).unwrap();

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use epiphyte_models::ModelConfig;
-use epiphyte_models::families::llama::LlamaConfig;
+use epiphyte_models::families::decoder::DecoderConfig;
 use epiphyte_models::rope::RotaryEmbedding;
 use serde_json::Value;
 
@@ -26,10 +26,10 @@ fn cases() -> Vec<Case> {
         .map(|case| {
             let json = case["config"].to_string();
             let config = ModelConfig::parse(Path::new("config.json"), json.as_bytes()).unwrap();
-            let config = config.of_family::<LlamaConfig>().unwrap();
+            let config = config.of_family::<DecoderConfig>().unwrap();
             Case {
                 name: format!("{}, {} tokens", case["name"], case["length"]),
-                rope: config.rope.clone(),
+                rope: config.rope[0].clone(),
                 length: serde_json::from_value(case["length"].clone()).unwrap(),
                 attention_factor: floats(&Value::from(vec![case["attention_factor"].clone()]))[0],
                 inv_freq: floats(&case["inv_freq"]),

@@ -17,6 +17,7 @@ pub(super) struct Case {
     pub(super) group: usize,
     pub(super) head_dim: usize,
     pub(super) causal: bool,
+    pub(super) softcap: Option<f32>,
     pub(super) window: Option<usize>,
     pub(super) prefix_len: usize,
     /// Whether each sequence has a prefix of its own.
@@ -35,6 +36,7 @@ impl Case {
             group,
             head_dim,
             causal: false,
+            softcap: None,
             window: None,
             prefix_len: 0,
             prefixes: false,
@@ -46,6 +48,17 @@ impl Case {
 
     pub(super) fn heads(&self) -> usize {
         self.kv_heads * self.group
+    }
+
+    /// A score after the cap, and its slope.
+    fn capped(&self, score: f64) -> (f64, f64) {
+        match self.softcap.map(f64::from) {
+            Some(cap) => (
+                (score / cap).tanh() * cap,
+                1.0 - (score / cap).tanh().powi(2),
+            ),
+            None => (score, 1.0),
+        }
     }
 
     pub(super) fn key_lengths(&self) -> &[usize] {
@@ -124,6 +137,7 @@ impl Numbers {
             key_boundaries: self.key_boundaries.as_deref(),
             kv_heads: case.kv_heads,
             causal: case.causal,
+            softcap: case.softcap,
             window: case.window,
             prefix: (case.prefix_len > 0).then_some(Prefix {
                 length: case.prefix_len,
@@ -277,7 +291,8 @@ impl Numbers {
                 .iter()
                 .map(|key| {
                     let matrix = if key.prefix { prefix_keys } else { k };
-                    dot(q, &matrix[kv_row(key.row)..][..dim]) / (dim as f64).sqrt() + key.bias(bias)
+                    let score = dot(q, &matrix[kv_row(key.row)..][..dim]) / (dim as f64).sqrt();
+                    case.capped(score).0 + key.bias(bias)
                 })
                 .collect();
             let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -349,7 +364,9 @@ impl Numbers {
                     false => (k, v, &mut *dk, &mut *dv, &mut *tk, &mut *tv),
                 };
                 let row = kv_row(key.row);
-                let score = dot(&q[at..][..dim], &k[row..][..dim]) * scale + key.bias(bias);
+                let score = dot(&q[at..][..dim], &k[row..][..dim]) * scale;
+                let (score, slope) = case.capped(score);
+                let score = score + key.bias(bias);
                 let p = (score - lse).exp();
                 let d_score = p * (key.factor * dot(&d_out[at..][..dim], &v[row..][..dim]) - delta);
                 let score_terms = p
@@ -358,7 +375,7 @@ impl Numbers {
                     *sum += d_score;
                     t_bias[key.bias] += score_terms;
                 }
-                let (ds, ds_terms) = (d_score * scale, score_terms * scale);
+                let (ds, ds_terms) = (d_score * slope * scale, score_terms * slope * scale);
                 for d in 0..dim {
                     dq[at + d] += ds * k[row + d];
                     dk[row + d] += ds * q[at + d];

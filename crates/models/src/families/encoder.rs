@@ -1,0 +1,194 @@
+//! Encoders whose layers are BERT's, as plain values.
+//!
+//! ELECTRA, DistilBERT and MPNet differ from BERT in names, in the keys of their `config.json`, in
+//! what is added to embeddings and scores, and in the classification head. Each has a file that
+//! reads its keys and says the rest in a [`Member`].
+
+use epiphyte_ops::Activation;
+use serde_json::{Value, json};
+
+use super::bert::{BertConfig, EncoderNames, EncoderOptions};
+use super::{ConfigFacts, FamilyConfig};
+use crate::ModelError;
+use crate::adapter::Role;
+use crate::base::{DefaultTargets, Depth};
+use crate::blocks::{RelativeBias, RelativeBuckets};
+use crate::builder::{Builder, Summary};
+use crate::heads::{ClassificationHead, Head, HeadKind, Pooling};
+use crate::keys::KeyRules;
+use crate::model::Model;
+
+/// What an encoder is beyond the values of its `config.json`.
+#[derive(Debug, PartialEq)]
+pub(super) struct Member {
+    pub(super) model_type: &'static str,
+    /// The class of transformers with a classification head.
+    pub(super) class: &'static str,
+    pub(super) names: EncoderNames,
+    pub(super) targets: DefaultTargets,
+    /// The dense layer of the classification head, what follows it, and the output layer.
+    pub(super) dense: &'static str,
+    pub(super) activation: Activation,
+    pub(super) output: &'static str,
+    /// Whether the dense layer's input is dropped too.
+    pub(super) drops_input: bool,
+    /// Whether the dense layer stands beside the module that a task trains, `classifier`, and is a
+    /// part of it only where the checkpoint lacks it.
+    pub(super) optional: &'static [&'static str],
+    /// What checkpoints may hold beyond the model.
+    pub(super) ignorable: &'static [&'static str],
+    /// The word embeddings and a pretraining head that is tied to them.
+    pub(super) tied: &'static [&'static str],
+    /// The layer from the size of the embeddings to the hidden size.
+    pub(super) projection: &'static str,
+    /// The table of the relative position bias.
+    pub(super) bias: &'static str,
+    pub(super) keeps_attention_output: bool,
+}
+
+/// The configuration of an encoder.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EncoderConfig {
+    pub(super) member: &'static Member,
+    /// Its sizes, under BERT's keys.
+    pub encoder: BertConfig,
+    /// Size of the embeddings.
+    pub embedding_size: usize,
+    /// The padding token behind whose position the first token's is; none where positions begin at
+    /// row 0.
+    pub position_padding: Option<u32>,
+    /// The buckets of a relative position bias.
+    pub relative_attention_num_buckets: Option<usize>,
+    /// The token that starts a text.
+    pub bos_token_id: Option<u32>,
+    /// The tokens that end a text.
+    pub eos_token_ids: Vec<u32>,
+    /// Whether a language model's head is the word embeddings.
+    pub tie_word_embeddings: bool,
+}
+
+impl EncoderConfig {
+    /// The longest sequence.
+    fn max_positions(&self) -> usize {
+        let first = self
+            .position_padding
+            .map_or(0, |padding| padding as usize + 1);
+        self.encoder.max_position_embeddings.saturating_sub(first)
+    }
+}
+
+impl FamilyConfig for EncoderConfig {
+    fn facts(&self) -> ConfigFacts {
+        ConfigFacts {
+            model_type: self.member.model_type.to_owned(),
+            max_position_embeddings: Some(self.max_positions()),
+            bos_token_id: self.bos_token_id,
+            eos_token_ids: self.eos_token_ids.clone(),
+            ..self.encoder.facts()
+        }
+    }
+
+    fn with_dropout(&self, p: f64) -> Box<dyn FamilyConfig> {
+        Box::new(Self {
+            encoder: self.encoder.dropped(p),
+            ..self.clone()
+        })
+    }
+
+    fn key_rules(&self, _head: HeadKind) -> KeyRules {
+        KeyRules {
+            base_prefix: self.member.names.prefix,
+            ignorable: self.member.ignorable,
+        }
+    }
+
+    fn class_name(&self, head: HeadKind) -> Option<&'static str> {
+        head.labels().map(|_| self.member.class)
+    }
+
+    fn task_head(&self, head: HeadKind) -> Option<&'static str> {
+        head.labels().map(|_| "classifier")
+    }
+
+    fn tied_embeddings(&self) -> &'static [&'static str] {
+        match self.tie_word_embeddings {
+            true => self.member.tied,
+            false => &[],
+        }
+    }
+
+    fn optional_modules(&self) -> &'static [&'static str] {
+        self.member.optional
+    }
+
+    fn computation(&self) -> Value {
+        let mut values = self.encoder.encoder_computation();
+        values["position_padding"] = json!(self.position_padding);
+        values
+    }
+
+    fn dropouts(&self) -> Value {
+        self.encoder.encoder_dropouts()
+    }
+
+    fn build(
+        &self,
+        head: HeadKind,
+        _tied: bool,
+        mut builder: Builder<'_>,
+    ) -> Result<Model, ModelError> {
+        let member = self.member;
+        let Some(labels) = head.labels() else {
+            return Err(ModelError::no_head(member.model_type, head));
+        };
+        let lacks = |module: &&&'static str| !builder.has(&format!("{module}.weight"));
+        let new_module = member.optional.iter().find(lacks).copied();
+        let size = self.encoder.hidden_size;
+        let narrow = self.embedding_size != size;
+        let b = &mut builder;
+        let bias = self.relative_attention_num_buckets.map(|count| {
+            let buckets = RelativeBuckets {
+                count,
+                max_distance: 128,
+                bidirectional: true,
+            };
+            RelativeBias::build(b, member.bias, self.encoder.num_attention_heads, buckets)
+        });
+        let options = EncoderOptions {
+            padding: self.position_padding,
+            embedding_size: narrow.then_some((self.embedding_size, member.projection)),
+            bias,
+            keeps_attention_output: member.keeps_attention_output,
+        };
+        let stack = self.encoder.encoder(b, &member.names, options)?;
+        b.at(Depth::Head);
+        let dropout = self.encoder.head_dropout();
+        let role = match member.optional {
+            [] => Role::Head,
+            _ => Role::Pooler,
+        };
+        let head = ClassificationHead {
+            pooling: Pooling::First,
+            input_dropout: if member.drops_input { dropout } else { 0.0 },
+            dense: Some(b.linear(member.dense, role, [size, size], true)),
+            activation: member.activation,
+            dropout,
+            output: b.linear(member.output, Role::Head, [labels, size], true),
+        };
+        let base = builder.finish(Summary {
+            dimensions: self
+                .encoder
+                .dimensions(member.model_type, self.max_positions()),
+            default_targets: member.targets,
+            word_embeddings: member.names.words,
+            prefix: member.names.prefix,
+            task_head: Some("classifier"),
+            new_module,
+        })?;
+        Ok(Model::new(
+            base,
+            Box::new(stack),
+            Head::Classification(head),
+        ))
+    }
+}
