@@ -9,6 +9,7 @@ pub mod decoder;
 pub mod encoder;
 pub mod gpt2;
 pub mod llama;
+pub mod qwen3;
 pub mod roberta;
 pub mod t5;
 
@@ -33,6 +34,7 @@ pub static FAMILIES: &[Family] = &[
     roberta::FAMILY,
     gpt2::FAMILY,
     llama::FAMILY,
+    qwen3::FAMILY,
     t5::FAMILY,
 ];
 
