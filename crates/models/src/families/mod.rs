@@ -7,6 +7,7 @@
 pub mod bert;
 pub mod decoder;
 pub mod encoder;
+pub mod gemma;
 pub mod gpt2;
 pub mod llama;
 pub mod qwen3;
@@ -35,6 +36,9 @@ pub static FAMILIES: &[Family] = &[
     gpt2::FAMILY,
     llama::FAMILY,
     qwen3::FAMILY,
+    gemma::FAMILY,
+    gemma::GEMMA2_FAMILY,
+    gemma::GEMMA3_FAMILY,
     t5::FAMILY,
 ];
 
