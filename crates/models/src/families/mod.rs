@@ -10,6 +10,7 @@ pub mod encoder;
 pub mod gemma;
 pub mod gpt2;
 pub mod llama;
+pub mod phi3;
 pub mod qwen3;
 pub mod roberta;
 pub mod t5;
@@ -39,6 +40,7 @@ pub static FAMILIES: &[Family] = &[
     gemma::FAMILY,
     gemma::GEMMA2_FAMILY,
     gemma::GEMMA3_FAMILY,
+    phi3::FAMILY,
     t5::FAMILY,
 ];
 
