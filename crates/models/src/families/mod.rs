@@ -13,6 +13,7 @@ pub mod llama;
 pub mod phi3;
 pub mod qwen3;
 pub mod roberta;
+pub mod smollm3;
 pub mod t5;
 
 use std::any::Any;
@@ -41,6 +42,7 @@ pub static FAMILIES: &[Family] = &[
     gemma::GEMMA2_FAMILY,
     gemma::GEMMA3_FAMILY,
     phi3::FAMILY,
+    smollm3::FAMILY,
     t5::FAMILY,
 ];
 
