@@ -10,6 +10,7 @@ pub mod encoder;
 pub mod gemma;
 pub mod gpt2;
 pub mod llama;
+pub mod olmo2;
 pub mod phi3;
 pub mod qwen3;
 pub mod roberta;
@@ -43,6 +44,7 @@ pub static FAMILIES: &[Family] = &[
     gemma::GEMMA3_FAMILY,
     phi3::FAMILY,
     smollm3::FAMILY,
+    olmo2::FAMILY,
     t5::FAMILY,
 ];
 
