@@ -8,6 +8,7 @@ pub mod bert;
 pub mod decoder;
 pub mod encoder;
 pub mod gemma;
+pub mod glm;
 pub mod gpt2;
 pub mod llama;
 pub mod olmo2;
@@ -45,6 +46,8 @@ pub static FAMILIES: &[Family] = &[
     phi3::FAMILY,
     smollm3::FAMILY,
     olmo2::FAMILY,
+    glm::FAMILY,
+    glm::GLM4_FAMILY,
     t5::FAMILY,
 ];
 
