@@ -10,6 +10,7 @@ pub mod encoder;
 pub mod gemma;
 pub mod glm;
 pub mod gpt2;
+pub mod gpt_neox;
 pub mod llama;
 pub mod olmo2;
 pub mod phi3;
@@ -48,6 +49,7 @@ pub static FAMILIES: &[Family] = &[
     olmo2::FAMILY,
     glm::FAMILY,
     glm::GLM4_FAMILY,
+    gpt_neox::FAMILY,
     t5::FAMILY,
 ];
 
