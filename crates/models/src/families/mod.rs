@@ -13,6 +13,7 @@ pub mod gpt2;
 pub mod gpt_neox;
 pub mod llama;
 pub mod olmo2;
+pub mod opt;
 pub mod phi3;
 pub mod qwen3;
 pub mod roberta;
@@ -50,6 +51,7 @@ pub static FAMILIES: &[Family] = &[
     glm::FAMILY,
     glm::GLM4_FAMILY,
     gpt_neox::FAMILY,
+    opt::FAMILY,
     t5::FAMILY,
 ];
 
