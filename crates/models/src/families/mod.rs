@@ -6,6 +6,7 @@
 
 pub mod bert;
 pub mod decoder;
+pub mod distilbert;
 pub mod encoder;
 pub mod gemma;
 pub mod glm;
@@ -39,6 +40,7 @@ use crate::model::Model;
 pub static FAMILIES: &[Family] = &[
     bert::FAMILY,
     roberta::FAMILY,
+    distilbert::FAMILY,
     gpt2::FAMILY,
     llama::FAMILY,
     qwen3::FAMILY,
