@@ -7,6 +7,7 @@
 pub mod bert;
 pub mod decoder;
 pub mod distilbert;
+pub mod electra;
 pub mod encoder;
 pub mod gemma;
 pub mod glm;
@@ -41,6 +42,7 @@ pub static FAMILIES: &[Family] = &[
     bert::FAMILY,
     roberta::FAMILY,
     distilbert::FAMILY,
+    electra::FAMILY,
     gpt2::FAMILY,
     llama::FAMILY,
     qwen3::FAMILY,

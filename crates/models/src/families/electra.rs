@@ -1,0 +1,75 @@
+//! ELECTRA (Clark et al. 2020, arXiv 2003.10555): BERT's encoder, in small models over narrower
+//! embeddings, with RoBERTa's classification head and GELU in it. Tensor names are those of Hugging
+//! Face's `ElectraForSequenceClassification`.
+
+use epiphyte_ops::Activation;
+use serde_json::json;
+
+use super::Family;
+use super::bert::{self, BertConfig, EncoderDefaults, EncoderNames};
+use super::encoder::{EncoderConfig, Member};
+use crate::config::size;
+
+pub(super) const FAMILY: Family = Family {
+    name: "ELECTRA",
+    model_types: &["electra"],
+    examples: || {
+        vec![json!({
+            "model_type": "electra", "vocab_size": 30, "hidden_size": 16, "embedding_size": 16,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24,
+            "max_position_embeddings": 32,
+        })]
+    },
+    parse: |json, _| {
+        let encoder = BertConfig::from_json(json, &DEFAULTS)?;
+        Ok(Box::new(EncoderConfig {
+            member: &ELECTRA,
+            embedding_size: size(json, "embedding_size", 128)?,
+            position_padding: None,
+            relative_attention_num_buckets: None,
+            bos_token_id: None,
+            eos_token_ids: Vec::new(),
+            tie_word_embeddings: json.get("tie_word_embeddings", Some(true))?.unwrap_or(true),
+            encoder,
+        }))
+    },
+};
+
+static ELECTRA: Member = Member {
+    model_type: "electra",
+    class: "ElectraForSequenceClassification",
+    names: EncoderNames {
+        prefix: "electra.",
+        words: "electra.embeddings.word_embeddings.weight",
+        embeddings: "electra.embeddings",
+        layers: "electra.encoder.layer",
+        layer: bert::NAMES,
+        has_segments: true,
+    },
+    targets: bert::TARGETS,
+    dense: "classifier.dense",
+    activation: Activation::Gelu,
+    output: "classifier.out_proj",
+    drops_input: true,
+    optional: &[],
+    ignorable: &[
+        "embeddings.position_ids",
+        "discriminator_predictions.",
+        "generator_predictions.",
+        "generator_lm_head.",
+    ],
+    tied: &[
+        "electra.embeddings.word_embeddings.weight",
+        "generator_lm_head.weight",
+    ],
+    projection: "electra.embeddings_project",
+    bias: "",
+    keeps_attention_output: false,
+};
+
+const DEFAULTS: EncoderDefaults = EncoderDefaults {
+    hidden_size: 256,
+    num_attention_heads: 4,
+    intermediate_size: 1024,
+    ..bert::DEFAULTS
+};
