@@ -14,6 +14,7 @@ pub mod glm;
 pub mod gpt2;
 pub mod gpt_neox;
 pub mod llama;
+pub mod mpnet;
 pub mod olmo2;
 pub mod opt;
 pub mod phi3;
@@ -43,6 +44,7 @@ pub static FAMILIES: &[Family] = &[
     roberta::FAMILY,
     distilbert::FAMILY,
     electra::FAMILY,
+    mpnet::FAMILY,
     gpt2::FAMILY,
     llama::FAMILY,
     qwen3::FAMILY,
