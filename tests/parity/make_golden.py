@@ -177,6 +177,8 @@ def record_positions(model) -> tuple[dict, list]:
 
     def note_pooler(_module, arguments, keywords, output):
         states = arguments[0] if arguments else keywords["hidden_states"]
+        if not hasattr(_module, "activation"):
+            return
         pooled = [i for i in range(states.shape[1]) if torch.equal(_module.activation(_module.dense(states[:, i])), output)]
         seen["pooled_position"], seen["states_length"] = pooled, states.shape[1]
 

@@ -7,8 +7,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from peft import AdaLoraConfig, IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig, VeraConfig
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BartForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
     DistilBertConfig,
     DistilBertForSequenceClassification,
     ElectraConfig,
@@ -31,6 +36,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
+    MBartConfig,
+    MBartForConditionalGeneration,
     MistralConfig,
     MistralForCausalLM,
     MPNetConfig,
@@ -88,6 +95,14 @@ DISTILBERT = Names(
     ia3_feedforward=["lin2"],
     patterns=("attention.q_lin", "lin2", r"layer\.1\.ffn\.lin2"),
     feed_forward=("layer.1.ffn.", []),
+)
+DEBERTA = replace(BERT, lora=["query_proj", "value_proj"], ia3=["key_proj", "value_proj"])
+BART = Names(
+    lora=["q_proj", "v_proj"],
+    ia3=["q_proj", "v_proj"],
+    ia3_feedforward=["fc2"],
+    patterns=("self_attn.q_proj", "fc2", r".*decoder\.layers\.1\.fc2"),
+    feed_forward=("decoder.layers.1.fc", []),
 )
 MPNET = replace(BERT, lora=["q", "v"], ia3=["k", "v"])
 LLAMA = Names(
@@ -294,6 +309,28 @@ def t5(model_class, config_class=T5Config, own_head=False, **changes):
 
 # transformers' eager attention makes NaN of a padded query whose window holds padding only.
 CAPPED_LENGTHS = [14, 13, 20, 15]
+def bart(model_class, config_class=BartConfig, **changes):
+    """An encoder-decoder of the BART family; `changes` override the tiny configuration."""
+    settings = {
+        "vocab_size": 60,
+        "d_model": 16,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 24,
+        "decoder_ffn_dim": 20,
+        "max_position_embeddings": 40,
+        "dropout": 0.0,
+        "scale_embedding": True,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "bos_token_id": 2,
+        "decoder_start_token_id": 1,
+    } | changes
+    return lambda: model_class(config_class(**settings))
+
+
 BERT_LENGTHS, TEXT_LENGTHS, TARGET_LENGTHS = [12, 7, 16, 4], [14, 9, 20, 5], [6, 11, 3, 8]
 PEFT_METHODS = ["lora", "lora_patterns", "ia3", "prompt_tuning", "prefix_tuning", "prefix_tuning_mlp"]
 
@@ -474,6 +511,26 @@ BASES = [
                 {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0, "hidden_dim": 24},
             ),
             ("electra", (ElectraForSequenceClassification, ElectraConfig), BERT, {"embedding_size": 8}),
+            (
+                "deberta",
+                (DebertaV2ForSequenceClassification, DebertaV2Config),
+                DEBERTA,
+                {
+                    "relative_attention": True,
+                    "position_buckets": 8,
+                    "norm_rel_ebd": "layer_norm",
+                    "share_att_key": True,
+                    "pos_att_type": "p2c|c2p",
+                    "position_biased_input": False,
+                    "type_vocab_size": 2,
+                },
+            ),
+            (
+                "deberta_own_projections",
+                (DebertaV2ForSequenceClassification, DebertaV2Config),
+                DEBERTA,
+                {"relative_attention": True, "max_relative_positions": 12, "pos_att_type": ["p2c", "c2p"]},
+            ),
             ("mpnet", (MPNetForSequenceClassification, MPNetConfig), MPNET, {"pad_token_id": 1}),
         ]
     ],
@@ -531,6 +588,34 @@ BASES = [
         "t5_classifier",
         t5(T5ForSequenceClassification, num_labels=3),
         T5,
+        "SEQ_CLS",
+        TEXT_LENGTHS,
+        labels=[0, 2, 1, 2],
+        head="classification_head",
+        methods=["lora", "full"],
+    ),
+    Base(
+        "bart",
+        bart(BartForConditionalGeneration),
+        BART,
+        "SEQ_2_SEQ_LM",
+        TEXT_LENGTHS,
+        targets=TARGET_LENGTHS,
+        methods=["lora", "full"],
+    ),
+    Base(
+        "mbart",
+        bart(MBartForConditionalGeneration, MBartConfig, scale_embedding=False),
+        BART,
+        "SEQ_2_SEQ_LM",
+        TEXT_LENGTHS,
+        targets=TARGET_LENGTHS,
+        methods=["lora", "full"],
+    ),
+    Base(
+        "bart_classifier",
+        bart(BartForSequenceClassification, num_labels=3),
+        BART,
         "SEQ_CLS",
         TEXT_LENGTHS,
         labels=[0, 2, 1, 2],

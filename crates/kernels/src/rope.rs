@@ -1,6 +1,6 @@
-//! Rotary position embedding (Su et al. 2021). In the layout of Hugging Face's Llama, the first half
-//! of a head's rotated dimensions is paired with the second half (`rotate_half`); in that of the
-//! paper and of GLM, neighbors are paired.
+//! Rotary position embedding (Su et al. 2021). In the layout of Hugging Face's Llama, the first
+//! half of a head's rotated dimensions is paired with the second half (`rotate_half`); in that of
+//! the paper and of GLM, neighbors are paired.
 //!
 //! The tables are the caller's: plain, Llama-3 and YaRN scalings differ only in them. The
 //! backward pass is the rotation back.

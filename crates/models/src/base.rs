@@ -212,6 +212,11 @@ impl Base {
         table.expect("families register the table that they name")
     }
 
+    /// Size of the word embeddings; not the hidden size where a layer stands between the two.
+    pub fn embedding_size(&self) -> usize {
+        self.word_embedding_table().shape()[1]
+    }
+
     /// All linear layers, in the order in which the model applies them.
     pub fn linears(&self) -> &[LinearInfo] {
         &self.linears

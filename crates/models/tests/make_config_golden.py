@@ -116,7 +116,7 @@ def attributes(case):
         "num_key_value_heads": getattr(config, "num_key_value_heads", heads),
         # OPT has PyTorch's default.
         "norm_eps": 1e-5 if kind == "opt" else first(config, "rms_norm_eps", "layer_norm_eps"),
-        "rope_thetas": [it["rope_theta"] for it in ropes],
+        "rope_thetas": [float(it["rope_theta"]) for it in ropes],
         "rotary_dims": [int(head_dim * it.get("partial_rotary_factor", 1.0)) for it in ropes],
         "rope_of_layers": rope_of_layers,
         "attention_scale": getattr(config, "query_pre_attn_scalar", head_dim) ** -0.5,

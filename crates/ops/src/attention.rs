@@ -90,6 +90,34 @@ pub enum Prefix {
 }
 
 impl Prefix {
+    /// Rows of one sequence's prefix.
+    pub fn length(&self) -> usize {
+        match self {
+            Self::Shared { keys, .. } => keys.dims()[0],
+            Self::PerSequence { length, .. } => *length,
+        }
+    }
+
+    /// The prefix of one sequence.
+    #[must_use]
+    pub fn part(&self, sequence: usize) -> Self {
+        match self {
+            Self::Shared { .. } => self.clone(),
+            Self::PerSequence {
+                length,
+                keys,
+                values,
+            } => {
+                let own = |x: &Tensor<2>| x.clone().narrow(0, sequence * length, *length);
+                Self::PerSequence {
+                    length: *length,
+                    keys: own(keys),
+                    values: own(values),
+                }
+            }
+        }
+    }
+
     /// Rows of one sequence's prefix, whether each sequence has its own, and keys and values.
     fn into_parts(self) -> (PrefixShape, [Tensor<2>; 2]) {
         let (length, per_sequence, operands) = match self {
@@ -115,8 +143,8 @@ struct PrefixShape {
     per_sequence: bool,
 }
 
-/// `softmax(cap(q kᵀ · scale) + bias + mask) v` for each sequence, the prefix in front of its keys. A
-/// query that sees no key gets zeros.
+/// `softmax(cap(q kᵀ · scale) + bias + mask) v` for each sequence, the prefix in front of its keys.
+/// A query that sees no key gets zeros.
 ///
 /// # Shapes
 /// - `q`, result: `[tokens, heads * head_dim]`

@@ -102,10 +102,9 @@ pub fn rotate(x: Tensor<2>, angles: &Angles, head_dim: usize) -> Tensor<2> {
             turned.reshape([tokens, heads, 2 * half])
         }
     };
-    let passing = x.narrow(2, 2 * half, head_dim - 2 * half);
-    let rotated = match 2 * half == head_dim {
-        true => turned,
-        false => Tensor::cat(vec![turned, passing], 2),
+    let rotated = match head_dim - 2 * half {
+        0 => turned,
+        passing => Tensor::cat(vec![turned, x.narrow(2, 2 * half, passing)], 2),
     };
     rotated.reshape([tokens, width])
 }

@@ -1,7 +1,7 @@
 //! Attention over sequences without padding, forward and backward, without stored scores.
 //!
-//! `softmax(cap(scale · q kᵀ) + bias) v` per sequence and head. Scores are computed block by block: the
-//! forward pass keeps a running maximum and sum (Milakov and Gimelshein 2018) and saves the
+//! `softmax(cap(scale · q kᵀ) + bias) v` per sequence and head. Scores are computed block by block:
+//! the forward pass keeps a running maximum and sum (Milakov and Gimelshein 2018) and saves the
 //! log-sum-exp, from which the backward pass recomputes each probability (Dao et al. 2022,
 //! FlashAttention). The memory saved grows with the number of tokens, not with its square.
 //!

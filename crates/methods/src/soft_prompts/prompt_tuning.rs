@@ -218,7 +218,7 @@ impl MethodConfig for PromptTuningConfig {
     ) -> Result<Box<dyn Method>, MethodError> {
         virtual_tokens::check(Self::NAME, self.num_virtual_tokens, base)?;
         let init = self.init(base, parameters.seed())?;
-        let shape = [self.num_virtual_tokens, base.dimensions.hidden_size];
+        let shape = [self.num_virtual_tokens, base.embedding_size()];
         Ok(Box::new(PromptTuning {
             prompt: parameters.declare(KEY, &shape, init),
         }))
@@ -226,7 +226,7 @@ impl MethodConfig for PromptTuningConfig {
 
     fn count(&self, base: &Base) -> Result<usize, MethodError> {
         virtual_tokens::check(Self::NAME, self.num_virtual_tokens, base)?;
-        Ok(self.num_virtual_tokens * base.dimensions.hidden_size)
+        Ok(self.num_virtual_tokens * base.embedding_size())
     }
 
     fn resolved(&self, _base: &Base) -> Self {

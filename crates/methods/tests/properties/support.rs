@@ -115,12 +115,13 @@ impl TestModel {
     /// not rotary, since adding the same to all keys moves all scores of a query alike.
     pub(crate) fn is_noise(&self, param: &Param) -> bool {
         let base = self.model.base();
-        let rotary = base.layer_shapes().iter().any(|it| it.attention.rotary);
+        let is_rotary = |layer: usize| base.layer_shapes()[layer].attention.rotary;
         let is_key = |path: &str| {
-            let mut linears = base.linears().iter();
-            linears.any(|it| it.site.path == path && it.site.role == Role::Key)
+            let mut keys = base.linears().iter().filter(|it| it.site.role == Role::Key);
+            let key = keys.find(|it| it.site.path == path);
+            key.is_some_and(|it| !it.site.layer.is_some_and(is_rotary))
         };
-        !rotary && param.key().strip_suffix(".bias").is_some_and(is_key)
+        param.key().strip_suffix(".bias").is_some_and(is_key)
     }
 }
 

@@ -3,9 +3,12 @@
 use burn::tensor::Tensor;
 use epiphyte_ops::{Angles, Keys, Prefix, Sequences, attention, fork, rotate};
 
-use super::{AttentionNames, AttentionShape, Linear, Norm, Projections, RelativeBias};
+use super::disentangled::Disentangled;
+use super::{
+    AttentionNames, AttentionShape, Linear, Norm, Projections, RelativeBias, RelativeEmbeddings,
+};
 use crate::adapter::{
-    Adapter, AdapterBatch, AttentionKind, AttentionSite, ForwardContext, Hook, Role,
+    Adapter, AdapterBatch, AttentionKind, AttentionSite, Entry, ForwardContext, Hook, Role,
 };
 use crate::builder::Builder;
 
@@ -17,6 +20,9 @@ pub struct Attention {
     input: Input,
     /// The norms of queries and keys, and the size of what is normalized.
     norms: Option<[(Norm, usize); 2]>,
+    /// What projects embeddings of relative positions to keys and queries, where an attention does
+    /// not do so with its own layers.
+    position_projections: [Option<Linear>; 2],
     output: Linear,
 }
 
@@ -44,6 +50,8 @@ pub(crate) struct AttentionInput<'a> {
     pub(crate) angles: &'a [Angles],
     /// Added to the scores.
     pub(crate) bias: Option<&'a RelativeBias>,
+    /// Embeddings of relative positions.
+    pub(crate) positions: Option<&'a RelativeEmbeddings>,
 }
 
 impl Attention {
@@ -101,6 +109,20 @@ impl Attention {
                 (norm, size)
             })
         });
+        let own = shape.disentangled.filter(|it| !it.shares_projections);
+        let position_projections = [
+            own.filter(|it| it.content_to_position)
+                .map(|_| ("pos_key_proj", key)),
+            own.filter(|it| it.position_to_content)
+                .map(|_| ("pos_query_proj", query)),
+        ]
+        .map(|projection| {
+            projection.map(|(name, role)| {
+                let path = names.query.rsplit_once('.').map_or("", |(path, _)| path);
+                let path = full(&format!("{path}.{name}"));
+                builder.linear(&path, role, [q_size, hidden_size], true)
+            })
+        });
         let output_path = full(names.output);
         let size = [hidden_size, q_size];
         let output = match shape.projections {
@@ -112,6 +134,7 @@ impl Attention {
             shape: shape.clone(),
             input,
             norms,
+            position_projections,
             output,
         }
     }
@@ -129,6 +152,7 @@ impl Attention {
             encoder,
             angles,
             bias,
+            positions,
         } = from;
         let ([q, k, v], read, x) = self.project(x, rows, encoder, batch);
         let [q, k] = self.normalize([q, k], rows, encoder.map(|(_, rows)| rows), batch);
@@ -141,6 +165,12 @@ impl Attention {
         let key_rows = encoder.map(|(_, rows)| rows);
         let mut hooks = vec![Hook::Attention(self.at), Hook::Prefix(self.at)];
         hooks.extend(bias.map(RelativeBias::hook));
+        let positions = positions.and_then(|it| Some((it, self.shape.disentangled?)));
+        if let Some((positions, _)) = positions {
+            hooks.extend(positions.hooks());
+            let projections = self.projections_of_positions().into_iter().flatten();
+            hooks.extend(projections.flat_map(Linear::hooks));
+        }
         let body = |[q, k, v]: [Tensor<2>; 3],
                     x: Tensor<2>,
                     key_rows: Option<Sequences>,
@@ -148,11 +178,18 @@ impl Attention {
                     cx: &ForwardContext<'_>| {
             let prefix = adapter.prefix(self.at, &x, cx);
             let [q, k, v] = adapter.attention(self.at, [q, k, v], cx);
-            let prefix_length = match &prefix {
-                None => 0,
-                Some(Prefix::Shared { keys, .. }) => keys.dims()[0],
-                Some(Prefix::PerSequence { length, .. }) => *length,
-            };
+            let prefix_length = prefix.as_ref().map_or(0, Prefix::length);
+            if let Some((positions, _)) = positions {
+                let table = positions.get(adapter);
+                let [keys, queries] = self.project_positions(table, adapter, cx);
+                let scores = Disentangled {
+                    positions,
+                    keys,
+                    queries,
+                    attention: self.kernel_shape(),
+                };
+                return scores.attend([q, k, v], cx.rows, prefix, self.id());
+            }
             let bias = bias.map(|bias| bias.get(adapter, cx.rows, prefix_length));
             let keys = Keys {
                 k,
@@ -167,6 +204,39 @@ impl Attention {
             batch.map_attention(&hooks, qkv, read, (rows, key_rows), body),
             x,
         )
+    }
+
+    /// The layers that project embeddings of relative positions to keys and to queries.
+    fn projections_of_positions(&self) -> [Option<&Linear>; 2] {
+        let shares = self.shape.disentangled.filter(|it| it.shares_projections);
+        match (&self.input, shares) {
+            (Input::Separate { query, key, .. }, Some(shape)) => [
+                Some(key).filter(|_| shape.content_to_position),
+                Some(query).filter(|_| shape.position_to_content),
+            ],
+            _ => self.position_projections.each_ref().map(Option::as_ref),
+        }
+    }
+
+    /// Embeddings of relative positions as keys and as queries, as one adapter has them.
+    fn project_positions(
+        &self,
+        table: Tensor<2>,
+        adapter: &dyn Adapter,
+        cx: &ForwardContext<'_>,
+    ) -> [Option<Tensor<2>>; 2] {
+        let rows = Sequences::new(vec![0, table.dims()[0]]);
+        let batch = AdapterBatch::new([Entry {
+            adapter,
+            tokens: cx.tokens,
+            mode: cx.mode,
+        }]);
+        let [to_keys, to_queries] = fork(table);
+        let [key, query] = self.projections_of_positions();
+        [
+            key.map(|key| key.forward(to_keys, &rows, &batch)),
+            query.map(|query| query.forward(to_queries, &rows, &batch)),
+        ]
     }
 
     fn kernel_shape(&self) -> epiphyte_ops::Attention {

@@ -19,8 +19,9 @@ pub struct EncoderDecoder {
     pub encoder: HalfStack,
     /// The decoder.
     pub decoder: HalfStack,
-    /// The token with which the decoder's input begins.
-    pub decoder_start_token: u32,
+    /// The token with which the decoder's input begins; by default the last that is not padding, as
+    /// in mBART, whose texts end with their language.
+    pub decoder_start_token: Option<u32>,
     /// What the decoder reads in place of labels that do not count.
     pub pad_token: u32,
     /// Whether any dropout of the base is on during training.
@@ -90,6 +91,7 @@ impl EncoderDecoder {
         };
         let input = LayerInput {
             bias: self.decoder.bias.as_ref(),
+            positions: None,
             encoder: encoder.map(|stream| (stream.states, stream.rows)),
         };
         self.decoder.layers[index].forward(hidden, input, selected, batch)
@@ -151,6 +153,7 @@ impl Backbone for EncoderDecoder {
         }
         let input = LayerInput {
             bias: self.encoder.bias.as_ref(),
+            positions: None,
             encoder: None,
         };
         let hidden = self.encoder.layers[index].forward(hidden, input, None, batch);
@@ -179,8 +182,11 @@ impl EncoderDecoder {
         let mut shifted: Vec<u32> = ids.map(|id| id.unwrap_or(self.pad_token)).collect();
         for pair in rows.boundaries().windows(2) {
             if let own @ [_, ..] = &mut shifted[pair[0]..pair[1]] {
+                // As transformers counts: padding inside of the labels moves it forward.
+                let real = own.iter().filter(|&&id| id != self.pad_token).count();
+                let last = own[real.saturating_sub(1)];
                 own.rotate_right(1);
-                own[0] = self.decoder_start_token;
+                own[0] = self.decoder_start_token.unwrap_or(last);
             }
         }
         shifted

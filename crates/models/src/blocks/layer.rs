@@ -5,7 +5,9 @@ use epiphyte_ops::{Sequences, dropout, fork};
 
 use super::attention::AttentionInput;
 use super::residual::Residual;
-use super::{Attention, FeedForward, LayerShape, Norm, NormPlacement, RelativeBias};
+use super::{
+    Attention, FeedForward, LayerShape, Norm, NormPlacement, RelativeBias, RelativeEmbeddings,
+};
 use crate::adapter::{AdapterBatch, AttentionKind, Block, Hidden};
 use crate::builder::Builder;
 
@@ -108,6 +110,8 @@ impl BlockNorms {
 pub struct LayerInput<'a> {
     /// Added to the scores of self-attention.
     pub bias: Option<&'a RelativeBias>,
+    /// Embeddings of relative positions, which the scores of self-attention read.
+    pub positions: Option<&'a RelativeEmbeddings>,
     /// What cross-attention reads: an encoder's output and the sequences that its rows form.
     pub encoder: Option<(Tensor<2>, Sequences)>,
 }
@@ -194,7 +198,11 @@ impl Layer {
         selected: Option<&[usize]>,
         batch: &AdapterBatch<'_>,
     ) -> Hidden {
-        let LayerInput { bias, encoder } = input;
+        let LayerInput {
+            bias,
+            positions,
+            encoder,
+        } = input;
         let last_is_self = self.cross_attention.is_none();
         let (hidden, parallel) = match self.parallel {
             true => {
@@ -207,7 +215,7 @@ impl Layer {
         let hidden = self.attention_block(
             (&self.attention, &self.attention_norms, Block::SelfAttention),
             hidden,
-            (None, bias),
+            (None, bias, positions),
             selected.filter(|_| last_is_self),
             batch,
         );
@@ -215,7 +223,7 @@ impl Layer {
             (Some((attention, norms)), Some((states, rows))) => self.attention_block(
                 (attention, norms, Block::CrossAttention),
                 hidden,
-                (Some((states, rows)), None),
+                (Some((states, rows)), None, None),
                 selected,
                 batch,
             ),
@@ -232,7 +240,11 @@ impl Layer {
         &self,
         (attention, norms, block): (&Attention, &BlockNorms, Block),
         hidden: Hidden,
-        (encoder, bias): (Option<(&Tensor<2>, &Sequences)>, Option<&RelativeBias>),
+        (encoder, bias, positions): (
+            Option<(&Tensor<2>, &Sequences)>,
+            Option<&RelativeBias>,
+            Option<&RelativeEmbeddings>,
+        ),
         selected: Option<&[usize]>,
         batch: &AdapterBatch<'_>,
     ) -> Hidden {
@@ -244,6 +256,7 @@ impl Layer {
                 encoder,
                 angles: &hidden.angles,
                 bias,
+                positions,
             },
             batch,
         );

@@ -191,7 +191,7 @@ impl Linear {
     }
 
     /// The hooks at this layer.
-    fn hooks(&self) -> impl Iterator<Item = Hook<'_>> {
+    pub(crate) fn hooks(&self) -> impl Iterator<Item = Hook<'_>> {
         let weight = self.weight.hook();
         let bias = self.bias.as_ref().map(Vector::hook);
         [Some(Hook::Linear(&self.site)), Some(weight), bias]

@@ -5,6 +5,7 @@
 //! data here.
 
 mod attention;
+mod disentangled;
 mod embeddings;
 mod encoder_decoder;
 mod feed_forward;
@@ -17,6 +18,7 @@ mod shape;
 mod stack;
 
 pub use self::attention::Attention;
+pub use self::disentangled::{DisentangledShape, RelativeEmbeddings};
 pub use self::embeddings::{Embeddings, Positions};
 pub use self::encoder_decoder::{EncoderDecoder, HalfStack};
 pub use self::feed_forward::FeedForward;

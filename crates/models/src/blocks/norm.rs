@@ -51,8 +51,8 @@ impl Norm {
         })
     }
 
-    /// `Norm(x)` of each run of `size` elements of a row by itself, as each adapter of the batch has
-    /// it.
+    /// `Norm(x)` of each run of `size` elements of a row by itself, as each adapter of the batch
+    /// has it.
     pub(crate) fn forward_parts(
         &self,
         x: Tensor<2>,

@@ -2,6 +2,8 @@
 
 use epiphyte_ops::Activation;
 
+use super::DisentangledShape;
+
 /// The shape of a layer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerShape {
@@ -82,6 +84,8 @@ pub struct AttentionShape {
     pub rotary_set: usize,
     /// Norms of queries and keys before rotation.
     pub norms: Option<QueryKeyNorms>,
+    /// How scores read embeddings of relative positions: DeBERTa.
+    pub disentangled: Option<DisentangledShape>,
 }
 
 /// RMS norms of queries and keys.
@@ -136,7 +140,9 @@ impl LayerShape {
             attention.projections,
             Projections::Separate | Projections::FusedConv1d
         );
-        let scores = attention.norms.is_none() && attention.softcap.is_none();
+        let scores = attention.norms.is_none()
+            && attention.softcap.is_none()
+            && attention.disentangled.is_none();
         let whole = !self.parallel && !self.feed_forward.packed && self.norm.offset == 0.0;
         placement && separate && scores && whole && attention.rotary_set == 0
     }

@@ -1,7 +1,7 @@
 //! One stack of layers: encoders like BERT, decoders like Llama and GPT-2.
 
 use super::embeddings::{EmbeddingInput, Embeddings};
-use super::{Layer, LayerInput, Norm, RelativeBias};
+use super::{Layer, LayerInput, Norm, RelativeBias, RelativeEmbeddings};
 use crate::adapter::{AdapterBatch, Entry, Hidden};
 use crate::backbone::Backbone;
 use crate::rope::RotaryEmbedding;
@@ -15,6 +15,8 @@ pub struct Stack {
     pub layers: Vec<Layer>,
     /// The relative position bias of self-attention, the same in all layers.
     pub bias: Option<RelativeBias>,
+    /// Embeddings of relative positions, which the scores of all layers read.
+    pub positions: Option<RelativeEmbeddings>,
     /// The norm after the last layer.
     pub final_norm: Option<Norm>,
     /// Rotary positions; of several, each layer says which it has.
@@ -59,6 +61,7 @@ impl Backbone for Stack {
     ) -> Hidden {
         let input = LayerInput {
             bias: self.bias.as_ref(),
+            positions: self.positions.as_ref(),
             encoder: None,
         };
         self.layers[index].forward(hidden, input, selected, batch)

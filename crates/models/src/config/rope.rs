@@ -42,8 +42,8 @@ impl<'a> Rope<'a> {
         self.read(object.as_ref(), "rope_theta", self.defaults.rope_theta)
     }
 
-    /// That of the layers of full attention, and that of the layers with a window, whose theta has a
-    /// key of its own in transformers 4.
+    /// That of the layers of full attention, and that of the layers with a window, whose theta has
+    /// a key of its own in transformers 4.
     pub(crate) fn of_layer_types(
         &self,
         local_theta: (&str, f64),

@@ -11,9 +11,9 @@ use crate::ModelError;
 use crate::adapter::Role;
 use crate::base::{DefaultTargets, Depth, Dimensions};
 use crate::blocks::{
-    AttentionNames, AttentionShape, Embeddings, FeedForwardNames, FeedForwardShape, Layer,
-    LayerNames, LayerShape, Norm, NormPlacement, NormShape, Positions, Projections, RelativeBias,
-    Stack,
+    AttentionNames, AttentionShape, DisentangledShape, Embeddings, FeedForwardNames,
+    FeedForwardShape, Layer, LayerNames, LayerShape, Norm, NormPlacement, NormShape, Positions,
+    Projections, RelativeBias, RelativeEmbeddings, Stack,
 };
 use crate::builder::{Builder, Summary};
 use crate::config::{
@@ -112,6 +112,9 @@ pub(super) struct EncoderDefaults {
     pub(super) num_attention_heads: usize,
     pub(super) intermediate_size: usize,
     pub(super) pad_token_id: Option<u32>,
+    /// 0 where tokens have no segments unless the configuration says so.
+    pub(super) type_vocab_size: usize,
+    pub(super) layer_norm_eps: f64,
 }
 
 /// BERT's own.
@@ -122,6 +125,8 @@ pub(super) const DEFAULTS: EncoderDefaults = EncoderDefaults {
     num_attention_heads: 12,
     intermediate_size: 3072,
     pad_token_id: Some(0),
+    type_vocab_size: 2,
+    layer_norm_eps: 1e-12,
 };
 
 impl BertConfig {
@@ -143,9 +148,12 @@ impl BertConfig {
             hidden_dropout_prob: dropout(json, "hidden_dropout_prob", 0.1)?,
             attention_probs_dropout_prob: dropout(json, "attention_probs_dropout_prob", 0.1)?,
             max_position_embeddings: size(json, "max_position_embeddings", 512)?,
-            type_vocab_size: size(json, "type_vocab_size", 2)?,
+            type_vocab_size: match defaults.type_vocab_size {
+                0 => json.get("type_vocab_size", 0)?,
+                default => size(json, "type_vocab_size", default)?,
+            },
             initializer_range: epsilon(json, "initializer_range", 0.02)?,
-            layer_norm_eps: epsilon(json, "layer_norm_eps", 1e-12)?,
+            layer_norm_eps: epsilon(json, "layer_norm_eps", defaults.layer_norm_eps)?,
             pad_token_id: token(json, "pad_token_id", defaults.pad_token_id, vocab_size)?,
             classifier_dropout: match json.get("classifier_dropout", None::<f64>)? {
                 None => None,
@@ -308,6 +316,10 @@ pub(super) struct EncoderOptions {
     pub(super) embedding_size: Option<(usize, &'static str)>,
     /// The relative position bias of self-attention.
     pub(super) bias: Option<RelativeBias>,
+    /// The embeddings of relative positions, and how scores read them.
+    pub(super) positions: Option<(RelativeEmbeddings, DisentangledShape)>,
+    /// Whether there are no learned positions.
+    pub(super) without_positions: bool,
     /// Whether attention adds its output without dropout.
     pub(super) keeps_attention_output: bool,
 }
@@ -373,19 +385,25 @@ impl BertConfig {
             .embedding_size
             .map_or(self.hidden_size, |(size, _)| size);
         let padding = options.padding;
+        let (relative, scores) = options.positions.unzip();
+        if let Some(scores) = scores {
+            shape.attention.scale = scores.scale(self.head_dim());
+            shape.attention.disentangled = Some(scores);
+        }
         let table = |name: &str| format!("{path}.{name}_embeddings.weight");
         let words = b.matrix(names.words, [self.vocab_size, size]);
-        let positions = b.matrix(&table("position"), [self.max_position_embeddings, size]);
+        let has_positions = !options.without_positions;
+        let positions = has_positions
+            .then(|| b.matrix(&table("position"), [self.max_position_embeddings, size]));
         let embeddings = Embeddings {
             words,
             scale: None,
-            positions: Some(Positions {
-                table: positions,
+            positions: positions.map(|table| Positions {
+                table,
                 first: padding.map_or(0, |padding| padding as usize + 1),
                 padding,
             }),
-            segments: names
-                .has_segments
+            segments: (names.has_segments && self.type_vocab_size > 0)
                 .then(|| b.matrix(&table("token_type"), [self.type_vocab_size, size])),
             norm: Some(Norm::build(b, &format!("{path}.LayerNorm"), size, norm)),
             dropout: self.hidden_dropout_prob,
@@ -403,6 +421,7 @@ impl BertConfig {
             embeddings,
             layers: layers.collect(),
             bias: options.bias,
+            positions: relative,
             final_norm: None,
             rotary: Vec::new(),
             has_dropout: self.hidden_dropout_prob > 0.0 || self.attention_probs_dropout_prob > 0.0,
@@ -449,6 +468,7 @@ impl BertConfig {
                 output_bias: true,
                 rotary: false,
                 rotary_set: 0,
+                disentangled: None,
                 norms: None,
             },
             cross_attention: None,

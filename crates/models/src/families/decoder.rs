@@ -603,6 +603,7 @@ impl FamilyConfig for DecoderConfig {
             embeddings,
             layers,
             bias: None,
+            positions: None,
             final_norm,
             rotary: self.rope.clone(),
             has_dropout: dropouts.iter().any(|&p| p > 0.0),
@@ -646,6 +647,7 @@ impl DecoderConfig {
                 output_bias: self.attention_output_bias,
                 rotary: rope.is_some(),
                 rotary_set: rope.unwrap_or(0),
+                disentangled: None,
                 norms: architecture.normalizes_heads.map(|per_head| QueryKeyNorms {
                     shape: self.norm(),
                     per_head,

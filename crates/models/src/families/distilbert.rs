@@ -37,6 +37,9 @@ pub(super) const FAMILY: Family = Family {
         Ok(Box::new(EncoderConfig {
             member: &DISTILBERT,
             embedding_size: encoder.hidden_size,
+            activation: Activation::Relu,
+            pooler_dropout: None,
+            positions: None,
             position_padding: None,
             relative_attention_num_buckets: None,
             bos_token_id: None,
@@ -83,10 +86,10 @@ static DISTILBERT: Member = Member {
         ia3_feedforward: &["lin2"],
     },
     dense: "pre_classifier",
-    activation: Activation::Relu,
     output: "classifier",
     drops_input: false,
     optional: &["pre_classifier"],
+    trains_dense: true,
     ignorable: &[
         "embeddings.position_ids",
         "vocab_transform.",

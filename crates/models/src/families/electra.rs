@@ -15,7 +15,7 @@ pub(super) const FAMILY: Family = Family {
     model_types: &["electra"],
     examples: || {
         vec![json!({
-            "model_type": "electra", "vocab_size": 30, "hidden_size": 16, "embedding_size": 16,
+            "model_type": "electra", "vocab_size": 30, "hidden_size": 16, "embedding_size": 8,
             "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24,
             "max_position_embeddings": 32,
         })]
@@ -25,6 +25,9 @@ pub(super) const FAMILY: Family = Family {
         Ok(Box::new(EncoderConfig {
             member: &ELECTRA,
             embedding_size: size(json, "embedding_size", 128)?,
+            activation: Activation::Gelu,
+            pooler_dropout: None,
+            positions: None,
             position_padding: None,
             relative_attention_num_buckets: None,
             bos_token_id: None,
@@ -48,10 +51,10 @@ static ELECTRA: Member = Member {
     },
     targets: bert::TARGETS,
     dense: "classifier.dense",
-    activation: Activation::Gelu,
     output: "classifier.out_proj",
     drops_input: true,
     optional: &[],
+    trains_dense: false,
     ignorable: &[
         "embeddings.position_ids",
         "discriminator_predictions.",

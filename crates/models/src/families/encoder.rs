@@ -12,7 +12,9 @@ use super::{ConfigFacts, FamilyConfig};
 use crate::ModelError;
 use crate::adapter::Role;
 use crate::base::{DefaultTargets, Depth};
-use crate::blocks::{RelativeBias, RelativeBuckets};
+use crate::blocks::{
+    DisentangledShape, Norm, NormShape, RelativeBias, RelativeBuckets, RelativeEmbeddings,
+};
 use crate::builder::{Builder, Summary};
 use crate::heads::{ClassificationHead, Head, HeadKind, Pooling};
 use crate::keys::KeyRules;
@@ -26,15 +28,17 @@ pub(super) struct Member {
     pub(super) class: &'static str,
     pub(super) names: EncoderNames,
     pub(super) targets: DefaultTargets,
-    /// The dense layer of the classification head, what follows it, and the output layer.
+    /// The dense layer of the classification head, and the output layer.
     pub(super) dense: &'static str,
-    pub(super) activation: Activation,
     pub(super) output: &'static str,
     /// Whether the dense layer's input is dropped too.
     pub(super) drops_input: bool,
     /// Whether the dense layer stands beside the module that a task trains, `classifier`, and is a
     /// part of it only where the checkpoint lacks it.
     pub(super) optional: &'static [&'static str],
+    /// Whether a task trains that layer in any case: PEFT takes every module whose name ends with
+    /// `classifier` for a part of the head.
+    pub(super) trains_dense: bool,
     /// What checkpoints may hold beyond the model.
     pub(super) ignorable: &'static [&'static str],
     /// The word embeddings and a pretraining head that is tied to them.
@@ -46,6 +50,21 @@ pub(super) struct Member {
     pub(super) keeps_attention_output: bool,
 }
 
+/// Embeddings of relative positions, which scores read: DeBERTa's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RelativePositions {
+    /// Which products scores have.
+    pub scores: DisentangledShape,
+    /// `position_buckets`; without, each distance has a row.
+    pub buckets: Option<usize>,
+    /// `max_relative_positions`.
+    pub max_position: usize,
+    /// Whether the embeddings are normalized: `norm_rel_ebd`.
+    pub normalized: bool,
+    /// Whether tokens have learned positions too: `position_biased_input`.
+    pub position_biased_input: bool,
+}
+
 /// The configuration of an encoder.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EncoderConfig {
@@ -54,6 +73,12 @@ pub struct EncoderConfig {
     pub encoder: BertConfig,
     /// Size of the embeddings.
     pub embedding_size: usize,
+    /// What follows the dense layer of the classification head.
+    pub activation: Activation,
+    /// Dropout before that layer, where it is not that after it.
+    pub pooler_dropout: Option<f64>,
+    /// Embeddings of relative positions.
+    pub positions: Option<RelativePositions>,
     /// The padding token behind whose position the first token's is; none where positions begin at
     /// row 0.
     pub position_padding: Option<u32>,
@@ -91,6 +116,7 @@ impl FamilyConfig for EncoderConfig {
     fn with_dropout(&self, p: f64) -> Box<dyn FamilyConfig> {
         Box::new(Self {
             encoder: self.encoder.dropped(p),
+            pooler_dropout: self.pooler_dropout.map(|_| p),
             ..self.clone()
         })
     }
@@ -124,6 +150,10 @@ impl FamilyConfig for EncoderConfig {
     fn computation(&self) -> Value {
         let mut values = self.encoder.encoder_computation();
         values["position_padding"] = json!(self.position_padding);
+        values["head_activation"] = self.activation.name().into();
+        if let Some(positions) = self.positions {
+            values["relative_positions"] = format!("{positions:?}").into();
+        }
         values
     }
 
@@ -141,8 +171,9 @@ impl FamilyConfig for EncoderConfig {
         let Some(labels) = head.labels() else {
             return Err(ModelError::no_head(member.model_type, head));
         };
-        let lacks = |module: &&&'static str| !builder.has(&format!("{module}.weight"));
-        let new_module = member.optional.iter().find(lacks).copied();
+        let has_dense = builder.has(&format!("{}.weight", member.dense));
+        let is_new = member.trains_dense || !has_dense;
+        let new_module = member.optional.first().copied().filter(|_| is_new);
         let size = self.encoder.hidden_size;
         let narrow = self.embedding_size != size;
         let b = &mut builder;
@@ -154,10 +185,30 @@ impl FamilyConfig for EncoderConfig {
             };
             RelativeBias::build(b, member.bias, self.encoder.num_attention_heads, buckets)
         });
+        let prefix = member.names.prefix;
+        let positions = self.positions.map(|it| {
+            let name = format!("{prefix}encoder.rel_embeddings.weight");
+            let table = RelativeEmbeddings::build(b, &name, size, it.buckets, it.max_position);
+            let table = match it.normalized {
+                true => {
+                    let shape = NormShape {
+                        rms: false,
+                        epsilon: self.encoder.layer_norm_eps,
+                        offset: 0.0,
+                    };
+                    let path = format!("{prefix}encoder.LayerNorm");
+                    table.normalized(Norm::build(b, &path, size, shape))
+                }
+                false => table,
+            };
+            (table, it.scores)
+        });
         let options = EncoderOptions {
             padding: self.position_padding,
             embedding_size: narrow.then_some((self.embedding_size, member.projection)),
             bias,
+            positions,
+            without_positions: self.positions.is_some_and(|it| !it.position_biased_input),
             keeps_attention_output: member.keeps_attention_output,
         };
         let stack = self.encoder.encoder(b, &member.names, options)?;
@@ -169,9 +220,12 @@ impl FamilyConfig for EncoderConfig {
         };
         let head = ClassificationHead {
             pooling: Pooling::First,
-            input_dropout: if member.drops_input { dropout } else { 0.0 },
+            input_dropout: match member.drops_input {
+                true => self.pooler_dropout.unwrap_or(dropout),
+                false => 0.0,
+            },
             dense: Some(b.linear(member.dense, role, [size, size], true)),
-            activation: member.activation,
+            activation: self.activation,
             dropout,
             output: b.linear(member.output, Role::Head, [labels, size], true),
         };

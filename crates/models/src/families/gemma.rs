@@ -1,12 +1,12 @@
-//! Gemma (Gemma Team 2024, arXiv 2403.08295), Gemma 2 (arXiv 2408.00118) and the text model of Gemma 3
-//! (arXiv 2503.19786).
+//! Gemma (Gemma Team 2024, arXiv 2403.08295), Gemma 2 (arXiv 2408.00118) and the text model of
+//! Gemma 3 (arXiv 2503.19786).
 //!
 //! Llama's decoder with word embeddings times the root of the hidden size, norms that store their
-//! scales less 1, and a gate with the tanh approximation of GELU. Gemma 2 has norms before and after
-//! each block, `x₁ = x + N₂(Attn(N₁(x)))`, bends scores and logits with `cap · tanh(· / cap)`, and
-//! lets every other layer see a window only. Gemma 3 normalizes the heads of queries and keys
-//! instead of bending scores, and its layers with a window have a rotary embedding of their own.
-//! Tensor names are those of Hugging Face's `GemmaForCausalLM`, `Gemma2ForCausalLM` and
+//! scales less 1, and a gate with the tanh approximation of GELU. Gemma 2 has norms before and
+//! after each block, `x₁ = x + N₂(Attn(N₁(x)))`, bends scores and logits with `cap · tanh(· /
+//! cap)`, and lets every other layer see a window only. Gemma 3 normalizes the heads of queries and
+//! keys instead of bending scores, and its layers with a window have a rotary embedding of their
+//! own. Tensor names are those of Hugging Face's `GemmaForCausalLM`, `Gemma2ForCausalLM` and
 //! `Gemma3ForCausalLM`. A model without text only (`gemma3`) is another family.
 
 use epiphyte_ops::Activation;

@@ -1,9 +1,9 @@
-//! GLM-4 (GLM Team 2024, arXiv 2406.12793): `glm` for GLM-4-9B, the successor of ChatGLM, and `glm4` for
-//! the models of 2025.
+//! GLM-4 (GLM Team 2024, arXiv 2406.12793): `glm` for GLM-4-9B, the successor of ChatGLM, and
+//! `glm4` for the models of 2025.
 //!
-//! Llama's decoder with gate and `up` in one linear layer and half of each head's dimensions turning,
-//! in pairs of neighbors. `glm4` has norms before and after each block. Tensor names are those of
-//! Hugging Face's `GlmForCausalLM` and `Glm4ForCausalLM`.
+//! Llama's decoder with gate and `up` in one linear layer and half of each head's dimensions
+//! turning, in pairs of neighbors. `glm4` has norms before and after each block. Tensor names are
+//! those of Hugging Face's `GlmForCausalLM` and `Glm4ForCausalLM`.
 
 use serde_json::{Value, json};
 

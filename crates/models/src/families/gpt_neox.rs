@@ -1,8 +1,10 @@
-//! GPT-NeoX (Black et al. 2022, arXiv 2204.06745) and Pythia (Biderman et al. 2023, arXiv 2304.01373).
+//! GPT-NeoX (Black et al. 2022, arXiv 2204.06745) and Pythia (Biderman et al. 2023, arXiv
+//! 2304.01373).
 //!
-//! Decoder with layer norms whose blocks read the same states, `x + Attn(N₁(x)) + FF(N₂(x))`. A quarter
-//! of each head's dimensions turns, and one linear layer has query, key and value of each head in
-//! turn. Tensor names are those of Hugging Face's `GPTNeoXForCausalLM`, whose head is `embed_out`.
+//! Decoder with layer norms whose blocks read the same states, `x + Attn(N₁(x)) + FF(N₂(x))`. A
+//! quarter of each head's dimensions turns, and one linear layer has query, key and value of each
+//! head in turn. Tensor names are those of Hugging Face's `GPTNeoXForCausalLM`, whose head is
+//! `embed_out`.
 
 use serde_json::json;
 

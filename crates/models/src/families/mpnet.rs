@@ -1,5 +1,5 @@
-//! MPNet (Song et al. 2020, arXiv 2004.09297): RoBERTa's encoder without segments, with T5's relative
-//! position bias on the scores. Tensor names are those of Hugging Face's
+//! MPNet (Song et al. 2020, arXiv 2004.09297): RoBERTa's encoder without segments, with T5's
+//! relative position bias on the scores. Tensor names are those of Hugging Face's
 //! `MPNetForSequenceClassification`.
 
 use epiphyte_ops::Activation;
@@ -43,6 +43,9 @@ pub(super) const FAMILY: Family = Family {
         Ok(Box::new(EncoderConfig {
             member: &MPNET,
             embedding_size: encoder.hidden_size,
+            activation: Activation::Tanh,
+            pooler_dropout: None,
+            positions: None,
             position_padding: Some(POSITION_PADDING),
             relative_attention_num_buckets: Some(BUCKETS),
             bos_token_id: special_token(json, "bos_token_id", Some(0), encoder.vocab_size)?,
@@ -82,10 +85,10 @@ static MPNET: Member = Member {
         ia3_feedforward: &["output.dense"],
     },
     dense: "classifier.dense",
-    activation: Activation::Tanh,
     output: "classifier.out_proj",
     drops_input: true,
     optional: &[],
+    trains_dense: false,
     ignorable: &[
         "embeddings.position_ids",
         "lm_head.",

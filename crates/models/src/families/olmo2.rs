@@ -1,6 +1,6 @@
-//! OLMo 2 (OLMo Team 2024, arXiv 2501.00656): Llama's decoder with norms after the blocks instead of
-//! before them, `x₁ = x + N(Attn(x))`, and a norm over all heads of queries, and of keys, together.
-//! Tensor names are those of Hugging Face's `Olmo2ForCausalLM`.
+//! OLMo 2 (OLMo Team 2024, arXiv 2501.00656): Llama's decoder with norms after the blocks instead
+//! of before them, `x₁ = x + N(Attn(x))`, and a norm over all heads of queries, and of keys,
+//! together. Tensor names are those of Hugging Face's `Olmo2ForCausalLM`.
 
 use serde_json::json;
 

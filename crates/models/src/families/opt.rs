@@ -1,8 +1,8 @@
 //! OPT (Zhang et al. 2022, arXiv 2205.01068).
 //!
 //! Decoder with layer norms before the blocks, learned positions that begin at row 2, and a
-//! feed-forward with ReLU. Tensor names are those of Hugging Face's `OPTForCausalLM`. The model of 350
-//! million parameters, whose embeddings are narrower than its hidden states, is refused.
+//! feed-forward with ReLU. Tensor names are those of Hugging Face's `OPTForCausalLM`. The model of
+//! 350 million parameters, whose embeddings are narrower than its hidden states, is refused.
 
 use serde_json::json;
 

@@ -1,8 +1,8 @@
 //! Phi-3 and Phi-4-mini (Abdin et al. 2024, arXiv 2404.14219 and 2503.01743).
 //!
 //! Llama's decoder with queries, keys and values in one linear layer, gate and `up` in another, and
-//! dropout on what blocks add; in Phi-4-mini, only a part of each head turns. Tensor names are those
-//! of Hugging Face's `Phi3ForCausalLM`: `qkv_proj`, `gate_up_proj`.
+//! dropout on what blocks add; in Phi-4-mini, only a part of each head turns. Tensor names are
+//! those of Hugging Face's `Phi3ForCausalLM`: `qkv_proj`, `gate_up_proj`.
 
 use serde_json::json;
 

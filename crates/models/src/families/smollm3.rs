@@ -1,5 +1,6 @@
-//! SmolLM3 (Bakouch et al. 2025): Llama's decoder in which every fourth layer leaves queries and keys
-//! as they are, without positions. Tensor names are those of Hugging Face's `SmolLM3ForCausalLM`.
+//! SmolLM3 (Bakouch et al. 2025): Llama's decoder in which every fourth layer leaves queries and
+//! keys as they are, without positions. Tensor names are those of Hugging Face's
+//! `SmolLM3ForCausalLM`.
 
 use serde_json::json;
 

@@ -443,7 +443,7 @@ impl FamilyConfig for T5Config {
         let stacks = EncoderDecoder {
             encoder,
             decoder,
-            decoder_start_token: self.decoder_start_token_id,
+            decoder_start_token: Some(self.decoder_start_token_id),
             pad_token: self.pad_token_id.unwrap_or(self.decoder_start_token_id),
             has_dropout: self.dropout_rate > 0.0,
         };
@@ -512,6 +512,7 @@ impl T5Config {
             output_bias: false,
             rotary: false,
             rotary_set: 0,
+            disentangled: None,
             norms: None,
         };
         LayerShape {

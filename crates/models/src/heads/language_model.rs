@@ -19,8 +19,8 @@ pub struct LanguageModelHead {
 }
 
 impl LanguageModelHead {
-    /// The layer at `path`: over the word embeddings if it is tied to them, else with a weight of its
-    /// own.
+    /// The layer at `path`: over the word embeddings if it is tied to them, else with a weight of
+    /// its own.
     pub(crate) fn build(
         b: &mut Builder<'_>,
         path: &str,

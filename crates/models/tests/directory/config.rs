@@ -359,6 +359,32 @@ fn what_is_not_implemented_is_refused_and_not_ignored() {
             "rope_parameters.partial_rotary_factor",
         ),
         (
+            "gemma3_text",
+            json!({"use_bidirectional_attention": true}),
+            "use_bidirectional_attention",
+        ),
+        (
+            "gemma3_text",
+            json!({"rope_parameters": {"rope_type": "default"}}),
+            "rope_parameters.rope_type",
+        ),
+        (
+            "opt",
+            json!({"word_embed_proj_dim": 512}),
+            "word_embed_proj_dim",
+        ),
+        ("opt", json!({"enable_bias": false}), "enable_bias"),
+        (
+            "opt",
+            json!({"activation_function": "quick_gelu"}),
+            "activation_function",
+        ),
+        (
+            "mpnet",
+            json!({"relative_attention_num_buckets": 16}),
+            "relative_attention_num_buckets",
+        ),
+        (
             "qwen2",
             json!({"use_sliding_window": true, "num_hidden_layers": 1, "layer_types": ["chunked_attention"]}),
             "layer_types",

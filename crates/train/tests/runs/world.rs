@@ -1,5 +1,6 @@
 //! A small model and small data in a temporary directory.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -7,6 +8,7 @@ use burn::tensor::Device;
 use epiphyte_data::Fields;
 use epiphyte_io::safetensors_file::write_f32;
 use epiphyte_methods::{AdapterModule, METHODS, MethodError};
+use epiphyte_models::adapter::Role;
 use epiphyte_models::families::FAMILIES;
 use epiphyte_models::{HeadKind, ModelConfig, random_model};
 use epiphyte_ops::Precision;
@@ -19,6 +21,18 @@ const WORDS: usize = 12;
 
 pub(crate) struct World {
     dir: TempDir,
+}
+
+/// What a run sees of a model: how many layers are an encoder's that a decoder reads, whether
+/// tokens see those after them, and what its linear layers do. Families that agree in this differ
+/// inside of their layers, where the properties of methods are tried on every family.
+fn structure(config: &ModelConfig, head: HeadKind) -> (usize, bool, BTreeSet<Role>) {
+    let model = random_model(config, head, &Device::default(), Precision::F32, 0);
+    let model = model.expect("the family has the head");
+    let base = model.base();
+    let causal = base.layer_shapes().iter().any(|it| it.attention.causal);
+    let roles = base.linears().iter().map(|it| it.site.role);
+    (base.dimensions.encoder_layers, causal, roles.collect())
 }
 
 impl World {
@@ -124,11 +138,12 @@ impl World {
         }
     }
 
-    /// A short run of every method with each of its example settings, for every task on every
-    /// example of every family, wherever they fit together; with dropout wherever there is any.
+    /// A short run of every method with each of its example settings, for every task on the first
+    /// example of each [structure](structure), wherever they fit together; with dropout wherever
+    /// there is any.
     pub(crate) fn matrix(&self, name: &str) -> Vec<RunConfig> {
         let configs = FAMILIES.iter().flat_map(|family| (family.examples)());
-        let mut runs = Vec::new();
+        let (mut runs, mut seen) = (Vec::new(), BTreeMap::new());
         for (number, config) in configs.enumerate() {
             for task in epiphyte_train::tasks::names() {
                 let task: TaskKind = task.parse().expect("a task of the table");
@@ -137,6 +152,9 @@ impl World {
                     ModelConfig::parse("config.json".as_ref(), config.to_string().as_bytes());
                 let parsed = parsed.expect("a family's example");
                 if parsed.family().class_name(head).is_none() {
+                    continue;
+                }
+                if *seen.entry(structure(&parsed, head)).or_insert(number) != number {
                     continue;
                 }
                 // Tasks with one head share a base, so that their runs can be trained together.
