@@ -5,6 +5,7 @@
 //! [`FAMILIES`].
 
 pub mod bert;
+pub mod deberta;
 pub mod decoder;
 pub mod distilbert;
 pub mod electra;
@@ -45,6 +46,7 @@ pub static FAMILIES: &[Family] = &[
     distilbert::FAMILY,
     electra::FAMILY,
     mpnet::FAMILY,
+    deberta::FAMILY,
     gpt2::FAMILY,
     llama::FAMILY,
     qwen3::FAMILY,
