@@ -4,6 +4,7 @@
 //! and says how its checkpoints name tensors. Adding one touches its own file and its line in
 //! [`FAMILIES`].
 
+pub mod bart;
 pub mod bert;
 pub mod deberta;
 pub mod decoder;
@@ -61,6 +62,8 @@ pub static FAMILIES: &[Family] = &[
     gpt_neox::FAMILY,
     opt::FAMILY,
     t5::FAMILY,
+    bart::FAMILY,
+    bart::MBART_FAMILY,
 ];
 
 /// A family of models.
