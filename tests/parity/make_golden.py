@@ -49,8 +49,10 @@ def make_batch(base: Base, vocabulary: int) -> dict:
         batch["labels"] = base.labels
     elif base.task == "SEQ_2_SEQ_LM":
         labels = [torch.randint(5, vocabulary, (n,), generator=generator).tolist() for n in base.targets]
-        # One target of the first row does not count; the decoder reads padding in its place.
-        batch["labels"] = [[labels[0][0], -100, *labels[0][2:]], *labels[1:]]
+        # One target of the first row does not count; the decoder reads padding in its place. Where
+        # transformers keeps gradients from the embedding of padding, all targets count.
+        ignored = [-100] if base.reads_padding else labels[0][1:2]
+        batch["labels"] = [[labels[0][0], *ignored, *labels[0][2:]], *labels[1:]]
     else:
         # Two rows of plain text, two of prompt and completion (no loss on the prompt).
         half = len(rows) // 2

@@ -168,6 +168,8 @@ class Base:
     attention: str | None = None
     # Names that transformers changes when it saves a model: the live beginning, and that of the file.
     renames: dict[str, str] = field(default_factory=dict)
+    # Whether the embedding of padding, where a decoder reads it, gets a gradient.
+    reads_padding: bool = True
     methods: list[str] = field(default_factory=list)
 
 
@@ -601,6 +603,7 @@ BASES = [
         "SEQ_2_SEQ_LM",
         TEXT_LENGTHS,
         targets=TARGET_LENGTHS,
+        reads_padding=False,
         methods=["lora", "full"],
     ),
     Base(
@@ -610,6 +613,7 @@ BASES = [
         "SEQ_2_SEQ_LM",
         TEXT_LENGTHS,
         targets=TARGET_LENGTHS,
+        reads_padding=False,
         methods=["lora", "full"],
     ),
     Base(

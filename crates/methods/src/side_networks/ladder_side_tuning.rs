@@ -134,6 +134,12 @@ impl LadderSideTuningConfig {
                 "its layers are of a kind of its own, of which no smaller copies can be made",
             ));
         }
+        if base.embedding_size() != base.dimensions.hidden_size {
+            return Err(not_applicable(
+                "its embeddings are narrower than its hidden states, so that they do not say which \
+                 of these the side network keeps",
+            ));
+        }
         shapes
             .iter()
             .map(|shape| self.reduced(base, shape))

@@ -380,6 +380,21 @@ fn what_is_not_implemented_is_refused_and_not_ignored() {
             "activation_function",
         ),
         (
+            "deberta-v2",
+            json!({"conv_kernel_size": 3}),
+            "conv_kernel_size",
+        ),
+        (
+            "deberta-v2",
+            json!({"relative_attention": true, "pos_att_type": "p2p"}),
+            "pos_att_type",
+        ),
+        (
+            "bart",
+            json!({"encoder_attention_heads": 8, "decoder_attention_heads": 16}),
+            "decoder_attention_heads",
+        ),
+        (
             "mpnet",
             json!({"relative_attention_num_buckets": 16}),
             "relative_attention_num_buckets",
