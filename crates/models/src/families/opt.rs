@@ -17,11 +17,12 @@ use crate::json::JsonObject;
 pub(super) const FAMILY: Family = Family {
     name: "OPT",
     model_types: &["opt"],
+    // GELU instead of ReLU, so that slopes can be measured everywhere.
     examples: || {
         vec![json!({
             "model_type": "opt", "vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2,
             "num_attention_heads": 4, "ffn_dim": 24, "max_position_embeddings": 32,
-            "attention_dropout": 0.1,
+            "attention_dropout": 0.1, "activation_function": "gelu",
         })]
     },
     parse: |json, _| Ok(Box::new(read(json)?)),
