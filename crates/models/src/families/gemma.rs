@@ -7,7 +7,7 @@
 //! cap)`, and lets every other layer see a window only. Gemma 3 normalizes the heads of queries and
 //! keys instead of bending scores, and its layers with a window have a rotary embedding of their
 //! own. Tensor names are those of Hugging Face's `GemmaForCausalLM`, `Gemma2ForCausalLM` and
-//! `Gemma3ForCausalLM`. A model without text only (`gemma3`) is another family.
+//! `Gemma3ForCausalLM`. The model that reads images too (`gemma3`) is not supported.
 
 use epiphyte_ops::Activation;
 use serde_json::{Value, json};
