@@ -380,6 +380,10 @@ impl Adapter for AdapterModule {
         self.method.mixes_rows(layer)
     }
 
+    fn reads_whole_sequences(&self) -> bool {
+        self.method.reads_whole_sequences()
+    }
+
     fn needs_base_pass(&self) -> bool {
         self.method.needs_base_pass()
     }

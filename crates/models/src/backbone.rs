@@ -26,6 +26,13 @@ pub trait Backbone: Send + Sync + fmt::Debug {
         hidden
     }
 
+    /// Whether keys computed in a text of `from` tokens are those of the same text with `to`
+    /// tokens, so that a [cache](crate::Cache) can be kept. Rotary angles may depend on the length.
+    fn keeps_keys(&self, from: usize, to: usize) -> bool {
+        let _ = (from, to);
+        true
+    }
+
     /// One layer. With `selected`, only these rows (in ascending order) leave it.
     fn layer(
         &self,

@@ -24,6 +24,7 @@ mod backbone;
 mod base;
 pub mod blocks;
 mod builder;
+mod cache;
 pub mod checkpoint;
 pub mod config;
 pub mod error;
@@ -45,6 +46,7 @@ pub use adapter::{
 pub use backbone::Backbone;
 pub use base::{Base, BaseTensor, DefaultTargets, Depth, Dimensions, LinearInfo};
 pub use builder::{Builder, Source};
+pub use cache::Cache;
 pub use checkpoint::Checkpoint;
 pub use error::ModelError;
 pub use families::{ConfigFacts, ModelConfig};

@@ -141,6 +141,18 @@ impl RotaryEmbedding {
         }
     }
 
+    /// Whether sequences of these two lengths, the shorter first, have the same frequencies.
+    pub fn same_frequencies(&self, shorter: usize, longer: usize) -> bool {
+        match &self.scaling {
+            RopeScaling::Dynamic { .. } => longer <= self.max_position_embeddings,
+            RopeScaling::LongRope {
+                original_max_position_embeddings: original,
+                ..
+            } => (shorter > *original) == (longer > *original),
+            _ => true,
+        }
+    }
+
     /// The same rotation for heads of `head_dim` dimensions, a divisor of this one's: the
     /// frequencies span the same range in larger steps.
     #[must_use]

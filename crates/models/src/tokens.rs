@@ -2,6 +2,8 @@
 
 use epiphyte_ops::Sequences;
 
+use crate::cache::Cache;
+
 /// Token sequences, concatenated without padding.
 #[derive(Clone, Debug)]
 pub struct Tokens<'a> {
@@ -13,6 +15,8 @@ pub struct Tokens<'a> {
     pub sequences: Sequences,
     /// What the decoder of an encoder-decoder reads; none for other models.
     pub decoder: Option<DecoderTokens<'a>>,
+    /// What attentions keep of the sequence that these tokens belong to, for decoding.
+    pub cache: Option<&'a Cache>,
 }
 
 impl<'a> Tokens<'a> {
@@ -23,7 +27,25 @@ impl<'a> Tokens<'a> {
             type_ids,
             sequences,
             decoder: None,
+            cache: None,
         }
+    }
+
+    /// The next tokens of the one sequence that `cache` is of. A decoder with one stack reads them
+    /// as if those before stood in front, and adds them to the cache.
+    pub fn continuing(ids: &'a [u32], type_ids: &'a [u32], cache: &'a Cache) -> Self {
+        let first = cache.rows() as u32;
+        let positions = (first..).take(ids.len()).collect();
+        let sequences = Sequences::new(vec![0, ids.len()]).with_positions(positions);
+        Self {
+            cache: Some(cache),
+            ..Self::new(ids, type_ids, sequences)
+        }
+    }
+
+    /// Whether these tokens follow others that are in a cache.
+    pub(crate) fn follow_others(&self) -> bool {
+        self.cache.is_some_and(|cache| cache.rows() > 0)
     }
 }
 

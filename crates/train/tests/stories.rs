@@ -4,6 +4,7 @@
 //! The model is outside the project, in `../shared/data`.
 
 use std::fs;
+use std::ops::ControlFlow::Continue;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
@@ -63,21 +64,13 @@ fn folder() -> PathBuf {
 #[ignore = "needs ../shared/data"]
 fn greedy_generation_gives_the_golden_tokens() {
     let stories = Stories::open();
-    let how = Generation {
-        max_new_tokens: stories.golden.n_tokens,
-        temperature: 0.0,
-        seed: 0,
-        stop: vec![2],
-        max_length: stories
-            .loaded
-            .config
-            .facts()
-            .max_position_embeddings
-            .expect("a limit"),
-    };
+    let facts = stories.loaded.config.facts();
+    let limit = facts.max_position_embeddings.expect("a limit");
+    let how = Generation::greedy(stories.golden.n_tokens, vec![2], limit);
     let (prompt, expected) = stories.ids.split_at(1);
     let model = &stories.loaded.model;
-    let generated = generate(model, &Identity, prompt, &how, |_| {}).expect("a language model");
+    let generated =
+        generate(model, &Identity, prompt, &how, |_| Continue(())).expect("a language model");
     assert_eq!(expected.len(), stories.golden.n_tokens);
     assert_eq!(generated.ids, expected);
 }

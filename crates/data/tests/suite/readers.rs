@@ -5,12 +5,14 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use arrow::array::{
+use arrow_array::builder::{ListBuilder, StringBuilder, StringDictionaryBuilder, StructBuilder};
+use arrow_array::types::Int32Type;
+use arrow_array::{
     ArrayRef, BinaryArray, BinaryViewArray, BooleanArray, Date32Array, FixedSizeBinaryArray,
-    Float64Array, Int32Array, IntervalYearMonthArray, LargeBinaryArray, ListBuilder, RecordBatch,
-    StringArray, StringBuilder, StringDictionaryBuilder, StructBuilder, UInt64Array,
+    Float64Array, Int32Array, IntervalYearMonthArray, LargeBinaryArray, RecordBatch, StringArray,
+    UInt64Array,
 };
-use arrow::datatypes::{DataType, Field, Int32Type};
+use arrow_schema::{DataType, Field};
 use epiphyte_data::{DataError, Format, ReadOptions, Table, Value};
 use parquet::arrow::ArrowWriter;
 use proptest::prelude::*;

@@ -47,6 +47,50 @@ fn what_is_shown_as_it_is_written_is_the_whole_text() {
 }
 
 #[test]
+fn how_tokens_are_chosen_is_set_by_flags() {
+    let here = Workplace::new();
+    here.write("prompt.txt", "the film");
+    let generate = |flags: &str| {
+        let flags = format!(
+            "generate --model llama --prompt-file prompt.txt --max-new-tokens 8 \
+             --stop-at-eos=false {flags}"
+        );
+        here.json(&flags)["text"].as_str().unwrap().to_owned()
+    };
+    let greedy = generate("");
+    assert_eq!(generate("--temperature 2 --top-k 1"), greedy);
+    assert_eq!(generate("--temperature 2 --top-p 0.0001"), greedy);
+    assert_eq!(generate("--temperature 2 --min-p 1"), greedy);
+    assert_ne!(generate("--repetition-penalty 9"), greedy);
+    assert!(generate("--num-beams 3 --length-penalty -1").starts_with("the film"));
+
+    let errors = here.fail(2, "generate --model llama --prompt a --top-p 1.5");
+    assert!(errors.contains("use a number above 0, up to 1"), "{errors}");
+    let errors = here.fail(
+        2,
+        "generate --model llama --prompt a --num-beams 2 --top-k 3",
+    );
+    assert!(errors.contains("cannot be used with"), "{errors}");
+}
+
+#[test]
+fn a_text_ends_before_a_text_to_stop_at() {
+    let here = Workplace::new();
+    here.write("prompt.txt", "the film");
+    let ask = "generate --model llama --prompt-file prompt.txt --max-new-tokens 8 \
+               --stop-at-eos=false --temperature 2 --seed 1";
+    let whole = here.json(ask)["text"].as_str().unwrap().to_owned();
+    let new = whole.strip_prefix("the film").unwrap();
+    let word = new.split_whitespace().nth(2).expect("several words");
+    let kept = &whole[..whole.len() - new.len() + new.find(word).unwrap()];
+    let stopped = here.json(&format!("{ask} --stop never-there --stop {word}"));
+    assert_eq!(stopped["text"], kept);
+    assert!(stopped["new_tokens"].as_u64().unwrap() < 8);
+    let shown = here.succeed(&format!("{ask} --stop {word}"));
+    assert_eq!(shown, format!("{kept}\n"));
+}
+
+#[test]
 fn a_chat_goes_through_the_models_template() {
     let here = Workplace::new();
     let ask =

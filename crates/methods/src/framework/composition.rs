@@ -164,6 +164,12 @@ impl<L: Adapters> Adapter for Chain<L> {
         self.0.adapters().any(|adapter| adapter.mixes_rows(layer))
     }
 
+    fn reads_whole_sequences(&self) -> bool {
+        self.0
+            .adapters()
+            .any(|adapter| adapter.reads_whole_sequences())
+    }
+
     fn needs_base_pass(&self) -> bool {
         self.0.adapters().any(|adapter| adapter.needs_base_pass())
     }

@@ -290,6 +290,11 @@ impl Adapter for GatedPrefix {
     fn uses(&self, hook: Hook<'_>) -> bool {
         self.prefix.uses(hook)
     }
+
+    /// The gate is the mean of those of a sequence's rows.
+    fn reads_whole_sequences(&self) -> bool {
+        true
+    }
 }
 
 impl Method for GatedPrefix {
@@ -348,6 +353,11 @@ impl Adapter for GatedLoras {
     fn uses(&self, hook: Hook<'_>) -> bool {
         matches!(hook, Hook::Linear(site) if self.by_path.contains_key(&site.path))
     }
+
+    /// The gate is the mean of those of a sequence's rows.
+    fn reads_whole_sequences(&self) -> bool {
+        true
+    }
 }
 
 impl Method for GatedLoras {
@@ -394,6 +404,11 @@ impl Adapter for GatedPfeiffer {
     /// The gate reads every row, also in the last layer.
     fn mixes_rows(&self, layer: usize) -> bool {
         layer < self.layers.len()
+    }
+
+    /// The gate is the mean of those of a sequence's rows.
+    fn reads_whole_sequences(&self) -> bool {
+        true
     }
 }
 

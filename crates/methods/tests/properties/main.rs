@@ -3,6 +3,7 @@
 mod base_pass;
 mod bottlenecks;
 mod counts;
+mod decoding;
 mod equivalence;
 mod finite_differences;
 mod gradients;

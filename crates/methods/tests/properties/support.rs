@@ -157,6 +157,7 @@ impl TestBatch {
                 ids,
                 sequences: self.sequences.clone(),
             }),
+            cache: None,
         }
     }
 }

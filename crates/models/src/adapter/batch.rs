@@ -162,7 +162,9 @@ impl<'a> AdapterBatch<'a> {
             let cx = only.context(rows);
             return body(qkv, x, key_rows.cloned(), only.adapter, &cx);
         }
-        if !hooks.iter().any(|&hook| self.uses(hook)) {
+        // Each sequence with a cache has its own keys.
+        let cached = |entry: &Entry<'_>| entry.tokens.cache.is_some();
+        if !hooks.iter().any(|&hook| self.uses(hook)) && !self.entries.iter().any(cached) {
             let cx = self.entries[0].context(rows);
             return body(qkv, x, key_rows.cloned(), &Identity, &cx);
         }

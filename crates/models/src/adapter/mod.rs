@@ -18,10 +18,11 @@
 //! | [`Adapter::hidden`] | side networks, Attention Fusion, ReFT |
 //! | [`Adapter::final_norm`] | side networks with a norm of their own |
 //!
-//! Four more functions are promises that save work and change no result: [`Adapter::uses`],
-//! [`Adapter::first_layer`], [`Adapter::mixes_rows`] and [`Adapter::needs_base_pass`]. A test runs
-//! every method with the first three set to their most pessimistic answer and expects the same
-//! bytes.
+//! Five more functions are promises that save work and change no result: [`Adapter::uses`],
+//! [`Adapter::first_layer`], [`Adapter::mixes_rows`], [`Adapter::needs_base_pass`] and
+//! [`Adapter::reads_whole_sequences`]. A test runs every method with the first three set to their
+//! most pessimistic answer and expects the same bytes; another lets every method decode with a
+//! cache and without.
 
 mod batch;
 mod hidden;
@@ -131,7 +132,9 @@ pub trait Adapter: Send + Sync {
 
     /// Word embeddings, before positions and norms. May add rows to each sequence.
     ///
-    /// `cx.rows` are the data's sequences.
+    /// `cx.rows` are the data's sequences. An adapter with
+    /// [virtual tokens](Adapter::virtual_tokens) sees the beginning of a text only, not the tokens
+    /// that follow a cache.
     fn embeddings(&self, embedded: Embedded, _cx: &ForwardContext<'_>) -> Embedded {
         embedded
     }
@@ -226,6 +229,12 @@ pub trait Adapter: Send + Sync {
     /// Whether the adapter's hooks after the attention of this layer read several rows of a
     /// sequence at once. If so, the layer computes all rows, not only those that the head reads.
     fn mixes_rows(&self, _layer: usize) -> bool {
+        false
+    }
+
+    /// Whether a row's result depends on the other rows of its sequence in another way than through
+    /// attention, such as through their mean. If so, a text is read anew for each further token.
+    fn reads_whole_sequences(&self) -> bool {
         false
     }
 

@@ -190,6 +190,13 @@ impl Attention {
                 };
                 return scores.attend([q, k, v], cx.rows, prefix, self.id());
             }
+            let (k, v, key_rows) = match cx.tokens.cache {
+                Some(cache) if self.at.kind == AttentionKind::Decoder => {
+                    let (k, v, rows) = cache.extended(self.id(), k, v);
+                    (k, v, Some(rows))
+                }
+                _ => (k, v, key_rows),
+            };
             let bias = bias.map(|bias| bias.get(adapter, cx.rows, prefix_length));
             let keys = Keys {
                 k,

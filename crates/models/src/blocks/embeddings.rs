@@ -97,7 +97,11 @@ impl Embeddings {
             type_ids,
             rows,
             ..
-        } = entry.adapter.embeddings(embedded, &cx);
+        } = match entry.tokens.follow_others() {
+            // Virtual tokens stand at the beginning.
+            true if entry.adapter.virtual_tokens() > 0 => embedded,
+            _ => entry.adapter.embeddings(embedded, &cx),
+        };
         if let Some(segments) = &self.segments {
             let only = segments.shape()[0] == 1;
             let segment = |&id: &u32| if only { 0 } else { id };

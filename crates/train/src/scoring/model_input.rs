@@ -77,6 +77,7 @@ impl<'a> ModelInput<'a> {
                 ids,
                 sequences: rows.clone(),
             }),
+            cache: None,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Evaluation in micro-batches: never more tokens at once than asked for, and always the same
 //! scores.
 
+use std::ops::ControlFlow::Continue;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -105,15 +106,10 @@ fn what_is_not_finite_is_no_score_and_no_model() {
         };
         assert!(what.contains("example"), "{what}");
         if run.task == TaskKind::text() {
-            let how = Generation {
-                max_new_tokens: 2,
-                max_length: 16,
-                temperature: 0.0,
-                seed: 0,
-                stop: Vec::new(),
-            };
+            let how = Generation::greedy(2, Vec::new(), 16);
             let model = &loaded_adapter.task_model.loaded.model;
-            let error = generate(model, loaded_adapter.adapter(), &[1, 2], &how, |_| {});
+            let adapter = loaded_adapter.adapter();
+            let error = generate(model, adapter, &[1, 2], &how, |_| Continue(()));
             assert!(matches!(error, Err(NotFinite { .. })), "{error:?}");
         }
 

@@ -1,6 +1,8 @@
 //! Examples that do not fit a model: refused with what to do, or shortened where the length is a
 //! default.
 
+use std::ops::ControlFlow::Continue;
+
 use burn::tensor::Device;
 use epiphyte_data::{Order, Table};
 use epiphyte_methods::file::AdapterFile;
@@ -159,17 +161,13 @@ fn a_prompt_that_leaves_no_room_is_refused_before_it_is_run() {
             .max_position_embeddings;
         let limit = limit.unwrap();
         // The adapter acts as the prompt is long; the caller sets no limit of its own.
-        let how = Generation {
-            max_new_tokens: 9,
-            temperature: 0.0,
-            seed: 0,
-            stop: Vec::new(),
-            max_length: usize::MAX,
-        };
+        let how = Generation::greedy(9, Vec::new(), usize::MAX);
         let model = &loaded_adapter.task_model.loaded.model;
         let continued = |prompt: usize| {
             let prompt = vec![5; prompt];
-            generate(model, loaded_adapter.adapter(), &prompt, &how, |_| {})
+            generate(model, loaded_adapter.adapter(), &prompt, &how, |_| {
+                Continue(())
+            })
         };
         let room = limit - VIRTUAL_TOKENS;
         let generated = continued(room - 2).unwrap();

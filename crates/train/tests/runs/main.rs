@@ -2,6 +2,7 @@
 //! run, and is refused.
 
 mod carried_out;
+mod decoding;
 mod directory;
 mod encoder_decoder;
 mod evaluation;

@@ -1,6 +1,7 @@
 //! `epiphyte generate`.
 
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -10,7 +11,7 @@ use clap::Args;
 use epiphyte::data::{Columns, Prompt, Tokenizer};
 use epiphyte::models::ModelConfig;
 use epiphyte::models::generation_config::GenerationConfig;
-use epiphyte::train::{Generation, GenerationEnd, TaskKind, TaskSpec, generate};
+use epiphyte::train::{Generation, GenerationEnd, Sampling, TaskKind, TaskSpec, generate};
 use serde_json::json;
 
 use crate::data_arguments::{ModelArguments, read_template, spec_of_adapter};
@@ -56,8 +57,30 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 50)]
     max_new_tokens: usize,
     /// Sampling temperature; 0 is greedy decoding
-    #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = temperature)]
+    #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = not_negative)]
     temperature: f64,
+    /// Draw from the K most likely tokens [default: from all]
+    #[arg(long, value_name = "K", value_parser = count)]
+    top_k: Option<usize>,
+    /// Draw from the fewest tokens whose probabilities add up to P [default: from all]
+    #[arg(long, value_name = "P", value_parser = share)]
+    top_p: Option<f64>,
+    /// Draw from tokens with at least P times the probability of the most likely one [default: from
+    /// all]
+    #[arg(long, value_name = "P", value_parser = share)]
+    min_p: Option<f64>,
+    /// Make tokens that the text has already less likely; 1 does not
+    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = positive)]
+    repetition_penalty: f64,
+    /// Beams of the search for the most likely text; 1 does not search
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = count, conflicts_with_all = ["top_k", "top_p", "min_p"])]
+    num_beams: usize,
+    /// With --num-beams: compare log probabilities divided by the length to this power
+    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = finite, allow_hyphen_values = true)]
+    length_penalty: f64,
+    /// Stop before this text; may be given several times
+    #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    stop: Vec<String>,
     /// Random seed of sampling
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -69,11 +92,31 @@ pub(crate) struct Arguments {
     model: ModelArguments,
 }
 
-fn temperature(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(value) if value >= 0.0 && value.is_finite() => Ok(value),
-        _ => Err("use a number, 0 or more".to_owned()),
+fn count(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(count @ 1..) => Ok(count),
+        _ => Err("use a whole number, 1 or more".to_owned()),
     }
+}
+
+fn finite(text: &str) -> Result<f64, String> {
+    let value = text.parse::<f64>().ok().filter(|value| value.is_finite());
+    value.ok_or_else(|| "use a number".to_owned())
+}
+
+fn not_negative(text: &str) -> Result<f64, String> {
+    let value = finite(text).ok().filter(|&value| value >= 0.0);
+    value.ok_or_else(|| "use a number, 0 or more".to_owned())
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    let value = finite(text).ok().filter(|&value| value > 0.0);
+    value.ok_or_else(|| "use a number above 0".to_owned())
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let value = positive(text).ok().filter(|&value| value <= 1.0);
+    value.ok_or_else(|| "use a number above 0, up to 1".to_owned())
 }
 
 pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
@@ -130,21 +173,34 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     };
     let how = Generation {
         max_new_tokens: arguments.max_new_tokens,
-        temperature: arguments.temperature,
+        sampling: Sampling {
+            temperature: arguments.temperature,
+            top_k: arguments.top_k,
+            top_p: arguments.top_p,
+            min_p: arguments.min_p,
+            repetition_penalty: arguments.repetition_penalty,
+        },
         seed: arguments.seed,
+        num_beams: arguments.num_beams,
+        length_penalty: arguments.length_penalty,
         stop,
         max_length,
     };
     let started = Instant::now();
     // An answer is printed without the conversation before it, a continued text with its prompt.
     let shown = if arguments.chat { &[] } else { &ids[..] };
-    let mut text = Text::new(tokenizer, shown, !global.json);
+    let mut text = Text::new(tokenizer, shown, &arguments.stop, !global.json)?;
     let mut failed = None;
     let model = &loaded_adapter.task_model.loaded.model;
     let generated = generate(model, loaded_adapter.adapter(), &ids, &how, |id| {
         text.ids.push(id);
-        if let Err(error) = text.show(false) {
-            failed = Some(error);
+        match text.show(false) {
+            Ok(_) if text.stopped => ControlFlow::Break(()),
+            Ok(_) => ControlFlow::Continue(()),
+            Err(error) => {
+                failed = Some(error);
+                ControlFlow::Break(())
+            }
         }
     })?;
     if let Some(error) = failed {
@@ -268,37 +324,67 @@ fn conversation(tokenizer: &Tokenizer, system: Option<&str>, prompt: &str) -> Re
 struct Text<'a> {
     tokenizer: &'a Tokenizer,
     ids: Vec<u32>,
+    /// Where new text begins.
+    new: usize,
+    /// Texts before which the new text ends.
+    stop: &'a [String],
+    /// Whether one of them has come.
+    stopped: bool,
     /// Number of bytes printed so far.
     shown: usize,
     visible: bool,
 }
 
 impl<'a> Text<'a> {
-    fn new(tokenizer: &'a Tokenizer, ids: &[u32], visible: bool) -> Self {
-        Self {
+    fn new(
+        tokenizer: &'a Tokenizer,
+        ids: &[u32],
+        stop: &'a [String],
+        visible: bool,
+    ) -> Result<Self> {
+        Ok(Self {
             tokenizer,
             ids: ids.to_vec(),
+            new: tokenizer.decode(ids, true)?.len(),
+            stop,
+            stopped: false,
             shown: 0,
             visible,
-        }
+        })
     }
 
     /// Prints the new part of the text, with a line break if `all`, and returns the whole text.
-    /// Characters that are still incomplete are held back.
+    /// Characters that are still incomplete are held back, and what may begin a text to stop at.
     fn show(&mut self, all: bool) -> Result<String> {
-        let text = self.tokenizer.decode(&self.ids, true)?;
-        let ready = if all {
-            &text
-        } else {
-            text.trim_end_matches(char::REPLACEMENT_CHARACTER)
+        let mut text = self.tokenizer.decode(&self.ids, true)?;
+        let new = text.get(self.new..).unwrap_or("");
+        if let Some(end) = self.stop.iter().filter_map(|stop| new.find(stop)).min() {
+            text.truncate(self.new + end);
+            self.stopped = true;
+        }
+        let ready = match all || self.stopped {
+            true => text.len(),
+            false => {
+                let ready = text.trim_end_matches(char::REPLACEMENT_CHARACTER);
+                self.before_beginning_of_stop(ready)
+            }
         };
         if self.visible {
-            output::write(ready.get(self.shown..).unwrap_or(""))?;
-            self.shown = self.shown.max(ready.len());
+            output::write(text.get(self.shown..ready).unwrap_or(""))?;
+            self.shown = self.shown.max(ready);
             if all {
                 output::print("")?;
             }
         }
         Ok(text)
+    }
+
+    /// The length of `text` without what may be the beginning of a text to stop at.
+    fn before_beginning_of_stop(&self, text: &str) -> usize {
+        let begins = |at: usize| self.stop.iter().any(|stop| stop.starts_with(&text[at..]));
+        let ends = text.char_indices().map(|(at, _)| at);
+        ends.filter(|&at| at >= self.new)
+            .find(|&at| begins(at))
+            .unwrap_or(text.len())
     }
 }

@@ -6,6 +6,7 @@
 //! again.
 
 use std::io::ErrorKind;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -292,20 +293,13 @@ fn loss(loaded_adapter: &LoadedAdapter, config: &RunConfig) -> Result<f64> {
 fn sample(loaded_adapter: &LoadedAdapter, base: &Path) -> Result<String> {
     let task_model = &loaded_adapter.task_model;
     let mut ids = task_model.tokenizer.encode(PROMPT, None, None)?.ids;
-    let how = Generation {
-        max_new_tokens: NEW_TOKENS,
-        temperature: TEMPERATURE,
-        seed: 0,
-        stop: GenerationConfig::open(base, &task_model.loaded.config)?.eos_token_ids,
-        max_length: task_model
-            .loaded
-            .config
-            .facts()
-            .max_position_embeddings
-            .unwrap_or(usize::MAX),
-    };
-    let (model, adapter) = (&task_model.loaded.model, loaded_adapter.adapter());
-    ids.extend(generate(model, adapter, &ids, &how, |_| {})?.ids);
+    let stop = GenerationConfig::open(base, &task_model.loaded.config)?.eos_token_ids;
+    let limit = task_model.loaded.config.facts().max_position_embeddings;
+    let mut how = Generation::greedy(NEW_TOKENS, stop, limit.unwrap_or(usize::MAX));
+    how.sampling.temperature = TEMPERATURE;
+    let model = &task_model.loaded.model;
+    let each = |_| ControlFlow::Continue(());
+    ids.extend(generate(model, loaded_adapter.adapter(), &ids, &how, each)?.ids);
     Ok(task_model.tokenizer.decode(&ids, true)?)
 }
 

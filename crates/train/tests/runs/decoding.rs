@@ -1,0 +1,134 @@
+//! Generated tokens are those of transformers and PEFT, and do not depend on what is read together.
+
+use std::ops::ControlFlow::{Break, Continue};
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+use epiphyte_methods::AdapterModule;
+use epiphyte_methods::file::AdapterFile;
+use epiphyte_models::{Adapter, HeadKind, Identity, LoadOptions, Model, load};
+use epiphyte_train::{Generation, GenerationEnd, generate, generate_batch};
+use serde::Deserialize;
+
+/// `decoding.json`.
+#[derive(Deserialize)]
+struct Golden {
+    prompt: Vec<u32>,
+    ends: Vec<u32>,
+    repetition_penalty: f64,
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    base: String,
+    adapter: Option<String>,
+    greedy: Vec<u32>,
+    beams: Vec<Beams>,
+}
+
+#[derive(Deserialize)]
+struct Beams {
+    num_beams: usize,
+    length_penalty: f64,
+    tokens: Vec<u32>,
+}
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity/golden")
+}
+
+fn golden() -> Golden {
+    let text = std::fs::read_to_string(folder().join("decoding.json")).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+fn open(base: &str) -> Model {
+    let options = LoadOptions::default();
+    let dir = folder().join(base).join("base");
+    let device = Device::default();
+    let loaded = load(&dir, HeadKind::LanguageModel, &device, &options);
+    loaded.unwrap().model
+}
+
+impl Case {
+    fn module(&self, model: &Model) -> Option<AdapterModule> {
+        let dir = folder().join(&self.base).join(self.adapter.as_ref()?);
+        let file = AdapterFile::open(&dir).unwrap();
+        Some(file.load(model.base(), &Device::default()).unwrap())
+    }
+}
+
+impl Golden {
+    fn how(&self, stop: &[u32]) -> Generation {
+        let mut how = Generation::greedy(24, stop.to_vec(), usize::MAX);
+        how.sampling.repetition_penalty = self.repetition_penalty;
+        how
+    }
+}
+
+#[test]
+fn tokens_are_those_of_transformers() {
+    let golden = golden();
+    assert!(golden.cases.len() > 30);
+    for case in &golden.cases {
+        let name = format!("{} {:?}", case.base, case.adapter);
+        let model = open(&case.base);
+        let module = case.module(&model);
+        let adapter = module.as_ref().map_or(&Identity as &dyn Adapter, |it| it);
+        let run = |how: &Generation| {
+            generate(&model, adapter, &golden.prompt, how, |_| Continue(()))
+                .unwrap()
+                .ids
+        };
+        assert_eq!(run(&golden.how(&[])), case.greedy, "{name}");
+        for beams in &case.beams {
+            let how = Generation {
+                num_beams: beams.num_beams,
+                length_penalty: beams.length_penalty,
+                ..golden.how(&golden.ends)
+            };
+            assert_eq!(run(&how), beams.tokens, "{name} {}", beams.num_beams);
+        }
+    }
+}
+
+#[test]
+fn prompts_that_are_continued_together_are_as_alone() {
+    let golden = golden();
+    let case = golden.cases.iter().find(|case| case.adapter.is_some());
+    let case = case.unwrap();
+    let model = open(&case.base);
+    let module = case.module(&model).unwrap();
+    let prompts = vec![golden.prompt.clone(), vec![3], vec![11, 30, 2]];
+    let how = golden.how(&golden.ends);
+    let together = generate_batch(&model, &module, &prompts, &how).unwrap();
+    for (prompt, new) in prompts.iter().zip(&together) {
+        let alone = generate(&model, &module, prompt, &how, |_| Continue(())).unwrap();
+        assert_eq!(*new, alone);
+    }
+    let lengths: Vec<usize> = together.iter().map(|new| new.ids.len()).collect();
+    assert!(
+        lengths.iter().any(|length| *length != lengths[0]),
+        "{lengths:?}"
+    );
+
+    let mut sampled = how.clone();
+    sampled.sampling.temperature = 1.5;
+    let draw = || generate_batch(&model, &module, &prompts, &sampled).unwrap();
+    assert_eq!(draw(), draw());
+    assert_ne!(draw(), together);
+}
+
+#[test]
+fn the_caller_may_break_off() {
+    let golden = golden();
+    let model = open("llama");
+    let mut seen = 0;
+    let new = generate(&model, &Identity, &golden.prompt, &golden.how(&[]), |_| {
+        seen += 1;
+        if seen == 3 { Break(()) } else { Continue(()) }
+    });
+    let new = new.unwrap();
+    assert_eq!((new.ids.len(), new.end, seen), (3, GenerationEnd::Stop, 3));
+}
