@@ -40,8 +40,8 @@ impl Text {
         self.ids.push(id);
     }
 
-    /// Reads the text up to its last [`PROMPT_CHUNK`] tokens, in chunks; forgets what was read if the
-    /// model's keys depend on the text's length.
+    /// Reads the text up to its last [`PROMPT_CHUNK`] tokens, in chunks; forgets what was read if
+    /// the model's keys depend on the text's length.
     fn read_ahead(&mut self, model: &Model, adapter: &dyn Adapter) {
         let Some(cache) = &mut self.cache else {
             return;
