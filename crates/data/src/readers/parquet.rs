@@ -12,11 +12,14 @@ use ::parquet::file::metadata::ParquetMetaData;
 use arrow_array::Array;
 use arrow_array::cast::AsArray;
 use arrow_array::types::{
-    Float16Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type,
-    UInt16Type, UInt32Type, UInt64Type,
+    Date32Type, Date64Type, Decimal32Type, Decimal64Type, Decimal128Type, Decimal256Type,
+    Float16Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type,
+    Time32MillisecondType, Time32SecondType, Time64MicrosecondType, Time64NanosecondType,
+    TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType,
+    TimestampSecondType, UInt8Type, UInt16Type, UInt32Type, UInt64Type,
 };
-use arrow_cast::display::{ArrayFormatter, FormatOptions};
-use arrow_schema::DataType;
+use arrow_schema::{DataType, TimeUnit};
+use chrono::{FixedOffset, SecondsFormat};
 use serde_json::Value as Json;
 
 use super::read::ReadOptions;
@@ -158,7 +161,7 @@ fn is_readable(kind: &DataType) -> bool {
 }
 
 /// The value at `row` as JSON. Dates, times and decimals, for which JSON has no type, become the
-/// text in which Arrow displays them. The error says what is there.
+/// text in ISO 8601 or in digits. The error says what is there.
 fn json_at(array: &dyn Array, row: usize) -> Result<Json, String> {
     if array.is_null(row) {
         return Ok(Json::Null);
@@ -213,12 +216,78 @@ fn json_at(array: &dyn Array, row: usize) -> Result<Json, String> {
             let dictionary = array.as_any_dictionary();
             json_at(dictionary.values(), dictionary.normalized_keys()[row])?
         }
-        _ => ArrayFormatter::try_new(array, &FormatOptions::default())
-            .map_err(|error| error.to_string())?
-            .value(row)
-            .to_string()
+        DataType::Decimal32(_, _) => array
+            .as_primitive::<Decimal32Type>()
+            .value_as_string(row)
+            .into(),
+        DataType::Decimal64(_, _) => array
+            .as_primitive::<Decimal64Type>()
+            .value_as_string(row)
+            .into(),
+        DataType::Decimal128(_, _) => array
+            .as_primitive::<Decimal128Type>()
+            .value_as_string(row)
+            .into(),
+        DataType::Decimal256(_, _) => array
+            .as_primitive::<Decimal256Type>()
+            .value_as_string(row)
+            .into(),
+        kind => date_or_time(array, row)
+            .ok_or_else(|| format!("a value of type {kind} that is out of range"))?
             .into(),
     })
+}
+
+/// A date, time or both in the form of ISO 8601; none if it is out of range.
+fn date_or_time(array: &dyn Array, row: usize) -> Option<String> {
+    use TimeUnit::{Microsecond, Millisecond, Nanosecond, Second};
+    let time = match array.data_type() {
+        DataType::Date32 => {
+            let date = array.as_primitive::<Date32Type>().value_as_date(row)?;
+            return Some(date.to_string());
+        }
+        DataType::Date64 => {
+            let moment = array.as_primitive::<Date64Type>().value_as_datetime(row)?;
+            return Some(format!("{moment:?}"));
+        }
+        DataType::Timestamp(unit, zone) => {
+            let moment = match unit {
+                Second => array
+                    .as_primitive::<TimestampSecondType>()
+                    .value_as_datetime(row),
+                Millisecond => array
+                    .as_primitive::<TimestampMillisecondType>()
+                    .value_as_datetime(row),
+                Microsecond => array
+                    .as_primitive::<TimestampMicrosecondType>()
+                    .value_as_datetime(row),
+                Nanosecond => array
+                    .as_primitive::<TimestampNanosecondType>()
+                    .value_as_datetime(row),
+            }?;
+            let Some(zone) = zone else {
+                return Some(format!("{moment:?}"));
+            };
+            // A zone by name, such as UTC, is shown in UTC: the same moment.
+            let offset = zone.parse().unwrap_or(FixedOffset::east_opt(0)?);
+            let moment = moment.and_utc().with_timezone(&offset);
+            return Some(moment.to_rfc3339_opts(SecondsFormat::AutoSi, true));
+        }
+        DataType::Time32(Second) => array
+            .as_primitive::<Time32SecondType>()
+            .value_as_time(row)?,
+        DataType::Time32(_) => array
+            .as_primitive::<Time32MillisecondType>()
+            .value_as_time(row)?,
+        DataType::Time64(Microsecond) => array
+            .as_primitive::<Time64MicrosecondType>()
+            .value_as_time(row)?,
+        DataType::Time64(_) => array
+            .as_primitive::<Time64NanosecondType>()
+            .value_as_time(row)?,
+        _ => return None,
+    };
+    Some(time.to_string())
 }
 
 #[cfg(test)]

@@ -8,9 +8,10 @@ use std::sync::Arc;
 use arrow_array::builder::{ListBuilder, StringBuilder, StringDictionaryBuilder, StructBuilder};
 use arrow_array::types::Int32Type;
 use arrow_array::{
-    ArrayRef, BinaryArray, BinaryViewArray, BooleanArray, Date32Array, FixedSizeBinaryArray,
-    Float64Array, Int32Array, IntervalYearMonthArray, LargeBinaryArray, RecordBatch, StringArray,
-    UInt64Array,
+    ArrayRef, BinaryArray, BinaryViewArray, BooleanArray, Date32Array, Decimal128Array,
+    FixedSizeBinaryArray, Float64Array, Int32Array, IntervalYearMonthArray, LargeBinaryArray,
+    RecordBatch, StringArray, Time64MicrosecondArray, TimestampMillisecondArray,
+    TimestampSecondArray, UInt64Array,
 };
 use arrow_schema::{DataType, Field};
 use epiphyte_data::{DataError, Format, ReadOptions, Table, Value};
@@ -524,6 +525,9 @@ fn parquet_keeps_types_and_nests_messages() {
     let mut category = StringDictionaryBuilder::<Int32Type>::new();
     category.append_value("qa");
     category.append_null();
+    let utc = TimestampMillisecondArray::from(vec![1_500, -1]).with_timezone("UTC");
+    let price = Decimal128Array::from(vec![1250, -5]);
+    let price = price.with_precision_and_scale(9, 2).unwrap();
     let columns: Vec<(&str, ArrayRef)> = vec![
         ("text", Arc::new(StringArray::from(vec![Some("a"), None]))),
         ("label", Arc::new(Int32Array::from(vec![3, -1]))),
@@ -533,6 +537,13 @@ fn parquet_keeps_types_and_nests_messages() {
         ("category", Arc::new(category.finish())),
         ("messages", Arc::new(messages.finish())),
         ("day", Arc::new(Date32Array::from(vec![0, 1]))),
+        ("at", Arc::new(utc)),
+        (
+            "here",
+            Arc::new(TimestampSecondArray::from(vec![0, 86_399])),
+        ),
+        ("time", Arc::new(Time64MicrosecondArray::from(vec![1, 0]))),
+        ("price", Arc::new(price)),
     ];
     let batch = RecordBatch::try_from_iter_with_nullable(
         columns.into_iter().map(|(name, array)| (name, array, true)),
@@ -562,6 +573,17 @@ fn parquet_keeps_types_and_nests_messages() {
             Value::Text("1970-01-02".into())
         ]
     );
+    let texts = |texts: [&str; 2]| texts.map(|text| Value::Text(text.into()));
+    assert_eq!(
+        column("at"),
+        texts(["1970-01-01T00:00:01.500Z", "1969-12-31T23:59:59.999Z"])
+    );
+    assert_eq!(
+        column("here"),
+        texts(["1970-01-01T00:00:00", "1970-01-01T23:59:59"])
+    );
+    assert_eq!(column("time"), texts(["00:00:00.000001", "00:00:00"]));
+    assert_eq!(column("price"), texts(["12.50", "-0.05"]));
     let expected = serde_json::json!([
         {"role": "user", "content": "Hi"},
         {"role": "assistant", "content": null},
