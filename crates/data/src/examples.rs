@@ -2,16 +2,22 @@
 //! allocations, and their ids take little more memory than the ids themselves, or none where they
 //! are many and lie in a mapped file.
 
+use std::ops::Range;
+
 use bytemuck::Pod;
 use epiphyte_io::Sha256Hasher;
 use rayon::prelude::*;
 
 use crate::error::DataError;
 use crate::example::{Example, Target};
+use crate::table::Table;
 use crate::values::{Growing, IN_MEMORY, Values};
 
-/// Rows that are encoded at once, each as an example of its own, before they are joined.
-pub(crate) const CHUNK: usize = 1024;
+/// Rows that are encoded at once, each as an example of its own, before they are joined: this many
+/// at most, so that cores rarely wait for each other.
+const CHUNK_ROWS: usize = 8192;
+/// Fewer, if they have more bytes in the table.
+const CHUNK_BYTES: usize = 4 << 20;
 
 /// The examples of a file, in the file's order, and what was lost in encoding them.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -193,19 +199,32 @@ impl GrowingTargets {
     }
 }
 
+/// The rows of a table, in ranges that are encoded at once.
+pub(crate) fn chunks(table: &Table) -> impl Iterator<Item = Range<usize>> {
+    let mut start = 0;
+    std::iter::from_fn(move || {
+        let (mut end, mut bytes) = (start, 0);
+        while end < table.len().min(start + CHUNK_ROWS) && bytes < CHUNK_BYTES {
+            bytes += table.row_bytes(end);
+            end += 1;
+        }
+        let chunk = start..end;
+        start = end;
+        (!chunk.is_empty()).then_some(chunk)
+    })
+}
+
 impl Examples {
-    /// The examples of this many rows, encoded on all cores: each row's, if a token to predict is
+    /// The examples of a table's rows, encoded on all cores: each row's, if a token to predict is
     /// left in it, with the number of tokens that were removed. Of several errors it is that of the
     /// first row.
     pub(crate) fn of_rows(
-        rows: usize,
-        in_memory: usize,
+        table: &Table,
         encode: impl Fn(usize) -> Result<(Option<Example>, usize), DataError> + Sync,
     ) -> Result<Self, DataError> {
-        let mut all = GrowingExamples::new(in_memory);
-        for start in (0..rows).step_by(CHUNK) {
-            let chunk = (start..rows.min(start + CHUNK)).into_par_iter();
-            let encoded: Vec<_> = chunk.map(&encode).collect();
+        let mut all = GrowingExamples::new(table.in_memory);
+        for chunk in chunks(table) {
+            let encoded: Vec<_> = chunk.into_par_iter().map(&encode).collect();
             for encoded in encoded {
                 let (example, removed) = encoded?;
                 all.truncated += usize::from(removed > 0);
@@ -356,7 +375,7 @@ fn add<T: Pod, const N: usize>(hash: &mut Sha256Hasher, values: &[T], bytes: fn(
 }
 
 /// What lies between the end before `position` and its own.
-fn range(ends: &[usize], position: usize) -> Option<std::ops::Range<usize>> {
+fn range(ends: &[usize], position: usize) -> Option<Range<usize>> {
     let end = *ends.get(position)?;
     let start = position.checked_sub(1).map_or(0, |before| ends[before]);
     Some(start..end)

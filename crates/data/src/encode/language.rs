@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use crate::error::DataError;
 use crate::example::{Example, IGNORED, Target};
-use crate::examples::{CHUNK, Examples, GrowingExamples};
+use crate::examples::{Examples, GrowingExamples, chunks};
 use crate::messages::messages;
 use crate::prompt::Prompt;
 use crate::table::Table;
@@ -98,7 +98,7 @@ pub(super) fn texts(
 ) -> Result<Examples, DataError> {
     let texts = table.all_texts(column)?;
     let eos = tokenizer.end_of_text()?;
-    Examples::of_rows(table.len(), table.in_memory, |row| {
+    Examples::of_rows(table, |row| {
         Ok(document(texts.get(row), tokenizer, eos)?.example(max_length))
     })
 }
@@ -120,9 +120,10 @@ pub(super) fn packed(
         // A block of one token has no preceding token to predict it from.
         (None, _) => Ok(()),
     };
-    for start in (0..table.len()).step_by(CHUNK) {
-        let chunk = (start..table.len().min(start + CHUNK)).into_par_iter();
-        let documents = chunk.map(|row| document(texts.get(row), tokenizer, eos));
+    for chunk in chunks(table) {
+        let documents = chunk
+            .into_par_iter()
+            .map(|row| document(texts.get(row), tokenizer, eos));
         let documents: Vec<_> = documents.collect();
         for document in documents {
             stream.extend(document?.ids);
@@ -153,7 +154,7 @@ pub(super) fn completions(
     let prompts = prompt.of_rows(table)?;
     let completions = table.all_texts(completion)?;
     let eos = tokenizer.end_of_text()?;
-    Examples::of_rows(table.len(), table.in_memory, |row| {
+    Examples::of_rows(table, |row| {
         let (prompt, completion) = (prompts(row)?, completions.get(row));
         let text = format!("{prompt}{completion}");
         let counted = prompt.len()..text.len();
@@ -172,7 +173,7 @@ pub(super) fn conversations(
 ) -> Result<Examples, DataError> {
     let template = tokenizer.chat_template()?;
     let lost = AtomicUsize::new(0);
-    let examples = Examples::of_rows(table.len(), table.in_memory, |row| {
+    let examples = Examples::of_rows(table, |row| {
         let messages = messages(table, column, row)?;
         let rendered = template.render_for_training(&messages);
         let (text, spans) = rendered.map_err(|error| DataError::Conversation {

@@ -21,7 +21,7 @@ pub(super) fn encode(
 ) -> Result<Examples, DataError> {
     let sources = table.all_texts(source)?;
     let targets = table.all_texts(target)?;
-    Examples::of_rows(table.len(), table.in_memory, |row| {
+    Examples::of_rows(table, |row| {
         let source = tokenizer.encode(sources.get(row), None, Some(max_source))?;
         let target = tokenizer.encode(targets.get(row), None, Some(max_target))?;
         if source.ids.is_empty() || target.ids.is_empty() {

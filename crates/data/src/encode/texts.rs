@@ -19,7 +19,7 @@ pub(super) fn encode(
     let texts = table.all_texts(text)?;
     let pairs = pair.map(|pair| table.all_texts(pair)).transpose()?;
     let target = target(table, label)?;
-    Examples::of_rows(table.len(), table.in_memory, |row| {
+    Examples::of_rows(table, |row| {
         let pair = pairs.map(|pairs| pairs.get(row));
         let encoding = tokenizer.encode(texts.get(row), pair, Some(max_length))?;
         if encoding.ids.is_empty() {

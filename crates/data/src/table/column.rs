@@ -158,6 +158,11 @@ impl Column {
         selected.finish()
     }
 
+    /// The length of a cell's spelling, in bytes.
+    pub(crate) fn bytes(&self, row: usize) -> usize {
+        self.spelling(row).len()
+    }
+
     fn spelling(&self, row: usize) -> &[u8] {
         let start = match row.checked_sub(1) {
             Some(before) => Mark(self.cells[before]).end(),

@@ -260,6 +260,16 @@ impl Table {
         Ok(self)
     }
 
+    /// The bytes of a row's cells, from 0.
+    pub(crate) fn row_bytes(&self, row: usize) -> usize {
+        let columns = self.columns.values();
+        let bytes = columns.map(|stored| match stored {
+            Stored::Read(column) => column.bytes(row),
+            _ => 0,
+        });
+        bytes.sum()
+    }
+
     /// The error for a text (`row` from 0) that becomes no token.
     pub(crate) fn empty_text(&self, row: usize) -> DataError {
         DataError::EmptyText {

@@ -27,7 +27,7 @@ fn both(path: &Path) -> [Table; 2] {
 }
 
 /// More rows than are encoded at once.
-const ROWS: usize = 2500;
+const ROWS: usize = 8400;
 
 fn text(row: usize) -> String {
     let words = 1 + row % 7;
@@ -197,7 +197,7 @@ fn examples_and_batches_are_the_same_in_files() {
 fn of_several_bad_rows_the_first_is_named() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("a.jsonl");
-    let bad = [900, 1030, 1031, 1500, 2040];
+    let bad = [900, 1030, 1031, 8250, 8300];
     let row = |row: usize| match bad.contains(&row) {
         true => "{\"messages\": 7}\n".to_owned(),
         false => "{\"messages\": [{\"role\": \"assistant\", \"content\": \"w1\"}]}\n".to_owned(),
@@ -206,7 +206,7 @@ fn of_several_bad_rows_the_first_is_named() {
     let messages = Fields::Messages {
         messages: "messages".to_owned(),
     };
-    for (first, named) in [(0, 901), (1000, 31)] {
+    for (first, named) in [(0, 901), (1000, 31), (8240, 11)] {
         std::fs::write(&path, rows(first)).unwrap();
         let table = Table::read(&path, &ReadOptions::default()).unwrap();
         let options = EncodeOptions::new(24);
