@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, RecordBatch, StringArray};
+use arrow_array::{ArrayRef, RecordBatch, StringArray};
 use epiphyte_data::{
     Batches, DataError, EncodeOptions, Examples, Fields, LabelField, LabelSet, Order, ReadOptions,
     Table,

@@ -53,8 +53,8 @@ impl Backbone for Stack {
     }
 
     fn keeps_keys(&self, from: usize, to: usize) -> bool {
-        let rotary = self.rotary.as_ref();
-        rotary.is_none_or(|rotary| rotary.same_frequencies(from, to))
+        let mut rotary = self.rotary.iter();
+        rotary.all(|rotary| rotary.same_frequencies(from, to))
     }
 
     fn layer(
