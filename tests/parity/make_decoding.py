@@ -1,20 +1,24 @@
 """Make `golden/decoding.json`: tokens that transformers and PEFT generate from the golden models.
 
-For every golden causal language model and every adapter that PEFT saved for it: greedy tokens, and the
-best text of two beam searches, from one prompt. Everything is computed in float64, so that no tie is
-decided by rounding.
+For every golden causal language model and encoder-decoder, and every adapter that PEFT saved for it:
+greedy tokens, and the best text of two beam searches, from one prompt. Everything is computed in
+float64, so that no tie is decided by rounding.
 
     python make_decoding.py
 """
 
 import json
+import math
 import warnings
 from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+)
 
 warnings.filterwarnings("ignore")
 GOLDEN = Path(__file__).parent / "golden"
@@ -25,11 +29,18 @@ ENDS = list(range(4, 100, 12))
 # Without it these models repeat one token.
 REPETITION_PENALTY = 2.0
 BEAMS = [{"num_beams": 3, "length_penalty": 1.0}, {"num_beams": 4, "length_penalty": -0.5}]
-CAUSAL = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+# The class that opens a model of each architecture.
+CLASSES = {
+    **dict.fromkeys(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values(), AutoModelForCausalLM),
+    **dict.fromkeys(MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values(), AutoModelForSeq2SeqLM),
+}
 
 
 def generate(model, **settings):
+    encodes = model.config.is_encoder_decoder
     config = GenerationConfig(
+        # transformers gives T5's cache as many layers as the encoder has, which may be too few.
+        use_cache=not encodes,
         max_new_tokens=NEW_TOKENS,
         do_sample=False,
         pad_token_id=0,
@@ -39,9 +50,10 @@ def generate(model, **settings):
     ids = torch.tensor([PROMPT])
     with torch.no_grad():
         output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)
-    new = output[0].tolist()
-    # PEFT gives the prompt back too, whatever it puts in front.
-    return new[len(PROMPT) :]
+    # PEFT gives the prompt back too, whatever it puts in front; a decoder behind an encoder begins with
+    # its start token.
+    begin = 1 if encodes else len(PROMPT)
+    return output[0].tolist()[begin:]
 
 
 def texts(model, base, adapter):
@@ -59,12 +71,14 @@ cases = []
 for base in sorted(GOLDEN.glob("*/base")):
     config = AutoConfig.from_pretrained(base)
     # Virtual tokens need positions too.
-    if not set(config.architectures) & CAUSAL or config.max_position_embeddings < len(PROMPT) + NEW_TOKENS + 8:
+    positions = getattr(config, "max_position_embeddings", None) or math.inf
+    [architecture] = config.architectures
+    if architecture not in CLASSES or positions < len(PROMPT) + NEW_TOKENS + 8:
         continue
     name = base.parent.name
 
     def open_base():
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        model = CLASSES[architecture].from_pretrained(base, dtype=torch.float32)
         # Only what is asked for ends a text.
         model.generation_config.eos_token_id = None
         return model

@@ -5,6 +5,7 @@ use std::fmt;
 use epiphyte_ops::Sequences;
 
 use crate::adapter::{AdapterBatch, Entry, Hidden};
+use crate::tokens::Tokens;
 
 /// A stack of layers, or two of them.
 ///
@@ -15,8 +16,9 @@ pub trait Backbone: Send + Sync + fmt::Debug {
     /// Whether the base's own dropout is on during training.
     fn has_dropout(&self) -> bool;
 
-    /// The input of the first layer, for one adapter's sequences. An encoder-decoder embeds the
-    /// decoder's tokens too and lets them travel as a stream until the decoder begins.
+    /// The input of the [first layer](Backbone::first_layer), for one adapter's sequences. An
+    /// encoder-decoder embeds the decoder's tokens too and lets them travel as a stream until the
+    /// decoder begins.
     fn embed(&self, entry: &Entry<'_>) -> Hidden;
 
     /// Adds what follows from the rows alone, such as rotary angles, to states that were computed
@@ -31,6 +33,19 @@ pub trait Backbone: Send + Sync + fmt::Debug {
     fn keeps_keys(&self, from: usize, to: usize) -> bool {
         let _ = (from, to);
         true
+    }
+
+    /// The layer at which the pass over these tokens begins: with a [cache](crate::Cache) of a text
+    /// that was begun, an encoder-decoder's first decoder layer, since the encoder has run.
+    fn first_layer(&self, tokens: &Tokens<'_>) -> usize {
+        let _ = tokens;
+        0
+    }
+
+    /// The token with which the text of an encoder-decoder's decoder begins, if its configuration
+    /// has one.
+    fn decoder_start_token(&self) -> Option<u32> {
+        None
     }
 
     /// One layer. With `selected`, only these rows (in ascending order) leave it.

@@ -6,17 +6,23 @@ use std::sync::{Mutex, PoisonError};
 use burn::tensor::Tensor;
 use epiphyte_ops::Sequences;
 
-/// What the attentions of a decoder keep of one sequence. [`Tokens::continuing`] gives the tokens
-/// that follow; a forward pass over them adds their keys and values.
+use crate::adapter::AttentionKind;
+
+/// What the attentions of a decoder keep of one sequence. [`Tokens::continuing`] and
+/// [`DecoderTokens::continuing`] give the tokens that follow; a forward pass over them adds their
+/// keys and values. Of an encoder-decoder, the first pass runs the encoder too and keeps the keys
+/// and values of cross-attention, with which the decoder goes on alone.
 ///
-/// Keys are kept as attention reads them: rotated, and as the adapter has changed them. Values of a
-/// prefix are not kept, since the adapter gives them in each pass.
+/// Keys are kept as attention reads them: rotated, and as the adapter has changed them; those of
+/// cross-attention before [`Adapter::attention`](crate::Adapter::attention), which is called with
+/// them in each pass. Values of a prefix are not kept, since the adapter gives them in each pass.
 ///
 /// [`Tokens::continuing`]: crate::Tokens::continuing
+/// [`DecoderTokens::continuing`]: crate::DecoderTokens::continuing
 #[derive(Debug, Default)]
 pub struct Cache {
-    /// By the attention's key.
-    attentions: Mutex<HashMap<u64, KeyValues>>,
+    /// By the attention's kind and its key.
+    attentions: Mutex<HashMap<(AttentionKind, u64), KeyValues>>,
 }
 
 impl Clone for Cache {
@@ -47,30 +53,46 @@ impl Cache {
     pub fn rows(&self) -> usize {
         let attentions = self.attentions.lock();
         let attentions = attentions.unwrap_or_else(PoisonError::into_inner);
-        let rows = attentions.values().map(|kept| kept.keys.dims()[0]);
+        // Cross-attention's are those of another text.
+        let own = attentions
+            .iter()
+            .filter(|((kind, _), _)| *kind == AttentionKind::Decoder);
+        let rows = own.map(|(_, kept)| kept.keys.dims()[0]);
         rows.max().unwrap_or(0)
     }
 
-    /// All keys and values of an attention, with these behind those that were there, and the
-    /// sequence that they form.
+    /// The sequence of the next `count` tokens.
+    pub(crate) fn next(&self, count: usize) -> Sequences {
+        let first = self.rows() as u32;
+        let positions = (first..).take(count).collect();
+        Sequences::new(vec![0, count]).with_positions(positions)
+    }
+
+    /// All keys and values of an attention, with the `new` ones behind those that were there, and
+    /// the sequence that they form.
+    ///
+    /// # Panics
+    /// If there are neither.
     pub(crate) fn extended(
         &self,
-        attention: u64,
-        keys: Tensor<2>,
-        values: Tensor<2>,
-    ) -> (Tensor<2>, Tensor<2>, Sequences) {
+        attention: (AttentionKind, u64),
+        new: Option<[Tensor<2>; 2]>,
+    ) -> ([Tensor<2>; 2], Sequences) {
         let attentions = self.attentions.lock();
         let mut attentions = attentions.unwrap_or_else(PoisonError::into_inner);
-        let (keys, values) = (keys.inner(), values.inner());
-        let all = match attentions.remove(&attention) {
-            Some(kept) => KeyValues {
-                keys: Tensor::cat(vec![kept.keys, keys], 0),
-                values: Tensor::cat(vec![kept.values, values], 0),
+        let new = new.map(|[keys, values]| KeyValues {
+            keys: keys.inner(),
+            values: values.inner(),
+        });
+        let all = match (attentions.remove(&attention), new) {
+            (Some(kept), Some(new)) => KeyValues {
+                keys: Tensor::cat(vec![kept.keys, new.keys], 0),
+                values: Tensor::cat(vec![kept.values, new.values], 0),
             },
-            None => KeyValues { keys, values },
+            (kept, new) => kept.or(new).expect("the first pass gives keys"),
         };
         attentions.insert(attention, all.clone());
         let rows = Sequences::new(vec![0, all.keys.dims()[0]]);
-        (all.keys, all.values, rows)
+        ([all.keys, all.values], rows)
     }
 }

@@ -21,6 +21,13 @@ pub struct GenerationConfig {
     pub eos_token_ids: Vec<u32>,
     /// The padding token.
     pub pad_token_id: Option<u32>,
+    /// The token with which the text of an encoder-decoder begins, if it is not that of the
+    /// model's configuration.
+    pub decoder_start_token_id: Option<u32>,
+    /// The first token that an encoder-decoder writes.
+    pub forced_bos_token_id: Option<u32>,
+    /// The token with which an encoder-decoder ends a text that has reached its longest length.
+    pub forced_eos_token_id: Option<u32>,
 }
 
 impl GenerationConfig {
@@ -38,10 +45,14 @@ impl GenerationConfig {
 
     fn from_config(config: &ModelConfig) -> Self {
         let facts = config.facts();
+        let [forced_bos_token_id, forced_eos_token_id] = config.family().forced_tokens();
         Self {
             bos_token_id: facts.bos_token_id,
             eos_token_ids: facts.eos_token_ids.clone(),
             pad_token_id: facts.pad_token_id,
+            decoder_start_token_id: None,
+            forced_bos_token_id,
+            forced_eos_token_id,
         }
     }
 
@@ -53,6 +64,9 @@ impl GenerationConfig {
             bos_token_id: first("bos_token_id")?,
             eos_token_ids: json.token_ids("eos_token_id", None)?,
             pad_token_id: first("pad_token_id")?,
+            decoder_start_token_id: first("decoder_start_token_id")?,
+            forced_bos_token_id: first("forced_bos_token_id")?,
+            forced_eos_token_id: first("forced_eos_token_id")?,
         })
     }
 }

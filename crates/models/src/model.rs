@@ -176,7 +176,8 @@ impl Model {
     pub fn hidden(&self, tokens: &Tokens<'_>, adapter: &dyn Adapter) -> Hidden {
         let batch = AdapterBatch::single(adapter, tokens);
         let hidden = self.embed(&batch.entries()[0]);
-        let hidden = self.run(0..self.layers(), hidden, None, &batch);
+        let first = self.backbone.first_layer(tokens);
+        let hidden = self.run(first..self.layers(), hidden, None, &batch);
         self.finish(hidden, &batch)
     }
 
@@ -188,9 +189,15 @@ impl Model {
 
     /// As [`Model::logits`], of the sequences of several adapters in one forward pass, in the order
     /// of the adapters. Each adapter gets what it would get alone.
+    ///
+    /// # Panics
+    /// If, with an encoder-decoder, some texts go on behind a cache and others begin.
     pub fn batch_logits(&self, batch: &AdapterBatch<'_>) -> Tensor<2> {
         let (mut embedded, mut selected, mut start) = (Vec::new(), Vec::new(), 0);
+        let first = self.backbone.first_layer(batch.entries()[0].tokens);
         for (number, entry) in batch.entries().iter().enumerate() {
+            let begins = self.backbone.first_layer(entry.tokens);
+            assert_eq!(begins, first, "all texts of a batch begin, or all go on");
             let hidden = self.embed(entry).owned_by(number);
             let rows = self.final_rows(&hidden);
             let read = self.head_rows(entry.tokens, &rows);
@@ -200,7 +207,7 @@ impl Model {
         }
         let hidden = Hidden::concat(&embedded);
         drop(embedded);
-        let read = self.run(0..self.layers(), hidden, Some(&selected), batch);
+        let read = self.run(first..self.layers(), hidden, Some(&selected), batch);
         self.head_logits(self.finish(read, batch), batch)
     }
 

@@ -34,12 +34,9 @@ impl<'a> Tokens<'a> {
     /// The next tokens of the one sequence that `cache` is of. A decoder with one stack reads them
     /// as if those before stood in front, and adds them to the cache.
     pub fn continuing(ids: &'a [u32], type_ids: &'a [u32], cache: &'a Cache) -> Self {
-        let first = cache.rows() as u32;
-        let positions = (first..).take(ids.len()).collect();
-        let sequences = Sequences::new(vec![0, ids.len()]).with_positions(positions);
         Self {
             cache: Some(cache),
-            ..Self::new(ids, type_ids, sequences)
+            ..Self::new(ids, type_ids, cache.next(ids.len()))
         }
     }
 
@@ -56,6 +53,17 @@ pub struct DecoderTokens<'a> {
     pub ids: &'a [u32],
     /// Where each sequence begins and ends.
     pub sequences: Sequences,
+}
+
+impl<'a> DecoderTokens<'a> {
+    /// The next tokens of the one sequence that `cache` is of, for [`Tokens`] with this cache and
+    /// the encoder's one sequence.
+    pub fn continuing(ids: &'a [u32], cache: &Cache) -> Self {
+        Self {
+            ids,
+            sequences: cache.next(ids.len()),
+        }
+    }
 }
 
 /// Why a forward pass is made.

@@ -360,9 +360,15 @@ pub enum TrainError {
     /// The model cannot generate.
     #[error("this model has no language-model head, so it cannot generate")]
     CannotGenerate,
-    /// Text of an encoder-decoder.
-    #[error("text cannot be generated with an encoder-decoder yet; `epiphyte eval` scores it")]
-    CannotDecode,
+    /// An encoder-decoder whose text begins with an unknown token.
+    #[error(
+        "the model's files do not say with which token the text of its decoder begins: write \
+         `decoder_start_token_id` into its generation_config.json; mBART begins with the language"
+    )]
+    NoDecoderStart,
+    /// A text without tokens for an encoder.
+    #[error("the prompt has no token for the encoder to read: write one")]
+    EmptyPrompt,
     /// The prompt leaves no room for a new token.
     #[error("the prompt has {length} tokens, but the model reads no more than {limit}: shorten it")]
     PromptTooLong {

@@ -421,3 +421,61 @@ fn a_prompt_goes_into_the_template_of_the_training_data() {
     );
     assert_eq!(prompt(&generate("two", &["--prompt-template", ""])), "film");
 }
+
+/// What an encoder-decoder writes is printed without the text that it read.
+#[test]
+fn encoder_decoders_write() {
+    let here = Workplace::new();
+    here.add_encoder_decoder("t5");
+    here.write(
+        "pairs.jsonl",
+        "{\"source\": \"the book\", \"target\": \"is lovely\"}\n\
+         {\"source\": \"a film\", \"target\": \"was quite awful\"}\n"
+            .repeat(8),
+    );
+    here.json(
+        "train --model t5 --task seq2seq --train-data pairs.jsonl --source-column source \
+         --target-column target --batch-size 16 --epochs 60 --learning-rate 1e-2 \
+         --target-modules all-linear --output adapter",
+    );
+    for (prompt, text) in [("the book", "is lovely"), ("a film", "was quite awful")] {
+        here.write("prompt.txt", prompt);
+        let ask = "generate --model t5 --adapter adapter --prompt-file prompt.txt";
+        assert_eq!(here.succeed(ask), format!("{text}\n"));
+        let searched = here.json(&format!("{ask} --num-beams 3"));
+        assert_eq!(searched["text"], text);
+        assert_eq!(
+            (&searched["prompt"], &searched["end"]),
+            (&prompt.into(), &"stop".into())
+        );
+    }
+    let ask =
+        "generate --model t5 --prompt-file prompt.txt --stop-at-eos=false --max-new-tokens 70";
+    assert_eq!(
+        here.json(ask)["new_tokens"],
+        70,
+        "relative positions have no end"
+    );
+}
+
+#[test]
+fn an_encoder_decoder_reads_and_writes_up_to_its_positions() {
+    let here = Workplace::new();
+    here.add_encoder_decoder("bart");
+    here.write("prompt.txt", "film ".repeat(11));
+    let ask = "generate --model bart --prompt-file prompt.txt --stop-at-eos=false";
+    let output = here.run(ask);
+    let notes = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{notes}");
+    assert!(
+        notes.contains("ends after 11 of 50 new tokens")
+            && notes.contains("at most 12 tokens (max_position_embeddings), one of which begins"),
+        "{notes}"
+    );
+    here.write("prompt.txt", "film ".repeat(12));
+    let errors = here.fail(1, ask);
+    assert!(
+        errors.contains("the prompt has 13 tokens, but the model reads no more than 12"),
+        "{errors}"
+    );
+}

@@ -44,6 +44,15 @@ impl Workplace {
         here
     }
 
+    /// Adds an encoder-decoder, `t5` or `bart`.
+    pub(crate) fn add_encoder_decoder(&self, name: &str) {
+        let config = match name {
+            "t5" => t5_config(),
+            _ => bart_config(),
+        };
+        write_model(&self.path(name), &config, HeadKind::LanguageModel, true);
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
@@ -182,6 +191,24 @@ fn llama_config() -> Value {
     })
 }
 
+fn t5_config() -> Value {
+    json!({
+        "architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "d_model": 16, "d_kv": 4, "d_ff": 32,
+        "num_layers": 2, "num_heads": 4, "vocab_size": SPECIAL.len() + WORDS.len(), "pad_token_id": 0,
+        "eos_token_id": 5, "decoder_start_token_id": 0,
+    })
+}
+
+fn bart_config() -> Value {
+    json!({
+        "architectures": ["BartForConditionalGeneration"], "model_type": "bart", "d_model": 16, "encoder_layers": 1,
+        "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 32,
+        "decoder_ffn_dim": 32, "max_position_embeddings": 12, "vocab_size": SPECIAL.len() + WORDS.len(),
+        "init_std": 0.2, "pad_token_id": 0, "bos_token_id": 4, "eos_token_id": 5, "decoder_start_token_id": 5,
+        "forced_eos_token_id": 5,
+    })
+}
+
 fn write_model(dir: &Path, config: &Value, task: HeadKind, with_head: bool) {
     fs::create_dir_all(dir).unwrap();
     let text = config.to_string();
@@ -197,15 +224,16 @@ fn write_model(dir: &Path, config: &Value, task: HeadKind, with_head: bool) {
     write_f32(&dir.join("model.safetensors"), tensors).unwrap();
     fs::write(
         dir.join("tokenizer.json"),
-        tokenizer(config.facts().architectures[0].starts_with("Bert")).to_string(),
+        tokenizer(&config.facts().model_type).to_string(),
     )
     .unwrap();
     let special = json!({ "eos_token": "</s>", "bos_token": "<s>", "pad_token": "[PAD]" });
     fs::write(dir.join("tokenizer_config.json"), special.to_string()).unwrap();
 }
 
-/// A tokenizer of whole words: `[CLS] a [SEP] b [SEP]` for BERT, `<s> a` for Llama.
-fn tokenizer(is_bert: bool) -> Value {
+/// A tokenizer of whole words: `[CLS] a [SEP] b [SEP]` for BERT, `<s> a` for Llama, `a </s>` for
+/// encoder-decoders.
+fn tokenizer(model_type: &str) -> Value {
     let vocabulary: serde_json::Map<String, Value> = SPECIAL
         .iter()
         .chain(&WORDS)
@@ -215,8 +243,8 @@ fn tokenizer(is_bert: bool) -> Value {
     let special =
         |token: &str, segment: u32| json!({ "SpecialToken": { "id": token, "type_id": segment } });
     let text = |id: &str, segment: u32| json!({ "Sequence": { "id": id, "type_id": segment } });
-    let (single, pair) = match is_bert {
-        true => (
+    let (single, pair) = match model_type {
+        "bert" => (
             json!([special("[CLS]", 0), text("A", 0), special("[SEP]", 0)]),
             json!([
                 special("[CLS]", 0),
@@ -226,12 +254,16 @@ fn tokenizer(is_bert: bool) -> Value {
                 special("[SEP]", 1)
             ]),
         ),
-        false => (
+        "t5" | "bart" => (
+            json!([text("A", 0), special("</s>", 0)]),
+            json!([text("A", 0), text("B", 0), special("</s>", 0)]),
+        ),
+        _ => (
             json!([special("<s>", 0), text("A", 0)]),
             json!([special("<s>", 0), text("A", 0), text("B", 0)]),
         ),
     };
-    let specials: serde_json::Map<String, Value> = ["[CLS]", "[SEP]", "<s>"]
+    let specials: serde_json::Map<String, Value> = ["[CLS]", "[SEP]", "<s>", "</s>"]
         .iter()
         .map(|token| {
             let id = &vocabulary[*token];

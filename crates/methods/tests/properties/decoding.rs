@@ -2,31 +2,52 @@
 
 use std::cell::Cell;
 
-use epiphyte_models::{Adapter, AdapterBatch, Cache, Entry, HeadKind, Mode, Tokens};
+use epiphyte_models::{Adapter, AdapterBatch, Cache, DecoderTokens, Entry, HeadKind, Mode, Tokens};
 use epiphyte_ops::Sequences;
 use serde_json::json;
 
 use crate::support::{IDS, case, distance, everywhere, model, perturb, to_vec};
 
+const SOURCE: [u32; 7] = [8, 3, 22, 14, 1, 17, 6];
 const TYPE_IDS: [u32; IDS.len()] = [0; IDS.len()];
 
 #[test]
 fn cached_logits_are_those_of_the_whole_text() {
-    let count = Cell::new(0);
+    // Of decoders and of encoder-decoders.
+    let counts = [Cell::new(0), Cell::new(0)];
     everywhere(|name, _, on, module| {
-        let decodes = on.model.base().dimensions.encoder_layers == 0;
-        if on.head != HeadKind::LanguageModel || !decodes {
+        if on.head != HeadKind::LanguageModel {
             return;
         }
+        let encodes = on.model.base().dimensions.encoder_layers > 0;
+        let count = &counts[usize::from(encodes)];
         count.set(count.get() + 1);
         perturb(&module);
-        let sequences = Sequences::new(vec![0, IDS.len()]);
-        let whole = Tokens::new(&IDS, &TYPE_IDS, sequences);
+        // An encoder-decoder writes about another text.
+        let source = Tokens::new(&SOURCE, &TYPE_IDS[..7], Sequences::new(vec![0, 7]));
+        let whole = Sequences::new(vec![0, IDS.len()]);
+        let whole = match encodes {
+            true => Tokens {
+                decoder: Some(DecoderTokens {
+                    ids: &IDS,
+                    sequences: whole,
+                }),
+                ..source.clone()
+            },
+            false => Tokens::new(&IDS, &TYPE_IDS, whole),
+        };
         let whole = to_vec(on.model.logits(&whole, &module));
         let cache = Cache::new();
         let mut cached = Vec::new();
         for ids in [&IDS[..5], &IDS[5..6], &IDS[6..7], &IDS[7..]] {
-            let tokens = Tokens::continuing(ids, &TYPE_IDS[..ids.len()], &cache);
+            let tokens = match encodes {
+                true => Tokens {
+                    decoder: Some(DecoderTokens::continuing(ids, &cache)),
+                    cache: Some(&cache),
+                    ..source.clone()
+                },
+                false => Tokens::continuing(ids, &TYPE_IDS[..ids.len()], &cache),
+            };
             cached = to_vec(on.model.logits(&tokens, &module));
         }
         let difference = distance(&whole, &cached);
@@ -35,7 +56,7 @@ fn cached_logits_are_those_of_the_whole_text() {
             false => assert!(difference < 1e-5, "{name}: {difference}"),
         }
     });
-    assert!(count.get() > 10);
+    assert!(counts.iter().all(|count| count.get() > 10), "{counts:?}");
 }
 
 /// Several texts of different lengths, one of them new, in one pass.

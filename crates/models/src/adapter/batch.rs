@@ -143,15 +143,16 @@ impl<'a> AdapterBatch<'a> {
     }
 
     /// As [`AdapterBatch::map`], for queries, keys and values; keys and values may be rows of other
-    /// tokens, `key_rows`. `x` is the attention's input, with the rows of the queries.
+    /// tokens, `key_rows`, and there are none where each sequence's cache has them. `x` is the
+    /// attention's input, with the rows of the queries.
     pub(crate) fn map_attention(
         &self,
         hooks: &[Hook<'_>],
-        qkv: [Tensor<2>; 3],
+        (q, kv): (Tensor<2>, Option<[Tensor<2>; 2]>),
         x: Tensor<2>,
         (rows, key_rows): (&Sequences, Option<&Sequences>),
         body: impl Fn(
-            [Tensor<2>; 3],
+            (Tensor<2>, Option<[Tensor<2>; 2]>),
             Tensor<2>,
             Option<Sequences>,
             &dyn Adapter,
@@ -160,23 +161,25 @@ impl<'a> AdapterBatch<'a> {
     ) -> Tensor<2> {
         if let [only] = &self.entries[..] {
             let cx = only.context(rows);
-            return body(qkv, x, key_rows.cloned(), only.adapter, &cx);
+            return body((q, kv), x, key_rows.cloned(), only.adapter, &cx);
         }
         // Each sequence with a cache has its own keys.
         let cached = |entry: &Entry<'_>| entry.tokens.cache.is_some();
         if !hooks.iter().any(|&hook| self.uses(hook)) && !self.entries.iter().any(cached) {
             let cx = self.entries[0].context(rows);
-            return body(qkv, x, key_rows.cloned(), &Identity, &cx);
+            return body((q, kv), x, key_rows.cloned(), &Identity, &cx);
         }
-        let [q, k, v] = qkv;
         let outputs = self.each().map(|(_, entry, sequences)| {
             let range = rows.range(&sequences);
             let keys = key_rows.unwrap_or(rows).range(&sequences);
-            let qkv = [narrow(&q, &range), narrow(&k, &keys), narrow(&v, &keys)];
+            let kv = kv
+                .as_ref()
+                .map(|kv| kv.each_ref().map(|it| narrow(it, &keys)));
             let own = rows.part(sequences.clone());
             let own_keys = key_rows.map(|rows| rows.part(sequences));
             let cx = entry.context(&own);
-            body(qkv, narrow(&x, &range), own_keys, entry.adapter, &cx)
+            let (q, x) = (narrow(&q, &range), narrow(&x, &range));
+            body((q, kv), x, own_keys, entry.adapter, &cx)
         });
         concat(outputs.collect())
     }

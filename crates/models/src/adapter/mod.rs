@@ -233,7 +233,8 @@ pub trait Adapter: Send + Sync {
     }
 
     /// Whether a row's result depends on the other rows of its sequence in another way than through
-    /// attention, such as through their mean. If so, a text is read anew for each further token.
+    /// attention, such as through their mean; or, in a decoder, on a stream from the encoder. If
+    /// so, a text is read anew for each further token.
     fn reads_whole_sequences(&self) -> bool {
         false
     }

@@ -44,7 +44,7 @@ pub(crate) struct AttentionInput<'a> {
     pub(crate) x: Tensor<2>,
     /// The sequences that the rows of `x` form.
     pub(crate) rows: &'a Sequences,
-    /// Where keys and values come from in cross-attention.
+    /// Where keys and values come from in cross-attention; none where caches have them.
     pub(crate) encoder: Option<(&'a Tensor<2>, &'a Sequences)>,
     /// The rows' rotary angles, for each rotary embedding of the model.
     pub(crate) angles: &'a [Angles],
@@ -154,15 +154,15 @@ impl Attention {
             bias,
             positions,
         } = from;
-        let ([q, k, v], read, x) = self.project(x, rows, encoder, batch);
-        let [q, k] = self.normalize([q, k], rows, encoder.map(|(_, rows)| rows), batch);
+        let (q, kv, read, x) = self.project(x, rows, encoder, batch);
+        let key_rows = encoder.map(|(_, rows)| rows);
+        let (q, kv) = self.normalize(q, kv, [rows, key_rows.unwrap_or(rows)], batch);
         let angles = angles.get(self.shape.rotary_set);
         let turn = |x: Tensor<2>| match angles.filter(|_| self.shape.rotary) {
             Some(angles) => rotate(x, angles, self.shape.head_dim),
             None => x,
         };
-        let qkv = [turn(q), turn(k), v];
-        let key_rows = encoder.map(|(_, rows)| rows);
+        let (q, kv) = (turn(q), kv.map(|[k, v]| [turn(k), v]));
         let mut hooks = vec![Hook::Attention(self.at), Hook::Prefix(self.at)];
         hooks.extend(bias.map(RelativeBias::hook));
         let positions = positions.and_then(|it| Some((it, self.shape.disentangled?)));
@@ -171,12 +171,24 @@ impl Attention {
             let projections = self.projections_of_positions().into_iter().flatten();
             hooks.extend(projections.flat_map(Linear::hooks));
         }
-        let body = |[q, k, v]: [Tensor<2>; 3],
+        let body = |(q, kv): (Tensor<2>, Option<[Tensor<2>; 2]>),
                     x: Tensor<2>,
                     key_rows: Option<Sequences>,
                     adapter: &dyn Adapter,
                     cx: &ForwardContext<'_>| {
             let prefix = adapter.prefix(self.at, &x, cx);
+            let cache = |kind| cx.tokens.cache.filter(|_| self.at.kind == kind);
+            let key = (self.at.kind, self.id());
+            // Of an encoder's text all is kept as it was before the adapter's hook, which sees it
+            // in each pass.
+            let (kv, key_rows) = match cache(AttentionKind::Cross) {
+                Some(cache) => {
+                    let (kv, rows) = cache.extended(key, kv);
+                    (Some(kv), Some(rows))
+                }
+                None => (kv, key_rows),
+            };
+            let [k, v] = kv.expect("only a cache has keys that are not given");
             let [q, k, v] = adapter.attention(self.at, [q, k, v], cx);
             let prefix_length = prefix.as_ref().map_or(0, Prefix::length);
             if let Some((positions, _)) = positions {
@@ -190,14 +202,18 @@ impl Attention {
                 };
                 return scores.attend([q, k, v], cx.rows, prefix, self.id());
             }
-            let (k, v, key_rows) = match cx.tokens.cache {
-                Some(cache) if self.at.kind == AttentionKind::Decoder => {
-                    let (k, v, rows) = cache.extended(self.id(), k, v);
-                    (k, v, Some(rows))
+            let ([k, v], key_rows) = match cache(AttentionKind::Decoder) {
+                Some(cache) => {
+                    let (kv, rows) = cache.extended(key, Some([k, v]));
+                    (kv, Some(rows))
                 }
-                _ => (k, v, key_rows),
+                None => ([k, v], key_rows),
             };
-            let bias = bias.map(|bias| bias.get(adapter, cx.rows, prefix_length));
+            let bias = bias.map(|bias| {
+                let queries = cx.rows.longest();
+                let keys = key_rows.as_ref().map_or(queries, Sequences::longest);
+                bias.get(adapter, [queries, keys], prefix_length)
+            });
             let keys = Keys {
                 k,
                 v,
@@ -208,7 +224,7 @@ impl Attention {
             attention(&self.kernel_shape(), q, cx.rows, keys, self.id())
         };
         (
-            batch.map_attention(&hooks, qkv, read, (rows, key_rows), body),
+            batch.map_attention(&hooks, (q, kv), read, (rows, key_rows), body),
             x,
         )
     }
@@ -260,35 +276,38 @@ impl Attention {
     }
 
     /// Queries, keys and values; the input twice more, for prefixes and for further readers.
+    /// Cross-attention without an encoder's output has queries alone.
     fn project(
         &self,
         x: Tensor<2>,
         rows: &Sequences,
         encoder: Option<(&Tensor<2>, &Sequences)>,
         batch: &AdapterBatch<'_>,
-    ) -> ([Tensor<2>; 3], Tensor<2>, Tensor<2>) {
-        match (&self.input, encoder) {
-            (Input::Separate { query, key, value }, None) => {
+    ) -> (Tensor<2>, Option<[Tensor<2>; 2]>, Tensor<2>, Tensor<2>) {
+        match &self.input {
+            Input::Separate { query, key, value } if self.at.kind == AttentionKind::Cross => {
+                let [to_q, read, x] = fork(x);
+                let q = query.forward(to_q, rows, batch);
+                let kv = encoder.map(|(states, key_rows)| {
+                    let [to_k, to_v] = fork(states.clone());
+                    let k = key.forward(to_k, key_rows, batch);
+                    [k, value.forward(to_v, key_rows, batch)]
+                });
+                (q, kv, read, x)
+            }
+            Input::Separate { query, key, value } => {
                 let [to_q, to_k, to_v, read, x] = fork(x);
                 let q = query.forward(to_q, rows, batch);
                 let k = key.forward(to_k, rows, batch);
                 let v = value.forward(to_v, rows, batch);
-                ([q, k, v], read, x)
+                (q, Some([k, v]), read, x)
             }
-            (Input::Separate { query, key, value }, Some((states, key_rows))) => {
-                let [to_q, read, x] = fork(x);
-                let [to_k, to_v] = fork(states.clone());
-                let q = query.forward(to_q, rows, batch);
-                let k = key.forward(to_k, key_rows, batch);
-                let v = value.forward(to_v, key_rows, batch);
-                ([q, k, v], read, x)
-            }
-            (Input::Fused(all), _) => {
+            Input::Fused(all) => {
                 let [to_all, read, x] = fork(x);
                 let all = all.forward(to_all, rows, batch);
                 let (q_size, kv_size) = (self.shape.query_size(), self.shape.kv_size());
                 let parts = fork(all);
-                let qkv = match self.shape.projections {
+                let [q, k, v] = match self.shape.projections {
                     Projections::FusedByHead => {
                         let mut number = 0;
                         parts.map(|part| {
@@ -305,7 +324,7 @@ impl Attention {
                         ]
                     }
                 };
-                (qkv, read, x)
+                (q, Some([k, v]), read, x)
             }
         }
     }
@@ -324,18 +343,20 @@ impl Attention {
     /// Queries and keys with their norms, where the attention has these.
     fn normalize(
         &self,
-        [q, k]: [Tensor<2>; 2],
-        rows: &Sequences,
-        key_rows: Option<&Sequences>,
+        q: Tensor<2>,
+        kv: Option<[Tensor<2>; 2]>,
+        [rows, key_rows]: [&Sequences; 2],
         batch: &AdapterBatch<'_>,
-    ) -> [Tensor<2>; 2] {
-        match &self.norms {
-            None => [q, k],
-            Some([(query_norm, query_size), (key_norm, key_size)]) => [
-                query_norm.forward_parts(q, *query_size, rows, batch),
-                key_norm.forward_parts(k, *key_size, key_rows.unwrap_or(rows), batch),
-            ],
-        }
+    ) -> (Tensor<2>, Option<[Tensor<2>; 2]>) {
+        let Some([(query_norm, query_size), (key_norm, key_size)]) = &self.norms else {
+            return (q, kv);
+        };
+        let q = query_norm.forward_parts(q, *query_size, rows, batch);
+        let kv = kv.map(|[k, v]| {
+            let k = key_norm.forward_parts(k, *key_size, key_rows, batch);
+            [k, v]
+        });
+        (q, kv)
     }
 
     /// The output projection, `[tokens, heads * head_dim]` to `[tokens, hidden]`.

@@ -3,6 +3,7 @@
 //! Layers are numbered through, the decoder's after the encoder's. The decoder's embedded tokens
 //! travel as the stream [`DECODER_STREAM`] until the encoder is done; then they become the residual
 //! stream, and the encoder's output travels as [`ENCODER_STREAM`] to every layer of the decoder.
+//! Behind a [`Cache`](crate::Cache) of a text that was begun, only the decoder runs.
 
 use epiphyte_ops::{IGNORED, Sequences, dropout};
 
@@ -11,6 +12,7 @@ use super::{Layer, LayerInput, Norm, RelativeBias};
 use crate::adapter::{AdapterBatch, Entry, Hidden, Owner, Stream, name_id};
 use crate::backbone::Backbone;
 use crate::model::{DECODER_STREAM, ENCODER_STREAM};
+use crate::tokens::Tokens;
 
 /// Encoder and decoder.
 #[derive(Debug)]
@@ -19,9 +21,11 @@ pub struct EncoderDecoder {
     pub encoder: HalfStack,
     /// The decoder.
     pub decoder: HalfStack,
-    /// The token with which the decoder's input begins; by default the last that is not padding, as
-    /// in mBART, whose texts end with their language.
+    /// The token with which the decoder's input begins.
     pub decoder_start_token: Option<u32>,
+    /// Whether, where labels are known, it begins with the last of them that is not padding, as in
+    /// mBART, whose texts end with their language.
+    pub begins_with_last: bool,
     /// What the decoder reads in place of labels that do not count.
     pub pad_token: u32,
     /// Whether any dropout of the base is on during training.
@@ -107,13 +111,6 @@ impl Backbone for EncoderDecoder {
     /// transformers' classifiers.
     fn embed(&self, entry: &Entry<'_>) -> Hidden {
         let tokens = entry.tokens;
-        let input = EmbeddingInput {
-            ids: tokens.ids,
-            type_ids: tokens.type_ids,
-            rows: &tokens.sequences,
-            decoder: false,
-        };
-        let (states, rows) = self.encoder.embeddings.forward(input, entry);
         let shifted: Vec<u32>;
         let (ids, decoder_rows) = match &tokens.decoder {
             Some(decoder) => (decoder.ids, &decoder.sequences),
@@ -130,6 +127,16 @@ impl Backbone for EncoderDecoder {
             decoder: true,
         };
         let (decoder_states, decoder_rows) = self.decoder.embeddings.forward(input, entry);
+        if tokens.follow_others() {
+            return Hidden::new(decoder_states, decoder_rows);
+        }
+        let input = EmbeddingInput {
+            ids: tokens.ids,
+            type_ids: tokens.type_ids,
+            rows: &tokens.sequences,
+            decoder: false,
+        };
+        let (states, rows) = self.encoder.embeddings.forward(input, entry);
         let mut hidden = Hidden::new(states, rows);
         hidden.carried.push(Stream {
             name: DECODER_STREAM,
@@ -138,6 +145,17 @@ impl Backbone for EncoderDecoder {
             rows: decoder_rows,
         });
         hidden
+    }
+
+    fn first_layer(&self, tokens: &Tokens<'_>) -> usize {
+        match tokens.follow_others() {
+            true => self.encoder.layers.len(),
+            false => 0,
+        }
+    }
+
+    fn decoder_start_token(&self) -> Option<u32> {
+        self.decoder_start_token
     }
 
     fn layer(
@@ -186,7 +204,8 @@ impl EncoderDecoder {
                 let real = own.iter().filter(|&&id| id != self.pad_token).count();
                 let last = own[real.saturating_sub(1)];
                 own.rotate_right(1);
-                own[0] = self.decoder_start_token.unwrap_or(last);
+                let start = self.decoder_start_token;
+                own[0] = start.filter(|_| !self.begins_with_last).unwrap_or(last);
             }
         }
         shifted

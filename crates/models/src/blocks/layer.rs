@@ -112,7 +112,8 @@ pub struct LayerInput<'a> {
     pub bias: Option<&'a RelativeBias>,
     /// Embeddings of relative positions, which the scores of self-attention read.
     pub positions: Option<&'a RelativeEmbeddings>,
-    /// What cross-attention reads: an encoder's output and the sequences that its rows form.
+    /// What cross-attention reads: an encoder's output and the sequences that its rows form; none
+    /// where caches have its keys.
     pub encoder: Option<(Tensor<2>, Sequences)>,
 }
 
@@ -219,15 +220,16 @@ impl Layer {
             selected.filter(|_| last_is_self),
             batch,
         );
-        let hidden = match (&self.cross_attention, &encoder) {
-            (Some((attention, norms)), Some((states, rows))) => self.attention_block(
+        let encoder = encoder.as_ref().map(|(states, rows)| (states, rows));
+        let hidden = match &self.cross_attention {
+            Some((attention, norms)) => self.attention_block(
                 (attention, norms, Block::CrossAttention),
                 hidden,
-                (Some((states, rows)), None, None),
+                (encoder, None, None),
                 selected,
                 batch,
             ),
-            _ => hidden,
+            None => hidden,
         };
         let parallel = parallel.map(|parallel| match selected {
             Some(rows) => parallel.select_rows(rows).states,

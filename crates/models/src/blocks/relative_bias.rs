@@ -1,7 +1,6 @@
 //! A learned bias of attention scores by relative position (Raffel et al. 2020, arXiv 1910.10683).
 
 use burn::tensor::Tensor;
-use epiphyte_ops::Sequences;
 
 use super::Matrix;
 use crate::adapter::{Adapter, Hook};
@@ -47,22 +46,23 @@ impl RelativeBias {
         self.table.hook()
     }
 
-    /// The bias as the adapter has it, `[heads, queries, prefix + keys]` for the longest of these
-    /// sequences, whose rows count from 0. A prefix has the positions before the first key. A table
-    /// that is trained receives gradients.
+    /// The bias as the adapter has it, `[heads, queries, prefix + keys]`, for sequences with at
+    /// most this many queries and keys: the keys' positions count from 0, and the queries are the
+    /// last of them. A prefix has the positions before the first key. A table that is trained
+    /// receives gradients.
     pub(crate) fn get(
         &self,
         adapter: &dyn Adapter,
-        rows: &Sequences,
+        [queries, keys]: [usize; 2],
         prefix_length: usize,
     ) -> Tensor<3> {
-        let (queries, columns) = (rows.longest(), prefix_length + rows.longest());
+        let (read, columns) = (keys - queries, prefix_length + keys);
         let [_, heads] = self.table.shape();
         let ids: Vec<u32> = (0..queries)
             .flat_map(|query| {
                 let of = move |column: usize| {
                     let key = column as i64 - prefix_length as i64;
-                    self.buckets.of_distance(key - query as i64)
+                    self.buckets.of_distance(key - (read + query) as i64)
                 };
                 (0..columns).map(of)
             })

@@ -136,8 +136,12 @@ pub struct BartConfig {
     pub eos_token_ids: Vec<u32>,
     /// The padding token; default 1.
     pub pad_token_id: Option<u32>,
-    /// The token with which the decoder begins; default 2, mBART none.
+    /// The token with which the decoder begins, except in training of mBART; default 2, mBART none.
     pub decoder_start_token_id: Option<u32>,
+    /// The first token that the decoder writes whatever its logits say; default none.
+    pub forced_bos_token_id: Option<u32>,
+    /// The last token of a text that has reached its longest length; default 2.
+    pub forced_eos_token_id: Option<u32>,
     /// The classes of a classification head.
     pub labels: Labels,
 }
@@ -186,8 +190,9 @@ impl BartConfig {
             bos_token_id: special_token(json, "bos_token_id", Some(0), vocab_size)?,
             eos_token_ids: json.token_ids("eos_token_id", Some(2))?,
             pad_token_id: token(json, "pad_token_id", Some(1), vocab_size)?,
-            decoder_start_token_id: token(json, "decoder_start_token_id", start, vocab_size)?
-                .filter(|_| !multilingual),
+            decoder_start_token_id: token(json, "decoder_start_token_id", start, vocab_size)?,
+            forced_bos_token_id: special_token(json, "forced_bos_token_id", None, vocab_size)?,
+            forced_eos_token_id: special_token(json, "forced_eos_token_id", Some(2), vocab_size)?,
             labels: Labels::from_json(json)?,
         })
     }
@@ -275,12 +280,17 @@ impl FamilyConfig for BartConfig {
         }
     }
 
+    fn forced_tokens(&self) -> [Option<u32>; 2] {
+        [self.forced_bos_token_id, self.forced_eos_token_id]
+    }
+
     fn computation(&self) -> Value {
         json!({
             "attention_heads": self.attention_heads,
             "activation_function": self.activation_function.name(),
             "scale_embedding": self.scale_embedding,
-            "decoder_start_token_id": self.decoder_start_token_id,
+            // In training, mBART's decoder begins with the language instead.
+            "decoder_start_token_id": self.decoder_start_token_id.filter(|_| !self.multilingual),
         })
     }
 
@@ -347,11 +357,13 @@ impl FamilyConfig for BartConfig {
             self.attention_dropout,
             self.activation_dropout,
         ];
-        let padding = self.pad_token_id.or(self.decoder_start_token_id);
+        let start = self.decoder_start_token_id.filter(|_| !self.multilingual);
+        let padding = self.pad_token_id.or(start);
         let stacks = EncoderDecoder {
             encoder,
             decoder,
             decoder_start_token: self.decoder_start_token_id,
+            begins_with_last: self.multilingual,
             pad_token: padding.unwrap_or(0),
             has_dropout: dropouts.iter().any(|&p| p > 0.0),
         };

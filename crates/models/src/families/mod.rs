@@ -117,6 +117,12 @@ pub trait FamilyConfig: Any + fmt::Debug + Send + Sync {
         &[]
     }
 
+    /// The first token that a decoder writes whatever its logits say, and the last one of a text
+    /// that has reached its longest length, where there is no `generation_config.json`.
+    fn forced_tokens(&self) -> [Option<u32>; 2] {
+        [None; 2]
+    }
+
     /// The values of the configuration on which results depend, besides sizes that the tensors
     /// show: what an adapter remembers of its base, so that another value is noticed.
     fn computation(&self) -> Value;

@@ -444,6 +444,7 @@ impl FamilyConfig for T5Config {
             encoder,
             decoder,
             decoder_start_token: Some(self.decoder_start_token_id),
+            begins_with_last: false,
             pad_token: self.pad_token_id.unwrap_or(self.decoder_start_token_id),
             has_dropout: self.dropout_rate > 0.0,
         };

@@ -516,7 +516,7 @@ fn generation_config_comes_before_config() {
     let expected = GenerationConfig {
         bos_token_id: Some(128000),
         eos_token_ids: vec![128001, 128009],
-        pad_token_id: None,
+        ..GenerationConfig::default()
     };
     assert_eq!(open().unwrap(), expected);
 

@@ -9,7 +9,7 @@
 use epiphyte_models::{Adapter, Model};
 
 use super::text::{Text, next_logits};
-use super::{Generated, Generation, GenerationEnd, Room};
+use super::{Generated, Generation, Room};
 use crate::TrainError;
 
 /// A continuation by one token.
@@ -29,7 +29,7 @@ pub(super) fn search(
     room: Room,
 ) -> Result<Generated, TrainError> {
     let kept = how.num_beams * (1 + how.stop.len()).max(2);
-    let mut beams = vec![Text::new(model, adapter, prompt)];
+    let mut beams = vec![Text::new(adapter, prompt, how, room)];
     let mut scores = vec![0.0];
     // The texts that have ended, best first, with their scores.
     let mut ended: Vec<(f64, Generated)> = Vec::new();
@@ -40,14 +40,12 @@ pub(super) fn search(
         let ends = |it: &Candidate| length == room.tokens || how.stop.contains(&it.token);
         for candidate in candidates.iter().take(how.num_beams) {
             if ends(candidate) {
-                let mut ids = beams[candidate.beam].ids()[prompt.len()..].to_vec();
-                let end = match how.stop.contains(&candidate.token) {
-                    true => GenerationEnd::Stop,
-                    false => {
-                        ids.push(candidate.token);
-                        room.end
-                    }
-                };
+                let text = &beams[candidate.beam];
+                let mut ids = text.new_ids().to_vec();
+                let end = text.end_before(candidate.token).unwrap_or_else(|| {
+                    ids.push(candidate.token);
+                    room.end
+                });
                 let score = candidate.log_probability / divisor;
                 let at = ended.partition_point(|(other, _)| *other >= score);
                 ended.insert(at, (score, Generated { ids, end }));
@@ -84,7 +82,7 @@ fn best(
     count: usize,
     how: &Generation,
     logits: &mut [Vec<f32>],
-    beams: &[Text],
+    beams: &[Text<'_>],
     scores: &[f64],
 ) -> Vec<Candidate> {
     let mut candidates = Vec::new();

@@ -1,4 +1,5 @@
 //! Text from a language model: greedy, sampled, or by beam search; one prompt or several at once.
+//! A decoder continues the prompt; an encoder-decoder reads it and writes a text of its own.
 
 mod beams;
 mod sampling;
@@ -33,8 +34,16 @@ pub struct Generation {
     pub length_penalty: f64,
     /// Tokens that end the text; they are not returned.
     pub stop: Vec<u32>,
-    /// The longest text, prompt and virtual tokens included, that the model can read.
+    /// The longest text that the model can read, prompt and virtual tokens included; of an
+    /// encoder-decoder, both the prompt and the text that it writes.
     pub max_length: usize,
+    /// The token with which an encoder-decoder's text begins; none for that of the model.
+    pub decoder_start_token_id: Option<u32>,
+    /// The first token that an encoder-decoder writes, whatever its logits say.
+    pub forced_bos_token_id: Option<u32>,
+    /// The last token that an encoder-decoder writes, whatever its logits say, where a text gets as
+    /// long as it may.
+    pub forced_eos_token_id: Option<u32>,
 }
 
 impl Generation {
@@ -48,6 +57,9 @@ impl Generation {
             length_penalty: 1.0,
             stop,
             max_length,
+            decoder_start_token_id: None,
+            forced_bos_token_id: None,
+            forced_eos_token_id: None,
         }
     }
 }
@@ -78,12 +90,14 @@ pub enum GenerationEnd {
     },
 }
 
-/// Continues `prompt`; tells `each` new token as soon as it is chosen, and returns all of them.
-/// `each` may break off. Beam search chooses at its end, and tells them then.
+/// Continues `prompt`, or writes a text about it with an encoder-decoder; tells `each` new token as
+/// soon as it is chosen, and returns all of them. `each` may break off. Beam search chooses at its
+/// end, and tells them then.
 ///
 /// # Errors
-/// If the model has no language-model head or is an encoder-decoder, the prompt leaves no room for
-/// a token or has one that is not in the model's vocabulary, or a logit is NaN.
+/// If the model has no language-model head, the prompt leaves no room for a token or has one that
+/// is not in the model's vocabulary, an encoder-decoder has no start token or the prompt is empty,
+/// or a logit is NaN.
 pub fn generate(
     model: &Model,
     adapter: &dyn Adapter,
@@ -100,14 +114,14 @@ pub fn generate(
         }
         return Ok(Generated { ids, end });
     }
-    let mut text = Text::new(model, adapter, prompt);
+    let mut text = Text::new(adapter, prompt, how, room);
     let mut draws = Draws::new(how.seed);
     let mut end = room.end;
     for _ in 0..room.tokens {
         let mut logits = text::next_logits(model, adapter, slice::from_mut(&mut text))?;
         let next = (how.sampling).choose(&mut logits[0], text.ids(), draws.next());
-        if how.stop.contains(&next) {
-            end = GenerationEnd::Stop;
+        if let Some(why) = text.end_before(next) {
+            end = why;
             break;
         }
         text.push(next);
@@ -116,7 +130,7 @@ pub fn generate(
             break;
         }
     }
-    let ids = text.ids()[prompt.len()..].to_vec();
+    let ids = text.new_ids().to_vec();
     Ok(Generated { ids, end })
 }
 
@@ -152,8 +166,8 @@ pub fn generate_batch(
     let mut going: Vec<usize> = (0..prompts.len())
         .filter(|&number| rooms[number].tokens > 0)
         .collect();
-    let begin = |&number: &usize| Text::new(model, adapter, &prompts[number]);
-    let mut texts: Vec<Text> = going.iter().map(begin).collect();
+    let begin = |&number: &usize| Text::new(adapter, &prompts[number], how, rooms[number]);
+    let mut texts: Vec<Text<'_>> = going.iter().map(begin).collect();
     while !going.is_empty() {
         let mut logits = text::next_logits(model, adapter, &mut texts)?;
         // From the last, so that those that end can be taken out.
@@ -162,14 +176,15 @@ pub fn generate_batch(
             let (text, new) = (&mut texts[at], &mut new[number]);
             let draw = draws[number].next();
             let next = (how.sampling).choose(&mut logits[at], text.ids(), draw);
-            let stops = how.stop.contains(&next);
-            if stops {
-                new.end = GenerationEnd::Stop;
-            } else {
-                text.push(next);
-                new.ids.push(next);
+            let end = text.end_before(next);
+            match end {
+                Some(end) => new.end = end,
+                None => {
+                    text.push(next);
+                    new.ids.push(next);
+                }
             }
-            if stops || new.ids.len() == rooms[number].tokens {
+            if end.is_some() || new.ids.len() == rooms[number].tokens {
                 going.remove(at);
                 texts.remove(at);
             }
@@ -178,11 +193,13 @@ pub fn generate_batch(
     Ok(new)
 }
 
-/// How many tokens may follow a prompt, and why no more.
+/// How many tokens may be written, and why no more.
 #[derive(Clone, Copy, Debug)]
 struct Room {
     tokens: usize,
     end: GenerationEnd,
+    /// The token with which the text begins, where it is not the prompt: an encoder-decoder's.
+    start: Option<u32>,
 }
 
 impl Room {
@@ -193,29 +210,45 @@ impl Room {
         how: &Generation,
     ) -> Result<Self, TrainError> {
         model.language_head().ok_or(TrainError::CannotGenerate)?;
-        if model.base().dimensions.encoder_layers > 0 {
-            return Err(TrainError::CannotDecode);
-        }
-        let limit = model.base().dimensions.max_positions;
-        let limit = limit.unwrap_or(usize::MAX).min(how.max_length);
+        let dimensions = &model.base().dimensions;
+        let limit = dimensions.max_positions.unwrap_or(usize::MAX);
+        let limit = limit.min(how.max_length);
         let virtual_tokens = added_positions(adapter);
         let length = prompt.len() + virtual_tokens;
-        if length >= limit {
+        check_ids(model, prompt.iter().copied())?;
+        let is_encoder_decoder = dimensions.encoder_layers > 0;
+        let start = match is_encoder_decoder {
+            true => Some(start_token(model, how)?),
+            false => None,
+        };
+        // What the written text has already, and the virtual tokens of it.
+        let (begun, virtual_tokens, fits) = match is_encoder_decoder {
+            true if prompt.is_empty() => return Err(TrainError::EmptyPrompt),
+            true => (1, 0, length <= limit),
+            false => (length, virtual_tokens, length < limit),
+        };
+        if !fits {
             return Err(TrainError::PromptTooLong { length, limit });
         }
-        check_ids(model, prompt.iter().copied())?;
-        Ok(match how.max_new_tokens > limit - length {
-            true => Self {
-                tokens: limit - length,
-                end: GenerationEnd::ContextLength {
+        let (tokens, end) = match how.max_new_tokens > limit - begun {
+            true => (
+                limit - begun,
+                GenerationEnd::ContextLength {
                     limit,
                     virtual_tokens,
                 },
-            },
-            false => Self {
-                tokens: how.max_new_tokens,
-                end: GenerationEnd::MaxNewTokens,
-            },
-        })
+            ),
+            false => (how.max_new_tokens, GenerationEnd::MaxNewTokens),
+        };
+        Ok(Self { tokens, end, start })
     }
+}
+
+/// The token with which an encoder-decoder's text begins.
+fn start_token(model: &Model, how: &Generation) -> Result<u32, TrainError> {
+    let start = (how.decoder_start_token_id).or_else(|| model.backbone().decoder_start_token());
+    let start = start.ok_or(TrainError::NoDecoderStart)?;
+    let forced = [how.forced_bos_token_id, how.forced_eos_token_id];
+    check_ids(model, forced.into_iter().flatten().chain([start]))?;
+    Ok(start)
 }

@@ -1,38 +1,64 @@
 //! A text that grows, and the logits of its next token.
 
-use epiphyte_models::{Adapter, AdapterBatch, Cache, Entry, Mode, Model, Tokens};
+use epiphyte_models::{Adapter, AdapterBatch, Cache, DecoderTokens, Entry, Mode, Model, Tokens};
 use epiphyte_ops::Sequences;
 
+use super::{Generation, GenerationEnd, Room};
 use crate::TrainError;
 
 /// How many tokens of a prompt are read at once, which bounds memory.
 const PROMPT_CHUNK: usize = 512;
 
-/// A prompt with the tokens chosen so far, and what the model keeps of those that it has read.
+/// The tokens chosen so far behind those that the text begins with, and what the model keeps of
+/// those that it has read.
 #[derive(Clone)]
-pub(super) struct Text {
+pub(super) struct Text<'a> {
+    how: &'a Generation,
+    room: Room,
+    /// The encoder's text, for encoder-decoders.
+    source: Option<&'a [u32]>,
     ids: Vec<u32>,
-    /// How many of them the cache holds.
+    /// Where new tokens begin.
+    begin: usize,
+    /// How many tokens the cache holds.
     read: usize,
     /// None where every token is read anew each time.
     cache: Option<Cache>,
 }
 
-impl Text {
-    /// A prompt that was not read yet.
-    pub(super) fn new(model: &Model, adapter: &dyn Adapter, prompt: &[u32]) -> Self {
+impl<'a> Text<'a> {
+    /// A prompt that was not read yet: a decoder's text begins with it; an encoder reads it, and
+    /// the text begins with the start token.
+    pub(super) fn new(
+        adapter: &dyn Adapter,
+        prompt: &'a [u32],
+        how: &'a Generation,
+        room: Room,
+    ) -> Self {
         let whole = adapter.reads_whole_sequences() || adapter.needs_base_pass();
-        let decodes = model.base().dimensions.encoder_layers == 0;
+        let ids = match room.start {
+            Some(start) => vec![start],
+            None => prompt.to_vec(),
+        };
         Self {
-            ids: prompt.to_vec(),
+            how,
+            room,
+            source: room.start.map(|_| prompt),
+            begin: ids.len(),
+            ids,
             read: 0,
-            cache: (decodes && !whole).then(Cache::new),
+            cache: (!whole).then(Cache::new),
         }
     }
 
-    /// The prompt and the tokens chosen so far.
+    /// What the text begins with, and the tokens chosen so far.
     pub(super) fn ids(&self) -> &[u32] {
         &self.ids
+    }
+
+    /// The tokens chosen so far.
+    pub(super) fn new_ids(&self) -> &[u32] {
+        &self.ids[self.begin..]
     }
 
     /// Adds a token that was chosen.
@@ -40,10 +66,33 @@ impl Text {
         self.ids.push(id);
     }
 
-    /// Reads the text up to its last [`PROMPT_CHUNK`] tokens, in chunks; forgets what was read if
-    /// the model's keys depend on the text's length.
+    /// Why the text ends before `token`, if it does.
+    pub(super) fn end_before(&self, token: u32) -> Option<GenerationEnd> {
+        let end = match self.forced_end() {
+            Some(_) => self.room.end,
+            None => GenerationEnd::Stop,
+        };
+        Some(end).filter(|_| self.how.stop.contains(&token))
+    }
+
+    /// The next token, where it is the last and not for an encoder-decoder to choose.
+    fn forced_end(&self) -> Option<u32> {
+        let is_last = self.new_ids().len() + 1 == self.room.tokens;
+        let forced = self.how.forced_eos_token_id;
+        forced.filter(|_| self.source.is_some() && is_last)
+    }
+
+    /// The next token, where it is not for an encoder-decoder to choose.
+    fn forced(&self) -> Option<u32> {
+        let is_first = self.source.is_some() && self.new_ids().is_empty();
+        let first = self.how.forced_bos_token_id.filter(|_| is_first);
+        self.forced_end().or(first)
+    }
+
+    /// Reads a decoder's text up to its last [`PROMPT_CHUNK`] tokens, in chunks; forgets what was
+    /// read if the model's keys depend on the text's length.
     fn read_ahead(&mut self, model: &Model, adapter: &dyn Adapter) {
-        let Some(cache) = &mut self.cache else {
+        let Some(cache) = self.cache.as_mut().filter(|_| self.source.is_none()) else {
             return;
         };
         let added = adapter.virtual_tokens() + adapter.prefix_length();
@@ -61,6 +110,27 @@ impl Text {
             self.read += PROMPT_CHUNK;
         }
     }
+
+    /// The tokens of the next pass; `zeros` are at least as many as tokens.
+    fn next_tokens<'t>(&'t self, zeros: &'t [u32]) -> Tokens<'t> {
+        let whole = |ids: &[u32]| Sequences::new(vec![0, ids.len()]);
+        let ids = &self.ids[self.read..];
+        match (self.source, &self.cache) {
+            (None, Some(cache)) => Tokens::continuing(ids, &zeros[..ids.len()], cache),
+            (None, None) => Tokens::new(ids, &zeros[..ids.len()], whole(ids)),
+            (Some(source), cache) => Tokens {
+                decoder: Some(match cache {
+                    Some(cache) => DecoderTokens::continuing(ids, cache),
+                    None => DecoderTokens {
+                        ids,
+                        sequences: whole(ids),
+                    },
+                }),
+                cache: cache.as_ref(),
+                ..Tokens::new(source, &zeros[..source.len()], whole(source))
+            },
+        }
+    }
 }
 
 /// The logits of the token that follows each text, of the size of the vocabulary.
@@ -70,22 +140,16 @@ impl Text {
 pub(super) fn next_logits(
     model: &Model,
     adapter: &dyn Adapter,
-    texts: &mut [Text],
+    texts: &mut [Text<'_>],
 ) -> Result<Vec<Vec<f32>>, TrainError> {
     for text in texts.iter_mut() {
         text.read_ahead(model, adapter);
     }
-    let type_ids: Vec<Vec<u32>> = texts.iter().map(|text| vec![0; text.ids.len()]).collect();
-    let tokens: Vec<Tokens<'_>> = texts
+    let lengths = texts
         .iter()
-        .zip(&type_ids)
-        .map(|(text, type_ids)| match &text.cache {
-            Some(cache) => {
-                Tokens::continuing(&text.ids[text.read..], &type_ids[text.read..], cache)
-            }
-            None => Tokens::new(&text.ids, type_ids, Sequences::new(vec![0, text.ids.len()])),
-        })
-        .collect();
+        .map(|text| text.ids.len().max(text.source.map_or(0, <[u32]>::len)));
+    let zeros = vec![0; lengths.max().unwrap_or(0)];
+    let tokens: Vec<Tokens<'_>> = texts.iter().map(|text| text.next_tokens(&zeros)).collect();
     let entries = tokens.iter().map(|tokens| Entry {
         adapter,
         tokens,
@@ -103,8 +167,16 @@ pub(super) fn next_logits(
             what: format!("a logit after {length} tokens"),
         });
     }
-    for text in texts {
-        text.read = text.ids.len();
+    let mut logits: Vec<Vec<f32>> = logits.chunks(vocabulary).map(<[f32]>::to_vec).collect();
+    for (text, logits) in texts.iter_mut().zip(&mut logits) {
+        text.read = match text.cache {
+            Some(_) => text.ids.len(),
+            None => 0,
+        };
+        if let Some(forced) = text.forced() {
+            logits.fill(f32::NEG_INFINITY);
+            logits[forced as usize] = 0.0;
+        }
     }
-    Ok(logits.chunks(vocabulary).map(<[f32]>::to_vec).collect())
+    Ok(logits)
 }

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 use epiphyte_methods::AdapterModule;
 use epiphyte_methods::file::AdapterFile;
-use epiphyte_models::{Adapter, HeadKind, Identity, LoadOptions, Model, load};
-use epiphyte_train::{Generation, GenerationEnd, generate, generate_batch};
+use epiphyte_models::generation_config::GenerationConfig;
+use epiphyte_models::{Adapter, HeadKind, Identity, LoadOptions, Model, ModelConfig, load};
+use epiphyte_train::{Generation, GenerationEnd, TrainError, generate, generate_batch};
 use serde::Deserialize;
 
 /// `decoding.json`.
@@ -60,8 +61,15 @@ impl Case {
 }
 
 impl Golden {
-    fn how(&self, stop: &[u32]) -> Generation {
-        let mut how = Generation::greedy(24, stop.to_vec(), usize::MAX);
+    fn how(&self, base: &str, stop: &[u32]) -> Generation {
+        let dir = folder().join(base).join("base");
+        let special = GenerationConfig::open(&dir, &ModelConfig::open(&dir).unwrap()).unwrap();
+        let mut how = Generation {
+            decoder_start_token_id: special.decoder_start_token_id,
+            forced_bos_token_id: special.forced_bos_token_id,
+            forced_eos_token_id: special.forced_eos_token_id,
+            ..Generation::greedy(24, stop.to_vec(), usize::MAX)
+        };
         how.sampling.repetition_penalty = self.repetition_penalty;
         how
     }
@@ -71,6 +79,10 @@ impl Golden {
 fn tokens_are_those_of_transformers() {
     let golden = golden();
     assert!(golden.cases.len() > 30);
+    for family in ["t5", "mt5", "t5_v1_1", "bart", "mbart"] {
+        let cases = golden.cases.iter().filter(|case| case.base == family);
+        assert!(cases.count() > 1, "{family} and an adapter of it");
+    }
     for case in &golden.cases {
         let name = format!("{} {:?}", case.base, case.adapter);
         let model = open(&case.base);
@@ -81,12 +93,12 @@ fn tokens_are_those_of_transformers() {
                 .unwrap()
                 .ids
         };
-        assert_eq!(run(&golden.how(&[])), case.greedy, "{name}");
+        assert_eq!(run(&golden.how(&case.base, &[])), case.greedy, "{name}");
         for beams in &case.beams {
             let how = Generation {
                 num_beams: beams.num_beams,
                 length_penalty: beams.length_penalty,
-                ..golden.how(&golden.ends)
+                ..golden.how(&case.base, &golden.ends)
             };
             assert_eq!(run(&how), beams.tokens, "{name} {}", beams.num_beams);
         }
@@ -96,28 +108,90 @@ fn tokens_are_those_of_transformers() {
 #[test]
 fn prompts_that_are_continued_together_are_as_alone() {
     let golden = golden();
-    let case = golden.cases.iter().find(|case| case.adapter.is_some());
-    let case = case.unwrap();
-    let model = open(&case.base);
-    let module = case.module(&model).unwrap();
-    let prompts = vec![golden.prompt.clone(), vec![3], vec![11, 30, 2]];
-    let how = golden.how(&golden.ends);
-    let together = generate_batch(&model, &module, &prompts, &how).unwrap();
-    for (prompt, new) in prompts.iter().zip(&together) {
-        let alone = generate(&model, &module, prompt, &how, |_| Continue(())).unwrap();
-        assert_eq!(*new, alone);
-    }
-    let lengths: Vec<usize> = together.iter().map(|new| new.ids.len()).collect();
-    assert!(
-        lengths.iter().any(|length| *length != lengths[0]),
-        "{lengths:?}"
-    );
+    let first = |base: Option<&str>| {
+        let mut cases = golden.cases.iter().filter(|case| case.adapter.is_some());
+        cases.find(|case| base.is_none_or(|base| case.base == base))
+    };
+    for case in [first(None), first(Some("t5")), first(Some("bart"))] {
+        let case = case.unwrap();
+        let model = open(&case.base);
+        let module = case.module(&model).unwrap();
+        let prompts = vec![golden.prompt.clone(), vec![3], vec![11, 30, 2]];
+        let how = golden.how(&case.base, &golden.ends);
+        let together = generate_batch(&model, &module, &prompts, &how).unwrap();
+        for (prompt, new) in prompts.iter().zip(&together) {
+            let alone = generate(&model, &module, prompt, &how, |_| Continue(())).unwrap();
+            assert_eq!(*new, alone);
+        }
+        let lengths: Vec<usize> = together.iter().map(|new| new.ids.len()).collect();
+        assert!(
+            lengths.iter().any(|length| *length != lengths[0]),
+            "{lengths:?}"
+        );
 
-    let mut sampled = how.clone();
-    sampled.sampling.temperature = 1.5;
-    let draw = || generate_batch(&model, &module, &prompts, &sampled).unwrap();
-    assert_eq!(draw(), draw());
-    assert_ne!(draw(), together);
+        let mut sampled = how.clone();
+        sampled.sampling.temperature = 1.5;
+        let draw = || generate_batch(&model, &module, &prompts, &sampled).unwrap();
+        assert_eq!(draw(), draw());
+        assert_ne!(draw(), together);
+    }
+}
+
+/// What an encoder-decoder reads and what it writes have a limit each.
+#[test]
+fn encoder_decoders_read_and_write_up_to_their_positions() {
+    let golden = golden();
+    let model = open("bart");
+    let how = Generation {
+        max_new_tokens: 100,
+        ..golden.how("bart", &[])
+    };
+    let run = |prompt: &[u32], how: &Generation| {
+        generate(&model, &Identity, prompt, how, |_| Continue(()))
+    };
+    let new = run(&[5; 40], &how).unwrap();
+    let end = GenerationEnd::ContextLength {
+        limit: 40,
+        virtual_tokens: 0,
+    };
+    // The start token has one of the 40 positions.
+    assert_eq!((new.ids.len(), new.end), (39, end));
+    // A text that is cut ends with this token, which says nothing about the text.
+    let forced = how.forced_eos_token_id.unwrap();
+    assert_eq!(new.ids[38], forced);
+    let stopped = Generation {
+        stop: vec![forced],
+        ..how.clone()
+    };
+    let new = run(&[5; 40], &stopped).unwrap();
+    assert_eq!((new.ids.len(), new.end), (38, end));
+    let begun = Generation {
+        forced_bos_token_id: Some(9),
+        ..how.clone()
+    };
+    assert_eq!(run(&[5], &begun).unwrap().ids[0], 9);
+
+    let long = run(&[5; 41], &how).unwrap_err();
+    assert!(
+        matches!(
+            long,
+            TrainError::PromptTooLong {
+                length: 41,
+                limit: 40
+            }
+        ),
+        "{long}"
+    );
+    assert!(matches!(run(&[], &how), Err(TrainError::EmptyPrompt)));
+    let strange = Generation {
+        forced_bos_token_id: Some(60),
+        ..how
+    };
+    let strange = run(&[5], &strange).unwrap_err();
+    assert!(
+        matches!(strange, TrainError::Vocabulary { id: 60, .. }),
+        "{strange}"
+    );
 }
 
 #[test]
@@ -125,7 +199,8 @@ fn the_caller_may_break_off() {
     let golden = golden();
     let model = open("llama");
     let mut seen = 0;
-    let new = generate(&model, &Identity, &golden.prompt, &golden.how(&[]), |_| {
+    let how = golden.how("llama", &[]);
+    let new = generate(&model, &Identity, &golden.prompt, &how, |_| {
         seen += 1;
         if seen == 3 { Break(()) } else { Continue(()) }
     });

@@ -28,7 +28,7 @@ Examples:
 
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
-    /// The text to continue
+    /// The text to continue; for an encoder-decoder, the text to read
     #[arg(
         long,
         value_name = "TEXT",
@@ -36,7 +36,7 @@ pub(crate) struct Arguments {
         conflicts_with = "prompt_file"
     )]
     prompt: Option<String>,
-    /// File with the text to continue; - is standard input
+    /// File with this text; - is standard input
     #[arg(long, value_name = "FILE")]
     prompt_file: Option<PathBuf>,
     /// A text with {column} where the prompt goes, or alpaca; an empty text takes the prompt as it
@@ -167,8 +167,9 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         )
         .into());
     }
+    let special = GenerationConfig::open(&model, &config)?;
     let stop = match arguments.stop_at_eos {
-        true => stop_tokens(&model, &config, tokenizer, arguments.chat)?,
+        true => stop_tokens(&special, &config, tokenizer, arguments.chat)?,
         false => Vec::new(),
     };
     let how = Generation {
@@ -185,13 +186,21 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         length_penalty: arguments.length_penalty,
         stop,
         max_length,
+        decoder_start_token_id: special.decoder_start_token_id,
+        forced_bos_token_id: special.forced_bos_token_id,
+        forced_eos_token_id: special.forced_eos_token_id,
     };
     let started = Instant::now();
-    // An answer is printed without the conversation before it, a continued text with its prompt.
-    let shown = if arguments.chat { &[] } else { &ids[..] };
+    let model = &loaded_adapter.task_model.loaded.model;
+    let is_encoder_decoder = model.base().dimensions.encoder_layers > 0;
+    // An answer is printed without the conversation before it, and so is what an encoder-decoder
+    // writes, a continued text with its prompt.
+    let shown = match arguments.chat || is_encoder_decoder {
+        true => &[],
+        false => &ids[..],
+    };
     let mut text = Text::new(tokenizer, shown, &arguments.stop, !global.json)?;
     let mut failed = None;
-    let model = &loaded_adapter.task_model.loaded.model;
     let generated = generate(model, loaded_adapter.adapter(), &ids, &how, |id| {
         text.ids.push(id);
         match text.show(false) {
@@ -220,15 +229,20 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     } = generated.end
         && !global.quiet
     {
-        let virtual_tokens = match virtual_tokens {
-            0 => String::new(),
-            count => format!(" and {count} virtual tokens"),
+        let taken = match (is_encoder_decoder, virtual_tokens) {
+            (true, _) => "one of which begins the text".to_owned(),
+            (false, 0) => format!("{} of them the prompt", ids.len()),
+            (false, count) => {
+                format!(
+                    "{} of them the prompt and {count} virtual tokens",
+                    ids.len()
+                )
+            }
         };
         output::note(&format!(
             "note: the text ends after {count} of {} new tokens, because the model reads at most \
-             {limit} tokens (max_position_embeddings), {} of them the prompt{virtual_tokens}",
-            how.max_new_tokens,
-            ids.len()
+             {limit} tokens (max_position_embeddings), {taken}",
+            how.max_new_tokens
         ));
     }
     if global.json {
@@ -298,12 +312,12 @@ fn in_template(prompt: &str, template: &Prompt) -> Result<String> {
 /// The tokens that end a text: all that the model's files and its tokenizer name, since training
 /// appends the tokenizer's; in a chat, also the one that ends the assistant's turn.
 fn stop_tokens(
-    model: &Path,
+    special: &GenerationConfig,
     config: &ModelConfig,
     tokenizer: &Tokenizer,
     chat: bool,
 ) -> Result<Vec<u32>> {
-    let mut stop = GenerationConfig::open(model, config)?.eos_token_ids;
+    let mut stop = special.eos_token_ids.clone();
     stop.extend(&config.facts().eos_token_ids);
     stop.extend(tokenizer.end_of_text().ok());
     if chat {
