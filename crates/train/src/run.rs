@@ -326,7 +326,7 @@ impl<'a> Prepared<'a> {
         format!(
             "accuracy on `{}` is no better than always answering the most frequent class, `{}` \
              ({:.4}): more steps (--epochs, now {}; --batch-size, now {}, makes {total} batches an \
-             epoch) or another --learning-rate (now {rate:e}; try {:e}) may help",
+             epoch) or another --learning-rate (now {rate:e}; try {:.0e}) may help",
             run.eval_data.as_deref().unwrap_or(Path::new("")).display(),
             self.task_model.spec.labels[majority.class],
             majority.share,

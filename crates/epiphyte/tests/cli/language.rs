@@ -71,6 +71,15 @@ fn how_tokens_are_chosen_is_set_by_flags() {
         "generate --model llama --prompt a --num-beams 2 --top-k 3",
     );
     assert!(errors.contains("cannot be used with"), "{errors}");
+    for (flags, words) in [
+        ("--top-k 3", "pass --temperature above 0"),
+        ("--length-penalty 2", "pass --num-beams above 1"),
+        ("--num-beams 2 --temperature 1", "cannot be used with"),
+        ("--num-beams 257", "from 1 to 256"),
+    ] {
+        let errors = here.fail(2, &format!("generate --model llama --prompt a {flags}"));
+        assert!(errors.contains(words), "{flags}: {errors}");
+    }
 }
 
 #[test]

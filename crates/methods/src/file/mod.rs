@@ -200,12 +200,13 @@ fn config_json(
 }
 
 /// PEFT's list of trained modules, by the last part of their paths. It adds the two heads that it
-/// knows, whichever the model has.
+/// knows, whichever the model has, and matches endings, so `pre_classifier` is named already.
 fn saved_modules<'a>(head: &'a str, base: &'a Base) -> Vec<&'a str> {
     let new_module = base.new_module.as_deref();
     let new_module = new_module.map(|path| path.rsplit('.').next().unwrap_or(path));
-    let other = Some(head).filter(|head| !HEADS.contains(head));
-    new_module.into_iter().chain(other).chain(HEADS).collect()
+    let unnamed = |module: &&str| !HEADS.iter().any(|head| module.ends_with(head));
+    let others = new_module.into_iter().chain([head]).filter(unnamed);
+    others.chain(HEADS).collect()
 }
 
 /// An adapter's directory, its configuration read and its tensors not yet.

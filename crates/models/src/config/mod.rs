@@ -41,6 +41,15 @@ pub(crate) fn activation(
     name.parse().map_err(unsupported)
 }
 
+/// Refuses a decoder whose tokens see those after them, as embedding models made of decoders have
+/// it.
+pub(crate) fn refuse_not_causal(json: &JsonObject) -> Result<(), ModelError> {
+    match json.get("is_causal", Some(true))? {
+        Some(false) => Err(json.unsupported("is_causal", "false", "true: causal attention")),
+        _ => Ok(()),
+    }
+}
+
 pub(crate) fn architectures(json: &JsonObject) -> Result<Vec<String>, ModelError> {
     Ok(json
         .get::<Option<Vec<String>>>("architectures", None)?

@@ -21,7 +21,8 @@ use crate::blocks::{
 };
 use crate::builder::{Builder, Summary};
 use crate::config::{
-    Labels, activation, architectures, dropout, epsilon, layer_count, size, special_token, token,
+    Labels, activation, architectures, dropout, epsilon, layer_count, refuse_not_causal, size,
+    special_token, token,
 };
 use crate::heads::{ClassificationHead, Head, HeadKind, LanguageModelHead, Pooling};
 use crate::json::JsonObject;
@@ -148,6 +149,7 @@ pub struct BartConfig {
 
 impl BartConfig {
     fn from_json(json: &JsonObject, multilingual: bool) -> Result<Self, ModelError> {
+        refuse_not_causal(json)?;
         let vocab_size = size(json, "vocab_size", 50265)?;
         let d_model = size(json, "d_model", 1024)?;
         let heads = ["encoder_attention_heads", "decoder_attention_heads"];

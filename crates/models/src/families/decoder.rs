@@ -20,7 +20,7 @@ use crate::blocks::{
 use crate::builder::{Builder, Summary};
 use crate::config::{
     LARGEST_SIZE, Labels, Rope, RopeDefaults, architectures, dropout, epsilon, hidden_act,
-    in_range, num_hidden_layers, size, special_token, token,
+    in_range, num_hidden_layers, refuse_not_causal, size, special_token, token,
 };
 use crate::heads::{Head, HeadKind};
 use crate::json::JsonObject;
@@ -252,6 +252,7 @@ impl DecoderConfig {
         architecture: &'static Architecture,
         defaults: &Defaults,
     ) -> Result<Self, ModelError> {
+        refuse_not_causal(json)?;
         let vocab_size = size(json, "vocab_size", defaults.vocab_size)?;
         let hidden_size = size(json, "hidden_size", defaults.hidden_size)?;
         let num_hidden_layers = num_hidden_layers(json, defaults.num_hidden_layers)?;

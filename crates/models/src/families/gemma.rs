@@ -60,6 +60,7 @@ pub(super) const GEMMA2_FAMILY: Family = Family {
     },
     parse: |json, _| {
         let mut config = read(json, &GEMMA2, &GEMMA2_DEFAULTS)?;
+        config.hidden_act = hidden_activation(json)?;
         config.softcaps = [
             softcap(json, "attn_logit_softcapping", Some(50.0))?,
             softcap(json, "final_logit_softcapping", Some(30.0))?,
@@ -84,11 +85,14 @@ pub(super) const GEMMA3_FAMILY: Family = Family {
 };
 
 fn gemma3(json: &JsonObject) -> Result<DecoderConfig, ModelError> {
+    let key = "attn_logit_softcapping";
+    if softcap(json, key, None)?.is_some() {
+        let supported = "null, since transformers does not apply it here";
+        return Err(json.unsupported(key, "a number", supported));
+    }
     let mut config = read(json, &GEMMA3, &GEMMA3_DEFAULTS)?;
-    config.softcaps = [
-        softcap(json, "attn_logit_softcapping", None)?,
-        softcap(json, "final_logit_softcapping", None)?,
-    ];
+    config.hidden_act = hidden_activation(json)?;
+    config.softcaps = [None, softcap(json, "final_logit_softcapping", None)?];
     scale_queries(json, &mut config)?;
     let pattern: usize = json.get("sliding_window_pattern", 6)?;
     if pattern == 0 {
@@ -119,10 +123,16 @@ fn read(
     config.qkv_bias = json.get("attention_bias", false)?;
     config.attention_output_bias = config.qkv_bias;
     config.embedding_scale = Some((config.hidden_size as f64).sqrt());
-    if json.has("hidden_activation") {
-        config.hidden_act = activation(json, "hidden_activation", defaults.hidden_act)?;
-    }
     Ok(config)
+}
+
+/// The activation of the second and third generation, which do not read `hidden_act`.
+fn hidden_activation(json: &JsonObject) -> Result<Activation, ModelError> {
+    let key = "hidden_activation";
+    match json.get::<Option<String>>(key, None)? {
+        Some(name) => activation(json, key, &name),
+        None => Ok(Activation::GeluTanh),
+    }
 }
 
 /// Scores are divided by the root of a number of their own.

@@ -17,8 +17,8 @@ use crate::blocks::{
 };
 use crate::builder::{Builder, Summary};
 use crate::config::{
-    LARGEST_SIZE, Labels, activation, architectures, dropout, epsilon, in_range, layer_count, size,
-    special_token, token,
+    LARGEST_SIZE, Labels, activation, architectures, dropout, epsilon, in_range, layer_count,
+    refuse_not_causal, size, special_token, token,
 };
 use crate::heads::{Head, HeadKind};
 use crate::json::JsonObject;
@@ -113,6 +113,7 @@ pub struct Gpt2Config {
 
 impl Gpt2Config {
     fn from_json(json: &JsonObject) -> Result<Self, ModelError> {
+        refuse_not_causal(json)?;
         if json.get("add_cross_attention", Some(false))? == Some(true) {
             let supported = "false: a decoder without encoder";
             return Err(json.unsupported("add_cross_attention", "true", supported));

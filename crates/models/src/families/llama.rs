@@ -70,7 +70,9 @@ fn mistral(json: &JsonObject) -> Result<DecoderConfig, ModelError> {
         ..LLAMA_DEFAULTS
     };
     let mut config = DecoderConfig::read(json, &MISTRAL, &defaults)?;
-    config.slide_everywhere(json, Some(4096))?;
+    // With `layer_types`, which Ministral's files have, some layers may see all tokens.
+    let sliding = config.sliding_layers(json, |_| true)?;
+    config.slide(json, Some(4096), &sliding)?;
     Ok(config)
 }
 

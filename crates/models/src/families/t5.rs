@@ -28,7 +28,8 @@ use crate::blocks::{
 };
 use crate::builder::{Builder, Summary};
 use crate::config::{
-    self, Labels, MOST_LAYERS, architectures, dropout, epsilon, in_range, size, token,
+    self, Labels, MOST_LAYERS, architectures, dropout, epsilon, in_range, refuse_not_causal, size,
+    token,
 };
 use crate::heads::{ClassificationHead, Head, HeadKind, LanguageModelHead, Pooling};
 use crate::json::JsonObject;
@@ -181,6 +182,7 @@ pub struct T5Config {
 impl T5Config {
     fn from_json(json: &JsonObject, model_type: &str) -> Result<Self, ModelError> {
         refuse_other_architectures(json)?;
+        refuse_not_causal(json)?;
         let is_mt5 = model_type == "mt5";
         let default = |t5: usize, mt5: usize| if is_mt5 { mt5 } else { t5 };
         let layers = |key: &str, default: usize| {

@@ -333,6 +333,15 @@ fn what_is_not_implemented_is_refused_and_not_ignored() {
             "add_cross_attention",
         ),
         ("bert", json!({"pruned_heads": {"0": [1]}}), "pruned_heads"),
+        ("llama", json!({"is_causal": false}), "is_causal"),
+        (
+            "gemma3_text",
+            json!({"attn_logit_softcapping": 2.0}),
+            "attn_logit_softcapping",
+        ),
+        ("gpt2", json!({"is_causal": false}), "is_causal"),
+        ("t5", json!({"is_causal": false}), "is_causal"),
+        ("bart", json!({"is_causal": false}), "is_causal"),
         (
             "llama",
             json!({"quantization_config": {"quant_method": "gptq", "bits": 4}}),

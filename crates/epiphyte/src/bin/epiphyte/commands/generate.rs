@@ -73,11 +73,11 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = positive)]
     repetition_penalty: f64,
     /// Beams of the search for the most likely text; 1 does not search
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = count, conflicts_with_all = ["top_k", "top_p", "min_p"])]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = beams, conflicts_with_all = ["top_k", "top_p", "min_p", "temperature"])]
     num_beams: usize,
-    /// With --num-beams: compare log probabilities divided by the length to this power
-    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = finite, allow_hyphen_values = true)]
-    length_penalty: f64,
+    /// With --num-beams: compare log probabilities divided by the length to this power [default: 1]
+    #[arg(long, value_name = "X", value_parser = finite, allow_hyphen_values = true)]
+    length_penalty: Option<f64>,
     /// Stop before this text; may be given several times
     #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     stop: Vec<String>,
@@ -97,6 +97,15 @@ fn count(text: &str) -> Result<usize, String> {
         Ok(count @ 1..) => Ok(count),
         _ => Err("use a whole number, 1 or more".to_owned()),
     }
+}
+
+/// The most beams that are searched with; each has its own keys and values.
+const MOST_BEAMS: usize = 256;
+
+fn beams(text: &str) -> Result<usize, String> {
+    let count = text.parse().ok();
+    let count = count.filter(|count| (1..=MOST_BEAMS).contains(count));
+    count.ok_or_else(|| format!("use a whole number from 1 to {MOST_BEAMS}"))
 }
 
 fn finite(text: &str) -> Result<f64, String> {
@@ -120,6 +129,7 @@ fn share(text: &str) -> Result<f64, String> {
 }
 
 pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
+    arguments.check_choice()?;
     let prompt = arguments.prompt()?;
     let located = arguments.model.locate()?;
     let model = located.model.clone();
@@ -183,7 +193,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         },
         seed: arguments.seed,
         num_beams: arguments.num_beams,
-        length_penalty: arguments.length_penalty,
+        length_penalty: arguments.length_penalty.unwrap_or(1.0),
         stop,
         max_length,
         decoder_start_token_id: special.decoder_start_token_id,
@@ -258,6 +268,27 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
 }
 
 impl Arguments {
+    /// Checks that every flag about the choice of tokens does something.
+    fn check_choice(&self) -> Result<(), UsageError> {
+        let limits = [
+            ("--top-k", self.top_k.is_some()),
+            ("--top-p", self.top_p.is_some()),
+            ("--min-p", self.min_p.is_some()),
+        ];
+        let limit = limits.iter().find(|(_, given)| *given);
+        if let Some((flag, _)) = limit.filter(|_| self.temperature == 0.0) {
+            let problem = format!(
+                "{flag} limits what is drawn, and nothing is drawn: pass --temperature above 0"
+            );
+            return Err(UsageError::Other(problem));
+        }
+        if self.length_penalty.is_some() && self.num_beams == 1 {
+            let problem = "--length-penalty compares beams: pass --num-beams above 1";
+            return Err(UsageError::Other(problem.to_owned()));
+        }
+        Ok(())
+    }
+
     /// The prompt as the user gave it.
     fn prompt(&self) -> Result<String> {
         let Some(path) = &self.prompt_file else {
