@@ -174,6 +174,8 @@ fn hint(error: &anyhow::Error, resumable: bool) -> Option<String> {
         (_, Some(DataError::RaggedRow { .. } | DataError::UnclosedQuote { .. })) => {
             "--quoting true or false says whether \" quotes fields, --delimiter what is between them"
         }
+        // It says itself what to do; nothing of a run is there yet.
+        (_, Some(DataError::Scratch { .. })) => return None,
         _ if is_full(error) && resumable => {
             "what was saved before is still there, whole; free some space, then go on with the same \
              command and --resume"

@@ -92,8 +92,8 @@ pub(crate) fn check_file(
     if let Some(owner) = names.owner() {
         let directory = directory.display();
         return refuse(format!(
-            "is in `{directory}`, the directory of {owner}, which only predictions may share, as \
-             .jsonl, .csv, .tsv or .parquet"
+            "is in `{directory}`, the directory of {owner}; predictions may lie beside the files of a \
+             model, an adapter or a run as .jsonl, .csv, .tsv or .parquet, and not in a checkpoint"
         ));
     }
     if resolved.exists() && !overwrite {
