@@ -40,6 +40,8 @@ from transformers import (
     MBartForConditionalGeneration,
     MistralConfig,
     MistralForCausalLM,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
     MPNetConfig,
     MPNetForSequenceClassification,
     MT5Config,
@@ -103,6 +105,13 @@ BART = Names(
     ia3_feedforward=["fc2"],
     patterns=("self_attn.q_proj", "fc2", r".*decoder\.layers\.1\.fc2"),
     feed_forward=("decoder.layers.1.fc", []),
+)
+MODERNBERT = Names(
+    lora=["Wqkv"],
+    ia3=["Wqkv"],
+    ia3_feedforward=["mlp.Wo"],
+    patterns=("attn.Wqkv", "mlp.Wo", r"layers\.1\.mlp\.Wo"),
+    feed_forward=("layers.1.mlp.", []),
 )
 MPNET = replace(BERT, lora=["q", "v"], ia3=["k", "v"])
 LLAMA = Names(
@@ -309,7 +318,7 @@ def t5(model_class, config_class=T5Config, own_head=False, **changes):
     return make
 
 
-# transformers' eager attention makes NaN of a padded query whose window holds padding only.
+# transformers makes NaN of a padded query whose window holds padding only.
 CAPPED_LENGTHS = [14, 13, 20, 15]
 def bart(model_class, config_class=BartConfig, **changes):
     """An encoder-decoder of the BART family; `changes` override the tiny configuration."""
@@ -333,6 +342,7 @@ def bart(model_class, config_class=BartConfig, **changes):
     return lambda: model_class(config_class(**settings))
 
 
+MODERNBERT_TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
 BERT_LENGTHS, TEXT_LENGTHS, TARGET_LENGTHS = [12, 7, 16, 4], [14, 9, 20, 5], [6, 11, 3, 8]
 PEFT_METHODS = ["lora", "lora_patterns", "ia3", "prompt_tuning", "prefix_tuning", "prefix_tuning_mlp"]
 
@@ -501,7 +511,7 @@ BASES = [
             encoder(*classes, **changes),
             names,
             "SEQ_CLS",
-            BERT_LENGTHS,
+            CAPPED_LENGTHS if names is MODERNBERT else BERT_LENGTHS,
             labels=[0, 2, 1, 2],
             methods=["lora", "full"],
         )
@@ -534,6 +544,32 @@ BASES = [
                 {"relative_attention": True, "max_relative_positions": 12, "pos_att_type": ["p2c", "c2p"]},
             ),
             ("mpnet", (MPNetForSequenceClassification, MPNetConfig), MPNET, {"pad_token_id": 1}),
+            (
+                "modernbert",
+                (ModernBertForSequenceClassification, ModernBertConfig),
+                MODERNBERT,
+                MODERNBERT_TOKENS | {"num_hidden_layers": 3, "local_attention": 16, "classifier_pooling": "mean"},
+            ),
+            (
+                "modernbert_biases",
+                (ModernBertForSequenceClassification, ModernBertConfig),
+                MODERNBERT,
+                MODERNBERT_TOKENS
+                | {
+                    "layer_types": ["sliding_attention", "full_attention"],
+                    "local_attention": 17,
+                    "rope_parameters": {
+                        "full_attention": {"rope_type": "default", "rope_theta": 3000.0},
+                        "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+                    },
+                    "norm_bias": True,
+                    "attention_bias": True,
+                    "mlp_bias": True,
+                    "classifier_bias": True,
+                    "hidden_activation": "silu",
+                    "classifier_activation": "tanh",
+                },
+            ),
         ]
     ],
     Base(

@@ -126,6 +126,11 @@ impl<'a> Builder<'a> {
         self.new_vector(name, size, true)
     }
 
+    /// A vector that is no tensor of the base, `[size]`.
+    pub(crate) fn zeros(&self, size: usize) -> Tensor<1> {
+        Tensor::zeros([size], &self.device)
+    }
+
     fn new_vector(&mut self, name: &str, size: usize, is_norm: bool) -> Vector {
         let values = match self.shared_tensor(name) {
             Some(BaseValues::Vector(values)) => values.clone(),

@@ -65,7 +65,11 @@ impl LossRows<'_> {
 
     /// The number of targets.
     pub fn targets(&self) -> usize {
-        self.rows.len()
+        match &self.labels {
+            Labels::Classes(classes) => classes.len(),
+            Labels::Values(values) => values.len(),
+            Labels::Next(next) => next.len(),
+        }
     }
 }
 
@@ -164,7 +168,7 @@ impl Model {
         self.backbone.finish(hidden, batch)
     }
 
-    /// The row of each sequence that the classification head reads.
+    /// The rows that the classification head reads, in ascending order.
     pub fn head_rows(&self, tokens: &Tokens<'_>, rows: &Sequences) -> Vec<usize> {
         match &self.head {
             Head::Classification(head) => head.pooling.rows(tokens, rows),

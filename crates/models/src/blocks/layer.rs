@@ -144,7 +144,10 @@ impl Layer {
             let output = output.map(|name| norm(builder, name));
             BlockNorms::new(norm(builder, name), output, shape.placement)
         };
-        let attention_norms = norms(builder, names.attention_norm, output_norms.map(|it| it[0]));
+        let attention_norms = match shape.attention_norm {
+            true => norms(builder, names.attention_norm, output_norms.map(|it| it[0])),
+            false => BlockNorms::default(),
+        };
         let attention = Attention::build(
             builder,
             path,
@@ -183,10 +186,7 @@ impl Layer {
             feed_forward_norms,
             parallel: shape.parallel,
             dropout: shape.dropout,
-            attention_dropout: match shape.drops_attention_output {
-                true => shape.dropout,
-                false => 0.0,
-            },
+            attention_dropout: shape.attention_output_dropout,
         }
     }
 

@@ -11,19 +11,33 @@ use crate::builder::Builder;
 #[derive(Clone, Debug)]
 pub struct Norm {
     weight: Vector,
-    /// Layer norm's shift; none for RMS norm.
-    bias: Option<Vector>,
+    shift: Shift,
     epsilon: f64,
     offset: f32,
 }
 
+/// What is added to normalized rows.
+#[derive(Clone, Debug)]
+enum Shift {
+    /// Nothing, and rows are not centered: RMS norm.
+    Rms,
+    /// Nothing, in a layer norm: zeros.
+    Zeros(Tensor<1>),
+    /// A layer norm's bias.
+    Bias(Vector),
+}
+
 impl Norm {
-    /// The norm whose tensors are `{path}.weight` and, for layer norm, `{path}.bias`, `[size]`
-    /// each.
+    /// The norm whose tensors are `{path}.weight` and, for layer norm with a shift, `{path}.bias`,
+    /// `[size]` each.
     pub fn build(builder: &mut Builder<'_>, path: &str, size: usize, shape: NormShape) -> Self {
         Self {
             weight: builder.norm_vector(&format!("{path}.weight"), size),
-            bias: (!shape.rms).then(|| builder.norm_vector(&format!("{path}.bias"), size)),
+            shift: match shape {
+                NormShape { rms: true, .. } => Shift::Rms,
+                NormShape { shift: false, .. } => Shift::Zeros(builder.zeros(size)),
+                _ => Shift::Bias(builder.norm_vector(&format!("{path}.bias"), size)),
+            },
             epsilon: shape.epsilon,
             offset: shape.offset,
         }
@@ -76,11 +90,20 @@ impl Norm {
         }
     }
 
+    /// The shift as one adapter has it; none for RMS norm.
+    fn shift(&self, adapter: &dyn Adapter) -> Option<Tensor<1>> {
+        match &self.shift {
+            Shift::Rms => None,
+            Shift::Zeros(zeros) => Some(zeros.clone()),
+            Shift::Bias(bias) => Some(bias.get(adapter)),
+        }
+    }
+
     /// `Norm(x)` for one adapter.
     pub(crate) fn apply(&self, x: Tensor<2>, adapter: &dyn Adapter) -> Tensor<2> {
         let weight = self.scale(adapter);
-        match &self.bias {
-            Some(bias) => layer_norm(x, weight, bias.get(adapter), self.epsilon),
+        match self.shift(adapter) {
+            Some(shift) => layer_norm(x, weight, shift, self.epsilon),
             None => rms_norm(x, weight, self.epsilon),
         }
     }
@@ -93,17 +116,19 @@ impl Norm {
         adapter: &dyn Adapter,
     ) -> Tensor<2> {
         let weight = self.scale(adapter);
-        match &self.bias {
-            Some(bias) => add_layer_norm(x, residual, weight, bias.get(adapter), self.epsilon),
+        match self.shift(adapter) {
+            Some(shift) => add_layer_norm(x, residual, weight, shift, self.epsilon),
             None => rms_norm(add(residual, x), weight, self.epsilon),
         }
     }
 
     /// The hooks at this norm.
     pub(crate) fn hooks(&self) -> Vec<Hook<'_>> {
-        std::iter::once(&self.weight)
-            .chain(&self.bias)
-            .map(Vector::hook)
-            .collect()
+        let bias = match &self.shift {
+            Shift::Bias(bias) => Some(bias),
+            Shift::Rms | Shift::Zeros(_) => None,
+        };
+        let vectors = std::iter::once(&self.weight).chain(bias);
+        vectors.map(Vector::hook).collect()
     }
 }

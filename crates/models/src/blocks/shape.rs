@@ -13,6 +13,8 @@ pub struct LayerShape {
     pub norm: NormShape,
     /// Where its norms are.
     pub placement: NormPlacement,
+    /// Whether self-attention has its norm; not in ModernBERT's first layer.
+    pub attention_norm: bool,
     /// Whether self-attention and feed-forward read the same states, `x + Attn(N₁(x)) +
     /// FF(N₂(x))`, as in GPT-NeoX.
     pub parallel: bool,
@@ -22,18 +24,20 @@ pub struct LayerShape {
     pub cross_attention: Option<AttentionShape>,
     /// The feed-forward network.
     pub feed_forward: FeedForwardShape,
-    /// Dropout on each block's output.
+    /// Dropout on the feed-forward's output.
     pub dropout: f64,
-    /// Whether that is on the output of self-attention too; not in DistilBERT.
-    pub drops_attention_output: bool,
+    /// Dropout on the output of attentions; none in DistilBERT.
+    pub attention_output_dropout: f64,
 }
 
 /// A norm over the last dimension.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct NormShape {
     /// Divide by the root mean square, without centering and shift (RMSNorm, T5's layer norm);
-    /// otherwise layer norm with scale and shift.
+    /// otherwise layer norm.
     pub rms: bool,
+    /// Whether a layer norm has a shift; ModernBERT's has none.
+    pub shift: bool,
     /// Added to the variance.
     pub epsilon: f64,
     /// Added to the stored scale: Gemma stores scales less 1.
@@ -143,8 +147,9 @@ impl LayerShape {
         let scores = attention.norms.is_none()
             && attention.softcap.is_none()
             && attention.disentangled.is_none();
-        let whole = !self.parallel && !self.feed_forward.packed && self.norm.offset == 0.0;
-        placement && separate && scores && whole && attention.rotary_set == 0
+        let norms = self.attention_norm && self.norm.offset == 0.0;
+        let whole = !self.parallel && !self.feed_forward.packed;
+        placement && separate && scores && norms && whole && attention.rotary_set == 0
     }
 }
 

@@ -148,3 +148,29 @@ pub(crate) fn token(
         )),
     }
 }
+
+/// Which of the layers see a window only: as `layer_types` says or, without that, as `default`
+/// does.
+pub(crate) fn sliding_layers(
+    json: &JsonObject,
+    layers: usize,
+    default: impl Fn(usize) -> bool,
+) -> Result<Vec<bool>, ModelError> {
+    let Some(types) = json.get::<Option<Vec<String>>>("layer_types", None)? else {
+        return Ok((0..layers).map(default).collect());
+    };
+    if types.len() != layers {
+        let problem = format!("{} types for {layers} layers", types.len());
+        return Err(json.invalid("layer_types", problem));
+    }
+    let types = types.iter().map(|it| match it.as_str() {
+        "full_attention" => Ok(false),
+        "sliding_attention" => Ok(true),
+        _ => Err(json.unsupported(
+            "layer_types",
+            format!("`{it}`"),
+            "full_attention, sliding_attention",
+        )),
+    });
+    types.collect()
+}

@@ -326,6 +326,7 @@ impl FamilyConfig for BartConfig {
                     input_dropout: self.classifier_dropout,
                     dense: Some(b.linear(dense, Role::Head, [size, size], true)),
                     activation: Activation::Tanh,
+                    norm: None,
                     dropout: self.classifier_dropout,
                     output: b.linear(output, Role::Head, [labels, size], true),
                 })
@@ -377,6 +378,7 @@ impl BartConfig {
     fn norm(&self) -> NormShape {
         NormShape {
             rms: false,
+            shift: true,
             epsilon: 1e-5,
             offset: 0.0,
         }
@@ -473,7 +475,8 @@ impl BartConfig {
                 dropout: self.activation_dropout,
             },
             dropout: self.dropout,
-            drops_attention_output: true,
+            attention_output_dropout: self.dropout,
+            attention_norm: true,
         }
     }
 }

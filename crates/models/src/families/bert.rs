@@ -270,6 +270,7 @@ impl FamilyConfig for BertConfig {
             input_dropout: 0.0,
             dense: Some(b.linear(&format!("{POOLER}.dense"), Role::Pooler, [size, size], true)),
             activation: Activation::Tanh,
+            norm: None,
             dropout: self.head_dropout(),
             output: b.linear("classifier", Role::Head, [labels, size], true),
         };
@@ -379,7 +380,9 @@ impl BertConfig {
         options: EncoderOptions,
     ) -> Result<Stack, ModelError> {
         let mut shape = self.layer_shape()?;
-        shape.drops_attention_output = !options.keeps_attention_output;
+        if options.keeps_attention_output {
+            shape.attention_output_dropout = 0.0;
+        }
         let (norm, path) = (shape.norm, names.embeddings);
         let size = options
             .embedding_size
@@ -449,6 +452,7 @@ impl BertConfig {
             hidden_size: self.hidden_size,
             norm: NormShape {
                 rms: false,
+                shift: true,
                 epsilon: self.layer_norm_eps,
                 offset: 0.0,
             },
@@ -482,7 +486,8 @@ impl BertConfig {
                 dropout: 0.0,
             },
             dropout: self.hidden_dropout_prob,
-            drops_attention_output: true,
+            attention_output_dropout: self.hidden_dropout_prob,
+            attention_norm: true,
         })
     }
 }

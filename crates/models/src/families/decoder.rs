@@ -20,7 +20,7 @@ use crate::blocks::{
 use crate::builder::{Builder, Summary};
 use crate::config::{
     LARGEST_SIZE, Labels, Rope, RopeDefaults, architectures, dropout, epsilon, hidden_act,
-    in_range, num_hidden_layers, refuse_not_causal, size, special_token, token,
+    in_range, num_hidden_layers, refuse_not_causal, size, sliding_layers, special_token, token,
 };
 use crate::heads::{Head, HeadKind};
 use crate::json::JsonObject;
@@ -372,34 +372,6 @@ impl DecoderConfig {
         self.sliding_windows = windows.collect();
         Ok(())
     }
-
-    /// Which layers slide: as `layer_types` says or, without that, as `default` does.
-    pub(super) fn sliding_layers(
-        &self,
-        json: &JsonObject,
-        default: impl Fn(usize) -> bool,
-    ) -> Result<Vec<bool>, ModelError> {
-        let layers = self.num_hidden_layers;
-        let Some(types) = json.get::<Option<Vec<String>>>("layer_types", None)? else {
-            return Ok((0..layers).map(default).collect());
-        };
-        if types.len() != layers {
-            let problem = format!("{} types for {layers} layers", types.len());
-            return Err(json.invalid("layer_types", problem));
-        }
-        types
-            .iter()
-            .map(|it| match it.as_str() {
-                "full_attention" => Ok(false),
-                "sliding_attention" => Ok(true),
-                _ => Err(json.unsupported(
-                    "layer_types",
-                    format!("`{it}`"),
-                    "full_attention, sliding_attention",
-                )),
-            })
-            .collect()
-    }
 }
 
 /// The windows of Qwen's models: only with `use_sliding_window`, where `layer_types` says so or,
@@ -410,7 +382,7 @@ pub(super) fn qwen_windows(
 ) -> Result<(), ModelError> {
     if json.get("use_sliding_window", false)? {
         let full: usize = json.get("max_window_layers", 28)?;
-        let layers = config.sliding_layers(json, |layer| layer >= full)?;
+        let layers = sliding_layers(json, config.num_hidden_layers, |layer| layer >= full)?;
         config.slide(json, Some(4096), &layers)?;
     }
     Ok(())
@@ -617,6 +589,7 @@ impl DecoderConfig {
     fn norm(&self) -> NormShape {
         NormShape {
             rms: self.architecture.rms,
+            shift: true,
             epsilon: self.norm_eps,
             offset: self.architecture.norm_offset,
         }
@@ -665,7 +638,8 @@ impl DecoderConfig {
                 dropout: 0.0,
             },
             dropout: self.hidden_dropout,
-            drops_attention_output: true,
+            attention_output_dropout: self.hidden_dropout,
+            attention_norm: true,
         }
     }
 }

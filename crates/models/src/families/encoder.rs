@@ -193,6 +193,7 @@ impl FamilyConfig for EncoderConfig {
                 true => {
                     let shape = NormShape {
                         rms: false,
+                        shift: true,
                         epsilon: self.encoder.layer_norm_eps,
                         offset: 0.0,
                     };
@@ -226,6 +227,7 @@ impl FamilyConfig for EncoderConfig {
             },
             dense: Some(b.linear(member.dense, role, [size, size], true)),
             activation: self.activation,
+            norm: None,
             dropout,
             output: b.linear(member.output, Role::Head, [labels, size], true),
         };

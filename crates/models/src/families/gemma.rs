@@ -18,7 +18,7 @@ use super::decoder::{
 };
 use crate::ModelError;
 use crate::blocks::{LayerNames, NormPlacement};
-use crate::config::{Rope, activation, epsilon};
+use crate::config::{Rope, activation, epsilon, sliding_layers};
 use crate::json::JsonObject;
 
 /// A small model of a member; `more` are the keys that only it has.
@@ -66,7 +66,7 @@ pub(super) const GEMMA2_FAMILY: Family = Family {
             softcap(json, "final_logit_softcapping", Some(30.0))?,
         ];
         scale_queries(json, &mut config)?;
-        let sliding = config.sliding_layers(json, |layer| (layer + 1) % 2 != 0)?;
+        let sliding = sliding_layers(json, config.num_hidden_layers, |layer| (layer + 1) % 2 != 0)?;
         config.slide(json, Some(4096), &sliding)?;
         Ok(Box::new(config))
     },
@@ -98,7 +98,9 @@ fn gemma3(json: &JsonObject) -> Result<DecoderConfig, ModelError> {
     if pattern == 0 {
         return Err(json.invalid("sliding_window_pattern", "0 is not a number of layers"));
     }
-    let sliding = config.sliding_layers(json, |layer| (layer + 1) % pattern != 0)?;
+    let sliding = sliding_layers(json, config.num_hidden_layers, |layer| {
+        (layer + 1) % pattern != 0
+    })?;
     config.slide(json, Some(4096), &sliding)?;
     let rope = Rope::new(json, config.rope_defaults(&GEMMA3_DEFAULTS, 1_000_000.0));
     config.rope = rope

@@ -345,6 +345,7 @@ impl Gpt2Config {
     fn norm(&self) -> NormShape {
         NormShape {
             rms: false,
+            shift: true,
             epsilon: self.layer_norm_epsilon,
             offset: 0.0,
         }
@@ -384,7 +385,8 @@ impl Gpt2Config {
                 dropout: 0.0,
             },
             dropout: self.resid_pdrop,
-            drops_attention_output: true,
+            attention_output_dropout: self.resid_pdrop,
+            attention_norm: true,
         })
     }
 }

@@ -15,6 +15,7 @@ use super::decoder::{
     Architecture, DecoderConfig, Defaults, LLAMA, LLAMA_DEFAULTS, QWEN_TARGETS, qwen_windows,
 };
 use crate::ModelError;
+use crate::config::sliding_layers;
 use crate::json::JsonObject;
 
 pub(super) const FAMILY: Family = Family {
@@ -71,7 +72,7 @@ fn mistral(json: &JsonObject) -> Result<DecoderConfig, ModelError> {
     };
     let mut config = DecoderConfig::read(json, &MISTRAL, &defaults)?;
     // With `layer_types`, which Ministral's files have, some layers may see all tokens.
-    let sliding = config.sliding_layers(json, |_| true)?;
+    let sliding = sliding_layers(json, config.num_hidden_layers, |_| true)?;
     config.slide(json, Some(4096), &sliding)?;
     Ok(config)
 }

@@ -16,6 +16,7 @@ pub mod glm;
 pub mod gpt2;
 pub mod gpt_neox;
 pub mod llama;
+pub mod modernbert;
 pub mod mpnet;
 pub mod olmo2;
 pub mod opt;
@@ -48,6 +49,7 @@ pub static FAMILIES: &[Family] = &[
     electra::FAMILY,
     mpnet::FAMILY,
     deberta::FAMILY,
+    modernbert::FAMILY,
     gpt2::FAMILY,
     llama::FAMILY,
     qwen3::FAMILY,

@@ -225,6 +225,7 @@ impl FamilyConfig for RobertaConfig {
             input_dropout: self.encoder.head_dropout(),
             dense: Some(b.linear("classifier.dense", Role::Head, [size, size], true)),
             activation: Activation::Tanh,
+            norm: None,
             dropout: self.encoder.head_dropout(),
             output: b.linear("classifier.out_proj", Role::Head, [labels, size], true),
         };

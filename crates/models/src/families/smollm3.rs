@@ -7,6 +7,7 @@ use serde_json::json;
 use super::Family;
 use super::decoder::{Architecture, DecoderConfig, Defaults, LLAMA, LLAMA_DEFAULTS};
 use crate::ModelError;
+use crate::config::sliding_layers;
 use crate::json::JsonObject;
 
 pub(super) const FAMILY: Family = Family {
@@ -47,7 +48,7 @@ fn read(json: &JsonObject) -> Result<DecoderConfig, ModelError> {
     let rope_of_layers = rotates.iter().map(|&rotates| (rotates != 0).then_some(0));
     config.rope_of_layers = rope_of_layers.collect();
     let slides = json.get("use_sliding_window", false)?;
-    let sliding = config.sliding_layers(json, |layer| slides && rotates[layer] == 0)?;
+    let sliding = sliding_layers(json, layers, |layer| slides && rotates[layer] == 0)?;
     config.slide(json, None, &sliding)?;
     Ok(config)
 }

@@ -409,6 +409,7 @@ impl FamilyConfig for T5Config {
                     input_dropout: self.classifier_dropout,
                     dense: Some(b.linear(dense, Role::Head, [size, size], true)),
                     activation: Activation::Tanh,
+                    norm: None,
                     dropout: self.classifier_dropout,
                     output: b.linear(output, Role::Head, [labels, size], true),
                 })
@@ -522,6 +523,7 @@ impl T5Config {
             hidden_size: self.d_model,
             norm: NormShape {
                 rms: true,
+                shift: true,
                 epsilon: self.layer_norm_epsilon,
                 offset: 0.0,
             },
@@ -539,7 +541,8 @@ impl T5Config {
                 dropout: self.dropout_rate,
             },
             dropout: self.dropout_rate,
-            drops_attention_output: true,
+            attention_output_dropout: self.dropout_rate,
+            attention_norm: true,
         }
     }
 }

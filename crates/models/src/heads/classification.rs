@@ -1,16 +1,16 @@
-//! A classification head over one token of each sequence.
+//! A classification head over one token of each sequence, or the mean of all.
 
 use burn::tensor::Tensor;
-use epiphyte_ops::{Activation, dropout};
+use epiphyte_ops::{Activation, dropout, mean_rows};
 
 use super::Pooling;
 use crate::adapter::{AdapterBatch, Hidden};
-use crate::blocks::Linear;
+use crate::blocks::{Linear, Norm};
 
-/// `output(dropout(f(dense(dropout(x)))))`, where a family has these parts.
+/// `output(dropout(norm(f(dense(dropout(x))))))`, where a family has these parts.
 #[derive(Clone, Debug)]
 pub struct ClassificationHead {
-    /// Which token is read.
+    /// What is read of a sequence.
     pub pooling: Pooling,
     /// Dropout before the dense layer.
     pub input_dropout: f64,
@@ -18,6 +18,8 @@ pub struct ClassificationHead {
     pub dense: Option<Linear>,
     /// What follows the dense layer.
     pub activation: Activation,
+    /// The norm after that.
+    pub norm: Option<Norm>,
     /// Dropout before the output layer.
     pub dropout: f64,
     /// From the hidden size to the labels.
@@ -25,9 +27,13 @@ pub struct ClassificationHead {
 }
 
 impl ClassificationHead {
-    /// Logits, `[sequences, labels]`, from the one row of each sequence that is read.
+    /// Logits, `[sequences, labels]`, from the rows of each sequence that are read.
     pub fn forward(&self, read: Hidden, batch: &AdapterBatch<'_>) -> Tensor<2> {
         let Hidden { states, rows, .. } = read;
+        let (states, rows) = match self.pooling {
+            Pooling::Mean => (mean_rows(states, &rows), rows.select_rows(rows.firsts())),
+            Pooling::First | Pooling::Last { .. } => (states, rows),
+        };
         let states = match &self.dense {
             Some(dense) => {
                 let states = dropout(states, self.input_dropout, dense.site().id(), &rows);
@@ -37,6 +43,10 @@ impl ClassificationHead {
                     other => other.apply(states),
                 }
             }
+            None => states,
+        };
+        let states = match &self.norm {
+            Some(norm) => norm.forward(states, &rows, batch),
             None => states,
         };
         let states = dropout(states, self.dropout, self.output.site().id(), &rows);

@@ -73,6 +73,7 @@ impl Head {
                 input_dropout: 0.0,
                 dense: None,
                 activation: Activation::Tanh,
+                norm: None,
                 dropout: 0.0,
                 output: b.linear("score", Role::Head, [labels, size], false),
             }),
@@ -83,12 +84,14 @@ impl Head {
     }
 }
 
-/// Which token of a sequence a classification head reads.
+/// What a classification head reads of a sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pooling {
-    /// The first: BERT's `[CLS]`.
+    /// The first token: BERT's `[CLS]`.
     First,
-    /// The last: decoders.
+    /// The mean of all tokens, virtual ones included.
+    Mean,
+    /// The last token: decoders.
     Last {
         /// The padding token. transformers reads the last token that is another one, so that an
         /// end-of-text token that serves as padding is not read either. Virtual tokens hide the ids
@@ -98,11 +101,12 @@ pub enum Pooling {
 }
 
 impl Pooling {
-    /// The row of each sequence that is read; `rows` are the sequences of the states, virtual
+    /// The rows that are read, in ascending order; `rows` are the sequences of the states, virtual
     /// tokens included.
     pub fn rows(self, tokens: &Tokens<'_>, rows: &Sequences) -> Vec<usize> {
         match self {
             Self::First => rows.firsts().to_vec(),
+            Self::Mean => (0..rows.tokens()).collect(),
             Self::Last {
                 padding: Some(padding),
             } if rows.boundaries() == tokens.sequences.boundaries() => rows

@@ -288,6 +288,13 @@ fn values_that_make_no_sense_are_named() {
             json!({"sliding_window": "all"}),
         ],
     );
+    let cases = [
+        json!({"num_attention_heads": 7}),
+        json!({"local_attention": 0}),
+        json!({"global_attn_every_n_layers": 0}),
+        json!({"layer_types": ["full_attention"]}),
+    ];
+    invalid("modernbert", &cases);
     let short = json!({"use_sliding_window": true, "layer_types": ["full_attention"]});
     let error = with_model_type("qwen2", &short).unwrap_err();
     assert!(
@@ -407,6 +414,21 @@ fn what_is_not_implemented_is_refused_and_not_ignored() {
             "mpnet",
             json!({"relative_attention_num_buckets": 16}),
             "relative_attention_num_buckets",
+        ),
+        (
+            "modernbert",
+            json!({"classifier_pooling": "max"}),
+            "classifier_pooling",
+        ),
+        (
+            "modernbert",
+            json!({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
+            "rope_scaling",
+        ),
+        (
+            "modernbert",
+            json!({"num_hidden_layers": 1, "layer_types": ["chunked_attention"]}),
+            "layer_types",
         ),
         (
             "qwen2",
