@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from peft import AdaLoraConfig, IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig, VeraConfig
 from transformers import (
+    AlbertConfig,
+    AlbertForSequenceClassification,
     BartConfig,
     BartForConditionalGeneration,
     BartForSequenceClassification,
@@ -98,6 +100,7 @@ DISTILBERT = Names(
     patterns=("attention.q_lin", "lin2", r"layer\.1\.ffn\.lin2"),
     feed_forward=("layer.1.ffn.", []),
 )
+ALBERT = replace(BERT, ia3_feedforward=["ffn_output"])
 DEBERTA = replace(BERT, lora=["query_proj", "value_proj"], ia3=["key_proj", "value_proj"])
 BART = Names(
     lora=["q_proj", "v_proj"],
@@ -544,6 +547,24 @@ BASES = [
                 {"relative_attention": True, "max_relative_positions": 12, "pos_att_type": ["p2c", "c2p"]},
             ),
             ("mpnet", (MPNetForSequenceClassification, MPNetConfig), MPNET, {"pad_token_id": 1}),
+            (
+                "albert",
+                (AlbertForSequenceClassification, AlbertConfig),
+                ALBERT,
+                {"embedding_size": 8, "num_hidden_layers": 3, "classifier_dropout_prob": 0.0},
+            ),
+            (
+                "albert_groups",
+                (AlbertForSequenceClassification, AlbertConfig),
+                ALBERT,
+                {
+                    "num_hidden_groups": 2,
+                    "inner_group_num": 2,
+                    "num_hidden_layers": 3,
+                    "embedding_size": 16,
+                    "classifier_dropout_prob": 0.0,
+                },
+            ),
             (
                 "modernbert",
                 (ModernBertForSequenceClassification, ModernBertConfig),

@@ -15,6 +15,8 @@ use crate::rope::RotaryEmbedding;
 pub struct BaseTensor {
     pub(crate) values: BaseValues,
     pub(crate) depth: Depth,
+    /// Where it is used last; another place than the first where layers share their modules.
+    pub(crate) last: Depth,
     pub(crate) is_norm: bool,
 }
 
@@ -120,7 +122,7 @@ impl BaseTensor {
 /// A linear layer of the base, as methods see it.
 #[derive(Clone, Debug)]
 pub struct LinearInfo {
-    /// Where it stands.
+    /// Where it stands; of a module that several layers share, where it is used first.
     pub site: Site,
     /// Number of inputs.
     pub inputs: usize,
@@ -217,7 +219,7 @@ impl Base {
         self.word_embedding_table().shape()[1]
     }
 
-    /// All linear layers, in the order in which the model applies them.
+    /// All linear layers, in the order in which the model applies them first.
     pub fn linears(&self) -> &[LinearInfo] {
         &self.linears
     }
@@ -227,8 +229,8 @@ impl Base {
         &self.layer_shapes
     }
 
-    /// The module path of each layer and how its tensors are named below it; empty for families
-    /// whose layers are not of [`blocks::Layer`](crate::blocks::Layer).
+    /// The module path of each layer and how its tensors are named below it; fewer than layers for
+    /// families whose layers are not of [`blocks::Layer`](crate::blocks::Layer), or share modules.
     pub fn layer_names(&self) -> &[(String, LayerNames)] {
         &self.layer_names
     }
@@ -274,7 +276,15 @@ impl Base {
         }
     }
 
-    /// The layer that tensor `name` belongs to.
+    /// A tensor that both layers below `layer` and layers from it on use: a shared module's.
+    pub fn shared_across(&self, layer: usize) -> Option<&str> {
+        let mut tensors = self.tensors.iter();
+        let below = Depth::Layer(0)..Depth::Layer(layer);
+        let shared = tensors.find(|(_, it)| below.contains(&it.depth) && it.last >= below.end);
+        shared.map(|(name, _)| &**name)
+    }
+
+    /// The layer that tensor `name` belongs to; the first of those that share it.
     pub fn layer_of(&self, name: &str) -> Option<usize> {
         match self.tensor(name)?.depth {
             Depth::Layer(layer) => Some(layer),

@@ -38,6 +38,9 @@ pub(crate) struct Summary<'a> {
 }
 
 /// Builds a [`Base`], from the embeddings up.
+///
+/// A tensor whose name was built before is the same tensor, at the depth of its first use, and a
+/// linear layer at the same path is listed once: layers may share their modules.
 pub struct Builder<'a> {
     source: &'a mut dyn Source,
     shared: Option<&'a Base>,
@@ -47,6 +50,8 @@ pub struct Builder<'a> {
     depth: Depth,
     tensors: BTreeMap<String, BaseTensor>,
     linears: Vec<LinearInfo>,
+    /// How often each linear layer is used, by path.
+    passes: BTreeMap<String, usize>,
     layer_shapes: Vec<LayerShape>,
     layer_names: Vec<(String, LayerNames)>,
     rotary: Option<RotaryEmbedding>,
@@ -65,6 +70,7 @@ impl<'a> Builder<'a> {
             depth: Depth::Embeddings,
             tensors: BTreeMap::new(),
             linears: Vec::new(),
+            passes: BTreeMap::new(),
             layer_shapes: Vec::new(),
             layer_names: Vec::new(),
             rotary: None,
@@ -101,9 +107,12 @@ impl<'a> Builder<'a> {
         self.layer_shapes.push(shape);
     }
 
-    /// Notes the path of the layer that is being built and the names below it.
+    /// Notes the path of the layer that is being built and the names below it, unless another layer
+    /// has its modules too.
     pub(crate) fn layer_names(&mut self, path: &str, names: &LayerNames) {
-        self.layer_names.push((path.to_owned(), *names));
+        if self.layer_names.iter().all(|(other, _)| other != path) {
+            self.layer_names.push((path.to_owned(), *names));
+        }
     }
 
     /// Notes how queries and keys are rotated.
@@ -132,7 +141,8 @@ impl<'a> Builder<'a> {
     }
 
     fn new_vector(&mut self, name: &str, size: usize, is_norm: bool) -> Vector {
-        let values = match self.shared_tensor(name) {
+        let known = self.tensors.get(name).map(|tensor| &tensor.values);
+        let values = match known.or_else(|| self.shared_tensor(name)) {
             Some(BaseValues::Vector(values)) => values.clone(),
             _ => {
                 let values = self.open(name, &[size])();
@@ -149,7 +159,8 @@ impl<'a> Builder<'a> {
     }
 
     fn new_matrix(&mut self, name: &str, shape: [usize; 2], transposed: bool) -> Matrix {
-        let matrix = match self.shared_tensor(name) {
+        let known = self.tensors.get(name).map(|tensor| &tensor.values);
+        let matrix = match known.or_else(|| self.shared_tensor(name)) {
             Some(BaseValues::Matrix { matrix, .. }) => matrix.clone(),
             _ => {
                 let [rows, columns] = shape;
@@ -199,18 +210,23 @@ impl<'a> Builder<'a> {
     ) -> Linear {
         let [outputs, inputs] = weight.shape();
         let bias = bias.then(|| self.vector(&format!("{path}.bias"), outputs));
+        let uses = self.passes.entry(path.to_owned()).or_insert(0);
+        let pass = std::mem::replace(uses, *uses + 1);
         let site = Site {
             path: path.to_owned(),
             layer: self.layer(),
             role,
+            pass,
         };
-        self.linears.push(LinearInfo {
-            site: site.clone(),
-            inputs,
-            outputs,
-            bias: bias.is_some(),
-            transposed: weight.is_transposed(),
-        });
+        if pass == 0 {
+            self.linears.push(LinearInfo {
+                site: site.clone(),
+                inputs,
+                outputs,
+                bias: bias.is_some(),
+                transposed: weight.is_transposed(),
+            });
+        }
         Linear::new(site, weight, bias)
     }
 
@@ -256,9 +272,11 @@ impl<'a> Builder<'a> {
         let tensor = BaseTensor {
             values,
             depth: self.depth,
+            last: self.depth,
             is_norm,
         };
-        self.tensors.insert(name.to_owned(), tensor);
+        let tensor = self.tensors.entry(name.to_owned()).or_insert(tensor);
+        tensor.last = self.depth;
     }
 
     /// The tensor of the base whose tensors are shared.

@@ -104,7 +104,8 @@ impl UniPeltConfig {
         parameters: &mut ParameterSet,
     ) -> Result<Box<dyn Method>, MethodError> {
         let prefix = self.prefix.build(&PREFIX, false, base, parameters)?;
-        let gates = modules(base, Role::Query)
+        let gates = modules(base, Role::Query, Self::NAME)?
+            .into_iter()
             .map(|module| Gate::declare(base, module, "prefix_gate", parameters));
         Ok(Box::new(GatedPrefix {
             prefix,
@@ -138,7 +139,8 @@ impl UniPeltConfig {
         let bottlenecks = self
             .bottlenecks
             .declare(&BOTTLENECKS, base, role, parameters)?;
-        let gates = modules(base, role)
+        let gates = modules(base, role, Self::NAME)?
+            .into_iter()
             .map(|module| Gate::declare(base, module, "adapter_gate", parameters));
         let layers = bottlenecks.into_iter().zip(gates);
         let layers: Vec<(Bottleneck, Gate)> = layers.collect();

@@ -121,7 +121,8 @@ impl BottleneckConfig {
     /// Declares a bottleneck in each layer, at the module that holds the linear layer of role `at`.
     ///
     /// # Errors
-    /// As [`BottleneckConfig::dim`], and if the activation function is unknown.
+    /// As [`BottleneckConfig::dim`], and if the activation function is unknown, or layers share
+    /// their modules.
     pub fn declare(
         &self,
         variant: &Variant,
@@ -138,7 +139,8 @@ impl BottleneckConfig {
                     method: variant.method,
                     reason: format!("`non_linearity`: {error}"),
                 })?;
-        Ok(modules(base, at)
+        Ok(modules(base, at, variant.method)?
+            .into_iter()
             .map(|module| {
                 let [down, up] = self.init_weights.inits(width);
                 let path = |name| format!("{module}.{name}");
@@ -164,10 +166,30 @@ impl BottleneckConfig {
     }
 }
 
-/// The module of each layer that holds the linear layer of role `at`.
-pub(crate) fn modules(base: &Base, at: Role) -> impl Iterator<Item = &str> {
-    let linears = base.linears().iter().filter(move |it| it.site.role == at);
-    linears.filter_map(|it| Some(it.site.path.rsplit_once('.')?.0))
+/// The module of each layer that holds the linear layer of role `at`, for parameters of each layer
+/// that are named after it.
+///
+/// # Errors
+/// If layers share their modules.
+pub(crate) fn modules<'b>(
+    base: &'b Base,
+    at: Role,
+    method: &'static str,
+) -> Result<Vec<&'b str>, MethodError> {
+    let linears = base.linears().iter().filter(|it| it.site.role == at);
+    let modules = linears.filter_map(|it| Some(it.site.path.rsplit_once('.')?.0));
+    let modules: Vec<&str> = modules.collect();
+    if modules.len() < base.dimensions.layers {
+        return Err(MethodError::NotApplicable {
+            method,
+            model_type: base.dimensions.model_type.clone(),
+            reason:
+                "its layers share their modules, but the method's parameters are named after a \
+                     module of each layer; LoRA acts on shared modules"
+                    .to_owned(),
+        });
+    }
+    Ok(modules)
 }
 
 /// One bottleneck: down, activation, up.

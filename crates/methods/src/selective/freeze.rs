@@ -43,11 +43,14 @@ pub enum TrainableModules {
 }
 
 impl FreezeConfig {
+    /// The lowest layer that is trained.
+    fn first(self, base: &Base) -> usize {
+        let layers = base.dimensions.layers;
+        layers.saturating_sub(self.freeze_trainable_layers)
+    }
+
     fn chooses(self, base: &Base) -> impl Fn(&str) -> bool + '_ {
-        let first = base
-            .dimensions
-            .layers
-            .saturating_sub(self.freeze_trainable_layers);
+        let first = self.first(base);
         let roles = [
             Role::FeedForwardIn,
             Role::FeedForwardGate,
@@ -112,6 +115,17 @@ impl MethodConfig for FreezeConfig {
                 key: "freeze_trainable_layers",
                 value: self.freeze_trainable_layers.to_string(),
                 expected: format!("it must be from 1 to the model's {layers} layers"),
+            });
+        }
+        if let Some(shared) = base.shared_across(self.first(base)) {
+            return Err(MethodError::NotApplicable {
+                method: Self::NAME,
+                model_type: base.dimensions.model_type.clone(),
+                reason: format!(
+                    "the last {} of its {layers} layers share `{shared}` with layers below them; \
+                     LoRA and adapters act on shared layers, and full trains all",
+                    self.freeze_trainable_layers
+                ),
             });
         }
         Ok(count(base, self.chooses(base)))

@@ -1,10 +1,11 @@
 //! Numbers of trained values: closed formula, declared tensors, and the numbers in the literature.
 
 use burn::tensor::Device;
+use epiphyte_methods::MethodError;
 use epiphyte_models::{HeadKind, Model, ModelConfig, random_model};
 use serde_json::{Value, json};
 
-use crate::support::{LABELS, bert, case, everywhere, llama};
+use crate::support::{LABELS, bert, case, cases, everywhere, llama, model};
 
 #[test]
 fn the_closed_formula_counts_the_declared_tensors() {
@@ -15,6 +16,44 @@ fn the_closed_formula_counts_the_declared_tensors() {
         let has_head = on.head.labels().is_some();
         assert_eq!(counts.head_parameters > 0, has_head, "{name}");
     });
+}
+
+/// What acts on a module that layers share has one set of values; what acts between layers has one
+/// for each. Methods that need modules of a layer's own say so.
+#[test]
+fn shared_modules_count_once() {
+    let on = model("albert", HeadKind::Classification { labels: LABELS });
+    let layers = on.model.base().dimensions.layers;
+    assert_eq!(layers, 2);
+    let prefix = json!({ "num_virtual_tokens": 3 });
+    for (method, settings, expected) in [
+        ("lora", json!({ "r": 2 }), 2 * 2 * (16 + 16)),
+        ("ia3", json!({}), 2 * 16 + 24),
+        ("prefix-tuning", prefix, layers * 2 * 3 * 16),
+    ] {
+        assert_eq!(
+            case(method, settings).count(&on.model),
+            expected,
+            "{method}"
+        );
+    }
+    let need_their_own = [
+        "houlsby",
+        "pfeiffer",
+        "mam",
+        "unipelt",
+        "ladder-side-tuning",
+    ];
+    let examples = cases().into_iter();
+    let examples = examples.filter(|case| need_their_own.contains(&case.method));
+    let freeze = case("freeze", json!({ "freeze_trainable_layers": 1 }));
+    for case in examples.chain([freeze]) {
+        let error = case.tune(&on).unwrap_err();
+        assert!(
+            matches!(&error, MethodError::NotApplicable { reason, .. } if reason.contains("layers")),
+            "{case:?}: {error}"
+        );
+    }
 }
 
 #[test]

@@ -44,12 +44,16 @@ pub struct Site {
     pub layer: Option<usize>,
     /// What the linear layer does there.
     pub role: Role,
+    /// Which use of the module in a forward pass this is, from 0: ALBERT's layers share theirs.
+    /// What an adapter keeps by path acts in all of them.
+    pub pass: usize,
 }
 
 impl Site {
     /// A key for random draws at this site, the same in every run.
     pub fn id(&self) -> u64 {
-        name_id(&self.path)
+        let pass = self.pass as u64;
+        name_id(&self.path) ^ pass.wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
 }
 

@@ -6,6 +6,7 @@
 use epiphyte_ops::Activation;
 use serde_json::{Value, json};
 
+use super::encoder::SharedLayers;
 use super::{ConfigFacts, Family, FamilyConfig};
 use crate::ModelError;
 use crate::adapter::Role;
@@ -321,8 +322,10 @@ pub(super) struct EncoderOptions {
     pub(super) positions: Option<(RelativeEmbeddings, DisentangledShape)>,
     /// Whether there are no learned positions.
     pub(super) without_positions: bool,
-    /// Whether attention adds its output without dropout.
-    pub(super) keeps_attention_output: bool,
+    /// Layers that share their modules.
+    pub(super) shared_layers: Option<SharedLayers>,
+    /// Whether self-attention, and the feed-forward, add their output without dropout.
+    pub(super) keeps_outputs: [bool; 2],
 }
 
 /// The pooler, which masked language models and models for tokens lack.
@@ -380,8 +383,12 @@ impl BertConfig {
         options: EncoderOptions,
     ) -> Result<Stack, ModelError> {
         let mut shape = self.layer_shape()?;
-        if options.keeps_attention_output {
+        let [keeps_attention, keeps_feed_forward] = options.keeps_outputs;
+        if keeps_attention {
             shape.attention_output_dropout = 0.0;
+        }
+        if keeps_feed_forward {
+            shape.dropout = 0.0;
         }
         let (norm, path) = (shape.norm, names.embeddings);
         let size = options
@@ -417,7 +424,10 @@ impl BertConfig {
             path,
         };
         let layers = (0..self.num_hidden_layers).map(|index| {
-            let path = format!("{}.{index}", names.layers);
+            let path = match options.shared_layers {
+                Some(shared) => shared.path(names.layers, index),
+                None => format!("{}.{index}", names.layers),
+            };
             Layer::build(b.at(Depth::Layer(index)), &path, &names.layer, &shape)
         });
         Ok(Stack {

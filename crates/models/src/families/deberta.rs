@@ -59,7 +59,8 @@ fn read(json: &JsonObject) -> Result<EncoderConfig, ModelError> {
     }
     Ok(EncoderConfig {
         member: &DEBERTA,
-        embedding_size: size,
+        embedding_size: None,
+        shared_layers: None,
         activation: activation(json, "pooler_hidden_act", "gelu")?,
         pooler_dropout: Some(dropout(json, "pooler_dropout", 0.0)?),
         positions: positions(json, &encoder)?,
@@ -171,7 +172,7 @@ static DEBERTA: Member = Member {
     tied: &["deberta.embeddings.word_embeddings.weight"],
     projection: "",
     bias: "",
-    keeps_attention_output: false,
+    keeps_outputs: [false, false],
 };
 
 const DEFAULTS: EncoderDefaults = EncoderDefaults {

@@ -36,7 +36,8 @@ pub(super) const FAMILY: Family = Family {
         encoder.classifier_dropout = Some(dropout(json, "seq_classif_dropout", 0.2)?);
         Ok(Box::new(EncoderConfig {
             member: &DISTILBERT,
-            embedding_size: encoder.hidden_size,
+            embedding_size: None,
+            shared_layers: None,
             activation: Activation::Relu,
             pooler_dropout: None,
             positions: None,
@@ -102,7 +103,7 @@ static DISTILBERT: Member = Member {
     ],
     projection: "",
     bias: "",
-    keeps_attention_output: true,
+    keeps_outputs: [true, false],
 };
 
 const DEFAULTS: EncoderDefaults = EncoderDefaults {

@@ -24,7 +24,9 @@ pub(super) const FAMILY: Family = Family {
         let encoder = BertConfig::from_json(json, &DEFAULTS)?;
         Ok(Box::new(EncoderConfig {
             member: &ELECTRA,
-            embedding_size: size(json, "embedding_size", 128)?,
+            embedding_size: Some(size(json, "embedding_size", 128)?)
+                .filter(|&it| it != encoder.hidden_size),
+            shared_layers: None,
             activation: Activation::Gelu,
             pooler_dropout: None,
             positions: None,
@@ -67,7 +69,7 @@ static ELECTRA: Member = Member {
     ],
     projection: "electra.embeddings_project",
     bias: "",
-    keeps_attention_output: false,
+    keeps_outputs: [false, false],
 };
 
 const DEFAULTS: EncoderDefaults = EncoderDefaults {

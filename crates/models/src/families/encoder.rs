@@ -47,7 +47,8 @@ pub(super) struct Member {
     pub(super) projection: &'static str,
     /// The table of the relative position bias.
     pub(super) bias: &'static str,
-    pub(super) keeps_attention_output: bool,
+    /// Whether self-attention, and the feed-forward, add their output without dropout.
+    pub(super) keeps_outputs: [bool; 2],
 }
 
 /// Embeddings of relative positions, which scores read: DeBERTa's.
@@ -65,14 +66,41 @@ pub struct RelativePositions {
     pub position_biased_input: bool,
 }
 
+/// Layers that share their modules: ALBERT's.
+///
+/// The layers are cut into `groups` runs. A group has the modules of `inner` layers, which are
+/// repeated to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SharedLayers {
+    /// What precedes the number of a layer's modules in their group.
+    pub name: &'static str,
+    /// `num_hidden_groups`.
+    pub groups: usize,
+    /// `inner_group_num`.
+    pub inner: usize,
+    /// How often a group's layers are run, over all groups: `num_hidden_layers`.
+    pub runs: usize,
+}
+
+impl SharedLayers {
+    /// The path of a layer's modules, below that of the groups.
+    pub(super) fn path(self, groups: &str, layer: usize) -> String {
+        let (run, number) = (layer / self.inner, layer % self.inner);
+        let group = run * self.groups / self.runs;
+        format!("{groups}.{group}.{}.{number}", self.name)
+    }
+}
+
 /// The configuration of an encoder.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EncoderConfig {
     pub(super) member: &'static Member,
     /// Its sizes, under BERT's keys.
     pub encoder: BertConfig,
-    /// Size of the embeddings.
-    pub embedding_size: usize,
+    /// Size of the embeddings, where a linear layer leads from these to the hidden states.
+    pub embedding_size: Option<usize>,
+    /// Layers that share their modules.
+    pub shared_layers: Option<SharedLayers>,
     /// What follows the dense layer of the classification head.
     pub activation: Activation,
     /// Dropout before that layer, where it is not that after it.
@@ -151,6 +179,9 @@ impl FamilyConfig for EncoderConfig {
         let mut values = self.encoder.encoder_computation();
         values["position_padding"] = json!(self.position_padding);
         values["head_activation"] = self.activation.name().into();
+        if let Some(shared) = self.shared_layers {
+            values["shared_layers"] = format!("{shared:?}").into();
+        }
         if let Some(positions) = self.positions {
             values["relative_positions"] = format!("{positions:?}").into();
         }
@@ -175,7 +206,6 @@ impl FamilyConfig for EncoderConfig {
         let is_new = member.trains_dense || !has_dense;
         let new_module = member.optional.first().copied().filter(|_| is_new);
         let size = self.encoder.hidden_size;
-        let narrow = self.embedding_size != size;
         let b = &mut builder;
         let bias = self.relative_attention_num_buckets.map(|count| {
             let buckets = RelativeBuckets {
@@ -206,11 +236,12 @@ impl FamilyConfig for EncoderConfig {
         });
         let options = EncoderOptions {
             padding: self.position_padding,
-            embedding_size: narrow.then_some((self.embedding_size, member.projection)),
+            embedding_size: self.embedding_size.map(|size| (size, member.projection)),
+            shared_layers: self.shared_layers,
             bias,
             positions,
             without_positions: self.positions.is_some_and(|it| !it.position_biased_input),
-            keeps_attention_output: member.keeps_attention_output,
+            keeps_outputs: member.keeps_outputs,
         };
         let stack = self.encoder.encoder(b, &member.names, options)?;
         b.at(Depth::Head);

@@ -4,6 +4,7 @@
 //! and says how its checkpoints name tensors. Adding one touches its own file and its line in
 //! [`FAMILIES`].
 
+pub mod albert;
 pub mod bart;
 pub mod bert;
 pub mod deberta;
@@ -50,6 +51,7 @@ pub static FAMILIES: &[Family] = &[
     mpnet::FAMILY,
     deberta::FAMILY,
     modernbert::FAMILY,
+    albert::FAMILY,
     gpt2::FAMILY,
     llama::FAMILY,
     qwen3::FAMILY,

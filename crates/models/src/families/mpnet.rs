@@ -42,7 +42,8 @@ pub(super) const FAMILY: Family = Family {
         }
         Ok(Box::new(EncoderConfig {
             member: &MPNET,
-            embedding_size: encoder.hidden_size,
+            embedding_size: None,
+            shared_layers: None,
             activation: Activation::Tanh,
             pooler_dropout: None,
             positions: None,
@@ -101,7 +102,7 @@ static MPNET: Member = Member {
     ],
     projection: "",
     bias: "mpnet.encoder.relative_attention_bias.weight",
-    keeps_attention_output: false,
+    keeps_outputs: [false, false],
 };
 
 const DEFAULTS: EncoderDefaults = EncoderDefaults {

@@ -295,6 +295,13 @@ fn values_that_make_no_sense_are_named() {
         json!({"layer_types": ["full_attention"]}),
     ];
     invalid("modernbert", &cases);
+    let cases = [
+        json!({"num_hidden_groups": 0}),
+        json!({"num_hidden_groups": 13}),
+        json!({"inner_group_num": 0}),
+        json!({"inner_group_num": 10_000}),
+    ];
+    invalid("albert", &cases);
     let short = json!({"use_sliding_window": true, "layer_types": ["full_attention"]});
     let error = with_model_type("qwen2", &short).unwrap_err();
     assert!(
@@ -429,6 +436,11 @@ fn what_is_not_implemented_is_refused_and_not_ignored() {
             "modernbert",
             json!({"num_hidden_layers": 1, "layer_types": ["chunked_attention"]}),
             "layer_types",
+        ),
+        (
+            "albert",
+            json!({"position_embedding_type": "relative_key"}),
+            "position_embedding_type",
         ),
         (
             "qwen2",
