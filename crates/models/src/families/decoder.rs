@@ -4,7 +4,7 @@
 //! attention with rotary positions, a norm, a gated feed-forward. They differ in defaults, in where
 //! norms are, in which linear layers are packed into one or have a bias, and in what single layers
 //! see. Each relative's file reads its `config.json` into a [`DecoderConfig`] and names its tensors
-//! in an [`Architecture`]; nothing here asks which relative it is.
+//! in an `Architecture`; nothing here asks which relative it is.
 
 use epiphyte_ops::Activation;
 use serde_json::{Value, json};

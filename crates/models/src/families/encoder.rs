@@ -2,7 +2,7 @@
 //!
 //! ELECTRA, DistilBERT and MPNet differ from BERT in names, in the keys of their `config.json`, in
 //! what is added to embeddings and scores, and in the classification head. Each has a file that
-//! reads its keys and says the rest in a [`Member`].
+//! reads its keys and says the rest in a `Member`.
 
 use epiphyte_ops::Activation;
 use serde_json::{Value, json};
