@@ -125,6 +125,7 @@ pub fn train_several(
     let trainers = trainers.map(|(prepared, module)| prepared.trainer(module, options));
     let mut trainers = trainers.collect::<Result<Vec<_>, _>>()?;
     directories.iter_mut().for_each(RunDirectory::keep);
+    interrupt.begin();
     let outcomes = train_runs(&mut trainers, interrupt, observer)?;
     let ends = prepared.iter().zip(&mut trainers).zip(outcomes);
     ends.map(|((prepared, trainer), outcome)| prepared.finish(trainer, outcome, options, observer))

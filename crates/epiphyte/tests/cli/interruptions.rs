@@ -63,6 +63,35 @@ fn signals_save_and_the_run_says_how_to_go_on() {
     }
 }
 
+/// While data are read there is nothing to save. Here they never come.
+#[test]
+#[cfg(unix)]
+fn a_run_that_has_not_begun_ends_at_once() {
+    let here = Workplace::new();
+    let pipe = here.path("waiting.jsonl");
+    assert!(
+        Command::new("mkfifo")
+            .arg(&pipe)
+            .status()
+            .unwrap()
+            .success()
+    );
+    // Held open, so that the reader waits for more.
+    let writer = fs::OpenOptions::new().read(true).write(true).open(&pipe);
+    let _writer = writer.unwrap();
+    let whole = "train --model bert --train-data waiting.jsonl --text-columns text --output early";
+    let child = start(&here, whole);
+    while !here.path("early").exists() {
+        sleep(Duration::from_millis(2));
+    }
+    send("-TERM", &child);
+    let ended = child.wait_with_output().unwrap();
+    let errors = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!(ended.status.code(), Some(130), "{errors}");
+    assert!(errors.contains("nothing to save"), "{errors}");
+    assert!(!here.path("early/adapter_config.json").exists());
+}
+
 /// A command under a shell that first runs `before`.
 #[cfg(unix)]
 fn under_shell(here: &Workplace, before: &str, arguments: &str) -> Command {

@@ -13,7 +13,8 @@ use crate::output;
 /// The exit code of a process that a signal ended.
 pub(crate) const INTERRUPTED: u8 = 130;
 
-/// Listens to signals: the first one asks the run to save and stop, the second ends the process.
+/// Listens to signals: the first one asks the run to save and stop, the second ends the process, as
+/// the first one does before the first step.
 ///
 /// # Errors
 /// If the system refuses.
@@ -22,8 +23,11 @@ pub(crate) fn on_signals(quiet: bool) -> Result<Interrupt> {
     let requested = interrupt.clone();
     let stop = move || {
         if requested.request() {
-            // The run did not stop after the first one, so it cannot be waited for, and `main`
-            // cannot return an exit code. Files are replaced atomically, so none is left
+            if !requested.has_begun() && !quiet {
+                output::note("stopped before the first step: there is nothing to save");
+            }
+            // The run has not begun or did not stop after the first one, so it is not waited for,
+            // and `main` cannot return an exit code. Files are replaced atomically, so none is left
             // half-written.
             std::process::exit(INTERRUPTED.into());
         }
