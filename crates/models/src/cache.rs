@@ -1,7 +1,7 @@
 //! The keys and values of a text that a decoder has read, so that each further token costs one row.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::Tensor;
 use epiphyte_ops::Sequences;
@@ -21,17 +21,17 @@ use crate::adapter::AttentionKind;
 /// [`DecoderTokens::continuing`]: crate::DecoderTokens::continuing
 #[derive(Debug, Default)]
 pub struct Cache {
-    /// By the attention's kind and its key.
-    attentions: Mutex<HashMap<(AttentionKind, u64), KeyValues>>,
+    attentions: Mutex<Attentions>,
 }
+
+/// By the attention's kind and its key.
+type Attentions = HashMap<(AttentionKind, u64), KeyValues>;
 
 impl Clone for Cache {
     /// A cache of a text with the same beginning, which may go on differently.
     fn clone(&self) -> Self {
-        let attentions = self.attentions.lock();
-        let attentions = attentions.unwrap_or_else(PoisonError::into_inner);
         Self {
-            attentions: Mutex::new(attentions.clone()),
+            attentions: Mutex::new(self.attentions().clone()),
         }
     }
 }
@@ -51,14 +51,19 @@ impl Cache {
 
     /// How many rows of the sequence were read, virtual tokens included.
     pub fn rows(&self) -> usize {
-        let attentions = self.attentions.lock();
-        let attentions = attentions.unwrap_or_else(PoisonError::into_inner);
+        let attentions = self.attentions();
         // Cross-attention's are those of another text.
         let own = attentions
             .iter()
             .filter(|((kind, _), _)| *kind == AttentionKind::Decoder);
         let rows = own.map(|(_, kept)| kept.keys.dims()[0]);
         rows.max().unwrap_or(0)
+    }
+
+    fn attentions(&self) -> MutexGuard<'_, Attentions> {
+        self.attentions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The sequence of the next `count` tokens.
@@ -78,8 +83,7 @@ impl Cache {
         attention: (AttentionKind, u64),
         new: Option<[Tensor<2>; 2]>,
     ) -> ([Tensor<2>; 2], Sequences) {
-        let attentions = self.attentions.lock();
-        let mut attentions = attentions.unwrap_or_else(PoisonError::into_inner);
+        let mut attentions = self.attentions();
         let new = new.map(|[keys, values]| KeyValues {
             keys: keys.inner(),
             values: values.inner(),

@@ -109,6 +109,11 @@ impl JsonObject {
         }
     }
 
+    /// A key that is true or false; `usual` where it is absent or `null`.
+    pub(crate) fn flag(&self, key: &str, usual: bool) -> Result<bool, ModelError> {
+        Ok(self.get(key, None)?.unwrap_or(usual))
+    }
+
     /// The value of a key that has to be there and not `null`.
     pub(crate) fn require<T: DeserializeOwned>(&self, key: &str) -> Result<T, ModelError> {
         self.get(key, None)?

@@ -306,23 +306,18 @@ impl Attention {
                 let [to_all, read, x] = fork(x);
                 let all = all.forward(to_all, rows, batch);
                 let (q_size, kv_size) = (self.shape.query_size(), self.shape.kv_size());
-                let parts = fork(all);
+                let [q, k, v] = fork(all);
                 let [q, k, v] = match self.shape.projections {
-                    Projections::FusedByHead => {
-                        let mut number = 0;
-                        parts.map(|part| {
-                            number += 1;
-                            self.of_each_head(part, number - 1)
-                        })
-                    }
-                    _ => {
-                        let [q, k, v] = parts;
-                        [
-                            q.narrow(1, 0, q_size),
-                            k.narrow(1, q_size, kv_size),
-                            v.narrow(1, q_size + kv_size, kv_size),
-                        ]
-                    }
+                    Projections::FusedByHead => [
+                        self.of_each_head(q, 0),
+                        self.of_each_head(k, 1),
+                        self.of_each_head(v, 2),
+                    ],
+                    _ => [
+                        q.narrow(1, 0, q_size),
+                        k.narrow(1, q_size, kv_size),
+                        v.narrow(1, q_size + kv_size, kv_size),
+                    ],
                 };
                 (q, Some([k, v]), read, x)
             }

@@ -44,9 +44,9 @@ pub(crate) fn activation(
 /// Refuses a decoder whose tokens see those after them, as embedding models made of decoders have
 /// it.
 pub(crate) fn refuse_not_causal(json: &JsonObject) -> Result<(), ModelError> {
-    match json.get("is_causal", Some(true))? {
-        Some(false) => Err(json.unsupported("is_causal", "false", "true: causal attention")),
-        _ => Ok(()),
+    match json.flag("is_causal", true)? {
+        true => Ok(()),
+        false => Err(json.unsupported("is_causal", "false", "true: causal attention")),
     }
 }
 

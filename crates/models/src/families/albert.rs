@@ -6,7 +6,6 @@
 //! (adapters, prefixes) has parameters for each layer. Tensor names are those of Hugging Face's
 //! `AlbertForSequenceClassification`.
 
-use epiphyte_ops::Activation;
 use serde_json::json;
 
 use super::Family;
@@ -53,18 +52,11 @@ fn read(json: &JsonObject) -> Result<EncoderConfig, ModelError> {
     };
     encoder.num_hidden_layers = runs * shared.inner;
     Ok(EncoderConfig {
-        member: &ALBERT,
         embedding_size: Some(size(json, "embedding_size", 128)?),
         shared_layers: Some(shared),
-        activation: Activation::Tanh,
-        pooler_dropout: None,
-        positions: None,
-        position_padding: None,
-        relative_attention_num_buckets: None,
         bos_token_id: special_token(json, "bos_token_id", Some(2), encoder.vocab_size)?,
         eos_token_ids: json.token_ids("eos_token_id", Some(3))?,
-        tie_word_embeddings: json.get("tie_word_embeddings", Some(true))?.unwrap_or(true),
-        encoder,
+        ..EncoderConfig::new(&ALBERT, encoder, json)?
     })
 }
 

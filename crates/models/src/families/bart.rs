@@ -12,7 +12,6 @@ use serde_json::{Value, json};
 
 use super::{ConfigFacts, Family, FamilyConfig};
 use crate::ModelError;
-use crate::adapter::Role;
 use crate::base::{DefaultTargets, Depth, Dimensions};
 use crate::blocks::{
     AttentionNames, AttentionShape, Embeddings, EncoderDecoder, FeedForwardNames, FeedForwardShape,
@@ -24,7 +23,7 @@ use crate::config::{
     Labels, activation, architectures, dropout, epsilon, layer_count, refuse_not_causal, size,
     special_token, token,
 };
-use crate::heads::{ClassificationHead, Head, HeadKind, LanguageModelHead, Pooling};
+use crate::heads::{ClassificationHead, Head, HeadKind, LanguageModelHead};
 use crate::json::JsonObject;
 use crate::keys::KeyRules;
 use crate::model::Model;
@@ -186,9 +185,9 @@ impl BartConfig {
             attention_dropout: dropout(json, "attention_dropout", 0.0)?,
             activation_dropout: dropout(json, "activation_dropout", 0.0)?,
             classifier_dropout: dropout(json, "classifier_dropout", 0.0)?,
-            scale_embedding: json.get("scale_embedding", Some(false))?.unwrap_or(false),
+            scale_embedding: json.flag("scale_embedding", false)?,
             init_std: epsilon(json, "init_std", 0.02)?,
-            tie_word_embeddings: json.get("tie_word_embeddings", Some(true))?.unwrap_or(true),
+            tie_word_embeddings: json.flag("tie_word_embeddings", true)?,
             bos_token_id: special_token(json, "bos_token_id", Some(0), vocab_size)?,
             eos_token_ids: json.token_ids("eos_token_id", Some(2))?,
             pad_token_id: token(json, "pad_token_id", Some(1), vocab_size)?,
@@ -320,16 +319,9 @@ impl FamilyConfig for BartConfig {
         let task_head = self.task_head(head);
         let head = match head {
             HeadKind::Classification { labels } => {
-                let (dense, output) = ("classification_head.dense", "classification_head.out_proj");
-                Head::Classification(ClassificationHead {
-                    pooling: Pooling::Last { padding: None },
-                    input_dropout: self.classifier_dropout,
-                    dense: Some(b.linear(dense, Role::Head, [size, size], true)),
-                    activation: Activation::Tanh,
-                    norm: None,
-                    dropout: self.classifier_dropout,
-                    output: b.linear(output, Role::Head, [labels, size], true),
-                })
+                let dropout = self.classifier_dropout;
+                let head = ClassificationHead::of_encoder_decoder(b, size, labels, dropout);
+                Head::Classification(head)
             }
             HeadKind::LanguageModel => {
                 let tied = tied && self.tie_word_embeddings;

@@ -190,7 +190,7 @@ fn refuse_other_architectures(json: &JsonObject) -> Result<(), ModelError> {
         return Err(json.unsupported("position_embedding_type", format!("`{other}`"), "absolute"));
     }
     for key in ["is_decoder", "add_cross_attention"] {
-        if json.get(key, Some(false))?.unwrap_or(false) {
+        if json.flag(key, false)? {
             return Err(json.unsupported(key, "true", "false: an encoder"));
         }
     }

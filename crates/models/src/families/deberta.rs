@@ -58,18 +58,10 @@ fn read(json: &JsonObject) -> Result<EncoderConfig, ModelError> {
         encoder.classifier_dropout = Some(dropout(json, "cls_dropout", 0.0)?);
     }
     Ok(EncoderConfig {
-        member: &DEBERTA,
-        embedding_size: None,
-        shared_layers: None,
         activation: activation(json, "pooler_hidden_act", "gelu")?,
         pooler_dropout: Some(dropout(json, "pooler_dropout", 0.0)?),
         positions: positions(json, &encoder)?,
-        position_padding: None,
-        relative_attention_num_buckets: None,
-        bos_token_id: None,
-        eos_token_ids: Vec::new(),
-        tie_word_embeddings: json.get("tie_word_embeddings", Some(true))?.unwrap_or(true),
-        encoder,
+        ..EncoderConfig::new(&DEBERTA, encoder, json)?
     })
 }
 

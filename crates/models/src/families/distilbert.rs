@@ -35,18 +35,8 @@ pub(super) const FAMILY: Family = Family {
         (encoder.layer_norm_eps, encoder.type_vocab_size) = (1e-12, 0);
         encoder.classifier_dropout = Some(dropout(json, "seq_classif_dropout", 0.2)?);
         Ok(Box::new(EncoderConfig {
-            member: &DISTILBERT,
-            embedding_size: None,
-            shared_layers: None,
             activation: Activation::Relu,
-            pooler_dropout: None,
-            positions: None,
-            position_padding: None,
-            relative_attention_num_buckets: None,
-            bos_token_id: None,
-            eos_token_ids: Vec::new(),
-            tie_word_embeddings: json.get("tie_word_embeddings", Some(true))?.unwrap_or(true),
-            encoder,
+            ..EncoderConfig::new(&DISTILBERT, encoder, json)?
         }))
     },
 };

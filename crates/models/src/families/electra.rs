@@ -23,19 +23,10 @@ pub(super) const FAMILY: Family = Family {
     parse: |json, _| {
         let encoder = BertConfig::from_json(json, &DEFAULTS)?;
         Ok(Box::new(EncoderConfig {
-            member: &ELECTRA,
             embedding_size: Some(size(json, "embedding_size", 128)?)
                 .filter(|&it| it != encoder.hidden_size),
-            shared_layers: None,
             activation: Activation::Gelu,
-            pooler_dropout: None,
-            positions: None,
-            position_padding: None,
-            relative_attention_num_buckets: None,
-            bos_token_id: None,
-            eos_token_ids: Vec::new(),
-            tie_word_embeddings: json.get("tie_word_embeddings", Some(true))?.unwrap_or(true),
-            encoder,
+            ..EncoderConfig::new(&ELECTRA, encoder, json)?
         }))
     },
 };

@@ -17,6 +17,7 @@ use crate::blocks::{
 };
 use crate::builder::{Builder, Summary};
 use crate::heads::{ClassificationHead, Head, HeadKind, Pooling};
+use crate::json::JsonObject;
 use crate::keys::KeyRules;
 use crate::model::Model;
 
@@ -121,6 +122,28 @@ pub struct EncoderConfig {
 }
 
 impl EncoderConfig {
+    /// An encoder like BERT but for its member. A relative's file changes what it has otherwise.
+    pub(super) fn new(
+        member: &'static Member,
+        encoder: BertConfig,
+        json: &JsonObject,
+    ) -> Result<Self, ModelError> {
+        Ok(Self {
+            member,
+            encoder,
+            embedding_size: None,
+            shared_layers: None,
+            activation: Activation::Tanh,
+            pooler_dropout: None,
+            positions: None,
+            position_padding: None,
+            relative_attention_num_buckets: None,
+            bos_token_id: None,
+            eos_token_ids: Vec::new(),
+            tie_word_embeddings: json.flag("tie_word_embeddings", true)?,
+        })
+    }
+
     /// The longest sequence.
     fn max_positions(&self) -> usize {
         let first = self

@@ -118,7 +118,7 @@ fn read(
     defaults: &Defaults,
 ) -> Result<DecoderConfig, ModelError> {
     let key = "use_bidirectional_attention";
-    if json.get(key, Some(false))? == Some(true) {
+    if json.flag(key, false)? {
         return Err(json.unsupported(key, "true", "false: a decoder"));
     }
     let mut config = DecoderConfig::read(json, architecture, defaults)?;

@@ -114,7 +114,7 @@ pub struct Gpt2Config {
 impl Gpt2Config {
     fn from_json(json: &JsonObject) -> Result<Self, ModelError> {
         refuse_not_causal(json)?;
-        if json.get("add_cross_attention", Some(false))? == Some(true) {
+        if json.flag("add_cross_attention", false)? {
             let supported = "false: a decoder without encoder";
             return Err(json.unsupported("add_cross_attention", "true", supported));
         }

@@ -211,7 +211,7 @@ impl ModernBertConfig {
                 Some(50_283).filter(|&id| (id as usize) < vocab_size),
                 vocab_size,
             )?,
-            tie_word_embeddings: json.get("tie_word_embeddings", Some(true))?.unwrap_or(true),
+            tie_word_embeddings: json.flag("tie_word_embeddings", true)?,
             labels: Labels::from_json(json)?,
         })
     }

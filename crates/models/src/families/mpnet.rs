@@ -2,7 +2,6 @@
 //! relative position bias on the scores. Tensor names are those of Hugging Face's
 //! `MPNetForSequenceClassification`.
 
-use epiphyte_ops::Activation;
 use serde_json::json;
 
 use super::Family;
@@ -41,18 +40,11 @@ pub(super) const FAMILY: Family = Family {
             return Err(json.unsupported(key, buckets.to_string(), "32"));
         }
         Ok(Box::new(EncoderConfig {
-            member: &MPNET,
-            embedding_size: None,
-            shared_layers: None,
-            activation: Activation::Tanh,
-            pooler_dropout: None,
-            positions: None,
             position_padding: Some(POSITION_PADDING),
             relative_attention_num_buckets: Some(BUCKETS),
             bos_token_id: special_token(json, "bos_token_id", Some(0), encoder.vocab_size)?,
             eos_token_ids: json.token_ids("eos_token_id", Some(2))?,
-            tie_word_embeddings: json.get("tie_word_embeddings", Some(true))?.unwrap_or(true),
-            encoder,
+            ..EncoderConfig::new(&MPNET, encoder, json)?
         }))
     },
 };

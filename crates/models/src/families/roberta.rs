@@ -120,7 +120,7 @@ impl RobertaConfig {
             pad_token_id,
             bos_token_id: special_token(json, "bos_token_id", Some(0), encoder.vocab_size)?,
             eos_token_ids: json.token_ids("eos_token_id", Some(2))?,
-            tie_word_embeddings: json.get("tie_word_embeddings", Some(true))?.unwrap_or(true),
+            tie_word_embeddings: json.flag("tie_word_embeddings", true)?,
             encoder,
         };
         let rows = config.encoder.max_position_embeddings;

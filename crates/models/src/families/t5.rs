@@ -19,7 +19,6 @@ use serde_json::{Value, json};
 
 use super::{ConfigFacts, Family, FamilyConfig};
 use crate::ModelError;
-use crate::adapter::Role;
 use crate::base::{DefaultTargets, Depth, Dimensions};
 use crate::blocks::{
     AttentionNames, AttentionShape, Embeddings, EncoderDecoder, FeedForwardNames, FeedForwardShape,
@@ -31,7 +30,7 @@ use crate::config::{
     self, Labels, MOST_LAYERS, architectures, dropout, epsilon, in_range, refuse_not_causal, size,
     token,
 };
-use crate::heads::{ClassificationHead, Head, HeadKind, LanguageModelHead, Pooling};
+use crate::heads::{ClassificationHead, Head, HeadKind, LanguageModelHead};
 use crate::json::JsonObject;
 use crate::keys::KeyRules;
 use crate::model::Model;
@@ -261,7 +260,7 @@ fn feed_forward(json: &JsonObject, default: &str) -> Result<(Activation, bool), 
 /// Refuses encoders and decoders alone.
 fn refuse_other_architectures(json: &JsonObject) -> Result<(), ModelError> {
     for (key, usual) in [("is_encoder_decoder", true), ("is_decoder", false)] {
-        if json.get(key, Some(usual))?.unwrap_or(usual) != usual {
+        if json.flag(key, usual)? != usual {
             let supported = "an encoder-decoder";
             return Err(json.unsupported(key, (!usual).to_string(), supported));
         }
@@ -403,16 +402,9 @@ impl FamilyConfig for T5Config {
         let task_head = self.task_head(head);
         let head = match head {
             HeadKind::Classification { labels } => {
-                let (dense, output) = ("classification_head.dense", "classification_head.out_proj");
-                Head::Classification(ClassificationHead {
-                    pooling: Pooling::Last { padding: None },
-                    input_dropout: self.classifier_dropout,
-                    dense: Some(b.linear(dense, Role::Head, [size, size], true)),
-                    activation: Activation::Tanh,
-                    norm: None,
-                    dropout: self.classifier_dropout,
-                    output: b.linear(output, Role::Head, [labels, size], true),
-                })
+                let dropout = self.classifier_dropout;
+                let head = ClassificationHead::of_encoder_decoder(b, size, labels, dropout);
+                Head::Classification(head)
             }
             HeadKind::LanguageModel => {
                 let tied = tied && (self.tie_word_embeddings || !b.has("lm_head.weight"));

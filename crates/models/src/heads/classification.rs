@@ -4,8 +4,9 @@ use burn::tensor::Tensor;
 use epiphyte_ops::{Activation, dropout, mean_rows};
 
 use super::Pooling;
-use crate::adapter::{AdapterBatch, Hidden};
+use crate::adapter::{AdapterBatch, Hidden, Role};
 use crate::blocks::{Linear, Norm};
+use crate::builder::Builder;
 
 /// `output(dropout(norm(f(dense(dropout(x))))))`, where a family has these parts.
 #[derive(Clone, Debug)]
@@ -27,6 +28,25 @@ pub struct ClassificationHead {
 }
 
 impl ClassificationHead {
+    /// The `classification_head` of encoder-decoders: BART's and T5's.
+    pub(crate) fn of_encoder_decoder(
+        builder: &mut Builder<'_>,
+        hidden_size: usize,
+        labels: usize,
+        dropout: f64,
+    ) -> Self {
+        let (dense, output) = ("classification_head.dense", "classification_head.out_proj");
+        Self {
+            pooling: Pooling::Last { padding: None },
+            input_dropout: dropout,
+            dense: Some(builder.linear(dense, Role::Head, [hidden_size, hidden_size], true)),
+            activation: Activation::Tanh,
+            norm: None,
+            dropout,
+            output: builder.linear(output, Role::Head, [labels, hidden_size], true),
+        }
+    }
+
     /// Logits, `[sequences, labels]`, from the rows of each sequence that are read.
     pub fn forward(&self, read: Hidden, batch: &AdapterBatch<'_>) -> Tensor<2> {
         let Hidden { states, rows, .. } = read;

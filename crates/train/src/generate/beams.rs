@@ -8,6 +8,7 @@
 
 use epiphyte_models::{Adapter, Model};
 
+use super::sampling::{largest, likelihoods};
 use super::text::{Text, next_logits};
 use super::{Generated, Generation, Room};
 use crate::TrainError;
@@ -34,7 +35,8 @@ pub(super) fn search(
     // The texts that have ended, best first, with their scores.
     let mut ended: Vec<(f64, Generated)> = Vec::new();
     for length in 1..=room.tokens {
-        let mut logits = next_logits(model, adapter, &mut beams)?;
+        let mut texts: Vec<&mut Text<'_>> = beams.iter_mut().collect();
+        let mut logits = next_logits(model, adapter, &mut texts)?;
         let candidates = best(kept, how, &mut logits, &beams, &scores);
         let divisor = (length as f64).powf(how.length_penalty);
         let ends = |it: &Candidate| length == room.tokens || how.stop.contains(&it.token);
@@ -87,12 +89,7 @@ fn best(
 ) -> Vec<Candidate> {
     let mut candidates = Vec::new();
     for (beam, (logits, text)) in logits.iter_mut().zip(beams).enumerate() {
-        let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let sum: f64 = logits
-            .iter()
-            .map(|&logit| f64::from(logit - largest).exp())
-            .sum();
-        let total = f64::from(largest) + sum.ln();
+        let total = f64::from(largest(logits)) + likelihoods(logits).iter().sum::<f64>().ln();
         for logit in logits.iter_mut() {
             *logit = (f64::from(*logit) - total) as f32;
         }

@@ -6,7 +6,6 @@ mod sampling;
 mod text;
 
 use std::ops::ControlFlow;
-use std::slice;
 
 use epiphyte_models::{Adapter, Model};
 use epiphyte_ops::random;
@@ -114,24 +113,9 @@ pub fn generate(
         }
         return Ok(Generated { ids, end });
     }
-    let mut text = Text::new(adapter, prompt, how, room);
-    let mut draws = Draws::new(how.seed);
-    let mut end = room.end;
-    for _ in 0..room.tokens {
-        let mut logits = text::next_logits(model, adapter, slice::from_mut(&mut text))?;
-        let next = (how.sampling).choose(&mut logits[0], text.ids(), draws.next());
-        if let Some(why) = text.end_before(next) {
-            end = why;
-            break;
-        }
-        text.push(next);
-        if each(next).is_break() {
-            end = GenerationEnd::Stop;
-            break;
-        }
-    }
-    let ids = text.new_ids().to_vec();
-    Ok(Generated { ids, end })
+    let text = Text::new(adapter, prompt, how, room);
+    let mut written = write(model, adapter, vec![(text, Draws::new(how.seed))], each)?;
+    Ok(written.remove(0))
 }
 
 /// Continues several prompts at once: each as [`generate`] would alone, with a seed of its own that
@@ -155,42 +139,46 @@ pub fn generate_batch(
         let new = each.map(|(prompt, room)| beams::search(model, adapter, prompt, how, room));
         return new.collect();
     }
-    let begin = |room: &Room| Generated {
-        ids: Vec::new(),
-        end: room.end,
-    };
-    let mut new: Vec<Generated> = rooms.iter().map(begin).collect();
-    let mut draws: Vec<Draws> = (0..prompts.len() as u64)
-        .map(|number| Draws::new(random::derive_key(how.seed, number)))
-        .collect();
-    let mut going: Vec<usize> = (0..prompts.len())
-        .filter(|&number| rooms[number].tokens > 0)
-        .collect();
-    let begin = |&number: &usize| Text::new(adapter, &prompts[number], how, rooms[number]);
-    let mut texts: Vec<Text<'_>> = going.iter().map(begin).collect();
-    while !going.is_empty() {
-        let mut logits = text::next_logits(model, adapter, &mut texts)?;
-        // From the last, so that those that end can be taken out.
-        for at in (0..going.len()).rev() {
-            let number = going[at];
-            let (text, new) = (&mut texts[at], &mut new[number]);
-            let draw = draws[number].next();
-            let next = (how.sampling).choose(&mut logits[at], text.ids(), draw);
-            let end = text.end_before(next);
-            match end {
-                Some(end) => new.end = end,
+    let texts = prompts.iter().zip(rooms).zip(0..);
+    let texts = texts.map(|((prompt, room), number)| {
+        let draws = Draws::new(random::derive_key(how.seed, number));
+        (Text::new(adapter, prompt, how, room), draws)
+    });
+    write(model, adapter, texts.collect(), |_| {
+        ControlFlow::Continue(())
+    })
+}
+
+/// Writes texts to their ends, each with its draws, and tells `each` token that is chosen. A
+/// forward pass reads the next token of all texts that go on.
+fn write(
+    model: &Model,
+    adapter: &dyn Adapter,
+    mut texts: Vec<(Text<'_>, Draws)>,
+    mut each: impl FnMut(u32) -> ControlFlow<()>,
+) -> Result<Vec<Generated>, TrainError> {
+    loop {
+        let going = texts.iter_mut().filter(|(text, _)| text.goes_on());
+        let (mut going, draws): (Vec<_>, Vec<_>) = going.map(|(text, it)| (text, it)).unzip();
+        if going.is_empty() {
+            break;
+        }
+        let logits = text::next_logits(model, adapter, &mut going)?;
+        for ((text, draws), mut logits) in going.into_iter().zip(draws).zip(logits) {
+            let sampling = &text.how().sampling;
+            let next = sampling.choose(&mut logits, text.ids(), draws.next());
+            match text.end_before(next) {
+                Some(end) => text.end(end),
                 None => {
                     text.push(next);
-                    new.ids.push(next);
+                    if each(next).is_break() {
+                        text.end(GenerationEnd::Stop);
+                    }
                 }
-            }
-            if end.is_some() || new.ids.len() == rooms[number].tokens {
-                going.remove(at);
-                texts.remove(at);
             }
         }
     }
-    Ok(new)
+    Ok(texts.iter().map(|(text, _)| text.generated()).collect())
 }
 
 /// How many tokens may be written, and why no more.

@@ -126,13 +126,14 @@ fn drawn(logits: &[f32], draw: f64) -> u32 {
 }
 
 /// How likely each token is, relative to the most likely one.
-fn likelihoods(logits: &[f32]) -> Vec<f64> {
+pub(super) fn likelihoods(logits: &[f32]) -> Vec<f64> {
     let largest = largest(logits);
     let likelihood = |&logit: &f32| f64::from(logit - largest).exp();
     logits.iter().map(likelihood).collect()
 }
 
-fn largest(logits: &[f32]) -> f32 {
+/// The largest logit.
+pub(super) fn largest(logits: &[f32]) -> f32 {
     logits.iter().copied().fold(f32::NEG_INFINITY, f32::max)
 }
 

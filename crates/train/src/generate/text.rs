@@ -3,7 +3,7 @@
 use epiphyte_models::{Adapter, AdapterBatch, Cache, DecoderTokens, Entry, Mode, Model, Tokens};
 use epiphyte_ops::Sequences;
 
-use super::{Generation, GenerationEnd, Room};
+use super::{Generated, Generation, GenerationEnd, Room};
 use crate::TrainError;
 
 /// How many tokens of a prompt are read at once, which bounds memory.
@@ -24,6 +24,8 @@ pub(super) struct Text<'a> {
     read: usize,
     /// None where every token is read anew each time.
     cache: Option<Cache>,
+    /// Why there are no more tokens; none while there may be.
+    end: Option<GenerationEnd>,
 }
 
 impl<'a> Text<'a> {
@@ -48,7 +50,13 @@ impl<'a> Text<'a> {
             ids,
             read: 0,
             cache: (!whole).then(Cache::new),
+            end: Some(room.end).filter(|_| room.tokens == 0),
         }
+    }
+
+    /// How tokens are chosen.
+    pub(super) fn how(&self) -> &'a Generation {
+        self.how
     }
 
     /// What the text begins with, and the tokens chosen so far.
@@ -61,9 +69,30 @@ impl<'a> Text<'a> {
         &self.ids[self.begin..]
     }
 
-    /// Adds a token that was chosen.
+    /// Adds a token that was chosen; the text ends if no more may follow.
     pub(super) fn push(&mut self, id: u32) {
         self.ids.push(id);
+        if self.new_ids().len() == self.room.tokens {
+            self.end = Some(self.room.end);
+        }
+    }
+
+    /// Ends the text.
+    pub(super) fn end(&mut self, end: GenerationEnd) {
+        self.end = Some(end);
+    }
+
+    /// Whether more tokens may follow.
+    pub(super) fn goes_on(&self) -> bool {
+        self.end.is_none()
+    }
+
+    /// What was written.
+    pub(super) fn generated(&self) -> Generated {
+        Generated {
+            ids: self.new_ids().to_vec(),
+            end: self.end.unwrap_or(self.room.end),
+        }
     }
 
     /// Why the text ends before `token`, if it does.
@@ -140,7 +169,7 @@ impl<'a> Text<'a> {
 pub(super) fn next_logits(
     model: &Model,
     adapter: &dyn Adapter,
-    texts: &mut [Text<'_>],
+    texts: &mut [&mut Text<'_>],
 ) -> Result<Vec<Vec<f32>>, TrainError> {
     for text in texts.iter_mut() {
         text.read_ahead(model, adapter);
