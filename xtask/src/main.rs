@@ -2,10 +2,13 @@
 //!
 //! - `cargo run --release -p xtask -- bench-step --work bert-base-lora`: one measurement of
 //!   training steps, the Rust side of `benches/against_pytorch` and of `benches/profile_step.py`;
+//! - `cargo run --release -p xtask -- bench-decode --model DIRECTORY`: one measurement of text
+//!   generation, the Rust side of `benches/against_pytorch/decode.py`;
 //! - `cargo run --release -p xtask -- quickstart-base TEXT WORK_DIRECTORY`: the base model that
 //!   ships with `epiphyte quickstart`;
 //! - `cargo run --release -p xtask -- rows TEXT ROWS FILE`: a file of many examples.
 
+mod bench_decode;
 mod bench_step;
 mod counting;
 mod quickstart_base;
@@ -28,10 +31,11 @@ fn main() -> Result<()> {
     let arguments: Vec<String> = arguments.collect();
     match task.as_deref() {
         Some("bench-step") => bench_step::run(&arguments, started),
+        Some("bench-decode") => bench_decode::run(&arguments),
         Some("quickstart-base") => quickstart_base::run(&arguments),
         Some("rows") => rows::run(&arguments),
         _ => bail!(
-            "usage: xtask bench-step --work NAME ... | xtask quickstart-base TEXT WORK_DIRECTORY \
+            "usage: xtask bench-step --work NAME ... | xtask bench-decode --model DIRECTORY ... | xtask quickstart-base TEXT WORK_DIRECTORY \
              | xtask rows TEXT ROWS FILE"
         ),
     }

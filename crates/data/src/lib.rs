@@ -44,6 +44,7 @@
 //! ```
 
 mod error;
+mod panics;
 mod spelling;
 mod table;
 mod values;

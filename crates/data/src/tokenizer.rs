@@ -23,10 +23,11 @@ use tokenizers::utils::truncation::{
 };
 use tokenizers::{ModelWrapper, PostProcessor};
 
-use self::guard::{Sizes, guarded};
+use self::guard::Sizes;
 use self::words::Words;
 use crate::chat::{ChatTemplate, Day};
 use crate::error::DataError;
+use crate::panics::guarded;
 
 /// A model without a limit writes a number like 1e30 as `model_max_length`.
 const NO_LIMIT: u64 = 1_000_000_000;

@@ -4,8 +4,12 @@ use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use ::parquet::arrow::ArrowWriter;
-use arrow_array::{ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray};
+use ::parquet::basic::{LogicalType, Repetition, Type as Physical};
+use ::parquet::column::writer::ColumnWriter;
+use ::parquet::data_type::ByteArray;
+use ::parquet::file::properties::WriterProperties;
+use ::parquet::file::writer::SerializedFileWriter;
+use ::parquet::schema::types::{Type, TypePtr};
 use serde_json::{Map, Value as Json};
 
 use crate::error::DataError;
@@ -108,12 +112,24 @@ fn separated(columns: &[OutputColumn], delimiter: u8) -> Result<Vec<u8>, Failure
 }
 
 fn parquet(columns: &[OutputColumn]) -> Result<Vec<u8>, Failure> {
-    let columns = columns.iter();
-    let columns = columns.map(|(name, values)| Ok((name.clone(), array(values)?, true)));
-    let columns: Vec<(String, ArrayRef, bool)> = columns.collect::<Result<_, Failure>>()?;
-    let batch = RecordBatch::try_from_iter_with_nullable(columns)?;
-    let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), None)?;
-    writer.write(&batch)?;
+    let typed = columns.iter().map(|(_, values)| Typed::of(values));
+    let typed: Vec<Typed> = typed.collect::<Result<_, Failure>>()?;
+    let fields = columns.iter().zip(&typed);
+    let fields = fields.map(|((name, _), typed)| typed.field(name));
+    let schema = Type::group_type_builder("schema")
+        .with_fields(fields.collect::<Result<_, Failure>>()?)
+        .build()?;
+    let properties = Arc::new(WriterProperties::default());
+    let mut writer = SerializedFileWriter::new(Vec::new(), Arc::new(schema), properties)?;
+    let mut group = writer.next_row_group()?;
+    for typed in &typed {
+        let Some(mut column) = group.next_column()? else {
+            break;
+        };
+        typed.write(column.untyped())?;
+        column.close()?;
+    }
+    group.close()?;
     Ok(writer.into_inner()?)
 }
 
@@ -143,40 +159,78 @@ fn text(value: &Value) -> Result<String, Failure> {
     })
 }
 
-/// A column in Arrow's type for all of its values; texts if they have no type in common.
-fn array(values: &[Value]) -> Result<ArrayRef, Failure> {
-    let all = |fits: fn(&Value) -> bool| {
-        let mut some = values.iter().filter(|value| **value != Value::Null);
-        some.all(fits)
-    };
-    if all(|value| matches!(value, Value::Bool(_))) {
-        let values = values.iter().map(|value| match value {
+/// A column of Parquet: 1 for each row that has a value, 0 for each that has none, and the values.
+enum Typed {
+    Bools(Vec<i16>, Vec<bool>),
+    Integers(Vec<i16>, Vec<i64>),
+    Floats(Vec<i16>, Vec<f64>),
+    Texts(Vec<i16>, Vec<ByteArray>),
+}
+
+impl Typed {
+    /// A column in the type that all of its values have; texts if they have none in common.
+    fn of(values: &[Value]) -> Result<Self, Failure> {
+        let present = values.iter().map(|value| (*value != Value::Null).into());
+        let present: Vec<i16> = present.collect();
+        let some = || values.iter().filter(|value| **value != Value::Null);
+        let bools = some().map(|value| match value {
             Value::Bool(value) => Some(*value),
             _ => None,
         });
-        return Ok(Arc::new(values.collect::<BooleanArray>()));
-    }
-    if all(|value| matches!(value, Value::Integer(_))) {
-        let values = values.iter().map(|value| match value {
+        if let Some(bools) = bools.collect() {
+            return Ok(Self::Bools(present, bools));
+        }
+        let integers = some().map(|value| match value {
             Value::Integer(value) => Some(*value),
             _ => None,
         });
-        return Ok(Arc::new(values.collect::<Int64Array>()));
-    }
-    if all(|value| matches!(value, Value::Integer(_) | Value::Float(_))) {
-        let values = values.iter().map(|value| match value {
+        if let Some(integers) = integers.collect() {
+            return Ok(Self::Integers(present, integers));
+        }
+        let floats = some().map(|value| match value {
             Value::Integer(value) => Some(*value as f64),
             Value::Float(value) => Some(*value),
             _ => None,
         });
-        return Ok(Arc::new(values.collect::<Float64Array>()));
+        if let Some(floats) = floats.collect() {
+            return Ok(Self::Floats(present, floats));
+        }
+        let texts = some().map(|value| Ok(ByteArray::from(text(value)?.into_bytes())));
+        Ok(Self::Texts(present, texts.collect::<Result<_, Failure>>()?))
     }
-    let values = values.iter().map(|value| match value {
-        Value::Null => Ok(None),
-        value => text(value).map(Some),
-    });
-    let values: Vec<Option<String>> = values.collect::<Result<_, Failure>>()?;
-    Ok(Arc::new(StringArray::from(values)))
+
+    /// Its name and type in a file's schema.
+    fn field(&self, name: &str) -> Result<TypePtr, Failure> {
+        let (physical, logical) = match self {
+            Self::Bools(..) => (Physical::BOOLEAN, None),
+            Self::Integers(..) => (Physical::INT64, None),
+            Self::Floats(..) => (Physical::DOUBLE, None),
+            Self::Texts(..) => (Physical::BYTE_ARRAY, Some(LogicalType::String)),
+        };
+        let field = Type::primitive_type_builder(name, physical)
+            .with_repetition(Repetition::OPTIONAL)
+            .with_logical_type(logical);
+        Ok(Arc::new(field.build()?))
+    }
+
+    fn write(&self, writer: &mut ColumnWriter<'_>) -> Result<(), Failure> {
+        match (self, writer) {
+            (Self::Bools(present, values), ColumnWriter::BoolColumnWriter(to)) => {
+                to.write_batch(values, Some(present), None)?
+            }
+            (Self::Integers(present, values), ColumnWriter::Int64ColumnWriter(to)) => {
+                to.write_batch(values, Some(present), None)?
+            }
+            (Self::Floats(present, values), ColumnWriter::DoubleColumnWriter(to)) => {
+                to.write_batch(values, Some(present), None)?
+            }
+            (Self::Texts(present, values), ColumnWriter::ByteArrayColumnWriter(to)) => {
+                to.write_batch(values, Some(present), None)?
+            }
+            _ => return Err("a column of another type than the schema says".into()),
+        };
+        Ok(())
+    }
 }
 
 #[cfg(test)]

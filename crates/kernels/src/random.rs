@@ -4,6 +4,8 @@
 //! The generator is Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2,
 //! 3"): a bijection of a 128-bit counter under a 64-bit key.
 
+use std::ops::Range;
+
 use crate::threads;
 
 /// Counters that are encrypted at a time, one a lane.
@@ -74,12 +76,17 @@ pub fn derive_key(parent: u64, label: u64) -> u64 {
 
 /// `count` values uniform in `[low, high)`.
 pub fn uniform(key: u64, count: usize, low: f64, high: f64) -> Vec<f32> {
-    drawn(count, |index| low + unit(key, index) * (high - low))
+    drawn(0..count, |index| low + unit(key, index) * (high - low))
 }
 
 /// `count` values, normal with mean zero and the given standard deviation (Box and Muller 1958).
 pub fn normal(key: u64, count: usize, std: f64) -> Vec<f32> {
-    drawn(count, |index| std * gaussian(key, index))
+    normal_at(key, 0..count, std)
+}
+
+/// A part of what [`normal`] draws: the values at these places.
+pub fn normal_at(key: u64, places: Range<usize>, std: f64) -> Vec<f32> {
+    drawn(places, |index| std * gaussian(key, index))
 }
 
 /// `count` values, normal with mean zero and the given standard deviation, those beyond two of
@@ -90,16 +97,16 @@ pub fn truncated_normal(key: u64, count: usize, std: f64) -> Vec<f32> {
         let kept = draws.into_iter().find(|value| value.abs() <= 2.0);
         kept.expect("nineteen of twenty draws are kept")
     };
-    drawn(count, |index| std * draw(index))
+    drawn(0..count, |index| std * draw(index))
 }
 
 /// `draw(index)` for each index, on all threads.
-fn drawn(count: usize, draw: impl Fn(u64) -> f64 + Sync) -> Vec<f32> {
+fn drawn(places: Range<usize>, draw: impl Fn(u64) -> f64 + Sync) -> Vec<f32> {
     const PART: usize = 1 << 12;
-    let mut values = vec![0.0; count];
+    let mut values = vec![0.0; places.len()];
     threads::for_each(values.chunks_mut(PART).enumerate(), |(part, values)| {
         for (index, value) in values.iter_mut().enumerate() {
-            *value = draw((part * PART + index) as u64) as f32;
+            *value = draw((places.start + part * PART + index) as u64) as f32;
         }
     });
     values
@@ -136,6 +143,14 @@ mod tests {
         let (mean, std) = mean_and_std(&normal(1, 100_000, 0.02));
         assert!(mean.abs() < 3.0 * 0.02 / 100_000f64.sqrt(), "{mean}");
         assert!((std / 0.02 - 1.0).abs() < 0.01, "{std}");
+    }
+
+    #[test]
+    fn a_part_is_what_the_whole_has_there() {
+        let whole = normal(5, 10_000, 0.3);
+        for places in [0..10_000, 4_000..9_001, 17..17] {
+            assert_eq!(normal_at(5, places.clone(), 0.3), whole[places]);
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Builds the frozen base tensor by tensor, and hands out the handles that a model keeps.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
@@ -145,7 +146,7 @@ impl<'a> Builder<'a> {
         let values = match known.or_else(|| self.shared_tensor(name)) {
             Some(BaseValues::Vector(values)) => values.clone(),
             _ => {
-                let values = self.open(name, &[size])();
+                let values = self.open(name, &[size])(0..size);
                 Tensor::from_data(TensorData::new(values, [size]), &self.device)
             }
         };
@@ -166,7 +167,8 @@ impl<'a> Builder<'a> {
                 let [rows, columns] = shape;
                 let source = if transposed {
                     let stored = self.open(name, &[columns, rows]);
-                    Arc::new(move || transpose(&stored(), columns, rows)) as Arc<Values>
+                    Arc::new(move |range| transpose(&*stored, [columns, rows], range))
+                        as Arc<Values>
                 } else {
                     self.open(name, &shape)
                 };
@@ -296,17 +298,19 @@ impl<'a> Builder<'a> {
     fn open(&mut self, name: &str, shape: &[usize]) -> Arc<Values> {
         self.source.open(name, shape).unwrap_or_else(|failure| {
             self.failures.push(failure);
-            let count = shape.iter().product();
-            Arc::new(move || vec![0.0; count])
+            Arc::new(|range| vec![0.0; range.len()])
         })
     }
 }
 
-/// `[rows, columns]`, row-major, as `[columns, rows]`.
-fn transpose(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    let mut transposed = vec![0.0; values.len()];
-    for (row, values) in values.chunks(columns.max(1)).enumerate() {
-        for (column, &value) in values.iter().enumerate() {
+/// A range of the values of the transpose, whole rows, of a matrix that is stored as `[rows,
+/// columns]`.
+fn transpose(stored: &Values, [rows, columns]: [usize; 2], range: Range<usize>) -> Vec<f32> {
+    let mut transposed = vec![0.0; range.len()];
+    let [first, last] = [range.start, range.end].map(|at| at / rows.max(1));
+    for row in 0..rows {
+        let values = stored(row * columns + first..row * columns + last);
+        for (column, value) in values.into_iter().enumerate() {
             transposed[column * rows + row] = value;
         }
     }

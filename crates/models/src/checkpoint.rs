@@ -289,6 +289,26 @@ impl Checkpoint {
             .ok_or_else(|| self.wrong_dtype(name, view.dtype))
     }
 
+    /// A range of a tensor's elements as `f32`, in row-major order; none if there is no such range,
+    /// or as [`TensorView::to_f32`]. What was read of the file is not kept in memory.
+    pub(crate) fn part_as_f32(&self, name: &str, range: Range<usize>) -> Option<Vec<f32>> {
+        let location = self.tensors.get(name)?;
+        let size = location.bytes.len() / location.shape.iter().product::<usize>().max(1);
+        let start = location.bytes.start;
+        let bytes = start + range.start * size..start + range.end * size;
+        let map = &self.shards[location.shard].map;
+        let part = TensorView {
+            dtype: location.dtype,
+            shape: &[range.len()],
+            bytes: map
+                .get(bytes.clone())
+                .filter(|_| bytes.end <= location.bytes.end)?,
+        };
+        let values = part.to_f32()?;
+        map.forget(bytes);
+        Some(values)
+    }
+
     /// Whether there is a tensor of this name and shape whose elements are floating-point numbers.
     ///
     /// # Errors
@@ -378,6 +398,8 @@ impl Checkpoint {
                 if !tensor.is_finite() {
                     non_finite.push(name.to_owned());
                 }
+                let location = &self.tensors[name];
+                self.shards[location.shard].map.forget(location.bytes.clone());
                 done += tensor.bytes.len();
                 if done - said >= WORTH_A_LOG_LINE {
                     said = done;

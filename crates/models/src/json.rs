@@ -83,6 +83,23 @@ impl JsonObject {
         renamed
     }
 
+    /// The object without some keys.
+    pub(crate) fn without(&self, keys: &[&str]) -> Self {
+        let mut rest = self.clone();
+        rest.entries.retain(|key, _| !keys.contains(&key.as_str()));
+        rest
+    }
+
+    /// The keys of both objects; this one's values where both have a key.
+    pub(crate) fn over(&self, other: &Self) -> Self {
+        let mut entries = other.entries.clone();
+        entries.extend(self.entries.clone());
+        Self {
+            entries,
+            ..self.clone()
+        }
+    }
+
     /// A key with its path, as the file has it.
     fn full_key(&self, key: &str) -> String {
         let own = self.aliases.iter().find(|(common, _)| *common == key);

@@ -306,9 +306,9 @@ impl Source for FromCheckpoint<'_> {
             return Ok(initial(name, shape, self.initializer_range, self.seed));
         }
         let stored = self.reader.claim(name, shape)?;
-        let (checkpoint, shape) = (self.checkpoint.clone(), shape.to_vec());
-        Ok(Arc::new(move || {
-            let values = checkpoint.to_f32(&stored, &shape);
+        let checkpoint = self.checkpoint.clone();
+        Ok(Arc::new(move |range| {
+            let values = checkpoint.part_as_f32(&stored, range);
             values.expect("shape and type were checked when the tensor was claimed")
         }))
     }
@@ -335,13 +335,12 @@ impl Source for RandomSource {
 
 /// Matrices normal, biases zero, scales of norms one.
 fn initial(name: &str, shape: &[usize], std: f64, seed: u64) -> Arc<Values> {
-    let count = shape.iter().product();
     match (shape.len(), name.ends_with(".bias")) {
-        (1, true) => Arc::new(move || vec![0.0; count]),
-        (1, false) => Arc::new(move || vec![1.0; count]),
+        (1, true) => Arc::new(|range| vec![0.0; range.len()]),
+        (1, false) => Arc::new(|range| vec![1.0; range.len()]),
         _ => {
             let key = seed ^ name_id(name);
-            Arc::new(move || random::normal(key, count, std))
+            Arc::new(move |range| random::normal_at(key, range, std))
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::Path;
 
 use memmap2::Mmap;
@@ -34,6 +34,33 @@ impl MappedFile {
             entry: truncation::enter(&map, path),
             map,
         })
+    }
+}
+
+impl MappedFile {
+    /// Says that a range will not be read soon: what the system keeps of it no longer counts as
+    /// memory of this process. Reading it again is still right. A small range stays.
+    pub(crate) fn forget(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        #[expect(
+            unsafe_code,
+            reason = "advice that may drop changes cannot be given without"
+        )]
+        if range.len() >= 4096 {
+            // SAFETY: the map is read-only and shared with the file, so there is nothing that is in
+            // memory alone; a page that is read again comes from the file.
+            let advised = unsafe {
+                let advice = memmap2::UncheckedAdvice::DontNeed;
+                self.map
+                    .unchecked_advise_range(advice, range.start, range.len())
+            };
+            // Without it the process only seems larger.
+            if let Err(error) = advised {
+                tracing::debug!(%error, "madvise");
+            }
+        }
+        #[cfg(not(unix))]
+        let _ = range;
     }
 }
 
@@ -147,6 +174,26 @@ mod truncation {
             }
             // Not ours: the access happens again and does what it did before.
             libc::signal(libc::SIGBUS, libc::SIG_DFL);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[test]
+    fn what_was_forgotten_is_read_again() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let content: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
+        file.write_all(&content).unwrap();
+        let map = MappedFile::new(file.as_file(), file.path()).unwrap();
+        for range in [0..content.len(), 5_000..300_001, 10..20, 7..7] {
+            assert_eq!(map[range.clone()], content[range.clone()]);
+            map.forget(range);
+            assert_eq!(map[..], content[..]);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Linear layers `y = x Wᵀ + b`, over a weight that is frozen or trained.
 
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
 
@@ -63,8 +64,9 @@ pub struct FrozenMatrix {
     values: Arc<OnceLock<Values>>,
 }
 
-/// A function that returns the row-major values of a frozen matrix, the same on each call.
-pub type Source = dyn Fn() -> Vec<f32> + Send + Sync;
+/// A function that returns a range of the row-major values of a frozen matrix, whole rows, the same
+/// on each call.
+pub type Source = dyn Fn(Range<usize>) -> Vec<f32> + Send + Sync;
 
 /// On the CPU packed once, for the forward and the backward pass; elsewhere a tensor.
 #[derive(Debug)]
@@ -92,10 +94,17 @@ impl FrozenMatrix {
                 found: vec![values.len()],
             });
         }
-        let matrix = Self::from_source(Arc::new(Vec::new), shape, precision, device)?;
-        let values = matrix.ordered(values);
+        let matrix = Self::from_source(
+            Arc::new(move |range| values[range].to_vec()),
+            shape,
+            precision,
+            device,
+        )?;
+        let ordered = OnceLock::from(matrix.ordered());
         Ok(Self {
-            values: Arc::new(values.into()),
+            // The values are where they are needed, and their source is not.
+            source: Arc::new(|_| Vec::new()),
+            values: Arc::new(ordered),
             ..matrix
         })
     }
@@ -142,22 +151,25 @@ impl FrozenMatrix {
         match self.values.get() {
             Some(values) => tensor(values),
             // As they would be in use, with bfloat16's roundings.
-            None => tensor(&self.ordered((self.source)())),
+            None => tensor(&self.ordered()),
         }
     }
 
     /// The values in use.
     fn values(&self) -> &Values {
-        self.values.get_or_init(|| self.ordered((self.source)()))
+        self.values.get_or_init(|| self.ordered())
     }
 
-    /// Values in the order in which products read them.
-    fn ordered(&self, values: Vec<f32>) -> Values {
+    /// The values of the source in the order in which products read them.
+    fn ordered(&self) -> Values {
         let [rows, columns] = self.shape;
         if on_processor(&self.device) {
-            let packed = PackedWeight::pack(&values, rows, columns, self.precision.into());
-            return Values::Packed(packed.expect("a matrix has as many values as its shape says"));
+            let source =
+                |rows: Range<usize>| (self.source)(rows.start * columns..rows.end * columns);
+            let precision = self.precision.into();
+            return Values::Packed(PackedWeight::pack_rows(source, rows, columns, precision));
         }
+        let values = (self.source)(0..rows * columns);
         Values::Dense(Tensor::from_data(
             TensorData::new(values, self.shape),
             &self.device,

@@ -11,6 +11,12 @@ pub fn peak_resident_bytes() -> Option<u64> {
     parse_field(&fs::read_to_string("/proc/self/status").ok()?, "VmHWM")
 }
 
+/// The resident set of this process now (`VmRSS`), in bytes.
+#[must_use]
+pub fn resident_bytes() -> Option<u64> {
+    parse_field(&fs::read_to_string("/proc/self/status").ok()?, "VmRSS")
+}
+
 /// The memory of this machine (`MemTotal`, proc(5)), in bytes.
 #[must_use]
 pub fn total_bytes() -> Option<u64> {

@@ -1,34 +1,28 @@
-//! Parquet through Arrow: every column becomes typed values, lists and structs become JSON.
+//! Parquet: every column becomes typed values, lists and structs become JSON.
 //!
 //! Bytes without a type are text, as Spark, ClickHouse and Impala write it. What no task can use
-//! (intervals, maps, unions) is refused when its column is asked for, never spelled in some way.
+//! (intervals, maps) is refused when its column is asked for, never spelled in some way.
 
 use std::fs::File;
 use std::path::Path;
 
-use ::parquet::arrow::ProjectionMask;
-use ::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use ::parquet::basic::{ConvertedType, LogicalType, Repetition, TimeUnit, Type as Physical};
 use ::parquet::file::metadata::ParquetMetaData;
-use arrow_array::Array;
-use arrow_array::cast::AsArray;
-use arrow_array::types::{
-    Date32Type, Date64Type, Decimal32Type, Decimal64Type, Decimal128Type, Decimal256Type,
-    Float16Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type,
-    Time32MillisecondType, Time32SecondType, Time64MicrosecondType, Time64NanosecondType,
-    TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType,
-    TimestampSecondType, UInt8Type, UInt16Type, UInt32Type, UInt64Type,
-};
-use arrow_schema::{DataType, TimeUnit};
-use chrono::{FixedOffset, SecondsFormat};
+use ::parquet::file::reader::{FileReader, SerializedFileReader};
+use ::parquet::record::Field;
+use ::parquet::record::reader::RowIter;
+use ::parquet::schema::types::Type;
+use chrono::{DateTime, NaiveTime, SecondsFormat, Utc};
 use serde_json::Value as Json;
 
 use super::read::ReadOptions;
 use super::source::{STDIN, expansion_limit};
 use crate::error::DataError;
+use crate::panics::guarded;
 use crate::table::{Table, TableBuilder};
 
-/// Rows that are decoded at once: few, since each may repeat a long text of a dictionary.
-const BATCH_ROWS: usize = 256;
+/// Rows after which the table's size is compared with its limit.
+const CHECKED_ROWS: usize = 256;
 
 /// Reads the rows.
 pub(super) fn read(path: &Path, options: &ReadOptions) -> Result<Table, DataError> {
@@ -52,84 +46,96 @@ fn read_within(
         path: path.to_owned(),
         source,
     };
-    let invalid = |source| DataError::Parquet {
-        path: path.to_owned(),
-        source,
-    };
     let file = File::open(path).map_err(io)?;
-    let size = file.metadata().map_err(io)?.len();
-    let builder =
-        ParquetRecordBatchReaderBuilder::try_new(file).map_err(|error| invalid(error.into()))?;
+    let limit = limit(file.metadata().map_err(io)?.len());
+    // The crate has assertions about a file's schema.
+    let table = guarded(|| rows(path, file, options, limit));
+    table.unwrap_or_else(|panic| Err(invalid(path, panic)))
+}
 
+/// The error of a file that is not valid.
+fn invalid(path: &Path, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> DataError {
+    DataError::Parquet {
+        path: path.to_owned(),
+        source: source.into(),
+    }
+}
+
+fn rows(path: &Path, file: File, options: &ReadOptions, limit: u64) -> Result<Table, DataError> {
+    let reader = SerializedFileReader::new(file).map_err(|error| invalid(path, error))?;
+    let metadata = reader.metadata();
+    let schema = metadata.file_metadata().schema();
     // The table's own limit is that of the cells; a column that is there has a cell in each row.
     let mut table = TableBuilder::new(path, options, usize::MAX);
-    let (mut roots, mut columns) = (Vec::new(), Vec::new());
-    for (root, field) in builder.schema().fields().iter().enumerate() {
-        let name = field.name().clone();
-        if !is_readable(field.data_type()) && table.wants(&name) {
-            table.declare_unreadable(name, field.data_type().to_string());
-        } else if let Some(index) = table.declare(name)? {
-            roots.push(root);
-            columns.push(index);
+    let mut columns = Vec::new();
+    for field in schema.get_fields() {
+        let name = field.name().to_owned();
+        match unreadable(field) {
+            Some(kind) if table.wants(&name) => table.declare_unreadable(name, kind),
+            _ => {
+                if let Some(index) = table.declare(name)? {
+                    columns.push((index, field));
+                }
+            }
         }
     }
-    if roots.is_empty() {
+    let most = options.limit.unwrap_or(usize::MAX);
+    if columns.is_empty() {
         // No row has anything to decode.
-        let rows = usize::try_from(builder.metadata().file_metadata().num_rows());
-        table.end_rows(rows.unwrap_or(0).min(options.limit.unwrap_or(usize::MAX)))?;
+        let rows = usize::try_from(metadata.file_metadata().num_rows());
+        table.end_rows(rows.unwrap_or(0).min(most))?;
         return table.finish();
     }
-    let limit = limit(size);
-    let projection = ProjectionMask::roots(builder.parquet_schema(), roots);
     let expansion = || DataError::Expansion {
         path: path.to_owned(),
         limit,
     };
-    if claimed_bytes(builder.metadata(), &projection) > limit {
+    let names: Vec<&str> = columns.iter().map(|(_, field)| field.name()).collect();
+    if claimed_bytes(metadata, &names) > limit {
         return Err(expansion());
     }
-    let reader = builder
-        .with_projection(projection)
-        .with_limit(options.limit.unwrap_or(usize::MAX))
-        .with_batch_size(BATCH_ROWS)
+    let projection = Type::group_type_builder(schema.name())
+        .with_fields(columns.iter().map(|&(_, field)| field.clone()).collect())
         .build()
-        .map_err(|error| invalid(error.into()))?;
-    for batch in reader {
-        let batch = batch.map_err(|error| invalid(error.into()))?;
-        let schema = batch.schema();
-        let arrays = schema.fields().iter().zip(batch.columns());
-        for (&index, (field, array)) in columns.iter().zip(arrays) {
-            let before = table.rows();
+        .map_err(|error| invalid(path, error))?;
+    let rows =
+        RowIter::from_file(Some(projection), &reader).map_err(|error| invalid(path, error))?;
+    for row in rows.take(most) {
+        let cells = row.map_err(|error| invalid(path, error))?.into_columns();
+        let number = table.rows() + 1;
+        for (&(index, kind), (_, cell)) in columns.iter().zip(&cells) {
             let Some(column) = table.column(index) else {
                 continue;
             };
-            for row in 0..array.len() {
-                let value = json_at(array, row).map_err(|found| DataError::WrongType {
-                    path: path.to_owned(),
-                    row: before + row + 1,
-                    column: field.name().clone(),
-                    expected: "a text",
-                    found,
-                })?;
-                column.push(value.into());
-            }
+            let value = json(cell, kind).map_err(|found| DataError::WrongType {
+                path: path.to_owned(),
+                row: number,
+                column: kind.name().to_owned(),
+                expected: "a text",
+                found,
+            })?;
+            column.push(value.into());
         }
-        table.end_rows(batch.num_rows())?;
-        if table.bytes() > limit {
+        table.end_rows(1)?;
+        if number.is_multiple_of(CHECKED_ROWS) && table.bytes() > limit {
             return Err(expansion());
         }
+    }
+    if table.bytes() > limit {
+        return Err(expansion());
     }
     table.finish()
 }
 
-/// Bytes that the read columns take in memory, as far as the file says: a few bytes may stand for a
-/// list of billions of nulls.
-fn claimed_bytes(metadata: &ParquetMetaData, projection: &ProjectionMask) -> u64 {
+/// Bytes that columns take in memory, as far as the file says: a few bytes may stand for a list of
+/// billions of nulls.
+fn claimed_bytes(metadata: &ParquetMetaData, names: &[&str]) -> u64 {
     let chunks = metadata.row_groups().iter().flat_map(|group| {
-        let chunks = group.columns().iter().enumerate();
-        chunks.filter(|(leaf, _)| projection.leaf_included(*leaf))
+        let root = |path: &[String]| path.first().is_some_and(|it| names.contains(&it.as_str()));
+        let chunks = group.columns().iter();
+        chunks.filter(move |chunk| root(chunk.column_path().parts()))
     });
-    let bytes = chunks.map(|(_, chunk)| {
+    let bytes = chunks.map(|chunk| {
         let a_value = match chunk.column_descr().max_rep_level() {
             0 => size_of::<u64>(),
             _ => size_of::<Json>(),
@@ -141,204 +147,193 @@ fn claimed_bytes(metadata: &ParquetMetaData, projection: &ProjectionMask) -> u64
     bytes.fold(0, u64::saturating_add)
 }
 
-/// Whether [`json_at`] has values for a type.
-fn is_readable(kind: &DataType) -> bool {
-    match kind {
-        DataType::List(item)
-        | DataType::LargeList(item)
-        | DataType::FixedSizeList(item, _)
-        | DataType::ListView(item)
-        | DataType::LargeListView(item) => is_readable(item.data_type()),
-        DataType::Struct(fields) => fields.iter().all(|field| is_readable(field.data_type())),
-        DataType::Dictionary(_, values) => is_readable(values),
-        DataType::Duration(_)
-        | DataType::Interval(_)
-        | DataType::Map(_, _)
-        | DataType::Union(_, _)
-        | DataType::RunEndEncoded(_, _) => false,
-        _ => true,
+/// The part of a type for which [`json`] has no values, if there is one.
+fn unreadable(kind: &Type) -> Option<String> {
+    use ConvertedType as As;
+    let converted = kind.get_basic_info().converted_type();
+    if kind.is_group() {
+        let fields = kind.get_fields();
+        let has_form = match converted {
+            As::MAP | As::MAP_KEY_VALUE => false,
+            // The crate reads no other form of list.
+            As::LIST => {
+                let is_repeated =
+                    |it: &Type| it.get_basic_info().repetition() == Repetition::REPEATED;
+                matches!(fields, [items] if is_repeated(items))
+            }
+            _ => !fields.is_empty(),
+        };
+        return match has_form {
+            true => fields.iter().find_map(|field| unreadable(field)),
+            false => Some(format!("a {}", name_of(kind))),
+        };
+    }
+    let is_readable = match kind.get_physical_type() {
+        Physical::BOOLEAN | Physical::INT96 | Physical::FLOAT | Physical::DOUBLE => true,
+        Physical::INT32 => !matches!(
+            converted,
+            As::TIME_MICROS | As::TIMESTAMP_MILLIS | As::TIMESTAMP_MICROS | As::INTERVAL
+        ),
+        Physical::INT64 => !matches!(converted, As::TIME_MILLIS | As::DATE | As::INTERVAL),
+        Physical::BYTE_ARRAY => !matches!(converted, As::INTERVAL),
+        Physical::FIXED_LEN_BYTE_ARRAY => matches!(converted, As::NONE | As::DECIMAL),
+    };
+    (!is_readable).then(|| format!("{} of type {}", kind.get_physical_type(), name_of(kind)))
+}
+
+/// What a file calls a type.
+fn name_of(kind: &Type) -> String {
+    match kind.get_basic_info().converted_type() {
+        ConvertedType::NONE => "group".to_owned(),
+        named => named.to_string(),
     }
 }
 
-/// The value at `row` as JSON. Dates, times and decimals, for which JSON has no type, become the
-/// text in ISO 8601 or in digits. The error says what is there.
-fn json_at(array: &dyn Array, row: usize) -> Result<Json, String> {
-    if array.is_null(row) {
-        return Ok(Json::Null);
-    }
-    let list = |items: &dyn Array| -> Result<Json, String> {
-        (0..items.len()).map(|item| json_at(items, item)).collect()
+/// A cell as JSON. Dates, times and decimals, for which JSON has no type, become the text in ISO
+/// 8601 or in digits. The error says what is there.
+fn json(cell: &Field, kind: &Type) -> Result<Json, String> {
+    let kind = type_of(cell, kind);
+    let of_range = |text: Option<String>| {
+        let out_of_range = || format!("a value of type {} that is out of range", name_of(kind));
+        text.map(Json::from).ok_or_else(out_of_range)
     };
-    let text = |bytes: &[u8]| match std::str::from_utf8(bytes) {
-        Ok(text) => Ok(text.into()),
-        Err(_) => Err("bytes that are not UTF-8".to_owned()),
-    };
-    Ok(match array.data_type() {
-        DataType::Null => Json::Null,
-        DataType::Boolean => array.as_boolean().value(row).into(),
-        DataType::Int8 => array.as_primitive::<Int8Type>().value(row).into(),
-        DataType::Int16 => array.as_primitive::<Int16Type>().value(row).into(),
-        DataType::Int32 => array.as_primitive::<Int32Type>().value(row).into(),
-        DataType::Int64 => array.as_primitive::<Int64Type>().value(row).into(),
-        DataType::UInt8 => array.as_primitive::<UInt8Type>().value(row).into(),
-        DataType::UInt16 => array.as_primitive::<UInt16Type>().value(row).into(),
-        DataType::UInt32 => array.as_primitive::<UInt32Type>().value(row).into(),
-        DataType::UInt64 => array.as_primitive::<UInt64Type>().value(row).into(),
-        DataType::Float16 => array
-            .as_primitive::<Float16Type>()
-            .value(row)
-            .to_f32()
-            .into(),
-        DataType::Float32 => array.as_primitive::<Float32Type>().value(row).into(),
-        DataType::Float64 => array.as_primitive::<Float64Type>().value(row).into(),
-        DataType::Utf8 => array.as_string::<i32>().value(row).into(),
-        DataType::LargeUtf8 => array.as_string::<i64>().value(row).into(),
-        DataType::Utf8View => array.as_string_view().value(row).into(),
-        DataType::Binary => text(array.as_binary::<i32>().value(row))?,
-        DataType::LargeBinary => text(array.as_binary::<i64>().value(row))?,
-        DataType::BinaryView => text(array.as_binary_view().value(row))?,
-        DataType::FixedSizeBinary(_) => text(array.as_fixed_size_binary().value(row))?,
-        DataType::List(_) => list(&array.as_list::<i32>().value(row))?,
-        DataType::LargeList(_) => list(&array.as_list::<i64>().value(row))?,
-        DataType::FixedSizeList(_, _) => list(&array.as_fixed_size_list().value(row))?,
-        DataType::ListView(_) => list(&array.as_list_view::<i32>().value(row))?,
-        DataType::LargeListView(_) => list(&array.as_list_view::<i64>().value(row))?,
-        DataType::Struct(fields) => {
-            let columns = array.as_struct().columns();
-            let members = fields.iter().zip(columns);
-            Json::Object(
-                members
-                    .map(|(field, column)| Ok((field.name().clone(), json_at(column, row)?)))
-                    .collect::<Result<_, String>>()?,
-            )
+    Ok(match cell {
+        Field::Null => Json::Null,
+        Field::Bool(value) => (*value).into(),
+        Field::Byte(value) => (*value).into(),
+        Field::Short(value) => (*value).into(),
+        Field::Int(value) => (*value).into(),
+        Field::UByte(value) => (*value).into(),
+        Field::UShort(value) => (*value).into(),
+        Field::UInt(value) => (*value).into(),
+        Field::ULong(value) => (*value).into(),
+        Field::Float16(value) => value.to_f32().into(),
+        Field::Float(value) => (*value).into(),
+        Field::Double(value) => (*value).into(),
+        Field::Str(text) => text.as_str().into(),
+        Field::Bytes(bytes) => match std::str::from_utf8(bytes.data()) {
+            Ok(text) => text.into(),
+            Err(_) => return Err("bytes that are not UTF-8".to_owned()),
+        },
+        Field::Decimal(_) => cell.to_string().into(),
+        Field::Date(days) => {
+            let moment = DateTime::from_timestamp(i64::from(*days) * 86_400, 0);
+            of_range(moment.map(|moment| moment.date_naive().to_string()))?
         }
-        DataType::Dictionary(_, _) => {
-            let dictionary = array.as_any_dictionary();
-            json_at(dictionary.values(), dictionary.normalized_keys()[row])?
+        Field::TimeMillis(value) => of_range(time(i64::from(*value), 1000))?,
+        Field::TimeMicros(value) => of_range(time(*value, 1_000_000))?,
+        Field::TimestampMillis(value) => {
+            of_range(DateTime::from_timestamp_millis(*value).map(|it| moment(it, kind)))?
         }
-        DataType::Decimal32(_, _) => array
-            .as_primitive::<Decimal32Type>()
-            .value_as_string(row)
-            .into(),
-        DataType::Decimal64(_, _) => array
-            .as_primitive::<Decimal64Type>()
-            .value_as_string(row)
-            .into(),
-        DataType::Decimal128(_, _) => array
-            .as_primitive::<Decimal128Type>()
-            .value_as_string(row)
-            .into(),
-        DataType::Decimal256(_, _) => array
-            .as_primitive::<Decimal256Type>()
-            .value_as_string(row)
-            .into(),
-        kind => date_or_time(array, row)
-            .ok_or_else(|| format!("a value of type {kind} that is out of range"))?
-            .into(),
+        Field::TimestampMicros(value) => {
+            of_range(DateTime::from_timestamp_micros(*value).map(|it| moment(it, kind)))?
+        }
+        Field::Long(value) => match kind.get_basic_info().logical_type_ref() {
+            // The crate has no values of nanoseconds.
+            Some(LogicalType::Time(of)) if of.unit == TimeUnit::NANOS => {
+                of_range(time(*value, 1_000_000_000))?
+            }
+            Some(LogicalType::Timestamp(of)) if of.unit == TimeUnit::NANOS => {
+                moment(DateTime::from_timestamp_nanos(*value), kind).into()
+            }
+            _ => (*value).into(),
+        },
+        Field::Group(row) => {
+            let members = row.get_column_iter().map(|(name, cell)| {
+                let field = kind.get_fields().iter().find(|field| field.name() == name);
+                Ok((name.clone(), json(cell, field.map_or(kind, |field| field))?))
+            });
+            Json::Object(members.collect::<Result<_, String>>()?)
+        }
+        Field::ListInternal(list) => {
+            let items = match kind.get_basic_info().converted_type() {
+                ConvertedType::LIST => &kind.get_fields()[0],
+                _ => kind,
+            };
+            list.elements()
+                .iter()
+                .map(|it| json(it, items))
+                .collect::<Result<_, String>>()?
+        }
+        Field::MapInternal(_) => return Err("a map".to_owned()),
     })
 }
 
-/// A date, time or both in the form of ISO 8601; none if it is out of range.
-fn date_or_time(array: &dyn Array, row: usize) -> Option<String> {
-    use TimeUnit::{Microsecond, Millisecond, Nanosecond, Second};
-    let time = match array.data_type() {
-        DataType::Date32 => {
-            let date = array.as_primitive::<Date32Type>().value_as_date(row)?;
-            return Some(date.to_string());
+/// The part of `kind` that a cell is of: files wrap the items of a list in groups of one field, in
+/// several ways.
+fn type_of<'a>(cell: &Field, kind: &'a Type) -> &'a Type {
+    let is_it = |kind: &Type| match cell {
+        Field::Null => true,
+        Field::Group(row) => {
+            let names = row.get_column_iter().map(|(name, _)| name.as_str());
+            kind.is_group() && names.eq(kind.get_fields().iter().map(|field| field.name()))
         }
-        DataType::Date64 => {
-            let moment = array.as_primitive::<Date64Type>().value_as_datetime(row)?;
-            return Some(format!("{moment:?}"));
+        Field::ListInternal(_) => {
+            let info = kind.get_basic_info();
+            info.converted_type() == ConvertedType::LIST
+                || info.has_repetition() && info.repetition() == Repetition::REPEATED
         }
-        DataType::Timestamp(unit, zone) => {
-            let moment = match unit {
-                Second => array
-                    .as_primitive::<TimestampSecondType>()
-                    .value_as_datetime(row),
-                Millisecond => array
-                    .as_primitive::<TimestampMillisecondType>()
-                    .value_as_datetime(row),
-                Microsecond => array
-                    .as_primitive::<TimestampMicrosecondType>()
-                    .value_as_datetime(row),
-                Nanosecond => array
-                    .as_primitive::<TimestampNanosecondType>()
-                    .value_as_datetime(row),
-            }?;
-            let Some(zone) = zone else {
-                return Some(format!("{moment:?}"));
-            };
-            // A zone by name, such as UTC, is shown in UTC: the same moment.
-            let offset = zone.parse().unwrap_or(FixedOffset::east_opt(0)?);
-            let moment = moment.and_utc().with_timezone(&offset);
-            return Some(moment.to_rfc3339_opts(SecondsFormat::AutoSi, true));
-        }
-        DataType::Time32(Second) => array
-            .as_primitive::<Time32SecondType>()
-            .value_as_time(row)?,
-        DataType::Time32(_) => array
-            .as_primitive::<Time32MillisecondType>()
-            .value_as_time(row)?,
-        DataType::Time64(Microsecond) => array
-            .as_primitive::<Time64MicrosecondType>()
-            .value_as_time(row)?,
-        DataType::Time64(_) => array
-            .as_primitive::<Time64NanosecondType>()
-            .value_as_time(row)?,
-        _ => return None,
+        _ => kind.is_primitive(),
     };
+    let mut kind = kind;
+    while !is_it(kind)
+        && kind.is_group()
+        && let [only] = kind.get_fields()
+    {
+        kind = only;
+    }
+    kind
+}
+
+/// A time of day, of which `value` is the number of `per_second`-ths since midnight.
+fn time(value: i64, per_second: i64) -> Option<String> {
+    let nanoseconds = value.rem_euclid(per_second) * (1_000_000_000 / per_second);
+    let seconds = u32::try_from(value.div_euclid(per_second)).ok()?;
+    let time = NaiveTime::from_num_seconds_from_midnight_opt(seconds, nanoseconds as u32)?;
     Some(time.to_string())
+}
+
+/// A date and a time of day: of UTC if the file says so, else of no known zone.
+fn moment(moment: DateTime<Utc>, kind: &Type) -> String {
+    let info = kind.get_basic_info();
+    let is_utc = match info.logical_type_ref() {
+        Some(LogicalType::Timestamp(of)) => of.is_adjusted_to_u_t_c,
+        // The older annotations mean UTC; the oldest form, of 96 bits, has none.
+        _ => info.converted_type() != ConvertedType::NONE,
+    };
+    match is_utc {
+        true => moment.to_rfc3339_opts(SecondsFormat::AutoSi, true),
+        false => format!("{:?}", moment.naive_utc()),
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use ::parquet::arrow::ArrowWriter;
-    use arrow_array::{ArrayRef, DictionaryArray, Int32Array, ListArray, RecordBatch, StringArray};
-    use arrow_buffer::OffsetBuffer;
-    use arrow_schema::Field;
-
     use super::*;
 
-    fn bounded(array: ArrayRef, limit: fn(u64) -> u64) -> Result<Table, DataError> {
-        let batch = RecordBatch::try_from_iter_with_nullable([("x", array, true)]).unwrap();
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let mut writer =
-            ArrowWriter::try_new(file.reopen().unwrap(), batch.schema(), None).unwrap();
-        writer.write(&batch).unwrap();
-        writer.close().unwrap();
-        read_within(file.path(), &ReadOptions::default(), limit)
+    fn bounded(name: &str, limit: fn(u64) -> u64) -> Result<Table, DataError> {
+        let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/parquet");
+        let path = Path::new(golden).join(name);
+        read_within(&path, &ReadOptions::default(), limit)
     }
 
-    /// One text, written once, stands in many rows.
+    /// One text of 1000 bytes, written once, stands in 3000 rows.
     #[test]
     fn what_a_dictionary_becomes_is_bounded() {
-        let array = || -> ArrayRef {
-            let values: ArrayRef = Arc::new(StringArray::from(vec!["a".repeat(1000)]));
-            let keys = Int32Array::from(vec![0; 3000]);
-            Arc::new(DictionaryArray::<Int32Type>::try_new(keys, values).unwrap())
-        };
-        let error = bounded(array(), |_| 2_000_000).unwrap_err();
+        let error = bounded("dictionary.parquet", |_| 2_000_000).unwrap_err();
         assert!(matches!(error, DataError::Expansion { .. }), "{error}");
-        assert_eq!(bounded(array(), |_| 4_000_000).unwrap().len(), 3000);
+        let table = bounded("dictionary.parquet", |_| 4_000_000).unwrap();
+        assert_eq!(table.len(), 3000);
     }
 
-    /// A list of nulls is a few bytes, whatever its length.
+    /// A list of 100,000 nulls is a few bytes.
     #[test]
     fn long_lists_are_counted_before_they_are_read() {
-        let array = || -> ArrayRef {
-            let items: ArrayRef = Arc::new(Int32Array::from(vec![None; 100_000]));
-            let field = Arc::new(Field::new("item", DataType::Int32, true));
-            Arc::new(ListArray::new(
-                field,
-                OffsetBuffer::from_lengths([100_000]),
-                items,
-                None,
-            ))
-        };
-        let error = bounded(array(), |_| 1_000_000).unwrap_err();
+        let error = bounded("long_list.parquet", |_| 1_000_000).unwrap_err();
         assert!(matches!(error, DataError::Expansion { .. }), "{error}");
-        assert_eq!(bounded(array(), |_| 100_000_000).unwrap().len(), 1);
+        assert_eq!(
+            bounded("long_list.parquet", |_| 100_000_000).unwrap().len(),
+            1
+        );
     }
 }

@@ -1,42 +1,12 @@
 //! Protection against tokenizer.json files that are damaged or hostile: the crate `tokenizers`
 //! panics on some, and takes sizes from others as they are.
 
-use std::cell::Cell;
-use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
-use std::sync::Once;
-
 use serde::Deserialize;
 use serde_json::Value as Json;
 
 /// How many times longer a text may become by the replacements of a tokenizer. Those of published
 /// ones replace a space by the three bytes of `▁`.
 const EXPANSION: usize = 64;
-
-thread_local! {
-    /// Whether a panic on this thread is caught, and not to be printed.
-    static GUARDED: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Calls `tokenizers`; a panic there is an error with its message, and is not printed.
-pub(super) fn guarded<T>(call: impl FnOnce() -> T) -> Result<T, String> {
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let others = take_hook();
-        set_hook(Box::new(move |panic| {
-            if !GUARDED.get() {
-                others(panic);
-            }
-        }));
-    });
-    GUARDED.set(true);
-    let result = catch_unwind(AssertUnwindSafe(call));
-    GUARDED.set(false);
-    result.map_err(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-        text.unwrap_or("the tokenizer panicked").to_owned()
-    })
-}
 
 /// The parts of tokenizer.json that hold sizes.
 #[derive(Deserialize)]

@@ -2,14 +2,11 @@
 
 use std::io::Write as _;
 use std::path::Path;
-use std::sync::Arc;
 
-use arrow_array::{ArrayRef, RecordBatch, StringArray};
 use epiphyte_data::{
-    Batches, DataError, EncodeOptions, Examples, Fields, LabelField, LabelSet, Order, ReadOptions,
-    Table,
+    Batches, DataError, EncodeOptions, Examples, Fields, LabelField, LabelSet, Order, OutputFormat,
+    ReadOptions, Table, Value,
 };
-use parquet::arrow::ArrowWriter;
 
 use crate::support::{ending_tokenizer, language_tokenizer, word_tokenizer};
 
@@ -69,12 +66,10 @@ fn every_format_is_the_same_in_files() {
     let mut gzip = flate2::write::GzEncoder::new(file, flate2::Compression::fast());
     gzip.write_all(jsonl.as_bytes()).unwrap();
     gzip.finish().unwrap();
-    let texts: ArrayRef = Arc::new(StringArray::from_iter_values((0..ROWS).map(text)));
-    let batch = RecordBatch::try_from_iter([("text", texts)]).unwrap();
-    let file = std::fs::File::create(at("a.parquet")).unwrap();
-    let mut writer = ArrowWriter::try_new(file, batch.schema(), None).unwrap();
-    writer.write(&batch).unwrap();
-    writer.close().unwrap();
+    let texts = (0..ROWS).map(|row| Value::Text(text(row)));
+    let columns = [("text".to_owned(), texts.collect())];
+    let parquet = OutputFormat::Parquet.encode(&columns).unwrap();
+    std::fs::write(at("a.parquet"), parquet).unwrap();
 
     let names = [
         "a.jsonl",

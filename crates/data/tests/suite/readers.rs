@@ -1,22 +1,12 @@
 //! Readers: what is read from a file, and the errors of invalid files.
 
-use std::fs::File;
+use std::collections::BTreeMap;
 use std::io::Write as _;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 
-use arrow_array::builder::{ListBuilder, StringBuilder, StringDictionaryBuilder, StructBuilder};
-use arrow_array::types::Int32Type;
-use arrow_array::{
-    ArrayRef, BinaryArray, BinaryViewArray, BooleanArray, Date32Array, Decimal128Array,
-    FixedSizeBinaryArray, Float64Array, Int32Array, IntervalYearMonthArray, LargeBinaryArray,
-    RecordBatch, StringArray, Time64MicrosecondArray, TimestampMillisecondArray,
-    TimestampSecondArray, UInt64Array,
-};
-use arrow_schema::{DataType, Field};
 use epiphyte_data::{DataError, Format, ReadOptions, Table, Value};
-use parquet::arrow::ArrowWriter;
 use proptest::prelude::*;
+use serde_json::Value as Json;
 use tempfile::TempDir;
 
 fn file(name: &str, content: impl AsRef<[u8]>) -> (TempDir, PathBuf) {
@@ -497,144 +487,46 @@ fn invalid_json_names_its_line() {
     }
 }
 
+/// A file of `golden/parquet`, which `make_parquet.py` writes.
+fn golden_parquet(name: &str) -> Vec<u8> {
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/parquet");
+    std::fs::read(Path::new(golden).join(name)).unwrap()
+}
+
 #[test]
-fn parquet_keeps_types_and_nests_messages() {
-    let mut messages = ListBuilder::new(StructBuilder::from_fields(
-        vec![
-            Field::new("role", DataType::Utf8, true),
-            Field::new("content", DataType::Utf8, true),
-        ],
-        2,
-    ));
-    for (role, content) in [("user", Some("Hi")), ("assistant", None)] {
-        let message = messages.values();
-        message
-            .field_builder::<StringBuilder>(0)
-            .unwrap()
-            .append_value(role);
-        message
-            .field_builder::<StringBuilder>(1)
-            .unwrap()
-            .append_option(content);
-        message.append(true);
-        if role == "assistant" {
-            messages.append(true);
+fn parquet_is_read_as_pyarrow_wrote_it() {
+    let files = golden_parquet("expected.json");
+    let files: BTreeMap<String, BTreeMap<String, Vec<Json>>> =
+        serde_json::from_slice(&files).unwrap();
+    assert_eq!(files.len(), 6);
+    for (name, columns) in files {
+        let table = read_default("a.parquet", golden_parquet(&format!("{name}.parquet"))).unwrap();
+        let mut names: Vec<&str> = table.column_names().collect();
+        names.sort_unstable();
+        assert!(names.iter().eq(columns.keys()), "{name}: {names:?}");
+        for (column, expected) in columns {
+            let expected: Vec<Value> = expected.into_iter().map(Value::from).collect();
+            assert_eq!(table.column(&column).unwrap(), expected, "{name}: {column}");
         }
     }
-    messages.append(false);
-    let mut category = StringDictionaryBuilder::<Int32Type>::new();
-    category.append_value("qa");
-    category.append_null();
-    let utc = TimestampMillisecondArray::from(vec![1_500, -1]).with_timezone("UTC");
-    let price = Decimal128Array::from(vec![1250, -5]);
-    let price = price.with_precision_and_scale(9, 2).unwrap();
-    let columns: Vec<(&str, ArrayRef)> = vec![
-        ("text", Arc::new(StringArray::from(vec![Some("a"), None]))),
-        ("label", Arc::new(Int32Array::from(vec![3, -1]))),
-        ("large", Arc::new(UInt64Array::from(vec![u64::MAX, 1]))),
-        ("score", Arc::new(Float64Array::from(vec![0.5, f64::NAN]))),
-        ("flag", Arc::new(BooleanArray::from(vec![true, false]))),
-        ("category", Arc::new(category.finish())),
-        ("messages", Arc::new(messages.finish())),
-        ("day", Arc::new(Date32Array::from(vec![0, 1]))),
-        ("at", Arc::new(utc)),
-        (
-            "here",
-            Arc::new(TimestampSecondArray::from(vec![0, 86_399])),
-        ),
-        ("time", Arc::new(Time64MicrosecondArray::from(vec![1, 0]))),
-        ("price", Arc::new(price)),
-    ];
-    let batch = RecordBatch::try_from_iter_with_nullable(
-        columns.into_iter().map(|(name, array)| (name, array, true)),
-    )
-    .unwrap();
-    let (_directory, path) = file("a.parquet", "");
-    let mut writer =
-        ArrowWriter::try_new(File::create(&path).unwrap(), batch.schema(), None).unwrap();
-    writer.write(&batch).unwrap();
-    writer.close().unwrap();
+}
 
-    let table = Table::read(&path, &ReadOptions::default()).unwrap();
-    let column = |name| table.column(name).unwrap();
-    assert_eq!(column("text"), [Value::Text("a".into()), Value::Null]);
-    assert_eq!(column("label"), [Value::Integer(3), Value::Integer(-1)]);
-    assert_eq!(
-        column("large"),
-        [Value::Float(18446744073709551615.0), Value::Integer(1)]
-    );
-    assert_eq!(column("score"), [Value::Float(0.5), Value::Null]);
-    assert_eq!(column("flag"), [Value::Bool(true), Value::Bool(false)]);
-    assert_eq!(column("category"), [Value::Text("qa".into()), Value::Null]);
-    assert_eq!(
-        column("day"),
-        [
-            Value::Text("1970-01-01".into()),
-            Value::Text("1970-01-02".into())
-        ]
-    );
-    let texts = |texts: [&str; 2]| texts.map(|text| Value::Text(text.into()));
-    assert_eq!(
-        column("at"),
-        texts(["1970-01-01T00:00:01.500Z", "1969-12-31T23:59:59.999Z"])
-    );
-    assert_eq!(
-        column("here"),
-        texts(["1970-01-01T00:00:00", "1970-01-01T23:59:59"])
-    );
-    assert_eq!(column("time"), texts(["00:00:00.000001", "00:00:00"]));
-    assert_eq!(column("price"), texts(["12.50", "-0.05"]));
-    let expected = serde_json::json!([
-        {"role": "user", "content": "Hi"},
-        {"role": "assistant", "content": null},
-    ]);
-    assert_eq!(column("messages"), [Value::Json(expected), Value::Null]);
-
-    let one = Table::read(
-        &path,
-        &ReadOptions {
-            limit: Some(1),
-            ..ReadOptions::default()
-        },
-    )
-    .unwrap();
-    assert_eq!(one.len(), 1);
-    let whole = std::fs::read(&path).unwrap();
+#[test]
+fn parquet_is_read_up_to_the_limit_and_no_further_than_it_is_whole() {
+    let whole = golden_parquet("types.parquet");
+    let one = ReadOptions {
+        limit: Some(1),
+        ..ReadOptions::default()
+    };
+    assert_eq!(read("a.parquet", &whole, &one).unwrap().len(), 1);
     let error = read_default("cut.parquet", &whole[..whole.len() / 2]).unwrap_err();
     assert!(matches!(error, DataError::Parquet { .. }), "{error}");
 }
 
-/// Writes one column of a Parquet file.
-fn parquet(array: ArrayRef) -> Vec<u8> {
-    let batch = RecordBatch::try_from_iter_with_nullable([("x", array, true)]).unwrap();
-    let mut bytes = Vec::new();
-    let mut writer = ArrowWriter::try_new(&mut bytes, batch.schema(), None).unwrap();
-    writer.write(&batch).unwrap();
-    writer.close().unwrap();
-    bytes
-}
-
 /// Spark, ClickHouse and Impala write text as bytes without a type.
 #[test]
-fn bytes_in_parquet_are_text() {
-    let bytes: Vec<Option<&[u8]>> = vec![Some("un café".as_bytes()), None];
-    let arrays: [ArrayRef; 4] = [
-        Arc::new(BinaryArray::from(bytes.clone())),
-        Arc::new(LargeBinaryArray::from(bytes.clone())),
-        Arc::new(BinaryViewArray::from(bytes.clone())),
-        Arc::new(
-            FixedSizeBinaryArray::try_from_sparse_iter_with_size(bytes.iter().copied(), 8).unwrap(),
-        ),
-    ];
-    for array in arrays {
-        let table = read_default("a.parquet", parquet(array)).unwrap();
-        assert_eq!(
-            table.column("x").unwrap(),
-            [Value::Text("un café".into()), Value::Null]
-        );
-    }
-    let latin: Vec<&[u8]> = vec![b"fine", b"caf\xe9"];
-    let error = read_default("a.parquet", parquet(Arc::new(BinaryArray::from(latin)))).unwrap_err();
+fn bytes_in_parquet_that_are_no_text_are_refused() {
+    let error = read_default("a.parquet", golden_parquet("latin.parquet")).unwrap_err();
     assert!(
         matches!(&error, DataError::WrongType { row: 2, column, .. } if column == "x"),
         "{error}"
@@ -644,14 +536,17 @@ fn bytes_in_parquet_are_text() {
 
 #[test]
 fn types_that_no_task_can_use_are_refused_when_they_are_asked_for() {
-    let durations: ArrayRef = Arc::new(IntervalYearMonthArray::from(vec![1, 2]));
-    let table = read_default("a.parquet", parquet(durations)).unwrap();
-    assert!(table.column_names().eq(["x"]));
-    let error = table.column("x").unwrap_err();
-    assert!(
-        matches!(error, DataError::UnreadableColumn { .. }),
-        "{error}"
-    );
+    let table = read_default("a.parquet", golden_parquet("map.parquet")).unwrap();
+    assert!(table.column_names().eq(["text", "x", "inside"]));
+    assert_eq!(table.texts("text").unwrap(), ["a"]);
+    for column in ["x", "inside"] {
+        let error = table.column(column).unwrap_err();
+        assert!(
+            matches!(error, DataError::UnreadableColumn { .. })
+                && error.to_string().contains("MAP"),
+            "{error}"
+        );
+    }
 }
 
 proptest! {

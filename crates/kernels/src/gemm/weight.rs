@@ -135,13 +135,17 @@ impl PackedWeight {
         precision: Precision,
     ) -> Result<Self, KernelError> {
         KernelError::check_length("weight", weight, &[out, input])?;
-        let row = |row: usize, to: &mut [f32]| to.copy_from_slice(&weight[row * input..][..input]);
-        Ok(Self::pack_rows(row, out, input, precision))
+        let rows = |rows: Range<usize>| &weight[rows.start * input..rows.end * input];
+        Ok(Self::pack_rows(rows, out, input, precision))
     }
 
-    /// `row(i, to)` writes row i of the weight to `to`.
-    fn pack_rows(
-        row: impl Fn(usize, &mut [f32]) + Sync,
+    /// Packs a weight `[out, in]` of which `rows` returns the values of some rows at a time,
+    /// row-major, so that they are never in memory all at once.
+    ///
+    /// # Panics
+    /// If `rows` returns another number of values.
+    pub fn pack_rows<R: AsRef<[f32]>>(
+        rows: impl Fn(Range<usize>) -> R + Sync,
         out: usize,
         input: usize,
         precision: Precision,
@@ -159,27 +163,27 @@ impl PackedWeight {
         threads::for_each(
             words.chunks_mut(panel_words.max(1)).enumerate(),
             |(panel, to)| {
-                let rows = panel * PANEL..out.min((panel + 1) * PANEL);
-                let row_words = precision.words(input);
-                scratch::with(rows.len() * row_words, |from| {
-                    scratch::with(input, |floats| {
-                        let floats: &mut [f32] = bytemuck::cast_slice_mut(floats);
-                        for (i, words) in rows.clone().zip(from.chunks_mut(row_words.max(1))) {
-                            row(i, floats);
-                            match precision {
-                                Precision::F32 => {
-                                    words.copy_from_slice(bytemuck::cast_slice(floats))
-                                }
-                                Precision::Bf16 => round_pairs(floats, words),
-                            }
+                let panel = panel * PANEL..out.min((panel + 1) * PANEL);
+                let (height, row_words) = (panel.len(), precision.words(input));
+                let values = rows(panel);
+                let values = values.as_ref();
+                assert_eq!(values.len(), height * input, "values of {height} rows");
+                scratch::with(height * row_words, |from| {
+                    let each = values
+                        .chunks(input.max(1))
+                        .zip(from.chunks_mut(row_words.max(1)));
+                    for (floats, words) in each {
+                        match precision {
+                            Precision::F32 => words.copy_from_slice(bytemuck::cast_slice(floats)),
+                            Precision::Bf16 => round_pairs(floats, words),
                         }
-                    });
+                    }
                     let from = Matrix {
                         words: &*from,
                         stride: row_words,
                     };
                     transpose(
-                        rows.len(),
+                        height,
                         row_words,
                         from,
                         Matrix {

@@ -58,9 +58,10 @@ impl<'a> Rope<'a> {
             return Err(types.unsupported("rope_type", "one for all layers", supported));
         }
         let (full, sliding) = (of_type("full_attention")?, of_type("sliding_attention")?);
-        let full = match self.json.object("rope_scaling")? {
-            Some(object) => Some(object),
-            None => full,
+        // What transformers 4 writes changes single keys of what transformers 5 writes.
+        let full = match (self.json.object("rope_scaling")?, full) {
+            (Some(scaling), Some(full)) => Some(scaling.over(&full)),
+            (scaling, full) => scaling.or(full),
         };
         let (key, theta) = local_theta;
         Ok([

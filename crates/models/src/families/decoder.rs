@@ -274,6 +274,8 @@ impl DecoderConfig {
             "max_position_embeddings",
             defaults.max_position_embeddings,
         )?;
+        // Kinds of layers that no relative has are refused, also where windows are not read.
+        sliding_layers(json, num_hidden_layers, |_| false)?;
         // Special tokens by default, where the vocabulary has them.
         let of_vocabulary = |id: Option<u32>| id.filter(|&id| (id as usize) < vocab_size);
         let mut config = Self {

@@ -31,10 +31,13 @@ pub(super) const FAMILY: Family = Family {
 };
 
 fn read(json: &JsonObject) -> Result<DecoderConfig, ModelError> {
-    let json = &json.with_aliases(&[
-        ("rotary_pct", "partial_rotary_factor"),
-        ("rotary_emb_base", "rope_theta"),
-    ]);
+    // The names of other families mean nothing in a file of this one.
+    let json = &json
+        .without(&["partial_rotary_factor", "rope_theta"])
+        .with_aliases(&[
+            ("rotary_pct", "partial_rotary_factor"),
+            ("rotary_emb_base", "rope_theta"),
+        ]);
     let mut config = DecoderConfig::read(json, &GPT_NEOX, &DEFAULTS)?;
     config.parallel = json.get("use_parallel_residual", true)?;
     config.qkv_bias = json.get("attention_bias", true)?;

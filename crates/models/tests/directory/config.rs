@@ -438,6 +438,11 @@ fn what_is_not_implemented_is_refused_and_not_ignored() {
             "layer_types",
         ),
         (
+            "llama",
+            json!({"num_hidden_layers": 1, "layer_types": ["linear_attention"]}),
+            "layer_types",
+        ),
+        (
             "albert",
             json!({"position_embedding_type": "relative_key"}),
             "position_embedding_type",

@@ -70,6 +70,7 @@ pub fn for_training(
 ) -> Result<ClassOrder, TrainError> {
     let (labels, known) = (&base.labels, base.labels.names());
     let has_head_for = |count: usize| base.outputs == Some(count);
+    check_named(given)?;
     if !given.is_empty() {
         if has_head_for(given.len()) && labels.are_named() {
             check_against("the base model's id2label", known, given)?;
@@ -139,6 +140,7 @@ pub fn for_prediction(
         new_head: false,
     };
     let found = found.unwrap_or_default();
+    check_named(given)?;
     if let Some(recorded) = head.recorded.filter(|spec| !spec.labels.is_empty()) {
         let stored = &recorded.labels;
         if given.is_empty() && recorded.labels_by_id {
@@ -230,6 +232,16 @@ fn check_numbers(names: &[String], found: &[String]) -> Result<(), TrainError> {
     )))
 }
 
+/// Refuses a class without a name, as in `--labels ''` or `--labels a,,b`.
+fn check_named(given: &[String]) -> Result<(), TrainError> {
+    match given.iter().position(String::is_empty) {
+        Some(id) => Err(TrainError::ClassOrder(format!(
+            "--labels has no name for id {id}: give the name of each class, separated by commas"
+        ))),
+        None => Ok(()),
+    }
+}
+
 /// Refuses classes of one name, as a base's `id2label` may have them.
 fn check_twice(names: &[String]) -> Result<(), TrainError> {
     let twice = (1..names.len()).find(|&id| names[..id].contains(&names[id]));
@@ -296,6 +308,27 @@ mod tests {
         BaseClasses {
             labels: Labels::new(labels.iter().copied()),
             outputs,
+        }
+    }
+
+    #[test]
+    fn classes_without_a_name_are_refused() {
+        let base = base(&["0", "1"], Some(2));
+        let found = names(&["0", "1"]);
+        let head = TrainedHead {
+            recorded: None,
+            has_adapter: false,
+            outputs: Some(2),
+            base: &base,
+        };
+        for (given, id) in [(names(&[""]), "id 0"), (names(&["a", "", "b"]), "id 1")] {
+            for order in [
+                for_training(&given, &found, &base),
+                for_prediction(&head, &given, Some(&found)),
+            ] {
+                let error = order.unwrap_err().to_string();
+                assert!(error.contains(id), "{error}");
+            }
         }
     }
 
