@@ -122,6 +122,7 @@ def attributes(case):
         # OPT has PyTorch's default.
         "norm_eps": 1e-5 if kind == "opt" else first(config, "rms_norm_eps", "layer_norm_eps"),
         "rope_thetas": [float(it["rope_theta"]) for it in ropes],
+        "rope_factors": [it.get("factor") if it["rope_type"] == "linear" else None for it in ropes],
         "rotary_dims": [int(head_dim * it.get("partial_rotary_factor", 1.0)) for it in ropes],
         "rope_of_layers": rope_of_layers,
         "attention_scale": getattr(config, "query_pre_attn_scalar", head_dim) ** -0.5,

@@ -87,8 +87,12 @@ fn configurations_are_read_as_transformers_reads_them() {
         } else if let Some(config) = config.of_family::<DecoderConfig>() {
             assert_eq!(facts.initializer_range, config.initializer_range);
             assert_eq!(config.model_type(), case["config"]["model_type"]);
-            let mut scalings = config.rope.iter().map(|rope| &rope.scaling);
-            assert!(scalings.all(|scaling| *scaling == RopeScaling::Default));
+            let factors = config.rope.iter().map(|rope| match rope.scaling {
+                RopeScaling::Default => None,
+                RopeScaling::Linear { factor } => Some(factor),
+                ref other => panic!("{other:?}"),
+            });
+            it.equal("rope_factors", factors.collect::<Vec<_>>());
             assert_eq!(config.window_of_layer(config.num_hidden_layers), None);
             it.equal("num_attention_heads", config.num_attention_heads);
             it.equal("intermediate_size", config.intermediate_size);
