@@ -393,8 +393,8 @@ pub enum DataError {
         "`{}` has no `{file}`: copy `{file}` of the base model into that directory{}",
         directory.display(),
         if *file == "tokenizer.json" {
-            " (if the model has only older files, \
-             `AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)` writes it)"
+            " (or the older files of its tokenizer: vocab.txt, vocab.json and merges.txt, or a \
+             SentencePiece model, with tokenizer_config.json)"
         } else {
             ""
         }
@@ -404,6 +404,27 @@ pub enum DataError {
         directory: PathBuf,
         /// The file that does not exist.
         file: &'static str,
+    },
+
+    /// A directory without tokenizer.json whose older files are not of a class that is known here.
+    #[error(
+        "`{}` has no tokenizer.json, and {}: \
+         `AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)` in Python writes tokenizer.json; \
+         other files are read for {}",
+        directory.display(),
+        match class {
+            Some(class) => format!("its tokenizer's class is `{class}`"),
+            None => "neither tokenizer_config.json nor config.json says its tokenizer's class".into(),
+        },
+        known.join(", ")
+    )]
+    TokenizerClass {
+        /// The model directory.
+        directory: PathBuf,
+        /// `tokenizer_class`, if a file names it.
+        class: Option<String>,
+        /// The classes that are known.
+        known: Vec<&'static str>,
     },
 
     /// A file of the tokenizer that cannot be parsed.

@@ -1,13 +1,15 @@
 //! The base model's tokenizer: text to token ids, and token ids to text.
 //!
 //! A wrapper of the `tokenizers` crate, so that a change of that crate's interface changes this
-//! file only. It follows `transformers` 5: tokenizer.json alone decides how a text becomes ids and
-//! which special tokens surround it (`add_bos_token` in tokenizer_config.json is ignored), and
-//! truncation is `longest_first` on the configured side. Truncation and padding stored in
+//! folder only. It follows `transformers` 5: where there is a tokenizer.json, it alone decides how a
+//! text becomes ids and which special tokens surround it (`add_bos_token` in tokenizer_config.json
+//! is ignored); where there is none, one is made of older files (`older_files`). Truncation is
+//! `longest_first` on the configured side. Truncation and padding stored in
 //! tokenizer.json are ignored, as `transformers` ignores them by default; nothing is ever padded.
 //! So is the `dropout` of a BPE model, which would give a text other tokens each time.
 
 mod guard;
+mod older_files;
 mod words;
 
 use std::fs;
@@ -61,6 +63,8 @@ pub struct Tokenizer {
     /// For a tokenizer whose texts are their words in a row.
     words: Option<Arc<Words>>,
     directory: PathBuf,
+    /// The file with the vocabulary.
+    path: PathBuf,
     content_hash: String,
     special_tokens: IndexMap<String, String>,
     /// `eos_token_id` of the model, for a tokenizer that names no `eos_token`.
@@ -82,20 +86,29 @@ impl std::fmt::Debug for Tokenizer {
 }
 
 impl Tokenizer {
-    /// Loads `tokenizer.json` from a model directory, and if they exist `tokenizer_config.json`,
-    /// `special_tokens_map.json`, `chat_template.jinja`, and `eos_token_id` of `config.json`.
+    /// Loads `tokenizer.json` from a model directory, or makes one of the older files `vocab.txt`,
+    /// `vocab.json` with `merges.txt`, or a SentencePiece model. Reads, if they exist,
+    /// `tokenizer_config.json`, `special_tokens_map.json`, `chat_template.jinja`, and `eos_token_id`
+    /// of `config.json`.
     ///
     /// # Errors
-    /// [`DataError::TokenizerMissing`] if there is no tokenizer.json;
+    /// [`DataError::TokenizerMissing`] if there is none of these files;
+    /// [`DataError::TokenizerClass`] if it is not known what the older files mean;
     /// [`DataError::TokenizerInvalid`] with the file that cannot be parsed;
     /// [`DataError::TokenizerDamaged`]; [`DataError::Io`].
     pub fn load(directory: impl AsRef<Path>) -> Result<Self, DataError> {
         let directory = directory.as_ref();
         let path = directory.join("tokenizer.json");
-        let bytes = read_optional(&path)?.ok_or_else(|| DataError::TokenizerMissing {
-            directory: directory.to_owned(),
-            file: "tokenizer.json",
-        })?;
+        let bytes = read_optional(&path)?;
+        let config = read_object(&directory.join("tokenizer_config.json"))?;
+        let map = read_object(&directory.join("special_tokens_map.json"))?;
+        let (path, bytes, special_tokens) = match bytes {
+            Some(bytes) => (path, bytes, special_tokens(&config, &map)),
+            None => {
+                let made = older_files::tokenizer_json(directory, &config, &map)?;
+                (made.path, made.bytes, made.special_tokens)
+            }
+        };
         let invalid = |error: tokenizers::Error| DataError::TokenizerInvalid {
             path: path.clone(),
             reason: error.to_string(),
@@ -123,9 +136,6 @@ impl Tokenizer {
             inner.with_model(model);
         }
 
-        let config = read_object(&directory.join("tokenizer_config.json"))?;
-        let map = read_object(&directory.join("special_tokens_map.json"))?;
-        let special_tokens = special_tokens(&config, &map);
         if inner.get_post_processor().is_none() {
             // The builder's defaults: no special tokens, type id 1 for the second text of a pair.
             let plain = TemplateProcessing::builder().build();
@@ -149,6 +159,7 @@ impl Tokenizer {
             words: words.map(Arc::new),
             inner,
             directory: directory.to_owned(),
+            path,
             content_hash: sha256(&bytes),
             eos_of_model: eos_of_model(directory)?,
             special_tokens,
@@ -234,7 +245,7 @@ impl Tokenizer {
     /// Calls the tokenizer; it fails on some texts, and panics on some if its file is damaged.
     fn run<T>(&self, call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, DataError> {
         let result = guarded(call).map_err(|reason| DataError::TokenizerDamaged {
-            path: self.directory.join("tokenizer.json"),
+            path: self.path.clone(),
             reason,
         })?;
         result.map_err(|error| DataError::Tokenize {
@@ -295,7 +306,8 @@ impl Tokenizer {
         self.inner.get_vocab_size(true)
     }
 
-    /// SHA-256 of tokenizer.json in hexadecimal: the same hash means the same ids for every text.
+    /// SHA-256 of tokenizer.json, read or made, in hexadecimal: the same hash means the same ids for
+    /// every text.
     pub fn content_hash(&self) -> &str {
         &self.content_hash
     }

@@ -32,10 +32,10 @@ impl Kind {
         }
     }
 
-    /// The files without which nothing works, weights of models apart.
+    /// The files without which nothing works, weights and tokenizers of models apart.
     fn required(self) -> &'static [&'static str] {
         match self {
-            Self::Model => &["config.json", "tokenizer.json"],
+            Self::Model => &["config.json"],
             Self::Adapter => &["adapter_config.json", "adapter_model.safetensors"],
         }
     }
@@ -60,12 +60,6 @@ impl Kind {
             Self::Model => &[
                 "added_tokens.json",
                 "chat_template.json",
-                "vocab.json",
-                "vocab.txt",
-                "merges.txt",
-                "tokenizer.model",
-                "spiece.model",
-                "sentencepiece.bpe.model",
                 "modules.json",
                 "sentence_bert_config.json",
                 "config_sentence_transformers.json",
@@ -78,8 +72,34 @@ impl Kind {
     #[cfg(feature = "download")]
     pub(crate) fn small_files(self) -> impl Iterator<Item = &'static str> {
         let groups = [self.required(), self.optional(), self.companions()];
-        groups.into_iter().flatten().copied()
+        let tokenizer = TOKENIZERS.iter().filter(move |_| self == Self::Model);
+        groups
+            .into_iter()
+            .chain(tokenizer.copied())
+            .flatten()
+            .copied()
     }
+}
+
+/// The file that alone is a tokenizer.
+pub(crate) const TOKENIZER: &str = "tokenizer.json";
+
+/// The files of which one set is a model's tokenizer, the newest kind first.
+const TOKENIZERS: [&[&str]; 7] = [
+    &[TOKENIZER],
+    &["vocab.txt"],
+    &["vocab.json", "merges.txt"],
+    &["tokenizer.model"],
+    &["spiece.model"],
+    &["sentencepiece.bpe.model"],
+    &["spm.model"],
+];
+
+/// Whether there is a tokenizer among the files that `exists` knows.
+pub(crate) fn has_tokenizer(exists: impl Fn(&str) -> bool) -> bool {
+    TOKENIZERS
+        .iter()
+        .any(|files| files.iter().all(|file| exists(file)))
 }
 
 /// One commit of a repository, as it lies in the cache.
@@ -128,6 +148,9 @@ impl Snapshot {
         let is_missing = |name: &str| !directory.join(name).exists();
         let mut wanted: Vec<String> = self.kind.required().iter().map(|&it| it.into()).collect();
         if self.kind == Kind::Model {
+            if !has_tokenizer(|name| !is_missing(name)) {
+                wanted.push(TOKENIZER.to_owned());
+            }
             match fs::read(directory.join(INDEX)) {
                 Ok(index) if is_missing(WEIGHTS) => wanted.extend(shards(&index)),
                 _ => wanted.push(WEIGHTS.to_owned()),
@@ -139,8 +162,12 @@ impl Snapshot {
 
     /// The optional files that are missing although nothing says that the commit has none.
     pub(crate) fn undecided(&self) -> Vec<&'static str> {
+        /// What changes the results of a tokenizer of older files.
+        const BESIDE_OLDER_FILES: [&str; 2] = [TOKENIZER, "added_tokens.json"];
         let directory = self.directory();
-        let optional = self.kind.optional().iter().copied();
+        let is_older = self.kind == Kind::Model && !directory.join(TOKENIZER).exists();
+        let older = BESIDE_OLDER_FILES.iter().filter(|_| is_older);
+        let optional = self.kind.optional().iter().chain(older).copied();
         let is_undecided =
             |name: &&str| !directory.join(name).exists() && !self.absence(name).exists();
         optional.filter(is_undecided).collect()
@@ -199,6 +226,12 @@ mod tests {
         assert_eq!(snapshot.missing(), ["two.safetensors"]);
         fs::write(directory.join("two.safetensors"), "").unwrap();
         assert!(snapshot.missing().is_empty());
+        fs::remove_file(directory.join("tokenizer.json")).unwrap();
+        assert_eq!(snapshot.missing(), ["tokenizer.json"]);
+        fs::write(directory.join("vocab.json"), "").unwrap();
+        assert_eq!(snapshot.missing(), ["tokenizer.json"]);
+        fs::write(directory.join("merges.txt"), "").unwrap();
+        assert!(snapshot.missing().is_empty());
     }
 
     #[test]
@@ -206,8 +239,13 @@ mod tests {
         let cache = tempfile::tempdir().unwrap();
         let name = Name::parse("gpt2").unwrap();
         let snapshot = Snapshot::new(cache.path(), name, "abc", Kind::Model);
-        assert_eq!(snapshot.undecided(), Kind::Model.optional());
         fs::create_dir_all(snapshot.directory()).unwrap();
+        let undecided = snapshot.undecided();
+        let (optional, older) = undecided.split_at(Kind::Model.optional().len());
+        assert_eq!(optional, Kind::Model.optional());
+        assert_eq!(older, ["tokenizer.json", "added_tokens.json"]);
+        fs::write(snapshot.directory().join("tokenizer.json"), "{}").unwrap();
+        assert_eq!(snapshot.undecided(), Kind::Model.optional());
         fs::write(snapshot.directory().join("tokenizer_config.json"), "{}").unwrap();
         // As Python's `huggingface_hub` notes it.
         let absences = cache.path().join("models--gpt2/.no_exist/abc");

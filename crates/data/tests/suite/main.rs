@@ -6,6 +6,8 @@ mod examples;
 mod fixtures;
 mod golden;
 mod large;
+mod llama_cpp;
+mod older_tokenizers;
 mod readers;
 mod real_data;
 mod support;

@@ -21,7 +21,7 @@ use self::blob::{Listed, Store, Watch, failed, is_passing};
 use self::client::{Client, Method};
 use self::hash::Hash;
 use crate::name::{Name, is_plain};
-use crate::snapshot::{INDEX, Kind, Snapshot, WEIGHTS, shards};
+use crate::snapshot::{INDEX, Kind, Snapshot, TOKENIZER, WEIGHTS, has_tokenizer, shards};
 use crate::{DownloadError, Event, Hub};
 
 /// The pages of the hub's list of files that are read.
@@ -104,6 +104,9 @@ impl<'a> Listing<'a> {
         let mut missing: Vec<String> = self.wanted.clone();
         missing.extend(self.snapshot.missing());
         missing.retain(|name| !self.files.contains_key(name));
+        if has_tokenizer(|name| self.files.contains_key(name)) {
+            missing.retain(|name| name != TOKENIZER);
+        }
         missing.sort_unstable();
         missing.dedup();
         // The index of a stranger's model may name anything.
