@@ -80,6 +80,20 @@ pub enum MetricError {
         /// The offending value.
         value: f64,
     },
+    /// A text without a reference to compare it with.
+    #[error("example {example} has no reference: give each text one or several")]
+    NoReference {
+        /// The example's index, from 0.
+        example: usize,
+    },
+    /// A score of written texts that there is not.
+    #[error("there is no metric `{name}` of texts: use one of {available}")]
+    UnknownTextMetric {
+        /// The name that was given.
+        name: String,
+        /// The names there are, separated by commas.
+        available: String,
+    },
     /// The metric to select the best checkpoint by is not measured by this task.
     #[error(
         "metric `{name}` is not among the evaluation's results ({available}): choose one of these"
@@ -376,6 +390,14 @@ pub enum TrainError {
         length: usize,
         /// The longest text that the model can read.
         limit: usize,
+    },
+    /// One of several prompts cannot be continued.
+    #[error("prompt {number}: {source}")]
+    OfPrompt {
+        /// Its number, from 1.
+        number: usize,
+        /// Why.
+        source: Box<TrainError>,
     },
 }
 

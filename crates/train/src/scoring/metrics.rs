@@ -15,6 +15,8 @@
 //! | `loss` | every task | what the trainer measured |
 //! | `perplexity` | language modelling | e to the mean loss per token |
 //!
+//! [`texts`] has the scores of written texts.
+//!
 //! ```
 //! use epiphyte_train::scoring::metrics;
 //!
@@ -24,7 +26,19 @@
 //! # Ok::<(), epiphyte_train::error::MetricError>(())
 //! ```
 
+mod bleu;
+mod chrf;
+mod cider;
 mod confusion;
+mod e2e;
+mod exact_match;
+mod ngrams;
+mod nist;
+mod penn_treebank;
+mod porter;
+mod rouge;
+pub mod texts;
+mod tokens;
 
 use std::collections::BTreeMap;
 

@@ -1,0 +1,229 @@
+//! Scores of written texts against references, each equal to the program that the field uses.
+//!
+//! | name | keys | equal to |
+//! | --- | --- | --- |
+//! | `bleu` | `bleu` | sacreBLEU, tokenizer 13a, exponential smoothing |
+//! | `bleu-zh` | `bleu_zh` | the same with the tokenizer for Chinese |
+//! | `chrf` | `chrf` | sacreBLEU's chrF2 |
+//! | `rouge` | `rouge1`, `rouge2`, `rougeL`, `rougeLsum` | rouge-score, mean F1 |
+//! | `rouge-stemmed` | the same with `_stemmed` | rouge-score with Porter's stemmer |
+//! | `nist` | `nist` | the E2E challenge's mteval |
+//! | `e2e` | `e2e_bleu`, `e2e_rouge_l`, `nist`, `cider` | the E2E challenge's scripts |
+//! | `exact-match` | `exact_match` | texts without the spaces around them are the same |
+//! | `final-answer` | `final_answer` | GSM8K's: the numbers behind `####` are the same |
+//!
+//! Every key but `nist` and `cider` is a share of 1 or, for `bleu` and `chrf`, of 100, as the
+//! programs print it. METEOR is not among them: it counts synonyms and paraphrases of WordNet and of
+//! a table of 60 MB, without which another number comes out.
+//!
+//! ```
+//! use epiphyte_train::scoring::metrics::texts::{ScoredText, TextMetric};
+//!
+//! let metric: TextMetric = "exact-match".parse()?;
+//! let references = ["a lamp".to_owned()];
+//! let texts = [ScoredText { text: " a lamp\n", references: &references }];
+//! assert_eq!(metric.scores(&texts)?.get("exact_match"), Some(1.0));
+//! # Ok::<(), epiphyte_train::error::MetricError>(())
+//! ```
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::{Metrics, bleu, chrf, e2e, exact_match, nist, rouge};
+use crate::error::MetricError;
+
+/// A written text and the texts that would be right, one or several.
+#[derive(Clone, Copy, Debug)]
+pub struct ScoredText<'a> {
+    /// What was written.
+    pub text: &'a str,
+    /// What would be right.
+    pub references: &'a [String],
+}
+
+/// The scores of texts, as named values.
+type Scores = fn(&[ScoredText<'_>]) -> Vec<(&'static str, f64)>;
+
+/// A score, or a family of scores, of written texts.
+#[derive(Clone, Copy)]
+pub struct TextMetric {
+    name: &'static str,
+    summary: &'static str,
+    scores: Scores,
+}
+
+/// Every metric.
+const METRICS: &[TextMetric] = &[
+    TextMetric {
+        name: "bleu",
+        summary: "BLEU of sacreBLEU",
+        scores: bleu::western,
+    },
+    TextMetric {
+        name: "bleu-zh",
+        summary: "BLEU of sacreBLEU for Chinese",
+        scores: bleu::chinese,
+    },
+    TextMetric {
+        name: "chrf",
+        summary: "chrF2 of sacreBLEU",
+        scores: chrf::scores,
+    },
+    TextMetric {
+        name: "rouge",
+        summary: "ROUGE-1, -2, -L and -Lsum of rouge-score",
+        scores: rouge::plain,
+    },
+    TextMetric {
+        name: "rouge-stemmed",
+        summary: "the same over Porter's stems",
+        scores: rouge::stemmed,
+    },
+    TextMetric {
+        name: "nist",
+        summary: "NIST of the E2E challenge",
+        scores: nist::scores,
+    },
+    TextMetric {
+        name: "e2e",
+        summary: "BLEU, NIST, ROUGE-L and CIDEr of the E2E challenge",
+        scores: e2e::scores,
+    },
+    TextMetric {
+        name: "exact-match",
+        summary: "share of texts that equal a reference",
+        scores: exact_match::whole_texts,
+    },
+    TextMetric {
+        name: "final-answer",
+        summary: "share of texts with the reference's answer behind ####, as for GSM8K",
+        scores: exact_match::final_answers,
+    },
+];
+
+impl TextMetric {
+    /// Every metric.
+    pub fn all() -> &'static [Self] {
+        METRICS
+    }
+
+    /// Its name on the command line.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// What it is, in a few words.
+    pub fn summary(&self) -> &'static str {
+        self.summary
+    }
+
+    /// The scores of texts.
+    ///
+    /// # Errors
+    /// [`MetricError::Empty`] if there are no texts; [`MetricError::NoReference`] if one has no
+    /// reference.
+    pub fn scores(&self, texts: &[ScoredText<'_>]) -> Result<Metrics, MetricError> {
+        if texts.is_empty() {
+            return Err(MetricError::Empty);
+        }
+        let alone = texts.iter().position(|text| text.references.is_empty());
+        if let Some(example) = alone {
+            return Err(MetricError::NoReference { example });
+        }
+        Ok(Metrics::from_iter((self.scores)(texts)))
+    }
+}
+
+impl fmt::Debug for TextMetric {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("TextMetric").field(&self.name).finish()
+    }
+}
+
+impl FromStr for TextMetric {
+    type Err = MetricError;
+
+    fn from_str(name: &str) -> Result<Self, MetricError> {
+        let found = METRICS.iter().find(|metric| metric.name == name);
+        found.copied().ok_or_else(|| {
+            let names: Vec<&str> = METRICS.iter().map(Self::name).collect();
+            MetricError::UnknownTextMetric {
+                name: name.to_owned(),
+                available: names.join(", "),
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Deserialize)]
+    struct Golden {
+        sets: Vec<Set>,
+    }
+
+    /// Texts with their references, and the scores of all of them.
+    #[derive(Deserialize)]
+    struct Set {
+        name: String,
+        texts: Vec<(String, Vec<String>)>,
+        scores: std::collections::BTreeMap<String, f64>,
+    }
+
+    #[test]
+    fn scores_are_those_of_the_programs_that_the_field_uses() {
+        let golden: Golden =
+            serde_json::from_str(include_str!("../../../tests/golden_texts.json")).unwrap();
+        let mut compared = std::collections::BTreeSet::new();
+        for set in &golden.sets {
+            let texts: Vec<ScoredText<'_>> = set
+                .texts
+                .iter()
+                .map(|(text, references)| ScoredText { text, references })
+                .collect();
+            for metric in TextMetric::all() {
+                let found = metric.scores(&texts).unwrap();
+                for (key, value) in found.iter() {
+                    let Some(expected) = set.scores.get(key) else {
+                        continue;
+                    };
+                    compared.insert(key.to_owned());
+                    assert!(
+                        (value - expected).abs() <= 1e-9 * expected.abs().max(1.0),
+                        "{}, {key}: {value} instead of {expected}",
+                        set.name
+                    );
+                }
+            }
+        }
+        let one = [ScoredText {
+            text: "a",
+            references: &["a".to_owned()],
+        }];
+        for metric in TextMetric::all() {
+            for (key, _) in metric.scores(&one).unwrap().iter() {
+                assert!(compared.contains(key), "`{key}` was compared with nothing");
+            }
+        }
+    }
+
+    #[test]
+    fn texts_without_references_are_errors() {
+        let metric: TextMetric = "bleu".parse().unwrap();
+        assert_eq!(metric.scores(&[]), Err(MetricError::Empty));
+        let texts = [ScoredText {
+            text: "a",
+            references: &[],
+        }];
+        assert_eq!(
+            metric.scores(&texts),
+            Err(MetricError::NoReference { example: 0 })
+        );
+        let error = "meteor".parse::<TextMetric>().unwrap_err().to_string();
+        assert!(error.contains("bleu, bleu-zh, chrf"), "{error}");
+    }
+}
