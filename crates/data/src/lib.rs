@@ -6,6 +6,7 @@
 //! | say what its columns are | [`Columns`] → [`Fields`], [`LabelField`], [`LabelSet`] |
 //! | load the base model's tokenizer | [`Tokenizer`], [`ChatTemplate`] |
 //! | tokenize rows | [`EncodeOptions`] → [`Examples`] of [`Example`]s, each with a [`Target`] |
+//! | have a model write | [`WritingPrompt`]s with the texts that would be right |
 //! | write a file of columns | [`OutputFormat`], [`OutputColumn`] |
 //! | order and join them | [`Order`], [`Batches`], [`Epochs`] → [`Batch`] with its [`Targets`] |
 //!
@@ -56,6 +57,7 @@ mod fields;
 mod labels;
 mod messages;
 mod prompt;
+mod prompts;
 
 mod chat;
 mod tokenizer;
@@ -77,6 +79,7 @@ pub use fields::{Columns, Fields, LabelField};
 pub use labels::LabelSet;
 pub use order::Order;
 pub use prompt::{Piece, Prompt};
+pub use prompts::WritingPrompt;
 pub use readers::{Format, ReadOptions, parse_delimiter};
 pub use spelling::nearest_name;
 pub use table::{Table, Value};

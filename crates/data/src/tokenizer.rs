@@ -1,12 +1,13 @@
 //! The base model's tokenizer: text to token ids, and token ids to text.
 //!
 //! A wrapper of the `tokenizers` crate, so that a change of that crate's interface changes this
-//! folder only. It follows `transformers` 5: where there is a tokenizer.json, it alone decides how a
-//! text becomes ids and which special tokens surround it (`add_bos_token` in tokenizer_config.json
-//! is ignored); where there is none, one is made of older files (`older_files`). Truncation is
-//! `longest_first` on the configured side. Truncation and padding stored in
-//! tokenizer.json are ignored, as `transformers` ignores them by default; nothing is ever padded.
-//! So is the `dropout` of a BPE model, which would give a text other tokens each time.
+//! folder only. It follows `transformers` 5: where there is a tokenizer.json, it alone decides how
+//! a text becomes ids and which special tokens surround it (`add_bos_token` in
+//! tokenizer_config.json is ignored); where there is none, one is made of older files
+//! (`older_files`). Truncation is `longest_first` on the configured side. Truncation and padding
+//! stored in tokenizer.json are ignored, as `transformers` ignores them by default; nothing is
+//! ever padded. So is the `dropout` of a BPE model, which would give a text other tokens each
+//! time.
 
 mod guard;
 mod older_files;
@@ -88,8 +89,8 @@ impl std::fmt::Debug for Tokenizer {
 impl Tokenizer {
     /// Loads `tokenizer.json` from a model directory, or makes one of the older files `vocab.txt`,
     /// `vocab.json` with `merges.txt`, or a SentencePiece model. Reads, if they exist,
-    /// `tokenizer_config.json`, `special_tokens_map.json`, `chat_template.jinja`, and `eos_token_id`
-    /// of `config.json`.
+    /// `tokenizer_config.json`, `special_tokens_map.json`, `chat_template.jinja`, and
+    /// `eos_token_id` of `config.json`.
     ///
     /// # Errors
     /// [`DataError::TokenizerMissing`] if there is none of these files;
@@ -306,8 +307,8 @@ impl Tokenizer {
         self.inner.get_vocab_size(true)
     }
 
-    /// SHA-256 of tokenizer.json, read or made, in hexadecimal: the same hash means the same ids for
-    /// every text.
+    /// SHA-256 of tokenizer.json, read or made, in hexadecimal: the same hash means the same ids
+    /// for every text.
     pub fn content_hash(&self) -> &str {
         &self.content_hash
     }
@@ -468,8 +469,8 @@ fn eos_of_model(directory: &Path) -> Result<Option<u32>, DataError> {
     Ok(None)
 }
 
-/// The template in tokenizer_config.json: a string, or a list of named templates of which `default`
-/// is used.
+/// The template in tokenizer_config.json: a string, or a list of named templates of which
+/// `default` is used.
 fn configured_template(config: &Map<String, Json>) -> Option<String> {
     let template = config.get("chat_template")?;
     let named = || {

@@ -1,4 +1,4 @@
-//! `generation_config.json`: where a text starts and where generation stops.
+//! `generation_config.json`: where a text starts, how tokens are drawn, and where generation stops.
 //!
 //! The file is optional and comes before `config.json`: chat models keep the tokens that end a
 //! turn here, several of them, while their `config.json` has only the end of a document.
@@ -12,8 +12,8 @@ use crate::json::JsonObject;
 /// The file's name in a model directory.
 const FILE: &str = "generation_config.json";
 
-/// The special tokens of generation.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+/// The special tokens of generation, and how its authors mean a model to draw.
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct GenerationConfig {
     /// The token that starts a text.
     pub bos_token_id: Option<u32>,
@@ -28,6 +28,25 @@ pub struct GenerationConfig {
     pub forced_bos_token_id: Option<u32>,
     /// The token with which an encoder-decoder ends a text that has reached its longest length.
     pub forced_eos_token_id: Option<u32>,
+    /// How tokens are chosen, where the file says that they are drawn; none for the most likely
+    /// one.
+    pub sampling: Option<SamplingConfig>,
+    /// What makes tokens that the text has already less likely; 1 does not.
+    pub repetition_penalty: Option<f64>,
+}
+
+/// How tokens are drawn (`do_sample`), with the defaults of `transformers`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SamplingConfig {
+    /// The temperature; 1 if the file has none.
+    pub temperature: f64,
+    /// Draw from the most likely tokens, this number of them: 50 if the file has none, and none for
+    /// a 0 there.
+    pub top_k: Option<usize>,
+    /// Draw from the fewest tokens whose probabilities add up to this.
+    pub top_p: Option<f64>,
+    /// Draw from tokens with at least this share of the most likely token's probability.
+    pub min_p: Option<f64>,
 }
 
 impl GenerationConfig {
@@ -53,6 +72,8 @@ impl GenerationConfig {
             decoder_start_token_id: None,
             forced_bos_token_id,
             forced_eos_token_id,
+            sampling: None,
+            repetition_penalty: None,
         }
     }
 
@@ -67,6 +88,80 @@ impl GenerationConfig {
             decoder_start_token_id: first("decoder_start_token_id")?,
             forced_bos_token_id: first("forced_bos_token_id")?,
             forced_eos_token_id: first("forced_eos_token_id")?,
+            sampling: SamplingConfig::from_json(json)?,
+            repetition_penalty: number(json, "repetition_penalty", |value| value > 0.0)?,
         })
+    }
+}
+
+impl SamplingConfig {
+    fn from_json(json: &JsonObject) -> Result<Option<Self>, ModelError> {
+        /// What `transformers` takes where the file says that tokens are drawn, and not from how
+        /// many.
+        const TOP_K: usize = 50;
+        if json.get::<Option<bool>>("do_sample", None)? != Some(true) {
+            return Ok(None);
+        }
+        let is_share = |value: f64| value > 0.0 && value <= 1.0;
+        let temperature = number(json, "temperature", |value| value >= 0.0)?;
+        let top_k = json.get::<Option<usize>>("top_k", None)?.unwrap_or(TOP_K);
+        Ok(Some(Self {
+            temperature: temperature.unwrap_or(1.0),
+            top_k: Some(top_k).filter(|&count| count > 0),
+            // All tokens, as a limit of 1 says, is no limit.
+            top_p: number(json, "top_p", is_share)?.filter(|&share| share < 1.0),
+            min_p: number(json, "min_p", |value| value == 0.0 || is_share(value))?
+                .filter(|&share| share > 0.0),
+        }))
+    }
+}
+
+/// A number that fulfills a condition, if the key is there and not null.
+fn number(
+    json: &JsonObject,
+    key: &str,
+    fits: impl Fn(f64) -> bool,
+) -> Result<Option<f64>, ModelError> {
+    match json.get::<Option<f64>>(key, None)? {
+        Some(value) if !fits(value) => {
+            Err(json.invalid(key, format!("it is {value}, which is out of its range")))
+        }
+        value => Ok(value),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(json: &str) -> Result<GenerationConfig, ModelError> {
+        let path = Path::new(FILE);
+        GenerationConfig::from_json(&JsonObject::parse(path, json.as_bytes())?)
+    }
+
+    #[test]
+    fn tokens_are_drawn_where_the_file_says_so() {
+        let greedy = config(r#"{"temperature": 0.6, "top_p": 0.9}"#).unwrap();
+        assert_eq!(greedy.sampling, None);
+        let drawn = config(
+            r#"{"do_sample": true, "temperature": 0.6, "top_p": 0.9, "repetition_penalty": 1.1}"#,
+        );
+        let drawn = drawn.unwrap();
+        let expected = SamplingConfig {
+            temperature: 0.6,
+            top_k: Some(50),
+            top_p: Some(0.9),
+            min_p: None,
+        };
+        assert_eq!(drawn.sampling, Some(expected));
+        assert_eq!(drawn.repetition_penalty, Some(1.1));
+        let all = config(r#"{"do_sample": true, "top_k": 0, "top_p": 1.0}"#).unwrap();
+        let sampling = all.sampling.unwrap();
+        assert_eq!((sampling.top_k, sampling.top_p), (None, None));
+        for wrong in [r#""top_p": 7"#, r#""temperature": -1"#, r#""top_k": "x""#] {
+            let error = config(&format!(r#"{{"do_sample": true, {wrong}}}"#)).unwrap_err();
+            let key = wrong.split('"').nth(1).unwrap();
+            assert!(error.to_string().contains(key), "{error}");
+        }
     }
 }

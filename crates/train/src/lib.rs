@@ -74,7 +74,9 @@ pub mod tasks;
 pub use classifier::{Classifier, Prediction};
 pub use dry_run::{DataSummary, DryRun, LengthRange, dry_run};
 pub use error::TrainError;
-pub use generate::{Generated, Generation, GenerationEnd, Sampling, generate, generate_batch};
+pub use generate::{
+    Generated, Generation, GenerationEnd, Sampling, generate, generate_all, generate_batch,
+};
 pub use interrupt::Interrupt;
 pub use merge::{MergeOptions, Merged, WeightType, WithoutHead, merge};
 pub use observer::Observer;

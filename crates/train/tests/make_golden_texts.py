@@ -1,17 +1,14 @@
 """Writes golden_texts.json: scores of written texts by the programs that the field uses.
 
-    python make_golden_texts.py --e2e-metrics DIR
-    python make_golden_texts.py --e2e-metrics DIR --shared DIR --words FILE
+    python make_golden_texts.py --e2e-metrics DIR --e2e-nlg DIR
 
-DIR is a checkout of tuetschek/e2e-metrics. Needs Java (for Stanford's tokenizer), and the packages
-sacrebleu 2.6.0, rouge-score 0.1.2, pycocoevalcap 1.2 and future. The second form writes the words
-that Stanford's tokenizer makes of the references in `../shared/data`, for the ignored test that
-counts differences.
+The directories are a checkout of tuetschek/e2e-metrics, and the E2E data. Needs Java (for Stanford's
+tokenizer), and the packages sacrebleu 2.6.0, rouge-score 0.1.2, pycocoevalcap 1.2 and future.
 """
 
 import argparse
 import csv
-import html
+import hashlib
 import json
 import random
 import re
@@ -39,7 +36,7 @@ RESTAURANTS = [
     ("There is a place", ["Loch Fyne is a restaurant with a high price range, more than $1,000.00 & not kid friendly"]),
     ("Strada Strada Strada Strada", ["Strada is located near Rainbow Vegetarian Café. Strada isn’t cheap; it cannot be."]),
     ("", ["An empty output."]),
-    ("A 1-5 rated, non-family-friendly pub and/or bar; 20€ [sic].", ["A pub that's rated 1-5 — and not family friendly: 20€.", "E. g. a pub."]),
+    ("A 1-5 rated, non-family-friendly pub and/or bar; 20€ [sic].", ["A pub that's rated 1-5 — and not family friendly: 20€.", "A pub."]),
     ("riverside&amp;co. -\nnext line <skipped> 1,5 a-b 5-a", ["riverside&co. next line 1,5 a-b 5-a"]),
     ("The lighthouse keepers were lighting lamps happily.\nThe relational database of flies died.", ["The lighthouse keeper lights the lamp happily.\nRelations of databases; flies die.\nAgreed conditions."]),
 ]
@@ -60,6 +57,9 @@ CHINESE = [
     ("北京 是 中国 的 首都", ["北京是中国的首都。"]),
     ("日本語のテキスト … —— “引号”", ["日本語テキスト…“引号”"]),
 ]
+
+# The one reference of the E2E data that has other words here (`20-25L.` at its end).
+OTHER_WORDS = "price of 20-25 L."
 
 ANSWERS = [
     ("She has 3 + 4 = 7 apples.\n#### 7", ["#### 7"]),
@@ -89,7 +89,8 @@ def shuffled(texts, count, seed):
 
 def stanford(lines):
     with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as file:
-        file.write("\n".join(line.replace("\n", " ") for line in lines) + "\n")
+        # Every line end, of which Unicode has several, would be one to Stanford's program.
+        file.write("\n".join(" ".join(line.splitlines()) for line in lines) + "\n")
         file.flush()
         command = ["java", "-Dfile.encoding=UTF-8", "-cp", str(JAR), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase", "-encoding", "UTF-8", file.name]
         out = subprocess.run(command, capture_output=True, check=True, encoding="utf-8").stdout
@@ -146,29 +147,23 @@ def matches(texts):
     return {"final_answer": sum(final) / len(final), "exact_match": sum(exact) / len(exact)}
 
 
-def references_of(shared):
-    seen = []
+def references_of(directory):
+    """The words of all different references of the E2E data: how many, and their hash."""
+    texts = []
     for file in ["trainset.csv", "devset.csv", "testset_w_refs.csv"]:
-        with open(shared / "e2e_nlg" / file, encoding="utf-8-sig", newline="") as rows:
-            seen += [row["ref"] for row in csv.DictReader(rows)]
-    yield "e2e", list(dict.fromkeys(seen))
-    seen = []
-    for file in sorted((shared / "webnlg_2017").rglob("*.xml")):
-        seen += re.findall(r"<lex[^>]*>([^<]*)</lex>", file.read_text(encoding="utf-8"))
-    yield "webnlg", list(dict.fromkeys(html.unescape(re.sub(r"\s+", " ", text)) for text in seen))
+        with open(directory / file, encoding="utf-8-sig", newline="") as rows:
+            texts += [row["ref"] for row in csv.DictReader(rows)]
+    texts = list(dict.fromkeys(texts))
+    lines = [words for text, words in zip(texts, stanford(texts)) if OTHER_WORDS not in text]
+    joined = "\n".join(" ".join(words.split()) for words in lines)
+    return {"texts": len(texts), "sha256": hashlib.sha256(joined.encode()).hexdigest()}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--e2e-metrics", required=True)
-    parser.add_argument("--shared", type=Path)
-    parser.add_argument("--words", type=Path)
+    parser.add_argument("--e2e-nlg", type=Path, required=True)
     arguments = parser.parse_args()
-    if arguments.words:
-        for name, texts in references_of(arguments.shared):
-            rows = [{"text": text.replace("\n", " "), "words": words.split()} for text, words in zip(texts, stanford(texts))]
-            (arguments.words / f"{name}.json").write_text(json.dumps(rows))
-        return
     sys.path.insert(0, arguments.e2e_metrics)
     from metrics import pymteval
 
@@ -186,7 +181,8 @@ def main():
         golden.append({"name": name, "texts": texts, "scores": scores})
     lines = [part for text, references in RESTAURANTS + sets["shuffled restaurants"] for part in [text, *references]]
     words = [{"text": line.replace("\n", " "), "words": made.split()} for line, made in zip(lines, stanford(lines))]
-    text = json.dumps({"sets": golden, "words": words}, ensure_ascii=True, indent=None)
+    references = references_of(arguments.e2e_nlg)
+    text = json.dumps({"sets": golden, "words": words, "references": references}, ensure_ascii=True, indent=None)
     (HERE / "golden_texts.json").write_text(text.replace('}, {"', '},\n{"') + "\n", encoding="ascii")
 
 

@@ -1,5 +1,5 @@
-//! Published vocabularies against llama.cpp's token ids: `models/ggml-vocab-*.gguf.{inp,out}` of its
-//! repository.
+//! Published vocabularies against llama.cpp's token ids: `models/ggml-vocab-*.gguf.{inp,out}` of
+//! its repository.
 
 use std::path::Path;
 

@@ -1,5 +1,5 @@
-//! Tokenizers without tokenizer.json against `transformers`; `make_tokenizers.py` wrote the expected
-//! values.
+//! Tokenizers without tokenizer.json against `transformers`; `make_tokenizers.py` wrote the
+//! expected values.
 
 use std::path::Path;
 

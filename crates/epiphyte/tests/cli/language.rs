@@ -488,3 +488,109 @@ fn an_encoder_decoder_reads_and_writes_up_to_its_positions() {
         "{errors}"
     );
 }
+
+#[test]
+fn written_texts_are_scored_once_for_each_prompt() {
+    let here = Workplace::new();
+    here.write(
+        "restaurants.csv",
+        "mr,ref\nthe film,good film\nthe film,a film\na film,quite good\n",
+    );
+    let ask = "eval --model llama --task causal-lm --prompt-column mr --completion-column ref \
+               --data restaurants.csv";
+    let writing = format!("{ask} --metrics exact-match,e2e,bleu --max-new-tokens 4");
+    let scores = here.json(&format!("{writing} --output texts.jsonl"));
+    assert_eq!(scores["examples"], 2);
+    for key in [
+        "exact_match",
+        "e2e_bleu",
+        "nist",
+        "e2e_rouge_l",
+        "cider",
+        "bleu",
+    ] {
+        assert!(scores[key].is_f64(), "{key}: {scores}");
+    }
+    let texts = here.read("texts.jsonl");
+    let texts: Vec<Value> = texts
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(texts.len(), 2);
+    assert_eq!(texts[0]["prompt"], "the film");
+    assert_eq!(
+        texts[0]["references"],
+        serde_json::json!(["good film", "a film"])
+    );
+    here.write("prompt.txt", "the film");
+    let alone = here.json("generate --model llama --prompt-file prompt.txt --max-new-tokens 4");
+    let alone = alone["text"]
+        .as_str()
+        .unwrap()
+        .strip_prefix("the film")
+        .unwrap();
+    assert_eq!(texts[0]["text"].as_str().unwrap().trim(), alone.trim());
+
+    // A list of texts in a column of its own, and the batch size, which changes nothing.
+    let written = texts[0]["text"].as_str().unwrap();
+    let row = serde_json::json!({"mr": "the film", "ref": "", "right": ["no", written]});
+    here.write("lists.jsonl", row.to_string());
+    let lists = writing.replace("restaurants.csv", "lists.jsonl");
+    let scores = here.json(&format!("{lists} --references right --batch-size 1"));
+    assert_eq!(scores["exact_match"], 1.0);
+
+    for (flags, words) in [
+        (
+            "--num-beams 2",
+            "--num-beams says how texts are written, and none are: pass --metrics",
+        ),
+        ("--metrics meteor", "there is no metric `meteor`"),
+        ("--metrics bleu --output texts.txt", "another extension"),
+    ] {
+        let errors = here.fail(2, &format!("{ask} {flags}"));
+        assert!(errors.contains(words), "{flags}: {errors}");
+    }
+    here.write("prompts.csv", "mr\nthe film\n");
+    let errors = here.fail(2, &writing.replace("restaurants.csv", "prompts.csv"));
+    assert!(
+        errors.contains("row 1 of `prompts.csv` has no text that would be right"),
+        "{errors}"
+    );
+    let classes = "eval --model bert --task sequence-classification --text-columns mr \
+                   --labels a,b --data restaurants.csv --metrics bleu";
+    let errors = here.fail_any(classes);
+    assert!(
+        errors.contains("writes none") || errors.contains("no head"),
+        "{errors}"
+    );
+}
+
+#[test]
+fn the_models_own_settings_of_sampling_are_defaults() {
+    let here = Workplace::new();
+    here.write("prompt.txt", "the film");
+    let ask = "generate --model llama --prompt-file prompt.txt --max-new-tokens 8 \
+               --stop-at-eos=false --seed 1";
+    let greedy = here.json(ask)["text"].clone();
+    let drawn = here.json(&format!("{ask} --temperature 2 --top-k 50 --top-p 0.9"))["text"].clone();
+    assert_ne!(greedy, drawn);
+    here.write(
+        "llama/generation_config.json",
+        r#"{"do_sample": true, "temperature": 2.0, "top_p": 0.9}"#,
+    );
+    assert_eq!(here.json(ask)["text"], drawn);
+    let said = here.run(ask).stderr;
+    let said = String::from_utf8(said).unwrap();
+    assert!(
+        said.contains("generation_config.json says (temperature 2, top-k 50, top-p 0.9)"),
+        "{said}"
+    );
+    assert_eq!(here.json(&format!("{ask} --temperature 0"))["text"], greedy);
+    assert_eq!(here.json(&format!("{ask} --top-k 1"))["text"], greedy);
+    here.write(
+        "llama/generation_config.json",
+        r#"{"do_sample": true, "top_p": 9}"#,
+    );
+    let errors = here.fail(1, ask);
+    assert!(errors.contains("top_p"), "{errors}");
+}

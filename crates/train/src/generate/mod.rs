@@ -14,6 +14,7 @@ use self::sampling::Draws;
 pub use self::sampling::Sampling;
 use self::text::Text;
 use crate::TrainError;
+use crate::observer::{EvaluationMeter, Observer};
 use crate::scoring::model_input::{added_positions, check_ids};
 
 /// How tokens are chosen and when to stop. The names are those of Hugging Face's
@@ -40,8 +41,8 @@ pub struct Generation {
     pub decoder_start_token_id: Option<u32>,
     /// The first token that an encoder-decoder writes, whatever its logits say.
     pub forced_bos_token_id: Option<u32>,
-    /// The last token that an encoder-decoder writes, whatever its logits say, where a text gets as
-    /// long as it may.
+    /// The last token that an encoder-decoder writes, whatever its logits say, where a text gets
+    /// as long as it may.
     pub forced_eos_token_id: Option<u32>,
 }
 
@@ -89,9 +90,9 @@ pub enum GenerationEnd {
     },
 }
 
-/// Continues `prompt`, or writes a text about it with an encoder-decoder; tells `each` new token as
-/// soon as it is chosen, and returns all of them. `each` may break off. Beam search chooses at its
-/// end, and tells them then.
+/// Continues `prompt`, or writes a text about it with an encoder-decoder; tells `each` new token
+/// as soon as it is chosen, and returns all of them. `each` may break off. Beam search chooses at
+/// its end, and tells them then.
 ///
 /// # Errors
 /// If the model has no language-model head, the prompt leaves no room for a token or has one that
@@ -118,9 +119,9 @@ pub fn generate(
     Ok(written.remove(0))
 }
 
-/// Continues several prompts at once: each as [`generate`] would alone, with a seed of its own that
-/// follows from the seed and the prompt's number. A forward pass reads the next token of all texts
-/// that go on.
+/// Continues several prompts at once: each as [`generate`] would alone, with a seed of its own
+/// that follows from the seed and the prompt's number. A forward pass reads the next token of all
+/// texts that go on.
 ///
 /// # Errors
 /// As [`generate`].
@@ -129,6 +130,17 @@ pub fn generate_batch(
     adapter: &dyn Adapter,
     prompts: &[Vec<u32>],
     how: &Generation,
+) -> Result<Vec<Generated>, TrainError> {
+    generate_from(model, adapter, prompts, how, 0)
+}
+
+/// [`generate_batch`] for prompts of which the first is the `first` of all.
+fn generate_from(
+    model: &Model,
+    adapter: &dyn Adapter,
+    prompts: &[Vec<u32>],
+    how: &Generation,
+    first: u64,
 ) -> Result<Vec<Generated>, TrainError> {
     let rooms = prompts
         .iter()
@@ -139,7 +151,7 @@ pub fn generate_batch(
         let new = each.map(|(prompt, room)| beams::search(model, adapter, prompt, how, room));
         return new.collect();
     }
-    let texts = prompts.iter().zip(rooms).zip(0..);
+    let texts = prompts.iter().zip(rooms).zip(first..);
     let texts = texts.map(|((prompt, room), number)| {
         let draws = Draws::new(random::derive_key(how.seed, number));
         (Text::new(adapter, prompt, how, room), draws)
@@ -147,6 +159,37 @@ pub fn generate_batch(
     write(model, adapter, texts.collect(), |_| {
         ControlFlow::Continue(())
     })
+}
+
+/// Continues many prompts, `at_once` of them together, and tells `observer` of them. What is
+/// written does not depend on `at_once`.
+///
+/// # Errors
+/// As [`generate`]; the prompt that cannot be continued is named by its number, from 1.
+pub fn generate_all(
+    model: &Model,
+    adapter: &dyn Adapter,
+    prompts: &[Vec<u32>],
+    how: &Generation,
+    at_once: usize,
+    observer: &mut dyn Observer,
+) -> Result<Vec<Generated>, TrainError> {
+    let mut meter = EvaluationMeter::new(observer, prompts.len());
+    let mut written = Vec::with_capacity(prompts.len());
+    for (number, prompt) in (1..).zip(prompts) {
+        Room::new(model, adapter, prompt, how).map_err(|source| TrainError::OfPrompt {
+            number,
+            source: Box::new(source),
+        })?;
+    }
+    for chunk in prompts.chunks(at_once.max(1)) {
+        let first = written.len() as u64;
+        let texts = generate_from(model, adapter, chunk, how, first)?;
+        let tokens = texts.iter().map(|text| text.ids.len()).sum();
+        written.extend(texts);
+        meter.advance(chunk.len(), tokens);
+    }
+    Ok(written)
 }
 
 /// Writes texts to their ends, each with its draws, and tells `each` token that is chosen. A

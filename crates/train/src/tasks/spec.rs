@@ -5,7 +5,7 @@ use std::path::Path;
 use burn::tensor::Device;
 use epiphyte_data::{
     Batches, Columns, Day, EncodeOptions, Examples, Fields, Order, ReadOptions, Table, Tokenizer,
-    check_max_length,
+    WritingPrompt, check_max_length,
 };
 use epiphyte_methods::file::AdapterFile;
 use epiphyte_models::{Adapter, HeadKind, LoadOptions, Loaded, load};
@@ -102,6 +102,22 @@ impl TaskSpec {
     fn fields(&self, labelled: bool) -> Result<Fields, TrainError> {
         let fields = self.task.fields(self, labelled);
         fields.map_err(|error| TrainError::of_columns(self.task, error))
+    }
+
+    /// What a model of this task is to write about.
+    ///
+    /// # Errors
+    /// If the task writes no text, columns are missing, or a row cannot be read.
+    pub fn prompts(
+        &self,
+        table: &Table,
+        tokenizer: &Tokenizer,
+        references: Option<&str>,
+    ) -> Result<Vec<WritingPrompt>, TrainError> {
+        let fields = self.fields(false)?;
+        let prompts =
+            WritingPrompt::of_table(table, &fields, tokenizer, references, self.max_length);
+        prompts.map_err(|error| TrainError::of_columns(self.task, error))
     }
 
     /// The examples of a table; without targets if `labelled` is false.

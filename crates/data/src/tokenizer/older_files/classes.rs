@@ -1,5 +1,5 @@
-//! The tokenizer classes of `transformers` (`models/*/tokenization_*.py`, 5.23): the files that each
-//! reads, its special tokens, and the steps around its model.
+//! The tokenizer classes of `transformers` (`models/*/tokenization_*.py`, 5.23): the files that
+//! each reads, its special tokens, and the steps around its model.
 
 use std::path::Path;
 
@@ -753,8 +753,8 @@ fn deberta_v2(
     })
 }
 
-/// Llama's, as `LlamaConverter` of `convert_slow_tokenizer.py` has it: SentencePiece sets a space in
-/// front of every text, and `legacy` also behind every special token.
+/// Llama's, as `LlamaConverter` of `convert_slow_tokenizer.py` has it: SentencePiece sets a space
+/// in front of every text, and `legacy` also behind every special token.
 fn llama(
     _: &Vocabulary,
     added: &AddedTokens,

@@ -38,8 +38,8 @@ pub(super) struct SentencePieces {
 /// Reads a SentencePiece model.
 ///
 /// # Errors
-/// [`DataError::TokenizerInvalid`] if the file is truncated or otherwise no SentencePiece model, has
-/// fewer than three pieces, a piece twice, or chooses pieces in another way than `algorithm`;
+/// [`DataError::TokenizerInvalid`] if the file is truncated or otherwise no SentencePiece model,
+/// has fewer than three pieces, a piece twice, or chooses pieces in another way than `algorithm`;
 /// [`DataError::TokenizerMissing`]; [`DataError::Io`].
 pub(super) fn read_model(
     directory: &Path,

@@ -180,7 +180,20 @@ pub(crate) struct Opened {
     pub(crate) batches: Batches,
 }
 
+/// A loaded model and a file that is not tokenized.
+pub(crate) struct Unencoded {
+    /// Base model and adapter.
+    pub(crate) loaded_adapter: LoadedAdapter,
+    /// The rows of the file.
+    pub(crate) table: Table,
+}
+
 impl DataArguments {
+    /// How many sequences are in a batch.
+    pub(crate) fn batch_size(&self) -> usize {
+        self.batch_size
+    }
+
     /// The directory of the base model.
     pub(crate) fn model_dir(&self) -> Result<PathBuf> {
         Ok(hub::resolve(&self.model.model)?)
@@ -201,6 +214,26 @@ impl DataArguments {
         columns: &[String],
         global: &Global,
     ) -> Result<Opened> {
+        let Unencoded {
+            loaded_adapter,
+            table,
+        } = self.open_unencoded(labelled, columns, global)?;
+        let task_model = &loaded_adapter.task_model;
+        let batches = task_model.batches(&table, labelled, self.batch_size, Order::Sequential)?;
+        Ok(Opened {
+            loaded_adapter,
+            table,
+            batches,
+        })
+    }
+
+    /// [`DataArguments::open`], without the examples.
+    pub(crate) fn open_unencoded(
+        &self,
+        labelled: bool,
+        columns: &[String],
+        global: &Global,
+    ) -> Result<Unencoded> {
         let located = self.model.locate()?;
         let file = located.adapter.as_ref();
         let config = ModelConfig::open(&located.model)?;
@@ -247,11 +280,9 @@ impl DataArguments {
             );
             return Err(UsageError::Other(problem).into());
         }
-        let batches = task_model.batches(&table, labelled, self.batch_size, Order::Sequential)?;
-        Ok(Opened {
+        Ok(Unencoded {
             loaded_adapter,
             table,
-            batches,
         })
     }
 

@@ -6,6 +6,7 @@
 mod arguments;
 mod commands;
 mod data_arguments;
+mod decoding_arguments;
 mod device;
 mod failure;
 mod foreign_names;
@@ -18,6 +19,7 @@ mod outputs;
 mod progress;
 mod settings;
 mod standard_output;
+mod written;
 
 use std::process::ExitCode;
 

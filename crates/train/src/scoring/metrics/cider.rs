@@ -1,6 +1,6 @@
-//! CIDEr (Vedantam et al. 2015, arXiv:1411.5726): the cosine of a text's and its references' n-grams
-//! up to length 4, weighted by how rare they are in the references of the other texts; with clipped
-//! counts and a penalty for other lengths, as MS-COCO's `cider_scorer.py` has it.
+//! CIDEr (Vedantam et al. 2015, arXiv:1411.5726): the cosine of a text's and its references'
+//! n-grams up to length 4, weighted by how rare they are in the references of the other texts;
+//! with clipped counts and a penalty for other lengths, as MS-COCO's `cider_scorer.py` has it.
 
 use std::collections::{HashMap, HashSet};
 

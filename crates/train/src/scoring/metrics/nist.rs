@@ -1,6 +1,6 @@
-//! NIST (Doddington 2002): like BLEU, but n-grams up to length 5 count by their information, and the
-//! score is an arithmetic mean; as `NISTScore` of the E2E challenge's `pymteval.py` has it, which
-//! follows mteval-v13a, without case.
+//! NIST (Doddington 2002): like BLEU, but n-grams up to length 5 count by their information, and
+//! the score is an arithmetic mean; as `NISTScore` of the E2E challenge's `pymteval.py` has it,
+//! which follows mteval-v13a, without case.
 
 use std::collections::HashMap;
 
@@ -63,7 +63,8 @@ pub(super) fn scores(texts: &[ScoredText<'_>]) -> Vec<(&'static str, f64)> {
     vec![("nist", penalty(length as f64 / reference_length) * score)]
 }
 
-/// The penalty for texts that are shorter than the references by this ratio: a half for two thirds.
+/// The penalty for texts that are shorter than the references by this ratio: a half for two
+/// thirds.
 fn penalty(ratio: f64) -> f64 {
     let beta = -(0.5_f64.ln()) / 1.5_f64.ln().powi(2);
     match ratio {

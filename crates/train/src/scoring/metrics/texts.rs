@@ -13,8 +13,8 @@
 //! | `final-answer` | `final_answer` | GSM8K's: the numbers behind `####` are the same |
 //!
 //! Every key but `nist` and `cider` is a share of 1 or, for `bleu` and `chrf`, of 100, as the
-//! programs print it. METEOR is not among them: it counts synonyms and paraphrases of WordNet and of
-//! a table of 60 MB, without which another number comes out.
+//! programs print it. METEOR is not among them: it counts synonyms and paraphrases of WordNet and
+//! of a table of 60 MB, without which another number comes out.
 //!
 //! ```
 //! use epiphyte_train::scoring::metrics::texts::{ScoredText, TextMetric};

@@ -40,7 +40,8 @@ pub(super) fn western(text: &str) -> Vec<String> {
     split(&format!(" {text} "))
 }
 
-/// The same in lower case, as the E2E challenge has it: an empty text has one token, which is empty.
+/// The same in lower case, as the E2E challenge has it: an empty text has one token, which is
+/// empty.
 pub(super) fn lowercase(text: &str) -> Vec<String> {
     let tokens = western(text).into_iter();
     let tokens: Vec<String> = tokens.map(|token| token.to_lowercase()).collect();
@@ -95,8 +96,6 @@ fn is_chinese(character: char) -> bool {
             | 0x31a0..=0x31bf
             | 0xfe10..=0xfe1f
             | 0xfe30..=0xfe4f
-            | 0x2600..=0x26ff
-            | 0x2700..=0x27bf
             | 0x3200..=0x32ff
             | 0x3300..=0x33ff
     )

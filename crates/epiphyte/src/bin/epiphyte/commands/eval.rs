@@ -11,6 +11,7 @@ use crate::data_arguments::DataArguments;
 use crate::global::Global;
 use crate::output::{self, Align};
 use crate::progress::Progress;
+use crate::written::{WritingArguments, WrittenScores};
 
 pub(crate) const EXAMPLES: &str = "\
 Examples:
@@ -21,6 +22,10 @@ Examples:
     epiphyte eval --model bert-base-uncased --adapter peft-adapter --data test.tsv \\
         --text-columns sentence
 
+  What a language model writes, scored as the E2E challenge does:
+    epiphyte eval --model gpt2 --adapter adapter --data testset_w_refs.csv --metrics e2e \\
+        --num-beams 5 --output texts.jsonl
+
   A base model with a classification head:
     epiphyte eval --model fine-tuned-bert --task sequence-classification --text-columns text \\
         --data test.jsonl";
@@ -29,6 +34,8 @@ Examples:
 pub(crate) struct Arguments {
     #[command(flatten)]
     data: DataArguments,
+    #[command(flatten)]
+    writing: WritingArguments,
 }
 
 /// The result with `--json`.
@@ -68,6 +75,16 @@ struct Class<'a> {
 const LARGEST_PRINTED: usize = 12;
 
 pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
+    if arguments.writing.are_asked_for()? {
+        let WrittenScores { texts, metrics } = arguments.writing.run(&arguments.data, global)?;
+        let scores = Scores {
+            examples: texts,
+            metrics: &metrics,
+            classes: None,
+        };
+        report(&scores, global)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let opened = arguments.data.open(true, &[], global)?;
     let evaluation = opened.loaded_adapter.evaluation(&opened.batches);
     let mut progress = Progress::new(global);
@@ -80,11 +97,16 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         metrics: &metrics,
         classes: confusion.map(|confusion| classes(&confusion, &spec.labels)),
     };
-    match global.json {
-        true => output::json(&scores)?,
-        false => print(&scores)?,
-    }
+    report(&scores, global)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Prints scores, as a table or as JSON.
+fn report(scores: &Scores<'_>, global: &Global) -> Result<()> {
+    match global.json {
+        true => output::json(scores),
+        false => print(scores),
+    }
 }
 
 fn classes<'a>(confusion: &ConfusionMatrix, labels: &'a [String]) -> Classes<'a> {

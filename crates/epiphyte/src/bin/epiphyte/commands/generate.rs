@@ -11,10 +11,11 @@ use clap::Args;
 use epiphyte::data::{Columns, Prompt, Tokenizer};
 use epiphyte::models::ModelConfig;
 use epiphyte::models::generation_config::GenerationConfig;
-use epiphyte::train::{Generation, GenerationEnd, Sampling, TaskKind, TaskSpec, generate};
+use epiphyte::train::{GenerationEnd, TaskKind, TaskSpec, generate};
 use serde_json::json;
 
 use crate::data_arguments::{ModelArguments, read_template, spec_of_adapter};
+use crate::decoding_arguments::{DecodingArguments, stop_tokens};
 use crate::failure::UsageError;
 use crate::global::Global;
 use crate::output;
@@ -53,83 +54,13 @@ pub(crate) struct Arguments {
     /// With --chat: the system message
     #[arg(long, value_name = "TEXT", requires = "chat")]
     system: Option<String>,
-    /// Maximum number of new tokens
-    #[arg(long, value_name = "N", default_value_t = 50)]
-    max_new_tokens: usize,
-    /// Sampling temperature; 0 is greedy decoding
-    #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = not_negative)]
-    temperature: f64,
-    /// Draw from the K most likely tokens [default: from all]
-    #[arg(long, value_name = "K", value_parser = count)]
-    top_k: Option<usize>,
-    /// Draw from the fewest tokens whose probabilities add up to P [default: from all]
-    #[arg(long, value_name = "P", value_parser = share)]
-    top_p: Option<f64>,
-    /// Draw from tokens with at least P times the probability of the most likely one [default: from
-    /// all]
-    #[arg(long, value_name = "P", value_parser = share)]
-    min_p: Option<f64>,
-    /// Make tokens that the text has already less likely; 1 does not
-    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = positive)]
-    repetition_penalty: f64,
-    /// Beams of the search for the most likely text; 1 does not search
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = beams, conflicts_with_all = ["top_k", "top_p", "min_p", "temperature"])]
-    num_beams: usize,
-    /// With --num-beams: compare log probabilities divided by the length to this power [default: 1]
-    #[arg(long, value_name = "X", value_parser = finite, allow_hyphen_values = true)]
-    length_penalty: Option<f64>,
-    /// Stop before this text; may be given several times
-    #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
-    stop: Vec<String>,
-    /// Random seed of sampling
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
-    /// Stop at a token that ends a text or, with --chat, a turn
-    #[arg(long, value_name = "true|false", default_value_t = true, hide_possible_values = true,
-          action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    stop_at_eos: bool,
+    #[command(flatten)]
+    decoding: DecodingArguments,
     #[command(flatten)]
     model: ModelArguments,
 }
 
-fn count(text: &str) -> Result<usize, String> {
-    match text.parse::<usize>() {
-        Ok(count @ 1..) => Ok(count),
-        _ => Err("use a whole number, 1 or more".to_owned()),
-    }
-}
-
-/// The most beams that are searched with; each has its own keys and values.
-const MOST_BEAMS: usize = 256;
-
-fn beams(text: &str) -> Result<usize, String> {
-    let count = text.parse().ok();
-    let count = count.filter(|count| (1..=MOST_BEAMS).contains(count));
-    count.ok_or_else(|| format!("use a whole number from 1 to {MOST_BEAMS}"))
-}
-
-fn finite(text: &str) -> Result<f64, String> {
-    let value = text.parse::<f64>().ok().filter(|value| value.is_finite());
-    value.ok_or_else(|| "use a number".to_owned())
-}
-
-fn not_negative(text: &str) -> Result<f64, String> {
-    let value = finite(text).ok().filter(|&value| value >= 0.0);
-    value.ok_or_else(|| "use a number, 0 or more".to_owned())
-}
-
-fn positive(text: &str) -> Result<f64, String> {
-    let value = finite(text).ok().filter(|&value| value > 0.0);
-    value.ok_or_else(|| "use a number above 0".to_owned())
-}
-
-fn share(text: &str) -> Result<f64, String> {
-    let value = positive(text).ok().filter(|&value| value <= 1.0);
-    value.ok_or_else(|| "use a number above 0, up to 1".to_owned())
-}
-
 pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
-    arguments.check_choice()?;
     let prompt = arguments.prompt()?;
     let located = arguments.model.locate()?;
     let model = located.model.clone();
@@ -178,28 +109,11 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         .into());
     }
     let special = GenerationConfig::open(&model, &config)?;
-    let stop = match arguments.stop_at_eos {
-        true => stop_tokens(&special, &config, tokenizer, arguments.chat)?,
-        false => Vec::new(),
-    };
-    let how = Generation {
-        max_new_tokens: arguments.max_new_tokens,
-        sampling: Sampling {
-            temperature: arguments.temperature,
-            top_k: arguments.top_k,
-            top_p: arguments.top_p,
-            min_p: arguments.min_p,
-            repetition_penalty: arguments.repetition_penalty,
-        },
-        seed: arguments.seed,
-        num_beams: arguments.num_beams,
-        length_penalty: arguments.length_penalty.unwrap_or(1.0),
-        stop,
-        max_length,
-        decoder_start_token_id: special.decoder_start_token_id,
-        forced_bos_token_id: special.forced_bos_token_id,
-        forced_eos_token_id: special.forced_eos_token_id,
-    };
+    let ends = || stop_tokens(&special, &config, tokenizer, arguments.chat);
+    let how = arguments.decoding.how(&special, ends, max_length)?;
+    if !global.quiet {
+        arguments.decoding.say_defaults(&special);
+    }
     let started = Instant::now();
     let model = &loaded_adapter.task_model.loaded.model;
     let is_encoder_decoder = model.base().dimensions.encoder_layers > 0;
@@ -209,7 +123,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         true => &[],
         false => &ids[..],
     };
-    let mut text = Text::new(tokenizer, shown, &arguments.stop, !global.json)?;
+    let mut text = Text::new(tokenizer, shown, &arguments.decoding.stop, !global.json)?;
     let mut failed = None;
     let generated = generate(model, loaded_adapter.adapter(), &ids, &how, |id| {
         text.ids.push(id);
@@ -268,27 +182,6 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
 }
 
 impl Arguments {
-    /// Checks that every flag about the choice of tokens does something.
-    fn check_choice(&self) -> Result<(), UsageError> {
-        let limits = [
-            ("--top-k", self.top_k.is_some()),
-            ("--top-p", self.top_p.is_some()),
-            ("--min-p", self.min_p.is_some()),
-        ];
-        let limit = limits.iter().find(|(_, given)| *given);
-        if let Some((flag, _)) = limit.filter(|_| self.temperature == 0.0) {
-            let problem = format!(
-                "{flag} limits what is drawn, and nothing is drawn: pass --temperature above 0"
-            );
-            return Err(UsageError::Other(problem));
-        }
-        if self.length_penalty.is_some() && self.num_beams == 1 {
-            let problem = "--length-penalty compares beams: pass --num-beams above 1";
-            return Err(UsageError::Other(problem.to_owned()));
-        }
-        Ok(())
-    }
-
     /// The prompt as the user gave it.
     fn prompt(&self) -> Result<String> {
         let Some(path) = &self.prompt_file else {
@@ -338,23 +231,6 @@ fn in_template(prompt: &str, template: &Prompt) -> Result<String> {
         );
         UsageError::Other(problem).into()
     })
-}
-
-/// The tokens that end a text: all that the model's files and its tokenizer name, since training
-/// appends the tokenizer's; in a chat, also the one that ends the assistant's turn.
-fn stop_tokens(
-    special: &GenerationConfig,
-    config: &ModelConfig,
-    tokenizer: &Tokenizer,
-    chat: bool,
-) -> Result<Vec<u32>> {
-    let mut stop = special.eos_token_ids.clone();
-    stop.extend(&config.facts().eos_token_ids);
-    stop.extend(tokenizer.end_of_text().ok());
-    if chat {
-        stop.extend(tokenizer.end_of_turn()?);
-    }
-    Ok(stop)
 }
 
 /// A conversation rendered by the chat template, up to where the assistant's answer begins.

@@ -1,0 +1,217 @@
+//! Texts that a model writes about the rows of a file, and their scores: `eval --metrics`.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use epiphyte::data::{OutputColumn, OutputFormat, Value, WritingPrompt};
+use epiphyte::models::generation_config::GenerationConfig;
+use epiphyte::train::scoring::metrics::Metrics;
+use epiphyte::train::scoring::metrics::texts::{ScoredText, TextMetric};
+use epiphyte::train::{Generated, GenerationEnd, generate_all};
+use serde_json::Value as Json;
+
+use crate::data_arguments::{DataArguments, Unencoded};
+use crate::decoding_arguments::{DecodingArguments, stop_tokens};
+use crate::failure::UsageError;
+use crate::global::Global;
+use crate::output;
+use crate::outputs;
+use crate::progress::Progress;
+
+/// The flags of texts that are written for their scores.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Written texts")]
+pub(crate) struct WritingArguments {
+    #[arg(long, value_name = "A,B,..", value_delimiter = ',', help = help_of_metrics())]
+    metrics: Vec<TextMetric>,
+    /// Column of the texts that would be right; rows with the same prompt are written about once,
+    /// and each of their texts counts [default: the column that the model learns to write]
+    #[arg(long, value_name = "COLUMN", requires = "metrics")]
+    references: Option<String>,
+    /// File for the written texts: .jsonl, .csv, .tsv or .parquet; - is standard output
+    #[arg(long, value_name = "FILE", requires = "metrics")]
+    output: Option<PathBuf>,
+    /// Replace the output if it exists
+    #[arg(long, requires = "output")]
+    overwrite: bool,
+    #[command(flatten)]
+    decoding: DecodingArguments,
+}
+
+/// What `--metrics` takes.
+fn help_of_metrics() -> String {
+    let all = TextMetric::all().iter();
+    let all = all.map(|metric| format!("{} ({})", metric.name(), metric.summary()));
+    format!(
+        "Have the model write a text for each prompt, and score the texts: {}",
+        all.collect::<Vec<_>>().join(", ")
+    )
+}
+
+/// The scores of what a model wrote.
+pub(crate) struct WrittenScores {
+    /// The number of texts.
+    pub(crate) texts: usize,
+    /// Their scores.
+    pub(crate) metrics: Metrics,
+}
+
+impl WritingArguments {
+    /// Whether texts are to be written.
+    ///
+    /// # Errors
+    /// If a flag would do nothing.
+    pub(crate) fn are_asked_for(&self) -> Result<bool> {
+        if self.metrics.is_empty()
+            && let Some(flag) = self.decoding.given()
+        {
+            let problem =
+                format!("{flag} says how texts are written, and none are: pass --metrics");
+            return Err(UsageError::Other(problem).into());
+        }
+        Ok(!self.metrics.is_empty())
+    }
+
+    /// Has the model write, writes the texts to the output, and scores them.
+    pub(crate) fn run(&self, data: &DataArguments, global: &Global) -> Result<WrittenScores> {
+        let model_dir = data.model_dir()?;
+        let destination = self.output.as_deref().map(|path| {
+            let destination = outputs::check_file(path, &data.inputs(&model_dir), self.overwrite)?;
+            Ok::<_, anyhow::Error>((path, destination, output_format(path)?))
+        });
+        let destination = destination.transpose()?;
+        let columns: Vec<String> = self.references.clone().into_iter().collect();
+        let Unencoded {
+            loaded_adapter,
+            table,
+        } = data.open_unencoded(true, &columns, global)?;
+        let task_model = &loaded_adapter.task_model;
+        let (tokenizer, spec) = (&task_model.tokenizer, &task_model.spec);
+        if !spec.task.predicts_text() {
+            let problem = format!(
+                "--metrics scores written texts, and {} writes none",
+                spec.task
+            );
+            return Err(UsageError::Other(problem).into());
+        }
+        let config = &task_model.loaded.config;
+        let special = GenerationConfig::open(&model_dir, config)?;
+        let chat = spec.columns.messages_column.is_some();
+        let max_length = config.facts().max_position_embeddings.unwrap_or(usize::MAX);
+        let ends = || stop_tokens(&special, config, tokenizer, chat);
+        let how = self.decoding.how(&special, ends, max_length)?;
+        let references = self.references.as_deref();
+        let prompts = spec.prompts(&table, tokenizer, references)?;
+        if !global.quiet {
+            self.decoding.say_defaults(&special);
+        }
+        let alone = prompts.iter().find(|prompt| prompt.references.is_empty());
+        if let Some(prompt) = alone {
+            let problem = format!(
+                "row {} of `{}` has no text that would be right: pass --references COLUMN",
+                prompt.row + 1,
+                table.path().display()
+            );
+            return Err(UsageError::Other(problem).into());
+        }
+        let ids: Vec<Vec<u32>> = prompts.iter().map(|prompt| prompt.ids.clone()).collect();
+        let mut progress = Progress::new(global);
+        let (model, adapter) = (&task_model.loaded.model, loaded_adapter.adapter());
+        let at_once = data.batch_size();
+        let written = generate_all(model, adapter, &ids, &how, at_once, &mut progress)?;
+        progress.finish();
+        let texts = written
+            .iter()
+            .map(|it| self.text(tokenizer.decode(&it.ids, true)));
+        let texts: Vec<String> = texts.collect::<Result<_>>()?;
+        if let Some((path, destination, format)) = destination {
+            let encoded = format.encode(&columns_of(&prompts, &texts, format))?;
+            outputs::write(destination, path, &encoded, self.overwrite)?;
+        }
+        if !global.quiet {
+            say_unfinished(&written, how.max_new_tokens);
+        }
+        let scored = prompts.iter().zip(&texts).map(|(prompt, text)| ScoredText {
+            text,
+            references: &prompt.references,
+        });
+        let scored: Vec<ScoredText<'_>> = scored.collect();
+        let mut metrics = Metrics::default();
+        for metric in &self.metrics {
+            for (name, value) in metric.scores(&scored)?.iter() {
+                metrics.insert(name, value);
+            }
+        }
+        Ok(WrittenScores {
+            texts: texts.len(),
+            metrics,
+        })
+    }
+
+    /// A text up to where it stops.
+    fn text(&self, decoded: Result<String, epiphyte::data::DataError>) -> Result<String> {
+        let mut text = decoded.context("the tokenizer cannot read what the model wrote")?;
+        let stops = self.decoding.stop.iter();
+        if let Some(end) = stops.filter_map(|stop| text.find(stop)).min() {
+            text.truncate(end);
+        }
+        Ok(text)
+    }
+}
+
+/// The format of a file of texts.
+fn output_format(path: &std::path::Path) -> Result<OutputFormat> {
+    match (OutputFormat::of(path), path.extension()) {
+        (Some(format), _) => Ok(format),
+        (None, None) => Ok(OutputFormat::JsonLines),
+        (None, Some(_)) => {
+            let problem = format!(
+                "--output `{}` has another extension than .jsonl, .csv, .tsv and .parquet",
+                path.display()
+            );
+            Err(UsageError::Other(problem).into())
+        }
+    }
+}
+
+/// The prompts with what was written and what would be right.
+fn columns_of(
+    prompts: &[WritingPrompt],
+    texts: &[String],
+    format: OutputFormat,
+) -> Vec<OutputColumn> {
+    let text = |text: &String| Value::Text(text.clone());
+    let references = prompts.iter().map(|prompt| match format.nests() {
+        true => Value::Json(
+            prompt
+                .references
+                .iter()
+                .cloned()
+                .map(Json::String)
+                .collect(),
+        ),
+        false => Value::Text(Json::from(prompt.references.clone()).to_string()),
+    });
+    vec![
+        (
+            "prompt".to_owned(),
+            prompts.iter().map(|it| text(&it.text)).collect(),
+        ),
+        ("text".to_owned(), texts.iter().map(text).collect()),
+        ("references".to_owned(), references.collect()),
+    ]
+}
+
+/// Says how many texts have no end of their own.
+fn say_unfinished(written: &[Generated], max_new_tokens: usize) {
+    let is_cut = |it: &&Generated| it.end != GenerationEnd::Stop;
+    let cut = written.iter().filter(is_cut).count();
+    if cut > 0 {
+        output::note(&format!(
+            "note: {cut} of {} texts end at --max-new-tokens {max_new_tokens} or where the model \
+             reads no more, without an end of their own",
+            written.len()
+        ));
+    }
+}
