@@ -20,10 +20,21 @@ pub enum Isa {
 }
 
 impl Isa {
-    /// The best set that this processor has.
+    /// The set with which this processor is fastest: the strongest that it has, but for the bf16 dot
+    /// product of Intel's, which multiplies at 0.6 times the rate of f32 (80 and 137 GFLOP/s on a
+    /// core of a Xeon), where AMD's has twice that rate.
     pub fn detected() -> Self {
         static DETECTED: OnceLock<Isa> = OnceLock::new();
-        *DETECTED.get_or_init(detect)
+        *DETECTED.get_or_init(|| match Self::strongest() {
+            Self::Avx512Bf16 if is_intel() => Self::Avx512,
+            strongest => strongest,
+        })
+    }
+
+    /// The strongest set that this processor has.
+    fn strongest() -> Self {
+        static STRONGEST: OnceLock<Isa> = OnceLock::new();
+        *STRONGEST.get_or_init(detect)
     }
 
     /// The set to use now: [`Isa::detected`], or less inside [`Isa::with`].
@@ -49,11 +60,11 @@ impl Isa {
 
     /// Whether this processor can run the set.
     pub fn is_available(self) -> bool {
-        let best = Self::detected();
+        let strongest = Self::strongest();
         match self {
             Self::Portable => true,
-            Self::Neon => best == Self::Neon,
-            _ => best != Self::Neon && self <= best,
+            Self::Neon => strongest == Self::Neon,
+            _ => strongest != Self::Neon && self <= strongest,
         }
     }
 
@@ -95,6 +106,19 @@ fn detect() -> Isa {
         (true, false) => Isa::Avx2,
         (false, _) => Isa::Portable,
     }
+}
+
+/// Whether Intel made this processor.
+#[cfg(target_arch = "x86_64")]
+fn is_intel() -> bool {
+    let vendor = std::arch::x86_64::__cpuid(0);
+    [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes) == [*b"Genu", *b"ineI", *b"ntel"]
+}
+
+/// Whether Intel made this processor.
+#[cfg(not(target_arch = "x86_64"))]
+fn is_intel() -> bool {
+    false
 }
 
 #[cfg(target_arch = "aarch64")]

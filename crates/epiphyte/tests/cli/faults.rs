@@ -180,9 +180,12 @@ fn a_merge_works_after_any_fault() {
         let output = faulty.run(&command("faulty"), kind, at);
         check_end(&output, kind, call);
         if !output.status.success() {
+            // What fails after the model is in its place leaves it there, whole.
+            let is_there = faulty.files("faulty") == whole;
             let again = faulty.here.run(&command("faulty"));
+            let says_so = errors(&again).contains("holds a merged model");
             assert!(
-                again.status.success(),
+                again.status.success() || is_there && says_so,
                 "{kind} at {call}\n{}",
                 errors(&again)
             );

@@ -82,7 +82,7 @@ impl Lanes for Portable {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use x86::{Avx2, Avx512, Avx512Bf16};
+pub(super) use x86::{Avx2, Avx2Pairs, Avx512, Avx512Bf16, Avx512Pairs};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
@@ -102,6 +102,19 @@ mod x86 {
     /// Sixteen sums, words of two bf16.
     #[derive(Clone, Copy)]
     pub(in crate::gemm) struct Avx512Bf16(__m512);
+
+    /// Eight sums, words of two bf16 that become f32 in registers. The order of additions is that of
+    /// [`Avx2`] over the same numbers as f32.
+    #[derive(Clone, Copy)]
+    pub(in crate::gemm) struct Avx2Pairs(__m256);
+
+    /// Sixteen sums, words of two bf16 that become f32 in registers. The order of additions is that
+    /// of [`Avx512`] over the same numbers as f32.
+    #[derive(Clone, Copy)]
+    pub(in crate::gemm) struct Avx512Pairs(__m512);
+
+    /// The upper half of a word: the second of two bf16, as an f32.
+    const SECOND: i32 = 0xffff_0000_u32 as i32;
 
     #[inline(always)]
     fn prefetch(address: *const f32) {
@@ -197,6 +210,98 @@ mod x86 {
                 };
                 _mm512_storeu_ps(to, _mm512_fmadd_ps(scale, self.0, before));
             }
+        }
+
+        #[inline(always)]
+        fn prefetch(address: *const f32) {
+            prefetch(address);
+        }
+    }
+
+    impl Lanes for Avx2Pairs {
+        const COUNT: usize = 8;
+        type Words = __m256i;
+
+        #[inline(always)]
+        unsafe fn zero() -> Self {
+            // SAFETY: the caller has AVX2.
+            Self(unsafe { _mm256_setzero_ps() })
+        }
+
+        #[inline(always)]
+        unsafe fn words(from: *const u32) -> __m256i {
+            // SAFETY: the caller has AVX2, and 8 words there.
+            unsafe { _mm256_loadu_si256(from.cast()) }
+        }
+
+        #[inline(always)]
+        unsafe fn spread(from: *const u32) -> __m256i {
+            // SAFETY: the caller has AVX2, and a word there.
+            unsafe { _mm256_set1_epi32(*from.cast()) }
+        }
+
+        #[inline(always)]
+        unsafe fn add_product(self, a: __m256i, b: __m256i) -> Self {
+            // SAFETY: the caller has AVX2 and FMA.
+            unsafe {
+                let first = |pair| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pair));
+                let mask = _mm256_set1_epi32(SECOND);
+                let second = |pair| _mm256_castsi256_ps(_mm256_and_si256(pair, mask));
+                let sum = _mm256_fmadd_ps(first(a), first(b), self.0);
+                Self(_mm256_fmadd_ps(second(a), second(b), sum))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn store(self, scale: f32, accumulate: bool, to: *mut f32) {
+            // SAFETY: passed on to the caller.
+            unsafe { Avx2(self.0).store(scale, accumulate, to) }
+        }
+
+        #[inline(always)]
+        fn prefetch(address: *const f32) {
+            prefetch(address);
+        }
+    }
+
+    impl Lanes for Avx512Pairs {
+        const COUNT: usize = 16;
+        type Words = __m512i;
+
+        #[inline(always)]
+        unsafe fn zero() -> Self {
+            // SAFETY: the caller has AVX-512.
+            Self(unsafe { _mm512_setzero_ps() })
+        }
+
+        #[inline(always)]
+        unsafe fn words(from: *const u32) -> __m512i {
+            // SAFETY: the caller has AVX-512, and 16 words there.
+            unsafe { _mm512_loadu_si512(from.cast()) }
+        }
+
+        #[inline(always)]
+        unsafe fn spread(from: *const u32) -> __m512i {
+            // SAFETY: the caller has AVX-512, and a word there.
+            unsafe { _mm512_set1_epi32(*from.cast()) }
+        }
+
+        #[inline(always)]
+        unsafe fn add_product(self, a: __m512i, b: __m512i) -> Self {
+            // SAFETY: the caller has AVX-512.
+            unsafe {
+                let first = |pair| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(pair));
+                let mask = _mm512_set1_epi32(SECOND);
+                let second = |pair| _mm512_castsi512_ps(_mm512_and_si512(pair, mask));
+                let sum = _mm512_fmadd_ps(first(a), first(b), self.0);
+                Self(_mm512_fmadd_ps(second(a), second(b), sum))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn store(self, scale: f32, accumulate: bool, to: *mut f32) {
+            // SAFETY: passed on to the caller.
+            unsafe { Avx512(self.0).store(scale, accumulate, to) }
         }
 
         #[inline(always)]

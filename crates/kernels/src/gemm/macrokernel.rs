@@ -55,6 +55,8 @@ pub(super) struct Product<L, R> {
     pub(super) columns: usize,
     /// Length of the reduction.
     pub(super) words: usize,
+    /// Length of its blocks, as [`block_of`].
+    pub(super) block: usize,
     pub(super) left: L,
     pub(super) right: R,
     pub(super) scale: f32,
@@ -115,7 +117,7 @@ impl<L: Left, R: Right> Product<L, R> {
         result: &Shared<'_>,
         finish: impl Fn(usize, Range<usize>),
     ) {
-        let block = block_of(self.words);
+        let block = self.block;
         let last = self.words.saturating_sub(1) / block * block;
         let columns_of =
             |panels: Range<usize>| panels.start * PANEL..self.columns.min(panels.end * PANEL);
@@ -180,7 +182,7 @@ impl<L: Left, R: Right> Product<L, R> {
 
 /// Words in a block of a reduction of `words`: nearly equal blocks, whole squares of a packed
 /// weight.
-fn block_of(words: usize) -> usize {
+pub(super) fn block_of(words: usize) -> usize {
     words
         .div_ceil(words.div_ceil(BLOCK).max(1))
         .max(1)

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::macrokernel::{Left, Product, Right};
+use super::macrokernel::{Left, Product, Right, block_of};
 use super::microkernel::{Kernel, PANEL, ROW};
 use super::packing::{Matrix, prefetch, rows_ahead, transpose};
 use crate::{Isa, KernelError};
@@ -130,6 +130,7 @@ fn run(
         rows: m,
         columns: n,
         words: k,
+        block: block_of(k),
         left,
         right: Panels {
             matrix: right,

@@ -23,6 +23,13 @@ pub(super) const BLOCK: usize = 512;
 /// rows of a tile do not all map to the same set of the L1 cache.
 pub(super) const ROW: usize = BLOCK + 16;
 
+/// A product of at most so few rows waits for the right operand's memory; the processor's own
+/// prefetcher stops at the end of each page.
+const FEW_ROWS: usize = 8;
+
+/// How many words ahead such a product prefetches.
+const AHEAD: usize = 2048;
+
 /// Rows of the tallest tile.
 const ROWS: usize = 14;
 
@@ -85,6 +92,23 @@ impl Kernel {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Bf16 => Some(Self {
                 widths: const { &[(32, &AVX512_BF16_2), (16, &AVX512_BF16_1)] },
+            }),
+            _ => None,
+        }
+    }
+
+    /// The kernel for words that are two bf16 where the processor has none of its own: for few
+    /// rows, which do not repay the copying of a panel as f32. Its sums have the bytes of
+    /// [`Kernel::f32`] over the same numbers in blocks of the same length.
+    pub(super) fn few_pairs(isa: Isa) -> Option<Self> {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => Some(Self {
+                widths: const { &[(32, &AVX512_PAIRS), (16, &AVX512_PAIRS_1)] },
+            }),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => Some(Self {
+                widths: const { &[(16, &AVX2_PAIRS), (8, &AVX2_PAIRS_1)] },
             }),
             _ => None,
         }
@@ -157,6 +181,11 @@ unsafe fn tile<L: Lanes, const M: usize, const V: usize>(tile: Tile) {
         let mut sums = [[L::zero(); V]; M];
         let (mut left, mut right) = (tile.left, tile.right);
         for _ in 0..tile.words {
+            if M <= FEW_ROWS {
+                for vector in 0..V {
+                    L::prefetch(right.wrapping_add(AHEAD + vector * L::COUNT).cast());
+                }
+            }
             let mut columns = [L::spread(right); V];
             for (vector, columns) in columns.iter_mut().enumerate() {
                 *columns = L::words(right.add(vector * L::COUNT));
@@ -203,6 +232,14 @@ heights! { "x86_64", "avx512f,avx512bf16":
 heights! { "x86_64", "avx512f":
     AVX512_2 = Avx512 x 2, rows 1 2 3 4 5 6 7 8 9 10 11 12 13 14;
     AVX512_1 = Avx512 x 1, rows 1 2 3 4 5 6 7 8 9 10 11 12 13 14;
+}
+heights! { "x86_64", "avx512f":
+    AVX512_PAIRS = Avx512Pairs x 2, rows 1 2 3 4 5 6 7 8;
+    AVX512_PAIRS_1 = Avx512Pairs x 1, rows 1 2 3 4 5 6 7 8;
+}
+heights! { "x86_64", "avx2,fma":
+    AVX2_PAIRS = Avx2Pairs x 2, rows 1 2 3 4;
+    AVX2_PAIRS_1 = Avx2Pairs x 1, rows 1 2 3 4;
 }
 heights! { "x86_64", "avx512f,avx512vl,fma":
     AVX512_HALF = Avx2 x 1, rows 1 2 3 4 5 6 7 8 9 10 11 12 13 14;

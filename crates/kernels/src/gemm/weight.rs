@@ -4,12 +4,16 @@ use std::ops::Range;
 
 use bytemuck::Zeroable;
 
-use super::macrokernel::{Left, Product, Right};
+use super::macrokernel::{Left, Product, Right, block_of};
 use super::microkernel::{Kernel, PANEL, ROW};
 use super::packing::{Matrix, prefetch, repair, round, round_pairs, rows_ahead, transpose, widen};
 use crate::scratch::{self, Line};
 use crate::simd::kernel;
 use crate::{Isa, KernelError, threads};
+
+/// The most rows for which bf16 becomes f32 in registers, again for each tile of rows. More repay the
+/// copying of a panel.
+const PAIRED_ROWS: usize = 32;
 
 /// The number format in which a frozen weight is stored and multiplied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -400,24 +404,30 @@ impl PackedWeight {
         accumulate: bool,
     ) -> Product<Rows<'a>, Panels<'a>> {
         let isa = Isa::current();
-        let (kernel, words) = match (self.precision, Kernel::bf16(isa)) {
-            (Precision::F32, _) => (Kernel::f32(isa), Words::F32),
-            (Precision::Bf16, Some(kernel)) => (kernel, Words::Pairs),
-            (Precision::Bf16, None) => (Kernel::f32(isa), Words::Widened),
-        };
         let (width, columns) = match direction {
             Direction::Forward => (self.input, self.out),
             Direction::Backward => (self.out, self.input),
+        };
+        let pairs = width.div_ceil(2);
+        // Squares are in the order of the few rows' kernel in one direction only.
+        let few = tokens <= PAIRED_ROWS && matches!(direction, Direction::Forward);
+        let few_pairs = Kernel::few_pairs(isa).filter(|_| few);
+        let (kernel, words, block) = match (self.precision, Kernel::bf16(isa), few_pairs) {
+            (Precision::F32, _, _) => (Kernel::f32(isa), Words::F32, block_of(width)),
+            (Precision::Bf16, Some(kernel), _) => (kernel, Words::Pairs, block_of(pairs)),
+            // The blocks of the widened numbers, so that other rows change no bit.
+            (Precision::Bf16, None, Some(kernel)) => (kernel, Words::Pairs, block_of(width) / 2),
+            (Precision::Bf16, None, None) => (Kernel::f32(isa), Words::Widened, block_of(width)),
         };
         Product {
             kernel,
             rows: tokens,
             columns,
-            words: if words == Words::Pairs {
-                width.div_ceil(2)
-            } else {
-                width
+            words: match words {
+                Words::Pairs => pairs,
+                Words::F32 | Words::Widened => width,
             },
+            block,
             left: Rows {
                 x: left,
                 width,
