@@ -25,6 +25,9 @@ const ROWS: usize = 256;
 /// The most panels of a task.
 const PANELS: usize = 24;
 
+/// Products of fewer multiplications are computed on the calling thread: to wake another takes longer.
+const SMALL: usize = 1 << 17;
+
 /// Panels whose columns are passed to `finish` together, while they are still in a cache.
 const FINISHED: usize = 4;
 
@@ -77,7 +80,7 @@ impl<L: Left, R: Right> Product<L, R> {
         let panels = self.columns.div_ceil(PANEL);
         let (tall, wide) = self.task(panels);
         let down = self.rows.div_ceil(tall);
-        threads::for_each(0..down * panels.div_ceil(wide), |task| {
+        let compute = |task: usize| {
             let (row, panel) = (task % down * tall, task / down * wide);
             let rows = row..self.rows.min(row + tall);
             let panels = panel..panels.min(panel + wide);
@@ -86,7 +89,12 @@ impl<L: Left, R: Right> Product<L, R> {
                 // SAFETY: a piece of this task's rectangle, which no other task touches.
                 finish(row, columns, unsafe { result.piece(piece) });
             });
-        });
+        };
+        let tasks = 0..down * panels.div_ceil(wide);
+        match self.rows * self.columns * self.words < SMALL {
+            true => tasks.for_each(compute),
+            false => threads::for_each(tasks, compute),
+        }
     }
 
     /// Rows and panels of one task: as many as suit the caches, or fewer if threads would be idle.
