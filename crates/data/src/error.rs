@@ -381,6 +381,15 @@ pub enum DataError {
         rows: usize,
     },
 
+    /// A directory, a pattern or a list of files of which none can be read as data.
+    #[error("`{}`: {reason}", given.display())]
+    DataFiles {
+        /// What was given.
+        given: PathBuf,
+        /// Why.
+        reason: String,
+    },
+
     /// A label set that is empty or has a label twice.
     #[error("label set: {reason}: give each class one name")]
     LabelSet {

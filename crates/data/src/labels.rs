@@ -162,9 +162,10 @@ impl LabelSet {
                 if is_nothing(&label) || is_a_word(&label) {
                     return Err(missing(table, row, column, format!("`{label}`")));
                 }
+                let (path, row) = table.place(row);
                 Err(DataError::UnknownLabel {
-                    path: table.path().to_owned(),
-                    row: row + 1,
+                    path,
+                    row,
                     column: column.to_owned(),
                     label: label.into_owned(),
                     known: self.names.clone(),
@@ -276,9 +277,10 @@ fn is_a_word(label: &str) -> bool {
 }
 
 fn missing(table: &Table, row: usize, column: &str, found: String) -> DataError {
+    let (path, row) = table.place(row);
     DataError::MissingLabel {
-        path: table.path().to_owned(),
-        row: row + 1,
+        path,
+        row,
         column: column.to_owned(),
         found,
     }

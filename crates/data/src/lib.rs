@@ -80,7 +80,7 @@ pub use labels::LabelSet;
 pub use order::Order;
 pub use prompt::{Piece, Prompt};
 pub use prompts::WritingPrompt;
-pub use readers::{Format, ReadOptions, parse_delimiter};
+pub use readers::{DataFile, Format, ReadOptions, parse_delimiter};
 pub use spelling::nearest_name;
 pub use table::{Table, Value};
 pub use tokenizer::{Alignment, Encoding, Tokenizer, check_max_length};

@@ -25,12 +25,7 @@ pub(crate) fn messages(table: &Table, column: &str, row: usize) -> Result<Vec<Js
     };
     let is_shared = messages.iter().any(|message| message.get("from").is_some());
     let messages: Result<Vec<Json>, _> = messages.into_iter().map(message).collect();
-    let mut messages = messages.map_err(|reason| DataError::Conversation {
-        path: table.path().to_owned(),
-        row: row + 1,
-        column: column.to_owned(),
-        reason,
-    })?;
+    let mut messages = messages.map_err(|reason| table.conversation(row, column, reason))?;
     if is_shared
         && let Some(system) = system(table, row)
         && messages

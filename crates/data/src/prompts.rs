@@ -105,12 +105,8 @@ impl WritingPrompt {
                     let answer = turns.pop_if(|turn| is_answer(turn));
                     let answer = answer.and_then(|turn| Some(turn["content"].as_str()?.to_owned()));
                     let rendered = template.render(&turns, true);
-                    let text = rendered.map_err(|error| DataError::Conversation {
-                        path: table.path().to_owned(),
-                        row: row + 1,
-                        column: column.clone(),
-                        reason: error.to_string(),
-                    })?;
+                    let text = rendered
+                        .map_err(|error| table.conversation(row, column, error.to_string()))?;
                     let right = match references {
                         Some(_) => texts_of(table, references, row)?,
                         None => answer.into_iter().collect(),

@@ -176,12 +176,8 @@ pub(super) fn conversations(
     let examples = Examples::of_rows(table, |row| {
         let messages = messages(table, column, row)?;
         let rendered = template.render_for_training(&messages);
-        let (text, spans) = rendered.map_err(|error| DataError::Conversation {
-            path: table.path().to_owned(),
-            row: row + 1,
-            column: column.to_owned(),
-            reason: error.to_string(),
-        })?;
+        let (text, spans) =
+            rendered.map_err(|error| table.conversation(row, column, error.to_string()))?;
         if loses_system_message(&messages, &text) {
             lost.fetch_add(1, Ordering::Relaxed);
         }

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::str::FromStr;
 
+use super::files::DataFile;
 use super::source::{STDIN, Source};
 use super::{csv, json, parquet};
 use crate::error::DataError;
@@ -110,8 +111,9 @@ impl Default for ReadOptions {
 }
 
 impl Table {
-    /// Reads a file; `-` is standard input. Files of the text formats may be compressed with gzip,
-    /// and be UTF-8 or, with a byte order mark, UTF-16.
+    /// Reads a file, or several, as [`DataFile::all`] has them: those in a directory, those that
+    /// match a pattern, or a list. `-` is standard input. Files of the text formats may be
+    /// compressed with gzip, and be UTF-8 or, with a byte order mark, UTF-16.
     ///
     /// What a compressed or a Parquet file becomes is at most 64 times its size, or 1 GiB.
     ///
@@ -120,12 +122,24 @@ impl Table {
     /// large, a ragged row, an unclosed quote, invalid JSON or Parquet.
     pub fn read(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Self, DataError> {
         let path = path.as_ref();
-        if path.is_dir() {
-            return Err(DataError::Io {
-                path: path.to_owned(),
-                source: std::io::Error::other("it is a directory: give one file of it"),
-            });
+        let files = DataFile::all(path, options)?;
+        if let [file] = files.as_slice()
+            && file.weight == 1.0
+        {
+            return Self::read_file(&file.path, options);
         }
+        let read = |file: &DataFile| Ok((Self::read_file(&file.path, options)?, file.weight));
+        let parts = files
+            .iter()
+            .map(read)
+            .collect::<Result<Vec<_>, DataError>>()?;
+        let table = Self::joined(path.to_owned(), parts)?;
+        tracing::info!(data = %path.display(), files = files.len(), rows = table.len(), "read");
+        table.first(options.limit.unwrap_or(usize::MAX))
+    }
+
+    /// Reads one file.
+    fn read_file(path: &Path, options: &ReadOptions) -> Result<Self, DataError> {
         let format = options.format.map_or_else(|| Format::of(path), Ok)?;
         match format {
             Format::Json => {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use indexmap::IndexMap;
 
-use super::{GrowingColumn, Stored, Table};
+use super::{GrowingColumn, Origins, Stored, Table};
 use crate::error::DataError;
 use crate::readers::ReadOptions;
 
@@ -163,6 +163,7 @@ impl<'a> TableBuilder<'a> {
             rows: self.rows,
             in_memory: self.options.in_memory,
             is_plain_text: false,
+            origins: Origins::default(),
         })
     }
 

@@ -150,9 +150,7 @@ impl Column {
     pub(crate) fn select(&self, rows: &[usize], in_memory: usize) -> Result<Self, DataError> {
         let mut selected = GrowingColumn::new(in_memory);
         for &row in rows {
-            let spelling = self.spelling(row);
-            selected.spellings.last().extend_from_slice(spelling);
-            selected.end(Mark(self.cells[row]).kind());
+            selected.push_cell(self, row);
             selected.settle()?;
         }
         selected.finish()
@@ -197,6 +195,14 @@ impl GrowingColumn {
             Value::Text(text) => self.push_text(&text),
             Value::Json(json) => self.spell(Kind::Json, &json),
         }
+    }
+
+    /// Appends a cell of another column.
+    pub(crate) fn push_cell(&mut self, column: &Column, row: usize) {
+        self.spellings
+            .last()
+            .extend_from_slice(column.spelling(row));
+        self.end(Mark(column.cells[row]).kind());
     }
 
     pub(crate) fn push_null(&mut self) {

@@ -2,6 +2,7 @@
 
 mod builder;
 mod column;
+mod joined;
 
 use std::path::{Path, PathBuf};
 
@@ -10,6 +11,7 @@ use serde_json::Value as Json;
 
 pub(crate) use self::builder::TableBuilder;
 pub(crate) use self::column::{Cell, Column, GrowingColumn};
+pub(crate) use self::joined::Origins;
 use crate::error::DataError;
 use crate::order;
 use crate::readers::ReadOptions;
@@ -83,6 +85,8 @@ pub struct Table {
     pub(crate) in_memory: usize,
     /// Whether the one row is a whole file of plain text.
     pub(crate) is_plain_text: bool,
+    /// Where rows come from, if they are of several files.
+    pub(crate) origins: Origins,
 }
 
 /// A column of which each cell is a text.
@@ -256,6 +260,7 @@ impl Table {
                 *column = column.select(&rows, self.in_memory)?;
             }
         }
+        self.origins.select(&rows);
         self.rows = count;
         Ok(self)
     }
@@ -270,11 +275,47 @@ impl Table {
         bytes.sum()
     }
 
+    /// The first rows, at most `count`.
+    ///
+    /// # Errors
+    /// [`DataError::Scratch`].
+    pub(crate) fn first(mut self, count: usize) -> Result<Self, DataError> {
+        if count >= self.rows {
+            return Ok(self);
+        }
+        let rows: Vec<usize> = (0..count).collect();
+        for stored in self.columns.values_mut() {
+            if let Stored::Read(column) = stored {
+                *column = column.select(&rows, self.in_memory)?;
+            }
+        }
+        self.origins.select(&rows);
+        self.rows = count;
+        Ok(self)
+    }
+
+    /// The file of a row (from 0), and the row's number there from 1, for messages.
+    pub fn place(&self, row: usize) -> (PathBuf, usize) {
+        match self.origins.of(row) {
+            Some((file, row)) => (file.clone(), row + 1),
+            None => (self.path.clone(), row + 1),
+        }
+    }
+
     /// The error for a text (`row` from 0) that becomes no token.
     pub(crate) fn empty_text(&self, row: usize) -> DataError {
-        DataError::EmptyText {
-            path: self.path.clone(),
-            row: row + 1,
+        let (path, row) = self.place(row);
+        DataError::EmptyText { path, row }
+    }
+
+    /// The error for a conversation (`row` from 0) that cannot be used.
+    pub(crate) fn conversation(&self, row: usize, column: &str, reason: String) -> DataError {
+        let (path, row) = self.place(row);
+        DataError::Conversation {
+            path,
+            row,
+            column: column.to_owned(),
+            reason,
         }
     }
 
@@ -284,9 +325,10 @@ impl Table {
             Some(Stored::Read(cells)) => cells.cell(row).describe(),
             _ => "nothing".to_owned(),
         };
+        let (path, row) = self.place(row);
         DataError::WrongType {
-            path: self.path.clone(),
-            row: row + 1,
+            path,
+            row,
             column: column.to_owned(),
             expected,
             found,

@@ -10,5 +10,6 @@ mod llama_cpp;
 mod older_tokenizers;
 mod readers;
 mod real_data;
+mod several_files;
 mod support;
 mod tokenizer;

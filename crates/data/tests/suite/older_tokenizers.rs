@@ -274,7 +274,7 @@ fn a_directory_says_which_class_its_files_belong_to() {
         matches!(
             &error,
             DataError::TokenizerMissing {
-                file: "vocab.json",
+                file: "tokenizer.json",
                 ..
             }
         ),

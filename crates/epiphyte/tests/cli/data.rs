@@ -277,3 +277,141 @@ fn prompts_have_several_columns_and_templates() {
     );
     assert!(errors.contains("leave `prompt_column` out"), "{errors}");
 }
+
+#[test]
+fn a_data_set_by_name_stands_for_its_settings_and_files() {
+    let here = Workplace::new();
+    std::fs::create_dir(here.path("RTE")).unwrap();
+    let rows = |count: usize| {
+        let mut rows = "index\tsentence1\tsentence2\tlabel\n".to_owned();
+        for row in 0..count {
+            let label = if row % 2 == 0 {
+                "not_entailment"
+            } else {
+                "entailment"
+            };
+            rows += &format!("{row}\tgood film\tfilm\t{label}\n");
+        }
+        rows
+    };
+    here.write("RTE/train.tsv", rows(8));
+    here.write("RTE/dev.tsv", rows(4));
+    let dry = here.json("train --model bert --task glue/rte --train-data RTE --output o --dry-run");
+    let text = dry.to_string();
+    for expected in [
+        "RTE/train.tsv",
+        "RTE/dev.tsv",
+        "sentence1",
+        "sentence2",
+        "accuracy",
+    ] {
+        assert!(text.contains(expected), "{expected}: {text}");
+    }
+    here.succeed(
+        "train --model bert --task glue/rte --train-data RTE --output o --max-steps 1 --quiet",
+    );
+    let record = here.record("o");
+    assert_eq!(record["task"]["task"], "sequence-classification");
+    assert_eq!(
+        record["task"]["labels"],
+        serde_json::json!(["entailment", "not_entailment"])
+    );
+    let scores = here.json("eval --model bert --adapter o --task glue/rte --data RTE");
+    assert_eq!(scores["examples"], 4);
+    let errors = here.fail(
+        2,
+        "eval --model bert --adapter o --task superglue/cb --data RTE",
+    );
+    assert!(errors.contains("`RTE` has no val.jsonl"), "{errors}");
+    std::fs::remove_file(here.path("RTE/train.tsv")).unwrap();
+    let errors = here.fail(
+        2,
+        "train --model bert --task glue/rte --train-data RTE --output p",
+    );
+    assert!(errors.contains("`RTE` has no train.tsv"), "{errors}");
+    let sets = here.succeed("data sets");
+    assert!(
+        sets.contains("glue/cola") && sets.contains("matthews"),
+        "{sets}"
+    );
+    assert!(here.json("data sets").as_array().unwrap().len() > 5);
+}
+
+#[test]
+fn a_preview_shows_what_the_model_reads_and_what_has_a_loss() {
+    let here = Workplace::new();
+    here.write(
+        "rows.csv",
+        "prompt,completion\nthe film, good\na film is, quite good film\n",
+    );
+    let ask = "data preview --model llama --task causal-lm --prompt-column prompt \
+               --completion-column completion --data rows.csv";
+    let shown = here.json(ask);
+    assert_eq!((&shown["rows"], &shown["examples"]), (&2.into(), &2.into()));
+    assert_eq!(shown["columns"]["completion_column"], "completion");
+    let first = &shown["preview"][0];
+    let loss = first["loss_tokens"].as_u64().unwrap();
+    assert!(
+        loss >= 2 && loss < first["tokens"].as_u64().unwrap(),
+        "{first}"
+    );
+    let parts = first["parts"].as_array().unwrap();
+    let of = |has_loss: bool| {
+        let parts = parts.iter().filter(|part| part["has_loss"] == has_loss);
+        parts
+            .map(|part| part["text"].as_str().unwrap())
+            .collect::<String>()
+    };
+    assert!(
+        of(false).contains("the film") && of(true).contains("good"),
+        "{first}"
+    );
+    let text = here.succeed(&format!("{ask} --rows 1 --max-length 4"));
+    assert!(
+        text.contains("example 1:") && !text.contains("example 2:"),
+        "{text}"
+    );
+    assert!(text.contains("[[") && text.contains("]]"), "{text}");
+    assert!(
+        text.contains("2 of more than 4 tokens; 5 tokens are lost"),
+        "{text}"
+    );
+    assert!(!here.path("llama/cache").exists());
+
+    here.write("labels.csv", "text,label\ngood film,yes\nfilm,no\n");
+    let shown = here.json(
+        "data preview --model bert --task sequence-classification --text-columns text \
+         --data labels.csv",
+    );
+    assert_eq!(shown["labels"], serde_json::json!(["no", "yes"]));
+    assert_eq!(shown["preview"][0]["label"], "yes");
+    let errors = here.fail_any(
+        "data preview --model bert --task sequence-classification --text-columns txt \
+         --data labels.csv",
+    );
+    assert!(errors.contains("txt"), "{errors}");
+}
+
+#[test]
+fn several_files_are_one_data_set_and_none_is_replaced() {
+    let here = Workplace::new();
+    here.write("part1.csv", "text,label\ngood film,yes\nfilm,no\n");
+    here.write(
+        "part2.csv",
+        "text,label\na good film,yes\nquite a film,no\n",
+    );
+    here.succeed(
+        "train --model bert --train-data part1.csv,part2.csv:2 --text-columns text --output o \
+         --max-steps 1 --quiet",
+    );
+    let scores = here.json("eval --model bert --adapter o --data part*.csv");
+    assert_eq!(scores["examples"], 4);
+    let errors = here.fail(
+        2,
+        "predict --model bert --adapter o --data part*.csv --output part2.csv --overwrite",
+    );
+    assert!(
+        errors.contains("is an input, the data `part2.csv`"),
+        "{errors}"
+    );
+}

@@ -5,6 +5,7 @@
 
 mod causal_lm;
 pub mod class_order;
+pub mod presets;
 mod regression;
 mod seq2seq;
 mod sequence_classification;

@@ -28,10 +28,13 @@ epiphyte_methods::settings! {
         model: PathBuf = PathBuf::new();
         /// Directory for the adapter, the log and the checkpoints.
         output: PathBuf = PathBuf::new();
-        /// Task: sequence-classification, regression, causal-lm or seq2seq.
+        /// Task: sequence-classification, regression, causal-lm or seq2seq; or a data set, such as
+        /// glue/rte (see `epiphyte data sets`), which says task, columns, classes and score, and
+        /// whose directory --train-data takes.
         task: TaskKind = TaskKind::default(), as Text;
         /// Training examples: .jsonl, .json, .csv, .tsv, .parquet or .txt, the text formats also
-        /// with .gz; - for standard input.
+        /// with .gz; a directory of such files, a pattern with * and ?, or several, separated by
+        /// commas, each with :N behind it if its rows count N times; - for standard input.
         train_data: PathBuf = PathBuf::new();
         /// Evaluation examples.
         eval_data: Option<PathBuf> = None;

@@ -117,13 +117,16 @@ fn class_of(directory: &Path, config: &Map<String, Json>) -> Result<&'static Cla
         }
         (None, None) => None,
     };
+    let has_any = |files: &[&str]| files.iter().any(|file| directory.join(file).is_file());
     match found {
-        Some(class) => Ok(class),
-        None if !has_older_files(directory) => Err(DataError::TokenizerMissing {
-            directory: directory.to_owned(),
-            file: "tokenizer.json",
-        }),
-        None => Err(DataError::TokenizerClass {
+        Some(class) if has_any(class.files) => Ok(class),
+        found if found.is_some() || !CLASSES.iter().any(|it| has_any(it.files)) => {
+            Err(DataError::TokenizerMissing {
+                directory: directory.to_owned(),
+                file: "tokenizer.json",
+            })
+        }
+        _ => Err(DataError::TokenizerClass {
             directory: directory.to_owned(),
             class: name,
             known: CLASSES
@@ -132,12 +135,6 @@ fn class_of(directory: &Path, config: &Map<String, Json>) -> Result<&'static Cla
                 .collect(),
         }),
     }
-}
-
-/// Whether a directory has any of the files that classes read.
-fn has_older_files(directory: &Path) -> bool {
-    let mut files = CLASSES.iter().flat_map(|class| class.files);
-    files.any(|file| directory.join(file).is_file())
 }
 
 /// The bytes of one of a tokenizer's files.

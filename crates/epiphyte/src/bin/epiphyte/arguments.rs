@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{eval, generate, inspect, merge, predict, quickstart, shell, train};
+use crate::commands::{data, eval, generate, inspect, merge, predict, quickstart, shell, train};
 use crate::global::Global;
 
 /// Fine-tune a pretrained transformer without changing it: the base stays frozen, and the trained
@@ -43,6 +43,9 @@ pub(crate) enum Command {
     /// Continue a text
     #[command(after_help = generate::EXAMPLES)]
     Generate(generate::Arguments),
+    /// Show what a model reads of a file, and which data sets are known by name
+    #[command(subcommand)]
+    Data(data::Command),
     /// List the fine-tuning methods and their flags
     #[command(after_help = "Examples:\n  epiphyte methods\n  epiphyte methods --json")]
     Methods,

@@ -1,5 +1,6 @@
 //! The subcommands, one file each.
 
+pub(crate) mod data;
 pub(crate) mod doctor;
 mod dry;
 pub(crate) mod eval;

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use epiphyte::data::{Batches, LabelSet, Order, Table};
+use epiphyte::data::{Batches, DataFile, LabelSet, Order, ReadOptions, Table};
 use epiphyte::methods::file::AdapterFile;
 use epiphyte::models::{HeadKind, LoadOptions, ModelConfig, head_outputs};
 use epiphyte::ops::Precision;
 use epiphyte::train::tasks::class_order::{BaseClasses, ClassOrder, TrainedHead, for_prediction};
 use epiphyte::train::tasks::names as task_names;
-use epiphyte::train::{LoadedAdapter, TaskKind, TaskSpec, open_adapter};
+use epiphyte::train::tasks::presets::Preset;
+use epiphyte::train::{LoadedAdapter, TaskKind, TaskSpec, TrainError, open_adapter};
 
 use crate::failure::UsageError;
 use crate::global::Global;
@@ -21,7 +22,8 @@ use crate::outputs::Input;
 /// The flags of `eval` and `predict`.
 #[derive(Args, Debug)]
 pub(crate) struct DataArguments {
-    /// Examples: .jsonl, .json, .csv, .tsv, .parquet or .txt, the text formats also with .gz; - for
+    /// Examples: .jsonl, .json, .csv, .tsv, .parquet or .txt, the text formats also with .gz; a
+    /// directory of such files, a pattern with * and ?, or several, separated by commas; - for
     /// standard input
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
@@ -115,8 +117,9 @@ impl Located<'_> {
 #[derive(Args, Debug, Default)]
 #[command(next_help_heading = "Task, if the adapter does not record it")]
 pub(crate) struct TaskArguments {
-    #[arg(long, value_name = "TASK", help = format!("Task: {}", task_names().join(", ")))]
-    task: Option<TaskKind>,
+    #[arg(long, value_name = "TASK", help = format!("Task: {}; or a data set, such as glue/rte (see \
+        `epiphyte data sets`), whose directory --data takes", task_names().join(", ")))]
+    task: Option<NamedTask>,
     /// Text column, or two for pairs
     #[arg(long, value_name = "A,B", value_delimiter = ',')]
     text_columns: Option<Vec<String>>,
@@ -170,6 +173,23 @@ pub(crate) struct TaskArguments {
     quoting: Option<bool>,
 }
 
+/// A task, or a data set with its task.
+#[derive(Clone, Copy, Debug)]
+struct NamedTask {
+    kind: TaskKind,
+    preset: Option<&'static Preset>,
+}
+
+impl std::str::FromStr for NamedTask {
+    type Err = TrainError;
+
+    fn from_str(name: &str) -> Result<Self, TrainError> {
+        let preset = Preset::named(name);
+        let kind = preset.map_or(name, |preset| preset.task).parse()?;
+        Ok(Self { kind, preset })
+    }
+}
+
 /// A loaded model and its examples.
 pub(crate) struct Opened {
     /// Base model and adapter.
@@ -199,10 +219,21 @@ impl DataArguments {
         Ok(hub::resolve(&self.model.model)?)
     }
 
-    /// What the command reads, with the base model in `model`.
-    pub(crate) fn inputs<'a>(&'a self, model: &'a Path) -> Vec<Input<'a>> {
+    /// The files of the data.
+    pub(crate) fn files(&self) -> Result<Vec<PathBuf>> {
+        let given = self.task.file(&self.data)?;
+        let options = ReadOptions {
+            format: self.task.format,
+            ..ReadOptions::default()
+        };
+        let files = DataFile::all(&given, &options)?;
+        Ok(files.into_iter().map(|file| file.path).collect())
+    }
+
+    /// What the command reads, with the base model in `model` and the data in `files`.
+    pub(crate) fn inputs<'a>(&'a self, model: &'a Path, files: &'a [PathBuf]) -> Vec<Input<'a>> {
         let mut inputs = self.model.inputs(model);
-        inputs.push(Input::new("the data", &self.data));
+        inputs.extend(files.iter().map(|file| Input::new("the data", file)));
         inputs
     }
 
@@ -244,15 +275,12 @@ impl DataArguments {
             return Err(UsageError::Other(problem.to_owned()).into());
         }
         let rows = self.max_rows.map(|rows| rows as usize);
-        let mut reading = epiphyte::data::ReadOptions {
-            format: self.task.format,
-            limit: rows.filter(|_| !labelled),
-            ..spec.reading()?
-        };
+        let mut reading = self.task.reading(&spec)?;
+        reading.limit = rows.filter(|_| !labelled);
         if let Some(read) = &mut reading.columns {
             read.extend_from_slice(columns);
         }
-        let mut table = Table::read(&self.data, &reading)?;
+        let mut table = Table::read(self.task.file(&self.data)?, &reading)?;
         if let Some(rows) = rows {
             table = table.sample(rows, 0)?;
         }
@@ -303,12 +331,54 @@ impl DataArguments {
             outputs: own_outputs.flatten().or(base.outputs),
             base,
         };
-        let given = self.task.labels.as_deref().unwrap_or_default();
-        Ok(for_prediction(&head, given, found)?)
+        let given = match (&self.task.labels, &recorded) {
+            // A data set's order stands behind the one that an adapter records.
+            (None, Some(recorded)) if !recorded.labels.is_empty() => Vec::new(),
+            _ => self.task.class_names(),
+        };
+        Ok(for_prediction(&head, &given, found)?)
     }
 }
 
 impl TaskArguments {
+    /// The data set, if one is named.
+    fn preset(&self) -> Option<&'static Preset> {
+        self.task.and_then(|task| task.preset)
+    }
+
+    /// The file of examples: of a data set's directory, its file for evaluation.
+    pub(crate) fn file(&self, data: &Path) -> Result<PathBuf> {
+        let Some(preset) = self.preset().filter(|_| data.is_dir()) else {
+            return Ok(data.to_owned());
+        };
+        preset.eval_file(data).ok_or_else(|| {
+            let problem = format!(
+                "--data: `{}` has no {}, the evaluation data of {}: name the file",
+                data.display(),
+                preset.eval.join(" or "),
+                preset.name
+            );
+            UsageError::Other(problem).into()
+        })
+    }
+
+    /// How the file of a task is read.
+    pub(crate) fn reading(&self, spec: &TaskSpec) -> Result<ReadOptions> {
+        Ok(ReadOptions {
+            format: self.format,
+            ..spec.reading()?
+        })
+    }
+
+    /// The names of the classes: those that are given, or those of the data set.
+    pub(crate) fn class_names(&self) -> Vec<String> {
+        let of_preset = || {
+            let labels = self.preset().map_or(&[][..], |preset| preset.labels);
+            labels.iter().map(|&label| label.to_owned()).collect()
+        };
+        self.labels.clone().unwrap_or_else(of_preset)
+    }
+
     /// The task: flags override what the adapter records, which overrides the base model's
     /// defaults. `labels` are those that the adapter records.
     pub(crate) fn spec(
@@ -318,7 +388,7 @@ impl TaskArguments {
     ) -> Result<TaskSpec> {
         let recorded = recorded_task(file)?;
         let task = match (self.task, &recorded, file) {
-            (Some(task), _, _) => task,
+            (Some(task), _, _) => task.kind,
             (None, Some(recorded), _) => recorded.task,
             (None, None, Some(file)) => peft_task(file, config)?.ok_or_else(|| {
                 let problem = "the adapter does not record its task: pass --task";
@@ -340,6 +410,12 @@ impl TaskArguments {
         });
         spec.task = task;
         let columns = &mut spec.columns;
+        if let Some(preset) = self.preset() {
+            let names = preset.text_columns.iter();
+            columns.text_columns = names.map(|&name| name.to_owned()).collect();
+            columns.label_column = Some(preset.label_column.to_owned());
+            spec.no_header |= preset.no_header;
+        }
         if let Some(text_columns) = &self.text_columns {
             columns.text_columns.clone_from(text_columns);
         }
@@ -419,11 +495,12 @@ pub(crate) fn spec_of_adapter(
     given: &[String],
 ) -> Result<Option<TaskSpec>> {
     let config = ModelConfig::open(model)?;
+    let kind = match recorded_task(Some(file))? {
+        Some(recorded) => Some(recorded.task),
+        None => peft_task(file, &config)?,
+    };
     let arguments = TaskArguments {
-        task: match recorded_task(Some(file))? {
-            Some(recorded) => Some(recorded.task),
-            None => peft_task(file, &config)?,
-        },
+        task: kind.map(|kind| NamedTask { kind, preset: None }),
         ..TaskArguments::default()
     };
     if arguments.task.is_none() {

@@ -65,6 +65,7 @@ fn main() -> ExitCode {
         Command::Eval(arguments) => commands::eval::run(arguments, &global),
         Command::Predict(arguments) => commands::predict::run(arguments, &global),
         Command::Generate(arguments) => commands::generate::run(arguments, &global),
+        Command::Data(command) => commands::data::run(command, &global),
         Command::Methods => commands::methods::run(&global),
         Command::Inspect(arguments) => commands::inspect::run(arguments, &global),
         Command::Merge(arguments) => commands::merge::run(arguments, &global),

@@ -7,15 +7,16 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::num::IntErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::{Arg, ArgMatches, Command};
 use epiphyte::methods::{
     Definition, Flag, FlagKind, METHODS, MethodError, Modules, Settings, by_name,
 };
+use epiphyte::train::tasks::presets::Preset;
 use epiphyte::train::{RunConfig, TrainError};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::failure::UsageError;
 use crate::foreign_names;
@@ -208,8 +209,60 @@ pub(crate) fn run_configs(file: Option<&Path>, given: &GivenFlags) -> Result<Vec
     configs.collect()
 }
 
+/// What a data set stands for that is named in the place of a task, in front of what is said
+/// otherwise; the directory that is given as its data becomes its files.
+fn with_preset(entries: Vec<Entry>) -> Result<Vec<Entry>> {
+    let said = |key: &str| {
+        entries
+            .iter()
+            .rposition(|entry| entry.name.replace('-', "_") == key)
+    };
+    let text = |at: usize| entries[at].value.as_str();
+    let preset = said("task").and_then(|at| Some((at, Preset::named(text(at)?)?)));
+    let Some((at, preset)) = preset else {
+        return Ok(entries);
+    };
+    let place = entries[at].place.clone();
+    let entry = |name: &str, value: Value| Entry {
+        place: place.clone(),
+        name: name.replace('_', "-"),
+        value,
+    };
+    let settings = preset.settings().into_iter();
+    let mut all: Vec<Entry> = settings.map(|(key, value)| entry(&key, value)).collect();
+    let mut has_evaluation = said("eval_data").is_some();
+    let directory = said("train_data").and_then(|at| Some((at, PathBuf::from(text(at)?))));
+    let directory = directory.filter(|(_, path)| path.is_dir());
+    let (mut others, file) = (entries.clone(), |path: PathBuf| json!(path));
+    if let Some((at, directory)) = directory {
+        let train = preset
+            .train_file(&directory)
+            .ok_or_else(|| UsageError::Value {
+                place: others[at].place.clone(),
+                problem: format!(
+                    "`{}` has no {}, the training data of {}: name the file",
+                    directory.display(),
+                    preset.train.join(" or "),
+                    preset.name
+                ),
+            })?;
+        others[at].value = file(train);
+        if let Some(eval) = preset.eval_file(&directory).filter(|_| !has_evaluation) {
+            all.push(entry("eval_data", file(eval)));
+            has_evaluation = true;
+        }
+    }
+    if has_evaluation {
+        all.push(entry("metric_for_best_model", json!(preset.metric)));
+    }
+    others.retain(|other| other.name != "task");
+    all.extend(others);
+    Ok(all)
+}
+
 /// The configuration of one run; what is said later overrides what is said earlier.
 fn run_config(entries: Vec<Entry>) -> Result<GivenRun> {
+    let entries = with_preset(entries)?;
     let said = entries.iter().rev().find(|entry| entry.name == "method");
     let name = said.and_then(|entry| entry.value.as_str().map(str::to_owned));
     let method = by_name(&name.unwrap_or_else(|| RunConfig::default().method))?;

@@ -76,8 +76,10 @@ impl WritingArguments {
     /// Has the model write, writes the texts to the output, and scores them.
     pub(crate) fn run(&self, data: &DataArguments, global: &Global) -> Result<WrittenScores> {
         let model_dir = data.model_dir()?;
+        let files = data.files()?;
+        let inputs = data.inputs(&model_dir, &files);
         let destination = self.output.as_deref().map(|path| {
-            let destination = outputs::check_file(path, &data.inputs(&model_dir), self.overwrite)?;
+            let destination = outputs::check_file(path, &inputs, self.overwrite)?;
             Ok::<_, anyhow::Error>((path, destination, output_format(path)?))
         });
         let destination = destination.transpose()?;

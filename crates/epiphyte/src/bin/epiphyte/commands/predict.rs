@@ -54,7 +54,8 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let output = &arguments.output;
     let model = arguments.data.model_dir()?;
-    let inputs = arguments.data.inputs(&model);
+    let files = arguments.data.files()?;
+    let inputs = arguments.data.inputs(&model, &files);
     let destination = outputs::check_file(output, &inputs, arguments.overwrite)?;
     let format = arguments.format(destination)?;
     let opened = arguments.data.open(false, &arguments.columns, global)?;
