@@ -1,5 +1,5 @@
-//! The files that a path of data names: itself, those in a directory, those that match a pattern, or
-//! several of these separated by commas, each with how often its rows count.
+//! The files that a path of data names: itself, those in a directory, those that match a pattern,
+//! or several of these separated by commas, each with how often its rows count.
 //!
 //! | given | read |
 //! | --- | --- |
@@ -32,8 +32,8 @@ impl DataFile {
     /// The files that a path of data names.
     ///
     /// # Errors
-    /// [`DataError::DataFiles`] if there are none, or a directory has files of several formats or of
-    /// several splits, such as training and test data; [`DataError::Io`].
+    /// [`DataError::DataFiles`] if there are none, or a directory has files of several formats or
+    /// of several splits, such as training and test data; [`DataError::Io`].
     pub fn all(given: &Path, options: &ReadOptions) -> Result<Vec<Self>, DataError> {
         let whole = |path: &Path| Self {
             path: path.to_owned(),

@@ -68,7 +68,7 @@ impl Table {
         for name in names {
             let stored = |(table, _): &'_ Weighted| table.columns.get(name).cloned();
             let read: Vec<Option<Stored<Column>>> = parts.iter().map(stored).collect();
-            // A column that one file cannot give is one that nobody can use.
+            // What is wrong with the column in one file is an error for those who ask for it.
             let unusable = read
                 .iter()
                 .flatten()
