@@ -8,6 +8,7 @@ mod golden;
 mod large;
 mod llama_cpp;
 mod older_tokenizers;
+mod prompts;
 mod readers;
 mod real_data;
 mod several_files;
