@@ -98,7 +98,16 @@ fn every_class_gives_the_tokens_of_transformers() {
             .iter()
             .map(|(name, content)| (name.as_str(), content.bytes()))
             .collect();
-        check(case, directory(&files, &case.settings).path());
+        let directory = directory(&files, &case.settings);
+        check(case, directory.path());
+        // Adapters record the hash.
+        let hash = || {
+            Tokenizer::load(directory.path())
+                .unwrap()
+                .content_hash()
+                .to_owned()
+        };
+        assert_eq!(hash(), hash(), "{}", case.name);
     }
 }
 

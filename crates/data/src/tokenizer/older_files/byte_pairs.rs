@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
 
+use indexmap::IndexMap;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::{Value as Json, json};
 
@@ -21,7 +22,7 @@ pub(super) fn read_pair(directory: &Path) -> Result<Vocabulary, DataError> {
     let path = directory.join("vocab.json");
     let pieces: Pieces = serde_json::from_slice(&read(directory, "vocab.json")?)
         .map_err(|error| invalid(&path, error))?;
-    let mut ids = HashMap::new();
+    let mut ids = IndexMap::new();
     let mut by_id: HashMap<u32, String> = HashMap::new();
     for (piece, id) in pieces.0 {
         if let Some(other) = by_id.insert(id, piece.clone()) {
@@ -42,7 +43,7 @@ pub(super) fn read_pair(directory: &Path) -> Result<Vocabulary, DataError> {
 }
 
 /// A byte-level model without an unknown token.
-fn model(ids: &HashMap<String, u32>, merges: &[[String; 2]]) -> Json {
+fn model(ids: &IndexMap<String, u32>, merges: &[[String; 2]]) -> Json {
     json!({
         "type": "BPE",
         "dropout": null,
@@ -58,7 +59,7 @@ fn model(ids: &HashMap<String, u32>, merges: &[[String; 2]]) -> Json {
 }
 
 /// The pairs of `merges.txt`.
-fn merges(directory: &Path, ids: &HashMap<String, u32>) -> Result<Vec<[String; 2]>, DataError> {
+fn merges(directory: &Path, ids: &IndexMap<String, u32>) -> Result<Vec<[String; 2]>, DataError> {
     let path = directory.join("merges.txt");
     let text = read_text(directory, "merges.txt")?;
     let mut merges = Vec::new();

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use indexmap::IndexMap;
 use serde_json::{Value as Json, json};
 
 use super::added_tokens::{AddedTokens, Named};
@@ -407,8 +408,7 @@ fn sentence_piece_pairs(
 ) -> Result<Vocabulary, DataError> {
     let model = read_model(directory, "tokenizer.model", Algorithm::BytePairs)?;
     let pieces = model.pieces.iter().zip(0..);
-    let ids: std::collections::HashMap<String, u32> =
-        pieces.map(|((piece, _), id)| (piece.clone(), id)).collect();
+    let ids: IndexMap<String, u32> = pieces.map(|((piece, _), id)| (piece.clone(), id)).collect();
     let mut merges = Vec::new();
     let mut scored: Vec<&(String, f32)> = model.pieces.iter().collect();
     scored.sort_by(|(_, a), (_, b)| b.total_cmp(a));

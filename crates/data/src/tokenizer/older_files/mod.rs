@@ -17,7 +17,6 @@ mod sentence_piece;
 mod settings;
 mod word_pieces;
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use epiphyte_io::mistaken_file;
@@ -46,8 +45,8 @@ struct Vocabulary {
     path: PathBuf,
     /// The model.
     model: Json,
-    /// The id of each piece.
-    ids: HashMap<String, u32>,
+    /// The id of each piece, in the order of the file, on which the tokenizer's hash depends.
+    ids: IndexMap<String, u32>,
     /// The number of pieces; the first added token gets this id.
     size: usize,
     /// Pieces that a text is split at: a SentencePiece model's control and user-defined symbols.

@@ -1,8 +1,8 @@
 //! `vocab.txt`: a piece a line, whose number is its id.
 
-use std::collections::HashMap;
 use std::path::Path;
 
+use indexmap::IndexMap;
 use serde_json::json;
 
 use super::{Vocabulary, invalid, read_text};
@@ -16,7 +16,7 @@ use crate::error::DataError;
 pub(super) fn read(directory: &Path, unknown: &str) -> Result<Vocabulary, DataError> {
     let path = directory.join("vocab.txt");
     let text = read_text(directory, "vocab.txt")?;
-    let mut ids = HashMap::new();
+    let mut ids = IndexMap::new();
     for (id, line) in (0..).zip(text.lines()) {
         let piece = line.trim_end();
         let before = ids.insert(piece.to_owned(), id);
