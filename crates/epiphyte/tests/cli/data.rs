@@ -415,3 +415,32 @@ fn several_files_are_one_data_set_and_none_is_replaced() {
         "{errors}"
     );
 }
+
+#[test]
+fn a_base_may_have_the_older_files_of_its_tokenizer() {
+    let here = Workplace::new();
+    let file: Value = serde_json::from_str(&here.read("bert/tokenizer.json")).unwrap();
+    let vocabulary = file["model"]["vocab"].as_object().unwrap();
+    let mut pieces: Vec<(u64, &String)> = vocabulary
+        .iter()
+        .map(|(piece, id)| (id.as_u64().unwrap(), piece))
+        .collect();
+    pieces.sort_unstable();
+    let lines: Vec<&str> = pieces.iter().map(|(_, piece)| piece.as_str()).collect();
+    here.write("bert/vocab.txt", lines.join("\n"));
+    std::fs::remove_file(here.path("bert/tokenizer.json")).unwrap();
+    here.succeed(&format!(
+        "{CLASSIFY} --max-steps 1 --output adapter --quiet"
+    ));
+    // The tokenizer is the same one in each process.
+    here.succeed("eval --model bert --adapter adapter --data dev.jsonl");
+    here.write(
+        "bert/vocab.txt",
+        format!("{}\n{}", lines.join("\n"), lines[0]),
+    );
+    let errors = here.fail(1, "eval --model bert --adapter adapter --data dev.jsonl");
+    assert!(
+        errors.contains("bert/vocab.txt") && errors.contains("is on line 1"),
+        "{errors}"
+    );
+}

@@ -196,6 +196,12 @@ mod tests {
             ("glue/wnli", "glue_wnli", Some(635), 71),
             ("superglue/boolq", "superglue_boolq", None, 3_270),
             ("superglue/cb", "superglue_cb", Some(250), 56),
+            (
+                "superglue/rte",
+                "superglue_fewglue_32dev/RTE",
+                Some(32),
+                277,
+            ),
             ("chnsenticorp", "chnsenticorp", Some(9_600), 1_200),
         ];
         for (name, folder, train, eval) in cases {
