@@ -45,7 +45,9 @@ def make_batch(base: Base, vocabulary: int) -> dict:
     if base.head == "classification_head":
         # The head reads the state of the token that ends a text.
         batch["input_ids"] = rows = [row[:-1] + [1] for row in rows]
-    if base.task == "SEQ_CLS":
+    if base.reads:
+        batch["reads"] = base.reads
+    if base.reads or base.task == "SEQ_CLS":
         batch["labels"] = base.labels
     elif base.task == "SEQ_2_SEQ_LM":
         labels = [torch.randint(5, vocabulary, (n,), generator=generator).tolist() for n in base.targets]
@@ -76,7 +78,9 @@ def to_torch(batch: dict) -> dict[str, torch.Tensor]:
     if "token_type_ids" in batch:
         tensors["token_type_ids"] = pad(batch["token_type_ids"], 0)
     labels = batch["labels"]
-    if isinstance(labels[0], list):
+    if batch.get("reads") == "answers":
+        tensors["start_positions"], tensors["end_positions"] = torch.tensor(labels).T
+    elif isinstance(labels[0], list):
         tensors["labels"] = pad(labels, -100)
     else:
         tensors["labels"] = torch.tensor(labels, dtype=torch.float64 if isinstance(labels[0], float) else None)
@@ -90,6 +94,18 @@ def forward(model, base: Base, method: str, batch: dict):
         alone = [{key: value[i : i + 1] for key, value in batch.items()} for i in range(len(batch["labels"]))]
         outputs = [model(**to_torch(row)) for row in alone]
         return sum(o.loss for o in outputs) / len(outputs), torch.cat([o.logits for o in outputs])
+    if base.reads == "answers":
+        # transformers chooses among all positions, those of padding too: run each row alone.
+        alone = [{key: value[i : i + 1] for key, value in batch.items() if key != "reads"} for i in range(len(batch["labels"]))]
+        outputs = [model(**to_torch(row | {"reads": base.reads})) for row in alone]
+        logits = [torch.stack([o.start_logits[0], o.end_logits[0]], dim=1) for o in outputs]
+        return sum(o.loss for o in outputs) / len(outputs), torch.cat(logits)
+    if base.reads == "choices":
+        inputs = to_torch(batch)
+        examples = len(inputs["labels"])
+        by_example = {key: value if key == "labels" else value.unflatten(0, (examples, -1)) for key, value in inputs.items()}
+        output = model(**by_example)
+        return output.loss, output.logits
     output = model(**to_torch(batch))
     if base.task == "SEQ_CLS":
         return output.loss, output.logits
@@ -281,7 +297,7 @@ def hidden_states(model, base: Base, batch: dict) -> dict[str, torch.Tensor]:
 
     inputs = to_torch(batch)
     if not model.config.is_encoder_decoder:
-        del inputs["labels"]
+        inputs = {key: inputs[key] for key in inputs if key not in ("labels", "start_positions", "end_positions")}
         states = model.base_model(**inputs, output_hidden_states=True).hidden_states
         return {f"hidden_states/{i}": unpadded(state, base.lengths) for i, state in enumerate(states)}
     output = model(**inputs, output_hidden_states=True)

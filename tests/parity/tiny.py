@@ -8,18 +8,33 @@ import torch
 from peft import AdaLoraConfig, IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig, VeraConfig
 from transformers import (
     AlbertConfig,
+    AlbertForMultipleChoice,
+    AlbertForQuestionAnswering,
     AlbertForSequenceClassification,
+    AlbertForTokenClassification,
     BartConfig,
     BartForConditionalGeneration,
     BartForSequenceClassification,
     BertConfig,
+    BertForMultipleChoice,
+    BertForQuestionAnswering,
     BertForSequenceClassification,
+    BertForTokenClassification,
     DebertaV2Config,
+    DebertaV2ForMultipleChoice,
+    DebertaV2ForQuestionAnswering,
     DebertaV2ForSequenceClassification,
+    DebertaV2ForTokenClassification,
     DistilBertConfig,
+    DistilBertForMultipleChoice,
+    DistilBertForQuestionAnswering,
     DistilBertForSequenceClassification,
+    DistilBertForTokenClassification,
     ElectraConfig,
+    ElectraForMultipleChoice,
+    ElectraForQuestionAnswering,
     ElectraForSequenceClassification,
+    ElectraForTokenClassification,
     Gemma2Config,
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
@@ -43,9 +58,15 @@ from transformers import (
     MistralConfig,
     MistralForCausalLM,
     ModernBertConfig,
+    ModernBertForMultipleChoice,
+    ModernBertForQuestionAnswering,
     ModernBertForSequenceClassification,
+    ModernBertForTokenClassification,
     MPNetConfig,
+    MPNetForMultipleChoice,
+    MPNetForQuestionAnswering,
     MPNetForSequenceClassification,
+    MPNetForTokenClassification,
     MT5Config,
     MT5ForConditionalGeneration,
     Olmo2Config,
@@ -59,7 +80,10 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
     RobertaConfig,
+    RobertaForMultipleChoice,
+    RobertaForQuestionAnswering,
     RobertaForSequenceClassification,
+    RobertaForTokenClassification,
     SmolLM3Config,
     SmolLM3ForCausalLM,
     XLMRobertaConfig,
@@ -176,6 +200,8 @@ class Base:
     pair: bool = False
     # The task's head, where PEFT does not know its name.
     head: str | None = None
+    # What the head reads: each token's class, an answer's ends, or choices; else a sequence or its next tokens.
+    reads: str | None = None
     # How transformers computes attention, where its own choice leaves something out, such as soft caps.
     attention: str | None = None
     # Names that transformers changes when it saves a model: the live beginning, and that of the file.
@@ -343,6 +369,38 @@ def bart(model_class, config_class=BartConfig, **changes):
         "decoder_start_token_id": 1,
     } | changes
     return lambda: model_class(config_class(**settings))
+
+
+def with_other_heads(name, names, config_class, classes, **changes):
+    """The encoder of a family, still smaller, with the heads for tokens, answers and choices."""
+    lengths = [9, 6, 11, 4]
+    labels = {
+        "tokens": [[-100, 2, 0, -100, 1, 1, 0, 2, -100], [0, -100, 1, 1, 2, -100], [-100] * 4 + [1] * 7, [2, 0, 1, 2]],
+        "answers": [[2, 4], [0, 0], [10, 10], [1, 3]],
+        "choices": [1, 0],
+    }
+    tasks = {"tokens": "TOKEN_CLS", "answers": "QUESTION_ANS", "choices": "SEQ_CLS"}
+    small = {
+        "vocab_size": 26,
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 12,
+        "max_position_embeddings": 24,
+    }
+    return [
+        Base(
+            f"{name}_{reads}",
+            encoder(model_class, config_class, **(small | changes | {"num_labels": 3 if reads == "tokens" else 2})),
+            names,
+            tasks[reads],
+            lengths,
+            labels=labels[reads],
+            reads=reads,
+            methods=["lora", "full"] if name == "bert" else ["full"],
+        )
+        for reads, model_class in zip(tasks, classes)
+    ]
 
 
 MODERNBERT_TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
@@ -593,6 +651,69 @@ BASES = [
             ),
         ]
     ],
+    *with_other_heads(
+        "bert",
+        BERT,
+        BertConfig,
+        [BertForTokenClassification, BertForQuestionAnswering, BertForMultipleChoice],
+    ),
+    *with_other_heads(
+        "roberta",
+        BERT,
+        RobertaConfig,
+        [RobertaForTokenClassification, RobertaForQuestionAnswering, RobertaForMultipleChoice],
+        type_vocab_size=1,
+        pad_token_id=3,
+    ),
+    *with_other_heads(
+        "distilbert",
+        DISTILBERT,
+        DistilBertConfig,
+        [DistilBertForTokenClassification, DistilBertForQuestionAnswering, DistilBertForMultipleChoice],
+        vocab_size=28,
+        hidden_dim=12,
+    ),
+    *with_other_heads(
+        "electra",
+        BERT,
+        ElectraConfig,
+        [ElectraForTokenClassification, ElectraForQuestionAnswering, ElectraForMultipleChoice],
+        embedding_size=4,
+    ),
+    *with_other_heads(
+        "mpnet",
+        MPNET,
+        MPNetConfig,
+        [MPNetForTokenClassification, MPNetForQuestionAnswering, MPNetForMultipleChoice],
+        pad_token_id=1,
+    ),
+    *with_other_heads(
+        "deberta",
+        DEBERTA,
+        DebertaV2Config,
+        [DebertaV2ForTokenClassification, DebertaV2ForQuestionAnswering, DebertaV2ForMultipleChoice],
+        relative_attention=True,
+        position_buckets=4,
+        norm_rel_ebd="layer_norm",
+        share_att_key=True,
+        pos_att_type="p2c|c2p",
+        position_biased_input=False,
+    ),
+    *with_other_heads(
+        "albert",
+        ALBERT,
+        AlbertConfig,
+        [AlbertForTokenClassification, AlbertForQuestionAnswering, AlbertForMultipleChoice],
+        embedding_size=4,
+    ),
+    *with_other_heads(
+        "modernbert",
+        MODERNBERT,
+        ModernBertConfig,
+        [ModernBertForTokenClassification, ModernBertForQuestionAnswering, ModernBertForMultipleChoice],
+        classifier_pooling="mean",
+        **MODERNBERT_TOKENS,
+    ),
     Base(
         "gpt2",
         gpt2(GPT2LMHeadModel, scale_attn_by_inverse_layer_idx=True),

@@ -8,7 +8,7 @@ use std::borrow::Borrow;
 use std::ops::Range;
 
 use crate::error::DataError;
-use crate::example::{Example, Target};
+use crate::example::{Example, Target, UNKNOWN};
 use crate::examples::Examples;
 use crate::order::Order;
 
@@ -19,6 +19,26 @@ pub enum Targets {
     Classes(Vec<i64>),
     /// One number per sequence: `[sequences]`.
     Numbers(Vec<f32>),
+    /// 0 or 1 for each class, row by row: `[sequences, classes]`.
+    ClassSets(Vec<f32>),
+    /// One class per token, aligned with the ids and not shifted: `[tokens]`; [`crate::IGNORED`]
+    /// for tokens that do not count, [`crate::UNKNOWN`] where the class is not known.
+    TokenClasses(Vec<i64>),
+    /// The first and the last token of each sequence's answer, counted from its own first:
+    /// `[sequences]` each.
+    Spans {
+        /// The first tokens.
+        starts: Vec<i64>,
+        /// The last tokens.
+        ends: Vec<i64>,
+    },
+    /// The right choice of each example, whose choices are sequences in a row: `[examples]`.
+    Choices {
+        /// The right ones, from 0; [`crate::UNKNOWN`] where it is not known.
+        chosen: Vec<i64>,
+        /// The choices of an example.
+        choices: usize,
+    },
     /// One label per token, aligned with the ids: `[tokens]`; [`crate::IGNORED`] for tokens that do
     /// not count. The first label of a sequence is never predicted, since the model shifts within
     /// each sequence.
@@ -53,7 +73,7 @@ pub struct Batch {
     pub boundaries: Vec<usize>,
     /// What is to be predicted.
     pub targets: Targets,
-    /// The position of each sequence in the data set, from 0: `[sequences]`.
+    /// The position of each example in the data set, from 0: `[examples]`.
     pub positions: Vec<usize>,
 }
 
@@ -74,14 +94,32 @@ impl Batch {
         };
         for (index, (position, example)) in examples.into_iter().enumerate() {
             let example = example.borrow();
+            match &example.target {
+                Target::Choice { lengths, .. } => {
+                    for length in lengths {
+                        let start = batch.boundaries[batch.boundaries.len() - 1];
+                        batch.boundaries.push(start + length);
+                    }
+                }
+                _ => batch.boundaries.push(batch.ids.len() + example.ids.len()),
+            }
             batch.ids.extend(&example.ids);
             batch.type_ids.extend(&example.type_ids);
-            batch.boundaries.push(batch.ids.len());
             batch.positions.push(position);
             if index == 0 {
                 batch.targets = match example.target {
                     Target::Class(_) => Targets::Classes(Vec::new()),
                     Target::Number(_) => Targets::Numbers(Vec::new()),
+                    Target::ClassSet(_) => Targets::ClassSets(Vec::new()),
+                    Target::TokenClasses(_) => Targets::TokenClasses(Vec::new()),
+                    Target::Span(_) => Targets::Spans {
+                        starts: Vec::new(),
+                        ends: Vec::new(),
+                    },
+                    Target::Choice { ref lengths, .. } => Targets::Choices {
+                        chosen: Vec::new(),
+                        choices: lengths.len(),
+                    },
                     Target::Tokens(_) => Targets::Tokens(Vec::new()),
                     Target::Sequence(_) => Targets::Sequences(TargetSequences {
                         labels: Vec::new(),
@@ -93,6 +131,23 @@ impl Batch {
             match (&mut batch.targets, &example.target) {
                 (Targets::Classes(classes), Target::Class(class)) => classes.push(*class as i64),
                 (Targets::Numbers(numbers), Target::Number(number)) => numbers.push(*number),
+                (Targets::ClassSets(sets), Target::ClassSet(set)) => {
+                    sets.extend(set.iter().map(|&it| f32::from(u8::from(it))));
+                }
+                (Targets::TokenClasses(labels), Target::TokenClasses(more)) => labels.extend(more),
+                (Targets::Spans { starts, ends }, Target::Span([start, end])) => {
+                    starts.push(*start as i64);
+                    ends.push(*end as i64);
+                }
+                (
+                    Targets::Choices { chosen, choices },
+                    Target::Choice {
+                        lengths,
+                        chosen: one,
+                    },
+                ) if lengths.len() == *choices => {
+                    chosen.push(one.map_or(UNKNOWN, |one| one as i64));
+                }
                 (Targets::Tokens(labels), Target::Tokens(more)) => labels.extend(more),
                 (Targets::Sequences(targets), Target::Sequence(labels)) => {
                     targets.labels.extend(labels);
@@ -105,9 +160,17 @@ impl Batch {
         Ok(batch)
     }
 
-    /// The number of sequences.
-    pub fn sequences(&self) -> usize {
+    /// The number of examples.
+    pub fn examples(&self) -> usize {
         self.positions.len()
+    }
+
+    /// The number of sequences of an example: several if they are choices.
+    pub fn sequences_per_example(&self) -> usize {
+        match self.targets {
+            Targets::Choices { choices, .. } => choices,
+            _ => 1,
+        }
     }
 
     /// The number of tokens that go through the model, those of target sequences included.
@@ -120,7 +183,7 @@ impl Batch {
     }
 
     /// The same sequences in the same order, as micro-batches of about `tokens` tokens and about
-    /// equal size; a sequence is never split.
+    /// equal size; an example is never split.
     ///
     /// ```
     /// use epiphyte_data::{Batch, Example, Target};
@@ -135,7 +198,7 @@ impl Batch {
     pub fn micro_batches(&self, tokens: usize) -> Vec<Self> {
         let total = self.tokens();
         let count = total.div_ceil(tokens.max(1)).max(1);
-        // A sequence belongs to the micro-batch in which its center lies.
+        // An example belongs to the micro-batch in which its center lies.
         let ends = self.cumulative_tokens();
         let place = |ends: &[usize]| (ends[0] + ends[1]) * count / (2 * total.max(1));
         let places: Vec<usize> = ends.windows(2).map(place).collect();
@@ -143,26 +206,31 @@ impl Batch {
         places
             .chunk_by(|one, next| one == next)
             .map(|run| {
-                let sequences = first..first + run.len();
-                first = sequences.end;
-                self.select(sequences)
+                let examples = first..first + run.len();
+                first = examples.end;
+                self.select(examples)
             })
             .collect()
     }
 
-    /// Cumulative [`Batch::tokens`] of the sequences, from 0.
+    /// Cumulative [`Batch::tokens`] of the examples, from 0.
     fn cumulative_tokens(&self) -> Vec<usize> {
         match &self.targets {
             Targets::Sequences(targets) => {
                 let both = self.boundaries.iter().zip(&targets.boundaries);
                 both.map(|(source, target)| source + target).collect()
             }
-            _ => self.boundaries.clone(),
+            _ => {
+                let ends = self.boundaries.iter().step_by(self.sequences_per_example());
+                ends.copied().collect()
+            }
         }
     }
 
-    /// A range of the sequences.
-    fn select(&self, sequences: Range<usize>) -> Self {
+    /// A range of the examples.
+    fn select(&self, examples: Range<usize>) -> Self {
+        let each = self.sequences_per_example();
+        let sequences = examples.start * each..examples.end * each;
         let (tokens, boundaries) = slice_boundaries(&self.boundaries, &sequences);
         Self {
             ids: self.ids[tokens.clone()].to_vec(),
@@ -171,6 +239,20 @@ impl Batch {
             targets: match &self.targets {
                 Targets::Classes(classes) => Targets::Classes(classes[sequences.clone()].to_vec()),
                 Targets::Numbers(numbers) => Targets::Numbers(numbers[sequences.clone()].to_vec()),
+                Targets::ClassSets(sets) => {
+                    let classes = sets.len() / self.examples().max(1);
+                    let own = examples.start * classes..examples.end * classes;
+                    Targets::ClassSets(sets[own].to_vec())
+                }
+                Targets::TokenClasses(labels) => Targets::TokenClasses(labels[tokens].to_vec()),
+                Targets::Spans { starts, ends } => Targets::Spans {
+                    starts: starts[examples.clone()].to_vec(),
+                    ends: ends[examples.clone()].to_vec(),
+                },
+                Targets::Choices { chosen, choices } => Targets::Choices {
+                    chosen: chosen[examples.clone()].to_vec(),
+                    choices: *choices,
+                },
                 Targets::Tokens(labels) => Targets::Tokens(labels[tokens].to_vec()),
                 Targets::Sequences(targets) => {
                     let (tokens, boundaries) = slice_boundaries(&targets.boundaries, &sequences);
@@ -181,7 +263,7 @@ impl Batch {
                 }
                 Targets::Absent => Targets::Absent,
             },
-            positions: self.positions[sequences].to_vec(),
+            positions: self.positions[examples].to_vec(),
         }
     }
 }
@@ -294,7 +376,7 @@ impl Batches {
 /// for step in 0..6 {
 ///     let (epoch, index) = (step / batches.per_epoch(), step % batches.per_epoch());
 ///     let batch = epochs.get(epoch as u64).batch(index)?;
-///     assert!(batch.sequences() <= 4);
+///     assert!(batch.examples() <= 4);
 /// }
 /// # Ok::<(), epiphyte_data::DataError>(())
 /// ```

@@ -35,8 +35,8 @@ pub enum DataError {
 
     /// The extension names no format that can be read.
     #[error(
-        "`{}` has no known extension (.jsonl, .json, .csv, .tsv, .parquet, .txt, or .gz after one \
-         of these): rename it or name its format",
+        "`{}` has no known extension (.jsonl, .json, .csv, .tsv, .parquet, .conll, .txt, or .gz \
+         after one of these): rename it or name its format",
         path.display()
     )]
     UnknownExtension {
@@ -45,7 +45,7 @@ pub enum DataError {
     },
 
     /// A format, given by name, that does not exist.
-    #[error("unknown data format `{name}`: use json, csv, tsv, parquet or text")]
+    #[error("unknown data format `{name}`: use json, csv, tsv, parquet, conll or text")]
     UnknownFormat {
         /// The name as given.
         name: String,
@@ -236,6 +236,97 @@ pub enum DataError {
         advice: &'static str,
         /// Whether the text ends before the JSON does.
         cut: bool,
+    },
+
+    /// A line of a CoNLL file that is no word with its labels.
+    #[error(
+        "`{}`, line {line}: {reason}: each line is a word with its labels, separated by tabs or \
+         blanks, and each sentence ends with an empty line",
+        path.display()
+    )]
+    InvalidConll {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong.
+        reason: String,
+    },
+
+    /// A row with another number of tags than words.
+    #[error(
+        "`{}`, row {row}: {tags} tags in column `{column}` for {words} words: give each word one tag",
+        path.display()
+    )]
+    TagCount {
+        /// The file.
+        path: PathBuf,
+        /// The row, from 1.
+        row: usize,
+        /// The column of the tags.
+        column: String,
+        /// How many tags there are.
+        tags: usize,
+        /// How many words there are.
+        words: usize,
+    },
+
+    /// 0 and 1 for more or fewer classes than there are.
+    #[error(
+        "`{}`, row {row}: {found} values of 0 and 1 in `{column}`, for {} classes ({})",
+        path.display(),
+        classes.len(),
+        quoted_list(classes)
+    )]
+    ClassCount {
+        /// The file.
+        path: PathBuf,
+        /// The row, from 1.
+        row: usize,
+        /// The column, or several.
+        column: String,
+        /// How many values there are.
+        found: usize,
+        /// The classes.
+        classes: Vec<String>,
+    },
+
+    /// An answer that its text does not have.
+    #[error(
+        "`{}`, row {row}: the text has no `{answer}`{}: correct the answer, which is a part of the \
+         text, letter by letter, or remove the row",
+        path.display(),
+        start.map_or_else(String::new, |start| format!(" (answer_start {start})"))
+    )]
+    SpanMismatch {
+        /// The file.
+        path: PathBuf,
+        /// The row, from 1.
+        row: usize,
+        /// The answer.
+        answer: String,
+        /// Where it is said to begin, in characters.
+        start: Option<usize>,
+    },
+
+    /// A question that leaves too little room for the text.
+    #[error(
+        "`{}`, row {row}: the question has {tokens} tokens, and max_length {max_length} leaves no \
+         room for a window of the text{}: raise max_length, or shorten the question",
+        path.display(),
+        doc_stride.map_or_else(String::new, |it| format!(" of more than doc_stride {it} tokens"))
+    )]
+    QuestionTooLong {
+        /// The file.
+        path: PathBuf,
+        /// The row, from 1.
+        row: usize,
+        /// The question's tokens.
+        tokens: usize,
+        /// The longest example.
+        max_length: usize,
+        /// The tokens that windows are to share, if given.
+        doc_stride: Option<usize>,
     },
 
     /// One object with several lists of rows.

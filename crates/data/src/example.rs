@@ -3,6 +3,10 @@
 /// The label of a token that does not count for the loss, as PyTorch's `ignore_index` has it.
 pub const IGNORED: i64 = -100;
 
+/// The label of a token that counts and whose class is not known: the first piece of a word, in
+/// examples for prediction.
+pub const UNKNOWN: i64 = -1;
+
 /// What is to be predicted for an example.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Target {
@@ -10,6 +14,21 @@ pub enum Target {
     Class(usize),
     /// A number.
     Number(f32),
+    /// Whether each class is right, of which any number may be.
+    ClassSet(Vec<bool>),
+    /// One class per token, as long as the ids and aligned with them, not shifted: [`IGNORED`] for
+    /// special tokens and for all pieces of a word but the first; [`UNKNOWN`] for these in examples
+    /// for prediction.
+    TokenClasses(Vec<i64>),
+    /// The first and the last token of an answer, as positions in the ids.
+    Span([usize; 2]),
+    /// One of several sequences, the choices, whose ids follow one another in the example's.
+    Choice {
+        /// The number of tokens of each sequence.
+        lengths: Vec<usize>,
+        /// The right one, from 0; none in examples for prediction.
+        chosen: Option<usize>,
+    },
     /// One label per token, as long as the ids and aligned with them, in Hugging Face's convention:
     /// the label of a position is the token at that position, or [`IGNORED`]. The model shifts:
     /// the logits of position `t` are compared with the label at `t + 1`.
@@ -24,7 +43,8 @@ pub enum Target {
 /// A tokenized example.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Example {
-    /// Token ids, special tokens included, without padding. At least one.
+    /// Token ids, special tokens included, without padding. At least one. Of several sequences, one
+    /// after the other.
     pub ids: Vec<u32>,
     /// Segment ids, as long as `ids`.
     pub type_ids: Vec<u32>,

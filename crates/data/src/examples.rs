@@ -9,7 +9,7 @@ use epiphyte_io::Sha256Hasher;
 use rayon::prelude::*;
 
 use crate::error::DataError;
-use crate::example::{Example, Target};
+use crate::example::{Example, Target, UNKNOWN};
 use crate::table::Table;
 use crate::values::{Growing, IN_MEMORY, Values};
 
@@ -45,6 +45,21 @@ enum Targets {
     Absent,
     Classes(Values<u32>),
     Numbers(Values<f32>),
+    /// 0 or 1 for each of `classes`, example by example.
+    ClassSets {
+        sets: Values<u8>,
+        classes: usize,
+    },
+    /// As many as ids.
+    TokenClasses(Values<i32>),
+    /// First and last.
+    Spans(Values<u32>),
+    /// `choices` lengths for each example.
+    Choices {
+        lengths: Values<u32>,
+        chosen: Values<i32>,
+        choices: usize,
+    },
     /// As many as ids.
     Tokens(Values<i32>),
     Sequences {
@@ -72,6 +87,17 @@ enum GrowingTargets {
     Absent,
     Classes(Growing<u32>),
     Numbers(Growing<f32>),
+    ClassSets {
+        sets: Growing<u8>,
+        classes: usize,
+    },
+    TokenClasses(Growing<i32>),
+    Spans(Growing<u32>),
+    Choices {
+        lengths: Growing<u32>,
+        chosen: Growing<i32>,
+        choices: usize,
+    },
     Tokens(Growing<i32>),
     Sequences {
         labels: Growing<i32>,
@@ -137,6 +163,21 @@ impl GrowingExamples {
                 GrowingTargets::Absent => Targets::Absent,
                 GrowingTargets::Classes(classes) => Targets::Classes(classes.finish()?),
                 GrowingTargets::Numbers(numbers) => Targets::Numbers(numbers.finish()?),
+                GrowingTargets::ClassSets { sets, classes } => Targets::ClassSets {
+                    sets: sets.finish()?,
+                    classes,
+                },
+                GrowingTargets::TokenClasses(labels) => Targets::TokenClasses(labels.finish()?),
+                GrowingTargets::Spans(spans) => Targets::Spans(spans.finish()?),
+                GrowingTargets::Choices {
+                    lengths,
+                    chosen,
+                    choices,
+                } => Targets::Choices {
+                    lengths: lengths.finish()?,
+                    chosen: chosen.finish()?,
+                    choices,
+                },
                 GrowingTargets::Tokens(labels) => Targets::Tokens(labels.finish()?),
                 GrowingTargets::Sequences { labels, ends } => Targets::Sequences {
                     labels: labels.finish()?,
@@ -159,6 +200,17 @@ impl GrowingTargets {
         match target {
             Target::Class(_) => Self::Classes(Growing::new(in_memory)),
             Target::Number(_) => Self::Numbers(Growing::new(in_memory)),
+            Target::ClassSet(set) => Self::ClassSets {
+                sets: Growing::new(in_memory),
+                classes: set.len(),
+            },
+            Target::TokenClasses(_) => Self::TokenClasses(Growing::new(in_memory)),
+            Target::Span(_) => Self::Spans(Growing::new(in_memory)),
+            Target::Choice { lengths, .. } => Self::Choices {
+                lengths: Growing::new(in_memory),
+                chosen: Growing::new(in_memory),
+                choices: lengths.len(),
+            },
             Target::Tokens(_) => Self::Tokens(Growing::new(in_memory)),
             Target::Sequence(_) => Self::Sequences {
                 labels: Growing::new(in_memory),
@@ -181,7 +233,35 @@ impl GrowingTargets {
                 numbers.last().push(number);
                 numbers.settle()?;
             }
-            (Self::Tokens(all), Target::Tokens(labels)) => {
+            (Self::ClassSets { sets, classes }, Target::ClassSet(set)) if set.len() == *classes => {
+                sets.last().extend(set.into_iter().map(u8::from));
+                sets.settle()?;
+            }
+            (Self::Spans(spans), Target::Span(ends)) => {
+                spans.last().extend(ends.map(|end| end as u32));
+                spans.settle()?;
+            }
+            (
+                Self::Choices {
+                    lengths: all,
+                    chosen,
+                    choices,
+                },
+                Target::Choice {
+                    lengths,
+                    chosen: one,
+                },
+            ) if lengths.len() == *choices => {
+                all.last()
+                    .extend(lengths.into_iter().map(|length| length as u32));
+                all.settle()?;
+                chosen
+                    .last()
+                    .push(one.map_or(UNKNOWN as i32, |one| one as i32));
+                chosen.settle()?;
+            }
+            (Self::TokenClasses(all), Target::TokenClasses(labels))
+            | (Self::Tokens(all), Target::Tokens(labels)) => {
                 all.last().extend(labels.into_iter().map(short));
                 all.settle()?;
             }
@@ -215,24 +295,25 @@ pub(crate) fn chunks(table: &Table) -> impl Iterator<Item = Range<usize>> {
 }
 
 impl Examples {
-    /// The examples of a table's rows, encoded on all cores: each row's, if a token to predict is
-    /// left in it, with the number of tokens that were removed. Of several errors it is that of the
-    /// first row.
-    pub(crate) fn of_rows(
+    /// The examples of a table's rows, encoded on all cores: each row's, none if no token to
+    /// predict is left in it, with the number of tokens that were removed. Of several errors it is
+    /// that of the first row.
+    pub(crate) fn of_rows<E: IntoIterator<Item = Example> + Send>(
         table: &Table,
-        encode: impl Fn(usize) -> Result<(Option<Example>, usize), DataError> + Sync,
+        encode: impl Fn(usize) -> Result<(E, usize), DataError> + Sync,
     ) -> Result<Self, DataError> {
         let mut all = GrowingExamples::new(table.in_memory);
         for chunk in chunks(table) {
             let encoded: Vec<_> = chunk.into_par_iter().map(&encode).collect();
             for encoded in encoded {
-                let (example, removed) = encoded?;
+                let (examples, removed) = encoded?;
                 all.truncated += usize::from(removed > 0);
                 all.removed_tokens += removed;
-                match example {
-                    Some(example) => all.push(example)?,
-                    None => all.dropped += 1,
+                let before = all.ends.len();
+                for example in examples {
+                    all.push(example)?;
                 }
+                all.dropped += usize::from(all.ends.len() == before);
             }
         }
         all.finish()
@@ -263,6 +344,25 @@ impl Examples {
             Targets::Absent => Target::Absent,
             Targets::Classes(classes) => Target::Class(classes[position] as usize),
             Targets::Numbers(numbers) => Target::Number(numbers[position]),
+            Targets::ClassSets { sets, classes } => {
+                let own = &sets[position * classes..(position + 1) * classes];
+                Target::ClassSet(own.iter().map(|&it| it == 1).collect())
+            }
+            Targets::TokenClasses(labels) => Target::TokenClasses(long(&labels[range.clone()])),
+            Targets::Spans(spans) => {
+                Target::Span([0, 1].map(|end| spans[2 * position + end] as usize))
+            }
+            Targets::Choices {
+                lengths,
+                chosen,
+                choices,
+            } => {
+                let own = &lengths[position * choices..(position + 1) * choices];
+                Target::Choice {
+                    lengths: own.iter().map(|&length| length as usize).collect(),
+                    chosen: usize::try_from(chosen[position]).ok(),
+                }
+            }
             Targets::Tokens(labels) => Target::Tokens(long(&labels[range.clone()])),
             Targets::Sequences { labels, ends } => {
                 Target::Sequence(long(&labels[self::range(ends, position)?]))
@@ -280,8 +380,8 @@ impl Examples {
         Some(&self.ids[range(&self.ends, position)?])
     }
 
-    /// The number of tokens of the longest example, or of the longest target sequence if that is
-    /// longer: the positions that a model needs.
+    /// The number of tokens of the longest sequence: an example, one of its choices, or a target
+    /// sequence. A model needs as many positions.
     pub fn longest(&self) -> usize {
         let longest = |ends: &[usize]| {
             let lengths = (0..ends.len()).filter_map(|position| range(ends, position));
@@ -289,6 +389,7 @@ impl Examples {
         };
         match &self.targets {
             Targets::Sequences { ends, .. } => longest(&self.ends).max(longest(ends)),
+            Targets::Choices { lengths, .. } => lengths.iter().max().copied().unwrap_or(0) as usize,
             _ => longest(&self.ends),
         }
     }
@@ -345,6 +446,25 @@ impl Examples {
             Targets::Tokens(labels) => {
                 hash.update(&[3]);
                 add(&mut hash, labels, i32::to_le_bytes);
+            }
+            Targets::ClassSets { sets, .. } => {
+                hash.update(&[5]);
+                add(&mut hash, sets, u8::to_le_bytes);
+            }
+            Targets::TokenClasses(labels) => {
+                hash.update(&[6]);
+                add(&mut hash, labels, i32::to_le_bytes);
+            }
+            Targets::Spans(spans) => {
+                hash.update(&[7]);
+                add(&mut hash, spans, u32::to_le_bytes);
+            }
+            Targets::Choices {
+                lengths, chosen, ..
+            } => {
+                hash.update(&[8]);
+                add(&mut hash, lengths, u32::to_le_bytes);
+                add(&mut hash, chosen, i32::to_le_bytes);
             }
             Targets::Sequences { labels, ends: of } => {
                 hash.update(&[4]);

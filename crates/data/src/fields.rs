@@ -21,6 +21,12 @@ pub struct Columns {
     /// The class or number of a text; `label` if not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label_column: Option<String>,
+    /// A column of 0 and 1 for each class, of which any number may be right.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub label_columns: Vec<String>,
+    /// The texts of which one is the right choice.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub choice_columns: Vec<String>,
     /// The text before the part to learn: one column, or several that are joined.
     #[serde(
         deserialize_with = "one_or_several",
@@ -71,6 +77,36 @@ pub enum Fields {
         /// What to predict.
         label: LabelField,
     },
+    /// A list of words, and a tag for each; the first piece of each word counts for the loss.
+    Words {
+        /// The column of the words.
+        words: String,
+        /// The column of the tags with the classes; none if they are unknown, and the examples are
+        /// for prediction only.
+        tags: Option<(String, LabelSet)>,
+    },
+    /// A text or two, and several texts of which one is the right choice.
+    Choices {
+        /// The column of the first text.
+        text: String,
+        /// The column of the text that begins each choice.
+        second: Option<String>,
+        /// The columns of the choices.
+        choices: Vec<String>,
+        /// The column of the right choice's number, from 0; none if it is unknown, and the examples
+        /// are for prediction only.
+        label: Option<String>,
+    },
+    /// A question, and a text that has the answer as a part.
+    Questions {
+        /// The column of the question.
+        question: String,
+        /// The column of the text.
+        context: String,
+        /// The column of the answers; none if they are unknown, and the examples are for prediction
+        /// only.
+        answers: Option<String>,
+    },
     /// Plain text; every token counts for the loss.
     PlainText {
         /// The column.
@@ -113,6 +149,13 @@ pub enum LabelField {
         /// The column.
         column: String,
     },
+    /// Any number of classes.
+    ClassSet {
+        /// One column with lists, or a column of 0 and 1 for each class.
+        columns: Vec<String>,
+        /// The classes.
+        labels: LabelSet,
+    },
     /// Unknown: no column is read, and the examples are for prediction only.
     Absent,
 }
@@ -131,6 +174,31 @@ impl Columns {
     pub fn texts(&self, label: LabelField) -> Result<Fields, DataError> {
         let needed = "one text column or two (`text_columns`), and a `label_column`";
         self.only(&["text_columns", "label_column"], needed)?;
+        self.texts_with(label, needed)
+    }
+
+    /// One text or a pair of texts with any number of classes, which are in lists in the column
+    /// `label_column`, or each in one of `label_columns`.
+    ///
+    /// # Errors
+    /// As [`Columns::texts`].
+    pub fn texts_with_sets(&self, labels: Option<LabelSet>) -> Result<Fields, DataError> {
+        let needed = "one text column or two (`text_columns`), and a `label_column` with lists or a \
+                      column of 0 and 1 for each class (`label_columns`)";
+        self.only(&["text_columns", "label_column", "label_columns"], needed)?;
+        let columns = match (self.label_columns.as_slice(), &self.label_column) {
+            ([], _) => vec![self.label().to_owned()],
+            (columns, None) => columns.to_vec(),
+            (_, Some(_)) => return Err(unsuitable(needed)),
+        };
+        let label = match labels {
+            Some(labels) => LabelField::ClassSet { columns, labels },
+            None => LabelField::Absent,
+        };
+        self.texts_with(label, needed)
+    }
+
+    fn texts_with(&self, label: LabelField, needed: &str) -> Result<Fields, DataError> {
         let (text, pair) = match self.text_columns.as_slice() {
             [text] => (text, None),
             [text, pair] => (text, Some(pair)),
@@ -140,6 +208,70 @@ impl Columns {
             text: text.clone(),
             pair: pair.cloned(),
             label,
+        })
+    }
+
+    /// A list of words, with the tags of the column `label_column` if their classes are given.
+    ///
+    /// # Errors
+    /// [`DataError::Columns`] if there is not one text column, or if columns are configured that
+    /// such an example does not have.
+    pub fn words(&self, tags: Option<LabelSet>) -> Result<Fields, DataError> {
+        let needed = "one text column (`text_columns`) with lists of words, and a `label_column` \
+                      with lists of tags";
+        self.only(&["text_columns", "label_column"], needed)?;
+        let [words] = self.text_columns.as_slice() else {
+            return Err(unsuitable(needed));
+        };
+        Ok(Fields::Words {
+            words: words.clone(),
+            tags: tags.map(|labels| (self.label().to_owned(), labels)),
+        })
+    }
+
+    /// A text or two with several choices, and the number of the right one in the column
+    /// `label_column` if `labelled`.
+    ///
+    /// # Errors
+    /// [`DataError::Columns`] if there is not one text column or two, or fewer than two columns of
+    /// choices, or if columns are configured that such an example does not have.
+    pub fn choices(&self, labelled: bool) -> Result<Fields, DataError> {
+        let needed = "one text column or two (`text_columns`), two or more columns of choices \
+                      (`choice_columns`), and a `label_column` with the number of the right one \
+                      from 0";
+        self.only(&["text_columns", "label_column", "choice_columns"], needed)?;
+        let (text, second) = match self.text_columns.as_slice() {
+            [text] => (text, None),
+            [text, second] => (text, Some(second)),
+            _ => return Err(unsuitable(needed)),
+        };
+        if self.choice_columns.len() < 2 {
+            return Err(unsuitable(needed));
+        }
+        Ok(Fields::Choices {
+            text: text.clone(),
+            second: second.cloned(),
+            choices: self.choice_columns.clone(),
+            label: labelled.then(|| self.label().to_owned()),
+        })
+    }
+
+    /// A question and a text, with the answers of the column `label_column` if `labelled`.
+    ///
+    /// # Errors
+    /// [`DataError::Columns`] if there are not two text columns, or if columns are configured that
+    /// such an example does not have.
+    pub fn questions(&self, labelled: bool) -> Result<Fields, DataError> {
+        let needed = "two text columns (`text_columns`), the question and the text, and a \
+                      `label_column` with the answers";
+        self.only(&["text_columns", "label_column"], needed)?;
+        let [question, context] = self.text_columns.as_slice() else {
+            return Err(unsuitable(needed));
+        };
+        Ok(Fields::Questions {
+            question: question.clone(),
+            context: context.clone(),
+            answers: labelled.then(|| self.label().to_owned()),
         })
     }
 
@@ -245,6 +377,8 @@ impl Columns {
     /// [`DataError::Columns`] if the prompt template is invalid.
     pub fn named(&self) -> Result<Vec<String>, DataError> {
         let mut names = self.text_columns.clone();
+        names.extend(self.choice_columns.iter().cloned());
+        names.extend(self.label_columns.iter().cloned());
         names.extend(self.prompt_column.iter().cloned());
         if let Some(template) = &self.prompt_template {
             let prompt = Prompt::template(template)?;
@@ -295,6 +429,8 @@ impl Columns {
         let settings = [
             ("text_columns", !self.text_columns.is_empty()),
             ("label_column", self.label_column.is_some()),
+            ("label_columns", !self.label_columns.is_empty()),
+            ("choice_columns", !self.choice_columns.is_empty()),
             ("prompt_column", !self.prompt_column.is_empty()),
             ("prompt_template", self.prompt_template.is_some()),
             ("completion_column", self.completion_column.is_some()),
@@ -383,6 +519,8 @@ mod tests {
         Columns {
             text_columns: text.iter().map(|&name| name.to_owned()).collect(),
             label_column: other("label"),
+            label_columns: Vec::new(),
+            choice_columns: Vec::new(),
             prompt_column: other("prompt").into_iter().collect(),
             prompt_template: other("template"),
             completion_column: other("completion"),

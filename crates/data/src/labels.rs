@@ -3,9 +3,11 @@
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashSet};
 
+use serde_json::Value as Json;
+
 use crate::error::DataError;
 use crate::fields::Columns;
-use crate::table::{Cell, Table};
+use crate::table::{Cell, Table, Value};
 
 /// Fewer labels than this are no sign of a wrong column, however few the rows.
 const MANY_LABELS: usize = 10;
@@ -26,8 +28,13 @@ impl LabelSet {
     /// Those of [`Table::column`]; [`DataError::MissingLabel`] for an empty cell or a spelling of
     /// nothing, such as `NaN`; [`DataError::WrongType`] for a cell that cannot be a label.
     pub fn from_column(table: &Table, column: &str) -> Result<Self, DataError> {
-        let mut names: Vec<String> = distinct(table, column)?.into_iter().collect();
+        let names: Vec<String> = distinct(table, column)?.into_iter().collect();
         refuse_nothing(table, column, &names)?;
+        Ok(Self::sorted(names))
+    }
+
+    /// Names by number if all are integers, else by their bytes.
+    fn sorted(mut names: Vec<String>) -> Self {
         // Only canonical integers count as numbers, so that `01` and `1` stay two labels in a
         // stable order.
         let number = |name: &String| {
@@ -38,10 +45,22 @@ impl LabelSet {
         if names.iter().all(|name| number(name).is_some()) {
             names.sort_by_key(number);
         }
-        Ok(Self {
+        Self {
             names,
             by_id: false,
-        })
+        }
+    }
+
+    /// The labels that occur in the lists of a column, sorted as by [`LabelSet::from_column`].
+    ///
+    /// # Errors
+    /// Those of [`Table::items`].
+    pub fn from_lists(table: &Table, column: &str) -> Result<Self, DataError> {
+        let mut distinct = BTreeSet::new();
+        for row in 0..table.len() {
+            distinct.extend(table.items(column, row)?);
+        }
+        Ok(Self::sorted(distinct.into_iter().collect()))
     }
 
     /// The labels in the order of their ids.
@@ -162,16 +181,106 @@ impl LabelSet {
                 if is_nothing(&label) || is_a_word(&label) {
                     return Err(missing(table, row, column, format!("`{label}`")));
                 }
-                let (path, row) = table.place(row);
-                Err(DataError::UnknownLabel {
-                    path,
-                    row,
-                    column: column.to_owned(),
-                    label: label.into_owned(),
-                    known: self.names.clone(),
-                })
+                Err(self.unknown(table, row, column, &label))
             })
             .collect()
+    }
+
+    /// The class ids of a list (`row` from 0), each looked up as in [`LabelSet::ids`].
+    ///
+    /// # Errors
+    /// [`DataError::UnknownLabel`]; those of [`Table::items`].
+    pub fn ids_of_list(
+        &self,
+        table: &Table,
+        column: &str,
+        row: usize,
+    ) -> Result<Vec<usize>, DataError> {
+        let ids = table.items(column, row)?.into_iter().map(|label| {
+            let id = self.id(&label);
+            id.ok_or_else(|| self.unknown(table, row, column, &label))
+        });
+        ids.collect()
+    }
+
+    /// For each row whether each class is right: from one column with lists of names, or of a 0 or
+    /// 1 for each class, or from a column of 0 and 1 for each class.
+    ///
+    /// # Errors
+    /// [`DataError::UnknownLabel`]; [`DataError::ClassCount`] for a list or columns of 0 and 1 for
+    /// more or fewer classes; [`DataError::WrongType`]; those of [`Table::column`].
+    pub fn sets(&self, table: &Table, columns: &[String]) -> Result<Vec<Vec<bool>>, DataError> {
+        let rows = 0..table.len();
+        let [column] = columns else {
+            let is_right = |row: usize, column: &String| {
+                let flag = flag(&table.cells(column)?.cell(row).to_value());
+                flag.ok_or_else(|| table.wrong_type(row, column, "0 or 1"))
+            };
+            let sets = rows.map(|row| {
+                self.check_count(table, row, &columns.join("`, `"), columns.len())?;
+                columns.iter().map(|column| is_right(row, column)).collect()
+            });
+            return sets.collect();
+        };
+        let lists = flags_of_lists(table, column)?;
+        let sets = rows.map(|row| {
+            if let Some(lists) = &lists {
+                self.check_count(table, row, column, lists[row].len())?;
+                return Ok(lists[row].clone());
+            }
+            let mut set = vec![false; self.len()];
+            for id in self.ids_of_list(table, column, row)? {
+                set[id] = true;
+            }
+            Ok(set)
+        });
+        sets.collect()
+    }
+
+    fn check_count(
+        &self,
+        table: &Table,
+        row: usize,
+        column: &str,
+        found: usize,
+    ) -> Result<(), DataError> {
+        match found == self.len() {
+            true => Ok(()),
+            false => Err(DataError::ClassCount {
+                path: table.place(row).0,
+                row: table.place(row).1,
+                column: column.to_owned(),
+                found,
+                classes: self.names.clone(),
+            }),
+        }
+    }
+
+    /// The classes of columns that [`LabelSet::sets`] reads: the columns' names, the names in
+    /// lists, sorted, or ids for lists of 0 and 1.
+    ///
+    /// # Errors
+    /// Those of [`Table::items`].
+    pub fn from_sets(table: &Table, columns: &[String]) -> Result<Self, DataError> {
+        let [column] = columns else {
+            return Self::from_names(columns.iter().cloned());
+        };
+        match flags_of_lists(table, column)? {
+            Some(lists) => Self::from_names((0..lists[0].len()).map(|id| id.to_string())),
+            None => Self::from_lists(table, column),
+        }
+    }
+
+    /// The error for a label (`row` from 0) that the set lacks.
+    fn unknown(&self, table: &Table, row: usize, column: &str, label: &str) -> DataError {
+        let (path, row) = table.place(row);
+        DataError::UnknownLabel {
+            path,
+            row,
+            column: column.to_owned(),
+            label: label.to_owned(),
+            known: self.names.clone(),
+        }
     }
 
     /// The id of one label, by name or, in the order of ids and if no name is itself an integer, by
@@ -187,6 +296,45 @@ impl LabelSet {
                 .filter(|id: &usize| ids_are_free && *id < self.len())
         })
     }
+}
+
+/// Whether a cell says 1 or 0.
+fn flag(value: &Value) -> Option<bool> {
+    match value {
+        Value::Bool(flag) => Some(*flag),
+        Value::Integer(number) => [0, 1].contains(number).then_some(*number == 1),
+        Value::Float(number) => [0.0, 1.0].contains(number).then_some(*number == 1.0),
+        Value::Text(text) => match text.trim() {
+            "0" => Some(false),
+            "1" => Some(true),
+            _ => None,
+        },
+        Value::Null | Value::Json(_) => None,
+    }
+}
+
+/// The lists of a column, if each is one of 0 and 1, as long as the first and of two or more.
+fn flags_of_lists(table: &Table, column: &str) -> Result<Option<Vec<Vec<bool>>>, DataError> {
+    let mut lists: Vec<Vec<bool>> = Vec::new();
+    for cell in table.cells(column)?.cells() {
+        let Value::Json(Json::Array(items)) = cell.to_value() else {
+            return Ok(None);
+        };
+        let flags = items.into_iter().map(|item| match item {
+            Json::String(_) => None,
+            item => flag(&item.into()),
+        });
+        match flags.collect::<Option<Vec<bool>>>() {
+            Some(flags)
+                if flags.len() >= 2
+                    && lists.first().is_none_or(|first| first.len() == flags.len()) =>
+            {
+                lists.push(flags);
+            }
+            _ => return Ok(None),
+        }
+    }
+    Ok(Some(lists).filter(|lists| !lists.is_empty()))
 }
 
 /// A label of signs alone, among others with letters or numbers: data sets have such where no label
@@ -289,7 +437,6 @@ fn missing(table: &Table, row: usize, column: &str, found: String) -> DataError 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::table::Value;
 
     fn table(labels: &[Value]) -> Table {
         Table::from_columns("train.jsonl", [("label".to_owned(), labels.to_vec())]).unwrap()

@@ -11,6 +11,7 @@
 
 mod guard;
 mod older_files;
+mod windows;
 mod words;
 
 use std::fs;
@@ -24,9 +25,10 @@ use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::utils::truncation::{
     TruncationDirection, TruncationParams, TruncationStrategy, truncate_encodings,
 };
-use tokenizers::{ModelWrapper, PostProcessor};
+use tokenizers::{ModelWrapper, PostProcessor, PreTokenizerWrapper};
 
 use self::guard::Sizes;
+pub use self::windows::{Window, Windows};
 use self::words::Words;
 use crate::chat::{ChatTemplate, Day};
 use crate::error::DataError;
@@ -222,6 +224,49 @@ impl Tokenizer {
         })
     }
 
+    /// The same tokenizer for texts that are split into words: one that marks a word by the blank
+    /// in front of it does so for the first word too, as `add_prefix_space` of transformers says.
+    #[must_use]
+    pub fn of_words(&self) -> Self {
+        let mut of_words = self.clone();
+        if let Some(pre_tokenizer) = of_words.inner.get_pre_tokenizer() {
+            let mut pre_tokenizer = pre_tokenizer.clone();
+            add_prefix_space(&mut pre_tokenizer);
+            of_words.inner.with_pre_tokenizer(Some(pre_tokenizer));
+        }
+        of_words
+    }
+
+    /// Encodes a text that is split into words, with special tokens, and the word that each token
+    /// is of; none of special tokens. If the result would be longer than `max_length` tokens, its
+    /// end is removed.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_words(
+        &self,
+        words: &[String],
+        max_length: usize,
+    ) -> Result<(Encoding, Vec<Option<usize>>), DataError> {
+        let room = self.room(max_length, false)?;
+        let (encoding, length) = self.run(|| {
+            let mut encoding = self.inner.encode(words, false)?;
+            let length = encoding.len();
+            encoding.truncate(room, 0, TruncationDirection::Right);
+            Ok((self.inner.post_process(encoding, None, true)?, length))
+        })?;
+        let words = encoding.get_word_ids().iter();
+        let words = words.map(|word| word.map(|word| word as usize));
+        Ok((
+            Encoding {
+                ids: encoding.get_ids().to_vec(),
+                type_ids: encoding.get_type_ids().to_vec(),
+                removed: length.saturating_sub(room),
+            },
+            words.collect(),
+        ))
+    }
+
     /// Encodes without special tokens, truncates to `room` tokens, then adds the special tokens.
     fn encode_truncated(
         &self,
@@ -409,6 +454,17 @@ pub fn check_max_length(max_length: usize, model_limit: usize) -> Result<(), Dat
             limit: model_limit,
         }),
         _ => Ok(()),
+    }
+}
+
+/// Has a byte-level tokenizer put a blank in front of each text.
+fn add_prefix_space(pre_tokenizer: &mut PreTokenizerWrapper) {
+    match pre_tokenizer {
+        PreTokenizerWrapper::ByteLevel(it) => it.add_prefix_space = true,
+        PreTokenizerWrapper::Sequence(parts) => {
+            parts.as_mut().iter_mut().for_each(add_prefix_space)
+        }
+        _ => {}
     }
 }
 

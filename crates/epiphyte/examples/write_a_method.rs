@@ -143,10 +143,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     // All zero, it changes nothing; trained, it makes the data more likely.
     let loss = |adapter: &dyn Adapter| -> Result<f64, Box<dyn std::error::Error>> {
-        let scores = run
-            .task
-            .evaluate(&Evaluation::new(model, adapter, &batches), &mut Silent)?;
-        Ok(scores.get("loss").ok_or("there is no loss")?)
+        let evaluation = Evaluation::new(model, adapter, &batches);
+        let rows = task_model.rows(&table);
+        let scores = run.task.evaluate(&evaluation, &rows, &mut Silent)?;
+        Ok(scores.metrics.get("loss").ok_or("there is no loss")?)
     };
     let before = loss(&Identity)?;
     assert_eq!(loss(&module)?, before);

@@ -112,10 +112,12 @@ pub enum ModelError {
     },
 
     /// The family has no such head.
-    #[error("a {model_type} model cannot have {head}")]
+    #[error(
+        "a {model_type} model cannot have {head} here: take a base of another family for this task"
+    )]
     NoHead {
         /// The family.
-        model_type: &'static str,
+        model_type: String,
         /// The head.
         head: String,
     },
@@ -321,9 +323,9 @@ pub struct WrongDtype {
 
 impl ModelError {
     /// A family has no such head.
-    pub(crate) fn no_head(model_type: &'static str, head: impl ToString) -> Self {
+    pub(crate) fn no_head(model_type: &str, head: impl ToString) -> Self {
         Self::NoHead {
-            model_type,
+            model_type: model_type.to_owned(),
             head: head.to_string(),
         }
     }

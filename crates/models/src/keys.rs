@@ -174,6 +174,20 @@ impl<'c> TensorReader<'c> {
         self.use_up(wanted);
     }
 
+    /// Marks what the checkpoint has below a module as used: not every head reads it.
+    pub(crate) fn pass_over(&mut self, module: &str) {
+        let bare = module.strip_prefix(self.rules.base_prefix);
+        let modules = [Some(module), bare];
+        let below = |name: &&str| {
+            modules
+                .into_iter()
+                .flatten()
+                .any(|it| is_below(Some(it), name))
+        };
+        let names = self.checkpoint.names().filter(below);
+        self.used.extend(names.map(str::to_owned));
+    }
+
     /// Whether `copy` is absent or equal to `original`, bit for bit: `lm_head.weight` beside the
     /// embeddings that it is tied to. If so, `copy` counts as used. If not, the checkpoint's head
     /// is its own, and transformers does not tie it, whatever `tie_word_embeddings` says.

@@ -120,8 +120,8 @@ fn read(
         checkpoint: checkpoint.clone(),
         reader: TensorReader::new(&checkpoint, rules),
         task_head: family.task_head(head),
-        labels: head.labels(),
-        new_head: options.new_head || head.labels().is_some() && config.is_for_another_task(),
+        outputs: head.outputs(),
+        new_head: options.new_head || config.is_for_another_task(head),
         optional_modules: family.optional_modules(),
         initializer_range: config.facts().initializer_range,
         seed: options.seed,
@@ -151,6 +151,9 @@ fn read(
         });
     }
     if shared.is_none() {
+        for module in source.optional_modules {
+            source.reader.pass_over(module);
+        }
         let left_out = source.reader.finish(source.task_head)?;
         if !left_out.is_empty() {
             let names = quoted(&left_out);
@@ -170,17 +173,16 @@ fn read(
     })
 }
 
-/// The number of outputs of the classification head in a checkpoint, or in an adapter's file; none
-/// if it has none. Only the header is read.
+/// The number of outputs of a task's head in a checkpoint, or in an adapter's file; none if it has
+/// no head at the path of `head`. Only the header is read.
 ///
 /// # Errors
 /// [`ModelError::HeadShape`].
 pub fn head_outputs(
     checkpoint: &Checkpoint,
     config: &ModelConfig,
+    head: HeadKind,
 ) -> Result<Option<usize>, ModelError> {
-    let labels = config.facts().labels.num_labels();
-    let head = HeadKind::Classification { labels };
     let Some(head) = config.family().task_head(head) else {
         return Ok(None);
     };
@@ -237,7 +239,7 @@ struct FromCheckpoint<'c> {
     checkpoint: Arc<Checkpoint>,
     reader: TensorReader<'c>,
     task_head: Option<&'static str>,
-    labels: Option<usize>,
+    outputs: Option<usize>,
     new_head: bool,
     optional_modules: &'static [&'static str],
     initializer_range: f64,
@@ -252,7 +254,7 @@ impl FromCheckpoint<'_> {
     /// Whether the head's tensor in the checkpoint is not the one that is wanted: it has another
     /// shape, or its rows are the outputs for other classes.
     fn is_of_other_classes(&self, name: &str, shape: &[usize]) -> bool {
-        let has_outputs = shape.first() == self.labels.as_ref();
+        let has_outputs = shape.first() == self.outputs.as_ref();
         let stored = self.reader.tensor(name);
         stored.is_some_and(|it| it.shape != shape || self.new_head && has_outputs)
     }

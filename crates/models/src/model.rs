@@ -3,12 +3,14 @@
 use std::ops::Range;
 
 use burn::tensor::Tensor;
-use epiphyte_ops::{IGNORED, Sequences, cross_entropy, mean_squared_error};
+use epiphyte_ops::{
+    IGNORED, Sequences, binary_cross_entropy, cross_entropy, mean_squared_error, span_cross_entropy,
+};
 
 use crate::adapter::{Adapter, AdapterBatch, BASE_STREAM, Entry, Hidden, Identity, Owner, Stream};
 use crate::backbone::Backbone;
 use crate::base::Base;
-use crate::heads::{ClassificationHead, Head, LanguageModelHead};
+use crate::heads::{ClassificationHead, Head, LanguageModelHead, Pooling};
 use crate::tokens::{Mode, Tokens};
 
 /// A model with a head.
@@ -26,6 +28,25 @@ pub enum Targets<'a> {
     Classes(&'a [i64]),
     /// A number for each sequence.
     Values(&'a [f32]),
+    /// For each sequence 0 or 1 for each class, of which any number may be right: `[sequences,
+    /// classes]`.
+    ClassSets(&'a [f32]),
+    /// A class for each token, not shifted; -100 does not count.
+    TokenClasses(&'a [i64]),
+    /// The first and the last token of an answer for each sequence, counted from its own first.
+    Spans {
+        /// The first tokens.
+        starts: &'a [i64],
+        /// The last tokens.
+        ends: &'a [i64],
+    },
+    /// The number of the right choice for each example, whose choices are sequences in a row.
+    Choices {
+        /// The right ones, from 0.
+        chosen: &'a [i64],
+        /// The choices of an example.
+        choices: usize,
+    },
     /// A label for each token, in Hugging Face's convention: the label of a token is the token
     /// itself, the model shifts, -100 does not count.
     Tokens(&'a [i64]),
@@ -53,6 +74,21 @@ pub struct LossRows<'a> {
 enum Labels<'a> {
     Classes(&'a [i64]),
     Values(&'a [f32]),
+    ClassSets {
+        sets: &'a [f32],
+        sequences: usize,
+    },
+    /// The class of each row that is read.
+    TokenClasses(Vec<i64>),
+    Spans {
+        ends: [&'a [i64]; 2],
+        /// Where each sequence's rows end among those that are read, from 0.
+        boundaries: Vec<usize>,
+    },
+    Choices {
+        chosen: &'a [i64],
+        choices: usize,
+    },
     /// The next token for each row that is read.
     Next(Vec<i64>),
 }
@@ -68,7 +104,10 @@ impl LossRows<'_> {
         match &self.labels {
             Labels::Classes(classes) => classes.len(),
             Labels::Values(values) => values.len(),
-            Labels::Next(next) => next.len(),
+            Labels::ClassSets { sequences, .. } => *sequences,
+            Labels::Spans { boundaries, .. } => boundaries.len() - 1,
+            Labels::Choices { chosen, .. } => chosen.len(),
+            Labels::TokenClasses(labels) | Labels::Next(labels) => labels.len(),
         }
     }
 }
@@ -109,6 +148,12 @@ impl Model {
             Head::Classification(head) => Some(head),
             Head::LanguageModel(_) => None,
         }
+    }
+
+    /// Whether the head has logits for each token, and is not a language model's.
+    pub fn reads_tokens(&self) -> bool {
+        let head = self.classification_head();
+        head.is_some_and(|head| head.pooling == Pooling::EachToken)
     }
 
     /// The language model's head, if the model has one.
@@ -185,8 +230,9 @@ impl Model {
         self.finish(hidden, &batch)
     }
 
-    /// Logits of every sequence, `[sequences, labels]`, of a model with a classification head; of
-    /// its last token, `[sequences, vocabulary]`, of a language model.
+    /// Logits of a model with a classification head: of every sequence, `[sequences, labels]`, or
+    /// of every token, `[tokens, labels]`. Of a language model those of the last token,
+    /// `[sequences, vocabulary]`.
     pub fn logits(&self, tokens: &Tokens<'_>, adapter: &dyn Adapter) -> Tensor<2> {
         self.batch_logits(&AdapterBatch::single(adapter, tokens))
     }
@@ -238,9 +284,12 @@ impl Model {
         tokens: &Tokens<'_>,
         run: &Sequences,
     ) -> Option<LossRows<'a>> {
+        let counted = |rows: &mut dyn Iterator<Item = usize>, labels: &[i64]| {
+            let read = |(_, label): &(usize, &i64)| **label != IGNORED;
+            rows.zip(labels).filter(read).unzip()
+        };
         let next = |next: Vec<i64>| {
-            let read = |&(_, &label): &(usize, &i64)| label != IGNORED;
-            let (rows, next) = next.iter().enumerate().filter(read).unzip();
+            let (rows, next) = counted(&mut (0..next.len()), &next);
             LossRows {
                 rows,
                 labels: Labels::Next(next),
@@ -254,6 +303,32 @@ impl Model {
             Targets::Values(values) => LossRows {
                 rows: self.head_rows(tokens, run),
                 labels: Labels::Values(values),
+            },
+            Targets::ClassSets(sets) => LossRows {
+                rows: self.head_rows(tokens, run),
+                labels: Labels::ClassSets {
+                    sets,
+                    sequences: run.count(),
+                },
+            },
+            Targets::TokenClasses(labels) => {
+                let mut rows = self.head_rows(tokens, run).into_iter();
+                let (rows, labels) = counted(&mut rows, labels);
+                LossRows {
+                    rows,
+                    labels: Labels::TokenClasses(labels),
+                }
+            }
+            Targets::Spans { starts, ends } => LossRows {
+                rows: self.head_rows(tokens, run),
+                labels: Labels::Spans {
+                    ends: [starts, ends],
+                    boundaries: tokens.sequences.boundaries().to_vec(),
+                },
+            },
+            Targets::Choices { chosen, choices } => LossRows {
+                rows: self.head_rows(tokens, run),
+                labels: Labels::Choices { chosen, choices },
             },
             Targets::Tokens(labels) => next(next_tokens(labels, &tokens.sequences, run)),
             Targets::DecoderTokens(labels) => next(labels.to_vec()),
@@ -277,6 +352,20 @@ impl Model {
             }
             (Labels::Values(values), Head::Classification(head)) => {
                 Some(mean_squared_error(head.forward(read, &batch), values))
+            }
+            (Labels::ClassSets { sets, .. }, Head::Classification(head)) => {
+                Some(binary_cross_entropy(head.forward(read, &batch), sets))
+            }
+            (Labels::TokenClasses(labels), Head::Classification(head)) => {
+                cross_entropy(head.forward(read, &batch), labels, label_smoothing)
+            }
+            (Labels::Spans { ends, boundaries }, Head::Classification(head)) => {
+                span_cross_entropy(head.forward(read, &batch), boundaries, *ends)
+            }
+            (Labels::Choices { chosen, choices }, Head::Classification(head)) => {
+                let logits = head.forward(read, &batch);
+                let logits = logits.reshape([chosen.len(), *choices]);
+                cross_entropy(logits, chosen, label_smoothing)
             }
             (Labels::Next(next), Head::LanguageModel(head)) => {
                 head.loss(read.states, next, label_smoothing, entry.adapter)

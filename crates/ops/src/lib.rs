@@ -42,7 +42,10 @@ pub use dropout::{Dropout, dropout};
 pub use error::OpsError;
 pub use fused::{composed, fork, on_processor, pull_back};
 pub use linear::{FrozenMatrix, Precision, Source, Weight, linear, rows};
-pub use loss::{IGNORED, cross_entropy, language_model_loss, mean_squared_error};
+pub use loss::{
+    IGNORED, binary_cross_entropy, cross_entropy, language_model_loss, mean_squared_error,
+    span_cross_entropy,
+};
 pub use low_rank::{LowRank, add_low_rank, low_rank_linear};
 pub use norm::{add_layer_norm, layer_norm, rms_norm};
 pub use optimizer::{AdamW, Moments, accumulate, scale, square_sum};

@@ -210,6 +210,53 @@ impl Fused<2> for TrainedHead {
     }
 }
 
+/// Mean cross-entropy of the first and of the last row of a span, each chosen among all rows of its
+/// sequence: half the sum of the two, as Hugging Face's question answering has it. None where there
+/// is no sequence.
+///
+/// # Shapes
+/// - `logits`: `[rows, 2]`
+/// - `boundaries`: cumulative lengths of the sequences, from 0 to `rows`
+/// - `ends`: the first and the last row of each span, counted from its sequence's first
+pub fn span_cross_entropy(
+    logits: Tensor<2>,
+    boundaries: &[usize],
+    ends: [&[i64]; 2],
+) -> Option<Tensor<1>> {
+    let count = boundaries.len() - 1;
+    let lengths = boundaries.windows(2).map(|ends| ends[1] - ends[0]);
+    let longest = lengths.max()?;
+    // Rows past the end of a sequence are a last row, which has no weight in a softmax.
+    let last = logits.dims()[0];
+    let none = Tensor::full([1, 2], f32::MIN, &logits.device());
+    let table = boundaries.windows(2).flat_map(|ends| {
+        let row = move |at| Some(ends[0] + at).filter(|&row| row < ends[1]);
+        (0..longest).map(move |at| row(at).unwrap_or(last))
+    });
+    let table = rows(
+        Tensor::cat(vec![logits, none], 0),
+        &table.collect::<Vec<_>>(),
+    );
+    let loss_of = |side: usize| {
+        let column = table.clone().slice([0..count * longest, side..side + 1]);
+        cross_entropy(column.reshape([count, longest]), ends[side], 0.0)
+    };
+    Some((loss_of(0)? + loss_of(1)?) / 2.0)
+}
+
+/// Mean binary cross-entropy of logits against 0 and 1, over all of them.
+///
+/// # Shapes
+/// - `logits`: `[rows, classes]`
+/// - `targets`: `[rows, classes]`, row-major
+pub fn binary_cross_entropy(logits: Tensor<2>, targets: &[f32]) -> Tensor<1> {
+    let targets = TensorData::new(targets.to_vec(), logits.dims());
+    let targets = Tensor::<2>::from_data(targets, &logits.device().inner());
+    // max(x, 0) - x y + log(1 + e^-|x|), which no x makes overflow.
+    let tail = (-logits.clone().abs()).exp().log1p();
+    (activation::relu(logits.clone()) - logits * targets + tail).mean()
+}
+
 /// Mean squared error, over rows of one value each.
 ///
 /// # Shapes

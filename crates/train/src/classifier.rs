@@ -6,7 +6,8 @@ use burn::tensor::Device;
 use epiphyte_data::{Batches, Example, Order, Target};
 use epiphyte_hub::{Hub, LogLines};
 use epiphyte_methods::file::AdapterFile;
-use epiphyte_models::{LoadOptions, ModelConfig, head_outputs};
+use epiphyte_models::config::ProblemType;
+use epiphyte_models::{HeadKind, LoadOptions, ModelConfig, head_outputs};
 
 use crate::observer::Silent;
 use crate::run::recorded_task;
@@ -122,7 +123,9 @@ impl Classifier {
     pub fn new(loaded_adapter: LoadedAdapter) -> Result<Self, TrainError> {
         let task_model = &loaded_adapter.task_model;
         let task = task_model.spec.task;
-        if !task.has_classes() {
+        // Other tasks have classes of something else than a text.
+        let of_text = task.problem_type() == Some(ProblemType::SingleLabelClassification);
+        if !of_text {
             return Err(TrainError::NoClasses { task });
         }
         if loaded_adapter.module.is_none() && !task_model.loaded.has_head {
@@ -197,7 +200,8 @@ impl Classifier {
 fn spec(file: &AdapterFile, model: &Path, given: &[String]) -> Result<TaskSpec, TrainError> {
     let config = ModelConfig::open(model)?;
     let recorded = recorded_task(file)?;
-    let outputs = head_outputs(file.tensors(), &config)?;
+    let one_class = HeadKind::Classification { labels: 1 };
+    let outputs = head_outputs(file.tensors(), &config, one_class)?;
     let mut spec = recorded.clone().unwrap_or_else(|| {
         let task = file
             .task_type()
@@ -208,7 +212,7 @@ fn spec(file: &AdapterFile, model: &Path, given: &[String]) -> Result<TaskSpec, 
         TaskSpec::new(task, task.default_max_length().min(longest))
     });
     if spec.task.has_classes() {
-        let base = BaseClasses::open(model, &config)?;
+        let base = BaseClasses::open(model, &config, spec.task)?;
         let head = TrainedHead {
             recorded: recorded.as_ref(),
             has_adapter: true,

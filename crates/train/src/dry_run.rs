@@ -95,6 +95,7 @@ fn of_run(prepared: &Prepared<'_>, module: &AdapterModule) -> Result<DryRun, Tra
         task_model,
         train,
         eval,
+        ..
     } = prepared;
     let (model, spec) = (&task_model.loaded.model, &task_model.spec);
     let eval_batches = eval.as_ref().map(|eval| &eval.batches);
@@ -121,10 +122,21 @@ fn summary(path: &Path, data: &Encoded, spec: &TaskSpec) -> DataSummary {
     let at = |index: usize| lengths.get(index).copied().unwrap_or(0);
     let mut classes = vec![0; spec.labels.len()];
     for example in examples.iter() {
-        if let Target::Class(class) = example.target
-            && let Some(count) = classes.get_mut(class)
-        {
-            *count += 1;
+        let own: Vec<usize> = match example.target {
+            Target::Class(class) => vec![class],
+            Target::ClassSet(set) => (0..set.len()).filter(|&class| set[class]).collect(),
+            Target::TokenClasses(labels) => {
+                let labels = labels.into_iter();
+                labels
+                    .filter_map(|label| usize::try_from(label).ok())
+                    .collect()
+            }
+            _ => Vec::new(),
+        };
+        for class in own {
+            if let Some(count) = classes.get_mut(class) {
+                *count += 1;
+            }
         }
     }
     DataSummary {

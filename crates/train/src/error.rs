@@ -353,12 +353,18 @@ pub enum TrainError {
     },
     /// A classifier of a model that has no classes.
     #[error(
-        "the model's task is {task}, which has no classes: open an adapter for sequence classification"
+        "the model's task is {task}, which has not one class for a text: open an adapter for sequence classification"
     )]
     NoClasses {
         /// The task.
         task: crate::TaskKind,
     },
+    /// Predictions of a task that predicts text.
+    #[error(
+        "a language model has no labels to predict: `epiphyte generate` writes text, `epiphyte \
+         eval` measures loss and perplexity"
+    )]
+    NoPredictions,
     /// A classifier of a model whose head is not trained.
     #[error("the base has no head for {task}: open an adapter with it, or train one")]
     NoHead {

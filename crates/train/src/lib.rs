@@ -24,10 +24,12 @@
 
 /// What a model predicts over a data set, and how good that is.
 pub mod scoring {
+    pub(crate) mod answers;
     pub mod evaluate;
     pub(crate) mod majority;
     pub mod metrics;
     pub(crate) mod model_input;
+    pub(crate) mod predictions;
 }
 
 /// What a run writes about itself: log, TensorBoard events, model card.
@@ -83,8 +85,8 @@ pub use observer::Observer;
 pub use run::{LoadedAdapter, Report, RunOptions, check_runs, open_adapter, train, train_several};
 pub use run_directory::holds_run;
 pub use scoring::evaluate::Evaluation;
-pub use tasks::{TASKS, Task, TaskKind, TaskModel, TaskSpec};
+pub use tasks::{TASKS, Task, TaskKind, TaskModel, TaskRows, TaskSpec};
 pub use training::activation_cache::ActivationCacheKind;
 pub use training::config::RunConfig;
 pub use training::train_loop::train_runs;
-pub use training::trainer::{End, Outcome, Plan, Trainer, Workload};
+pub use training::trainer::{End, EvaluationData, Outcome, Plan, Trainer, Workload};

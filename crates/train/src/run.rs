@@ -25,7 +25,7 @@ use crate::training::config::RunConfig;
 use crate::training::identity::Identity;
 use crate::training::state::RunState;
 use crate::training::train_loop::train_runs;
-use crate::training::trainer::{End, Outcome, Trainer, Workload};
+use crate::training::trainer::{End, EvaluationData, Outcome, Trainer, Workload};
 use crate::{TrainError, memory};
 
 /// How a run is carried out, beside what it is.
@@ -177,6 +177,8 @@ pub(crate) struct Prepared<'a> {
     pub(crate) task_model: TaskModel,
     pub(crate) train: Encoded,
     pub(crate) eval: Option<Encoded>,
+    /// The rows of the evaluation data, which some scores read.
+    eval_table: Option<Table>,
 }
 
 /// The examples of a file, in batches.
@@ -266,7 +268,7 @@ impl<'a> Prepared<'a> {
         }
         let train = Encoded::new(&task_model, &table, run.batch_size, run.order())?;
         drop(table);
-        let eval = match &run.eval_data {
+        let (eval, eval_table) = match &run.eval_data {
             Some(path) => {
                 let reading = ReadOptions {
                     format: reading.format,
@@ -275,17 +277,28 @@ impl<'a> Prepared<'a> {
                 let table = Table::read(path, &reading)?;
                 let table = sampled(table, run.max_eval_rows, run.seed)?;
                 let size = run.eval_batch_size.unwrap_or(run.batch_size);
-                Some(Encoded::new(&task_model, &table, size, Order::Sequential)?)
+                let eval = Encoded::new(&task_model, &table, size, Order::Sequential)?;
+                (Some(eval), Some(table))
             }
-            None => None,
+            None => (None, None),
         };
         let prepared = Self {
             run,
             task_model,
             train,
             eval,
+            eval_table,
         };
         Ok((prepared, module))
+    }
+
+    /// The evaluation data with its rows.
+    fn evaluation_data(&self) -> Option<EvaluationData<'_>> {
+        let (eval, table) = self.eval.as_ref().zip(self.eval_table.as_ref())?;
+        Some(EvaluationData {
+            batches: &eval.batches,
+            rows: self.task_model.rows(table),
+        })
     }
 
     fn trainer<'s>(
@@ -297,7 +310,7 @@ impl<'a> Prepared<'a> {
             run: self.run,
             model: &self.task_model.loaded.model,
             train: &self.train.batches,
-            eval: self.eval.as_ref().map(|eval| &eval.batches),
+            eval: self.evaluation_data(),
             device: &options.device,
             identity: Identity::new(
                 self.run,
@@ -352,17 +365,17 @@ impl<'a> Prepared<'a> {
             metrics = None;
         }
         let (model, module) = (&task_model.loaded.model, trainer.module());
-        if let (None, Some(eval)) = (&metrics, &self.eval) {
+        if let (None, Some(eval)) = (&metrics, self.evaluation_data()) {
             let evaluation = Evaluation {
                 micro_batch_tokens: run.micro_batch_tokens,
-                ..Evaluation::new(model, module, &eval.batches)
+                ..Evaluation::new(model, module, eval.batches)
             };
             // The run is trained: what it is worth can be measured again, with `epiphyte eval`.
-            metrics = run
-                .task
-                .evaluate(&evaluation, observer)
+            let scores = run.task.evaluate(&evaluation, &eval.rows, observer);
+            metrics = scores
                 .inspect_err(|error| tracing::warn!("the adapter is saved without scores: {error}"))
-                .ok();
+                .ok()
+                .map(|scores| scores.metrics);
         }
         if let (Some(metrics), Some(eval)) = (&metrics, &self.eval)
             && let Some(majority) = Majority::of(eval.batches.examples())

@@ -1,14 +1,18 @@
 //! Encoding: rows of a table to examples.
 
+mod choices;
 mod language;
+mod questions;
 mod source_target;
 mod texts;
+mod words;
 
+pub use self::questions::windows_of_row;
 use crate::error::DataError;
 use crate::examples::Examples;
 use crate::fields::Fields;
 use crate::table::Table;
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Tokenizer, Windows};
 
 /// How texts become examples.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +22,9 @@ pub struct EncodeOptions {
     pub max_length: usize,
     /// [`Fields::SourceTarget`]: the longest target, in tokens; `max_length` if not given.
     pub max_target_length: Option<usize>,
+    /// [`Fields::Questions`]: how many tokens neighboring windows of a text share; 128 if not
+    /// given, or half of a window's text if that is less.
+    pub doc_stride: Option<usize>,
     /// [`Fields::PlainText`]: join all rows, with `eos_token` between them, and cut the result into
     /// examples of `max_length`. If false, each row is an example of its own.
     pub packing: bool,
@@ -29,6 +36,7 @@ impl EncodeOptions {
         Self {
             max_length,
             max_target_length: None,
+            doc_stride: None,
             packing: false,
         }
     }
@@ -51,6 +59,36 @@ impl Examples {
         let examples = match fields {
             Fields::Texts { text, pair, label } => {
                 texts::encode(table, text, pair.as_deref(), label, tokenizer, max_length)?
+            }
+            Fields::Words { words, tags } => {
+                words::encode(table, words, tags.as_ref(), tokenizer, max_length)?
+            }
+            Fields::Choices {
+                text,
+                second,
+                choices,
+                label,
+            } => {
+                let columns = choices::ChoiceColumns {
+                    text,
+                    second: second.as_deref(),
+                    choices,
+                    label: label.as_deref(),
+                };
+                choices::encode(table, &columns, tokenizer, max_length)?
+            }
+            Fields::Questions {
+                question,
+                context,
+                answers,
+            } => {
+                let columns = questions::QuestionColumns {
+                    question,
+                    context,
+                    answers: answers.as_deref(),
+                };
+                let windows = Windows::new(tokenizer, max_length, options.doc_stride);
+                questions::encode(table, &columns, &windows)?
             }
             Fields::PlainText { text } if options.packing => {
                 language::packed(table, text, tokenizer, max_length)?

@@ -48,6 +48,10 @@ fn target(
             let numbers = table.numbers(column)?;
             Box::new(move |row| Target::Number(numbers[row]))
         }
+        LabelField::ClassSet { columns, labels } => {
+            let sets = labels.sets(table, columns)?;
+            Box::new(move |row| Target::ClassSet(sets[row].clone()))
+        }
         LabelField::Absent => Box::new(|_| Target::Absent),
     })
 }

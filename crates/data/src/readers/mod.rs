@@ -1,5 +1,6 @@
 //! Readers: a file in one of several formats to a [`crate::Table`]. `read` chooses the reader.
 
+mod conll;
 mod csv;
 mod files;
 mod json;

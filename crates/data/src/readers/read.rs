@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use super::files::DataFile;
 use super::source::{STDIN, Source};
-use super::{csv, json, parquet};
+use super::{conll, csv, json, parquet};
 use crate::error::DataError;
 use crate::table::{Table, TableBuilder};
 use crate::values::IN_MEMORY;
@@ -21,6 +21,9 @@ pub enum Format {
     Tsv,
     /// Apache Parquet (`.parquet`).
     Parquet,
+    /// One word a line with its tag, sentences separated by empty lines (`.conll`, `.conll.txt`,
+    /// `.bio`, `.iob`, `.iob2`).
+    Conll,
     /// Plain text: the whole file is one row with one column `text` (`.txt`).
     Text,
 }
@@ -47,6 +50,8 @@ impl Format {
             "csv" => Ok(Self::Csv),
             "tsv" => Ok(Self::Tsv),
             "parquet" => Ok(Self::Parquet),
+            "conll" | "bio" | "iob" | "iob2" => Ok(Self::Conll),
+            "txt" if extension(&path.with_extension("")) == "conll" => Ok(Self::Conll),
             "txt" => Ok(Self::Text),
             _ => Err(DataError::UnknownExtension {
                 path: path.to_owned(),
@@ -64,6 +69,7 @@ impl FromStr for Format {
             "csv" => Ok(Self::Csv),
             "tsv" => Ok(Self::Tsv),
             "parquet" => Ok(Self::Parquet),
+            "conll" => Ok(Self::Conll),
             "text" => Ok(Self::Text),
             _ => Err(DataError::UnknownFormat {
                 name: name.to_owned(),
@@ -155,6 +161,10 @@ impl Table {
                     header: options.header,
                 };
                 csv::read(path, text, dialect, options)
+            }
+            Format::Conll => {
+                let source = Source::read(path, options)?;
+                conll::read(path, source.text()?, options)
             }
             Format::Parquet => parquet::read(path, options),
             Format::Text => {

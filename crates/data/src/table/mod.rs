@@ -1,5 +1,6 @@
 //! A file of examples: named columns of typed values.
 
+mod answers;
 mod builder;
 mod column;
 mod joined;
@@ -9,6 +10,7 @@ use std::path::{Path, PathBuf};
 use indexmap::IndexMap;
 use serde_json::Value as Json;
 
+pub use self::answers::Answer;
 pub(crate) use self::builder::TableBuilder;
 pub(crate) use self::column::{Cell, Column, GrowingColumn};
 pub(crate) use self::joined::Origins;
@@ -165,6 +167,11 @@ impl Table {
         self.columns.contains_key(name)
     }
 
+    /// The first of these names that a column has.
+    pub fn first_of<'n>(&self, names: &[&'n str]) -> Option<&'n str> {
+        names.iter().copied().find(|name| self.has_column(name))
+    }
+
     /// The values of a column, one per row.
     ///
     /// # Errors
@@ -218,6 +225,27 @@ impl Table {
             Some(row) => Err(self.wrong_type(row, name, "a text")),
             None => Ok(Texts(column)),
         }
+    }
+
+    /// The items of a cell (`row` from 0): of a list, each text, whole number or truth value; of a
+    /// text, its words between blanks.
+    ///
+    /// # Errors
+    /// As [`Table::column`]; [`DataError::WrongType`] for another cell or item.
+    pub fn items(&self, name: &str, row: usize) -> Result<Vec<String>, DataError> {
+        let wrong = || self.wrong_type(row, name, "a list of texts");
+        let items: Vec<Json> = match self.cells(name)?.cell(row) {
+            Cell::Text(text) => return Ok(text.split_whitespace().map(str::to_owned).collect()),
+            Cell::Json(text) => serde_json::from_str(text).map_err(|_| wrong())?,
+            _ => return Err(wrong()),
+        };
+        let items = items.into_iter().map(|item| match item {
+            Json::String(text) => Ok(text),
+            Json::Bool(_) => Ok(item.to_string()),
+            Json::Number(ref number) if !number.is_f64() => Ok(item.to_string()),
+            _ => Err(wrong()),
+        });
+        items.collect()
     }
 
     /// The numbers of a column, one per row; a text is parsed.

@@ -34,7 +34,7 @@ proptest! {
         let mut sizes = Vec::new();
         for batch in batches.epoch(epoch).batches_from(0) {
             let batch = batch.unwrap();
-            sizes.push(batch.sequences());
+            sizes.push(batch.examples());
             for position in batch.positions {
                 prop_assert!(!std::mem::replace(&mut seen[position], true), "{position} twice");
             }
@@ -74,7 +74,7 @@ proptest! {
         let batches = Batches::new(examples(&lengths), batch_size, order).unwrap();
         for batch in batches.epoch(3).batches_from(0) {
             let batch = batch.unwrap();
-            prop_assert_eq!(batch.boundaries.len(), batch.sequences() + 1);
+            prop_assert_eq!(batch.boundaries.len(), batch.examples() + 1);
             prop_assert_eq!(batch.boundaries[0], 0);
             prop_assert_eq!(*batch.boundaries.last().unwrap(), batch.tokens());
             prop_assert_eq!(batch.type_ids.len(), batch.tokens());

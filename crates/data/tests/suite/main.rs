@@ -14,3 +14,4 @@ mod real_data;
 mod several_files;
 mod support;
 mod tokenizer;
+mod words;

@@ -208,7 +208,7 @@ fn sst2_from_file_to_batches() {
     );
     let batches = Batches::of(examples, 32, Order::LengthGrouped { seed: 0 }).unwrap();
     assert_eq!(batches.per_epoch(), 2_105);
-    assert_eq!(batches.epoch(0).batch(0).unwrap().sequences(), 32);
+    assert_eq!(batches.epoch(0).batch(0).unwrap().examples(), 32);
 }
 
 /// GPT-2's byte-level tokenizer trims spaces off its offsets. If prompt and completion meet at a

@@ -20,4 +20,5 @@ mod outputs;
 mod predictions;
 mod scores;
 mod settings;
+mod tasks;
 mod workplace;

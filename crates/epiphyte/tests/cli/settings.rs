@@ -192,7 +192,7 @@ fn flags_that_do_not_fit_are_refused() {
         ),
         (
             "--format xml",
-            "`format`: unknown data format `xml`: use json, csv, tsv, parquet or text",
+            "`format`: unknown data format `xml`: use json, csv, tsv, parquet, conll or text",
         ),
         (
             "--metric-for-best-model acuracy",

@@ -37,8 +37,10 @@ pub const CONFIG_FILE: &str = "adapter_config.json";
 /// The tensors' file.
 pub const TENSORS_FILE: &str = "adapter_model.safetensors";
 
-/// Modules that PEFT saves beside every adapter of a sequence classification model.
+/// Modules that PEFT saves beside every adapter of a model that classifies sequences or tokens.
 const HEADS: [&str; 2] = ["classifier", "score"];
+/// The same of a model that finds answers.
+const ANSWER_HEADS: [&str; 1] = ["qa_outputs"];
 /// PEFT's file of tensors before safetensors.
 const OLD_TENSORS_FILE: &str = "adapter_model.bin";
 
@@ -199,14 +201,19 @@ fn config_json(
     sorted.into_iter().collect()
 }
 
-/// PEFT's list of trained modules, by the last part of their paths. It adds the two heads that it
-/// knows, whichever the model has, and matches endings, so `pre_classifier` is named already.
+/// PEFT's list of trained modules, by the last part of their paths. It adds the heads that it knows
+/// for the task, whichever the model has, and matches endings, so `pre_classifier` is named
+/// already.
 fn saved_modules<'a>(head: &'a str, base: &'a Base) -> Vec<&'a str> {
     let new_module = base.new_module.as_deref();
     let new_module = new_module.map(|path| path.rsplit('.').next().unwrap_or(path));
-    let unnamed = |module: &&str| !HEADS.iter().any(|head| module.ends_with(head));
+    let known = match ANSWER_HEADS.contains(&head) {
+        true => &ANSWER_HEADS[..],
+        false => &HEADS[..],
+    };
+    let unnamed = |module: &&str| !known.iter().any(|head| module.ends_with(head));
     let others = new_module.into_iter().chain([head]).filter(unnamed);
-    others.chain(HEADS).collect()
+    others.chain(known.iter().copied()).collect()
 }
 
 /// An adapter's directory, its configuration read and its tensors not yet.

@@ -42,7 +42,17 @@ pub(crate) struct Base {
 struct Inputs {
     input_ids: Vec<Vec<u32>>,
     token_type_ids: Option<Vec<Vec<u32>>>,
+    reads: Option<Reads>,
     labels: Labels,
+}
+
+/// What a head reads that is for neither sequences nor the next token.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Reads {
+    Tokens,
+    Answers,
+    Choices,
 }
 
 #[derive(Deserialize)]
@@ -53,6 +63,21 @@ enum Labels {
     Tokens(Vec<Vec<i64>>),
 }
 
+impl Inputs {
+    /// The head that these labels are for.
+    fn head(&self, config: &ModelConfig) -> HeadKind {
+        let labels = config.facts().labels.num_labels();
+        match (self.reads, &self.labels) {
+            (Some(Reads::Tokens), _) => HeadKind::TokenClassification { labels },
+            (Some(Reads::Answers), _) => HeadKind::QuestionAnswering,
+            (Some(Reads::Choices), _) => HeadKind::MultipleChoice,
+            (None, Labels::Classes(_)) => HeadKind::Classification { labels },
+            (None, Labels::Values(_)) => HeadKind::Classification { labels: 1 },
+            (None, Labels::Tokens(_)) => HeadKind::LanguageModel,
+        }
+    }
+}
+
 /// Sequences end to end, with what they should come to.
 pub(crate) struct Batch {
     ids: Vec<u32>,
@@ -61,22 +86,17 @@ pub(crate) struct Batch {
     /// Input of an encoder-decoder's decoder.
     decoder: Option<(Vec<u32>, Sequences)>,
     labels: Labels,
+    reads: Option<Reads>,
+    /// The first and the last tokens of answers.
+    ends: [Vec<i64>; 2],
 }
 
 impl Base {
     pub(crate) fn open(name: &str) -> Self {
         let dir = folder().join(name);
         let inputs: Inputs = read_json(&dir.join("inputs.json"));
-        let task = match &inputs.labels {
-            Labels::Classes(_) => {
-                let config = ModelConfig::open(&dir.join("base")).expect("a configuration");
-                HeadKind::Classification {
-                    labels: config.facts().labels.num_labels(),
-                }
-            }
-            Labels::Values(_) => HeadKind::Classification { labels: 1 },
-            Labels::Tokens(_) => HeadKind::LanguageModel,
-        };
+        let config = ModelConfig::open(&dir.join("base")).expect("a configuration");
+        let task = inputs.head(&config);
         let device = Device::default();
         let loaded = load(&dir.join("base"), task, &device, &LoadOptions::default())
             .unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -107,10 +127,21 @@ impl Base {
             Some(type_ids) => type_ids[rows.clone()].concat(),
             None => vec![0; ids.len()],
         };
+        let reads = self.inputs.reads;
         let labels = match &self.inputs.labels {
+            // One for several rows.
+            Labels::Classes(chosen) if matches!(reads, Some(Reads::Choices)) => {
+                Labels::Classes(chosen.clone())
+            }
             Labels::Classes(classes) => Labels::Classes(classes[rows.clone()].to_vec()),
             Labels::Values(values) => Labels::Values(values[rows.clone()].to_vec()),
             Labels::Tokens(tokens) => Labels::Tokens(vec![tokens[rows.clone()].concat()]),
+        };
+        let ends = match (reads, &self.inputs.labels) {
+            (Some(Reads::Answers), Labels::Tokens(spans)) => {
+                [0, 1].map(|end| spans[rows.clone()].iter().map(|span| span[end]).collect())
+            }
+            _ => Default::default(),
         };
         let backbone = self.model.backbone();
         let decoder = match &self.inputs.labels {
@@ -131,6 +162,8 @@ impl Base {
             sequences,
             decoder,
             labels,
+            reads,
+            ends,
         }
     }
 }
@@ -159,6 +192,19 @@ impl Batch {
 
     pub(crate) fn targets(&self) -> Targets<'_> {
         match &self.labels {
+            Labels::Tokens(tokens) if matches!(self.reads, Some(Reads::Tokens)) => {
+                Targets::TokenClasses(&tokens[0])
+            }
+            Labels::Tokens(_) if matches!(self.reads, Some(Reads::Answers)) => {
+                let [starts, ends] = &self.ends;
+                Targets::Spans { starts, ends }
+            }
+            Labels::Classes(chosen) if matches!(self.reads, Some(Reads::Choices)) => {
+                Targets::Choices {
+                    chosen,
+                    choices: self.sequences.count() / chosen.len(),
+                }
+            }
             Labels::Classes(classes) => Targets::Classes(classes),
             Labels::Values(values) => Targets::Values(values),
             Labels::Tokens(tokens) if self.decoder.is_some() => Targets::DecoderTokens(&tokens[0]),

@@ -215,12 +215,23 @@ fn golden_adapters_are_written_again_as_they_were() {
         let json = read_json(&dir);
         let base = dir.with_file_name("base");
         let config = ModelConfig::open(&base).unwrap_or_else(|error| panic!("{error}"));
-        let task = match json["task_type"].as_str() {
-            Some("CAUSAL_LM" | "SEQ_2_SEQ_LM") => HeadKind::LanguageModel,
-            _ => HeadKind::Classification {
-                labels: config.facts().labels.num_labels(),
-            },
+        let labels = config.facts().labels.num_labels();
+        let heads = [
+            HeadKind::Classification { labels },
+            HeadKind::TokenClassification { labels },
+            HeadKind::QuestionAnswering,
+            HeadKind::MultipleChoice,
+            HeadKind::LanguageModel,
+        ];
+        let architectures = &config.facts().architectures;
+        let is_saved = |head: &HeadKind| {
+            let class = config.family().class_name(*head);
+            class.is_some_and(|class| architectures.contains(&class))
         };
+        let task = heads
+            .into_iter()
+            .find(is_saved)
+            .expect("a head of a family");
         let loaded = load(&base, task, &Device::default(), &LoadOptions::default());
         let loaded = loaded.unwrap_or_else(|error| panic!("{error}"));
         assert_same_when_written_again(&dir, &json, &loaded.model);

@@ -13,7 +13,7 @@ fn the_closed_formula_counts_the_declared_tensors() {
         let counts = module.counts(on.model.base());
         let count = case.count(&on.model);
         assert_eq!(count, counts.trainable_parameters, "{name}");
-        let has_head = on.head.labels().is_some();
+        let has_head = on.head.outputs().is_some();
         assert_eq!(counts.head_parameters > 0, has_head, "{name}");
     });
 }

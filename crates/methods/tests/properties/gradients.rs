@@ -32,7 +32,7 @@ fn gradients_reach_exactly_the_declared_parameters() {
             assert!(!tracked, "{name}: `{tensor}` of the base is tracked");
         }
         let has_head = module.head_parameters().count() > 0;
-        assert_eq!(has_head, on.head.labels().is_some());
+        assert_eq!(has_head, on.head.outputs().is_some());
     });
 }
 

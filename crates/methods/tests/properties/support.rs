@@ -28,6 +28,7 @@ pub(crate) struct TestModel {
 pub(crate) fn models() -> Vec<TestModel> {
     let heads = [
         HeadKind::Classification { labels: LABELS },
+        HeadKind::TokenClassification { labels: LABELS },
         HeadKind::LanguageModel,
     ];
     let configs = FAMILIES.iter().flat_map(|family| (family.examples)());
@@ -84,6 +85,17 @@ impl TestModel {
         let labels: Vec<i64> = IDS.iter().map(|&id| i64::from(id)).collect();
         let targets = match self.head {
             HeadKind::Classification { .. } => Targets::Classes(&[2, 0, 1]),
+            HeadKind::TokenClassification { .. } => {
+                Targets::TokenClasses(&[-100, 2, 0, -100, 1, 1, 0, -100, 2, 2, 0, -100])
+            }
+            HeadKind::QuestionAnswering => Targets::Spans {
+                starts: &[3, 0, 1],
+                ends: &[4, 1, 1],
+            },
+            HeadKind::MultipleChoice => Targets::Choices {
+                chosen: &[2],
+                choices: 3,
+            },
             HeadKind::LanguageModel if batch.decoder.is_some() => Targets::DecoderTokens(&labels),
             HeadKind::LanguageModel => Targets::Tokens(&labels),
         };
@@ -106,8 +118,8 @@ impl TestModel {
     pub(crate) fn output(&self, adapter: &dyn Adapter, keys: Option<Vec<u64>>) -> Vec<f32> {
         let batch = TestBatch::new(&self.model, keys);
         to_vec(match self.head {
-            HeadKind::Classification { .. } => self.model.logits(&batch.tokens(), adapter),
             HeadKind::LanguageModel => self.model.hidden(&batch.tokens(), adapter).states,
+            _ => self.model.logits(&batch.tokens(), adapter),
         })
     }
 

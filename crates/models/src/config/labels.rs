@@ -23,7 +23,7 @@ pub struct Labels {
 }
 
 /// What a classification head is trained for: `problem_type`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ProblemType {
     /// Mean squared error on numbers.
@@ -32,6 +32,14 @@ pub enum ProblemType {
     SingleLabelClassification,
     /// Binary cross-entropy for every class by itself.
     MultiLabelClassification,
+}
+
+impl ProblemType {
+    /// Whether transformers infers it from the number and the type of labels where the file does
+    /// not say.
+    pub fn is_inferred(self) -> bool {
+        self != Self::MultiLabelClassification
+    }
 }
 
 impl Labels {

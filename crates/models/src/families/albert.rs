@@ -62,7 +62,7 @@ fn read(json: &JsonObject) -> Result<EncoderConfig, ModelError> {
 
 static ALBERT: Member = Member {
     model_type: "albert",
-    class: "AlbertForSequenceClassification",
+    stem: "Albert",
     names: EncoderNames {
         prefix: "albert.",
         words: "albert.embeddings.word_embeddings.weight",

@@ -241,23 +241,19 @@ impl FamilyConfig for BartConfig {
         KeyRules {
             base_prefix: "model.",
             ignorable: match head {
-                HeadKind::Classification { .. } => &["final_logits_bias", "lm_head.weight"],
                 HeadKind::LanguageModel => &["final_logits_bias", "classification_head."],
+                _ => &["final_logits_bias", "lm_head.weight"],
             },
         }
     }
 
-    fn class_name(&self, head: HeadKind) -> Option<&'static str> {
-        Some(match (self.multilingual, head) {
-            (false, HeadKind::Classification { .. }) => "BartForSequenceClassification",
-            (false, HeadKind::LanguageModel) => "BartForConditionalGeneration",
-            (true, HeadKind::Classification { .. }) => "MBartForSequenceClassification",
-            (true, HeadKind::LanguageModel) => "MBartForConditionalGeneration",
-        })
+    fn class_name(&self, head: HeadKind) -> Option<String> {
+        let stem = if self.multilingual { "MBart" } else { "Bart" };
+        head.class_of_encoder_decoder(stem)
     }
 
     fn task_head(&self, head: HeadKind) -> Option<&'static str> {
-        head.labels().map(|_| "classification_head")
+        head.outputs().map(|_| "classification_head")
     }
 
     fn tied(&self) -> Option<[&'static str; 2]> {
@@ -327,6 +323,7 @@ impl FamilyConfig for BartConfig {
                 let tied = tied && self.tie_word_embeddings;
                 Head::LanguageModel(LanguageModelHead::build(b, "lm_head", &words, tied, None))
             }
+            other => return Err(ModelError::no_head(self.model_type(), other)),
         };
         let base = builder.finish(Summary {
             dimensions: Dimensions {

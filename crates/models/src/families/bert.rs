@@ -20,7 +20,7 @@ use crate::builder::{Builder, Summary};
 use crate::config::{
     Labels, architectures, dropout, epsilon, hidden_act, num_hidden_layers, size, token,
 };
-use crate::heads::{ClassificationHead, Head, HeadKind, Pooling};
+use crate::heads::{ClassificationHead, Head, HeadKind};
 use crate::json::JsonObject;
 use crate::keys::KeyRules;
 use crate::model::Model;
@@ -232,12 +232,12 @@ impl FamilyConfig for BertConfig {
         }
     }
 
-    fn class_name(&self, head: HeadKind) -> Option<&'static str> {
-        head.labels().map(|_| "BertForSequenceClassification")
+    fn class_name(&self, head: HeadKind) -> Option<String> {
+        head.class_of("Bert")
     }
 
     fn task_head(&self, head: HeadKind) -> Option<&'static str> {
-        head.labels().map(|_| "classifier")
+        head.path()
     }
 
     fn optional_modules(&self) -> &'static [&'static str] {
@@ -258,30 +258,29 @@ impl FamilyConfig for BertConfig {
         _tied: bool,
         mut builder: Builder<'_>,
     ) -> Result<Model, ModelError> {
-        let Some(labels) = head.labels() else {
+        let Some((outputs, path)) = head.outputs().zip(head.path()) else {
             return Err(ModelError::no_head("bert", head));
         };
-        let has_pooler = builder.has(&format!("{POOLER}.dense.weight"));
-        let size = self.hidden_size;
+        let dense = format!("{POOLER}.dense");
+        let has_pooler = builder.has(&format!("{dense}.weight"));
+        let (shape, dropout) = ([outputs, self.hidden_size], self.head_dropout());
         let b = &mut builder;
         let stack = self.encoder(b, &BERT, EncoderOptions::default())?;
         b.at(Depth::Head);
-        let head = ClassificationHead {
-            pooling: Pooling::First,
-            input_dropout: 0.0,
-            dense: Some(b.linear(&format!("{POOLER}.dense"), Role::Pooler, [size, size], true)),
-            activation: Activation::Tanh,
-            norm: None,
-            dropout: self.head_dropout(),
-            output: b.linear("classifier", Role::Head, [labels, size], true),
+        let head = match head {
+            HeadKind::TokenClassification { .. } => {
+                ClassificationHead::of_tokens(b, path, shape, dropout)
+            }
+            HeadKind::QuestionAnswering => ClassificationHead::of_tokens(b, path, shape, 0.0),
+            _ => ClassificationHead::pooled(b, &dense, shape, dropout),
         };
         let base = builder.finish(Summary {
             dimensions: self.dimensions("bert", self.max_position_embeddings),
             default_targets: TARGETS,
             word_embeddings: BERT.words,
             prefix: BERT.prefix,
-            task_head: Some("classifier"),
-            new_module: (!has_pooler).then_some(POOLER),
+            task_head: Some(path),
+            new_module: (head.dense.is_some() && !has_pooler).then_some(POOLER),
         })?;
         Ok(Model::new(
             base,

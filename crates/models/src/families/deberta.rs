@@ -58,6 +58,7 @@ fn read(json: &JsonObject) -> Result<EncoderConfig, ModelError> {
         encoder.classifier_dropout = Some(dropout(json, "cls_dropout", 0.0)?);
     }
     Ok(EncoderConfig {
+        token_dropout: encoder.hidden_dropout_prob,
         activation: activation(json, "pooler_hidden_act", "gelu")?,
         pooler_dropout: Some(dropout(json, "pooler_dropout", 0.0)?),
         positions: positions(json, &encoder)?,
@@ -127,7 +128,7 @@ fn positions(
 
 static DEBERTA: Member = Member {
     model_type: "deberta-v2",
-    class: "DebertaV2ForSequenceClassification",
+    stem: "DebertaV2",
     names: EncoderNames {
         prefix: "deberta.",
         words: "deberta.embeddings.word_embeddings.weight",

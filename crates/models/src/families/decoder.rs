@@ -444,22 +444,24 @@ impl FamilyConfig for DecoderConfig {
         KeyRules {
             base_prefix: self.architecture.prefix,
             ignorable: match head {
-                HeadKind::Classification { .. } => classification,
                 HeadKind::LanguageModel => language_model,
+                _ => classification,
             },
         }
     }
 
-    fn class_name(&self, head: HeadKind) -> Option<&'static str> {
+    fn class_name(&self, head: HeadKind) -> Option<String> {
         let [language_model, classification] = self.architecture.classes;
-        Some(match head {
+        let class = match head {
             HeadKind::Classification { .. } => classification,
             HeadKind::LanguageModel => language_model,
-        })
+            _ => return None,
+        };
+        Some(class.to_owned())
     }
 
     fn task_head(&self, head: HeadKind) -> Option<&'static str> {
-        head.labels().map(|_| "score")
+        head.outputs().map(|_| "score")
     }
 
     fn tied(&self) -> Option<[&'static str; 2]> {
@@ -546,7 +548,8 @@ impl FamilyConfig for DecoderConfig {
         let task_head = self.task_head(head);
         let tied = tied && self.tie_word_embeddings;
         let padding = self.pad_token_id;
-        let mut head = Head::of_decoder(b, head, path(lm_head), &embeddings.words, tied, padding);
+        let (table, name) = (&embeddings.words, self.model_type());
+        let mut head = Head::of_decoder(b, name, head, path(lm_head), table, tied, padding)?;
         if let Head::LanguageModel(head) = &mut head {
             [_, head.softcap] = self.softcaps;
         }

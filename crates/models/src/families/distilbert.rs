@@ -36,6 +36,8 @@ pub(super) const FAMILY: Family = Family {
         encoder.classifier_dropout = Some(dropout(json, "seq_classif_dropout", 0.2)?);
         Ok(Box::new(EncoderConfig {
             activation: Activation::Relu,
+            token_dropout: encoder.hidden_dropout_prob,
+            qa_dropout: Some(dropout(json, "qa_dropout", 0.1)?),
             ..EncoderConfig::new(&DISTILBERT, encoder, json)?
         }))
     },
@@ -43,7 +45,7 @@ pub(super) const FAMILY: Family = Family {
 
 static DISTILBERT: Member = Member {
     model_type: "distilbert",
-    class: "DistilBertForSequenceClassification",
+    stem: "DistilBert",
     names: EncoderNames {
         prefix: "distilbert.",
         words: "distilbert.embeddings.word_embeddings.weight",

@@ -7,8 +7,8 @@ use serde_json::json;
 
 use super::Family;
 use super::bert::{self, BertConfig, EncoderDefaults, EncoderNames};
-use super::encoder::{EncoderConfig, Member};
-use crate::config::size;
+use super::encoder::{ChoicePooler, EncoderConfig, Member};
+use crate::config::{activation, dropout, size};
 
 pub(super) const FAMILY: Family = Family {
     name: "ELECTRA",
@@ -22,7 +22,17 @@ pub(super) const FAMILY: Family = Family {
     },
     parse: |json, _| {
         let encoder = BertConfig::from_json(json, &DEFAULTS)?;
+        let summary: String = json.get("summary_type", "first".to_owned())?;
+        if summary != "first" {
+            let found = format!("`{summary}`");
+            return Err(json.unsupported("summary_type", found, "first"));
+        }
         Ok(Box::new(EncoderConfig {
+            choice_pooler: Some(ChoicePooler {
+                dense: "sequence_summary.summary",
+                activation: activation(json, "summary_activation", "gelu")?,
+                dropout: dropout(json, "summary_last_dropout", 0.1)?,
+            }),
             embedding_size: Some(size(json, "embedding_size", 128)?)
                 .filter(|&it| it != encoder.hidden_size),
             activation: Activation::Gelu,
@@ -33,7 +43,7 @@ pub(super) const FAMILY: Family = Family {
 
 static ELECTRA: Member = Member {
     model_type: "electra",
-    class: "ElectraForSequenceClassification",
+    stem: "Electra",
     names: EncoderNames {
         prefix: "electra.",
         words: "electra.embeddings.word_embeddings.weight",
@@ -46,7 +56,7 @@ static ELECTRA: Member = Member {
     dense: "classifier.dense",
     output: "classifier.out_proj",
     drops_input: true,
-    optional: &[],
+    optional: &["sequence_summary"],
     trains_dense: false,
     ignorable: &[
         "embeddings.position_ids",

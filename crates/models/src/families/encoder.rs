@@ -18,15 +18,15 @@ use crate::blocks::{
 use crate::builder::{Builder, Summary};
 use crate::heads::{ClassificationHead, Head, HeadKind, Pooling};
 use crate::json::JsonObject;
-use crate::keys::KeyRules;
+use crate::keys::{KeyRules, is_below};
 use crate::model::Model;
 
 /// What an encoder is beyond the values of its `config.json`.
 #[derive(Debug, PartialEq)]
 pub(super) struct Member {
     pub(super) model_type: &'static str,
-    /// The class of transformers with a classification head.
-    pub(super) class: &'static str,
+    /// What the names of its classes of transformers begin with.
+    pub(super) stem: &'static str,
     pub(super) names: EncoderNames,
     pub(super) targets: DefaultTargets,
     /// The dense layer of the classification head, and the output layer.
@@ -34,8 +34,8 @@ pub(super) struct Member {
     pub(super) output: &'static str,
     /// Whether the dense layer's input is dropped too.
     pub(super) drops_input: bool,
-    /// Whether the dense layer stands beside the module that a task trains, `classifier`, and is a
-    /// part of it only where the checkpoint lacks it.
+    /// Modules of dense layers that stand beside the module that a task trains, `classifier`, and
+    /// are a part of it only where the checkpoint lacks them.
     pub(super) optional: &'static [&'static str],
     /// Whether a task trains that layer in any case: PEFT takes every module whose name ends with
     /// `classifier` for a part of the head.
@@ -92,6 +92,17 @@ impl SharedLayers {
     }
 }
 
+/// `classifier(dropout(f(dense(x))))`: a head for multiple choice.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ChoicePooler {
+    /// The path of the dense layer.
+    pub dense: &'static str,
+    /// What follows it.
+    pub activation: Activation,
+    /// Dropout before the classifier.
+    pub dropout: f64,
+}
+
 /// The configuration of an encoder.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EncoderConfig {
@@ -106,6 +117,13 @@ pub struct EncoderConfig {
     pub activation: Activation,
     /// Dropout before that layer, where it is not that after it.
     pub pooler_dropout: Option<f64>,
+    /// Dropout before the layer that classifies tokens.
+    pub token_dropout: f64,
+    /// Dropout before the layer that finds answers, where there is one.
+    pub qa_dropout: Option<f64>,
+    /// The dense layer of the head for multiple choice, where it is not that of the classification
+    /// head.
+    pub choice_pooler: Option<ChoicePooler>,
     /// Embeddings of relative positions.
     pub positions: Option<RelativePositions>,
     /// The padding token behind whose position the first token's is; none where positions begin at
@@ -130,11 +148,14 @@ impl EncoderConfig {
     ) -> Result<Self, ModelError> {
         Ok(Self {
             member,
+            token_dropout: encoder.head_dropout(),
             encoder,
             embedding_size: None,
             shared_layers: None,
             activation: Activation::Tanh,
             pooler_dropout: None,
+            qa_dropout: None,
+            choice_pooler: None,
             positions: None,
             position_padding: None,
             relative_attention_num_buckets: None,
@@ -153,6 +174,68 @@ impl EncoderConfig {
     }
 }
 
+impl Member {
+    /// The module beside the head that a dense layer is in, if it is in one.
+    fn optional_module(&self, dense: &str) -> Option<&'static str> {
+        let mut modules = self.optional.iter().copied();
+        modules.find(|module| is_below(Some(module), &format!("{dense}.weight")))
+    }
+}
+
+/// Heads.
+impl EncoderConfig {
+    /// The path of the dense layer that a head has.
+    fn dense(&self, head: HeadKind) -> Option<&'static str> {
+        match (head, self.choice_pooler) {
+            (HeadKind::TokenClassification { .. } | HeadKind::QuestionAnswering, _) => None,
+            (HeadKind::MultipleChoice, Some(pooler)) => Some(pooler.dense),
+            _ => Some(self.member.dense),
+        }
+    }
+
+    fn head(
+        &self,
+        b: &mut Builder<'_>,
+        head: HeadKind,
+        path: &str,
+        outputs: usize,
+    ) -> ClassificationHead {
+        let (member, size) = (self.member, self.encoder.hidden_size);
+        let shape = [outputs, size];
+        match (head, self.choice_pooler) {
+            (HeadKind::TokenClassification { .. }, _) => {
+                ClassificationHead::of_tokens(b, path, shape, self.token_dropout)
+            }
+            (HeadKind::QuestionAnswering, _) => {
+                ClassificationHead::of_tokens(b, path, shape, self.qa_dropout.unwrap_or(0.0))
+            }
+            (HeadKind::MultipleChoice, Some(pooler)) => ClassificationHead {
+                activation: pooler.activation,
+                ..ClassificationHead::pooled(b, pooler.dense, shape, pooler.dropout)
+            },
+            _ => {
+                let dropout = self.encoder.head_dropout();
+                let role = match member.optional_module(member.dense) {
+                    None => Role::Head,
+                    Some(_) => Role::Pooler,
+                };
+                ClassificationHead {
+                    pooling: Pooling::First,
+                    input_dropout: match member.drops_input {
+                        true => self.pooler_dropout.unwrap_or(dropout),
+                        false => 0.0,
+                    },
+                    dense: Some(b.linear(member.dense, role, [size, size], true)),
+                    activation: self.activation,
+                    norm: None,
+                    dropout,
+                    output: b.linear(member.output, Role::Head, shape, true),
+                }
+            }
+        }
+    }
+}
+
 impl FamilyConfig for EncoderConfig {
     fn facts(&self) -> ConfigFacts {
         ConfigFacts {
@@ -168,6 +251,11 @@ impl FamilyConfig for EncoderConfig {
         Box::new(Self {
             encoder: self.encoder.dropped(p),
             pooler_dropout: self.pooler_dropout.map(|_| p),
+            token_dropout: p,
+            qa_dropout: self.qa_dropout.map(|_| p),
+            choice_pooler: self
+                .choice_pooler
+                .map(|it| ChoicePooler { dropout: p, ..it }),
             ..self.clone()
         })
     }
@@ -179,12 +267,12 @@ impl FamilyConfig for EncoderConfig {
         }
     }
 
-    fn class_name(&self, head: HeadKind) -> Option<&'static str> {
-        head.labels().map(|_| self.member.class)
+    fn class_name(&self, head: HeadKind) -> Option<String> {
+        head.class_of(self.member.stem)
     }
 
     fn task_head(&self, head: HeadKind) -> Option<&'static str> {
-        head.labels().map(|_| "classifier")
+        head.path()
     }
 
     fn tied_embeddings(&self) -> &'static [&'static str] {
@@ -208,11 +296,21 @@ impl FamilyConfig for EncoderConfig {
         if let Some(positions) = self.positions {
             values["relative_positions"] = format!("{positions:?}").into();
         }
+        if let Some(pooler) = self.choice_pooler {
+            values["choice_activation"] = pooler.activation.name().into();
+        }
         values
     }
 
     fn dropouts(&self) -> Value {
-        self.encoder.encoder_dropouts()
+        let mut values = self.encoder.encoder_dropouts();
+        if let Some(p) = self.qa_dropout {
+            values["qa_dropout"] = p.into();
+        }
+        if let Some(pooler) = self.choice_pooler {
+            values["choice_dropout"] = pooler.dropout.into();
+        }
+        values
     }
 
     fn build(
@@ -222,12 +320,13 @@ impl FamilyConfig for EncoderConfig {
         mut builder: Builder<'_>,
     ) -> Result<Model, ModelError> {
         let member = self.member;
-        let Some(labels) = head.labels() else {
+        let Some((outputs, path)) = head.outputs().zip(head.path()) else {
             return Err(ModelError::no_head(member.model_type, head));
         };
-        let has_dense = builder.has(&format!("{}.weight", member.dense));
-        let is_new = member.trains_dense || !has_dense;
-        let new_module = member.optional.first().copied().filter(|_| is_new);
+        let dense = self.dense(head);
+        let is_new = |it: &str| member.trains_dense || !builder.has(&format!("{it}.weight"));
+        let module = dense.and_then(|dense| member.optional_module(dense));
+        let new_module = module.filter(|_| dense.is_some_and(is_new));
         let size = self.encoder.hidden_size;
         let b = &mut builder;
         let bias = self.relative_attention_num_buckets.map(|count| {
@@ -268,23 +367,7 @@ impl FamilyConfig for EncoderConfig {
         };
         let stack = self.encoder.encoder(b, &member.names, options)?;
         b.at(Depth::Head);
-        let dropout = self.encoder.head_dropout();
-        let role = match member.optional {
-            [] => Role::Head,
-            _ => Role::Pooler,
-        };
-        let head = ClassificationHead {
-            pooling: Pooling::First,
-            input_dropout: match member.drops_input {
-                true => self.pooler_dropout.unwrap_or(dropout),
-                false => 0.0,
-            },
-            dense: Some(b.linear(member.dense, role, [size, size], true)),
-            activation: self.activation,
-            norm: None,
-            dropout,
-            output: b.linear(member.output, Role::Head, [labels, size], true),
-        };
+        let head = self.head(b, head, path, outputs);
         let base = builder.finish(Summary {
             dimensions: self
                 .encoder
@@ -292,7 +375,7 @@ impl FamilyConfig for EncoderConfig {
             default_targets: member.targets,
             word_embeddings: member.names.words,
             prefix: member.names.prefix,
-            task_head: Some("classifier"),
+            task_head: Some(path),
             new_module,
         })?;
         Ok(Model::new(

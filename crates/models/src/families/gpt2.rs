@@ -214,23 +214,23 @@ impl FamilyConfig for Gpt2Config {
             base_prefix: "transformer.",
             // The causal mask and its value, which older releases saved.
             ignorable: match head {
-                HeadKind::Classification { .. } => {
-                    &["attn.bias", "attn.masked_bias", "lm_head.weight"]
-                }
                 HeadKind::LanguageModel => &["attn.bias", "attn.masked_bias", "score.weight"],
+                _ => &["attn.bias", "attn.masked_bias", "lm_head.weight"],
             },
         }
     }
 
-    fn class_name(&self, head: HeadKind) -> Option<&'static str> {
-        Some(match head {
+    fn class_name(&self, head: HeadKind) -> Option<String> {
+        let class = match head {
             HeadKind::Classification { .. } => "GPT2ForSequenceClassification",
             HeadKind::LanguageModel => "GPT2LMHeadModel",
-        })
+            _ => return None,
+        };
+        Some(class.to_owned())
     }
 
     fn task_head(&self, head: HeadKind) -> Option<&'static str> {
-        head.labels().map(|_| "score")
+        head.outputs().map(|_| "score")
     }
 
     fn tied(&self) -> Option<[&'static str; 2]> {
@@ -300,14 +300,9 @@ impl FamilyConfig for Gpt2Config {
         let final_norm = Norm::build(b, "transformer.ln_f", size, self.norm());
         let task_head = self.task_head(head);
         let tied = tied && self.tie_word_embeddings;
-        let head = Head::of_decoder(
-            b,
-            head,
-            "lm_head",
-            &embeddings.words,
-            tied,
-            self.pad_token_id,
-        );
+        let padding = self.pad_token_id;
+        let words = &embeddings.words;
+        let head = Head::of_decoder(b, "gpt2", head, "lm_head", words, tied, padding)?;
         let base = builder.finish(Summary {
             dimensions: Dimensions {
                 model_type: "gpt2".to_owned(),

@@ -98,7 +98,7 @@ pub trait FamilyConfig: Any + fmt::Debug + Send + Sync {
     fn key_rules(&self, head: HeadKind) -> KeyRules;
 
     /// The class of transformers that the model is; none if the family has no such head.
-    fn class_name(&self, head: HeadKind) -> Option<&'static str>;
+    fn class_name(&self, head: HeadKind) -> Option<String>;
 
     /// Path of the head that a task trains; none where the head is the language model's.
     fn task_head(&self, head: HeadKind) -> Option<&'static str>;
@@ -116,7 +116,7 @@ pub trait FamilyConfig: Any + fmt::Debug + Send + Sync {
     }
 
     /// Paths of modules besides the head that checkpoints of other tasks lack: they start at
-    /// random and become part of what a task trains and saves.
+    /// random and become part of what a task trains and saves. Not every head reads them.
     fn optional_modules(&self) -> &'static [&'static str] {
         &[]
     }
@@ -284,12 +284,11 @@ impl ModelConfig {
         }
     }
 
-    /// Whether `architectures` says that the checkpoint's head classifies tokens or choices: such a
-    /// head has the names, and may have the shape, of one that classifies sequences.
-    pub fn is_for_another_task(&self) -> bool {
-        let others = ["ForTokenClassification", "ForMultipleChoice"];
+    /// Whether `architectures` says that the checkpoint's head is another one that a task trains:
+    /// it may have the names and the shape of this one.
+    pub fn is_for_another_task(&self, head: HeadKind) -> bool {
         let mut architectures = self.facts.architectures.iter();
-        architectures.any(|class| others.iter().any(|other| class.ends_with(other)))
+        architectures.any(|class| head.is_another_than_of(class))
     }
 
     /// The configuration as that of one family, if it is.

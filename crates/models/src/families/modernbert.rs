@@ -4,8 +4,8 @@
 //! FF(N₂(x₁))`; the first layer reads the normalized embeddings without another norm. Queries, keys
 //! and values are one linear layer, as are the two inputs of the gated feed-forward. Most layers
 //! see a window to both sides, with a rotary embedding of their own. The classification head reads
-//! the first token, or the mean of all: `classifier(dropout(norm(f(dense(x)))))`. Tensor names are
-//! those of Hugging Face's `ModernBertForSequenceClassification`.
+//! the first token, the mean of all or each: `classifier(dropout(norm(f(dense(x)))))`. Tensor names
+//! are those of Hugging Face's `ModernBertForSequenceClassification`.
 
 use epiphyte_ops::Activation;
 use serde_json::{Value, json};
@@ -278,11 +278,16 @@ impl ModernBertConfig {
         }
     }
 
-    fn classification_head(&self, b: &mut Builder<'_>, labels: usize) -> ClassificationHead {
+    fn classification_head(
+        &self,
+        b: &mut Builder<'_>,
+        outputs: usize,
+        pooling: Pooling,
+    ) -> ClassificationHead {
         let size = self.hidden_size;
         let dense = format!("{PREDICTION_HEAD}.dense");
         ClassificationHead {
-            pooling: self.classifier_pooling,
+            pooling,
             input_dropout: 0.0,
             dense: Some(b.linear(&dense, Role::Pooler, [size, size], self.classifier_bias)),
             activation: self.classifier_activation,
@@ -293,7 +298,7 @@ impl ModernBertConfig {
                 self.norm(),
             )),
             dropout: self.classifier_dropout,
-            output: b.linear("classifier", Role::Head, [labels, size], true),
+            output: b.linear("classifier", Role::Head, [outputs, size], true),
         }
     }
 }
@@ -332,12 +337,12 @@ impl FamilyConfig for ModernBertConfig {
         }
     }
 
-    fn class_name(&self, head: HeadKind) -> Option<&'static str> {
-        head.labels().map(|_| "ModernBertForSequenceClassification")
+    fn class_name(&self, head: HeadKind) -> Option<String> {
+        head.class_of("ModernBert")
     }
 
     fn task_head(&self, head: HeadKind) -> Option<&'static str> {
-        head.labels().map(|_| "classifier")
+        head.outputs().map(|_| "classifier")
     }
 
     fn tied_embeddings(&self) -> &'static [&'static str] {
@@ -381,7 +386,7 @@ impl FamilyConfig for ModernBertConfig {
         _tied: bool,
         mut builder: Builder<'_>,
     ) -> Result<Model, ModelError> {
-        let Some(labels) = head.labels() else {
+        let Some(outputs) = head.outputs() else {
             return Err(ModelError::no_head("modernbert", head));
         };
         let has_prediction_head = builder.has(&format!("{PREDICTION_HEAD}.dense.weight"));
@@ -411,7 +416,13 @@ impl FamilyConfig for ModernBertConfig {
         b.rotary(&self.rope[0]);
         b.at(Depth::Head);
         let final_norm = Norm::build(b, &format!("{PREFIX}final_norm"), size, self.norm());
-        let head = self.classification_head(b, labels);
+        let pooling = match head {
+            HeadKind::TokenClassification { .. } | HeadKind::QuestionAnswering => {
+                Pooling::EachToken
+            }
+            _ => self.classifier_pooling,
+        };
+        let head = self.classification_head(b, outputs, pooling);
         let base = builder.finish(Summary {
             dimensions: Dimensions {
                 model_type: "modernbert".to_owned(),

@@ -2,11 +2,12 @@
 //! relative position bias on the scores. Tensor names are those of Hugging Face's
 //! `MPNetForSequenceClassification`.
 
+use epiphyte_ops::Activation;
 use serde_json::json;
 
 use super::Family;
 use super::bert::{self, BertConfig, EncoderDefaults, EncoderNames};
-use super::encoder::{EncoderConfig, Member};
+use super::encoder::{ChoicePooler, EncoderConfig, Member};
 use crate::base::DefaultTargets;
 use crate::blocks::{AttentionNames, LayerNames};
 use crate::config::{size, special_token};
@@ -40,6 +41,12 @@ pub(super) const FAMILY: Family = Family {
             return Err(json.unsupported(key, buckets.to_string(), "32"));
         }
         Ok(Box::new(EncoderConfig {
+            token_dropout: encoder.hidden_dropout_prob,
+            choice_pooler: Some(ChoicePooler {
+                dense: "mpnet.pooler.dense",
+                activation: Activation::Tanh,
+                dropout: encoder.hidden_dropout_prob,
+            }),
             position_padding: Some(POSITION_PADDING),
             relative_attention_num_buckets: Some(BUCKETS),
             bos_token_id: special_token(json, "bos_token_id", Some(0), encoder.vocab_size)?,
@@ -51,7 +58,7 @@ pub(super) const FAMILY: Family = Family {
 
 static MPNET: Member = Member {
     model_type: "mpnet",
-    class: "MPNetForSequenceClassification",
+    stem: "MPNet",
     names: EncoderNames {
         prefix: "mpnet.",
         words: "mpnet.embeddings.word_embeddings.weight",
@@ -80,7 +87,7 @@ static MPNET: Member = Member {
     dense: "classifier.dense",
     output: "classifier.out_proj",
     drops_input: true,
-    optional: &[],
+    optional: &["mpnet.pooler"],
     trains_dense: false,
     ignorable: &[
         "embeddings.position_ids",

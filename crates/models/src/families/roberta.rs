@@ -49,6 +49,9 @@ pub(super) const FAMILY: Family = Family {
     },
 };
 
+/// BERT's pooler, which only the head for multiple choice reads.
+const POOLER: &str = "roberta.pooler";
+
 const NAMES: EncoderNames = EncoderNames {
     prefix: "roberta.",
     words: "roberta.embeddings.word_embeddings.weight",
@@ -173,16 +176,20 @@ impl FamilyConfig for RobertaConfig {
         }
     }
 
-    fn class_name(&self, head: HeadKind) -> Option<&'static str> {
-        head.labels().map(|_| match self.kind {
-            RobertaKind::Roberta => "RobertaForSequenceClassification",
-            RobertaKind::XlmRoberta => "XLMRobertaForSequenceClassification",
-            RobertaKind::Camembert => "CamembertForSequenceClassification",
+    fn class_name(&self, head: HeadKind) -> Option<String> {
+        head.class_of(match self.kind {
+            RobertaKind::Roberta => "Roberta",
+            RobertaKind::XlmRoberta => "XLMRoberta",
+            RobertaKind::Camembert => "Camembert",
         })
     }
 
     fn task_head(&self, head: HeadKind) -> Option<&'static str> {
-        head.labels().map(|_| "classifier")
+        head.path()
+    }
+
+    fn optional_modules(&self) -> &'static [&'static str] {
+        &[POOLER]
     }
 
     fn tied_embeddings(&self) -> &'static [&'static str] {
@@ -209,10 +216,14 @@ impl FamilyConfig for RobertaConfig {
         mut builder: Builder<'_>,
     ) -> Result<Model, ModelError> {
         let model_type = self.kind.model_type();
-        let Some(labels) = head.labels() else {
+        let Some((outputs, path)) = head.outputs().zip(head.path()) else {
             return Err(ModelError::no_head(model_type, head));
         };
+        let pooler = format!("{POOLER}.dense");
+        let has_pooler = builder.has(&format!("{pooler}.weight"));
+        let reads_pooler = head == HeadKind::MultipleChoice;
         let size = self.encoder.hidden_size;
+        let (shape, dropout) = ([outputs, size], self.encoder.head_dropout());
         let b = &mut builder;
         let options = EncoderOptions {
             padding: Some(self.pad_token_id),
@@ -220,22 +231,32 @@ impl FamilyConfig for RobertaConfig {
         };
         let stack = self.encoder.encoder(b, &NAMES, options)?;
         b.at(Depth::Head);
-        let head = ClassificationHead {
-            pooling: Pooling::First,
-            input_dropout: self.encoder.head_dropout(),
-            dense: Some(b.linear("classifier.dense", Role::Head, [size, size], true)),
-            activation: Activation::Tanh,
-            norm: None,
-            dropout: self.encoder.head_dropout(),
-            output: b.linear("classifier.out_proj", Role::Head, [labels, size], true),
+        let head = match head {
+            HeadKind::TokenClassification { .. } => {
+                ClassificationHead::of_tokens(b, path, shape, dropout)
+            }
+            HeadKind::QuestionAnswering => ClassificationHead::of_tokens(b, path, shape, 0.0),
+            HeadKind::MultipleChoice => {
+                let dropout = self.encoder.hidden_dropout_prob;
+                ClassificationHead::pooled(b, &pooler, shape, dropout)
+            }
+            _ => ClassificationHead {
+                pooling: Pooling::First,
+                input_dropout: dropout,
+                dense: Some(b.linear("classifier.dense", Role::Head, [size, size], true)),
+                activation: Activation::Tanh,
+                norm: None,
+                dropout,
+                output: b.linear("classifier.out_proj", Role::Head, shape, true),
+            },
         };
         let base = builder.finish(Summary {
             dimensions: self.encoder.dimensions(model_type, self.max_positions()),
             default_targets: TARGETS,
             word_embeddings: NAMES.words,
             prefix: NAMES.prefix,
-            task_head: Some("classifier"),
-            new_module: None,
+            task_head: Some(path),
+            new_module: (reads_pooler && !has_pooler).then_some(POOLER),
         })?;
         Ok(Model::new(
             base,
@@ -277,7 +298,7 @@ mod tests {
             assert_eq!(tokens, (Some(0), Some(1)));
             assert_eq!(facts.eos_token_ids, [2]);
             let head = HeadKind::Classification { labels: 2 };
-            assert_eq!(config.family().class_name(head), Some(class));
+            assert_eq!(config.family().class_name(head).as_deref(), Some(class));
             assert_eq!(config.family().class_name(HeadKind::LanguageModel), None);
             let encoder = &config.of_family::<RobertaConfig>().unwrap().encoder;
             assert_eq!(

@@ -298,33 +298,32 @@ impl FamilyConfig for T5Config {
         KeyRules {
             base_prefix: "transformer.",
             ignorable: match head {
-                HeadKind::Classification { .. } => &[
-                    "encoder.embed_tokens.weight",
-                    "decoder.embed_tokens.weight",
-                    "EncDecAttention.relative_attention_bias.weight",
-                    "lm_head.weight",
-                ],
                 HeadKind::LanguageModel => &[
                     "encoder.embed_tokens.weight",
                     "decoder.embed_tokens.weight",
                     "EncDecAttention.relative_attention_bias.weight",
                     "classification_head.",
                 ],
+                _ => &[
+                    "encoder.embed_tokens.weight",
+                    "decoder.embed_tokens.weight",
+                    "EncDecAttention.relative_attention_bias.weight",
+                    "lm_head.weight",
+                ],
             },
         }
     }
 
-    fn class_name(&self, head: HeadKind) -> Option<&'static str> {
-        Some(match (self.model_type.as_str(), head) {
-            ("mt5", HeadKind::Classification { .. }) => "MT5ForSequenceClassification",
-            ("mt5", HeadKind::LanguageModel) => "MT5ForConditionalGeneration",
-            (_, HeadKind::Classification { .. }) => "T5ForSequenceClassification",
-            (_, HeadKind::LanguageModel) => "T5ForConditionalGeneration",
-        })
+    fn class_name(&self, head: HeadKind) -> Option<String> {
+        let stem = match self.model_type.as_str() {
+            "mt5" => "MT5",
+            _ => "T5",
+        };
+        head.class_of_encoder_decoder(stem)
     }
 
     fn task_head(&self, head: HeadKind) -> Option<&'static str> {
-        head.labels().map(|_| "classification_head")
+        head.outputs().map(|_| "classification_head")
     }
 
     /// transformers ties the head to the embeddings unless a checkpoint has both, whatever
@@ -379,8 +378,8 @@ impl FamilyConfig for T5Config {
         mut builder: Builder<'_>,
     ) -> Result<Model, ModelError> {
         let prefix = match head {
-            HeadKind::Classification { .. } => "transformer.",
             HeadKind::LanguageModel => "",
+            _ => "transformer.",
         };
         let size = self.d_model;
         let b = &mut builder;
@@ -412,6 +411,7 @@ impl FamilyConfig for T5Config {
                 let scale = scaled.then(|| 1.0 / (size as f64).sqrt());
                 Head::LanguageModel(LanguageModelHead::build(b, "lm_head", &table, tied, scale))
             }
+            other => return Err(ModelError::no_head(&self.model_type, other)),
         };
         let base = builder.finish(Summary {
             dimensions: Dimensions {

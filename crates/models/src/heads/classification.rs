@@ -1,4 +1,4 @@
-//! A classification head over one token of each sequence, or the mean of all.
+//! A classification head over one token of each sequence, the mean of all, or each of them.
 
 use burn::tensor::Tensor;
 use epiphyte_ops::{Activation, dropout, mean_rows};
@@ -47,12 +47,49 @@ impl ClassificationHead {
         }
     }
 
-    /// Logits, `[sequences, labels]`, from the rows of each sequence that are read.
+    /// One linear layer over each token.
+    pub(crate) fn of_tokens(
+        builder: &mut Builder<'_>,
+        path: &str,
+        shape: [usize; 2],
+        dropout: f64,
+    ) -> Self {
+        Self {
+            pooling: Pooling::EachToken,
+            input_dropout: 0.0,
+            dense: None,
+            activation: Activation::Tanh,
+            norm: None,
+            dropout,
+            output: builder.linear(path, Role::Head, shape, true),
+        }
+    }
+
+    /// BERT's pooler at `dense` and a classifier behind it.
+    pub(crate) fn pooled(
+        builder: &mut Builder<'_>,
+        dense: &str,
+        [outputs, hidden_size]: [usize; 2],
+        dropout: f64,
+    ) -> Self {
+        Self {
+            pooling: Pooling::First,
+            input_dropout: 0.0,
+            dense: Some(builder.linear(dense, Role::Pooler, [hidden_size, hidden_size], true)),
+            activation: Activation::Tanh,
+            norm: None,
+            dropout,
+            output: builder.linear("classifier", Role::Head, [outputs, hidden_size], true),
+        }
+    }
+
+    /// Logits, `[sequences, labels]`, from the rows of each sequence that are read, or
+    /// `[tokens, labels]` where each token is.
     pub fn forward(&self, read: Hidden, batch: &AdapterBatch<'_>) -> Tensor<2> {
         let Hidden { states, rows, .. } = read;
         let (states, rows) = match self.pooling {
             Pooling::Mean => (mean_rows(states, &rows), rows.select_rows(rows.firsts())),
-            Pooling::First | Pooling::Last { .. } => (states, rows),
+            Pooling::First | Pooling::EachToken | Pooling::Last { .. } => (states, rows),
         };
         let states = match &self.dense {
             Some(dense) => {

@@ -9,6 +9,7 @@ use epiphyte_ops::{Activation, Sequences};
 
 pub use self::classification::ClassificationHead;
 pub use self::language_model::LanguageModelHead;
+use crate::ModelError;
 use crate::adapter::Role;
 use crate::blocks::Matrix;
 use crate::builder::Builder;
@@ -22,17 +23,83 @@ pub enum HeadKind {
         /// The number of logits.
         labels: usize,
     },
+    /// Logits for each token.
+    TokenClassification {
+        /// The number of logits.
+        labels: usize,
+    },
+    /// Two logits for each token: that an answer starts there, and that it ends there.
+    QuestionAnswering,
+    /// One logit for each sequence; several sequences are the choices of one example.
+    MultipleChoice,
     /// Logits over the vocabulary for each token.
     LanguageModel,
 }
 
+/// How transformers ends the names of classes whose heads tasks train.
+const CLASS_ENDINGS: [&str; 4] = [
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+    "ForMultipleChoice",
+];
+
 impl HeadKind {
-    /// The number of logits of a classification head.
-    pub fn labels(self) -> Option<usize> {
+    /// The number of logits of a head that a task trains, for what it reads: a sequence or a token;
+    /// none of a language model's head.
+    pub fn outputs(self) -> Option<usize> {
         match self {
-            Self::Classification { labels } => Some(labels),
+            Self::Classification { labels } | Self::TokenClassification { labels } => Some(labels),
+            Self::QuestionAnswering => Some(2),
+            Self::MultipleChoice => Some(1),
             Self::LanguageModel => None,
         }
+    }
+
+    /// How transformers ends the name of a class with such a head; none of language models, whose
+    /// endings differ from family to family.
+    pub fn class_ending(self) -> Option<&'static str> {
+        let [sequences, tokens, answers, choices] = CLASS_ENDINGS;
+        match self {
+            Self::Classification { .. } => Some(sequences),
+            Self::TokenClassification { .. } => Some(tokens),
+            Self::QuestionAnswering => Some(answers),
+            Self::MultipleChoice => Some(choices),
+            Self::LanguageModel => None,
+        }
+    }
+
+    /// The class of transformers with such a head, of an encoder whose classes begin with `stem`.
+    pub(crate) fn class_of(self, stem: &str) -> Option<String> {
+        self.class_ending().map(|ending| format!("{stem}{ending}"))
+    }
+
+    /// The class of transformers with such a head, of an encoder-decoder whose classes begin with
+    /// `stem`.
+    pub(crate) fn class_of_encoder_decoder(self, stem: &str) -> Option<String> {
+        match self {
+            Self::Classification { .. } => self.class_of(stem),
+            Self::LanguageModel => Some(format!("{stem}ForConditionalGeneration")),
+            _ => None,
+        }
+    }
+
+    /// The path of the head in an encoder; none of a language model's.
+    pub(crate) fn path(self) -> Option<&'static str> {
+        match self {
+            Self::LanguageModel => None,
+            Self::QuestionAnswering => Some("qa_outputs"),
+            Self::Classification { .. }
+            | Self::TokenClassification { .. }
+            | Self::MultipleChoice => Some("classifier"),
+        }
+    }
+
+    /// Whether a class of transformers has a head that a task trains, and not this one.
+    pub(crate) fn is_another_than_of(self, class: &str) -> bool {
+        let own = self.class_ending();
+        let mut others = CLASS_ENDINGS.iter().filter(|&&ending| Some(ending) != own);
+        own.is_some() && others.any(|ending| class.ends_with(ending))
     }
 }
 
@@ -40,6 +107,9 @@ impl fmt::Display for HeadKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Classification { .. } => "a classification head",
+            Self::TokenClassification { .. } => "a head that classifies tokens",
+            Self::QuestionAnswering => "a question-answering head",
+            Self::MultipleChoice => "a multiple-choice head",
             Self::LanguageModel => "a language-model head",
         })
     }
@@ -49,7 +119,7 @@ impl fmt::Display for HeadKind {
 #[derive(Clone, Debug)]
 #[expect(clippy::large_enum_variant, reason = "a model has one head")]
 pub enum Head {
-    /// Logits for each sequence.
+    /// Logits for each sequence or each token.
     Classification(ClassificationHead),
     /// Logits over the vocabulary for each token.
     LanguageModel(LanguageModelHead),
@@ -58,16 +128,20 @@ pub enum Head {
 impl Head {
     /// The head of a decoder: `score` on the last token that is not `padding`, or the language
     /// model's at `path`, which may be tied to the word embeddings.
+    ///
+    /// # Errors
+    /// [`ModelError::NoHead`] for other heads.
     pub(crate) fn of_decoder(
         b: &mut Builder<'_>,
+        model_type: &str,
         kind: HeadKind,
         path: &str,
         words: &Matrix,
         tied: bool,
         padding: Option<u32>,
-    ) -> Self {
+    ) -> Result<Self, ModelError> {
         let [_, size] = words.shape();
-        match kind {
+        Ok(match kind {
             HeadKind::Classification { labels } => Self::Classification(ClassificationHead {
                 pooling: Pooling::Last { padding },
                 input_dropout: 0.0,
@@ -80,7 +154,8 @@ impl Head {
             HeadKind::LanguageModel => {
                 Self::LanguageModel(LanguageModelHead::build(b, path, words, tied, None))
             }
-        }
+            other => return Err(ModelError::no_head(model_type, other)),
+        })
     }
 }
 
@@ -91,6 +166,8 @@ pub enum Pooling {
     First,
     /// The mean of all tokens, virtual ones included.
     Mean,
+    /// Each token for itself, virtual ones left out.
+    EachToken,
     /// The last token: decoders.
     Last {
         /// The padding token. transformers reads the last token that is another one, so that an
@@ -107,6 +184,11 @@ impl Pooling {
         match self {
             Self::First => rows.firsts().to_vec(),
             Self::Mean => (0..rows.tokens()).collect(),
+            Self::EachToken => {
+                let ends = rows.boundaries()[1..].iter();
+                let own = ends.zip(tokens.sequences.lengths());
+                own.flat_map(|(&end, length)| end - length..end).collect()
+            }
             Self::Last {
                 padding: Some(padding),
             } if rows.boundaries() == tokens.sequences.boundaries() => rows

@@ -283,7 +283,7 @@ fn the_outputs_of_a_head_are_counted_and_its_shape_checked() {
     for json in [bert(), roberta(), llama()] {
         let dir = directory(&json, &tensors(&json, THREE));
         let checkpoint = Checkpoint::open(dir.path()).unwrap();
-        let outputs = head_outputs(&checkpoint, &config(&json).unwrap());
+        let outputs = head_outputs(&checkpoint, &config(&json).unwrap(), TWO);
         assert_eq!(outputs.unwrap(), Some(3), "{json}");
     }
     for shape in [&[][..], &[1 << 40, 0], &[0, 8], &[2, 7], &[2, 8, 1]] {
@@ -295,7 +295,7 @@ fn the_outputs_of_a_head_are_counted_and_its_shape_checked() {
         );
         let dir = directory(&bert(), &all);
         let checkpoint = Checkpoint::open(dir.path()).unwrap();
-        let error = head_outputs(&checkpoint, &config(&bert()).unwrap()).unwrap_err();
+        let error = head_outputs(&checkpoint, &config(&bert()).unwrap(), TWO).unwrap_err();
         assert!(matches!(&error, ModelError::HeadShape { .. }), "{error:?}");
     }
 }

@@ -30,7 +30,7 @@ pub(super) fn set_task(json: &mut Map<String, Value>, config: &ModelConfig, spec
     if let Some(class) = config.family().class_name(head) {
         json.insert("architectures".to_owned(), json!([class]));
     }
-    let Some(outputs) = head.labels() else {
+    let Some(outputs) = head.outputs() else {
         return;
     };
     let names = (0..outputs).map(|id| match spec.labels.get(id) {
@@ -45,12 +45,14 @@ pub(super) fn set_task(json: &mut Map<String, Value>, config: &ModelConfig, spec
     json.insert("label2id".to_owned(), Value::Object(by_name.collect()));
     json.shift_remove("num_labels");
     // The base's own may be that of another task.
-    if json.contains_key("problem_type") {
-        let problem = match spec.task.has_classes() {
-            true => "single_label_classification",
-            false => "regression",
-        };
-        json.insert("problem_type".to_owned(), json!(problem));
+    match spec.task.problem_type() {
+        Some(problem) if json.contains_key("problem_type") || !problem.is_inferred() => {
+            json.insert("problem_type".to_owned(), json!(problem));
+        }
+        Some(_) => {}
+        None => {
+            json.shift_remove("problem_type");
+        }
     }
 }
 

@@ -182,7 +182,7 @@ impl WithoutHead {
         }
         let base = match head {
             HeadKind::LanguageModel => loaded.model.base().clone(),
-            HeadKind::Classification { .. } => loaded.model.base().without_head(),
+            _ => loaded.model.base().without_head(),
         };
         let module = file.load(&base, &device)?;
         Ok(Self {
@@ -232,7 +232,7 @@ impl WithoutHead {
 /// one, else one that is not used.
 fn head_of_files(model_dir: &Path, config: &ModelConfig) -> Result<HeadKind, TrainError> {
     let class = config.family().class_name(HeadKind::LanguageModel);
-    let is_named = class.is_some_and(|class| {
+    let is_named = class.as_ref().is_some_and(|class| {
         let architectures = &config.facts().architectures;
         architectures
             .iter()

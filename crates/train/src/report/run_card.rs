@@ -127,23 +127,16 @@ fn usage(run: &RunConfig, spec: &TaskSpec, base: &str) -> Vec<Snippet> {
 fn peft(run: &RunConfig, spec: &TaskSpec, base: &str) -> String {
     // JSON's texts and maps of texts are Python's.
     let literal = |text: &str| serde_json::to_string(text).unwrap_or_default();
-    let (class, arguments) = match run.task.peft_task_type() {
-        "SEQ_CLS" if spec.labels.is_empty() => (
-            "AutoModelForSequenceClassification",
-            ", num_labels=1".to_owned(),
-        ),
-        "SEQ_CLS" => {
+    let class = run.task.auto_class();
+    let arguments = match spec.head().outputs() {
+        None => String::new(),
+        Some(outputs) if spec.labels.is_empty() => format!(", num_labels={outputs}"),
+        Some(outputs) => {
             let labels = spec.labels.iter().enumerate();
             let labels = labels.map(|(id, label)| format!("{id}: {}", literal(label)));
             let labels = labels.collect::<Vec<_>>().join(", ");
-            let count = spec.labels.len();
-            (
-                "AutoModelForSequenceClassification",
-                format!(",\n    num_labels={count},\n    id2label={{{labels}}},\n"),
-            )
+            format!(",\n    num_labels={outputs},\n    id2label={{{labels}}},\n")
         }
-        "SEQ_2_SEQ_LM" => ("AutoModelForSeq2SeqLM", String::new()),
-        _ => ("AutoModelForCausalLM", String::new()),
     };
     let base = literal(base);
     let open = if arguments.contains('\n') {

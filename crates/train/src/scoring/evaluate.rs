@@ -53,8 +53,9 @@ impl std::fmt::Debug for Evaluation<'_> {
     }
 }
 
-/// Logits of every sequence of a data set, in the order of the file: `[sequences][outputs]`.
-/// `observer` hears of every batch.
+/// Logits of every example of a data set, in the order of the file: `[outputs]` of a sequence,
+/// `[tokens × outputs]` where the head reads each token, one of each choice. `observer` hears of
+/// every batch.
 ///
 /// # Errors
 /// If an example does not fit the model, or a logit is not finite.
@@ -75,9 +76,17 @@ pub fn predict(
         let batch = batch?;
         for part in batch.micro_batches(evaluation.micro_batch_tokens()) {
             let input = ModelInput::new(model, &part);
-            let values = to_vec(model.logits(&input.tokens(), adapter));
-            let outputs = values.len() / part.sequences().max(1);
-            for (row, position) in values.chunks(outputs.max(1)).zip(&part.positions) {
+            let values = model.logits(&input.tokens(), adapter);
+            let [_, outputs] = values.dims();
+            let values = to_vec(values);
+            let sequences = part.sequences_per_example();
+            let rows: Vec<usize> = match model.reads_tokens() {
+                true => part.boundaries.clone(),
+                false => (0..=part.boundaries.len() - 1).collect(),
+            };
+            let ends: Vec<usize> = rows.into_iter().step_by(sequences).collect();
+            for (ends, position) in ends.windows(2).zip(&part.positions) {
+                let row = &values[ends[0] * outputs..ends[1] * outputs];
                 if row.iter().any(|value| !value.is_finite()) {
                     return Err(TrainError::NotFinite {
                         what: format!("a logit of example {}", position + 1),
@@ -86,7 +95,7 @@ pub fn predict(
                 logits.push(row.to_vec());
             }
         }
-        meter.advance(batch.sequences(), batch.tokens());
+        meter.advance(batch.examples(), batch.tokens());
     }
     Ok(logits)
 }
@@ -150,7 +159,7 @@ pub(crate) fn mean_token_loss(
             sum += mean * targets as f64;
             count += targets;
         }
-        meter.advance(batch.sequences(), batch.tokens());
+        meter.advance(batch.examples(), batch.tokens());
     }
     if count == 0 {
         return Err(crate::error::MetricError::Empty.into());

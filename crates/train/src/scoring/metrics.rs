@@ -8,6 +8,9 @@
 //! | --- | --- | --- |
 //! | `accuracy` | classification | share of correct predictions |
 //! | `f1`, `precision`, `recall` | classification | of class 1 if there are two classes (as GLUE does), else the mean over the classes that occur (macro) |
+//! | `accuracy`, `f1`, `precision`, `recall` | token classification | share of words with the right tag; of all spans together (micro), as seqeval counts them |
+//! | `accuracy`, `f1`, `precision`, `recall`, `f1_macro` | multi-label classification | share of texts all of whose classes are right; of all classes together (micro); mean of the classes' F1 |
+//! | `exact_match`, `f1` | question answering | share of answers that are right; mean F1 over words, as the scripts of SQuAD compute them, from 0 to 1 |
 //! | `f1_weighted` | more than two classes | mean of the classes' F1, weighted by how often each is the label |
 //! | `matthews` | classification | Matthews correlation; for more classes Gorodkin's R_K (2004) |
 //! | `pearson`, `spearman` | regression | linear and rank correlation; ties share their mean rank |
@@ -29,6 +32,8 @@
 mod bleu;
 mod chrf;
 mod cider;
+mod class_sets;
+mod class_table;
 mod confusion;
 mod e2e;
 mod exact_match;
@@ -37,6 +42,8 @@ mod nist;
 mod penn_treebank;
 mod porter;
 mod rouge;
+mod spans;
+mod squad;
 pub mod texts;
 mod tokens;
 
@@ -46,7 +53,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::MetricError;
 
+pub use class_sets::class_set_scores;
+pub use class_table::{ClassRow, ClassTable};
 pub use confusion::{ClassScores, ConfusionMatrix};
+pub use spans::span_scores;
+pub use squad::{AnswerPair, answer_scores};
 
 /// Named scores, in alphabetical order.
 ///
@@ -155,13 +166,24 @@ pub fn of_confusion(confusion: &ConfusionMatrix) -> Metrics {
     metrics
 }
 
-/// The scores of an evaluation with, for a classification, how often each class was taken for each.
-#[derive(Clone, Debug, PartialEq)]
+/// The scores of an evaluation, with those of each class where there are classes.
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct DetailedScores {
     /// The scores.
+    #[serde(flatten)]
     pub metrics: Metrics,
-    /// Labels and predictions; none if the task has no classes.
-    pub confusion: Option<ConfusionMatrix>,
+    /// The scores of each class; none if the task has no classes.
+    #[serde(flatten)]
+    pub classes: Option<ClassTable>,
+}
+
+impl From<Metrics> for DetailedScores {
+    fn from(metrics: Metrics) -> Self {
+        Self {
+            metrics,
+            classes: None,
+        }
+    }
 }
 
 /// `pearson`, `spearman`, `mse` and `mae`, one prediction and one target per example.
@@ -215,6 +237,26 @@ fn check_pairs(predictions: usize, labels: usize) -> Result<(), MetricError> {
         return Err(MetricError::Empty);
     }
     Ok(())
+}
+
+/// The share of `part` in `whole`.
+///
+/// # Errors
+/// [`MetricError::Empty`] if there is nothing.
+pub fn share(part: usize, whole: usize) -> Result<f64, MetricError> {
+    match whole {
+        0 => Err(MetricError::Empty),
+        whole => Ok(part as f64 / whole as f64),
+    }
+}
+
+/// `part / whole`, and 0 where there is nothing to divide by.
+fn ratio(part: u64, whole: u64) -> f64 {
+    if whole == 0 {
+        0.0
+    } else {
+        part as f64 / whole as f64
+    }
 }
 
 fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {

@@ -1,7 +1,7 @@
 //! From a batch of the data to the input of a model.
 
 use burn::tensor::Device;
-use epiphyte_data::{Batch, Examples, Target, Targets};
+use epiphyte_data::{Batch, Examples, Target, Targets, UNKNOWN};
 use epiphyte_models::{Adapter, DecoderTokens, Model, Tokens};
 use epiphyte_ops::{Sequences, on_processor};
 
@@ -88,6 +88,19 @@ pub(crate) fn targets(batch: &Batch) -> Option<epiphyte_models::Targets<'_>> {
     match &batch.targets {
         Targets::Classes(classes) => Some(Model::Classes(classes)),
         Targets::Numbers(numbers) => Some(Model::Values(numbers)),
+        Targets::ClassSets(sets) => Some(Model::ClassSets(sets)),
+        Targets::TokenClasses(labels) => {
+            let known = !labels.contains(&UNKNOWN);
+            known.then_some(Model::TokenClasses(labels))
+        }
+        Targets::Spans { starts, ends } => Some(Model::Spans { starts, ends }),
+        Targets::Choices { chosen, choices } => {
+            let known = !chosen.contains(&UNKNOWN);
+            known.then_some(Model::Choices {
+                chosen,
+                choices: *choices,
+            })
+        }
         Targets::Tokens(labels) => Some(Model::Tokens(labels)),
         Targets::Sequences(target) => Some(Model::DecoderTokens(&target.labels)),
         Targets::Absent => None,

@@ -1,13 +1,13 @@
 //! Causal language modeling: the next token of a text, of a completion, or of a chat's answers.
 
-use epiphyte_data::{Columns, DataError, Fields, Table};
+use epiphyte_data::{Columns, DataError, Fields, OutputColumn, OutputFormat, Table};
 use epiphyte_models::HeadKind;
 
-use super::{Task, TaskSpec};
+use super::{Task, TaskRows, TaskSpec};
 use crate::TrainError;
 use crate::observer::Observer;
 use crate::scoring::evaluate::{Evaluation, mean_token_loss};
-use crate::scoring::metrics::{self, Metrics};
+use crate::scoring::metrics::{self, DetailedScores};
 
 #[derive(Debug)]
 pub(super) struct CausalLm;
@@ -29,8 +29,16 @@ impl Task for CausalLm {
         "CAUSAL_LM"
     }
 
+    fn auto_class(&self) -> &'static str {
+        "AutoModelForCausalLM"
+    }
+
     fn pipeline_tag(&self) -> &'static str {
         "text-generation"
+    }
+
+    fn is_of_class(&self, class: &str) -> bool {
+        class.ends_with("ForCausalLM") || class.ends_with("LMHeadModel")
     }
 
     fn head(&self, _labels: usize) -> HeadKind {
@@ -68,9 +76,20 @@ impl Task for CausalLm {
     fn evaluate(
         &self,
         evaluation: &Evaluation<'_>,
+        _rows: &TaskRows<'_>,
         observer: &mut dyn Observer,
-    ) -> Result<Metrics, TrainError> {
+    ) -> Result<DetailedScores, TrainError> {
         let loss = mean_token_loss(evaluation, observer)?;
-        Ok(metrics::language_modelling(loss))
+        Ok(metrics::language_modelling(loss).into())
+    }
+
+    fn predictions(
+        &self,
+        _evaluation: &Evaluation<'_>,
+        _rows: &TaskRows<'_>,
+        _format: OutputFormat,
+        _observer: &mut dyn Observer,
+    ) -> Result<Vec<OutputColumn>, TrainError> {
+        Err(TrainError::NoPredictions)
     }
 }

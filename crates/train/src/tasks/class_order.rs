@@ -9,7 +9,7 @@ use std::path::Path;
 use epiphyte_models::config::{Labels, ProblemType};
 use epiphyte_models::{Checkpoint, ModelConfig, ModelError, head_outputs};
 
-use super::TaskSpec;
+use super::{TaskKind, TaskSpec};
 use crate::TrainError;
 
 /// The classes of a head.
@@ -33,17 +33,23 @@ pub struct BaseClasses {
 }
 
 impl BaseClasses {
-    /// Reads them from a model's directory, whose `config.json` has been read.
+    /// Reads what a model's directory, whose `config.json` has been read, says of a task's classes.
     ///
     /// # Errors
     /// If the checkpoint cannot be opened.
-    pub fn open(model: &Path, config: &ModelConfig) -> Result<Self, ModelError> {
-        let of_checkpoint = match config.is_for_another_task() {
+    pub fn open(model: &Path, config: &ModelConfig, task: TaskKind) -> Result<Self, ModelError> {
+        let head = task.head(config.facts().labels.num_labels());
+        let of_checkpoint = match config.is_for_another_task(head) {
             true => Ok(None),
-            false => head_outputs(&Checkpoint::open(model)?, config),
+            false => head_outputs(&Checkpoint::open(model)?, config, head),
         };
+        let mut labels = config.facts().labels.clone();
+        // It contradicts a task of one class for a text alone.
+        let of_one_class = Some(ProblemType::SingleLabelClassification);
+        let problem_type = labels.problem_type;
+        labels.problem_type = problem_type.filter(|_| task.problem_type() == of_one_class);
         Ok(Self {
-            labels: config.facts().labels.clone(),
+            labels,
             outputs: match of_checkpoint {
                 // Another kind of head, which is replaced.
                 Err(ModelError::HeadShape { .. }) => None,
@@ -158,7 +164,8 @@ pub fn for_prediction(
     if head.base.is_multi_label() {
         return Err(TrainError::ClassOrder(
             "config.json says multi_label_classification, any number of classes for a text, but \
-             this task is one class for a text: its predictions and scores would be wrong"
+             this task is one class for a text: its predictions and scores would be wrong; pass \
+             --task multi-label-classification"
                 .to_owned(),
         ));
     }

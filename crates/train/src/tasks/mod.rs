@@ -5,30 +5,38 @@
 
 mod causal_lm;
 pub mod class_order;
+mod multi_label_classification;
+mod multiple_choice;
 pub mod presets;
+mod question_answering;
 mod regression;
 mod seq2seq;
 mod sequence_classification;
 mod spec;
+mod token_classification;
 
 use std::fmt;
 use std::str::FromStr;
 
-use epiphyte_data::{Columns, DataError, Fields, Table};
+use epiphyte_data::{Columns, DataError, Fields, OutputColumn, OutputFormat, Table};
 use epiphyte_models::config::ProblemType;
 use epiphyte_models::{HeadKind, ModelConfig};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-pub use self::spec::{TaskModel, TaskSpec};
+pub use self::spec::{TaskModel, TaskRows, TaskSpec};
 use crate::TrainError;
 use crate::observer::Observer;
 use crate::scoring::evaluate::Evaluation;
-use crate::scoring::metrics::{DetailedScores, Metrics};
+use crate::scoring::metrics::DetailedScores;
 
 /// The tasks there are; the first is the default.
 pub static TASKS: &[&dyn Task] = &[
     &sequence_classification::SequenceClassification,
     &regression::Regression,
+    &token_classification::TokenClassification,
+    &question_answering::QuestionAnswering,
+    &multiple_choice::MultipleChoice,
+    &multi_label_classification::MultiLabelClassification,
     &causal_lm::CausalLm,
     &seq2seq::Seq2Seq,
 ];
@@ -49,8 +57,29 @@ pub trait Task: fmt::Debug + Sync {
     /// HF PEFT's `task_type` in `adapter_config.json`.
     fn peft_task_type(&self) -> &'static str;
 
+    /// The class of transformers that opens a base with its head, for the model card.
+    fn auto_class(&self) -> &'static str;
+
     /// The hub's `pipeline_tag` for the model card.
     fn pipeline_tag(&self) -> &'static str;
+
+    /// Whether a class of transformers, as `architectures` names it, has its head.
+    fn is_of_class(&self, class: &str) -> bool {
+        let ending = self.head(0).class_ending();
+        ending.is_some_and(|ending| class.ends_with(ending))
+    }
+
+    /// Whether a head of its kind with this many outputs may be for it, where the configuration
+    /// says `problem` of it or nothing.
+    fn fits(&self, _outputs: usize, _problem: Option<ProblemType>) -> bool {
+        true
+    }
+
+    /// The `problem_type` of its head in `config.json`, where heads of one kind are for several
+    /// problems.
+    fn problem_type(&self) -> Option<ProblemType> {
+        None
+    }
 
     /// The head that a model needs; `labels` is the number of classes.
     fn head(&self, labels: usize) -> HeadKind;
@@ -100,6 +129,14 @@ pub trait Task: fmt::Debug + Sync {
         self.head(0) == HeadKind::LanguageModel
     }
 
+    /// Adds what follows from the training data to the task, which an adapter then records.
+    ///
+    /// # Errors
+    /// If columns are missing or hold something else.
+    fn complete(&self, _spec: &mut TaskSpec, _train: &Table) -> Result<(), DataError> {
+        Ok(())
+    }
+
     /// What the columns of a row are to the task; labels are not read if `labelled` is false.
     ///
     /// # Errors
@@ -118,30 +155,29 @@ pub trait Task: fmt::Debug + Sync {
         Ok(())
     }
 
-    /// Scores over a data set with labels; `loss` is always one of them.
+    /// Scores over a data set with labels; `loss` is always one of them. `rows` are those of the
+    /// evaluation's examples.
     ///
     /// # Errors
     /// If there is nothing to score, or a number is not finite.
     fn evaluate(
         &self,
         evaluation: &Evaluation<'_>,
+        rows: &TaskRows<'_>,
         observer: &mut dyn Observer,
-    ) -> Result<Metrics, TrainError>;
+    ) -> Result<DetailedScores, TrainError>;
 
-    /// [`Task::evaluate`], with what the scores of a classification are made of.
+    /// What the model says of each row, as columns for a file of this format.
     ///
     /// # Errors
-    /// As [`Task::evaluate`].
-    fn evaluate_in_detail(
+    /// [`TrainError::NoPredictions`] if the task predicts text; if a number is not finite.
+    fn predictions(
         &self,
         evaluation: &Evaluation<'_>,
+        rows: &TaskRows<'_>,
+        format: OutputFormat,
         observer: &mut dyn Observer,
-    ) -> Result<DetailedScores, TrainError> {
-        Ok(DetailedScores {
-            metrics: self.evaluate(evaluation, observer)?,
-            confusion: None,
-        })
-    }
+    ) -> Result<Vec<OutputColumn>, TrainError>;
 }
 
 /// A task of [`TASKS`].
@@ -153,8 +189,8 @@ impl TaskKind {
     /// is one.
     pub fn from_peft(task_type: &str, outputs: Option<usize>) -> Option<Self> {
         let fits = |task: &&&dyn Task| {
-            let has_classes = outputs.is_none_or(|outputs| (outputs > 1) == task.has_classes());
-            task.peft_task_type() == task_type && (task.predicts_text() || has_classes)
+            let has_outputs = outputs.is_none_or(|outputs| task.fits(outputs, None));
+            task.peft_task_type() == task_type && has_outputs
         };
         TASKS.iter().find(fits).map(|&task| Self(task))
     }
@@ -163,21 +199,12 @@ impl TaskKind {
     /// there is no such task.
     pub fn of_base(config: &ModelConfig) -> Option<Self> {
         let facts = config.facts();
-        let outputs = facts.labels.num_labels();
-        let peft_task_type = facts.architectures.iter().find_map(|class| {
-            let kinds = [
-                ("ForSequenceClassification", "SEQ_CLS"),
-                ("ForCausalLM", "CAUSAL_LM"),
-                ("LMHeadModel", "CAUSAL_LM"),
-                ("ForConditionalGeneration", "SEQ_2_SEQ_LM"),
-            ];
-            let fits = |(ending, _): &(&str, &str)| class.ends_with(ending);
-            kinds.into_iter().find(fits).map(|(_, task_type)| task_type)
-        })?;
-        if facts.labels.problem_type == Some(ProblemType::Regression) && outputs > 1 {
-            return None;
-        }
-        Self::from_peft(peft_task_type, Some(outputs))
+        let (outputs, problem) = (facts.labels.num_labels(), facts.labels.problem_type);
+        let fits = |task: &&&dyn Task| {
+            let mut classes = facts.architectures.iter();
+            classes.any(|class| task.is_of_class(class)) && task.fits(outputs, problem)
+        };
+        TASKS.iter().find(fits).map(|&task| Self(task))
     }
 
     /// The first task that predicts text.

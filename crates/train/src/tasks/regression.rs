@@ -1,13 +1,15 @@
 //! Regression: a number for a text or a pair of texts.
 
-use epiphyte_data::{DataError, Fields, LabelField, Target};
+use epiphyte_data::{DataError, Fields, LabelField, OutputColumn, OutputFormat, Target};
 use epiphyte_models::HeadKind;
+use epiphyte_models::config::ProblemType;
 
-use super::{Task, TaskSpec};
+use super::{Task, TaskRows, TaskSpec};
 use crate::TrainError;
 use crate::observer::Observer;
 use crate::scoring::evaluate::{Evaluation, predict};
-use crate::scoring::metrics::{self, Metrics};
+use crate::scoring::metrics::{self, DetailedScores};
+use crate::scoring::predictions;
 
 #[derive(Debug)]
 pub(super) struct Regression;
@@ -25,8 +27,20 @@ impl Task for Regression {
         "SEQ_CLS"
     }
 
+    fn auto_class(&self) -> &'static str {
+        "AutoModelForSequenceClassification"
+    }
+
     fn pipeline_tag(&self) -> &'static str {
         "text-classification"
+    }
+
+    fn fits(&self, outputs: usize, problem: Option<ProblemType>) -> bool {
+        outputs == 1 && problem != Some(ProblemType::MultiLabelClassification)
+    }
+
+    fn problem_type(&self) -> Option<ProblemType> {
+        Some(ProblemType::Regression)
     }
 
     fn head(&self, _labels: usize) -> HeadKind {
@@ -49,8 +63,9 @@ impl Task for Regression {
     fn evaluate(
         &self,
         evaluation: &Evaluation<'_>,
+        _rows: &TaskRows<'_>,
         observer: &mut dyn Observer,
-    ) -> Result<Metrics, TrainError> {
+    ) -> Result<DetailedScores, TrainError> {
         let logits = predict(evaluation, observer)?;
         let predictions: Vec<f64> = logits.iter().map(|row| f64::from(row[0])).collect();
         let targets =
@@ -64,6 +79,22 @@ impl Task for Regression {
                 });
         let mut metrics = metrics::regression(&predictions, &targets.collect::<Vec<_>>())?;
         metrics.insert("loss", metrics.get("mse").unwrap_or(f64::NAN));
-        Ok(metrics)
+        Ok(metrics.into())
+    }
+
+    fn predictions(
+        &self,
+        evaluation: &Evaluation<'_>,
+        _rows: &TaskRows<'_>,
+        format: OutputFormat,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<OutputColumn>, TrainError> {
+        let logits = predict(evaluation, observer)?;
+        let label = logits.iter().map(|row| predictions::number(row[0]));
+        let mut columns = vec![("label".to_owned(), label.collect())];
+        if format.nests() {
+            columns.push(("logits".to_owned(), predictions::lists(&logits)));
+        }
+        Ok(columns)
     }
 }

@@ -1,14 +1,14 @@
 //! Sequence-to-sequence language modeling: a target text for a source text, with an
 //! encoder-decoder.
 
-use epiphyte_data::{DataError, Fields};
+use epiphyte_data::{DataError, Fields, OutputColumn, OutputFormat};
 use epiphyte_models::HeadKind;
 
-use super::{Task, TaskSpec};
+use super::{Task, TaskRows, TaskSpec};
 use crate::TrainError;
 use crate::observer::Observer;
 use crate::scoring::evaluate::{Evaluation, mean_token_loss};
-use crate::scoring::metrics::{self, Metrics};
+use crate::scoring::metrics::{self, DetailedScores};
 
 #[derive(Debug)]
 pub(super) struct Seq2Seq;
@@ -26,8 +26,16 @@ impl Task for Seq2Seq {
         "SEQ_2_SEQ_LM"
     }
 
+    fn auto_class(&self) -> &'static str {
+        "AutoModelForSeq2SeqLM"
+    }
+
     fn pipeline_tag(&self) -> &'static str {
         "text2text-generation"
+    }
+
+    fn is_of_class(&self, class: &str) -> bool {
+        class.ends_with("ForConditionalGeneration")
     }
 
     fn head(&self, _labels: usize) -> HeadKind {
@@ -53,9 +61,20 @@ impl Task for Seq2Seq {
     fn evaluate(
         &self,
         evaluation: &Evaluation<'_>,
+        _rows: &TaskRows<'_>,
         observer: &mut dyn Observer,
-    ) -> Result<Metrics, TrainError> {
+    ) -> Result<DetailedScores, TrainError> {
         let loss = mean_token_loss(evaluation, observer)?;
-        Ok(metrics::language_modelling(loss))
+        Ok(metrics::language_modelling(loss).into())
+    }
+
+    fn predictions(
+        &self,
+        _evaluation: &Evaluation<'_>,
+        _rows: &TaskRows<'_>,
+        _format: OutputFormat,
+        _observer: &mut dyn Observer,
+    ) -> Result<Vec<OutputColumn>, TrainError> {
+        Err(TrainError::NoPredictions)
     }
 }

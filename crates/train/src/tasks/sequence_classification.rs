@@ -1,13 +1,17 @@
 //! Sequence classification: one of several labels for a text or a pair of texts.
 
-use epiphyte_data::{Columns, DataError, Fields, LabelField, LabelSet, Table, Target};
+use epiphyte_data::{
+    Columns, DataError, Fields, LabelField, LabelSet, OutputColumn, OutputFormat, Table, Target,
+};
 use epiphyte_models::HeadKind;
+use epiphyte_models::config::ProblemType;
 
-use super::{Task, TaskSpec};
+use super::{Task, TaskRows, TaskSpec};
 use crate::TrainError;
 use crate::observer::Observer;
 use crate::scoring::evaluate::{Evaluation, argmax, negative_log_likelihood, predict};
-use crate::scoring::metrics::{self, ConfusionMatrix, DetailedScores, Metrics};
+use crate::scoring::metrics::{self, ClassTable, ConfusionMatrix, DetailedScores};
+use crate::scoring::predictions;
 
 #[derive(Debug)]
 pub(super) struct SequenceClassification;
@@ -25,8 +29,20 @@ impl Task for SequenceClassification {
         "SEQ_CLS"
     }
 
+    fn auto_class(&self) -> &'static str {
+        "AutoModelForSequenceClassification"
+    }
+
     fn pipeline_tag(&self) -> &'static str {
         "text-classification"
+    }
+
+    fn fits(&self, outputs: usize, problem: Option<ProblemType>) -> bool {
+        outputs > 1 && problem.is_none_or(|it| it == ProblemType::SingleLabelClassification)
+    }
+
+    fn problem_type(&self) -> Option<ProblemType> {
+        Some(ProblemType::SingleLabelClassification)
     }
 
     fn head(&self, labels: usize) -> HeadKind {
@@ -77,14 +93,7 @@ impl Task for SequenceClassification {
     fn evaluate(
         &self,
         evaluation: &Evaluation<'_>,
-        observer: &mut dyn Observer,
-    ) -> Result<Metrics, TrainError> {
-        Ok(self.evaluate_in_detail(evaluation, observer)?.metrics)
-    }
-
-    fn evaluate_in_detail(
-        &self,
-        evaluation: &Evaluation<'_>,
+        rows: &TaskRows<'_>,
         observer: &mut dyn Observer,
     ) -> Result<DetailedScores, TrainError> {
         let logits = predict(evaluation, observer)?;
@@ -108,7 +117,18 @@ impl Task for SequenceClassification {
         metrics.insert("loss", losses.sum::<f64>() / labels.len() as f64);
         Ok(DetailedScores {
             metrics,
-            confusion: Some(confusion),
+            classes: Some(ClassTable::of_confusion(&confusion, &rows.spec.labels)),
         })
+    }
+
+    fn predictions(
+        &self,
+        evaluation: &Evaluation<'_>,
+        rows: &TaskRows<'_>,
+        format: OutputFormat,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<OutputColumn>, TrainError> {
+        let logits = predict(evaluation, observer)?;
+        Ok(predictions::classes(&logits, &rows.spec.labels, format))
     }
 }

@@ -32,6 +32,15 @@ pub struct TaskSpec {
     pub labels_by_id: bool,
     /// Longest example in tokens.
     pub max_length: usize,
+    /// Question answering: how many tokens neighboring windows of a text share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub doc_stride: Option<usize>,
+    /// Question answering: the longest answer in tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_answer_length: Option<usize>,
+    /// Question answering: whether a question may have no answer.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub version_2_with_negative: bool,
     /// Plain text is joined and cut into examples of `max_length`.
     #[serde(default)]
     pub packing: bool,
@@ -61,6 +70,9 @@ impl TaskSpec {
             labels: Vec::new(),
             labels_by_id: false,
             max_length,
+            doc_stride: None,
+            max_answer_length: None,
+            version_2_with_negative: false,
             packing: false,
             chat_template: None,
             today: None,
@@ -133,11 +145,23 @@ impl TaskSpec {
         let fields = self.fields(labelled)?;
         let options = EncodeOptions {
             packing: self.packing,
+            doc_stride: self.doc_stride,
             ..EncodeOptions::new(self.max_length)
         };
         let examples = Examples::encode(table, &fields, tokenizer, &options);
         examples.map_err(|error| TrainError::of_columns(self.task, error))
     }
+}
+
+/// The rows of a data set, with what turned them into examples.
+#[derive(Clone, Copy, Debug)]
+pub struct TaskRows<'a> {
+    /// The rows.
+    pub table: &'a Table,
+    /// The tokenizer.
+    pub tokenizer: &'a Tokenizer,
+    /// The task.
+    pub spec: &'a TaskSpec,
 }
 
 /// A base model with its tokenizer, ready for a task.
@@ -210,6 +234,15 @@ impl TaskModel {
         let longest = longest_example(&self.loaded.model, adapter);
         let max_length = &mut self.spec.max_length;
         *max_length = longest.unwrap_or(*max_length).min(*max_length);
+    }
+
+    /// The rows of a table, from which [`TaskModel::batches`] makes examples.
+    pub fn rows<'a>(&'a self, table: &'a Table) -> TaskRows<'a> {
+        TaskRows {
+            table,
+            tokenizer: &self.tokenizer,
+            spec: &self.spec,
+        }
     }
 
     /// The examples of a table, in batches.

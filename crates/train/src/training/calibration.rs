@@ -29,12 +29,12 @@ impl TrainingExamples<'_> {
         for batch in self.batches.epoch(0).batches_from(0) {
             let batch = batch.map_err(|error| MethodError::Calibration(error.to_string()))?;
             for part in batch.micro_batches(tokens) {
-                if left < part.sequences() {
+                if left < part.examples() {
                     return Ok(());
                 }
-                left -= part.sequences();
+                left -= part.examples();
                 run(&part)?;
-                meter.advance(part.sequences(), part.tokens());
+                meter.advance(part.examples(), part.tokens());
             }
         }
         Ok(())

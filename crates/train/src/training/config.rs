@@ -28,13 +28,12 @@ epiphyte_methods::settings! {
         model: PathBuf = PathBuf::new();
         /// Directory for the adapter, the log and the checkpoints.
         output: PathBuf = PathBuf::new();
-        /// Task: sequence-classification, regression, causal-lm or seq2seq; or a data set, such as
-        /// glue/rte (see `epiphyte data sets`), which says task, columns, classes and score, and
-        /// whose directory --train-data takes.
+        /// What is learned; or a data set, such as glue/rte (see `epiphyte data sets`), which says
+        /// task, columns, classes and score, and whose directory --train-data takes.
         task: TaskKind = TaskKind::default(), as Text;
-        /// Training examples: .jsonl, .json, .csv, .tsv, .parquet or .txt, the text formats also
-        /// with .gz; a directory of such files, a pattern with * and ?, or several, separated by
-        /// commas, each with :N behind it if its rows count N times; - for standard input.
+        /// Training examples: .jsonl, .json, .csv, .tsv, .parquet, .conll or .txt, the text formats
+        /// also with .gz; a directory of such files, a pattern with * and ?, or several, separated
+        /// by commas, each with :N behind it if its rows count N times; - for standard input.
         train_data: PathBuf = PathBuf::new();
         /// Evaluation examples.
         eval_data: Option<PathBuf> = None;
@@ -42,6 +41,10 @@ epiphyte_methods::settings! {
         text_columns: Vec<String> = Vec::new();
         /// Column of the label or number.
         label_column: Option<String> = None, unset "label";
+        /// Multi-label classification: a column of 0 and 1 for each class: a,b,...
+        label_columns: Vec<String> = Vec::new();
+        /// Multiple choice: the columns of the choices: a,b,...
+        choice_columns: Vec<String> = Vec::new();
         /// Names of the classes in the order of their ids: a,b,...
         labels: Vec<String> = Vec::new(),
             unset "the base model's, if it knows those of the data; else those of the data, sorted";
@@ -60,7 +63,7 @@ epiphyte_methods::settings! {
         source_column: Option<String> = None;
         /// Sequence to sequence: column of the target text.
         target_column: Option<String> = None;
-        /// Format of the data: json, jsonl, csv, tsv, parquet or text.
+        /// Format of the data: json, jsonl, csv, tsv, parquet, conll or text.
         format: Option<String> = None, unset "by extension";
         /// CSV and TSV without a header line; columns are called 0, 1, and so on.
         no_header: bool = false;
@@ -79,7 +82,11 @@ epiphyte_methods::settings! {
         /// adapter.
         chat_template: Option<PathBuf> = None;
         /// Maximum length of an example in tokens; longer ones are truncated.
-        max_length: Option<usize> = None, in Positive, unset "128, or 512 for language modeling";
+        max_length: Option<usize> = None, in Positive, unset "128, 384 for question answering, 512 for language modeling";
+        /// Question answering: how many tokens neighboring windows of a text share.
+        doc_stride: Option<usize> = None, unset "128, or half of a window's text if that is less";
+        /// Question answering: longest answer in tokens.
+        max_answer_length: Option<usize> = None, in Positive, unset "30";
         /// Fine-tuning method; see `epiphyte methods`.
         method: String = "lora".to_owned();
         /// Epochs: passes over the training data.
@@ -235,6 +242,8 @@ impl RunConfig {
         Columns {
             text_columns: self.text_columns.clone(),
             label_column: self.label_column.clone(),
+            label_columns: self.label_columns.clone(),
+            choice_columns: self.choice_columns.clone(),
             prompt_column: self.prompt_column.clone(),
             prompt_template: self.prompt_template.clone(),
             completion_column: self.completion_column.clone(),
@@ -274,7 +283,7 @@ impl RunConfig {
         let found = self.task.classes(&columns, train).map_err(of_columns)?;
         let classes = match self.task.has_classes() {
             true => {
-                let base = BaseClasses::open(model, &ModelConfig::open(model)?)?;
+                let base = BaseClasses::open(model, &ModelConfig::open(model)?, self.task)?;
                 if base.is_multi_label() {
                     tracing::warn!(
                         "the base model predicts any number of classes for a text \
@@ -305,8 +314,11 @@ impl RunConfig {
             no_header: self.no_header,
             quoting: self.quoting,
             delimiter: self.delimiter()?,
+            doc_stride: self.doc_stride,
+            max_answer_length: self.max_answer_length,
             ..TaskSpec::new(self.task, max_length)
         };
+        self.task.complete(&mut spec, train).map_err(of_columns)?;
         let fields = self.task.fields(&spec, true);
         spec.packing = self.packing && matches!(fields, Ok(Fields::PlainText { .. }));
         Ok((spec, classes.new_head))

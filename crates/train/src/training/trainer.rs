@@ -23,6 +23,7 @@ use crate::report::run_log::RunLog;
 use crate::scoring::evaluate::Evaluation;
 use crate::scoring::metrics::Metrics;
 use crate::scoring::model_input::{ModelInput, check_examples, micro_batch_tokens, targets};
+use crate::tasks::TaskRows;
 use crate::training::calibration::TrainingExamples;
 use crate::training::checkpoints::{Checkpoint, Checkpoints};
 use crate::training::config::RunConfig;
@@ -43,12 +44,21 @@ pub struct Workload<'a> {
     pub model: &'a Model,
     /// Training batches.
     pub train: &'a Batches,
-    /// Evaluation batches.
-    pub eval: Option<&'a Batches>,
+    /// What it is evaluated on.
+    pub eval: Option<EvaluationData<'a>>,
     /// Where tensors are.
     pub device: &'a Device,
     /// What the run is, by which its checkpoints are recognized.
     pub identity: Identity,
+}
+
+/// A data set for evaluation.
+#[derive(Clone, Copy, Debug)]
+pub struct EvaluationData<'a> {
+    /// The examples.
+    pub batches: &'a Batches,
+    /// The rows that they were made of.
+    pub rows: TaskRows<'a>,
 }
 
 /// How training ended.
@@ -192,7 +202,13 @@ impl<'a> Trainer<'a> {
         resume: bool,
     ) -> Result<Self, TrainError> {
         let run = work.run;
-        let plan = Plan::checked(run, work.model, &module, work.train, work.eval)?;
+        let plan = Plan::checked(
+            run,
+            work.model,
+            &module,
+            work.train,
+            work.eval.map(|eval| eval.batches),
+        )?;
         if let Some(warmup) = run.warmup_steps.filter(|&warmup| warmup >= plan.total) {
             tracing::warn!(
                 "warm-up takes {warmup} steps and the run has {}: the learning rate never reaches its \
@@ -358,7 +374,7 @@ impl<'a> Trainer<'a> {
         self.batches.clear();
         for index in first..last {
             for batch in epoch_batches.batch(index)?.micro_batches(tokens) {
-                let keys = dropout_keys(run.seed, epoch, &batch.positions);
+                let keys = dropout_keys(run.seed, epoch, &batch);
                 self.batches.push((batch, keys));
             }
         }
@@ -609,9 +625,12 @@ impl<'a> Trainer<'a> {
         let run = self.work.run;
         let evaluation = Evaluation {
             micro_batch_tokens: run.micro_batch_tokens,
-            ..Evaluation::new(self.work.model, &self.module, eval)
+            ..Evaluation::new(self.work.model, &self.module, eval.batches)
         };
-        let scores = run.task.evaluate(&evaluation, observer)?;
+        let scores = run
+            .task
+            .evaluate(&evaluation, &eval.rows, observer)?
+            .metrics;
         self.module.track(true);
         let verdict = match self.is_last_stage() {
             true => {
@@ -713,11 +732,17 @@ impl<'a> Trainer<'a> {
     }
 }
 
-/// A dropout key for each example: it follows from seed, epoch and the example's position in the
-/// data.
-fn dropout_keys(seed: u64, epoch: u64, positions: &[usize]) -> Vec<u64> {
-    let key = |position| name_id(&format!("{seed}/{epoch}/{position}"));
-    positions.iter().map(key).collect()
+/// A dropout key for each sequence: it follows from seed, epoch and the position of the sequence's
+/// example in the data, and among several sequences of an example from the number of the sequence.
+fn dropout_keys(seed: u64, epoch: u64, batch: &Batch) -> Vec<u64> {
+    let sequences = batch.sequences_per_example();
+    let of_example = |position| (0..sequences).map(move |number| (position, number));
+    let keys = batch.positions.iter().flat_map(of_example);
+    let keys = keys.map(|(position, number)| match number {
+        0 => format!("{seed}/{epoch}/{position}"),
+        number => format!("{seed}/{epoch}/{position}/{number}"),
+    });
+    keys.map(|key| name_id(&key)).collect()
 }
 
 /// `accuracy 0.8120, loss 0.4321`, the most telling first.

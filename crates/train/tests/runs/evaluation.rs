@@ -31,8 +31,8 @@ impl Adapter for MostTokens {
     }
 }
 
-/// The base of a run, and its evaluation data in batches of `size`.
-fn open(run: &RunConfig, size: usize) -> (LoadedAdapter, Batches) {
+/// The base of a run, its evaluation data, and that in batches of `size`.
+fn open(run: &RunConfig, size: usize) -> (LoadedAdapter, Table, Batches) {
     let read = |path: &Path| Table::read(path, &run.reading().unwrap()).unwrap();
     let (spec, _) = run.task_spec(&read(&run.train_data), &run.model).unwrap();
     let (device, load) = (Device::default(), LoadOptions::default());
@@ -41,7 +41,8 @@ fn open(run: &RunConfig, size: usize) -> (LoadedAdapter, Batches) {
     let batches = loaded_adapter
         .task_model
         .batches(&table, true, size, Order::Sequential);
-    (loaded_adapter, batches.unwrap())
+    let batches = batches.unwrap();
+    (loaded_adapter, table, batches)
 }
 
 #[test]
@@ -51,7 +52,7 @@ fn scores_do_not_depend_on_the_size_of_micro_batches() {
         world.run("bert", "lora", &json!({})),
         world.language_run("qwen", "lora", &json!({})),
     ] {
-        let (loaded_adapter, batches) = open(&run, 10);
+        let (loaded_adapter, table, batches) = open(&run, 10);
         let longest = batches.examples().iter().map(|example| example.ids.len());
         let longest = longest.max().unwrap();
         let total: usize = batches.examples().iter().map(|it| it.ids.len()).sum();
@@ -61,9 +62,11 @@ fn scores_do_not_depend_on_the_size_of_micro_batches() {
                 micro_batch_tokens: Some(tokens),
                 ..Evaluation::new(&loaded_adapter.task_model.loaded.model, &most, &batches)
             };
-            let scores = run.task.evaluate(&evaluation, &mut Silent).unwrap();
+            let rows = loaded_adapter.task_model.rows(&table);
+            let scores = run.task.evaluate(&evaluation, &rows, &mut Silent).unwrap();
             let logits = predict(&evaluation, &mut Silent).unwrap();
             let scores: Vec<(String, u64)> = scores
+                .metrics
                 .iter()
                 .map(|(name, value)| (name.to_owned(), value.to_bits()))
                 .collect();
@@ -90,7 +93,7 @@ fn what_is_not_finite_is_no_score_and_no_model() {
         world.language_run("qwen", "lora", &json!({})),
         world.seq2seq_run("t5", "lora", &json!({})),
     ] {
-        let (mut loaded_adapter, batches) = open(&run, 10);
+        let (mut loaded_adapter, table, batches) = open(&run, 10);
         let config = by_name("lora").unwrap().configure(Map::new()).unwrap();
         let base = loaded_adapter.task_model.loaded.model.base();
         let module = AdapterModule::new(config, base, &Device::default(), 0).unwrap();
@@ -100,7 +103,11 @@ fn what_is_not_finite_is_no_score_and_no_model() {
         loaded_adapter.module = Some(module);
 
         let evaluation = loaded_adapter.evaluation(&batches);
-        let error = run.task.evaluate(&evaluation, &mut Silent).unwrap_err();
+        let rows = loaded_adapter.task_model.rows(&table);
+        let error = run
+            .task
+            .evaluate(&evaluation, &rows, &mut Silent)
+            .unwrap_err();
         let NotFinite { what } = error else {
             panic!("{}: {error}", run.task)
         };

@@ -128,7 +128,13 @@ fn a_trained_adapter_refuses_examples_that_are_too_long() {
         let evaluation = loaded_adapter.evaluation(&long);
         for error in [
             predict(&evaluation, &mut Silent).map(|_| ()),
-            run.task.evaluate(&evaluation, &mut Silent).map(|_| ()),
+            run.task
+                .evaluate(
+                    &evaluation,
+                    &loaded_adapter.task_model.rows(&table),
+                    &mut Silent,
+                )
+                .map(|_| ()),
         ] {
             let error = error.expect_err("too long");
             assert!(

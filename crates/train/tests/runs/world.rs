@@ -5,9 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
-use epiphyte_data::Fields;
+use epiphyte_data::{Fields, Table, Tokenizer};
 use epiphyte_io::safetensors_file::write_f32;
-use epiphyte_methods::{AdapterModule, METHODS, MethodError};
+use epiphyte_methods::{AdapterModule, Definition, METHODS, MethodError};
 use epiphyte_models::adapter::Role;
 use epiphyte_models::families::FAMILIES;
 use epiphyte_models::{HeadKind, ModelConfig, random_model};
@@ -25,8 +25,13 @@ pub(crate) struct World {
 
 /// What a run sees of a model: how many layers are an encoder's that a decoder reads, whether
 /// tokens see those after them, and what its linear layers do. Families that agree in this differ
-/// inside of their layers, where the properties of methods are tried on every family.
+/// inside of their layers, where the properties of methods are tried on every family; and heads
+/// that are no language model's in what they read of the last layer.
 fn structure(config: &ModelConfig, head: HeadKind) -> (usize, bool, BTreeSet<Role>) {
+    let head = match head {
+        HeadKind::LanguageModel => head,
+        _ => HeadKind::Classification { labels: 2 },
+    };
     let model = random_model(config, head, &Device::default(), Precision::F32, 0);
     let model = model.expect("the family has the head");
     let base = model.base();
@@ -154,9 +159,14 @@ impl World {
                 if parsed.family().class_name(head).is_none() {
                     continue;
                 }
-                if *seen.entry(structure(&parsed, head)).or_insert(number) != number {
-                    continue;
-                }
+                let structure = structure(&parsed, head);
+                let methods = match seen.get(&structure) {
+                    None => METHODS,
+                    // Tasks of one structure differ in targets, which no method sees.
+                    Some(&first) if first == number => &METHODS[..1],
+                    Some(_) => continue,
+                };
+                seen.entry(structure).or_insert(number);
                 // Tasks with one head share a base, so that their runs can be trained together.
                 let is_lm = head == HeadKind::LanguageModel;
                 let model = self.path(&format!("model-{number}-{is_lm}"));
@@ -165,20 +175,22 @@ impl World {
                     write_tokenizer(&model);
                     write_model(&model, &config, head);
                 }
-                runs.extend(self.methods_on(&parsed, task, &model, &format!("{name}/{number}")));
+                let name = format!("{name}/{number}");
+                runs.extend(self.methods_on(&parsed, task, &model, &name, methods));
             }
         }
         assert!(runs.len() >= METHODS.len(), "{} runs", runs.len());
         runs
     }
 
-    /// The runs of the matrix for one task on one base.
+    /// The runs of the matrix for one task on one base, with these methods.
     fn methods_on(
         &self,
         config: &ModelConfig,
         task: TaskKind,
         model: &Path,
         name: &str,
+        methods: &[Definition],
     ) -> Vec<RunConfig> {
         let device = Device::default();
         let small = random_model(config, task.head(2), &device, Precision::F32, 0);
@@ -198,12 +210,20 @@ impl World {
         // Language is learned from target texts exactly where the model has a decoder for them.
         let fields = task.fields(&spec(&template), true);
         let has_target_texts = matches!(fields, Ok(Fields::SourceTarget { .. }));
+        // The tokenizer gives the second text a segment of its own.
+        let is_pair = matches!(
+            fields,
+            Ok(Fields::Questions { .. } | Fields::Choices { .. })
+        );
+        if is_pair && small.base().dimensions.type_vocabulary == 1 {
+            return Vec::new();
+        }
         let is_encoder_decoder = small.base().dimensions.encoder_layers > 0;
         if task.predicts_text() && has_target_texts != is_encoder_decoder {
             return Vec::new();
         }
         let mut runs = Vec::new();
-        for method in METHODS {
+        for method in methods {
             for (example, mut settings) in (method.examples)().into_iter().enumerate() {
                 for flag in method.flags.iter().filter(|it| it.key.ends_with("dropout")) {
                     settings[flag.key] = json!(0.2);
@@ -242,26 +262,37 @@ fn classes() -> [String; 2] {
     ["1", "2"].map(str::to_owned)
 }
 
-/// A run with the columns of `all.jsonl` that its task reads.
+/// A run with the columns of `all.jsonl` of which its task makes examples.
 fn with_columns(run: RunConfig) -> RunConfig {
-    let texts = RunConfig {
-        text_columns: vec!["text".to_owned()],
-        label_column: Some("number".to_owned()),
+    let texts = |names: &[&str], label: Option<&str>| RunConfig {
+        text_columns: names.iter().map(|&name| name.to_owned()).collect(),
+        label_column: label.map(str::to_owned),
         ..run.clone()
     };
-    let plain = RunConfig {
-        text_columns: vec!["text".to_owned()],
-        label_column: None,
-        ..run.clone()
+    let choices = RunConfig {
+        choice_columns: ["first", "last"].map(str::to_owned).into(),
+        ..texts(&["first"], Some("choice"))
     };
     let pairs = RunConfig {
-        text_columns: Vec::new(),
         source_column: Some("text".to_owned()),
         target_column: Some("answer".to_owned()),
-        ..run
+        ..texts(&[], None)
     };
-    let mut candidates = [texts, plain, pairs].into_iter();
-    let fits = |run: &RunConfig| run.task.fields(&spec(run), true).is_ok();
+    let candidates = [
+        texts(&["text"], Some("number")),
+        texts(&["text"], Some("tags")),
+        texts(&["answer", "text"], Some("part")),
+        choices,
+        texts(&["text"], None),
+        pairs,
+    ];
+    let tokenizer = Tokenizer::load(&run.model).expect("a tokenizer");
+    let fits = |run: &RunConfig| {
+        let reading = run.reading().expect("a way to read files");
+        let table = Table::read(&run.train_data, &reading).expect("examples");
+        spec(run).examples(&table, &tokenizer, true).is_ok()
+    };
+    let mut candidates = candidates.into_iter();
     candidates.find(fits).expect("columns for the task")
 }
 
@@ -274,15 +305,20 @@ fn spec(run: &RunConfig) -> TaskSpec {
     }
 }
 
-/// Rows with a text, a number that can be a class too, and an answer.
+/// Rows with a text, a number that can be a class too, an answer, a tag for each word of the text,
+/// a part of it, two words, and which of them is right.
 fn write_all_fields(path: &Path) {
     let lines = (0..14).map(|number| {
         let words = |count: usize, step: usize| {
             let words = (0..count).map(|at| format!("w{}", (number * 5 + at * step) % WORDS));
             words.collect::<Vec<String>>().join(" ")
         };
+        let text = words(3 + number % 4, 7);
+        let tags = (0..3 + number % 4).map(|at| (1 + (number + at) % 2).to_string());
         let row = json!({
-            "text": words(3 + number % 4, 7), "number": 1 + number % 2, "answer": words(2 + number % 3, 5),
+            "text": text, "number": 1 + number % 2, "answer": words(2 + number % 3, 5),
+            "tags": tags.collect::<Vec<_>>(), "part": text.split_once(' ').map(|(_, part)| part),
+            "first": words(1, 7), "last": format!("w{}", number % WORDS), "choice": number % 2,
         });
         format!("{row}\n")
     });

@@ -2,7 +2,8 @@
 //!
 //! | layout | example | written by |
 //! | --- | --- | --- |
-//! | rows under a name | `{"version": 1, "data": [{"text": …}, …]}` | SQuAD and its like |
+//! | rows under a name | `{"version": 1, "data": [{"text": …}, …]}` | many |
+//! | questions under texts | `{"data": [{"paragraphs": [{"context": …, "qas": […]}]}]}` | SQuAD |
 //! | columns of lists | `{"text": ["a", "b"], "label": [1, 0]}` | pandas, `orient="list"` |
 //! | columns by row | `{"text": {"0": "a", "1": "b"}, "label": {…}}` | pandas, by default |
 //! | rows by name | `{"0": {"text": "a"}, "1": {…}}` | pandas, `orient="index"` |
@@ -53,7 +54,7 @@ pub(super) fn read(
                 "the file is one object; its rows are the list `{name}`"
             ));
             match object.remove(&name) {
-                Some(Json::Array(rows)) => rows,
+                Some(Json::Array(rows)) => rows.into_iter().flat_map(questions).collect(),
                 _ => Vec::new(),
             }
         }
@@ -96,6 +97,37 @@ pub(super) fn read(
         })?;
     }
     table.finish()
+}
+
+/// The questions of an article of SQuAD, each a row with its text and the article's title; another
+/// row as it is.
+fn questions(row: Json) -> Vec<Json> {
+    let Json::Object(mut article) = row else {
+        return vec![row];
+    };
+    let Some(Json::Array(paragraphs)) = article.get_mut("paragraphs").map(Json::take) else {
+        return vec![Json::Object(article)];
+    };
+    let title = article.remove("title");
+    let mut rows = Vec::new();
+    for mut paragraph in paragraphs {
+        let context = paragraph.get_mut("context").map(Json::take);
+        let Some(Json::Array(qas)) = paragraph.get_mut("qas").map(Json::take) else {
+            continue;
+        };
+        for question in qas {
+            let Json::Object(mut row) = question else {
+                continue;
+            };
+            for (name, value) in [("title", &title), ("context", &context)] {
+                if let Some(value) = value {
+                    row.insert(name.to_owned(), value.clone());
+                }
+            }
+            rows.push(Json::Object(row));
+        }
+    }
+    rows
 }
 
 /// The layout of an object of which these columns are wanted, or all; the names of the lists of

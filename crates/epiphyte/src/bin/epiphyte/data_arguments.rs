@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use epiphyte::data::{Batches, DataFile, LabelSet, Order, ReadOptions, Table};
+use epiphyte::data::{Batches, DataFile, Order, ReadOptions, Table};
 use epiphyte::methods::file::AdapterFile;
 use epiphyte::models::{HeadKind, LoadOptions, ModelConfig, head_outputs};
 use epiphyte::ops::Precision;
 use epiphyte::train::tasks::class_order::{BaseClasses, ClassOrder, TrainedHead, for_prediction};
 use epiphyte::train::tasks::names as task_names;
 use epiphyte::train::tasks::presets::Preset;
-use epiphyte::train::{LoadedAdapter, TaskKind, TaskSpec, TrainError, open_adapter};
+use epiphyte::train::{LoadedAdapter, TaskKind, TaskRows, TaskSpec, TrainError, open_adapter};
 
 use crate::failure::UsageError;
 use crate::global::Global;
@@ -22,9 +22,9 @@ use crate::outputs::Input;
 /// The flags of `eval` and `predict`.
 #[derive(Args, Debug)]
 pub(crate) struct DataArguments {
-    /// Examples: .jsonl, .json, .csv, .tsv, .parquet or .txt, the text formats also with .gz; a
-    /// directory of such files, a pattern with * and ?, or several, separated by commas; - for
-    /// standard input
+    /// Examples: .jsonl, .json, .csv, .tsv, .parquet, .conll or .txt, the text formats also with
+    /// .gz; a directory of such files, a pattern with * and ?, or several, separated by commas; -
+    /// for standard input
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     /// Use only N rows: `eval` a random sample, always the same; `predict` the first
@@ -126,6 +126,12 @@ pub(crate) struct TaskArguments {
     /// Column of the label or number [default: label]
     #[arg(long, value_name = "COLUMN")]
     label_column: Option<String>,
+    /// Multi-label classification: a column of 0 and 1 for each class
+    #[arg(long, value_name = "A,B,..", value_delimiter = ',')]
+    label_columns: Option<Vec<String>>,
+    /// Multiple choice: columns of the choices
+    #[arg(long, value_name = "A,B,..", value_delimiter = ',')]
+    choice_columns: Option<Vec<String>>,
     /// Names of the classes in the order of their ids
     #[arg(long, value_name = "A,B,..", value_delimiter = ',')]
     labels: Option<Vec<String>>,
@@ -150,6 +156,12 @@ pub(crate) struct TaskArguments {
     /// Longest example in tokens
     #[arg(long, value_name = "N")]
     max_length: Option<usize>,
+    /// Question answering: tokens that neighboring windows of a text share
+    #[arg(long, value_name = "N")]
+    doc_stride: Option<usize>,
+    /// Question answering: longest answer in tokens [default: as in training, or 30]
+    #[arg(long, value_name = "N")]
+    max_answer_length: Option<usize>,
     /// Plain text: join all rows and cut them into examples of max-length tokens [default: as in
     /// training; true without an adapter]
     #[arg(long, value_name = "true|false", hide_possible_values = true, num_args = 0..=1,
@@ -159,7 +171,7 @@ pub(crate) struct TaskArguments {
     /// training]
     #[arg(long, value_name = "FILE")]
     chat_template: Option<PathBuf>,
-    /// Format of the data: json, jsonl, csv, tsv, parquet or text [default: by extension]
+    /// Format of the data: json, jsonl, csv, tsv, parquet, conll or text [default: by extension]
     #[arg(long, value_name = "FORMAT")]
     format: Option<epiphyte::data::Format>,
     /// CSV and TSV without a header line; columns are called 0, 1, ...
@@ -198,6 +210,13 @@ pub(crate) struct Opened {
     pub(crate) table: Table,
     /// The examples in the order of the file.
     pub(crate) batches: Batches,
+}
+
+impl Opened {
+    /// The rows that the examples were made of.
+    pub(crate) fn rows(&self) -> TaskRows<'_> {
+        self.loaded_adapter.task_model.rows(&self.table)
+    }
 }
 
 /// A loaded model and a file that is not tokenized.
@@ -270,9 +289,8 @@ impl DataArguments {
         let config = ModelConfig::open(&located.model)?;
         let mut spec = self.task.spec(file, &config)?;
         if !labelled && spec.task.predicts_text() {
-            let problem = "a language model has no labels to predict: `epiphyte generate` writes text, `epiphyte eval` \
-                           measures loss and perplexity";
-            return Err(UsageError::Other(problem.to_owned()).into());
+            let problem = TrainError::NoPredictions.to_string();
+            return Err(UsageError::Other(problem).into());
         }
         let rows = self.max_rows.map(|rows| rows as usize);
         let mut reading = self.task.reading(&spec)?;
@@ -286,12 +304,12 @@ impl DataArguments {
         }
         spec.columns = spec.task.columns(&spec.columns, &table)?;
         if spec.task.has_classes() {
-            let base = BaseClasses::open(&located.model, &config)?;
+            let base = BaseClasses::open(&located.model, &config, spec.task)?;
             // Where an adapter names the classes, predictions do not depend on the data's labels.
             let compared = labelled || spec.labels.is_empty();
-            let found = LabelSet::from_column(&table, spec.columns.label()).ok();
-            let found = found.as_ref().map(LabelSet::names).filter(|_| compared);
-            let classes = self.classes(file, &config, &base, found)?;
+            let found = spec.task.classes(&spec.columns, &table).ok();
+            let found = found.as_deref().filter(|_| compared);
+            let classes = self.classes(file, &config, &base, spec.task, found)?;
             (spec.labels, spec.labels_by_id) = (classes.names, classes.by_id);
         }
         let model = located.model.clone();
@@ -321,9 +339,12 @@ impl DataArguments {
         file: Option<&AdapterFile>,
         config: &ModelConfig,
         base: &BaseClasses,
+        task: TaskKind,
         found: Option<&[String]>,
     ) -> Result<ClassOrder> {
-        let own_outputs = file.map(|file| outputs_of(file, config)).transpose()?;
+        let head = task.head(config.facts().labels.num_labels());
+        let own_outputs = file.map(|file| head_outputs(file.tensors(), config, head));
+        let own_outputs = own_outputs.transpose()?;
         let recorded = recorded_task(file)?;
         let head = TrainedHead {
             recorded: recorded.as_ref(),
@@ -416,8 +437,14 @@ impl TaskArguments {
             columns.label_column = Some(preset.label_column.to_owned());
             spec.no_header |= preset.no_header;
         }
-        if let Some(text_columns) = &self.text_columns {
-            columns.text_columns.clone_from(text_columns);
+        for (given, several) in [
+            (&self.text_columns, &mut columns.text_columns),
+            (&self.label_columns, &mut columns.label_columns),
+            (&self.choice_columns, &mut columns.choice_columns),
+        ] {
+            if let Some(given) = given {
+                several.clone_from(given);
+            }
         }
         // Either of the two replaces both.
         if self.prompt_column.is_some() || self.prompt_template.is_some() {
@@ -436,6 +463,8 @@ impl TaskArguments {
             }
         }
         spec.max_length = self.max_length.unwrap_or(spec.max_length);
+        spec.doc_stride = self.doc_stride.or(spec.doc_stride);
+        spec.max_answer_length = self.max_answer_length.or(spec.max_answer_length);
         spec.packing = self.packing.unwrap_or(spec.packing);
         if let Some(path) = &self.chat_template {
             spec.chat_template = Some(read_template(path)?);
@@ -470,7 +499,9 @@ fn peft_task(file: &AdapterFile, config: &ModelConfig) -> Result<Option<TaskKind
 
 /// The number of outputs of the classification head that an adapter brings.
 fn outputs_of(file: &AdapterFile, config: &ModelConfig) -> Result<Option<usize>> {
-    Ok(head_outputs(file.tensors(), config)?)
+    let labels = config.facts().labels.num_labels();
+    let head = HeadKind::Classification { labels };
+    Ok(head_outputs(file.tensors(), config, head)?)
 }
 
 /// The path of a family's classification head.
@@ -515,7 +546,7 @@ pub(crate) fn spec_of_adapter(
         return Err(UsageError::Other(problem).into());
     }
     if !given.is_empty() {
-        let base = BaseClasses::open(model, &config)?;
+        let base = BaseClasses::open(model, &config, spec.task)?;
         let recorded = recorded_task(Some(file))?;
         let head = TrainedHead {
             recorded: recorded.as_ref(),

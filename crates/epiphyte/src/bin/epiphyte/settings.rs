@@ -14,6 +14,7 @@ use clap::{Arg, ArgMatches, Command};
 use epiphyte::methods::{
     Definition, Flag, FlagKind, METHODS, MethodError, Modules, Settings, by_name,
 };
+use epiphyte::train::tasks::names as task_names;
 use epiphyte::train::tasks::presets::Preset;
 use epiphyte::train::{RunConfig, TrainError};
 use serde_json::{Map, Value, json};
@@ -31,6 +32,9 @@ const HEADINGS: [(&str, &str); 4] = [
 
 /// The key of a setting of a run whose default each method declares.
 const LEARNING_RATE: &str = "learning_rate";
+
+/// The key of the setting whose values the table of tasks has.
+const TASK: &str = "task";
 
 /// What is wrong with `[method]` and its like.
 const NO_TABLES: &str = "is a table, but the file has none: a method's settings stand beside \
@@ -108,9 +112,17 @@ pub(crate) fn with_default(flag: &Flag, defaults: &Map<String, Value>) -> String
         LEARNING_RATE => Some(learning_rates()),
         _ => flag.default_text(defaults),
     };
+    let help = match flag.key {
+        TASK => flag.help.replacen(
+            "What is learned",
+            &format!("Task: {}", task_names().join(", ")),
+            1,
+        ),
+        _ => flag.help.to_owned(),
+    };
     match default {
-        Some(default) => format!("{} [default: {default}]", flag.help),
-        None => flag.help.to_owned(),
+        Some(default) => format!("{help} [default: {default}]"),
+        None => help,
     }
 }
 

@@ -1,7 +1,9 @@
 //! How often each class was taken for each other, and the scores of a classification that follow
 //! from it.
 
-use super::{check_pairs, mean};
+use serde::Serialize;
+
+use super::{check_pairs, mean, ratio};
 use crate::error::MetricError;
 
 /// How often each class was predicted for each label.
@@ -13,7 +15,7 @@ pub struct ConfusionMatrix {
 }
 
 /// Precision, recall and their harmonic mean, of one class or averaged over several.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct ClassScores {
     /// Share of the predictions of the class that are right.
     pub precision: f64,
@@ -157,14 +159,5 @@ impl ConfusionMatrix {
         (0..self.classes)
             .map(|label| self.count(label, class))
             .sum()
-    }
-}
-
-/// `part / whole`, and 0 where there is nothing to divide by.
-fn ratio(part: u64, whole: u64) -> f64 {
-    if whole == 0 {
-        0.0
-    } else {
-        part as f64 / whole as f64
     }
 }

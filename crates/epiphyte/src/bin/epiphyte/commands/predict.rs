@@ -5,10 +5,8 @@ use std::process::ExitCode;
 
 use anyhow::{Result, anyhow};
 use clap::Args;
-use epiphyte::data::{OutputColumn, OutputFormat, Table, Value};
-use epiphyte::train::TaskSpec;
-use epiphyte::train::scoring::evaluate::{argmax, predict, softmax};
-use serde_json::{Map, Value as Json, json};
+use epiphyte::data::{OutputColumn, OutputFormat, Table};
+use serde_json::json;
 
 use crate::data_arguments::DataArguments;
 use crate::failure::UsageError;
@@ -64,23 +62,21 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         found.map_err(|error| anyhow!("--columns: {error}"))?;
     }
     let mut progress = Progress::new(global);
-    let logits = predict(
-        &opened.loaded_adapter.evaluation(&opened.batches),
-        &mut progress,
-    )?;
+    let evaluation = opened.loaded_adapter.evaluation(&opened.batches);
+    let rows = opened.rows();
+    let predicted = (rows.spec.task).predictions(&evaluation, &rows, format, &mut progress)?;
     progress.finish();
-    let spec = &opened.loaded_adapter.task_model.spec;
-    let columns = predictions(&opened.table, &arguments.columns, &logits, spec, format)?;
+    let columns = with_copies(&opened.table, &arguments.columns, predicted)?;
     let encoded = format.encode(&columns)?;
     outputs::write(destination, output, &encoded, arguments.overwrite)?;
     if destination == Destination::StandardOutput {
         return Ok(ExitCode::SUCCESS);
     }
     if global.json {
-        output::json(&json!({ "examples": logits.len(), "output": output }))?;
+        output::json(&json!({ "examples": opened.table.len(), "output": output }))?;
     } else {
         output::pairs(&[
-            ("examples", output::count(logits.len() as u64)),
+            ("examples", output::count(opened.table.len() as u64)),
             ("output", output.display().to_string()),
         ])?;
     }
@@ -108,17 +104,11 @@ impl Arguments {
 }
 
 /// Columns of the data, and what the model says.
-fn predictions(
+fn with_copies(
     data: &Table,
     copied: &[String],
-    logits: &[Vec<f32>],
-    spec: &TaskSpec,
-    format: OutputFormat,
+    predicted: Vec<OutputColumn>,
 ) -> Result<Vec<OutputColumn>> {
-    let predicted = match spec.task.has_classes() {
-        true => classes(logits, &spec.labels, format),
-        false => numbers(logits, format),
-    };
     let mut columns = Vec::new();
     for name in copied {
         let is_taken = predicted.iter().any(|(taken, _)| taken == name);
@@ -128,57 +118,4 @@ fn predictions(
     }
     columns.extend(predicted);
     Ok(columns)
-}
-
-/// Classes with their probabilities.
-fn classes(logits: &[Vec<f32>], labels: &[String], format: OutputFormat) -> Vec<OutputColumn> {
-    let probabilities: Vec<Vec<f64>> = logits.iter().map(|row| softmax(row)).collect();
-    let best: Vec<usize> = logits.iter().map(|row| argmax(row)).collect();
-    let rows = || probabilities.iter().zip(&best);
-    let label = best.iter().map(|&class| Value::Text(labels[class].clone()));
-    let probability = rows().map(|(row, &class)| Value::Float(rounded(row[class] as f32)));
-    let mut columns = vec![
-        ("label".to_owned(), label.collect()),
-        ("probability".to_owned(), probability.collect()),
-    ];
-    if format.nests() {
-        let of_each = |row: &Vec<f64>| {
-            let named = labels.iter().zip(row);
-            let named = named.map(|(label, &it)| (label.clone(), rounded(it as f32).into()));
-            Value::Json(Json::Object(named.collect::<Map<String, Json>>()))
-        };
-        let of_each = probabilities.iter().map(of_each);
-        columns.push(("probabilities".to_owned(), of_each.collect()));
-        columns.push(("logits".to_owned(), lists(logits)));
-        return columns;
-    }
-    for (class, label) in labels.iter().enumerate() {
-        let values = probabilities.iter().map(|row| row[class] as f32);
-        let values = values.map(|value| Value::Float(rounded(value)));
-        columns.push((format!("probability_{label}"), values.collect()));
-    }
-    columns
-}
-
-/// The values of a regression.
-fn numbers(logits: &[Vec<f32>], format: OutputFormat) -> Vec<OutputColumn> {
-    let label = logits.iter().map(|row| Value::Float(rounded(row[0])));
-    let mut columns = vec![("label".to_owned(), label.collect())];
-    if format.nests() {
-        columns.push(("logits".to_owned(), lists(logits)));
-    }
-    columns
-}
-
-fn lists(logits: &[Vec<f32>]) -> Vec<Value> {
-    let lists = logits.iter().map(|row| {
-        let numbers = row.iter().map(|&value| Json::from(rounded(value)));
-        Value::Json(numbers.collect())
-    });
-    lists.collect()
-}
-
-/// The double whose shortest decimal form is that of `value`: 0.1, not 0.10000000149011612.
-fn rounded(value: f32) -> f64 {
-    value.to_string().parse().unwrap_or(f64::from(value))
 }

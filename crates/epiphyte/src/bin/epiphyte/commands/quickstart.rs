@@ -279,12 +279,12 @@ fn loss(loaded_adapter: &LoadedAdapter, config: &RunConfig) -> Result<f64> {
         .as_ref()
         .context("the configuration names evaluation data")?;
     let table = Table::read(path, &config.reading()?)?;
-    let batches =
-        loaded_adapter
-            .task_model
-            .batches(&table, true, config.batch_size, Order::Sequential)?;
-    let metrics = (config.task).evaluate(&loaded_adapter.evaluation(&batches), &mut Silent)?;
-    metrics
+    let task_model = &loaded_adapter.task_model;
+    let batches = task_model.batches(&table, true, config.batch_size, Order::Sequential)?;
+    let (evaluation, rows) = (loaded_adapter.evaluation(&batches), task_model.rows(&table));
+    let scores = (config.task).evaluate(&evaluation, &rows, &mut Silent)?;
+    scores
+        .metrics
         .get("loss")
         .context("language models are scored by their loss")
 }
