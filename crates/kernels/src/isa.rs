@@ -20,9 +20,9 @@ pub enum Isa {
 }
 
 impl Isa {
-    /// The set with which this processor is fastest: the strongest that it has, but for the bf16 dot
-    /// product of Intel's, which multiplies at 0.6 times the rate of f32 (80 and 137 GFLOP/s on a
-    /// core of a Xeon), where AMD's has twice that rate.
+    /// The set with which this processor is fastest: the strongest that it has, but for the bf16
+    /// dot product of Intel's, which multiplies at 0.6 times the rate of f32 (80 and 137 GFLOP/s on
+    /// a core of a Xeon), where AMD's has twice that rate.
     pub fn detected() -> Self {
         static DETECTED: OnceLock<Isa> = OnceLock::new();
         *DETECTED.get_or_init(|| match Self::strongest() {

@@ -36,9 +36,9 @@ impl MappedFile {
         })
     }
 
-    /// Says that a range, and what is shortly before it, will not be read soon: what the system keeps
-    /// of it no longer counts as memory of this process. Reading it again is still right. A range of
-    /// less than a page stays.
+    /// Says that a range, and what is shortly before it, will not be read soon: what the system
+    /// keeps of it no longer counts as memory of this process. Reading it again is still right. A
+    /// range of less than a page stays.
     pub(crate) fn forget(&self, range: Range<usize>) {
         // A read brings neighboring pages in too, of parts that were forgotten before.
         const AROUND: usize = 512 << 10;

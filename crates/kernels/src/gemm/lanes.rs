@@ -103,8 +103,8 @@ mod x86 {
     #[derive(Clone, Copy)]
     pub(in crate::gemm) struct Avx512Bf16(__m512);
 
-    /// Eight sums, words of two bf16 that become f32 in registers. The order of additions is that of
-    /// [`Avx2`] over the same numbers as f32.
+    /// Eight sums, words of two bf16 that become f32 in registers. The order of additions is that
+    /// of [`Avx2`] over the same numbers as f32.
     #[derive(Clone, Copy)]
     pub(in crate::gemm) struct Avx2Pairs(__m256);
 

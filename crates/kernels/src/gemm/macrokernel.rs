@@ -25,7 +25,8 @@ const ROWS: usize = 256;
 /// The most panels of a task.
 const PANELS: usize = 24;
 
-/// Products of fewer multiplications are computed on the calling thread: to wake another takes longer.
+/// Products of fewer multiplications are computed on the calling thread: to wake another takes
+/// longer.
 const SMALL: usize = 1 << 17;
 
 /// Panels whose columns are passed to `finish` together, while they are still in a cache.

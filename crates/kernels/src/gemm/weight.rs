@@ -11,8 +11,8 @@ use crate::scratch::{self, Line};
 use crate::simd::kernel;
 use crate::{Isa, KernelError, threads};
 
-/// The most rows for which bf16 becomes f32 in registers, again for each tile of rows. More repay the
-/// copying of a panel.
+/// The most rows for which bf16 becomes f32 in registers, again for each tile of rows. More repay
+/// the copying of a panel.
 const PAIRED_ROWS: usize = 32;
 
 /// The number format in which a frozen weight is stored and multiplied.
