@@ -1,6 +1,6 @@
 //! Cells that hold the answers to a question.
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use super::{Cell, Table};
 use crate::error::DataError;
@@ -10,9 +10,16 @@ use crate::error::DataError;
 pub struct Answer {
     /// Its words.
     pub text: String,
-    /// Where it begins, counted in characters from 0; the first place that has it where not given.
-    #[serde(default, rename = "answer_start")]
+    /// Where it begins, counted in characters from 0; the first place that has it where not given,
+    /// or negative, as in CMRC 2018.
+    #[serde(default, rename = "answer_start", deserialize_with = "position")]
     pub start: Option<usize>,
+}
+
+/// A position; none where it is negative.
+fn position<'de, D: Deserializer<'de>>(start: D) -> Result<Option<usize>, D::Error> {
+    let start = Option::<i64>::deserialize(start)?;
+    Ok(start.and_then(|start| usize::try_from(start).ok()))
 }
 
 /// The layouts of a cell.
@@ -24,7 +31,7 @@ enum Layout {
     /// Data sets on the hub.
     Columns {
         text: Vec<String>,
-        answer_start: Vec<usize>,
+        answer_start: Vec<i64>,
     },
     Texts(Vec<String>),
 }
@@ -52,7 +59,7 @@ impl Table {
                 let answers = text.into_iter().zip(answer_start);
                 let answer = |(text, start)| Answer {
                     text,
-                    start: Some(start),
+                    start: usize::try_from(start).ok(),
                 };
                 Ok(answers.map(answer).collect())
             }

@@ -28,6 +28,58 @@ fn check(file: &str, rows: usize, columns: &[&str]) {
 
 #[test]
 #[ignore = "needs ../shared/data"]
+fn tagged_sentences() {
+    for (file, sentences, words, tags) in [
+        ("wnut17/wnut17train.conll", 3_394, 62_730, 13),
+        ("wnut17/emerging.dev.conll", 1_009, 15_733, 13),
+        ("wnut17/emerging.test.annotated", 1_287, 23_394, 13),
+        // Less 145 lines between documents, which its documentation counts.
+        ("wikigold/wikigold.conll.txt", 1_696, 39_007, 5),
+        ("weibo_ner_zh/weiboNER_2nd_conll.train", 1_350, 73_778, 17),
+    ] {
+        let options = ReadOptions {
+            format: Some(Format::Conll),
+            ..ReadOptions::default()
+        };
+        let table = read(file, &options);
+        assert_eq!(table.len(), sentences, "{file}");
+        let items = |row| table.items("tokens", row).unwrap().len();
+        assert_eq!((0..sentences).map(items).sum::<usize>(), words, "{file}");
+        let labels = LabelSet::from_lists(&table, "tags").unwrap();
+        assert_eq!(labels.len(), tags, "{file}: {:?}", labels.names());
+    }
+}
+
+#[test]
+#[ignore = "needs ../shared/data and EPIPHYTE_MINILM"]
+fn questions_with_answers_in_their_texts() {
+    let tokenizer = Tokenizer::load(minilm()).unwrap();
+    let fields = Fields::Questions {
+        question: "question".to_owned(),
+        context: "context".to_owned(),
+        answers: Some("answers".to_owned()),
+    };
+    for (file, questions) in [
+        ("xquad/xquad.en.json", 1_190),
+        ("xquad/xquad.zh.json", 1_190),
+        ("xquad/xquad.de.json", 1_190),
+        ("cmrc2018/cmrc2018_dev.json", 3_219),
+    ] {
+        let table = read(file, &ReadOptions::default());
+        assert_eq!(table.len(), questions, "{file}");
+        let options = EncodeOptions::new(384);
+        let examples = Examples::encode(&table, &fields, &tokenizer, &options).unwrap();
+        assert!(examples.len() >= questions, "{file}");
+        // Most answers are in the first window of their text.
+        let found = examples
+            .iter()
+            .filter(|it| it.target != Target::Span([0, 0]));
+        assert!(found.count() > questions * 9 / 10, "{file}");
+    }
+}
+
+#[test]
+#[ignore = "needs ../shared/data"]
 fn glue() {
     check("glue_sst2/train.tsv", 67_349, &["sentence", "label"]);
     check("glue_sst2/dev.tsv", 872, &["sentence", "label"]);

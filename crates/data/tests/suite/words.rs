@@ -291,6 +291,7 @@ fn answers_are_read_in_every_layout() {
         r#"{"answers": ["w2", "w1"]}"#,
         r#"{"answers": "w2"}"#,
         r#"{"answers": null}"#,
+        r#"{"answers": [{"text": "w2", "answer_start": -1}]}"#,
     ];
     let table = read("a.jsonl", &rows.join("\n")).unwrap();
     let answers = |row| table.answers("answers", row).unwrap();
@@ -298,6 +299,7 @@ fn answers_are_read_in_every_layout() {
     assert_eq!((answers(1).len(), answers(1)[0].start), (2, None));
     assert_eq!((answers(2).len(), &*answers(2)[0].text), (1, "w2"));
     assert!(answers(3).is_empty());
+    assert_eq!(answers(4)[0].start, None);
     let table = read(
         "a.jsonl",
         r#"{"answers": {"text": ["w2"], "answer_start": []}}"#,

@@ -112,6 +112,11 @@ fn tags_are_trained_scored_and_written() {
         "eval --model bert --adapter out --data dev.conll {conll}"
     ));
     assert_eq!(of_conll["f1"], scores["f1"]);
+    let preview = here.succeed(&format!(
+        "data preview --model bert --adapter out --data dev.conll --rows 1 {conll}"
+    ));
+    assert!(preview.contains("[CLS][["), "{preview}");
+    assert!(preview.contains("\"B-QUALITY\""), "{preview}");
     here.write("new.csv", "id,tokens\n1,the film was good\n2,good play\n");
     here.succeed("predict --model bert --adapter out --data new.csv --columns id --output p.jsonl");
     let found = lines(&here.read("p.jsonl"));
@@ -193,6 +198,13 @@ fn answers_are_trained_scored_and_written() {
     let scores = here.json("eval --model bert --adapter out --data dev.data --format jsonl");
     let of_squad = here.json("eval --model bert --adapter out --data dev.json");
     assert_eq!(of_squad["f1"], scores["f1"]);
+    let preview = here.json("data preview --model bert --adapter out --data dev.json --rows 1");
+    let answer = preview["preview"][0]["parts"].as_array().unwrap();
+    let answer = answer.iter().find(|part| part["has_loss"] == true).unwrap();
+    assert!(
+        TELLING.contains(&answer["text"].as_str().unwrap()),
+        "{answer}"
+    );
     let windows = "--data dev.json --max-length 9 --doc-stride 2";
     let of_windows = here.json(&format!("eval --model bert --adapter out {windows}"));
     assert!(number(&of_windows["examples"]) > 20.0, "{of_windows}");

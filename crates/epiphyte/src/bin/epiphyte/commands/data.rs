@@ -6,13 +6,13 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use epiphyte::data::{Columns, Example, Examples, IGNORED, LabelSet, Table, Target, Tokenizer};
+use epiphyte::data::{Columns, Example, Examples, IGNORED, Table, Target, Tokenizer};
 use epiphyte::methods::file::AdapterFile;
 use epiphyte::models::ModelConfig;
 use epiphyte::train::TaskSpec;
 use epiphyte::train::tasks::presets::PRESETS;
 use serde::Serialize;
-use serde_json::Value as Json;
+use serde_json::{Value as Json, json};
 
 use crate::data_arguments::TaskArguments;
 use crate::global::Global;
@@ -131,8 +131,7 @@ fn preview(arguments: &Preview, global: &Global) -> Result<()> {
     if spec.task.has_classes() && spec.labels.is_empty() {
         spec.labels = arguments.task.class_names();
         if spec.labels.is_empty() {
-            let found = LabelSet::from_column(&table, spec.columns.label())?;
-            spec.labels = found.names().to_vec();
+            spec.labels = spec.task.classes(&spec.columns, &table)?;
         }
     }
     let mut tokenizer = Tokenizer::load(&model)?;
@@ -175,24 +174,50 @@ fn shown_example(
             has_loss,
         })
     };
+    // The tokens in runs of those that have a loss and those that have none.
+    let marked = |has_loss: &dyn Fn(usize) -> bool| {
+        let mut parts = Vec::new();
+        let mut start = 0;
+        for end in 1..=example.ids.len() {
+            if end == example.ids.len() || has_loss(end) != has_loss(start) {
+                parts.push(Part {
+                    text: text(&example.ids[start..end])?,
+                    has_loss: has_loss(start),
+                });
+                start = end;
+            }
+        }
+        let count = (0..example.ids.len()).filter(|&at| has_loss(at)).count();
+        Ok::<_, anyhow::Error>((parts, count))
+    };
+    let class = |id: usize| {
+        spec.labels
+            .get(id)
+            .cloned()
+            .map_or(Json::Null, Json::String)
+    };
     let (parts, label, loss_tokens) = match &example.target {
         Target::Tokens(labels) => {
             // The first token is never predicted.
-            let has_loss = |at: usize| at > 0 && labels[at] != IGNORED;
-            let mut parts = Vec::new();
-            let mut start = 0;
-            for end in 1..=example.ids.len() {
-                if end == example.ids.len() || has_loss(end) != has_loss(start) {
-                    parts.push(Part {
-                        text: text(&example.ids[start..end])?,
-                        has_loss: has_loss(start),
-                    });
-                    start = end;
-                }
-            }
-            let count = (0..labels.len()).filter(|&at| has_loss(at)).count();
+            let (parts, count) = marked(&|at| at > 0 && labels[at] != IGNORED)?;
             (parts, Json::Null, count)
         }
+        Target::TokenClasses(labels) => {
+            let (parts, count) = marked(&|at| labels[at] != IGNORED)?;
+            let tags = labels
+                .iter()
+                .filter_map(|&label| usize::try_from(label).ok());
+            (parts, tags.map(class).collect(), count)
+        }
+        Target::Span([first, last]) => {
+            let (parts, count) = marked(&|at| (*first..=*last).contains(&at))?;
+            (parts, Json::Null, count)
+        }
+        Target::ClassSet(set) => {
+            let chosen = (0..set.len()).filter(|&id| set[id]);
+            (vec![whole(false)?], chosen.map(class).collect(), 0)
+        }
+        Target::Choice { chosen, .. } => (vec![whole(false)?], json!(chosen), 0),
         Target::Sequence(labels) => {
             let ids: Vec<u32> = labels
                 .iter()
@@ -204,16 +229,9 @@ fn shown_example(
             };
             (vec![whole(false)?, target], Json::Null, ids.len())
         }
-        Target::Class(class) => {
-            let name = spec.labels.get(*class).cloned();
-            (
-                vec![whole(false)?],
-                name.map_or(Json::Null, Json::String),
-                0,
-            )
-        }
+        Target::Class(id) => (vec![whole(false)?], class(*id), 0),
         Target::Number(number) => (vec![whole(false)?], Json::from(*number), 0),
-        _ => (vec![whole(false)?], Json::Null, 0),
+        Target::Absent => (vec![whole(false)?], Json::Null, 0),
     };
     Ok(ShownExample {
         tokens: example.ids.len(),
