@@ -49,6 +49,12 @@ def make_batch(base: Base, vocabulary: int) -> dict:
         batch["reads"] = base.reads
     if base.reads or base.task == "SEQ_CLS":
         batch["labels"] = base.labels
+    elif base.task == "MASKED_LM":
+        # Every third token is hidden, and is what is to be predicted there.
+        batch["reads"] = "masked"
+        hidden = [[at % 3 == 1 for at in range(len(row))] for row in rows]
+        batch["labels"] = [[it if hide else -100 for it, hide in zip(*row)] for row in zip(rows, hidden)]
+        batch["input_ids"] = [[4 if hide else it for it, hide in zip(*row)] for row in zip(rows, hidden)]
     elif base.task == "SEQ_2_SEQ_LM":
         labels = [torch.randint(5, vocabulary, (n,), generator=generator).tolist() for n in base.targets]
         # One target of the first row does not count; the decoder reads padding in its place. Where

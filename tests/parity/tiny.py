@@ -10,6 +10,7 @@ from transformers import (
     AlbertConfig,
     AlbertForMultipleChoice,
     AlbertForQuestionAnswering,
+    AlbertForMaskedLM,
     AlbertForSequenceClassification,
     AlbertForTokenClassification,
     BartConfig,
@@ -18,21 +19,25 @@ from transformers import (
     BertConfig,
     BertForMultipleChoice,
     BertForQuestionAnswering,
+    BertForMaskedLM,
     BertForSequenceClassification,
     BertForTokenClassification,
     DebertaV2Config,
     DebertaV2ForMultipleChoice,
     DebertaV2ForQuestionAnswering,
+    DebertaV2ForMaskedLM,
     DebertaV2ForSequenceClassification,
     DebertaV2ForTokenClassification,
     DistilBertConfig,
     DistilBertForMultipleChoice,
     DistilBertForQuestionAnswering,
+    DistilBertForMaskedLM,
     DistilBertForSequenceClassification,
     DistilBertForTokenClassification,
     ElectraConfig,
     ElectraForMultipleChoice,
     ElectraForQuestionAnswering,
+    ElectraForMaskedLM,
     ElectraForSequenceClassification,
     ElectraForTokenClassification,
     Gemma2Config,
@@ -60,11 +65,13 @@ from transformers import (
     ModernBertConfig,
     ModernBertForMultipleChoice,
     ModernBertForQuestionAnswering,
+    ModernBertForMaskedLM,
     ModernBertForSequenceClassification,
     ModernBertForTokenClassification,
     MPNetConfig,
     MPNetForMultipleChoice,
     MPNetForQuestionAnswering,
+    MPNetForMaskedLM,
     MPNetForSequenceClassification,
     MPNetForTokenClassification,
     MT5Config,
@@ -82,6 +89,7 @@ from transformers import (
     RobertaConfig,
     RobertaForMultipleChoice,
     RobertaForQuestionAnswering,
+    RobertaForMaskedLM,
     RobertaForSequenceClassification,
     RobertaForTokenClassification,
     SmolLM3Config,
@@ -714,6 +722,37 @@ BASES = [
         classifier_pooling="mean",
         **MODERNBERT_TOKENS,
     ),
+    *[
+        Base(
+            f"{name}_masked_lm",
+            encoder(*classes, hidden_act="gelu", **changes),
+            names,
+            "MASKED_LM",
+            CAPPED_LENGTHS if names is MODERNBERT else BERT_LENGTHS,
+            methods=["lora", "full"],
+        )
+        for name, classes, names, changes in [
+            ("bert", (BertForMaskedLM, BertConfig), BERT, {}),
+            ("roberta", (RobertaForMaskedLM, RobertaConfig), BERT, {"pad_token_id": 1, "type_vocab_size": 1}),
+            (
+                "distilbert",
+                (DistilBertForMaskedLM, DistilBertConfig),
+                DISTILBERT,
+                {"dropout": 0.0, "attention_dropout": 0.0, "hidden_dim": 24},
+            ),
+            ("electra", (ElectraForMaskedLM, ElectraConfig), BERT, {"embedding_size": 8}),
+            (
+                "deberta",
+                (DebertaV2ForMaskedLM, DebertaV2Config),
+                DEBERTA,
+                {"relative_attention": True, "pos_att_type": "p2c", "position_biased_input": False},
+            ),
+            ("deberta_v3", (DebertaV2ForMaskedLM, DebertaV2Config), DEBERTA, {"legacy": False}),
+            ("mpnet", (MPNetForMaskedLM, MPNetConfig), MPNET, {"pad_token_id": 1}),
+            ("albert", (AlbertForMaskedLM, AlbertConfig), ALBERT, {"embedding_size": 8}),
+            ("modernbert", (ModernBertForMaskedLM, ModernBertConfig), MODERNBERT, MODERNBERT_TOKENS),
+        ]
+    ],
     Base(
         "gpt2",
         gpt2(GPT2LMHeadModel, scale_attn_by_inverse_layer_idx=True),
@@ -839,7 +878,8 @@ def randomise(named_parameters, generator: torch.Generator) -> None:
 def peft_config(base: Base, method: str):
     """PEFT's configuration of a method, or None for a method that PEFT lacks."""
     names = base.names
-    common = {"task_type": base.task}
+    # PEFT has no type for masked language models.
+    common = {"task_type": None if base.task == "MASKED_LM" else base.task}
     if base.head:
         common["modules_to_save"] = [base.head]
     match method:

@@ -10,6 +10,7 @@ use std::ops::Range;
 use crate::error::DataError;
 use crate::example::{Example, Target, UNKNOWN};
 use crate::examples::Examples;
+use crate::masking::Masking;
 use crate::order::Order;
 
 /// The targets of a batch.
@@ -38,6 +39,13 @@ pub enum Targets {
         chosen: Vec<i64>,
         /// The choices of an example.
         choices: usize,
+    },
+    /// Texts that are compared, each example's in a row.
+    Texts {
+        /// The texts of an example.
+        texts: usize,
+        /// How similar the first two are: `[examples]`; none where there are no scores.
+        scores: Option<Vec<f32>>,
     },
     /// One label per token, aligned with the ids: `[tokens]`; [`crate::IGNORED`] for tokens that do
     /// not count. The first label of a sequence is never predicted, since the model shifts within
@@ -95,7 +103,7 @@ impl Batch {
         for (index, (position, example)) in examples.into_iter().enumerate() {
             let example = example.borrow();
             match &example.target {
-                Target::Choice { lengths, .. } => {
+                Target::Choice { lengths, .. } | Target::Texts { lengths, .. } => {
                     for length in lengths {
                         let start = batch.boundaries[batch.boundaries.len() - 1];
                         batch.boundaries.push(start + length);
@@ -119,6 +127,10 @@ impl Batch {
                     Target::Choice { ref lengths, .. } => Targets::Choices {
                         chosen: Vec::new(),
                         choices: lengths.len(),
+                    },
+                    Target::Texts { ref lengths, score } => Targets::Texts {
+                        texts: lengths.len(),
+                        scores: score.map(|_| Vec::new()),
                     },
                     Target::Tokens(_) => Targets::Tokens(Vec::new()),
                     Target::Sequence(_) => Targets::Sequences(TargetSequences {
@@ -148,6 +160,11 @@ impl Batch {
                 ) if lengths.len() == *choices => {
                     chosen.push(one.map_or(UNKNOWN, |one| one as i64));
                 }
+                (Targets::Texts { texts, scores }, Target::Texts { lengths, score })
+                    if lengths.len() == *texts && scores.is_some() == score.is_some() =>
+                {
+                    scores.iter_mut().for_each(|scores| scores.extend(*score));
+                }
                 (Targets::Tokens(labels), Target::Tokens(more)) => labels.extend(more),
                 (Targets::Sequences(targets), Target::Sequence(labels)) => {
                     targets.labels.extend(labels);
@@ -165,10 +182,11 @@ impl Batch {
         self.positions.len()
     }
 
-    /// The number of sequences of an example: several if they are choices.
+    /// The number of sequences of an example: several if they are choices or texts to compare.
     pub fn sequences_per_example(&self) -> usize {
         match self.targets {
             Targets::Choices { choices, .. } => choices,
+            Targets::Texts { texts, .. } => texts,
             _ => 1,
         }
     }
@@ -253,6 +271,12 @@ impl Batch {
                     chosen: chosen[examples.clone()].to_vec(),
                     choices: *choices,
                 },
+                Targets::Texts { texts, scores } => Targets::Texts {
+                    texts: *texts,
+                    scores: scores
+                        .as_ref()
+                        .map(|scores| scores[examples.clone()].to_vec()),
+                },
                 Targets::Tokens(labels) => Targets::Tokens(labels[tokens].to_vec()),
                 Targets::Sequences(targets) => {
                     let (tokens, boundaries) = slice_boundaries(&targets.boundaries, &sequences);
@@ -300,6 +324,7 @@ pub struct Batches {
     examples: Examples,
     batch_size: usize,
     order: Order,
+    masking: Option<Masking>,
 }
 
 impl Batches {
@@ -324,7 +349,28 @@ impl Batches {
             examples,
             batch_size,
             order,
+            masking: None,
         })
+    }
+
+    /// Hides tokens of each batch, which are to be predicted, instead of what the examples have as
+    /// targets.
+    #[must_use]
+    pub fn masked(self, masking: Masking) -> Self {
+        Self {
+            masking: Some(masking),
+            ..self
+        }
+    }
+
+    /// Whether batches have other tokens in each epoch.
+    pub fn is_masked(&self) -> bool {
+        self.masking.is_some()
+    }
+
+    /// The number of examples of a batch.
+    pub fn batch_size(&self) -> usize {
+        self.batch_size
     }
 
     /// SHA-256 of all examples and their order, in hexadecimal: of their token ids, segment ids and
@@ -424,7 +470,12 @@ impl Epoch<'_> {
             })?;
         let examples = &self.batches.examples;
         let batch = positions.iter().copied();
-        Batch::join(batch.filter_map(|position| Some((position, examples.get(position)?))))
+        let batch = batch.filter_map(|position| Some((position, examples.get(position)?)));
+        let mut batch = Batch::join(batch)?;
+        if let Some(masking) = &self.batches.masking {
+            masking.apply(&mut batch, self.number);
+        }
+        Ok(batch)
     }
 
     /// The batches from `start` on, for a run that resumes.

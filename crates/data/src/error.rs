@@ -560,6 +560,48 @@ pub enum DataError {
         token: &'static str,
     },
 
+    /// A word that is to stand for a class is no single token.
+    #[error(
+        "the word `{word}` is {pieces} tokens of the model's vocabulary, but what stands at the mask is \
+         one: choose a word that is a single token"
+    )]
+    WordSplits {
+        /// The word.
+        word: String,
+        /// How many tokens it is; 0 where the vocabulary does not have it at all.
+        pieces: usize,
+    },
+
+    /// A text of a cloze template has the mask token in it.
+    #[error(
+        "`{}`, row {row}: the mask token stands in a text column too, so that it is not known which word is \
+         hidden: remove it there",
+        path.display()
+    )]
+    SeveralMasks {
+        /// The file.
+        path: PathBuf,
+        /// The row, from 1.
+        row: usize,
+    },
+
+    /// A cloze template alone is longer than an example may be.
+    #[error(
+        "`{}`, row {row}: the prompt template alone is {length} tokens, but an example may have no more than \
+         {max_length}: shorten it, or raise --max-length",
+        path.display()
+    )]
+    TemplateTooLong {
+        /// The file.
+        path: PathBuf,
+        /// The row, from 1.
+        row: usize,
+        /// The tokens without any of the columns.
+        length: usize,
+        /// The longest example.
+        max_length: usize,
+    },
+
     /// The tokenizer failed on a text.
     #[error("the tokenizer fails: {reason}: check that tokenizer.json belongs to the base model")]
     Tokenize {

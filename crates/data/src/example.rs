@@ -29,6 +29,14 @@ pub enum Target {
         /// The right one, from 0; none in examples for prediction.
         chosen: Option<usize>,
     },
+    /// Several sequences that are compared, whose ids follow one another in the example's.
+    Texts {
+        /// The number of tokens of each sequence.
+        lengths: Vec<usize>,
+        /// How similar the first two are; none where the second is the first one's positive, and
+        /// the others its negatives, or in examples for prediction.
+        score: Option<f32>,
+    },
     /// One label per token, as long as the ids and aligned with them, in Hugging Face's convention:
     /// the label of a position is the token at that position, or [`IGNORED`]. The model shifts:
     /// the logits of position `t` are compared with the label at `t + 1`.

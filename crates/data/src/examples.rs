@@ -60,6 +60,12 @@ enum Targets {
         chosen: Values<i32>,
         choices: usize,
     },
+    /// `texts` lengths for each example; as many scores as examples, or none.
+    Texts {
+        lengths: Values<u32>,
+        scores: Values<f32>,
+        texts: usize,
+    },
     /// As many as ids.
     Tokens(Values<i32>),
     Sequences {
@@ -97,6 +103,11 @@ enum GrowingTargets {
         lengths: Growing<u32>,
         chosen: Growing<i32>,
         choices: usize,
+    },
+    Texts {
+        lengths: Growing<u32>,
+        scores: Growing<f32>,
+        texts: usize,
     },
     Tokens(Growing<i32>),
     Sequences {
@@ -178,6 +189,15 @@ impl GrowingExamples {
                     chosen: chosen.finish()?,
                     choices,
                 },
+                GrowingTargets::Texts {
+                    lengths,
+                    scores,
+                    texts,
+                } => Targets::Texts {
+                    lengths: lengths.finish()?,
+                    scores: scores.finish()?,
+                    texts,
+                },
                 GrowingTargets::Tokens(labels) => Targets::Tokens(labels.finish()?),
                 GrowingTargets::Sequences { labels, ends } => Targets::Sequences {
                     labels: labels.finish()?,
@@ -210,6 +230,11 @@ impl GrowingTargets {
                 lengths: Growing::new(in_memory),
                 chosen: Growing::new(in_memory),
                 choices: lengths.len(),
+            },
+            Target::Texts { lengths, .. } => Self::Texts {
+                lengths: Growing::new(in_memory),
+                scores: Growing::new(in_memory),
+                texts: lengths.len(),
             },
             Target::Tokens(_) => Self::Tokens(Growing::new(in_memory)),
             Target::Sequence(_) => Self::Sequences {
@@ -259,6 +284,22 @@ impl GrowingTargets {
                     .last()
                     .push(one.map_or(UNKNOWN as i32, |one| one as i32));
                 chosen.settle()?;
+            }
+            (
+                Self::Texts {
+                    lengths: all,
+                    scores,
+                    texts,
+                },
+                Target::Texts { lengths, score },
+            ) if lengths.len() == *texts
+                && scores.len() == if score.is_some() { index } else { 0 } =>
+            {
+                all.last()
+                    .extend(lengths.into_iter().map(|length| length as u32));
+                all.settle()?;
+                scores.last().extend(score);
+                scores.settle()?;
             }
             (Self::TokenClasses(all), Target::TokenClasses(labels))
             | (Self::Tokens(all), Target::Tokens(labels)) => {
@@ -363,6 +404,17 @@ impl Examples {
                     chosen: usize::try_from(chosen[position]).ok(),
                 }
             }
+            Targets::Texts {
+                lengths,
+                scores,
+                texts,
+            } => {
+                let own = &lengths[position * texts..(position + 1) * texts];
+                Target::Texts {
+                    lengths: own.iter().map(|&length| length as usize).collect(),
+                    score: scores.get(position).copied(),
+                }
+            }
             Targets::Tokens(labels) => Target::Tokens(long(&labels[range.clone()])),
             Targets::Sequences { labels, ends } => {
                 Target::Sequence(long(&labels[self::range(ends, position)?]))
@@ -389,7 +441,9 @@ impl Examples {
         };
         match &self.targets {
             Targets::Sequences { ends, .. } => longest(&self.ends).max(longest(ends)),
-            Targets::Choices { lengths, .. } => lengths.iter().max().copied().unwrap_or(0) as usize,
+            Targets::Choices { lengths, .. } | Targets::Texts { lengths, .. } => {
+                lengths.iter().max().copied().unwrap_or(0) as usize
+            }
             _ => longest(&self.ends),
         }
     }
@@ -465,6 +519,13 @@ impl Examples {
                 hash.update(&[8]);
                 add(&mut hash, lengths, u32::to_le_bytes);
                 add(&mut hash, chosen, i32::to_le_bytes);
+            }
+            Targets::Texts {
+                lengths, scores, ..
+            } => {
+                hash.update(&[9]);
+                add(&mut hash, lengths, u32::to_le_bytes);
+                add(&mut hash, scores, f32::to_le_bytes);
             }
             Targets::Sequences { labels, ends: of } => {
                 hash.update(&[4]);

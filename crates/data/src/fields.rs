@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::cloze::Cloze;
 use crate::error::DataError;
 use crate::labels::LabelSet;
 use crate::messages::SYSTEM;
@@ -106,6 +107,20 @@ pub enum Fields {
         /// The column of the answers; none if they are unknown, and the examples are for prediction
         /// only.
         answers: Option<String>,
+    },
+    /// Texts that the model reads one by one and compares.
+    SeparateTexts {
+        /// The columns.
+        texts: Vec<String>,
+        /// The column of a number for how similar they are.
+        score: Option<String>,
+    },
+    /// A template with texts and one hidden word, for which a word of a class is to be put.
+    Cloze {
+        /// The template.
+        template: Cloze,
+        /// What to predict.
+        label: LabelField,
     },
     /// Plain text; every token counts for the loss.
     PlainText {
@@ -273,6 +288,57 @@ impl Columns {
             context: context.clone(),
             answers: labelled.then(|| self.label().to_owned()),
         })
+    }
+
+    /// A template with a hidden word, and a label.
+    ///
+    /// # Errors
+    /// [`DataError::Columns`] if the template is invalid, or a column is configured that such an
+    /// example does not have.
+    pub fn cloze(&self, label: LabelField) -> Result<Fields, DataError> {
+        let template = self.cloze_template()?;
+        Ok(Fields::Cloze { template, label })
+    }
+
+    /// The template of [`Columns::cloze`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn cloze_template(&self) -> Result<Cloze, DataError> {
+        let needed = "a `prompt_template` with `{mask}` in it, and a `label_column`";
+        self.only(&["prompt_template", "label_column"], needed)?;
+        let template = self.prompt_template.as_ref();
+        Cloze::parse(template.ok_or_else(|| unsuitable(needed))?)
+    }
+
+    /// Texts that are compared: an anchor, its positive and perhaps its negatives, or two texts
+    /// with a score as label. Without something to learn, any number of texts.
+    ///
+    /// # Errors
+    /// [`DataError::Columns`] if the columns are not these.
+    pub fn compared_texts(&self, labelled: bool) -> Result<Fields, DataError> {
+        let needed = match labelled {
+            true => {
+                "the text columns of an anchor, its positive and, if at all, its negatives \
+                 (`text_columns`), or two text columns and the `label_column` of a score"
+            }
+            false => "one or more text columns (`text_columns`)",
+        };
+        self.only(&["text_columns", "label_column"], needed)?;
+        let score = self.label_column.clone().filter(|_| labelled);
+        let fits = match (self.text_columns.len(), &score) {
+            (0, _) => false,
+            (1, _) => !labelled,
+            (2, _) => true,
+            (_, score) => score.is_none(),
+        };
+        match fits {
+            true => Ok(Fields::SeparateTexts {
+                texts: self.text_columns.clone(),
+                score,
+            }),
+            false => Err(unsuitable(needed)),
+        }
     }
 
     /// One document a row: plain text (the column `text` if nothing is configured), a prompt and

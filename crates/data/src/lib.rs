@@ -53,6 +53,7 @@ mod values;
 mod readers;
 mod writer;
 
+mod cloze;
 mod fields;
 mod labels;
 mod messages;
@@ -67,16 +68,19 @@ mod example;
 mod examples;
 
 mod batch;
+mod masking;
 mod order;
 
 pub use batch::{Batch, Batches, Epoch, Epochs, TargetSequences, Targets};
 pub use chat::{ChatTemplate, Day, TemplateLimit};
+pub use cloze::Cloze;
 pub use encode::{EncodeOptions, windows_of_row};
 pub use error::DataError;
 pub use example::{Example, IGNORED, Target, UNKNOWN};
 pub use examples::Examples;
 pub use fields::{Columns, Fields, LabelField};
 pub use labels::LabelSet;
+pub use masking::Masking;
 pub use order::Order;
 pub use prompt::{Piece, Prompt};
 pub use prompts::WritingPrompt;

@@ -1,6 +1,7 @@
 //! The text in front of a completion: columns, a template, or Alpaca's prompt.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use crate::error::DataError;
 use crate::table::{Cell, Column, Table};
@@ -207,6 +208,45 @@ impl Prompt {
         })
     }
 }
+
+/// A template's text for each row, by its number from 0, with the byte ranges of its columns.
+/// `insert` are texts that stand for names instead of columns.
+///
+/// # Errors
+/// As [`Prompt::of_rows`].
+pub(crate) fn with_spans<'t>(
+    pieces: &'t [Piece],
+    table: &'t Table,
+    insert: &'t [(&'static str, String)],
+) -> Result<WithSpans<'t>, DataError> {
+    let inserted = move |name: &str| insert.iter().find(|(known, _)| *known == name);
+    let columns = pieces.iter().map(|piece| match piece {
+        Piece::Column(name) if inserted(name).is_none() => Source::new(table, name).map(Some),
+        _ => Ok(None),
+    });
+    let columns = columns.collect::<Result<Vec<_>, _>>()?;
+    Ok(Box::new(move |row| {
+        let (mut text, mut spans) = (String::new(), Vec::new());
+        for (piece, column) in pieces.iter().zip(&columns) {
+            match (piece, column) {
+                (_, Some(column)) => {
+                    let start = text.len();
+                    text += &column.text(row)?;
+                    spans.push(start..text.len());
+                }
+                (Piece::Text(piece), None) => text += piece,
+                (Piece::Column(name), None) => {
+                    text += inserted(name).map_or("", |(_, text)| text);
+                }
+            }
+        }
+        Ok((text, spans))
+    }))
+}
+
+/// A text for each row with the byte ranges of its columns.
+pub(crate) type WithSpans<'t> =
+    Box<dyn Fn(usize) -> Result<(String, Vec<Range<usize>>), DataError> + Sync + 't>;
 
 /// A text for each row, by its number from 0.
 pub(crate) type OfRows<'t> = Box<dyn Fn(usize) -> Result<Cow<'t, str>, DataError> + Sync + 't>;

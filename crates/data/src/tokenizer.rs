@@ -14,6 +14,7 @@ mod older_files;
 mod windows;
 mod words;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -386,6 +387,50 @@ impl Tokenizer {
                 directory: self.directory.clone(),
                 token: name,
             })
+    }
+
+    /// The token of a word that stands behind a space, or not.
+    ///
+    /// # Errors
+    /// [`DataError::WordSplits`] if it is not one token; [`DataError::Tokenize`].
+    pub fn word(&self, word: &str, follows_space: bool) -> Result<u32, DataError> {
+        let spaced = format!(" {word}");
+        let spellings = [Some(&*spaced).filter(|_| follows_space), Some(word)];
+        let unknown = self.unknown();
+        let mut pieces = 0;
+        for spelling in spellings.into_iter().flatten() {
+            let ids = self.align(spelling, false)?.ids;
+            match ids.as_slice() {
+                &[id] if Some(id) != unknown => return Ok(id),
+                &[_] => pieces = 0,
+                ids => pieces = ids.len(),
+            }
+        }
+        Err(DataError::WordSplits {
+            word: word.to_owned(),
+            pieces,
+        })
+    }
+
+    /// The token of words that the vocabulary does not have.
+    fn unknown(&self) -> Option<u32> {
+        let of_model = match self.inner.get_model() {
+            ModelWrapper::WordPiece(model) => Some(&model.unk_token),
+            ModelWrapper::WordLevel(model) => Some(&model.unk_token),
+            ModelWrapper::BPE(model) => model.unk_token.as_ref(),
+            ModelWrapper::Unigram(_) => None,
+        };
+        let of_model = of_model.and_then(|token| self.id(token));
+        of_model.or_else(|| self.special_id("unk_token").ok())
+    }
+
+    /// The ids of all special tokens.
+    pub fn special_ids(&self) -> BTreeSet<u32> {
+        let added = self.inner.get_added_tokens_decoder();
+        let marked = added.iter().filter(|(_, token)| token.special);
+        let named = self.special_tokens.values();
+        let named = named.filter_map(|token| self.id(token));
+        marked.map(|(id, _)| *id).chain(named).collect()
     }
 
     /// The token that ends a text: `eos_token`, or where the tokenizer names none, the model's

@@ -14,10 +14,10 @@
 //!
 //! [`train::train`] is a whole run, from a configuration to a saved adapter, and what happens
 //! during it goes to a [`train::Observer`]. [`Classifier`] opens a base with an adapter and
-//! classifies strings; [`train::open_adapter`] serves every task. A model is a directory or a name
-//! on the hub. The programs in `examples/` show each of these. Types of two lower crates appear in
-//! some signatures (`ops::Precision`, `ops::Sequences`); everything else in `ops` and `kernels` may
-//! change without notice.
+//! classifies strings, [`Embedder`] makes vectors of them; [`train::open_adapter`] serves every
+//! task. A model is a directory or a name on the hub. The programs in `examples/` show each of
+//! these. Types of two lower crates appear in some signatures (`ops::Precision`,
+//! `ops::Sequences`); everything else in `ops` and `kernels` may change without notice.
 //!
 //! # Example
 //!
@@ -58,7 +58,7 @@ pub use epiphyte_models as models;
 #[doc(hidden)]
 pub use epiphyte_ops as ops;
 pub use epiphyte_train as train;
-pub use epiphyte_train::{Classifier, Prediction};
+pub use epiphyte_train::{Classifier, Embedder, Prediction};
 
 /// The example of the crate's README.
 #[cfg(doctest)]

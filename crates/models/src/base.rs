@@ -186,9 +186,12 @@ pub struct Base {
     pub prefix: &'static str,
     /// Path of the task's head, trained and saved with every adapter; none for language models.
     pub task_head: Option<String>,
-    /// Path of a module that the checkpoint lacks, such as BERT's pooler after masked language
-    /// modeling. It starts at random, and is trained and saved with the head, as a part of it.
-    pub new_module: Option<String>,
+    /// Paths of modules that the checkpoint lacks, such as BERT's pooler after masked language
+    /// modeling. They start at random, and are trained and saved with the head, as a part of it.
+    pub new_modules: Vec<String>,
+    /// Whether the model is the base model without any head, whose names transformers and PEFT
+    /// write without the prefix.
+    pub is_bare: bool,
     pub(crate) tensors: BTreeMap<String, BaseTensor>,
     pub(crate) linears: Vec<LinearInfo>,
     pub(crate) layer_shapes: Vec<LayerShape>,
@@ -256,14 +259,16 @@ impl Base {
         base.tensors.retain(|name, _| !self.is_of_head(name));
         base.linears
             .retain(|linear| !self.is_of_head(&format!("{}.weight", linear.site.path)));
-        (base.task_head, base.new_module) = (None, None);
+        (base.task_head, base.new_modules) = (None, Vec::new());
         base
     }
 
-    /// Whether a tensor belongs to what a task trains beside a method: its head, and a module that
+    /// Whether a tensor belongs to what a task trains beside a method: its head, and modules that
     /// the checkpoint lacks.
     pub fn is_of_head(&self, name: &str) -> bool {
-        is_below(self.task_head.as_deref(), name) || is_below(self.new_module.as_deref(), name)
+        let mut new_modules = self.new_modules.iter();
+        is_below(self.task_head.as_deref(), name)
+            || new_modules.any(|module| is_below(Some(module), name))
     }
 
     /// The lowest layer whose result depends on tensor `name`: 0 for embeddings, the number of

@@ -34,8 +34,8 @@ pub(crate) struct Summary<'a> {
     pub(crate) word_embeddings: &'a str,
     pub(crate) prefix: &'static str,
     pub(crate) task_head: Option<&'a str>,
-    /// A module besides the head that the source lacks and that starts at random.
-    pub(crate) new_module: Option<&'a str>,
+    /// Modules besides the head that the source lacks and that start at random.
+    pub(crate) new_modules: Vec<&'a str>,
 }
 
 /// Builds a [`Base`], from the embeddings up.
@@ -210,8 +210,20 @@ impl<'a> Builder<'a> {
         role: Role,
         bias: bool,
     ) -> Linear {
+        let bias = bias.then(|| format!("{path}.bias"));
+        self.linear_with(weight, path, role, bias.as_deref())
+    }
+
+    /// As [`Builder::linear_over`], with the bias of this name.
+    pub(crate) fn linear_with(
+        &mut self,
+        weight: Matrix,
+        path: &str,
+        role: Role,
+        bias: Option<&str>,
+    ) -> Linear {
         let [outputs, inputs] = weight.shape();
-        let bias = bias.then(|| self.vector(&format!("{path}.bias"), outputs));
+        let bias = bias.map(|name| self.vector(name, outputs));
         let uses = self.passes.entry(path.to_owned()).or_insert(0);
         let pass = std::mem::replace(uses, *uses + 1);
         let site = Site {
@@ -244,7 +256,8 @@ impl<'a> Builder<'a> {
             word_embeddings: summary.word_embeddings.to_owned(),
             prefix: summary.prefix,
             task_head: summary.task_head.map(str::to_owned),
-            new_module: summary.new_module.map(str::to_owned),
+            new_modules: summary.new_modules.into_iter().map(str::to_owned).collect(),
+            is_bare: false,
             tensors: self.tensors,
             linears: self.linears,
             layer_shapes: self.layer_shapes,

@@ -122,7 +122,10 @@ fn read(
         task_head: family.task_head(head),
         outputs: head.outputs(),
         new_head: options.new_head || config.is_for_another_task(head),
-        optional_modules: family.optional_modules(),
+        optional_modules: match (head, family.masked_lm()) {
+            (HeadKind::MaskedLm, Some(names)) => names.modules,
+            _ => family.optional_modules(),
+        },
         initializer_range: config.facts().initializer_range,
         seed: options.seed,
         replaced: Vec::new(),
@@ -133,9 +136,14 @@ fn read(
         source.reader.stand_in(words, tied);
         source.reader.stand_in(bare, tied);
     }
-    let tied = match family.tied() {
-        Some([copy, original]) => source.reader.is_tied(copy, original),
-        None => false,
+    let masked_lm = family.masked_lm().filter(|_| head == HeadKind::MaskedLm);
+    let masked_lm = masked_lm.map(|names| format!("{}.weight", names.decoder));
+    let tied = match (masked_lm, family.tied_embeddings()) {
+        (Some(decoder), [words, ..]) => source.reader.is_tied(&decoder, words),
+        (Some(_), []) => false,
+        (None, _) => family
+            .tied()
+            .is_some_and(|[copy, original]| source.reader.is_tied(copy, original)),
     };
     let prefix = rules.base_prefix;
     let builder = Builder::new(&mut source, device, options.precision).sharing(shared, prefix);
@@ -151,7 +159,7 @@ fn read(
         });
     }
     if shared.is_none() {
-        for module in source.optional_modules {
+        for module in family.optional_modules() {
             source.reader.pass_over(module);
         }
         let left_out = source.reader.finish(source.task_head)?;

@@ -10,7 +10,9 @@ use epiphyte_ops::{
 use crate::adapter::{Adapter, AdapterBatch, BASE_STREAM, Entry, Hidden, Identity, Owner, Stream};
 use crate::backbone::Backbone;
 use crate::base::Base;
-use crate::heads::{ClassificationHead, Head, LanguageModelHead, Pooling};
+use crate::heads::{
+    ClassificationHead, EmbeddingHead, Head, LanguageModelHead, MaskedLmHead, Pooling, Verbalizer,
+};
 use crate::tokens::{Mode, Tokens};
 
 /// A model with a head.
@@ -52,6 +54,13 @@ pub enum Targets<'a> {
     Tokens(&'a [i64]),
     /// A label for each token of the decoder, not shifted; -100 does not count.
     DecoderTokens(&'a [i64]),
+    /// Texts that are compared with each other.
+    Texts {
+        /// How many in a row belong together: an anchor, its positive, its negatives.
+        together: usize,
+        /// A number for each group.
+        scores: Option<&'a [f32]>,
+    },
 }
 
 /// A loss and the number of targets that it is the mean of.
@@ -91,6 +100,12 @@ enum Labels<'a> {
     },
     /// The next token for each row that is read.
     Next(Vec<i64>),
+    /// Texts that are compared, `count` groups of `together`.
+    Texts {
+        count: usize,
+        together: usize,
+        scores: Option<&'a [f32]>,
+    },
 }
 
 impl LossRows<'_> {
@@ -107,6 +122,7 @@ impl LossRows<'_> {
             Labels::ClassSets { sequences, .. } => *sequences,
             Labels::Spans { boundaries, .. } => boundaries.len() - 1,
             Labels::Choices { chosen, .. } => chosen.len(),
+            Labels::Texts { count, .. } => *count,
             Labels::TokenClasses(labels) | Labels::Next(labels) => labels.len(),
         }
     }
@@ -114,7 +130,8 @@ impl LossRows<'_> {
 
 impl Model {
     /// Puts a model together.
-    pub(crate) fn new(base: Base, backbone: Box<dyn Backbone>, head: Head) -> Self {
+    pub(crate) fn new(mut base: Base, backbone: Box<dyn Backbone>, head: Head) -> Self {
+        base.is_bare = matches!(head, Head::Embedding(_));
         Self {
             base,
             backbone,
@@ -146,7 +163,7 @@ impl Model {
     pub fn classification_head(&self) -> Option<&ClassificationHead> {
         match &self.head {
             Head::Classification(head) => Some(head),
-            Head::LanguageModel(_) => None,
+            _ => None,
         }
     }
 
@@ -160,8 +177,38 @@ impl Model {
     pub fn language_head(&self) -> Option<&LanguageModelHead> {
         match &self.head {
             Head::LanguageModel(head) => Some(head),
-            Head::Classification(_) => None,
+            _ => None,
         }
+    }
+
+    /// The masked language model's head, if the model has one.
+    pub fn masked_head(&self) -> Option<&MaskedLmHead> {
+        match &self.head {
+            Head::MaskedLm(head) => Some(head),
+            _ => None,
+        }
+    }
+
+    /// Makes a masked language model one of classes: the words of each stand for it. Other models
+    /// stay as they are.
+    pub fn set_verbalizer(&mut self, verbalizer: Verbalizer) {
+        if let Head::MaskedLm(head) = &mut self.head {
+            head.verbalizer = Some(verbalizer);
+        }
+    }
+
+    /// Pooling, normalization and loss of embeddings, if the model makes them.
+    pub fn embedding_head(&self) -> Option<&EmbeddingHead> {
+        match &self.head {
+            Head::Embedding(head) => Some(head),
+            _ => None,
+        }
+    }
+
+    /// Whether the loss of an example depends on the others of its batch, so that a batch is one
+    /// micro-batch.
+    pub fn compares_examples(&self) -> bool {
+        self.embedding_head().is_some()
     }
 
     /// The input of the first layer, for one adapter's sequences; with the base's own final states
@@ -217,6 +264,8 @@ impl Model {
     pub fn head_rows(&self, tokens: &Tokens<'_>, rows: &Sequences) -> Vec<usize> {
         match &self.head {
             Head::Classification(head) => head.pooling.rows(tokens, rows),
+            Head::MaskedLm(head) => head.rows(tokens, rows),
+            Head::Embedding(head) => Pooling::from(head.pooling).rows(tokens, rows),
             Head::LanguageModel(_) => rows.lasts().collect(),
         }
     }
@@ -232,7 +281,9 @@ impl Model {
 
     /// Logits of a model with a classification head: of every sequence, `[sequences, labels]`, or
     /// of every token, `[tokens, labels]`. Of a language model those of the last token,
-    /// `[sequences, vocabulary]`.
+    /// `[sequences, vocabulary]`, of a masked one those of every token or, with a verbalizer, of
+    /// the classes, `[sequences, classes]`. Of a model that makes embeddings these, `[sequences,
+    /// hidden]`.
     pub fn logits(&self, tokens: &Tokens<'_>, adapter: &dyn Adapter) -> Tensor<2> {
         self.batch_logits(&AdapterBatch::single(adapter, tokens))
     }
@@ -272,6 +323,8 @@ impl Model {
         match &self.head {
             Head::Classification(head) => head.forward(read, batch),
             Head::LanguageModel(head) => head.forward(read.states, &read.rows, batch),
+            Head::MaskedLm(head) => head.forward(read, batch),
+            Head::Embedding(head) => head.forward(read),
         }
     }
 
@@ -332,8 +385,23 @@ impl Model {
             },
             Targets::Tokens(labels) => next(next_tokens(labels, &tokens.sequences, run)),
             Targets::DecoderTokens(labels) => next(labels.to_vec()),
+            Targets::Texts { together, scores } => LossRows {
+                rows: self.head_rows(tokens, run),
+                labels: Labels::Texts {
+                    count: self.compared(together, scores) * tokens.sequences.count() / together,
+                    together,
+                    scores,
+                },
+            },
         };
         (loss_rows.targets() > 0).then_some(loss_rows)
+    }
+
+    /// 1 if texts of which this many belong together have a loss, 0 if not.
+    fn compared(&self, together: usize, scores: Option<&[f32]>) -> usize {
+        let head = self.embedding_head().filter(|_| together > 1);
+        let has_loss = head.is_some_and(|head| scores.is_some() || !head.loss.reads_scores());
+        usize::from(has_loss)
     }
 
     /// Mean loss of the rows that the loss reads, one value, for one adapter; none where the model
@@ -359,6 +427,12 @@ impl Model {
             (Labels::TokenClasses(labels), Head::Classification(head)) => {
                 cross_entropy(head.forward(read, &batch), labels, label_smoothing)
             }
+            (Labels::TokenClasses(labels), Head::MaskedLm(head)) => {
+                cross_entropy(head.forward(read, &batch), labels, label_smoothing)
+            }
+            (Labels::Classes(classes), Head::MaskedLm(head)) => {
+                cross_entropy(head.forward(read, &batch), classes, label_smoothing)
+            }
             (Labels::Spans { ends, boundaries }, Head::Classification(head)) => {
                 span_cross_entropy(head.forward(read, &batch), boundaries, *ends)
             }
@@ -370,6 +444,12 @@ impl Model {
             (Labels::Next(next), Head::LanguageModel(head)) => {
                 head.loss(read.states, next, label_smoothing, entry.adapter)
             }
+            (
+                &Labels::Texts {
+                    together, scores, ..
+                },
+                Head::Embedding(head),
+            ) => head.loss(head.forward(read), together, scores, label_smoothing),
             _ => None,
         }
     }

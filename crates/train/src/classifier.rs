@@ -164,36 +164,44 @@ impl Classifier {
         &self,
         texts: impl Iterator<Item = (&'t str, Option<&'t str>)>,
     ) -> Result<Vec<Prediction>, TrainError> {
-        let task_model = &self.loaded_adapter.task_model;
-        let max_length = task_model.spec.max_length;
-        let (mut examples, mut truncated) = (Vec::new(), 0);
-        for (text, pair) in texts {
-            let encoding = task_model.tokenizer.encode(text, pair, Some(max_length))?;
-            if encoding.ids.is_empty() {
-                return Err(TrainError::EmptyText {
-                    number: examples.len() + 1,
-                });
-            }
-            truncated += usize::from(encoding.removed > 0);
-            examples.push(Example {
-                ids: encoding.ids,
-                type_ids: encoding.type_ids,
-                target: Target::Absent,
-            });
-        }
-        if truncated > 0 {
-            tracing::warn!(texts = truncated, max_length, "texts that lost their end");
-        }
-        if examples.is_empty() {
-            return Ok(Vec::new());
-        }
-        let batches = Batches::new(examples, BATCH_SIZE, Order::Sequential)?;
-        let logits = predict(&self.loaded_adapter.evaluation(&batches), &mut Silent)?;
-        let predictions = logits.into_iter();
+        let predictions = outputs(&self.loaded_adapter, texts)?.into_iter();
         Ok(predictions
             .map(|logits| Prediction::new(logits, self.labels()))
             .collect())
     }
+}
+
+/// What a model says of texts or pairs in memory, `[texts][outputs]`. A text longer than the task's
+/// `max_length` loses its end, with a warning in the log.
+pub(crate) fn outputs<'t>(
+    loaded_adapter: &LoadedAdapter,
+    texts: impl Iterator<Item = (&'t str, Option<&'t str>)>,
+) -> Result<Vec<Vec<f32>>, TrainError> {
+    let task_model = &loaded_adapter.task_model;
+    let max_length = task_model.spec.max_length;
+    let (mut examples, mut truncated) = (Vec::new(), 0);
+    for (text, pair) in texts {
+        let encoding = task_model.tokenizer.encode(text, pair, Some(max_length))?;
+        if encoding.ids.is_empty() {
+            return Err(TrainError::EmptyText {
+                number: examples.len() + 1,
+            });
+        }
+        truncated += usize::from(encoding.removed > 0);
+        examples.push(Example {
+            ids: encoding.ids,
+            type_ids: encoding.type_ids,
+            target: Target::Absent,
+        });
+    }
+    if truncated > 0 {
+        tracing::warn!(texts = truncated, max_length, "texts that lost their end");
+    }
+    if examples.is_empty() {
+        return Ok(Vec::new());
+    }
+    let batches = Batches::new(examples, BATCH_SIZE, Order::Sequential)?;
+    predict(&loaded_adapter.evaluation(&batches), &mut Silent)
 }
 
 /// The task of an adapter, with the classes of its head.

@@ -308,6 +308,14 @@ pub enum TrainError {
         /// The number of segments of the model.
         segments: usize,
     },
+    /// A file of sentence-transformers' layout cannot be used.
+    #[error("`{}` {reason}", path.display())]
+    SentenceTransformers {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
+        reason: String,
+    },
     /// Examples have target texts, but the model has one stack.
     #[error(
         "a target text for each source text needs an encoder-decoder such as T5, and this model is none: use \
@@ -365,6 +373,31 @@ pub enum TrainError {
          eval` measures loss and perplexity"
     )]
     NoPredictions,
+    /// Predictions of a masked language model, which hides tokens itself.
+    #[error(
+        "masked-lm has nothing to predict for a row: `epiphyte eval` measures loss and perplexity, and \
+         the task cloze tells classes by the word that fits"
+    )]
+    NothingHidden,
+    /// A verbalizer's file cannot be used.
+    #[error(
+        "`{}` {reason}: write it as {{\"good\": [\"great\", \"fine\"], \"bad\": \"terrible\"}}",
+        path.display()
+    )]
+    Verbalizer {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Embeddings of a model whose task is another.
+    #[error(
+        "the model's task is {task}, which makes no embeddings: open an adapter for these, or none"
+    )]
+    NoEmbeddings {
+        /// The task.
+        task: crate::TaskKind,
+    },
     /// A classifier of a model whose head is not trained.
     #[error("the base has no head for {task}: open an adapter with it, or train one")]
     NoHead {

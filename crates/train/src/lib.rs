@@ -25,6 +25,7 @@
 /// What a model predicts over a data set, and how good that is.
 pub mod scoring {
     pub(crate) mod answers;
+    pub mod embeddings;
     pub mod evaluate;
     pub(crate) mod majority;
     pub mod metrics;
@@ -62,6 +63,7 @@ pub mod training {
 mod classifier;
 pub mod display;
 mod dry_run;
+mod embedder;
 pub mod error;
 mod generate;
 pub mod interrupt;
@@ -71,10 +73,12 @@ mod merge;
 pub mod observer;
 mod run;
 mod run_directory;
+mod sentence_transformers;
 pub mod tasks;
 
 pub use classifier::{Classifier, Prediction};
 pub use dry_run::{DataSummary, DryRun, LengthRange, dry_run};
+pub use embedder::Embedder;
 pub use error::TrainError;
 pub use generate::{
     Generated, Generation, GenerationEnd, Sampling, generate, generate_all, generate_batch,

@@ -7,10 +7,11 @@ use epiphyte_data::{Batches, Day, Order, ReadOptions, Table};
 use epiphyte_hub::Hub;
 use epiphyte_methods::file::{self, AdapterFile, AdapterMetadata, Provenance, TrainingExtent};
 use epiphyte_methods::{AdapterModule, ParameterCounts, StoredValues, by_name};
-use epiphyte_models::{LoadOptions, Loaded, ModelConfig};
+use epiphyte_models::{Base, LoadOptions, Loaded, ModelConfig};
 use serde::Serialize;
 
 use crate::interrupt::Interrupt;
+use crate::merge::files::copy_tokenizer;
 use crate::observer::Observer;
 use crate::report::model_card::ModelCard;
 use crate::report::run_card::card;
@@ -392,6 +393,10 @@ impl<'a> Prepared<'a> {
         };
         let metadata = metadata(run, task_model, account, training);
         file::save(&run.output, module, model.base(), &metadata)?;
+        if write_files(&run.output, &task_model.spec, model.base())? > 0 {
+            // Who opens an adapter by its directory alone looks for the tokenizer there.
+            copy_tokenizer(task_model.tokenizer.directory(), &run.output)?;
+        }
         let bytes = size(&run.output.join(file::TENSORS_FILE));
         let report = Report {
             output: run.output.clone(),
@@ -420,6 +425,26 @@ impl<'a> Prepared<'a> {
         write_card(&run.output.join(CARD_FILE), &card)?;
         Ok(report)
     }
+}
+
+/// Writes the files that a task has in a model's or an adapter's directory; returns how many.
+pub(crate) fn write_files(
+    directory: &Path,
+    spec: &TaskSpec,
+    base: &Base,
+) -> Result<usize, TrainError> {
+    let files = spec.task.files(spec, base.dimensions.hidden_size);
+    let count = files.len();
+    for (file, value) in files {
+        let path = directory.join(file);
+        if let Some(parent) = path.parent() {
+            let failed = epiphyte_io::FileError::at("create", parent);
+            std::fs::create_dir_all(parent).map_err(failed)?;
+        }
+        let text = serde_json::to_string_pretty(&value).expect("JSON values print");
+        epiphyte_io::write(&path, text.as_bytes())?;
+    }
+    Ok(count)
 }
 
 /// At most `rows` rows of a table.

@@ -1,8 +1,10 @@
 //! Encoding: rows of a table to examples.
 
 mod choices;
+mod cloze;
 mod language;
 mod questions;
+mod separate_texts;
 mod source_target;
 mod texts;
 mod words;
@@ -89,6 +91,12 @@ impl Examples {
                 };
                 let windows = Windows::new(tokenizer, max_length, options.doc_stride);
                 questions::encode(table, &columns, &windows)?
+            }
+            Fields::SeparateTexts { texts, score } => {
+                separate_texts::encode(table, texts, score.as_deref(), tokenizer, max_length)?
+            }
+            Fields::Cloze { template, label } => {
+                cloze::encode(table, template, label, tokenizer, max_length)?
             }
             Fields::PlainText { text } if options.packing => {
                 language::packed(table, text, tokenizer, max_length)?

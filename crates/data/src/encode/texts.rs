@@ -35,7 +35,7 @@ pub(super) fn encode(
 }
 
 /// The target of each row.
-fn target(
+pub(super) fn target(
     table: &Table,
     label: &LabelField,
 ) -> Result<Box<dyn Fn(usize) -> Target + Sync>, DataError> {

@@ -94,16 +94,39 @@ fn an_adapter_without_a_head_merges_into_an_encoder() {
         "1_Pooling",
         "config.json",
         "model.safetensors",
+        "modules.json",
+        "sentence_bert_config.json",
         "tokenizer.json",
         "tokenizer_config.json",
     ];
     assert_eq!(names, expected);
     here.json("inspect adapter --model bert");
+    // The base's own layout is not complete, so the mean of all tokens is an embedding.
+    let predict = "predict --text-columns text --data dev.jsonl --output";
+    here.succeed(&format!(
+        "{predict} vectors.jsonl --model bert --adapter adapter"
+    ));
+    here.succeed(&format!(
+        "{predict} merged.csv --model merged --task sentence-embedding"
+    ));
+    let vectors = here.read("vectors.jsonl");
+    let first: Value = serde_json::from_str(vectors.lines().next().unwrap()).unwrap();
+    let vector = first["embedding"].as_array().unwrap();
+    let table = here.read("merged.csv");
+    let mut lines = table.lines();
+    let header: Vec<&str> = lines.next().unwrap().split(',').collect();
+    assert_eq!(header.len(), vector.len());
+    assert_eq!(header[1], "embedding_1");
+    let merged = lines.next().unwrap().split(',');
+    for (value, merged) in vector.iter().zip(merged) {
+        let merged: f64 = merged.parse().unwrap();
+        assert!((value.as_f64().unwrap() - merged).abs() < 1e-5);
+    }
     let errors = here.fail(
-        2,
+        1,
         "predict --model bert --adapter adapter --data dev.jsonl --output p",
     );
-    assert!(errors.contains("pass --task"), "{errors}");
+    assert!(errors.contains("one or more text columns"), "{errors}");
 }
 
 #[test]

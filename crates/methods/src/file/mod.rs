@@ -99,7 +99,7 @@ impl Display for TrainingExtent {
 pub struct AdapterMetadata {
     /// Name or path of the base model.
     pub base_model: String,
-    /// PEFT's `task_type`, such as `SEQ_CLS`.
+    /// PEFT's `task_type`, such as `SEQ_CLS`; empty for tasks that PEFT has no type for.
     pub task_type: String,
     /// What only our files say.
     pub provenance: Provenance,
@@ -138,8 +138,11 @@ pub fn save(
         .into_iter()
         .map(|stored| (keys.head_prefix(), stored));
     let tensors = method.chain(head).map(|(prefix, stored)| {
-        let name = format!("{prefix}{}", stored.key);
-        (name, stored.shape, stored.values)
+        let key = match base.is_bare {
+            true => stored.key.strip_prefix(base.prefix).unwrap_or(&stored.key),
+            false => &stored.key,
+        };
+        (format!("{prefix}{key}"), stored.shape, stored.values)
     });
     let tensors: Tensors = tensors.collect();
     let config = config_json(module, base, metadata);
@@ -187,11 +190,11 @@ fn config_json(
         "auto_mapping": null,
         "base_model_name_or_path": metadata.base_model,
         "inference_mode": true,
-        "modules_to_save": base.task_head.as_deref().map(|head| saved_modules(head, base)),
+        "modules_to_save": saved_modules(base.task_head.as_deref(), base),
         "peft_type": definition.peft_type,
         "peft_version": "0.21.2",
         "revision": null,
-        "task_type": metadata.task_type,
+        "task_type": Some(&metadata.task_type).filter(|it| !it.is_empty()),
     });
     if let Value::Object(common) = common {
         all.extend(common);
@@ -204,16 +207,18 @@ fn config_json(
 /// PEFT's list of trained modules, by the last part of their paths. It adds the heads that it knows
 /// for the task, whichever the model has, and matches endings, so `pre_classifier` is named
 /// already.
-fn saved_modules<'a>(head: &'a str, base: &'a Base) -> Vec<&'a str> {
-    let new_module = base.new_module.as_deref();
-    let new_module = new_module.map(|path| path.rsplit('.').next().unwrap_or(path));
-    let known = match ANSWER_HEADS.contains(&head) {
-        true => &ANSWER_HEADS[..],
-        false => &HEADS[..],
+fn saved_modules<'a>(head: Option<&'a str>, base: &'a Base) -> Option<Vec<&'a str>> {
+    let new_modules = base.new_modules.iter();
+    let new_modules = new_modules.map(|path| path.rsplit('.').next().unwrap_or(path));
+    let known = match head {
+        None => &[][..],
+        Some(head) if ANSWER_HEADS.contains(&head) => &ANSWER_HEADS[..],
+        Some(_) => &HEADS[..],
     };
     let unnamed = |module: &&str| !known.iter().any(|head| module.ends_with(head));
-    let others = new_module.into_iter().chain([head]).filter(unnamed);
-    others.chain(known.iter().copied()).collect()
+    let others = new_modules.chain(head).filter(unnamed);
+    let modules: Vec<&str> = others.chain(known.iter().copied()).collect();
+    (!modules.is_empty()).then_some(modules)
 }
 
 /// An adapter's directory, its configuration read and its tensors not yet.

@@ -53,6 +53,7 @@ enum Reads {
     Tokens,
     Answers,
     Choices,
+    Masked,
 }
 
 #[derive(Deserialize)]
@@ -71,6 +72,7 @@ impl Inputs {
             (Some(Reads::Tokens), _) => HeadKind::TokenClassification { labels },
             (Some(Reads::Answers), _) => HeadKind::QuestionAnswering,
             (Some(Reads::Choices), _) => HeadKind::MultipleChoice,
+            (Some(Reads::Masked), _) => HeadKind::MaskedLm,
             (None, Labels::Classes(_)) => HeadKind::Classification { labels },
             (None, Labels::Values(_)) => HeadKind::Classification { labels: 1 },
             (None, Labels::Tokens(_)) => HeadKind::LanguageModel,
@@ -192,7 +194,7 @@ impl Batch {
 
     pub(crate) fn targets(&self) -> Targets<'_> {
         match &self.labels {
-            Labels::Tokens(tokens) if matches!(self.reads, Some(Reads::Tokens)) => {
+            Labels::Tokens(tokens) if matches!(self.reads, Some(Reads::Tokens | Reads::Masked)) => {
                 Targets::TokenClasses(&tokens[0])
             }
             Labels::Tokens(_) if matches!(self.reads, Some(Reads::Answers)) => {

@@ -85,7 +85,7 @@ impl TestModel {
         let labels: Vec<i64> = IDS.iter().map(|&id| i64::from(id)).collect();
         let targets = match self.head {
             HeadKind::Classification { .. } => Targets::Classes(&[2, 0, 1]),
-            HeadKind::TokenClassification { .. } => {
+            HeadKind::TokenClassification { .. } | HeadKind::MaskedLm => {
                 Targets::TokenClasses(&[-100, 2, 0, -100, 1, 1, 0, -100, 2, 2, 0, -100])
             }
             HeadKind::QuestionAnswering => Targets::Spans {
@@ -95,6 +95,10 @@ impl TestModel {
             HeadKind::MultipleChoice => Targets::Choices {
                 chosen: &[2],
                 choices: 3,
+            },
+            HeadKind::Embedding(_) => Targets::Texts {
+                together: 3,
+                scores: None,
             },
             HeadKind::LanguageModel if batch.decoder.is_some() => Targets::DecoderTokens(&labels),
             HeadKind::LanguageModel => Targets::Tokens(&labels),

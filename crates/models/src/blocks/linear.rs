@@ -1,7 +1,7 @@
 //! Tensors and linear layers of the base, with their adapter hooks.
 
-use burn::tensor::Tensor;
-use epiphyte_ops::{FrozenMatrix, Sequences, Weight};
+use burn::tensor::{Device, Int, Tensor};
+use epiphyte_ops::{FrozenMatrix, Sequences, Weight, linear};
 
 use crate::adapter::{
     Adapter, AdapterBatch, Entry, Hook, Identity, LazyLinear, Site, StandIn, concat, narrow,
@@ -197,6 +197,35 @@ impl Linear {
         [Some(Hook::Linear(&self.site)), Some(weight), bias]
             .into_iter()
             .flatten()
+    }
+
+    /// Some of the outputs, by their numbers: `[tokens, outputs]`. Where an adapter acts on the
+    /// layer itself, and not only on its tensors, all are computed.
+    pub fn forward_some(
+        &self,
+        x: Tensor<2>,
+        outputs: &[u32],
+        rows: &Sequences,
+        batch: &AdapterBatch<'_>,
+    ) -> Tensor<2> {
+        let columns: Vec<i32> = outputs.iter().map(|&output| output as i32).collect();
+        let columns = |device: &Device| Tensor::<1, Int>::from_ints(columns.as_slice(), device);
+        match batch.entries() {
+            [only] if !batch.uses(Hook::Linear(&self.site)) => {
+                let weight = Weight::Trained(self.weight.get(only.adapter).gather(outputs));
+                let bias = self.bias.as_ref().map(|bias| bias.get(only.adapter));
+                let bias = bias.map(|bias| {
+                    let device = bias.device();
+                    bias.select(0, columns(&device))
+                });
+                linear(x, &weight, bias)
+            }
+            _ => {
+                let all = self.forward(x, rows, batch);
+                let device = all.device();
+                all.select(1, columns(&device))
+            }
+        }
     }
 
     /// The weight to use in this pass, for a head whose loss is computed in pieces.

@@ -15,6 +15,7 @@ use crate::ModelError;
 use crate::base::DefaultTargets;
 use crate::blocks::{AttentionNames, FeedForwardNames, LayerNames};
 use crate::config::{MOST_LAYERS, dropout, hidden_act, in_range, size, special_token};
+use crate::heads::MaskedLmNames;
 use crate::json::JsonObject;
 
 pub(super) const FAMILY: Family = Family {
@@ -56,9 +57,18 @@ fn read(json: &JsonObject) -> Result<EncoderConfig, ModelError> {
         shared_layers: Some(shared),
         bos_token_id: special_token(json, "bos_token_id", Some(2), encoder.vocab_size)?,
         eos_token_ids: json.token_ids("eos_token_id", Some(3))?,
-        ..EncoderConfig::new(&ALBERT, encoder, json)?
+        ..EncoderConfig::new(&ALBERT, encoder)
     })
 }
+
+/// The head of masked language models.
+static MASKED_LM: MaskedLmNames = MaskedLmNames {
+    dense: "predictions.dense",
+    norm: "predictions.LayerNorm",
+    decoder: "predictions.decoder",
+    bias: "predictions.bias",
+    modules: &["predictions"],
+};
 
 static ALBERT: Member = Member {
     model_type: "albert",
@@ -104,6 +114,8 @@ static ALBERT: Member = Member {
         "albert.embeddings.word_embeddings.weight",
         "predictions.decoder.weight",
     ],
+    masked_lm: &MASKED_LM,
+    masked_activation: None,
     projection: "albert.encoder.embedding_hidden_mapping_in",
     bias: "",
     keeps_outputs: [false, true],

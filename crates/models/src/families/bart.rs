@@ -342,7 +342,7 @@ impl FamilyConfig for BartConfig {
             word_embeddings: WORDS,
             prefix: "model.",
             task_head,
-            new_module: None,
+            new_modules: Vec::new(),
         })?;
         let dropouts = [
             self.dropout,

@@ -13,14 +13,14 @@ use crate::adapter::Role;
 use crate::base::{DefaultTargets, Depth, Dimensions};
 use crate::blocks::{
     AttentionNames, AttentionShape, DisentangledShape, Embeddings, FeedForwardNames,
-    FeedForwardShape, Layer, LayerNames, LayerShape, Norm, NormPlacement, NormShape, Positions,
-    Projections, RelativeBias, RelativeEmbeddings, Stack,
+    FeedForwardShape, Layer, LayerNames, LayerShape, Matrix, Norm, NormPlacement, NormShape,
+    Positions, Projections, RelativeBias, RelativeEmbeddings, Stack,
 };
 use crate::builder::{Builder, Summary};
 use crate::config::{
     Labels, architectures, dropout, epsilon, hidden_act, num_hidden_layers, size, token,
 };
-use crate::heads::{ClassificationHead, Head, HeadKind};
+use crate::heads::{ClassificationHead, Head, HeadKind, MaskedLmNames, MaskedLmShape, NewHead};
 use crate::json::JsonObject;
 use crate::keys::KeyRules;
 use crate::model::Model;
@@ -67,6 +67,15 @@ pub(super) const NAMES: LayerNames = LayerNames {
     output_norms: None,
 };
 
+/// The head of masked language models.
+pub(super) static MASKED_LM: MaskedLmNames = MaskedLmNames {
+    dense: "cls.predictions.transform.dense",
+    norm: "cls.predictions.transform.LayerNorm",
+    decoder: "cls.predictions.decoder",
+    bias: "cls.predictions.bias",
+    modules: &["cls.predictions"],
+};
+
 /// The configuration of a BERT encoder (Devlin et al. 2018, arXiv:1810.04805).
 #[derive(Debug, Clone, PartialEq)]
 pub struct BertConfig {
@@ -100,6 +109,8 @@ pub struct BertConfig {
     pub pad_token_id: Option<u32>,
     /// Dropout before a classification head; where absent, `hidden_dropout_prob` is used.
     pub classifier_dropout: Option<f64>,
+    /// Whether a masked language model's decoder is the word embeddings; default true.
+    pub tie_word_embeddings: bool,
     /// The classes of a classification head.
     pub labels: Labels,
 }
@@ -160,6 +171,7 @@ impl BertConfig {
                 None => None,
                 Some(_) => Some(dropout(json, "classifier_dropout", 0.0)?),
             },
+            tie_word_embeddings: json.flag("tie_word_embeddings", true)?,
             labels: Labels::from_json(json)?,
         };
         if !config
@@ -244,6 +256,17 @@ impl FamilyConfig for BertConfig {
         &[POOLER]
     }
 
+    fn masked_lm(&self) -> Option<&'static MaskedLmNames> {
+        Some(&MASKED_LM)
+    }
+
+    fn tied_embeddings(&self) -> &'static [&'static str] {
+        match self.tie_word_embeddings {
+            true => &[BERT.words, "cls.predictions.decoder.weight"],
+            false => &[],
+        }
+    }
+
     fn computation(&self) -> Value {
         self.encoder_computation()
     }
@@ -255,18 +278,44 @@ impl FamilyConfig for BertConfig {
     fn build(
         &self,
         head: HeadKind,
-        _tied: bool,
+        tied: bool,
         mut builder: Builder<'_>,
     ) -> Result<Model, ModelError> {
+        let b = &mut builder;
+        let stack = self.encoder(b, &BERT, EncoderOptions::default())?;
+        b.at(Depth::Head);
+        let task_head = head.path();
+        let (head, new_modules) = self.head(b, head, &stack.embeddings.words, tied)?;
+        let base = builder.finish(Summary {
+            dimensions: self.dimensions("bert", self.max_position_embeddings),
+            default_targets: TARGETS,
+            word_embeddings: BERT.words,
+            prefix: BERT.prefix,
+            task_head,
+            new_modules,
+        })?;
+        Ok(Model::new(base, Box::new(stack), head))
+    }
+}
+
+impl BertConfig {
+    fn head(
+        &self,
+        b: &mut Builder<'_>,
+        head: HeadKind,
+        words: &Matrix,
+        tied: bool,
+    ) -> Result<NewHead, ModelError> {
+        let masked_lm = (&MASKED_LM, self.masked_lm_shape(self.hidden_act));
+        if let Some(head) = head.untrained(b, masked_lm, words, tied) {
+            return Ok(head);
+        }
         let Some((outputs, path)) = head.outputs().zip(head.path()) else {
             return Err(ModelError::no_head("bert", head));
         };
         let dense = format!("{POOLER}.dense");
-        let has_pooler = builder.has(&format!("{dense}.weight"));
+        let has_pooler = b.has(&format!("{dense}.weight"));
         let (shape, dropout) = ([outputs, self.hidden_size], self.head_dropout());
-        let b = &mut builder;
-        let stack = self.encoder(b, &BERT, EncoderOptions::default())?;
-        b.at(Depth::Head);
         let head = match head {
             HeadKind::TokenClassification { .. } => {
                 ClassificationHead::of_tokens(b, path, shape, dropout)
@@ -274,19 +323,29 @@ impl FamilyConfig for BertConfig {
             HeadKind::QuestionAnswering => ClassificationHead::of_tokens(b, path, shape, 0.0),
             _ => ClassificationHead::pooled(b, &dense, shape, dropout),
         };
-        let base = builder.finish(Summary {
-            dimensions: self.dimensions("bert", self.max_position_embeddings),
-            default_targets: TARGETS,
-            word_embeddings: BERT.words,
-            prefix: BERT.prefix,
-            task_head: Some(path),
-            new_module: (head.dense.is_some() && !has_pooler).then_some(POOLER),
-        })?;
-        Ok(Model::new(
-            base,
-            Box::new(stack),
-            Head::Classification(head),
-        ))
+        let new_module = (head.dense.is_some() && !has_pooler).then_some(POOLER);
+        let new_modules = new_module.into_iter().collect();
+        Ok((Head::Classification(head), new_modules))
+    }
+
+    /// The shape of a masked language model's head.
+    pub(super) fn masked_lm_shape(&self, activation: Activation) -> MaskedLmShape {
+        MaskedLmShape {
+            hidden_size: self.hidden_size,
+            activation,
+            norm: self.norm(),
+            dense_bias: true,
+            decoder_bias: true,
+        }
+    }
+
+    fn norm(&self) -> NormShape {
+        NormShape {
+            rms: false,
+            shift: true,
+            epsilon: self.layer_norm_eps,
+            offset: 0.0,
+        }
     }
 }
 
@@ -459,12 +518,7 @@ impl BertConfig {
     fn layer_shape(&self) -> Result<LayerShape, ModelError> {
         Ok(LayerShape {
             hidden_size: self.hidden_size,
-            norm: NormShape {
-                rms: false,
-                shift: true,
-                epsilon: self.layer_norm_eps,
-                offset: 0.0,
-            },
+            norm: self.norm(),
             placement: NormPlacement::After,
             parallel: false,
             attention: AttentionShape {

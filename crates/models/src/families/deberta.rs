@@ -15,6 +15,7 @@ use crate::ModelError;
 use crate::base::DefaultTargets;
 use crate::blocks::{AttentionNames, DisentangledShape, LayerNames};
 use crate::config::{LARGEST_SIZE, activation, dropout, in_range};
+use crate::heads::MaskedLmNames;
 use crate::json::JsonObject;
 
 pub(super) const FAMILY: Family = Family {
@@ -58,11 +59,15 @@ fn read(json: &JsonObject) -> Result<EncoderConfig, ModelError> {
         encoder.classifier_dropout = Some(dropout(json, "cls_dropout", 0.0)?);
     }
     Ok(EncoderConfig {
+        masked_lm: match json.get("legacy", true)? {
+            true => &bert::MASKED_LM,
+            false => &MASKED_LM,
+        },
         token_dropout: encoder.hidden_dropout_prob,
         activation: activation(json, "pooler_hidden_act", "gelu")?,
         pooler_dropout: Some(dropout(json, "pooler_dropout", 0.0)?),
         positions: positions(json, &encoder)?,
-        ..EncoderConfig::new(&DEBERTA, encoder, json)?
+        ..EncoderConfig::new(&DEBERTA, encoder)
     })
 }
 
@@ -126,6 +131,15 @@ fn positions(
     }))
 }
 
+/// The head of masked language models that are not `legacy`: DeBERTa-v3's own.
+static MASKED_LM: MaskedLmNames = MaskedLmNames {
+    dense: "lm_predictions.lm_head.dense",
+    norm: "lm_predictions.lm_head.LayerNorm",
+    decoder: "lm_predictions.lm_head.decoder",
+    bias: "lm_predictions.lm_head.bias",
+    modules: &["lm_predictions.lm_head"],
+};
+
 static DEBERTA: Member = Member {
     model_type: "deberta-v2",
     stem: "DebertaV2",
@@ -162,7 +176,12 @@ static DEBERTA: Member = Member {
         "lm_predictions.",
         "mask_predictions.",
     ],
-    tied: &["deberta.embeddings.word_embeddings.weight"],
+    tied: &[
+        "deberta.embeddings.word_embeddings.weight",
+        "cls.predictions.decoder.weight",
+    ],
+    masked_lm: &bert::MASKED_LM,
+    masked_activation: None,
     projection: "",
     bias: "",
     keeps_outputs: [false, false],

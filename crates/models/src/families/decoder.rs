@@ -455,6 +455,7 @@ impl FamilyConfig for DecoderConfig {
         let class = match head {
             HeadKind::Classification { .. } => classification,
             HeadKind::LanguageModel => language_model,
+            HeadKind::Embedding(_) => "AutoModel",
             _ => return None,
         };
         Some(class.to_owned())
@@ -570,7 +571,7 @@ impl FamilyConfig for DecoderConfig {
             word_embeddings: words,
             prefix: architecture.prefix,
             task_head,
-            new_module: None,
+            new_modules: Vec::new(),
         })?;
         let dropouts = [
             self.attention_dropout,

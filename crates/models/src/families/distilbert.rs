@@ -11,6 +11,7 @@ use super::encoder::{EncoderConfig, Member};
 use crate::base::DefaultTargets;
 use crate::blocks::{AttentionNames, FeedForwardNames, LayerNames};
 use crate::config::dropout;
+use crate::heads::MaskedLmNames;
 
 pub(super) const FAMILY: Family = Family {
     name: "DistilBERT",
@@ -38,9 +39,18 @@ pub(super) const FAMILY: Family = Family {
             activation: Activation::Relu,
             token_dropout: encoder.hidden_dropout_prob,
             qa_dropout: Some(dropout(json, "qa_dropout", 0.1)?),
-            ..EncoderConfig::new(&DISTILBERT, encoder, json)?
+            ..EncoderConfig::new(&DISTILBERT, encoder)
         }))
     },
+};
+
+/// The head of masked language models.
+static MASKED_LM: MaskedLmNames = MaskedLmNames {
+    dense: "vocab_transform",
+    norm: "vocab_layer_norm",
+    decoder: "vocab_projector",
+    bias: "vocab_projector.bias",
+    modules: &["vocab_transform", "vocab_layer_norm", "vocab_projector"],
 };
 
 static DISTILBERT: Member = Member {
@@ -93,6 +103,8 @@ static DISTILBERT: Member = Member {
         "distilbert.embeddings.word_embeddings.weight",
         "vocab_projector.weight",
     ],
+    masked_lm: &MASKED_LM,
+    masked_activation: None,
     projection: "",
     bias: "",
     keeps_outputs: [true, false],

@@ -9,6 +9,7 @@ use super::Family;
 use super::bert::{self, BertConfig, EncoderDefaults, EncoderNames};
 use super::encoder::{ChoicePooler, EncoderConfig, Member};
 use crate::config::{activation, dropout, size};
+use crate::heads::MaskedLmNames;
 
 pub(super) const FAMILY: Family = Family {
     name: "ELECTRA",
@@ -36,9 +37,18 @@ pub(super) const FAMILY: Family = Family {
             embedding_size: Some(size(json, "embedding_size", 128)?)
                 .filter(|&it| it != encoder.hidden_size),
             activation: Activation::Gelu,
-            ..EncoderConfig::new(&ELECTRA, encoder, json)?
+            ..EncoderConfig::new(&ELECTRA, encoder)
         }))
     },
+};
+
+/// The head of masked language models.
+static MASKED_LM: MaskedLmNames = MaskedLmNames {
+    dense: "generator_predictions.dense",
+    norm: "generator_predictions.LayerNorm",
+    decoder: "generator_lm_head",
+    bias: "generator_lm_head.bias",
+    modules: &["generator_predictions", "generator_lm_head"],
 };
 
 static ELECTRA: Member = Member {
@@ -68,6 +78,8 @@ static ELECTRA: Member = Member {
         "electra.embeddings.word_embeddings.weight",
         "generator_lm_head.weight",
     ],
+    masked_lm: &MASKED_LM,
+    masked_activation: Some(Activation::Gelu),
     projection: "electra.embeddings_project",
     bias: "",
     keeps_outputs: [false, false],

@@ -13,11 +13,10 @@ use crate::ModelError;
 use crate::adapter::Role;
 use crate::base::{DefaultTargets, Depth};
 use crate::blocks::{
-    DisentangledShape, Norm, NormShape, RelativeBias, RelativeBuckets, RelativeEmbeddings,
+    DisentangledShape, Matrix, Norm, NormShape, RelativeBias, RelativeBuckets, RelativeEmbeddings,
 };
 use crate::builder::{Builder, Summary};
-use crate::heads::{ClassificationHead, Head, HeadKind, Pooling};
-use crate::json::JsonObject;
+use crate::heads::{ClassificationHead, Head, HeadKind, MaskedLmNames, NewHead, Pooling};
 use crate::keys::{KeyRules, is_below};
 use crate::model::Model;
 
@@ -44,6 +43,10 @@ pub(super) struct Member {
     pub(super) ignorable: &'static [&'static str],
     /// The word embeddings and a pretraining head that is tied to them.
     pub(super) tied: &'static [&'static str],
+    /// The head of its masked language models.
+    pub(super) masked_lm: &'static MaskedLmNames,
+    /// What follows that head's dense layer, where it is not that of the feed-forward.
+    pub(super) masked_activation: Option<Activation>,
     /// The layer from the size of the embeddings to the hidden size.
     pub(super) projection: &'static str,
     /// The table of the relative position bias.
@@ -107,6 +110,8 @@ pub struct ChoicePooler {
 #[derive(Debug, Clone, PartialEq)]
 pub struct EncoderConfig {
     pub(super) member: &'static Member,
+    /// The head of a masked language model.
+    pub(super) masked_lm: &'static MaskedLmNames,
     /// Its sizes, under BERT's keys.
     pub encoder: BertConfig,
     /// Size of the embeddings, where a linear layer leads from these to the hidden states.
@@ -135,19 +140,14 @@ pub struct EncoderConfig {
     pub bos_token_id: Option<u32>,
     /// The tokens that end a text.
     pub eos_token_ids: Vec<u32>,
-    /// Whether a language model's head is the word embeddings.
-    pub tie_word_embeddings: bool,
 }
 
 impl EncoderConfig {
     /// An encoder like BERT but for its member. A relative's file changes what it has otherwise.
-    pub(super) fn new(
-        member: &'static Member,
-        encoder: BertConfig,
-        json: &JsonObject,
-    ) -> Result<Self, ModelError> {
-        Ok(Self {
+    pub(super) fn new(member: &'static Member, encoder: BertConfig) -> Self {
+        Self {
             member,
+            masked_lm: member.masked_lm,
             token_dropout: encoder.head_dropout(),
             encoder,
             embedding_size: None,
@@ -161,8 +161,7 @@ impl EncoderConfig {
             relative_attention_num_buckets: None,
             bos_token_id: None,
             eos_token_ids: Vec::new(),
-            tie_word_embeddings: json.flag("tie_word_embeddings", true)?,
-        })
+        }
     }
 
     /// The longest sequence.
@@ -194,6 +193,34 @@ impl EncoderConfig {
     }
 
     fn head(
+        &self,
+        b: &mut Builder<'_>,
+        head: HeadKind,
+        words: &Matrix,
+        tied: bool,
+    ) -> Result<NewHead, ModelError> {
+        let member = self.member;
+        let activation = match member.masked_activation {
+            Some(fixed) => fixed,
+            None => self.encoder.hidden_act,
+        };
+        let shape = self.encoder.masked_lm_shape(activation);
+        if let Some(head) = head.untrained(b, (self.masked_lm, shape), words, tied) {
+            return Ok(head);
+        }
+        let Some((outputs, path)) = head.outputs().zip(head.path()) else {
+            return Err(ModelError::no_head(member.model_type, head));
+        };
+        let dense = self.dense(head);
+        let is_new = |it: &str| member.trains_dense || !b.has(&format!("{it}.weight"));
+        let module = dense.and_then(|dense| member.optional_module(dense));
+        let new_module = module.filter(|_| dense.is_some_and(is_new));
+        let head = self.classification_head(b, head, path, outputs);
+        let new_modules = new_module.into_iter().collect();
+        Ok((Head::Classification(head), new_modules))
+    }
+
+    fn classification_head(
         &self,
         b: &mut Builder<'_>,
         head: HeadKind,
@@ -276,10 +303,14 @@ impl FamilyConfig for EncoderConfig {
     }
 
     fn tied_embeddings(&self) -> &'static [&'static str] {
-        match self.tie_word_embeddings {
+        match self.encoder.tie_word_embeddings {
             true => self.member.tied,
             false => &[],
         }
+    }
+
+    fn masked_lm(&self) -> Option<&'static MaskedLmNames> {
+        Some(self.masked_lm)
     }
 
     fn optional_modules(&self) -> &'static [&'static str] {
@@ -316,17 +347,10 @@ impl FamilyConfig for EncoderConfig {
     fn build(
         &self,
         head: HeadKind,
-        _tied: bool,
+        tied: bool,
         mut builder: Builder<'_>,
     ) -> Result<Model, ModelError> {
         let member = self.member;
-        let Some((outputs, path)) = head.outputs().zip(head.path()) else {
-            return Err(ModelError::no_head(member.model_type, head));
-        };
-        let dense = self.dense(head);
-        let is_new = |it: &str| member.trains_dense || !builder.has(&format!("{it}.weight"));
-        let module = dense.and_then(|dense| member.optional_module(dense));
-        let new_module = module.filter(|_| dense.is_some_and(is_new));
         let size = self.encoder.hidden_size;
         let b = &mut builder;
         let bias = self.relative_attention_num_buckets.map(|count| {
@@ -367,7 +391,8 @@ impl FamilyConfig for EncoderConfig {
         };
         let stack = self.encoder.encoder(b, &member.names, options)?;
         b.at(Depth::Head);
-        let head = self.head(b, head, path, outputs);
+        let task_head = head.path();
+        let (head, new_modules) = self.head(b, head, &stack.embeddings.words, tied)?;
         let base = builder.finish(Summary {
             dimensions: self
                 .encoder
@@ -375,13 +400,9 @@ impl FamilyConfig for EncoderConfig {
             default_targets: member.targets,
             word_embeddings: member.names.words,
             prefix: member.names.prefix,
-            task_head: Some(path),
-            new_module,
+            task_head,
+            new_modules,
         })?;
-        Ok(Model::new(
-            base,
-            Box::new(stack),
-            Head::Classification(head),
-        ))
+        Ok(Model::new(base, Box::new(stack), head))
     }
 }

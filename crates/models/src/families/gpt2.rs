@@ -224,6 +224,7 @@ impl FamilyConfig for Gpt2Config {
         let class = match head {
             HeadKind::Classification { .. } => "GPT2ForSequenceClassification",
             HeadKind::LanguageModel => "GPT2LMHeadModel",
+            HeadKind::Embedding(_) => "GPT2Model",
             _ => return None,
         };
         Some(class.to_owned())
@@ -320,7 +321,7 @@ impl FamilyConfig for Gpt2Config {
             word_embeddings: WORDS,
             prefix: "transformer.",
             task_head,
-            new_module: None,
+            new_modules: Vec::new(),
         })?;
         let dropouts = [self.resid_pdrop, self.embd_pdrop, self.attn_pdrop];
         let stack = Stack {

@@ -37,7 +37,7 @@ use serde_json::{Map, Value};
 use crate::ModelError;
 use crate::builder::Builder;
 use crate::config::Labels;
-use crate::heads::HeadKind;
+use crate::heads::{HeadKind, MaskedLmNames};
 use crate::json::JsonObject;
 use crate::keys::KeyRules;
 use crate::model::Model;
@@ -119,6 +119,11 @@ pub trait FamilyConfig: Any + fmt::Debug + Send + Sync {
     /// random and become part of what a task trains and saves. Not every head reads them.
     fn optional_modules(&self) -> &'static [&'static str] {
         &[]
+    }
+
+    /// How its masked language models' head is named; none if the family has none.
+    fn masked_lm(&self) -> Option<&'static MaskedLmNames> {
+        None
     }
 
     /// The first token that a decoder writes whatever its logits say, and the last one of a text

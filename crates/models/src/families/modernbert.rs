@@ -16,14 +16,16 @@ use crate::adapter::Role;
 use crate::base::{DefaultTargets, Depth, Dimensions};
 use crate::blocks::{
     AttentionNames, AttentionShape, Embeddings, FeedForwardNames, FeedForwardShape, Layer,
-    LayerNames, LayerShape, Norm, NormPlacement, NormShape, Projections, Stack,
+    LayerNames, LayerShape, Matrix, Norm, NormPlacement, NormShape, Projections, Stack,
 };
 use crate::builder::{Builder, Summary};
 use crate::config::{
     LARGEST_SIZE, Labels, MOST_LAYERS, Rope, RopeDefaults, activation, architectures, dropout,
     epsilon, in_range, num_hidden_layers, size, sliding_layers, special_token, token,
 };
-use crate::heads::{ClassificationHead, Head, HeadKind, Pooling};
+use crate::heads::{
+    ClassificationHead, Head, HeadKind, MaskedLmNames, MaskedLmShape, NewHead, Pooling,
+};
 use crate::json::JsonObject;
 use crate::keys::KeyRules;
 use crate::model::Model;
@@ -81,6 +83,15 @@ const WORDS: &str = "model.embeddings.tok_embeddings.weight";
 /// The dense layer and the norm before the classifier, which bare models lack.
 const PREDICTION_HEAD: &str = "head";
 
+/// The head of masked language models.
+static MASKED_LM: MaskedLmNames = MaskedLmNames {
+    dense: "head.dense",
+    norm: "head.norm",
+    decoder: "decoder",
+    bias: "decoder.bias",
+    modules: &[PREDICTION_HEAD, "decoder"],
+};
+
 /// The configuration of a ModernBERT encoder.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModernBertConfig {
@@ -112,6 +123,8 @@ pub struct ModernBertConfig {
     pub mlp_bias: bool,
     /// Whether the head's dense layer has a bias; default false.
     pub classifier_bias: bool,
+    /// Whether a masked language model's decoder has a bias; default true.
+    pub decoder_bias: bool,
     /// What the classification head reads; default the first token.
     pub classifier_pooling: Pooling,
     /// What follows the head's dense layer; default `gelu`.
@@ -187,6 +200,7 @@ impl ModernBertConfig {
             attention_bias: json.get("attention_bias", false)?,
             mlp_bias: json.get("mlp_bias", false)?,
             classifier_bias: json.get("classifier_bias", false)?,
+            decoder_bias: json.get("decoder_bias", true)?,
             classifier_pooling: match pooling.as_str() {
                 "cls" => Pooling::First,
                 "mean" => Pooling::Mean,
@@ -278,6 +292,39 @@ impl ModernBertConfig {
         }
     }
 
+    fn head(
+        &self,
+        b: &mut Builder<'_>,
+        head: HeadKind,
+        words: &Matrix,
+        tied: bool,
+    ) -> Result<NewHead, ModelError> {
+        let shape = MaskedLmShape {
+            hidden_size: self.hidden_size,
+            activation: self.classifier_activation,
+            norm: self.norm(),
+            dense_bias: self.classifier_bias,
+            decoder_bias: self.decoder_bias,
+        };
+        if let Some(head) = head.untrained(b, (&MASKED_LM, shape), words, tied) {
+            return Ok(head);
+        }
+        let Some(outputs) = head.outputs() else {
+            return Err(ModelError::no_head("modernbert", head));
+        };
+        let has_prediction_head = b.has(&format!("{PREDICTION_HEAD}.dense.weight"));
+        let pooling = match head {
+            HeadKind::TokenClassification { .. } | HeadKind::QuestionAnswering => {
+                Pooling::EachToken
+            }
+            _ => self.classifier_pooling,
+        };
+        let head = self.classification_head(b, outputs, pooling);
+        let new_module = (!has_prediction_head).then_some(PREDICTION_HEAD);
+        let new_modules = new_module.into_iter().collect();
+        Ok((Head::Classification(head), new_modules))
+    }
+
     fn classification_head(
         &self,
         b: &mut Builder<'_>,
@@ -352,6 +399,10 @@ impl FamilyConfig for ModernBertConfig {
         }
     }
 
+    fn masked_lm(&self) -> Option<&'static MaskedLmNames> {
+        Some(&MASKED_LM)
+    }
+
     fn optional_modules(&self) -> &'static [&'static str] {
         &[PREDICTION_HEAD]
     }
@@ -383,13 +434,9 @@ impl FamilyConfig for ModernBertConfig {
     fn build(
         &self,
         head: HeadKind,
-        _tied: bool,
+        tied: bool,
         mut builder: Builder<'_>,
     ) -> Result<Model, ModelError> {
-        let Some(outputs) = head.outputs() else {
-            return Err(ModelError::no_head("modernbert", head));
-        };
-        let has_prediction_head = builder.has(&format!("{PREDICTION_HEAD}.dense.weight"));
         let size = self.hidden_size;
         let b = &mut builder;
         let embeddings = Embeddings {
@@ -416,13 +463,8 @@ impl FamilyConfig for ModernBertConfig {
         b.rotary(&self.rope[0]);
         b.at(Depth::Head);
         let final_norm = Norm::build(b, &format!("{PREFIX}final_norm"), size, self.norm());
-        let pooling = match head {
-            HeadKind::TokenClassification { .. } | HeadKind::QuestionAnswering => {
-                Pooling::EachToken
-            }
-            _ => self.classifier_pooling,
-        };
-        let head = self.classification_head(b, outputs, pooling);
+        let task_head = self.task_head(head);
+        let (head, new_modules) = self.head(b, head, &embeddings.words, tied)?;
         let base = builder.finish(Summary {
             dimensions: Dimensions {
                 model_type: "modernbert".to_owned(),
@@ -439,8 +481,8 @@ impl FamilyConfig for ModernBertConfig {
             default_targets: TARGETS,
             word_embeddings: WORDS,
             prefix: PREFIX,
-            task_head: Some("classifier"),
-            new_module: (!has_prediction_head).then_some(PREDICTION_HEAD),
+            task_head,
+            new_modules,
         })?;
         let stack = Stack {
             embeddings,
@@ -451,11 +493,7 @@ impl FamilyConfig for ModernBertConfig {
             rotary: self.rope.to_vec(),
             has_dropout: self.dropout_values().iter().any(|&(_, p)| p > 0.0),
         };
-        Ok(Model::new(
-            base,
-            Box::new(stack),
-            Head::Classification(head),
-        ))
+        Ok(Model::new(base, Box::new(stack), head))
     }
 }
 

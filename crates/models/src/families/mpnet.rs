@@ -8,6 +8,7 @@ use serde_json::json;
 use super::Family;
 use super::bert::{self, BertConfig, EncoderDefaults, EncoderNames};
 use super::encoder::{ChoicePooler, EncoderConfig, Member};
+use super::roberta;
 use crate::base::DefaultTargets;
 use crate::blocks::{AttentionNames, LayerNames};
 use crate::config::{size, special_token};
@@ -51,7 +52,7 @@ pub(super) const FAMILY: Family = Family {
             relative_attention_num_buckets: Some(BUCKETS),
             bos_token_id: special_token(json, "bos_token_id", Some(0), encoder.vocab_size)?,
             eos_token_ids: json.token_ids("eos_token_id", Some(2))?,
-            ..EncoderConfig::new(&MPNET, encoder, json)?
+            ..EncoderConfig::new(&MPNET, encoder)
         }))
     },
 };
@@ -99,6 +100,8 @@ static MPNET: Member = Member {
         "mpnet.embeddings.word_embeddings.weight",
         "lm_head.decoder.weight",
     ],
+    masked_lm: &roberta::MASKED_LM,
+    masked_activation: Some(Activation::Gelu),
     projection: "",
     bias: "mpnet.encoder.relative_attention_bias.weight",
     keeps_outputs: [false, false],

@@ -15,9 +15,10 @@ use super::{ConfigFacts, Family, FamilyConfig};
 use crate::ModelError;
 use crate::adapter::Role;
 use crate::base::{DefaultTargets, Depth};
+use crate::blocks::Matrix;
 use crate::builder::{Builder, Summary};
 use crate::config::special_token;
-use crate::heads::{ClassificationHead, Head, HeadKind, Pooling};
+use crate::heads::{ClassificationHead, Head, HeadKind, MaskedLmNames, NewHead, Pooling};
 use crate::json::JsonObject;
 use crate::keys::KeyRules;
 use crate::model::Model;
@@ -59,6 +60,15 @@ const NAMES: EncoderNames = EncoderNames {
     layers: "roberta.encoder.layer",
     layer: bert::NAMES,
     has_segments: true,
+};
+
+/// The head of masked language models.
+pub(super) static MASKED_LM: MaskedLmNames = MaskedLmNames {
+    dense: "lm_head.dense",
+    norm: "lm_head.layer_norm",
+    decoder: "lm_head.decoder",
+    bias: "lm_head.bias",
+    modules: &["lm_head"],
 };
 
 /// The members of the family, which differ in a default and in the names of their classes.
@@ -107,8 +117,6 @@ pub struct RobertaConfig {
     pub bos_token_id: Option<u32>,
     /// The tokens that end a text; default 2.
     pub eos_token_ids: Vec<u32>,
-    /// Whether a language model's head is the word embeddings; default true.
-    pub tie_word_embeddings: bool,
 }
 
 impl RobertaConfig {
@@ -123,7 +131,6 @@ impl RobertaConfig {
             pad_token_id,
             bos_token_id: special_token(json, "bos_token_id", Some(0), encoder.vocab_size)?,
             eos_token_ids: json.token_ids("eos_token_id", Some(2))?,
-            tie_word_embeddings: json.flag("tie_word_embeddings", true)?,
             encoder,
         };
         let rows = config.encoder.max_position_embeddings;
@@ -192,8 +199,12 @@ impl FamilyConfig for RobertaConfig {
         &[POOLER]
     }
 
+    fn masked_lm(&self) -> Option<&'static MaskedLmNames> {
+        Some(&MASKED_LM)
+    }
+
     fn tied_embeddings(&self) -> &'static [&'static str] {
-        match self.tie_word_embeddings {
+        match self.encoder.tie_word_embeddings {
             true => &[NAMES.words, "lm_head.decoder.weight"],
             false => &[],
         }
@@ -212,18 +223,10 @@ impl FamilyConfig for RobertaConfig {
     fn build(
         &self,
         head: HeadKind,
-        _tied: bool,
+        tied: bool,
         mut builder: Builder<'_>,
     ) -> Result<Model, ModelError> {
         let model_type = self.kind.model_type();
-        let Some((outputs, path)) = head.outputs().zip(head.path()) else {
-            return Err(ModelError::no_head(model_type, head));
-        };
-        let pooler = format!("{POOLER}.dense");
-        let has_pooler = builder.has(&format!("{pooler}.weight"));
-        let reads_pooler = head == HeadKind::MultipleChoice;
-        let size = self.encoder.hidden_size;
-        let (shape, dropout) = ([outputs, size], self.encoder.head_dropout());
         let b = &mut builder;
         let options = EncoderOptions {
             padding: Some(self.pad_token_id),
@@ -231,6 +234,40 @@ impl FamilyConfig for RobertaConfig {
         };
         let stack = self.encoder.encoder(b, &NAMES, options)?;
         b.at(Depth::Head);
+        let task_head = head.path();
+        let (head, new_modules) = self.head(b, head, &stack.embeddings.words, tied)?;
+        let base = builder.finish(Summary {
+            dimensions: self.encoder.dimensions(model_type, self.max_positions()),
+            default_targets: TARGETS,
+            word_embeddings: NAMES.words,
+            prefix: NAMES.prefix,
+            task_head,
+            new_modules,
+        })?;
+        Ok(Model::new(base, Box::new(stack), head))
+    }
+}
+
+impl RobertaConfig {
+    fn head(
+        &self,
+        b: &mut Builder<'_>,
+        head: HeadKind,
+        words: &Matrix,
+        tied: bool,
+    ) -> Result<NewHead, ModelError> {
+        let masked_lm = (&MASKED_LM, self.encoder.masked_lm_shape(Activation::Gelu));
+        if let Some(head) = head.untrained(b, masked_lm, words, tied) {
+            return Ok(head);
+        }
+        let Some((outputs, path)) = head.outputs().zip(head.path()) else {
+            return Err(ModelError::no_head(self.kind.model_type(), head));
+        };
+        let pooler = format!("{POOLER}.dense");
+        let has_pooler = b.has(&format!("{pooler}.weight"));
+        let reads_pooler = head == HeadKind::MultipleChoice;
+        let size = self.encoder.hidden_size;
+        let (shape, dropout) = ([outputs, size], self.encoder.head_dropout());
         let head = match head {
             HeadKind::TokenClassification { .. } => {
                 ClassificationHead::of_tokens(b, path, shape, dropout)
@@ -250,19 +287,9 @@ impl FamilyConfig for RobertaConfig {
                 output: b.linear("classifier.out_proj", Role::Head, shape, true),
             },
         };
-        let base = builder.finish(Summary {
-            dimensions: self.encoder.dimensions(model_type, self.max_positions()),
-            default_targets: TARGETS,
-            word_embeddings: NAMES.words,
-            prefix: NAMES.prefix,
-            task_head: Some(path),
-            new_module: (reads_pooler && !has_pooler).then_some(POOLER),
-        })?;
-        Ok(Model::new(
-            base,
-            Box::new(stack),
-            Head::Classification(head),
-        ))
+        let new_module = (reads_pooler && !has_pooler).then_some(POOLER);
+        let new_modules = new_module.into_iter().collect();
+        Ok((Head::Classification(head), new_modules))
     }
 }
 

@@ -433,7 +433,7 @@ impl FamilyConfig for T5Config {
             word_embeddings: &words,
             prefix,
             task_head,
-            new_module: None,
+            new_modules: Vec::new(),
         })?;
         let stacks = EncoderDecoder {
             encoder,

@@ -1,14 +1,19 @@
 //! Heads: from the last hidden states to logits.
 
 mod classification;
+mod embedding;
 mod language_model;
+mod masked_lm;
 
 use std::fmt;
 
 use epiphyte_ops::{Activation, Sequences};
 
 pub use self::classification::ClassificationHead;
+pub use self::embedding::{EmbeddingHead, EmbeddingLoss, EmbeddingPooling};
 pub use self::language_model::LanguageModelHead;
+pub(crate) use self::masked_lm::MaskedLmShape;
+pub use self::masked_lm::{MaskedLmHead, MaskedLmNames, Verbalizer};
 use crate::ModelError;
 use crate::adapter::Role;
 use crate::blocks::Matrix;
@@ -34,6 +39,10 @@ pub enum HeadKind {
     MultipleChoice,
     /// Logits over the vocabulary for each token.
     LanguageModel,
+    /// Logits over the vocabulary for each hidden token.
+    MaskedLm,
+    /// An embedding for each sequence.
+    Embedding(EmbeddingHead),
 }
 
 /// How transformers ends the names of classes whose heads tasks train.
@@ -52,7 +61,7 @@ impl HeadKind {
             Self::Classification { labels } | Self::TokenClassification { labels } => Some(labels),
             Self::QuestionAnswering => Some(2),
             Self::MultipleChoice => Some(1),
-            Self::LanguageModel => None,
+            Self::LanguageModel | Self::MaskedLm | Self::Embedding(_) => None,
         }
     }
 
@@ -65,6 +74,8 @@ impl HeadKind {
             Self::TokenClassification { .. } => Some(tokens),
             Self::QuestionAnswering => Some(answers),
             Self::MultipleChoice => Some(choices),
+            Self::MaskedLm => Some("ForMaskedLM"),
+            Self::Embedding(_) => Some("Model"),
             Self::LanguageModel => None,
         }
     }
@@ -87,7 +98,7 @@ impl HeadKind {
     /// The path of the head in an encoder; none of a language model's.
     pub(crate) fn path(self) -> Option<&'static str> {
         match self {
-            Self::LanguageModel => None,
+            Self::LanguageModel | Self::MaskedLm | Self::Embedding(_) => None,
             Self::QuestionAnswering => Some("qa_outputs"),
             Self::Classification { .. }
             | Self::TokenClassification { .. }
@@ -111,18 +122,23 @@ impl fmt::Display for HeadKind {
             Self::QuestionAnswering => "a question-answering head",
             Self::MultipleChoice => "a multiple-choice head",
             Self::LanguageModel => "a language-model head",
+            Self::MaskedLm => "a masked language model's head",
+            Self::Embedding(_) => "embeddings of texts",
         })
     }
 }
 
 /// A model's head.
 #[derive(Clone, Debug)]
-#[expect(clippy::large_enum_variant, reason = "a model has one head")]
 pub enum Head {
     /// Logits for each sequence or each token.
     Classification(ClassificationHead),
     /// Logits over the vocabulary for each token.
     LanguageModel(LanguageModelHead),
+    /// Logits over the vocabulary for each hidden token, or of classes for each sequence.
+    MaskedLm(MaskedLmHead),
+    /// An embedding for each sequence.
+    Embedding(EmbeddingHead),
 }
 
 impl Head {
@@ -154,8 +170,35 @@ impl Head {
             HeadKind::LanguageModel => {
                 Self::LanguageModel(LanguageModelHead::build(b, path, words, tied, None))
             }
+            HeadKind::Embedding(head) => Self::Embedding(head),
             other => return Err(ModelError::no_head(model_type, other)),
         })
+    }
+}
+
+/// A head with the modules of it that the checkpoint lacks, which start at random.
+pub(crate) type NewHead = (Head, Vec<&'static str>);
+
+impl HeadKind {
+    /// The head of an encoder, if it is one that tasks do not train: embeddings, or a masked
+    /// language model's over the word embeddings.
+    pub(crate) fn untrained(
+        self,
+        b: &mut Builder<'_>,
+        (names, shape): (&MaskedLmNames, MaskedLmShape),
+        words: &Matrix,
+        tied: bool,
+    ) -> Option<NewHead> {
+        match self {
+            Self::Embedding(head) => Some((Head::Embedding(head), Vec::new())),
+            Self::MaskedLm => {
+                let is_new = !b.has(&format!("{}.weight", names.dense));
+                let head = MaskedLmHead::build(b, names, words, tied, shape);
+                let modules = names.modules.iter().copied();
+                Some((Head::MaskedLm(head), modules.filter(|_| is_new).collect()))
+            }
+            _ => None,
+        }
     }
 }
 

@@ -15,7 +15,20 @@ const FILES: &[&str] = &[
     "generation_config.json",
     "chat_template.jinja",
     "chat_template.json",
-    // The tokenizer.
+    // sentence-transformers.
+    "config_sentence_transformers.json",
+    "modules.json",
+    "sentence_bert_config.json",
+    // What the base's license asks to be passed on.
+    "LICENSE",
+    "LICENSE.md",
+    "LICENSE.txt",
+    "NOTICE",
+    "NOTICE.txt",
+];
+
+/// Files of the tokenizer, which are copied too.
+const TOKENIZER_FILES: &[&str] = &[
     "added_tokens.json",
     "bpe.codes",
     "merges.txt",
@@ -28,16 +41,6 @@ const FILES: &[&str] = &[
     "tokenizer_config.json",
     "vocab.json",
     "vocab.txt",
-    // sentence-transformers.
-    "config_sentence_transformers.json",
-    "modules.json",
-    "sentence_bert_config.json",
-    // What the base's license asks to be passed on.
-    "LICENSE",
-    "LICENSE.md",
-    "LICENSE.txt",
-    "NOTICE",
-    "NOTICE.txt",
 ];
 
 /// Whether a folder belongs to the model: `1_Pooling`, `2_Normalize`, … of sentence-transformers,
@@ -66,7 +69,7 @@ pub(super) fn files_of(base: &Path) -> Result<Vec<PathBuf>, TrainError> {
     let mut files = Vec::new();
     for name in names_in(base)? {
         let path = base.join(&name);
-        if FILES.contains(&name.as_str()) {
+        if FILES.contains(&name.as_str()) || TOKENIZER_FILES.contains(&name.as_str()) {
             check(base, &path)?;
             files.push(PathBuf::from(name));
         } else if is_folder_of_model(&name) && path.is_dir() {
@@ -81,6 +84,20 @@ pub(super) fn files_of(base: &Path) -> Result<Vec<PathBuf>, TrainError> {
     }
     files.sort();
     Ok(files)
+}
+
+/// Copies the tokenizer of the model in `base`.
+///
+/// # Errors
+/// As [`files_of`]; if a file cannot be written.
+pub(crate) fn copy_tokenizer(base: &Path, to: &Path) -> Result<(), TrainError> {
+    for name in names_in(base)? {
+        if TOKENIZER_FILES.contains(&name.as_str()) {
+            check(base, &base.join(&name))?;
+            copy(base, Path::new(&name), to)?;
+        }
+    }
+    Ok(())
 }
 
 /// Copies a file of [`files_of`].

@@ -5,7 +5,7 @@
 //! first and comes last.
 
 mod config;
-mod files;
+pub(crate) mod files;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -29,7 +29,7 @@ use epiphyte_ops::Sequences;
 use serde::Serialize;
 
 use crate::lock::Lock;
-use crate::run::{LoadedAdapter, warn_if_interrupted};
+use crate::run::{LoadedAdapter, warn_if_interrupted, write_files};
 use crate::{TaskSpec, TrainError};
 
 /// The merged model's tensors.
@@ -273,7 +273,11 @@ impl Parts<'_> {
         let _lock = lock(output)?;
         let copied = files::files_of(self.model_dir)?;
         let written = [config::FILE, WEIGHTS_FILE].map(Path::new).into_iter();
+        let size = self.base.dimensions.hidden_size;
+        let own = self.task.map(|(spec, _)| spec.task.files(spec, size));
+        let own = own.unwrap_or_default();
         let written = written.chain(copied.iter().map(|file| &**file));
+        let written = written.chain(own.iter().map(|(file, _)| &**file));
         check_output(output, written, options.overwrite)?;
         let checkpoint = Checkpoint::open(self.model_dir)?;
         let tensors = self.tensors(&checkpoint)?;
@@ -284,6 +288,9 @@ impl Parts<'_> {
             write_tensors(&directory.join(WEIGHTS_FILE), tensors, options.dtype)?;
             for file in &copied {
                 files::copy(self.model_dir, file, directory)?;
+            }
+            if let Some((spec, _)) = self.task {
+                write_files(directory, spec, self.base)?;
             }
             let config = self.config_json(options.dtype)?;
             epiphyte_io::write(&directory.join(config::FILE), config.as_bytes())?;
@@ -302,6 +309,12 @@ impl Parts<'_> {
             tensors: count,
             largest_difference: difference,
         })
+    }
+
+    /// Whether the heads in the base's files, and the names there, stay as they are: nothing was
+    /// trained in their place.
+    fn keeps_head(&self) -> bool {
+        self.task.is_none() || self.base.is_bare
     }
 
     /// The tensors of the merged model, not yet computed.
@@ -324,8 +337,8 @@ impl Parts<'_> {
             reader.skip(name);
             parts.push(Part {
                 // Files that keep their head keep their names.
-                name: match (self.task, stored) {
-                    (None, Some(stored)) => stored,
+                name: match (self.keeps_head(), stored) {
+                    (true, Some(stored)) => stored,
                     _ => name.clone(),
                 },
                 stored: view.filter(|view| view.shape == shape && view.is_float()),
@@ -334,11 +347,11 @@ impl Parts<'_> {
                 merged,
             });
         }
-        if self.task.is_none() {
-            let tied = family.tied();
-            if let Some([copy, _]) = tied.filter(|[copy, _]| self.base.tensor(copy).is_none()) {
-                reader.skip(copy);
-            }
+        if self.keeps_head() {
+            let is_copy = |reader: &mut TensorReader<'_>, [copy, original]: [&str; 2]| {
+                self.base.tensor(copy).is_none() && reader.is_tied(copy, original)
+            };
+            let tied = family.tied().filter(|names| is_copy(&mut reader, *names));
             let used: BTreeSet<String> = parts.iter().map(|part| part.name.clone()).collect();
             let rest = checkpoint.names().filter(|name| !used.contains(*name));
             let skipped = tied.and_then(|[copy, _]| reader.stored_name(copy));
@@ -358,7 +371,7 @@ impl Parts<'_> {
 
     fn config_json(&self, dtype: Option<WeightType>) -> Result<String, TrainError> {
         let mut json = config::read(self.model_dir)?;
-        if let Some((spec, tokenizer)) = self.task {
+        if let Some((spec, tokenizer)) = self.task.filter(|_| !self.keeps_head()) {
             config::set_task(&mut json, self.config, spec);
             config::set_padding(&mut json, self.config, self.base, tokenizer)?;
         }

@@ -1,6 +1,6 @@
 //! The settings of a run with the values that they have in it, defaults included.
 
-use epiphyte_data::Fields;
+use epiphyte_data::{Fields, LabelField};
 use epiphyte_methods::framework::settings::{Flag, Settings};
 use epiphyte_methods::{AdapterModule, by_name};
 use epiphyte_models::Base;
@@ -51,10 +51,12 @@ pub fn resolved_settings(
     let values = object(run);
     let defaults = object(&RunConfig::default());
     let computed = computed(run, spec, plan);
+    let fields = run.task.fields(spec, true);
     let applies = |flag: &&Flag| match flag.key {
-        "label_column" => !run.task.predicts_text(),
+        "label_column" => reads_label(run, fields.as_ref().ok()),
         "labels" => run.task.has_classes(),
-        "packing" => matches!(run.task.fields(spec, true), Ok(Fields::PlainText { .. })),
+        "packing" => matches!(fields, Ok(Fields::PlainText { .. })),
+        "embedding_loss" | "pooling" | "normalize" => spec.embedding.is_some(),
         _ => true,
     };
     let own = RunConfig::FLAGS.iter().filter(applies);
@@ -85,6 +87,20 @@ pub fn resolved_settings(
     own.chain(method).collect()
 }
 
+/// Whether a run reads a label of each row.
+fn reads_label(run: &RunConfig, fields: Option<&Fields>) -> bool {
+    let without = matches!(
+        fields,
+        Some(
+            Fields::Texts {
+                label: LabelField::Absent,
+                ..
+            } | Fields::SeparateTexts { score: None, .. }
+        )
+    );
+    !without && !run.task.predicts_text()
+}
+
 /// What settings that were not given come to in this run.
 fn computed(run: &RunConfig, spec: &TaskSpec, plan: Plan) -> Map<String, Value> {
     let warmup = run.warmup().steps(plan.total).ok();
@@ -92,6 +108,9 @@ fn computed(run: &RunConfig, spec: &TaskSpec, plan: Plan) -> Map<String, Value> 
     let values = json!({
         "label_column": (!spec.task.predicts_text()).then(|| spec.columns.label()),
         "labels": spec.labels,
+        "embedding_loss": spec.embedding.map(|embedding| embedding.loss),
+        "pooling": spec.embedding.map(|embedding| embedding.pooling),
+        "normalize": spec.embedding.map(|embedding| embedding.normalize),
         "max_length": spec.max_length,
         "learning_rate": run.peak_learning_rate(),
         "eval_batch_size": run.batch_size,

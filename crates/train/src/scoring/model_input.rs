@@ -101,6 +101,10 @@ pub(crate) fn targets(batch: &Batch) -> Option<epiphyte_models::Targets<'_>> {
                 choices: *choices,
             })
         }
+        Targets::Texts { texts, scores } => Some(Model::Texts {
+            together: *texts,
+            scores: scores.as_deref(),
+        }),
         Targets::Tokens(labels) => Some(Model::Tokens(labels)),
         Targets::Sequences(target) => Some(Model::DecoderTokens(&target.labels)),
         Targets::Absent => None,

@@ -5,29 +5,36 @@
 
 mod causal_lm;
 pub mod class_order;
+mod cloze;
+mod masked_lm;
 mod multi_label_classification;
 mod multiple_choice;
 pub mod presets;
 mod question_answering;
 mod regression;
+mod sentence_embedding;
 mod seq2seq;
 mod sequence_classification;
 mod spec;
 mod token_classification;
 
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use epiphyte_data::{Columns, DataError, Fields, OutputColumn, OutputFormat, Table};
+use epiphyte_data::{
+    Columns, DataError, Fields, Masking, OutputColumn, OutputFormat, Table, Tokenizer,
+};
 use epiphyte_models::config::ProblemType;
-use epiphyte_models::{HeadKind, ModelConfig};
+use epiphyte_models::{HeadKind, Model, ModelConfig};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::Value;
 
 pub use self::spec::{TaskModel, TaskRows, TaskSpec};
-use crate::TrainError;
 use crate::observer::Observer;
 use crate::scoring::evaluate::Evaluation;
 use crate::scoring::metrics::DetailedScores;
+use crate::{RunConfig, TrainError};
 
 /// The tasks there are; the first is the default.
 pub static TASKS: &[&dyn Task] = &[
@@ -39,6 +46,9 @@ pub static TASKS: &[&dyn Task] = &[
     &multi_label_classification::MultiLabelClassification,
     &causal_lm::CausalLm,
     &seq2seq::Seq2Seq,
+    &sentence_embedding::SentenceEmbedding,
+    &masked_lm::MaskedLm,
+    &cloze::ClozeTask,
 ];
 
 /// What a model learns to do.
@@ -54,7 +64,7 @@ pub trait Task: fmt::Debug + Sync {
         &[]
     }
 
-    /// HF PEFT's `task_type` in `adapter_config.json`.
+    /// HF PEFT's `task_type` in `adapter_config.json`; empty if it has none for the task.
     fn peft_task_type(&self) -> &'static str;
 
     /// The class of transformers that opens a base with its head, for the model card.
@@ -83,6 +93,54 @@ pub trait Task: fmt::Debug + Sync {
 
     /// The head that a model needs; `labels` is the number of classes.
     fn head(&self, labels: usize) -> HeadKind;
+
+    /// As [`Task::head`], with all that is known of the task.
+    fn head_of(&self, spec: &TaskSpec) -> HeadKind {
+        self.head(spec.labels.len())
+    }
+
+    /// Takes from a base's directory what it says of the task.
+    ///
+    /// # Errors
+    /// If a file there is malformed.
+    fn of_directory(&self, _spec: &mut TaskSpec, _model: &Path) -> Result<(), TrainError> {
+        Ok(())
+    }
+
+    /// Takes from a run what its settings say of the task.
+    ///
+    /// # Errors
+    /// If they contradict each other or the data.
+    fn configure(&self, _spec: &mut TaskSpec, _run: &RunConfig) -> Result<(), TrainError> {
+        Ok(())
+    }
+
+    /// Makes a model that was loaded one of the task.
+    ///
+    /// # Errors
+    /// If the tokenizer does not fit the task.
+    fn prepare(
+        &self,
+        _spec: &TaskSpec,
+        _tokenizer: &Tokenizer,
+        _model: &mut Model,
+    ) -> Result<(), TrainError> {
+        Ok(())
+    }
+
+    /// What hides tokens of the examples.
+    ///
+    /// # Errors
+    /// If the tokenizer has no mask token.
+    fn masking(&self, _tokenizer: &Tokenizer, _seed: u64) -> Result<Option<Masking>, DataError> {
+        Ok(None)
+    }
+
+    /// Files that an adapter of the task and a merged model have beside their own, as paths below
+    /// their directories.
+    fn files(&self, _spec: &TaskSpec, _hidden_size: usize) -> Vec<(PathBuf, Value)> {
+        Vec::new()
+    }
 
     /// The longest example in tokens, if nothing is set.
     fn default_max_length(&self) -> usize {
@@ -205,6 +263,11 @@ impl TaskKind {
             classes.any(|class| task.is_of_class(class)) && task.fits(outputs, problem)
         };
         TASKS.iter().find(fits).map(|&task| Self(task))
+    }
+
+    /// The task of sentence embeddings.
+    pub fn embedding() -> Self {
+        Self(&sentence_embedding::SentenceEmbedding)
     }
 
     /// The first task that predicts text.

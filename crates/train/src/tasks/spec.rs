@@ -8,6 +8,7 @@ use epiphyte_data::{
     WritingPrompt, check_max_length,
 };
 use epiphyte_methods::file::AdapterFile;
+use epiphyte_models::heads::EmbeddingHead;
 use epiphyte_models::{Adapter, HeadKind, LoadOptions, Loaded, load};
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +31,12 @@ pub struct TaskSpec {
     /// those that the user gives. False if the names were sorted, and in older adapters.
     #[serde(default)]
     pub labels_by_id: bool,
+    /// How embeddings are made and compared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub embedding: Option<EmbeddingHead>,
+    /// The words that stand for each class in a cloze template, in the order of the classes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub verbalizer: Vec<Vec<String>>,
     /// Longest example in tokens.
     pub max_length: usize,
     /// Question answering: how many tokens neighboring windows of a text share.
@@ -69,6 +76,8 @@ impl TaskSpec {
             columns: Columns::default(),
             labels: Vec::new(),
             labels_by_id: false,
+            embedding: None,
+            verbalizer: Vec::new(),
             max_length,
             doc_stride: None,
             max_answer_length: None,
@@ -93,7 +102,7 @@ impl TaskSpec {
 
     /// The head that the task needs.
     pub fn head(&self) -> HeadKind {
-        self.task.head(self.labels.len())
+        self.task.head_of(self)
     }
 
     /// How files of this task are read: the columns that it needs.
@@ -205,7 +214,7 @@ impl TaskModel {
         Self::with(loaded, model, spec)
     }
 
-    fn with(loaded: Loaded, model: &Path, spec: TaskSpec) -> Result<Self, TrainError> {
+    fn with(mut loaded: Loaded, model: &Path, spec: TaskSpec) -> Result<Self, TrainError> {
         let mut tokenizer = Tokenizer::load(model)?;
         if let Some(template) = &spec.chat_template {
             tokenizer.set_chat_template(template.clone());
@@ -221,6 +230,7 @@ impl TaskModel {
                 .max_position_embeddings
                 .unwrap_or(usize::MAX),
         )?;
+        spec.task.prepare(&spec, &tokenizer, &mut loaded.model)?;
         Ok(Self {
             loaded,
             tokenizer,
@@ -257,7 +267,15 @@ impl TaskModel {
         order: Order,
     ) -> Result<Batches, TrainError> {
         let examples = self.spec.examples(table, &self.tokenizer, labelled)?;
-        Ok(Batches::of(examples, batch_size, order)?)
+        let seed = match order {
+            Order::Sequential => 0,
+            Order::Shuffled { seed } | Order::LengthGrouped { seed } => seed,
+        };
+        let batches = Batches::of(examples, batch_size, order)?;
+        Ok(match self.spec.task.masking(&self.tokenizer, seed)? {
+            Some(masking) => batches.masked(masking),
+            None => batches,
+        })
     }
 }
 

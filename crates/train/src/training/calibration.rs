@@ -71,6 +71,11 @@ impl CalibrationData for TrainingExamples<'_> {
             Each::Batch => TOKENS,
         };
         let model = self.model;
+        // A loss over a batch cannot be taken apart.
+        let tokens = match model.compares_examples() {
+            true => usize::MAX,
+            false => tokens,
+        };
         self.each(examples, tokens, |batch| {
             let input = ModelInput::new(model, batch);
             let loss = targets(batch)

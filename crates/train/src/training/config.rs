@@ -10,6 +10,7 @@ use epiphyte_data::{
 use epiphyte_methods::by_name;
 use epiphyte_methods::framework::settings::{SettingError, Settings, parse};
 use epiphyte_models::ModelConfig;
+use epiphyte_models::heads::{EmbeddingLoss, EmbeddingPooling};
 use epiphyte_ops::Precision;
 use serde_json::{Map, Value};
 
@@ -63,6 +64,19 @@ epiphyte_methods::settings! {
         source_column: Option<String> = None;
         /// Sequence to sequence: column of the target text.
         target_column: Option<String> = None;
+        /// Sentence embeddings: what is minimized. Of an anchor and its positive
+        /// multiple-negatives-ranking or multiple-negatives-symmetric-ranking, of two texts and a
+        /// score cosent or cosine-similarity.
+        embedding_loss: Option<EmbeddingLoss> = None, as Text,
+            unset "multiple-negatives-ranking; cosent with --label-column";
+        /// Sentence embeddings: which hidden states make an embedding: mean, cls or lasttoken.
+        pooling: Option<EmbeddingPooling> = None, as Text,
+            unset "as the base's 1_Pooling says, else mean";
+        /// Sentence embeddings: whether they have length 1.
+        normalize: Option<bool> = None, as Boolean, unset "whether the base has 2_Normalize";
+        /// Cloze: JSON file with the words that stand for each class, such as
+        /// {"good": ["great", "fine"], "bad": "terrible"}; stored with the adapter.
+        verbalizer: Option<PathBuf> = None;
         /// Format of the data: json, jsonl, csv, tsv, parquet, conll or text.
         format: Option<String> = None, unset "by extension";
         /// CSV and TSV without a header line; columns are called 0, 1, and so on.
@@ -305,7 +319,6 @@ impl RunConfig {
                 source,
             })
         });
-        let max_length = self.max_length.unwrap_or(self.task.default_max_length());
         let mut spec = TaskSpec {
             columns,
             labels: classes.names,
@@ -316,12 +329,34 @@ impl RunConfig {
             delimiter: self.delimiter()?,
             doc_stride: self.doc_stride,
             max_answer_length: self.max_answer_length,
-            ..TaskSpec::new(self.task, max_length)
+            ..TaskSpec::new(self.task, self.task.default_max_length())
         };
+        self.task.of_directory(&mut spec, model)?;
+        spec.max_length = self.max_length.unwrap_or(spec.max_length);
         self.task.complete(&mut spec, train).map_err(of_columns)?;
+        self.task.configure(&mut spec, self)?;
+        self.check_use_in(&spec)?;
         let fields = self.task.fields(&spec, true);
         spec.packing = self.packing && matches!(fields, Ok(Fields::PlainText { .. }));
         Ok((spec, classes.new_head))
+    }
+
+    /// Checks that settings of some tasks were given to one of these.
+    fn check_use_in(&self, spec: &TaskSpec) -> Result<(), TrainError> {
+        let (embeds, has_words) = (spec.embedding.is_some(), !spec.verbalizer.is_empty());
+        let unused = [
+            ("embedding_loss", self.embedding_loss.is_some() && !embeds),
+            ("pooling", self.pooling.is_some() && !embeds),
+            ("normalize", self.normalize.is_some() && !embeds),
+            ("verbalizer", self.verbalizer.is_some() && !has_words),
+        ];
+        match unused.into_iter().find(|(_, unused)| *unused) {
+            None => Ok(()),
+            Some((key, _)) => Err(TrainError::Setting {
+                key: key.to_owned(),
+                problem: format!("it has no use for {}: leave it out", self.task),
+            }),
+        }
     }
 
     fn columns_to_read(&self) -> Result<Vec<String>, TrainError> {

@@ -148,6 +148,9 @@ impl Shared {
                 "the base has dropout, which changes the states in every epoch (--base-dropout 0)",
             );
         }
+        if trainers.iter().any(|it| it.work().train.is_masked()) {
+            return Some("other tokens are hidden in each epoch");
+        }
         let encodes = |it: &Trainer<'_>| model(it).base().dimensions.encoder_layers > 0;
         if trainers.iter().any(encodes) {
             return Some("the base is an encoder-decoder");

@@ -369,7 +369,10 @@ impl<'a> Trainer<'a> {
         let first =
             (self.state.step % self.plan.per_epoch) as usize * run.gradient_accumulation_steps;
         let last = (first + run.gradient_accumulation_steps).min(self.work.train.per_epoch());
-        let tokens = micro_batch_tokens(run.micro_batch_tokens, self.work.device);
+        let tokens = match self.work.model.compares_examples() {
+            true => usize::MAX,
+            false => micro_batch_tokens(run.micro_batch_tokens, self.work.device),
+        };
         let epoch_batches = self.epochs.get(epoch);
         self.batches.clear();
         for index in first..last {

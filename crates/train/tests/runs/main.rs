@@ -4,9 +4,11 @@
 mod carried_out;
 mod decoding;
 mod directory;
+mod embeddings;
 mod encoder_decoder;
 mod evaluation;
 mod inputs;
+mod masked_lm;
 mod merged;
 mod resume;
 mod world;

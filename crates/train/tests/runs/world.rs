@@ -52,6 +52,8 @@ impl World {
         write_examples(&world.path("eval.jsonl"), 30..40, |good| good);
         write_examples(&world.path("opposite.jsonl"), 30..40, |good| !good);
         write_all_fields(&world.path("all.jsonl"));
+        let words = json!({ "1": "w0", "2": ["w1", "w2"] }).to_string();
+        fs::write(world.path("verbalizer.json"), words).expect("a verbalizer");
         world
     }
 
@@ -149,6 +151,7 @@ impl World {
     pub(crate) fn matrix(&self, name: &str) -> Vec<RunConfig> {
         let configs = FAMILIES.iter().flat_map(|family| (family.examples)());
         let (mut runs, mut seen) = (Vec::new(), BTreeMap::new());
+        let mut of_task = BTreeMap::new();
         for (number, config) in configs.enumerate() {
             for task in epiphyte_train::tasks::names() {
                 let task: TaskKind = task.parse().expect("a task of the table");
@@ -157,6 +160,11 @@ impl World {
                     ModelConfig::parse("config.json".as_ref(), config.to_string().as_bytes());
                 let parsed = parsed.expect("a family's example");
                 if parsed.family().class_name(head).is_none() {
+                    continue;
+                }
+                // Where a task trains no head, it differs from others in its loss alone.
+                let trains_head = head.outputs().is_some() || task.predicts_text();
+                if !trains_head && *of_task.entry(task.name()).or_insert(number) != number {
                     continue;
                 }
                 let structure = structure(&parsed, head);
@@ -278,6 +286,11 @@ fn with_columns(run: RunConfig) -> RunConfig {
         target_column: Some("answer".to_owned()),
         ..texts(&[], None)
     };
+    let cloze = RunConfig {
+        prompt_template: Some("{text} {mask}".to_owned()),
+        verbalizer: Some(run.train_data.with_file_name("verbalizer.json")),
+        ..texts(&[], Some("number"))
+    };
     let candidates = [
         texts(&["text"], Some("number")),
         texts(&["text"], Some("tags")),
@@ -285,6 +298,8 @@ fn with_columns(run: RunConfig) -> RunConfig {
         choices,
         texts(&["text"], None),
         pairs,
+        texts(&["text", "answer"], None),
+        cloze,
     ];
     let tokenizer = Tokenizer::load(&run.model).expect("a tokenizer");
     let fits = |run: &RunConfig| {
@@ -358,7 +373,8 @@ fn write_tokenizer(dir: &Path) {
         "model": { "type": "WordLevel", "vocab": vocabulary, "unk_token": "[UNK]" },
     });
     fs::write(dir.join("tokenizer.json"), tokenizer.to_string()).expect("a tokenizer");
-    let special = json!({ "eos_token": "[SEP]" }).to_string();
+    // What is unknown serves as what is hidden.
+    let special = json!({ "eos_token": "[SEP]", "mask_token": "[UNK]" }).to_string();
     fs::write(dir.join("tokenizer_config.json"), special).expect("its configuration");
 }
 

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use epiphyte::data::{Batches, DataFile, Order, ReadOptions, Table};
 use epiphyte::methods::file::AdapterFile;
+use epiphyte::models::heads::EmbeddingPooling;
 use epiphyte::models::{HeadKind, LoadOptions, ModelConfig, head_outputs};
 use epiphyte::ops::Precision;
 use epiphyte::train::tasks::class_order::{BaseClasses, ClassOrder, TrainedHead, for_prediction};
@@ -153,6 +154,15 @@ pub(crate) struct TaskArguments {
     /// Sequence to sequence: column of the target text
     #[arg(long, value_name = "COLUMN")]
     target_column: Option<String>,
+    /// Sentence embeddings: mean, cls or lasttoken [default: as the base says, else mean]
+    #[arg(long, value_name = "POOLING", value_parser = parse_pooling)]
+    pooling: Option<EmbeddingPooling>,
+    /// Sentence embeddings: whether they have length 1 [default: whether the base has 2_Normalize]
+    #[arg(long, value_name = "true|false", hide_possible_values = true)]
+    normalize: Option<bool>,
+    /// Cloze: JSON file with the words that stand for each class
+    #[arg(long, value_name = "FILE")]
+    verbalizer: Option<PathBuf>,
     /// Longest example in tokens
     #[arg(long, value_name = "N")]
     max_length: Option<usize>,
@@ -287,7 +297,7 @@ impl DataArguments {
         let located = self.model.locate()?;
         let file = located.adapter.as_ref();
         let config = ModelConfig::open(&located.model)?;
-        let mut spec = self.task.spec(file, &config)?;
+        let mut spec = self.task.spec(file, &config, &located.model)?;
         if !labelled && spec.task.predicts_text() {
             let problem = TrainError::NoPredictions.to_string();
             return Err(UsageError::Other(problem).into());
@@ -406,6 +416,7 @@ impl TaskArguments {
         &self,
         file: Option<&AdapterFile>,
         config: &ModelConfig,
+        model: &Path,
     ) -> Result<TaskSpec> {
         let recorded = recorded_task(file)?;
         let task = match (self.task, &recorded, file) {
@@ -430,6 +441,14 @@ impl TaskArguments {
             ..TaskSpec::new(task, max_length)
         });
         spec.task = task;
+        task.of_directory(&mut spec, model)?;
+        if let Some(embedding) = &mut spec.embedding {
+            embedding.pooling = self.pooling.unwrap_or(embedding.pooling);
+            embedding.normalize = self.normalize.unwrap_or(embedding.normalize);
+        }
+        if let Some(path) = &self.verbalizer {
+            spec.read_verbalizer(path)?;
+        }
         let columns = &mut spec.columns;
         if let Some(preset) = self.preset() {
             let names = preset.text_columns.iter();
@@ -474,6 +493,11 @@ impl TaskArguments {
         spec.delimiter = self.delimiter.or(spec.delimiter);
         Ok(spec)
     }
+}
+
+/// A pooling by its name.
+fn parse_pooling(name: &str) -> Result<EmbeddingPooling, String> {
+    serde_json::from_value(name.into()).map_err(|error| error.to_string())
 }
 
 /// The source of a chat template.
@@ -537,7 +561,7 @@ pub(crate) fn spec_of_adapter(
     if arguments.task.is_none() {
         return Ok(None);
     }
-    let mut spec = arguments.spec(Some(file), &config)?;
+    let mut spec = arguments.spec(Some(file), &config, model)?;
     if !given.is_empty() && !spec.task.has_classes() {
         let problem = format!(
             "--labels names classes, but the adapter is for {}",

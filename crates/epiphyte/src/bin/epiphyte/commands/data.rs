@@ -123,7 +123,7 @@ fn preview(arguments: &Preview, global: &Global) -> Result<()> {
     let adapter = adapter.as_deref().map(AdapterFile::open).transpose()?;
     let model = hub::resolve(&arguments.model)?;
     let config = ModelConfig::open(&model)?;
-    let mut spec = arguments.task.spec(adapter.as_ref(), &config)?;
+    let mut spec = arguments.task.spec(adapter.as_ref(), &config, &model)?;
     let mut reading = arguments.task.reading(&spec)?;
     reading.limit = arguments.max_rows.map(|rows| rows as usize);
     let table = Table::read(arguments.task.file(&arguments.data)?, &reading)?;
@@ -218,6 +218,7 @@ fn shown_example(
             (vec![whole(false)?], chosen.map(class).collect(), 0)
         }
         Target::Choice { chosen, .. } => (vec![whole(false)?], json!(chosen), 0),
+        Target::Texts { score, .. } => (vec![whole(false)?], json!(score), 0),
         Target::Sequence(labels) => {
             let ids: Vec<u32> = labels
                 .iter()

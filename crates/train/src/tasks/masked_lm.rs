@@ -1,0 +1,96 @@
+//! Masked language modeling: the tokens that are hidden in a text.
+//!
+//! In training other tokens are hidden in each epoch; an evaluation always hides the same.
+
+use epiphyte_data::{Columns, Masking, Tokenizer};
+use epiphyte_data::{DataError, Fields, LabelField, OutputColumn, OutputFormat, Table};
+use epiphyte_models::HeadKind;
+
+use super::{Task, TaskRows, TaskSpec};
+use crate::TrainError;
+use crate::observer::Observer;
+use crate::scoring::evaluate::{Evaluation, mean_token_loss};
+use crate::scoring::metrics::{self, DetailedScores};
+
+#[derive(Debug)]
+pub(super) struct MaskedLm;
+
+impl Task for MaskedLm {
+    fn name(&self) -> &'static str {
+        "masked-lm"
+    }
+
+    fn summary(&self) -> &'static str {
+        "the tokens that are hidden in a text"
+    }
+
+    fn peft_task_type(&self) -> &'static str {
+        ""
+    }
+
+    fn auto_class(&self) -> &'static str {
+        "AutoModelForMaskedLM"
+    }
+
+    fn pipeline_tag(&self) -> &'static str {
+        "fill-mask"
+    }
+
+    fn head(&self, _labels: usize) -> HeadKind {
+        HeadKind::MaskedLm
+    }
+
+    fn column_flags(&self) -> &'static str {
+        "--text-columns"
+    }
+
+    fn columns(&self, columns: &Columns, table: &Table) -> Result<Columns, DataError> {
+        let is_plain = *columns == Columns::default() && table.has_column("text");
+        Ok(match is_plain {
+            true => Columns {
+                text_columns: vec!["text".to_owned()],
+                ..Columns::default()
+            },
+            false => columns.clone(),
+        })
+    }
+
+    fn columns_to_read(&self, columns: &Columns) -> Result<Vec<String>, DataError> {
+        match *columns == Columns::default() {
+            true => Ok(vec!["text".to_owned()]),
+            false => columns.named(),
+        }
+    }
+
+    fn fields(&self, spec: &TaskSpec, _labelled: bool) -> Result<Fields, DataError> {
+        spec.columns.texts(LabelField::Absent)
+    }
+
+    fn masking(&self, tokenizer: &Tokenizer, seed: u64) -> Result<Option<Masking>, DataError> {
+        Masking::new(tokenizer, seed).map(Some)
+    }
+
+    fn scores(&self, _classes: Option<usize>) -> Vec<&'static str> {
+        vec!["loss", "perplexity"]
+    }
+
+    fn evaluate(
+        &self,
+        evaluation: &Evaluation<'_>,
+        _rows: &TaskRows<'_>,
+        observer: &mut dyn Observer,
+    ) -> Result<DetailedScores, TrainError> {
+        let loss = mean_token_loss(evaluation, observer)?;
+        Ok(metrics::language_modelling(loss).into())
+    }
+
+    fn predictions(
+        &self,
+        _evaluation: &Evaluation<'_>,
+        _rows: &TaskRows<'_>,
+        _format: OutputFormat,
+        _observer: &mut dyn Observer,
+    ) -> Result<Vec<OutputColumn>, TrainError> {
+        Err(TrainError::NothingHidden)
+    }
+}

@@ -1,0 +1,167 @@
+//! Masked language models: hidden tokens are learned, and words of a template tell classes.
+
+use epiphyte_models::HeadKind;
+use epiphyte_train::observer::Silent;
+use epiphyte_train::{Interrupt, Report, RunConfig, RunOptions, TrainError, train};
+use serde_json::{Value, json};
+
+use crate::world::{World, bert};
+
+fn trained(run: &RunConfig) -> Result<Report, TrainError> {
+    train(
+        run,
+        &RunOptions::default(),
+        &Interrupt::default(),
+        &mut Silent,
+    )
+}
+
+/// A message with the errors that it is due to.
+fn message(error: &TrainError) -> String {
+    let mut message = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        message += &error.to_string();
+        source = error.source();
+    }
+    message
+}
+
+fn run(world: &World, name: &str, task: &str) -> RunConfig {
+    let model = world.write_model(&format!("{name}-model"), &bert(), HeadKind::MaskedLm);
+    RunConfig {
+        model,
+        task: task.parse().unwrap(),
+        gradient_accumulation_steps: 1,
+        base_dropout: Some(0.0),
+        ..world.run(name, "full", &json!({}))
+    }
+}
+
+#[test]
+fn hidden_tokens_are_learned() {
+    let world = World::new();
+    let run = RunConfig {
+        text_columns: vec!["text".to_owned()],
+        epochs: 20.0,
+        ..run(&world, "masked", "masked-lm")
+    };
+    let first = RunConfig {
+        max_steps: Some(1),
+        learning_rate: Some(1e-9),
+        output: run.output.with_extension("first"),
+        ..run.clone()
+    };
+    let loss = |run: &RunConfig| trained(run).unwrap().metrics.unwrap().get("loss").unwrap();
+    let (before, after) = (loss(&first), loss(&run));
+    assert!(after < before - 0.3, "{before}, {after}");
+}
+
+/// The words of a label's half of the vocabulary stand for it.
+fn cloze(world: &World, name: &str, words: &Value) -> RunConfig {
+    let verbalizer = world.write_data(&format!("{name}.json"), std::slice::from_ref(words));
+    RunConfig {
+        text_columns: Vec::new(),
+        prompt_template: Some("{text} {mask}".to_owned()),
+        verbalizer: Some(verbalizer),
+        ..run(world, name, "cloze")
+    }
+}
+
+#[test]
+fn classes_are_told_by_their_words() {
+    let world = World::new();
+    let words = json!({ "good": ["w0", "w1"], "bad": "w6" });
+    let run = RunConfig {
+        epochs: 8.0,
+        ..cloze(&world, "words", &words)
+    };
+    let metrics = trained(&run).unwrap().metrics.unwrap();
+    assert!(metrics.get("accuracy").unwrap() > 0.9, "{metrics:?}");
+}
+
+#[test]
+fn templates_and_words_that_do_not_fit_are_refused() {
+    let world = World::new();
+    let words = json!({ "good": "w0", "bad": "w6" });
+    let template = |template: &str| Some(template.to_owned());
+    let base = cloze(&world, "refused", &words);
+    let other = |name: &str, words: Value| cloze(&world, name, &words).verbalizer;
+    let cases = [
+        (
+            RunConfig {
+                prompt_template: template("{text}"),
+                ..base.clone()
+            },
+            "no `{mask}`",
+        ),
+        (
+            RunConfig {
+                prompt_template: template("{mask} {text} {mask}"),
+                ..base.clone()
+            },
+            "several",
+        ),
+        (
+            RunConfig {
+                prompt_template: None,
+                ..base.clone()
+            },
+            "`prompt_template` with `{mask}`",
+        ),
+        (
+            RunConfig {
+                verbalizer: None,
+                ..base.clone()
+            },
+            "words of each class",
+        ),
+        (
+            RunConfig {
+                max_length: Some(2),
+                ..base.clone()
+            },
+            "the prompt template alone is",
+        ),
+        (
+            RunConfig {
+                verbalizer: other("unknown", json!({ "good": "x", "bad": "w6" })),
+                ..base.clone()
+            },
+            "the word `x`",
+        ),
+        (
+            RunConfig {
+                verbalizer: other("label", json!({ "good": "w0", "poor": "w6" })),
+                ..base.clone()
+            },
+            "no words for the label `bad`",
+        ),
+        (
+            RunConfig {
+                verbalizer: other("empty", json!({ "good": [], "bad": "w6" })),
+                ..base.clone()
+            },
+            "no words for the class `good`",
+        ),
+    ];
+    for (run, words) in cases {
+        let error = message(&trained(&run).unwrap_err());
+        assert!(error.contains(words), "{words}: {error}");
+    }
+}
+
+/// A checkpoint without such a head gets one that is trained.
+#[test]
+fn a_head_that_is_not_there_is_trained() {
+    let world = World::new();
+    let run = RunConfig {
+        text_columns: vec!["text".to_owned()],
+        task: "masked-lm".parse().unwrap(),
+        max_steps: Some(2),
+        ..world.run("new-head", "lora", &json!({ "r": 2 }))
+    };
+    let report = trained(&run).unwrap();
+    // 16 · 16 + 16 for the dense layer, 2 · 16 for the norm, 16 biases of words.
+    assert_eq!(report.account.head_parameters, 256 + 16 + 32 + 16);
+}
