@@ -222,6 +222,7 @@ fn golden_adapters_are_written_again_as_they_were() {
             HeadKind::QuestionAnswering,
             HeadKind::MultipleChoice,
             HeadKind::LanguageModel,
+            HeadKind::MaskedLm,
         ];
         let architectures = &config.facts().architectures;
         let is_saved = |head: &HeadKind| {

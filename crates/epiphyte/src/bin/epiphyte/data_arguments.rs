@@ -329,10 +329,18 @@ impl DataArguments {
         }
         let task_model = &loaded_adapter.task_model;
         if loaded_adapter.module.is_none() && !task_model.loaded.has_head {
+            let task = task_model.spec.task;
+            let (given, other) = match self.task.task {
+                Some(_) => ("", ""),
+                None => (
+                    ", which its config.json says it is for",
+                    ", or the --task of its head",
+                ),
+            };
             let problem = format!(
-                "the checkpoint in `{}` has no head for {}: pass --adapter, or train one",
-                model.display(),
-                task_model.spec.task
+                "the checkpoint in `{}` has no head for {task}{given}: pass --adapter{other}, or train \
+                 one",
+                model.display()
             );
             return Err(UsageError::Other(problem).into());
         }
