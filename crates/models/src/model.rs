@@ -241,12 +241,18 @@ impl Model {
         for index in layers.clone() {
             hidden = batch.hidden(index, hidden);
             let selected = selected.filter(|_| index + 1 == last);
-            let early = selected.filter(|_| !batch.mixes_rows(index));
+            let rows = self.final_rows(&hidden);
+            let kept = selected.map(|selected| batch.kept_rows(index, &rows, selected));
+            let early = kept.as_deref().filter(|kept| kept.len() < rows.tokens());
             hidden = self.backbone.layer(index, hidden, early, batch);
-            if let (Some(rows), None) = (selected, early) {
-                // The adapters see all rows after the last layer too.
-                hidden = batch.hidden(last, hidden).select_rows(rows);
-                return hidden;
+            if let (Some(selected), Some(kept)) = (selected, &kept)
+                && selected.len() < kept.len()
+            {
+                // Adapters that read several rows at once see theirs after the last layer too.
+                let places = selected.iter();
+                let places = places.map(|row| kept.partition_point(|kept| kept < row));
+                let places: Vec<usize> = places.collect();
+                return batch.hidden(last, hidden).select_rows(&places);
             }
         }
         if layers.end == last {

@@ -85,10 +85,26 @@ impl<'a> AdapterBatch<'a> {
         layers.min().unwrap_or(usize::MAX)
     }
 
-    /// Whether any adapter reads several rows at once after the attention of this layer.
-    pub fn mixes_rows(&self, layer: usize) -> bool {
-        let mut entries = self.entries.iter();
-        entries.any(|entry| entry.adapter.mixes_rows(layer))
+    /// The rows of `rows` that this layer has to compute after its attention, where `selected` are
+    /// read in the end: of an adapter that reads several rows at once all, of others those that are
+    /// selected, as if each were alone.
+    pub(crate) fn kept_rows(
+        &self,
+        layer: usize,
+        rows: &Sequences,
+        selected: &[usize],
+    ) -> Vec<usize> {
+        let mut kept = Vec::with_capacity(selected.len());
+        for (entry, _, range) in self.per_adapter(rows) {
+            if entry.adapter.mixes_rows(layer) {
+                kept.extend(range);
+                continue;
+            }
+            let [first, end] = [range.start, range.end];
+            let [first, end] = [first, end].map(|at| selected.partition_point(|&row| row < at));
+            kept.extend_from_slice(&selected[first..end]);
+        }
+        kept
     }
 
     /// Each adapter with the numbers of its sequences.
