@@ -5,7 +5,7 @@
 //! `EPIPHYTE_REQUIRE_GPU` is 1.
 
 use burn::tensor::{Device, DeviceKind, DeviceType, Tensor, TensorData};
-use epiphyte_data::{Batches, Example, Order, Target};
+use epiphyte_data::{Batches, Example, Order, Table, Target, Tokenizer, Value as Cell};
 use epiphyte_methods::{AdapterModule, Gradients, METHODS, MethodError, by_name};
 use epiphyte_models::adapter::name_id;
 use epiphyte_models::{HeadKind, Model, ModelConfig, Targets, Tokens, random_model};
@@ -13,7 +13,10 @@ use epiphyte_ops::{Activation, Precision, Sequences, random};
 use epiphyte_train::observer::Silent;
 use epiphyte_train::report::journal::{Record, read};
 use epiphyte_train::training::identity::Identity;
-use epiphyte_train::{Interrupt, RunConfig, TaskKind, Trainer, Workload, train_runs};
+use epiphyte_train::{
+    EvaluationData, Interrupt, RunConfig, TaskKind, TaskRows, TaskSpec, Trainer, Workload,
+    train_runs,
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -256,11 +259,24 @@ fn run(
         ..RunConfig::default()
     };
     let batches = family.batches();
+    let (table, tokenizer) = no_rows();
+    let spec = TaskSpec {
+        labels: ["a", "b", "c"].map(str::to_owned).to_vec(),
+        ..TaskSpec::new(run.task, 8)
+    };
+    let rows = TaskRows {
+        table: &table,
+        tokenizer: &tokenizer,
+        spec: &spec,
+    };
     let work = Workload {
         run: &run,
         model,
         train: &batches,
-        eval: Some(&batches),
+        eval: Some(EvaluationData {
+            batches: &batches,
+            rows,
+        }),
         device,
         identity: Identity::default(),
     };
@@ -279,6 +295,17 @@ fn run(
         steps.chain(evaluation).collect(),
         values(trainer[0].module()),
     )
+}
+
+/// Rows and a tokenizer that nothing reads: the examples are ids already.
+fn no_rows() -> (Table, Tokenizer) {
+    let model = json!({ "type": "WordLevel", "vocab": { "a": 0 }, "unk_token": "a" });
+    let tokenizer = json!({ "version": "1.0", "added_tokens": [], "model": model });
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let rows = [("text".to_owned(), vec![Cell::Text("a".to_owned())])];
+    let table = Table::from_columns(&dir.path().join("rows.jsonl"), rows).unwrap();
+    (table, Tokenizer::load(dir.path()).unwrap())
 }
 
 fn values(module: &AdapterModule) -> Vec<Vec<f32>> {
