@@ -259,12 +259,15 @@ impl Checkpoint {
 
     /// A tensor as it is stored, without copying it.
     pub fn tensor(&self, name: &str) -> Option<TensorView<'_>> {
-        let location = self.tensors.get(name)?;
-        Some(TensorView {
+        Some(self.view(self.tensors.get(name)?))
+    }
+
+    fn view<'c>(&'c self, location: &'c Location) -> TensorView<'c> {
+        TensorView {
             dtype: location.dtype,
             shape: &location.shape,
             bytes: &self.shards[location.shard].map[location.bytes.clone()],
-        })
+        }
     }
 
     /// The elements of a tensor of this shape as `f32`, in row-major order.
@@ -390,15 +393,12 @@ impl Checkpoint {
             let mut hash = ContentHash::default();
             let mut non_finite = Vec::new();
             let (mut done, mut said) = (0, 0);
-            for name in self.names() {
-                let Some(tensor) = self.tensor(name) else {
-                    continue;
-                };
+            for (name, location) in &self.tensors {
+                let tensor = self.view(location);
                 hash.add(name, &tensor);
                 if !tensor.is_finite() {
-                    non_finite.push(name.to_owned());
+                    non_finite.push(name.clone());
                 }
-                let location = &self.tensors[name];
                 self.shards[location.shard].map.forget(location.bytes.clone());
                 done += tensor.bytes.len();
                 if done - said >= WORTH_A_LOG_LINE {

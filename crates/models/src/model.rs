@@ -240,25 +240,30 @@ impl Model {
         let mut hidden = hidden;
         for index in layers.clone() {
             hidden = batch.hidden(index, hidden);
-            let selected = selected.filter(|_| index + 1 == last);
-            let rows = self.final_rows(&hidden);
-            let kept = selected.map(|selected| batch.kept_rows(index, &rows, selected));
-            let early = kept.as_deref().filter(|kept| kept.len() < rows.tokens());
-            hidden = self.backbone.layer(index, hidden, early, batch);
-            if let (Some(selected), Some(kept)) = (selected, &kept)
-                && selected.len() < kept.len()
-            {
-                // Adapters that read several rows at once see theirs after the last layer too.
-                let places = selected.iter();
-                let places = places.map(|row| kept.partition_point(|kept| kept < row));
-                let places: Vec<usize> = places.collect();
-                return batch.hidden(last, hidden).select_rows(&places);
+            if let Some(selected) = selected.filter(|_| index + 1 == last) {
+                return self.last_layer(hidden, selected, batch);
             }
+            hidden = self.backbone.layer(index, hidden, None, batch);
         }
         if layers.end == last {
             hidden = batch.hidden(last, hidden);
         }
         hidden
+    }
+
+    /// The last layer and the hook after it, of which only the `selected` rows are read.
+    fn last_layer(&self, hidden: Hidden, selected: &[usize], batch: &AdapterBatch<'_>) -> Hidden {
+        let last = self.layers();
+        let rows = self.final_rows(&hidden);
+        let kept = batch.kept_rows(last - 1, &rows, selected);
+        let early = Some(&kept[..]).filter(|kept| kept.len() < rows.tokens());
+        let hidden = self.backbone.layer(last - 1, hidden, early, batch);
+        // Adapters that read several rows at once see theirs after the layer too.
+        let hidden = batch.hidden(last, hidden);
+        let places = selected
+            .iter()
+            .map(|row| kept.partition_point(|kept| kept < row));
+        hidden.select_rows(&places.collect::<Vec<_>>())
     }
 
     /// What follows the last layer.

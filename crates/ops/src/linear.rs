@@ -94,17 +94,10 @@ impl FrozenMatrix {
                 found: vec![values.len()],
             });
         }
-        let matrix = Self::from_source(
-            Arc::new(move |range| values[range].to_vec()),
-            shape,
-            precision,
-            device,
-        )?;
-        let ordered = OnceLock::from(matrix.ordered());
+        let matrix = Self::from_source(Arc::new(|_| Vec::new()), shape, precision, device)?;
+        let ordered = matrix.ordered(|range| &values[range]);
         Ok(Self {
-            // The values are where they are needed, and their source is not.
-            source: Arc::new(|_| Vec::new()),
-            values: Arc::new(ordered),
+            values: Arc::new(ordered.into()),
             ..matrix
         })
     }
@@ -151,27 +144,28 @@ impl FrozenMatrix {
         match self.values.get() {
             Some(values) => tensor(values),
             // As they would be in use, with bfloat16's roundings.
-            None => tensor(&self.ordered()),
+            None => tensor(&self.ordered(|range| (self.source)(range))),
         }
     }
 
     /// The values in use.
     fn values(&self) -> &Values {
-        self.values.get_or_init(|| self.ordered())
+        self.values
+            .get_or_init(|| self.ordered(|range| (self.source)(range)))
     }
 
-    /// The values of the source in the order in which products read them.
-    fn ordered(&self) -> Values {
+    /// Values in the order in which products read them; `values` are those of a range of the
+    /// row-major ones.
+    fn ordered<V: AsRef<[f32]>>(&self, values: impl Fn(Range<usize>) -> V + Sync) -> Values {
         let [rows, columns] = self.shape;
         if on_processor(&self.device) {
-            let source =
-                |rows: Range<usize>| (self.source)(rows.start * columns..rows.end * columns);
+            let of_rows = |rows: Range<usize>| values(rows.start * columns..rows.end * columns);
             let precision = self.precision.into();
-            return Values::Packed(PackedWeight::pack_rows(source, rows, columns, precision));
+            return Values::Packed(PackedWeight::pack_rows(of_rows, rows, columns, precision));
         }
-        let values = (self.source)(0..rows * columns);
+        let values = values(0..rows * columns);
         Values::Dense(Tensor::from_data(
-            TensorData::new(values, self.shape),
+            TensorData::new(values.as_ref().to_vec(), self.shape),
             &self.device,
         ))
     }

@@ -21,9 +21,6 @@ use crate::error::DataError;
 use crate::panics::guarded;
 use crate::table::{Table, TableBuilder};
 
-/// Rows after which the table's size is compared with its limit.
-const CHECKED_ROWS: usize = 256;
-
 /// Reads the rows.
 pub(super) fn read(path: &Path, options: &ReadOptions) -> Result<Table, DataError> {
     read_within(path, options, expansion_limit)
@@ -117,12 +114,9 @@ fn rows(path: &Path, file: File, options: &ReadOptions, limit: u64) -> Result<Ta
             column.push(value.into());
         }
         table.end_rows(1)?;
-        if number.is_multiple_of(CHECKED_ROWS) && table.bytes() > limit {
+        if table.bytes() > limit {
             return Err(expansion());
         }
-    }
-    if table.bytes() > limit {
-        return Err(expansion());
     }
     table.finish()
 }

@@ -99,19 +99,22 @@ mod x86 {
     #[derive(Clone, Copy)]
     pub(in crate::gemm) struct Avx512(__m512);
 
-    /// Sixteen sums, words of two bf16.
+    /// Sixteen sums, words of two bf16: multiplied by the processor's own dot product if `DOT`,
+    /// else as f32 that they become in registers, added in the order of [`Avx512`] over the same
+    /// numbers as f32.
     #[derive(Clone, Copy)]
-    pub(in crate::gemm) struct Avx512Bf16(__m512);
+    pub(in crate::gemm) struct Avx512OfPairs<const DOT: bool>(__m512);
+
+    /// Pairs and the dot product.
+    pub(in crate::gemm) type Avx512Bf16 = Avx512OfPairs<true>;
+
+    /// Pairs without it.
+    pub(in crate::gemm) type Avx512Pairs = Avx512OfPairs<false>;
 
     /// Eight sums, words of two bf16 that become f32 in registers. The order of additions is that
     /// of [`Avx2`] over the same numbers as f32.
     #[derive(Clone, Copy)]
     pub(in crate::gemm) struct Avx2Pairs(__m256);
-
-    /// Sixteen sums, words of two bf16 that become f32 in registers. The order of additions is that
-    /// of [`Avx512`] over the same numbers as f32.
-    #[derive(Clone, Copy)]
-    pub(in crate::gemm) struct Avx512Pairs(__m512);
 
     /// The upper half of a word: the second of two bf16, as an f32.
     const SECOND: i32 = 0xffff_0000_u32 as i32;
@@ -264,7 +267,7 @@ mod x86 {
         }
     }
 
-    impl Lanes for Avx512Pairs {
+    impl<const DOT: bool> Lanes for Avx512OfPairs<DOT> {
         const COUNT: usize = 16;
         type Words = __m512i;
 
@@ -288,56 +291,18 @@ mod x86 {
 
         #[inline(always)]
         unsafe fn add_product(self, a: __m512i, b: __m512i) -> Self {
-            // SAFETY: the caller has AVX-512.
+            // SAFETY: the caller has AVX-512, and AVX512_BF16 if `DOT`; __m512i and __m512bh are
+            // the same 64 bytes.
             unsafe {
+                if DOT {
+                    let bf16 = transmute::<__m512i, __m512bh>;
+                    return Self(_mm512_dpbf16_ps(self.0, bf16(a), bf16(b)));
+                }
                 let first = |pair| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(pair));
                 let mask = _mm512_set1_epi32(SECOND);
                 let second = |pair| _mm512_castsi512_ps(_mm512_and_si512(pair, mask));
                 let sum = _mm512_fmadd_ps(first(a), first(b), self.0);
                 Self(_mm512_fmadd_ps(second(a), second(b), sum))
-            }
-        }
-
-        #[inline(always)]
-        unsafe fn store(self, scale: f32, accumulate: bool, to: *mut f32) {
-            // SAFETY: passed on to the caller.
-            unsafe { Avx512(self.0).store(scale, accumulate, to) }
-        }
-
-        #[inline(always)]
-        fn prefetch(address: *const f32) {
-            prefetch(address);
-        }
-    }
-
-    impl Lanes for Avx512Bf16 {
-        const COUNT: usize = 16;
-        type Words = __m512i;
-
-        #[inline(always)]
-        unsafe fn zero() -> Self {
-            // SAFETY: the caller has AVX-512.
-            Self(unsafe { _mm512_setzero_ps() })
-        }
-
-        #[inline(always)]
-        unsafe fn words(from: *const u32) -> __m512i {
-            // SAFETY: the caller has AVX-512, and 16 words there.
-            unsafe { _mm512_loadu_si512(from.cast()) }
-        }
-
-        #[inline(always)]
-        unsafe fn spread(from: *const u32) -> __m512i {
-            // SAFETY: the caller has AVX-512, and a word there.
-            unsafe { _mm512_set1_epi32(*from.cast()) }
-        }
-
-        #[inline(always)]
-        unsafe fn add_product(self, a: __m512i, b: __m512i) -> Self {
-            // SAFETY: the caller has AVX512_BF16; __m512i and __m512bh are the same 64 bytes.
-            unsafe {
-                let bf16 = transmute::<__m512i, __m512bh>;
-                Self(_mm512_dpbf16_ps(self.0, bf16(a), bf16(b)))
             }
         }
 

@@ -100,9 +100,8 @@ impl<'a> AdapterBatch<'a> {
                 kept.extend(range);
                 continue;
             }
-            let [first, end] = [range.start, range.end];
-            let [first, end] = [first, end].map(|at| selected.partition_point(|&row| row < at));
-            kept.extend_from_slice(&selected[first..end]);
+            let before = |at: usize| selected.partition_point(|&row| row < at);
+            kept.extend_from_slice(&selected[before(range.start)..before(range.end)]);
         }
         kept
     }
