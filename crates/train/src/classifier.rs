@@ -1,6 +1,6 @@
 //! Classes of texts in memory: a model, an adapter and strings in, labels out.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use epiphyte_data::{Batches, Example, Order, Target};
@@ -101,15 +101,13 @@ impl Classifier {
     }
 
     fn load(model: &Path, adapter: &Path, given: &[String]) -> Result<Self, TrainError> {
-        let hub = Hub::from_env();
-        let mut lines = LogLines::default();
-        let model = hub.resolve(model)?;
-        let adapter = hub.resolve_adapter_with(adapter, &mut |event| lines.event(event))?;
-        let file = AdapterFile::open(&adapter)?;
-        let spec = spec(&file, &model, given)?;
+        let (model, file) = locate(model, Some(adapter))?;
+        let spec = file
+            .as_ref()
+            .map(|file| spec(file, &model, given))
+            .transpose()?;
         let (device, options) = (Device::flex(), LoadOptions::default());
-        let loaded_adapter =
-            open_adapter(&model, Some(file), Some(spec), false, &device, &options)?;
+        let loaded_adapter = open_adapter(&model, file, spec, false, &device, &options)?;
         let mut classifier = Self::new(loaded_adapter)?;
         classifier.loaded_adapter.fit_max_length();
         Ok(classifier)
@@ -169,6 +167,22 @@ impl Classifier {
             .map(|logits| Prediction::new(logits, self.labels()))
             .collect())
     }
+}
+
+/// The directory of a model and the files of an adapter, each given as a directory or by its name
+/// on the hub.
+pub(crate) fn locate(
+    model: &Path,
+    adapter: Option<&Path>,
+) -> Result<(PathBuf, Option<AdapterFile>), TrainError> {
+    let hub = Hub::from_env();
+    let mut lines = LogLines::default();
+    let model = hub.resolve(model)?;
+    let Some(adapter) = adapter else {
+        return Ok((model, None));
+    };
+    let adapter = hub.resolve_adapter_with(adapter, &mut |event| lines.event(event))?;
+    Ok((model, Some(AdapterFile::open(&adapter)?)))
 }
 
 /// What a model says of texts or pairs in memory, `[texts][outputs]`. A text longer than the task's

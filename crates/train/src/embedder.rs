@@ -3,11 +3,9 @@
 use std::path::Path;
 
 use burn::tensor::Device;
-use epiphyte_hub::{Hub, LogLines};
-use epiphyte_methods::file::AdapterFile;
 use epiphyte_models::{LoadOptions, ModelConfig};
 
-use crate::classifier::outputs;
+use crate::classifier::{locate, outputs};
 use crate::run::recorded_task;
 use crate::tasks::{TaskKind, TaskSpec};
 use crate::{LoadedAdapter, TrainError, open_adapter};
@@ -50,16 +48,7 @@ impl Embedder {
     }
 
     fn load(model: &Path, adapter: Option<&Path>) -> Result<Self, TrainError> {
-        let hub = Hub::from_env();
-        let mut lines = LogLines::default();
-        let model = hub.resolve(model)?;
-        let file = match adapter {
-            Some(adapter) => {
-                let adapter = hub.resolve_adapter_with(adapter, &mut |event| lines.event(event))?;
-                Some(AdapterFile::open(&adapter)?)
-            }
-            None => None,
-        };
+        let (model, file) = locate(model, adapter)?;
         let recorded = file.as_ref().map_or(Ok(None), recorded_task)?;
         let spec = match recorded {
             Some(spec) => spec,

@@ -1,6 +1,6 @@
 //! The directory layout of sentence-transformers: `modules.json` and what it names.
 //!
-//! | file | what it says |
+//! | file | content |
 //! | --- | --- |
 //! | `modules.json` | that a `Transformer` is followed by a `Pooling` and perhaps a `Normalize` |
 //! | `1_Pooling/config.json` | which hidden states make an embedding |

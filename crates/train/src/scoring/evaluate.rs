@@ -7,6 +7,7 @@ use epiphyte_ops::Sequences;
 
 use crate::TrainError;
 use crate::observer::{EvaluationMeter, Observer};
+use crate::scoring::metrics::{self, DetailedScores};
 use crate::scoring::model_input::{ModelInput, check_examples, micro_batch_tokens, targets};
 
 /// A model with an adapter, and the data set that it is evaluated on.
@@ -100,6 +101,18 @@ pub fn predict(
     Ok(logits)
 }
 
+/// The mean loss over all target tokens of a data set, and its perplexity.
+///
+/// # Errors
+/// If an example does not fit the model, or there is no target.
+pub(crate) fn token_scores(
+    evaluation: &Evaluation<'_>,
+    observer: &mut dyn Observer,
+) -> Result<DetailedScores, TrainError> {
+    let loss = mean_token_loss(evaluation, observer)?;
+    Ok(metrics::language_modelling(loss).into())
+}
+
 /// The mean loss over all target tokens of a data set.
 ///
 /// Layers run over micro-batches; the loss is computed once for each batch, from the rows that it
@@ -107,7 +120,7 @@ pub fn predict(
 ///
 /// # Errors
 /// If an example does not fit the model, or there is no target.
-pub(crate) fn mean_token_loss(
+fn mean_token_loss(
     evaluation: &Evaluation<'_>,
     observer: &mut dyn Observer,
 ) -> Result<f64, TrainError> {

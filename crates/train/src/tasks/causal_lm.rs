@@ -1,13 +1,13 @@
 //! Causal language modeling: the next token of a text, of a completion, or of a chat's answers.
 
-use epiphyte_data::{Columns, DataError, Fields, OutputColumn, OutputFormat, Table};
+use epiphyte_data::{Columns, DataError, Fields, Table};
 use epiphyte_models::HeadKind;
 
 use super::{Task, TaskRows, TaskSpec};
 use crate::TrainError;
 use crate::observer::Observer;
-use crate::scoring::evaluate::{Evaluation, mean_token_loss};
-use crate::scoring::metrics::{self, DetailedScores};
+use crate::scoring::evaluate::{Evaluation, token_scores};
+use crate::scoring::metrics::DetailedScores;
 
 #[derive(Debug)]
 pub(super) struct CausalLm;
@@ -79,17 +79,6 @@ impl Task for CausalLm {
         _rows: &TaskRows<'_>,
         observer: &mut dyn Observer,
     ) -> Result<DetailedScores, TrainError> {
-        let loss = mean_token_loss(evaluation, observer)?;
-        Ok(metrics::language_modelling(loss).into())
-    }
-
-    fn predictions(
-        &self,
-        _evaluation: &Evaluation<'_>,
-        _rows: &TaskRows<'_>,
-        _format: OutputFormat,
-        _observer: &mut dyn Observer,
-    ) -> Result<Vec<OutputColumn>, TrainError> {
-        Err(TrainError::NoPredictions)
+        token_scores(evaluation, observer)
     }
 }

@@ -9,8 +9,7 @@ use std::fs;
 use std::path::Path;
 
 use epiphyte_data::{
-    Cloze, Columns, DataError, Fields, LabelField, LabelSet, OutputColumn, OutputFormat, Table,
-    Tokenizer,
+    Cloze, Columns, DataError, Fields, LabelField, OutputColumn, OutputFormat, Table, Tokenizer,
 };
 use epiphyte_io::FileError;
 use epiphyte_models::heads::Verbalizer;
@@ -105,7 +104,7 @@ impl Task for ClozeTask {
         }
         spec.columns.cloze(LabelField::Class {
             column: spec.columns.label().to_owned(),
-            labels: LabelSet::from_names(spec.labels.iter().cloned())?.in_order_of_ids(true),
+            labels: spec.label_set()?.in_order_of_ids(true),
         })
     }
 

@@ -2,15 +2,16 @@
 //!
 //! In training other tokens are hidden in each epoch; an evaluation always hides the same.
 
-use epiphyte_data::{Columns, Masking, Tokenizer};
-use epiphyte_data::{DataError, Fields, LabelField, OutputColumn, OutputFormat, Table};
+use epiphyte_data::{
+    Columns, DataError, Fields, LabelField, Masking, OutputColumn, OutputFormat, Table, Tokenizer,
+};
 use epiphyte_models::HeadKind;
 
 use super::{Task, TaskRows, TaskSpec};
 use crate::TrainError;
 use crate::observer::Observer;
-use crate::scoring::evaluate::{Evaluation, mean_token_loss};
-use crate::scoring::metrics::{self, DetailedScores};
+use crate::scoring::evaluate::{Evaluation, token_scores};
+use crate::scoring::metrics::DetailedScores;
 
 #[derive(Debug)]
 pub(super) struct MaskedLm;
@@ -80,8 +81,7 @@ impl Task for MaskedLm {
         _rows: &TaskRows<'_>,
         observer: &mut dyn Observer,
     ) -> Result<DetailedScores, TrainError> {
-        let loss = mean_token_loss(evaluation, observer)?;
-        Ok(metrics::language_modelling(loss).into())
+        token_scores(evaluation, observer)
     }
 
     fn predictions(

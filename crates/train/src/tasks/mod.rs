@@ -99,7 +99,7 @@ pub trait Task: fmt::Debug + Sync {
         self.head(spec.labels.len())
     }
 
-    /// Takes from a base's directory what it says of the task.
+    /// Reads the task's settings that a base's directory has.
     ///
     /// # Errors
     /// If a file there is malformed.
@@ -225,17 +225,20 @@ pub trait Task: fmt::Debug + Sync {
         observer: &mut dyn Observer,
     ) -> Result<DetailedScores, TrainError>;
 
-    /// What the model says of each row, as columns for a file of this format.
+    /// What the model says of each row, as columns for a file of this format; nothing if it is not
+    /// for this task to say, but for `generate`.
     ///
     /// # Errors
     /// [`TrainError::NoPredictions`] if the task predicts text; if a number is not finite.
     fn predictions(
         &self,
-        evaluation: &Evaluation<'_>,
-        rows: &TaskRows<'_>,
-        format: OutputFormat,
-        observer: &mut dyn Observer,
-    ) -> Result<Vec<OutputColumn>, TrainError>;
+        _evaluation: &Evaluation<'_>,
+        _rows: &TaskRows<'_>,
+        _format: OutputFormat,
+        _observer: &mut dyn Observer,
+    ) -> Result<Vec<OutputColumn>, TrainError> {
+        Err(TrainError::NoPredictions)
+    }
 }
 
 /// A task of [`TASKS`].

@@ -64,13 +64,7 @@ impl Task for MultiLabelClassification {
     }
 
     fn fields(&self, spec: &TaskSpec, labelled: bool) -> Result<Fields, DataError> {
-        let labels = match labelled {
-            true => {
-                let labels = LabelSet::from_names(spec.labels.iter().cloned())?;
-                Some(labels.in_order_of_ids(spec.labels_by_id))
-            }
-            false => None,
-        };
+        let labels = labelled.then(|| spec.label_set()).transpose()?;
         spec.columns.texts_with_sets(labels)
     }
 

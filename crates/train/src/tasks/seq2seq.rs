@@ -1,14 +1,14 @@
 //! Sequence-to-sequence language modeling: a target text for a source text, with an
 //! encoder-decoder.
 
-use epiphyte_data::{DataError, Fields, OutputColumn, OutputFormat};
+use epiphyte_data::{DataError, Fields};
 use epiphyte_models::HeadKind;
 
 use super::{Task, TaskRows, TaskSpec};
 use crate::TrainError;
 use crate::observer::Observer;
-use crate::scoring::evaluate::{Evaluation, mean_token_loss};
-use crate::scoring::metrics::{self, DetailedScores};
+use crate::scoring::evaluate::{Evaluation, token_scores};
+use crate::scoring::metrics::DetailedScores;
 
 #[derive(Debug)]
 pub(super) struct Seq2Seq;
@@ -64,17 +64,6 @@ impl Task for Seq2Seq {
         _rows: &TaskRows<'_>,
         observer: &mut dyn Observer,
     ) -> Result<DetailedScores, TrainError> {
-        let loss = mean_token_loss(evaluation, observer)?;
-        Ok(metrics::language_modelling(loss).into())
-    }
-
-    fn predictions(
-        &self,
-        _evaluation: &Evaluation<'_>,
-        _rows: &TaskRows<'_>,
-        _format: OutputFormat,
-        _observer: &mut dyn Observer,
-    ) -> Result<Vec<OutputColumn>, TrainError> {
-        Err(TrainError::NoPredictions)
+        token_scores(evaluation, observer)
     }
 }

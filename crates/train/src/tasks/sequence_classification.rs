@@ -69,8 +69,7 @@ impl Task for SequenceClassification {
         }
         spec.columns.texts(LabelField::Class {
             column: spec.columns.label().to_owned(),
-            labels: LabelSet::from_names(spec.labels.iter().cloned())?
-                .in_order_of_ids(spec.labels_by_id),
+            labels: spec.label_set()?,
         })
     }
 

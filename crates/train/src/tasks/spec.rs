@@ -4,8 +4,8 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use epiphyte_data::{
-    Batches, Columns, Day, EncodeOptions, Examples, Fields, Order, ReadOptions, Table, Tokenizer,
-    WritingPrompt, check_max_length,
+    Batches, Columns, DataError, Day, EncodeOptions, Examples, Fields, LabelSet, Order,
+    ReadOptions, Table, Tokenizer, WritingPrompt, check_max_length,
 };
 use epiphyte_methods::file::AdapterFile;
 use epiphyte_models::heads::EmbeddingHead;
@@ -98,6 +98,15 @@ impl TaskSpec {
     pub fn recorded(file: &AdapterFile) -> serde_json::Result<Option<Self>> {
         let ours = file.provenance();
         ours.map(|ours| Self::deserialize(&ours.task)).transpose()
+    }
+
+    /// The classes, in the order of their ids.
+    ///
+    /// # Errors
+    /// [`DataError::LabelSet`] if there is none, or one twice.
+    pub(crate) fn label_set(&self) -> Result<LabelSet, DataError> {
+        let labels = LabelSet::from_names(self.labels.iter().cloned())?;
+        Ok(labels.in_order_of_ids(self.labels_by_id))
     }
 
     /// The head that the task needs.

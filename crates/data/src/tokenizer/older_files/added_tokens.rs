@@ -74,7 +74,7 @@ fn content(value: &Json) -> Option<&str> {
     value.as_str().or_else(|| value.get("content")?.as_str())
 }
 
-/// A token written as an object. `special` overrides what it says of itself.
+/// A token written as an object. `special` comes before its own key of that name.
 fn token(value: &Json, special: Option<bool>) -> Option<AddedToken> {
     let content = value.get("content")?.as_str()?;
     let flag = |key: &str| value.get(key).and_then(Json::as_bool);
