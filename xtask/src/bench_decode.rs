@@ -15,30 +15,26 @@ use epiphyte_ops::Precision;
 use epiphyte_train::{Generation, generate, generate_batch, memory};
 use serde_json::json;
 
+use crate::arguments::Arguments;
 use crate::print;
 
 /// Measures the model in the directory that `arguments` name.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
     epiphyte_ops::keep_freed_memory();
-    let value = |name: &str| {
-        let at = arguments.iter().position(|argument| argument == name)?;
-        arguments.get(at + 1).cloned()
-    };
-    let number = |name: &str, usual: usize| -> Result<usize> {
-        Ok(value(name)
-            .map(|text| text.parse())
-            .transpose()?
-            .unwrap_or(usual))
-    };
-    let model: PathBuf = value("--model").context("pass --model DIR")?.into();
-    let (prompt, new) = (number("--prompt", 512)?, number("--new", 64)?);
-    let batch = number("--batch", 1)?;
-    if let Some(threads) = value("--threads") {
-        epiphyte_ops::set_threads(threads.parse()?)?;
-    }
+    let arguments = Arguments(arguments);
+    let model: PathBuf = arguments
+        .value("--model")
+        .context("pass --model DIR")?
+        .into();
+    let (prompt, new) = (
+        arguments.number("--prompt", 512)?,
+        arguments.number("--new", 64)?,
+    );
+    let batch = arguments.number("--batch", 1)?;
+    arguments.set_threads()?;
     let options = LoadOptions {
-        precision: value("--dtype")
-            .as_deref()
+        precision: arguments
+            .value("--dtype")
             .unwrap_or("bf16")
             .parse::<Precision>()?,
         ..LoadOptions::default()

@@ -20,35 +20,30 @@ use epiphyte_train::training::schedule::ScheduleKind;
 use epiphyte_train::{Interrupt, RunConfig, TaskKind, Trainer, Workload, memory, train_runs};
 use serde_json::{Map, Value, json};
 
+use crate::arguments::Arguments;
 use crate::{MEMORY, print};
 
 /// Measures the work that `arguments` name; `started` is when the process began.
 pub(crate) fn run(arguments: &[String], started: Instant) -> Result<()> {
     epiphyte_ops::keep_freed_memory();
-    let value = |name: &str| {
-        let at = arguments.iter().position(|argument| argument == name)?;
-        arguments.get(at + 1).cloned()
-    };
-    let number = |name: &str, usual: usize| -> Result<usize> {
-        Ok(value(name)
-            .map(|text| text.parse())
-            .transpose()?
-            .unwrap_or(usual))
-    };
-    let work = value("--work").context("pass --work, such as bert-base-lora")?;
-    let (steps, warmup) = (number("--steps", 5)?, number("--warmup", 2)?);
-    if let Some(threads) = value("--threads") {
-        epiphyte_ops::set_threads(threads.parse()?)?;
-    }
-    let precision = match value("--dtype").as_deref() {
+    let arguments = Arguments(arguments);
+    let work = arguments
+        .value("--work")
+        .context("pass --work, such as bert-base-lora")?;
+    let (steps, warmup) = (
+        arguments.number("--steps", 5)?,
+        arguments.number("--warmup", 2)?,
+    );
+    arguments.set_threads()?;
+    let precision = match arguments.value("--dtype") {
         Some("bf16") => Precision::Bf16,
         _ => Precision::F32,
     };
 
-    let (config, task) = shape(&work)?;
-    let (method, settings) = method(&work)?;
-    let examples = match value("--data") {
-        Some(path) => read(&path)?,
+    let (config, task) = shape(work)?;
+    let (method, settings) = method(work)?;
+    let examples = match arguments.value("--data") {
+        Some(path) => read(path)?,
         None => fixed(task, config.facts().vocab_size),
     };
     let batch_size = match task {
@@ -72,13 +67,13 @@ pub(crate) fn run(arguments: &[String], started: Instant) -> Result<()> {
         // One batch is an epoch here; a checkpoint after each would be measured with the steps.
         save_steps: Some(u64::MAX),
         precision,
-        micro_batch_tokens: match value("--micro-batch-tokens") {
+        micro_batch_tokens: match arguments.value("--micro-batch-tokens") {
             Some(text) => Some(text.parse()?),
             // Its four texts would be one pass: for a few per cent of time, a quarter of the
             // activations.
             None => work.starts_with("llama").then_some(128),
         },
-        gradient_checkpointing: arguments.iter().any(|it| it == "--gradient-checkpointing"),
+        gradient_checkpointing: arguments.has("--gradient-checkpointing"),
         ..RunConfig::default()
     };
     let device = Device::default();

@@ -8,6 +8,7 @@
 //!   ships with `epiphyte quickstart`;
 //! - `cargo run --release -p xtask -- rows TEXT ROWS FILE`: a file of many examples.
 
+mod arguments;
 mod bench_decode;
 mod bench_step;
 mod counting;
