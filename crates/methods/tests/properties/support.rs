@@ -238,28 +238,38 @@ pub(crate) fn case(method: &'static str, settings: Value) -> Case {
     Case { method, settings }
 }
 
-/// Every registered method, with each of its example settings.
+/// Every registered method, with each of its example settings; those of one method if the variable
+/// `EPIPHYTE_METHOD` names it, for whoever works on it.
 pub(crate) fn cases() -> Vec<Case> {
-    let cases = METHODS.iter().flat_map(|method| {
+    let chosen = std::env::var("EPIPHYTE_METHOD").ok();
+    let is_chosen = |name: &str| chosen.as_deref().is_none_or(|chosen| chosen == name);
+    let methods = METHODS.iter().filter(|method| is_chosen(method.name));
+    let cases = methods.flat_map(|method| {
         let examples = (method.examples)().into_iter();
         examples.map(|settings| case(method.name, settings))
     });
-    cases.collect()
+    let cases: Vec<Case> = cases.collect();
+    assert!(!cases.is_empty(), "EPIPHYTE_METHOD names no method");
+    cases
 }
 
-/// Runs `check` for every case on every model that the method can act on. A method that cannot act
-/// on one must say why.
+/// Runs `check` for every case on every model that the method can act on.
 pub(crate) fn everywhere(check: impl Fn(&str, &Case, &TestModel, AdapterModule)) {
     for on in models() {
-        for case in cases() {
-            let name = format!("{} {} on {}", case.method, case.settings, on.name);
-            match case.tune(&on) {
-                Ok(module) => check(&name, &case, &on, module),
-                Err(MethodError::NotApplicable { reason, .. }) => {
-                    assert!(reason.len() > 10, "{name}: {reason}");
-                }
-                Err(error) => panic!("{name}: {error}"),
+        cases_on(&on, &check);
+    }
+}
+
+/// Runs `check` for every case that can act on this model. A method that cannot must say why.
+pub(crate) fn cases_on(on: &TestModel, check: impl Fn(&str, &Case, &TestModel, AdapterModule)) {
+    for case in cases() {
+        let name = format!("{} {} on {}", case.method, case.settings, on.name);
+        match case.tune(on) {
+            Ok(module) => check(&name, &case, on, module),
+            Err(MethodError::NotApplicable { reason, .. }) => {
+                assert!(reason.len() > 10, "{name}: {reason}");
             }
+            Err(error) => panic!("{name}: {error}"),
         }
     }
 }
