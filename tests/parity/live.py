@@ -265,7 +265,7 @@ def train_with_peft(fixture: Fixture, method: str, output: Path):
     """A few steps of AdamW from random values with PEFT, saved; returns the model."""
     model = get_peft_model(fixture.load(), peft_config(fixture.base, method)).eval()
     trainable = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
-    randomise(trainable, seeded("live", fixture.base.name, method))
+    randomise(trainable, seeded("live", fixture.base.name, method), method)
     optimizer = torch.optim.AdamW([value for _, value in trainable], lr=LEARNING_RATE)
     for line in (fixture.directory / "train.jsonl").read_text().splitlines()[:STEPS]:
         optimizer.zero_grad()

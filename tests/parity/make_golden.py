@@ -5,7 +5,7 @@ holds the adapter as PEFT saves it, and what PyTorch computes with it: logits, l
 every trainable tensor, five AdamW steps. `golden/README.md` says what is in each file.
 
     python make_golden.py            # rewrite the golden files
-    python make_golden.py NAME...    # rewrite those of some bases
+    python make_golden.py NAME...    # rewrite those of some bases, or cases (`bert/lora`)
     python make_golden.py --check    # make them anew elsewhere and compare with the committed ones
 
 Everything is computed in float64 from float32 weights and stored as float32, so that the numbers
@@ -26,13 +26,11 @@ import transformers
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from tiny import BASES, Base, peft_config, randomise, seeded
+from tiny import BASES, CASES, Base, methods_of, peft_config, randomise, seeded
 
 GOLDEN = Path(__file__).parent / "golden"
 OPTIMIZER = {"lr": 1e-2, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
 STEPS = 5
-# What PEFT stores and does not train.
-FROZEN = {"base_model.vera_A", "base_model.vera_B"}
 
 
 def make_batch(base: Base, vocabulary: int) -> dict:
@@ -169,12 +167,13 @@ def adapt(model, base: Base, method: str, directory: Path) -> dict[str, torch.nn
         return model, {name_in_file(base, name): value for name, value in live.items()}
     model = get_peft_model(model, config)
     live = {name: value for name, value in model.named_parameters() if value.requires_grad}
-    randomise(live.items(), seeded(base.name, method))
+    randomise(live.items(), seeded(base.name, method), method)
     model.save_pretrained(directory, save_embedding_layers=False)
     (directory / "README.md").unlink()
     sort_targets(directory / "adapter_config.json")
     trainable = {saved_key(name, method): value for name, value in live.items()}
-    on_disk = set(load_file(directory / "adapter_model.safetensors")) - FROZEN
+    stored = load_file(directory / "adapter_model.safetensors")
+    on_disk = {key for key in stored if not key.endswith(CASES[method].frozen)}
     if method != "prefix_tuning_mlp" and set(trainable) != on_disk:
         raise AssertionError(f"{base.name}/{method}: keys differ: {set(trainable) ^ on_disk}")
     return model, trainable
@@ -329,7 +328,7 @@ def make_base(base: Base, directory: Path) -> None:
             tensors["logits_alone"] = torch.cat([row_alone(type(model), base, batch, i, directory) for i in range(4)])
     write_tensors(directory / "expected.safetensors", tensors)
 
-    for method in base.methods:
+    for method in methods_of(base):
         make_case(base, method, batch, directory / method)
 
 
@@ -357,11 +356,16 @@ def versions() -> dict[str, str]:
 def make_all(output: Path, names: list[str]) -> None:
     """Write the bases of these names, or all, with their cases under `output`, keeping its README.md."""
     for base in BASES:
-        if names and base.name not in names:
+        directory = output / base.name
+        if not names or base.name in names:
+            shutil.rmtree(directory, ignore_errors=True)
+            directory.mkdir(parents=True)
+            make_base(base, directory)
             continue
-        shutil.rmtree(output / base.name, ignore_errors=True)
-        (output / base.name).mkdir(parents=True)
-        make_base(base, output / base.name)
+        for method in methods_of(base):
+            if f"{base.name}/{method}" in names:
+                shutil.rmtree(directory / method, ignore_errors=True)
+                make_case(base, method, json.loads((directory / "inputs.json").read_text()), directory / method)
     write_json(output / "versions.json", versions())
 
 
@@ -390,7 +394,7 @@ def compare(left: Path, right: Path, names: list[str], tolerance: float) -> list
 def main() -> int:
     """Parse the arguments; make the files or check them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="bases; all where none is named")
+    parser.add_argument("names", nargs="*", help="bases, or base/case to rewrite one case; all where none is named")
     parser.add_argument("--check", action="store_true", help="compare with the committed files and write nothing")
     parser.add_argument("--tolerance", type=float, default=1e-5, help="absolute and relative, for --check")
     arguments = parser.parse_args()

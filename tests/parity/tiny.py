@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
-from peft import AdaLoraConfig, IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig, VeraConfig
 from transformers import (
     AlbertConfig,
     AlbertForMultipleChoice,
@@ -101,7 +100,9 @@ from transformers import (
     T5ForSequenceClassification,
 )
 
-VIRTUAL_TOKENS = 3
+import peft_methods
+
+CASES = peft_methods.cases()
 VOCABULARY = 100
 
 
@@ -860,16 +861,18 @@ def seeded(*names: str) -> torch.Generator:
     return torch.Generator().manual_seed(zlib.crc32("/".join(names).encode()))
 
 
-def randomise(named_parameters, generator: torch.Generator) -> None:
+def randomise(named_parameters, generator: torch.Generator, method: str | None = None) -> None:
     """Values as if trained: no zero bias, no unit norm, nothing at its initial value."""
     with torch.no_grad():
         for name, value in named_parameters:
             noise = torch.randn(value.shape, generator=generator)
-            is_norm = any(part in name.lower() for part in NORMS)
-            is_scale = is_norm and name.endswith("weight")
-            if is_scale or "ia3_l" in name or "lora_magnitude" in name:
+            own = CASES[method].value(name, noise) if method in CASES else None
+            is_scale = any(part in name.lower() for part in NORMS) and name.endswith("weight")
+            if own is not None:
+                value.copy_(own)
+            elif is_scale:
                 value.copy_(1.0 + 0.2 * noise)
-            elif any(part in name for part in EMBEDDINGS) or "prompt_encoder" in name and "transform" not in name:
+            elif any(part in name for part in EMBEDDINGS):
                 value.copy_(0.5 * noise)
             else:
                 value.copy_(0.15 * noise)
@@ -877,50 +880,15 @@ def randomise(named_parameters, generator: torch.Generator) -> None:
 
 def peft_config(base: Base, method: str):
     """PEFT's configuration of a method, or None for a method that PEFT lacks."""
-    names = base.names
+    if method not in CASES:
+        return None
     # PEFT has no type for masked language models.
     common = {"task_type": None if base.task == "MASKED_LM" else base.task}
     if base.head:
         common["modules_to_save"] = [base.head]
-    match method:
-        case "lora":
-            return LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, target_modules=names.lora, **common)
-        case "lora_patterns":
-            first, second, second_in_layer = names.patterns
-            return LoraConfig(
-                r=4,
-                lora_alpha=8,
-                lora_dropout=0.0,
-                use_rslora=True,
-                target_modules="all-linear",
-                rank_pattern={first: 2, second: 6},
-                alpha_pattern={second_in_layer: 3},
-                **common,
-            )
-        case "adalora":
-            return AdaLoraConfig(
-                init_r=4, target_r=2, lora_alpha=8, tinit=1, tfinal=1, total_step=10, target_modules=names.lora, **common
-            )
-        case "dora":
-            return LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, use_dora=True, target_modules=names.lora, **common)
-        case "vera":
-            # Layers of different shapes, so that the shared matrices are sliced on both sides.
-            outward = ["intermediate.dense"] if names is BERT else []
-            return VeraConfig(r=4, target_modules=names.lora + outward + names.ia3_feedforward, **common)
-        case "ia3":
-            ff = names.ia3_feedforward
-            return IA3Config(target_modules=names.ia3 + ff, feedforward_modules=ff, **common)
-        case "ia3_paper":
-            ff = r".*layer\.\d+\.output\.dense"
-            return IA3Config(target_modules=rf".*\.(key|value)|{ff}", feedforward_modules=ff, **common)
-        case "prompt_tuning":
-            # Of an encoder-decoder's two prompts PEFT uses the encoder's only.
-            submodules = {"num_transformer_submodules": 1} if base.task == "SEQ_2_SEQ_LM" else {}
-            return PromptTuningConfig(num_virtual_tokens=VIRTUAL_TOKENS, **submodules, **common)
-        case "prefix_tuning":
-            return PrefixTuningConfig(num_virtual_tokens=VIRTUAL_TOKENS, **common)
-        case "prefix_tuning_mlp":
-            return PrefixTuningConfig(
-                num_virtual_tokens=VIRTUAL_TOKENS, prefix_projection=True, encoder_hidden_size=8, **common
-            )
-    return None
+    return CASES[method].make(base, common)
+
+
+def methods_of(base: Base) -> list[str]:
+    """The cases of a base: those that it names, and those of `peft_methods` that name it."""
+    return [*base.methods, *(name for name, case in CASES.items() if base.name in case.bases)]

@@ -1,0 +1,21 @@
+"""What a case of a method is."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method of PEFT with settings, and the bases that it is tried on."""
+
+    # PEFT's configuration, from the base of `tiny.py` and the keyword arguments that all configurations have.
+    make: Callable
+    # Names of bases in `tiny.py`, beside those that name the case themselves.
+    bases: tuple[str, ...] = ()
+    # Ends of the keys that PEFT stores and does not train.
+    frozen: tuple[str, ...] = ()
+    # A value as if trained, from the parameter's name and normal noise of its shape, where 0.15 times the noise will
+    # not do; None for the parameters of which it will.
+    value: Callable[[str, torch.Tensor], torch.Tensor | None] = lambda _name, _noise: None
