@@ -26,22 +26,31 @@ fn methods() -> String {
     table
 }
 
-/// Which methods work on which families: each method's examples, built over a small model.
-fn combinations() -> String {
-    let types = FAMILIES.iter().map(|family| family.model_types[0]);
-    let types: Vec<String> = types.map(|it| format!(" `{it}` |")).collect();
-    let dashes = " --- |".repeat(types.len());
-    let mut table = format!("| `--method` |{}\n| --- |{dashes}\n", types.concat());
+/// Which methods do not work on which families, and why: each method's examples, built over a small
+/// model with each head.
+fn exceptions() -> String {
+    let mut table = "| `--method` | not on | because |\n| --- | --- | --- |\n".to_owned();
     for method in METHODS {
-        let cells = FAMILIES.iter().map(|family| works(method, family));
-        let cells: Vec<String> = cells.map(|cell| format!(" {cell} |")).collect();
-        writeln!(table, "| `{}` |{}", method.name, cells.concat()).unwrap();
+        let mut reasons: Vec<(String, Vec<String>)> = Vec::new();
+        for family in FAMILIES {
+            for (name, reason) in refusals(method, family) {
+                match reasons.iter_mut().find(|(known, _)| *known == reason) {
+                    Some((_, names)) => names.push(name),
+                    None => reasons.push((reason, vec![name])),
+                }
+            }
+        }
+        for (reason, names) in reasons {
+            let names = names.join(", ");
+            writeln!(table, "| `{}` | {names} | {reason} |", method.name).unwrap();
+        }
     }
     table
 }
 
-/// With which heads of a family a method works: `yes` with each, else the names of those.
-fn works(method: &Definition, family: &Family) -> String {
+/// The heads of a family with which a method does not work, each with the reason; one entry where
+/// it is all of them.
+fn refusals(method: &Definition, family: &Family) -> Vec<(String, String)> {
     let heads = [
         ("classes", HeadKind::Classification { labels: 2 }),
         ("text", HeadKind::LanguageModel),
@@ -51,23 +60,34 @@ fn works(method: &Definition, family: &Family) -> String {
     let (config, device) = (config.unwrap(), Device::flex());
     let heads = heads.into_iter();
     let heads = heads.filter(|(_, head)| config.family().class_name(*head).is_some());
-    let (working, others): (Vec<_>, Vec<_>) = heads.partition(|(_, head)| {
-        let model = random_model(&config, *head, &device, Precision::F32, 0).unwrap();
-        (method.examples)().iter().any(|settings| {
-            let settings = settings.as_object().unwrap().clone();
-            let settings = method.configure(settings).unwrap();
-            match AdapterModule::new(settings, model.base(), &device, 0) {
-                Ok(_) => true,
-                Err(MethodError::NotApplicable { .. }) => false,
-                Err(error) => panic!("{} on {}: {error}", method.name, family.name),
+    let outcomes: Vec<(&str, Option<String>)> = heads
+        .map(|(name, head)| {
+            let model = random_model(&config, head, &device, Precision::F32, 0).unwrap();
+            let mut refusal = None;
+            for settings in (method.examples)() {
+                let settings = settings.as_object().unwrap().clone();
+                let settings = method.configure(settings).unwrap();
+                match AdapterModule::new(settings, model.base(), &device, 0) {
+                    Ok(_) => return (name, None),
+                    Err(MethodError::NotApplicable { reason, .. }) => refusal = Some(reason),
+                    Err(error) => panic!("{} on {}: {error}", method.name, family.name),
+                }
             }
+            (name, refusal)
         })
-    });
-    match (&working[..], &others[..]) {
-        (_, []) => "yes".to_owned(),
-        (working, _) => {
-            let names: Vec<&str> = working.iter().map(|(name, _)| *name).collect();
-            names.join(", ")
+        .collect();
+    let family = format!("`{}`", family.model_types[0]);
+    let first = outcomes[0].1.clone();
+    match first {
+        Some(reason) if outcomes.iter().all(|(_, it)| it.as_ref() == Some(&reason)) => {
+            vec![(family, reason)]
+        }
+        _ => {
+            let refused = outcomes.into_iter();
+            let refused = refused.filter_map(|(head, reason)| Some((head, reason?)));
+            refused
+                .map(|(head, reason)| (format!("{family} ({head})"), reason))
+                .collect()
         }
     }
 }
@@ -113,7 +133,7 @@ fn the_tables_of_the_readme_are_those_of_the_registries() {
     let mut expected = text.clone();
     for (name, table) in [
         ("methods", methods()),
-        ("combinations", combinations()),
+        ("exceptions", exceptions()),
         ("families", families()),
         ("tasks", tasks()),
     ] {

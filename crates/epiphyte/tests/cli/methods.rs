@@ -1,5 +1,6 @@
 //! Every method from training to its file, its scores and its merged model.
 
+use std::collections::BTreeSet;
 use std::fs;
 
 use epiphyte::methods::{Definition, METHODS};
@@ -143,15 +144,59 @@ fn methods_are_listed_with_their_flags() {
         .collect();
     let known: Vec<&str> = METHODS.iter().map(|method| method.name).collect();
     assert_eq!(names, known);
-    let text = here.succeed("methods");
+    let lines = here.succeed("methods");
+    for method in METHODS {
+        let line = lines.lines().find(|line| {
+            let mut words = line.split_whitespace();
+            words.next() == Some(method.name)
+        });
+        assert!(line.expect(method.name).contains(method.summary));
+    }
+    let all = format!("methods {}", known.join(" "));
+    let text = here.succeed(&all);
     for method in METHODS {
         assert!(text.contains(method.summary) && text.contains(method.paper));
-        assert!(
-            method
-                .flags
-                .iter()
-                .all(|flag| text.contains(&format!("--{}", flag.flag)))
-        );
+    }
+    let unknown = here.fail(2, "methods lora loraa");
+    assert!(unknown.contains("loraa"), "{unknown}");
+}
+
+/// `--help` shows the settings of the method on the command line, with its defaults, and no others.
+#[test]
+fn help_shows_the_settings_of_the_method() {
+    let here = Workplace::new();
+    let listed = here.json("methods");
+    let listed = listed["methods"].as_array().unwrap();
+    let all: BTreeSet<&str> = METHODS
+        .iter()
+        .flat_map(|method| method.flags.iter().map(|flag| flag.flag))
+        .collect();
+    for (method, listing) in METHODS.iter().zip(listed) {
+        let help = here.succeed(&format!("train --method {} --help", method.name));
+        let words: BTreeSet<&str> = help
+            .split_whitespace()
+            .filter_map(|word| word.strip_prefix("--"))
+            .map(|word| word.split(['=', '[', ',']).next().unwrap())
+            .collect();
+        for flag in &all {
+            let own = method.flags.iter().any(|own| own.flag == *flag);
+            // Another setting's help may name it.
+            assert!(!own || words.contains(flag), "--{flag} of {}", method.name);
+            let heads = help.lines().any(|line| {
+                let mut words = line.split_whitespace();
+                let first = words.next().unwrap_or("");
+                first.split(['=', '[']).next() == Some(&format!("--{flag}"))
+            });
+            assert_eq!(heads, own, "--{flag} in the help of {}", method.name);
+        }
+        let help = help.split_whitespace().collect::<Vec<&str>>().join(" ");
+        for flag in listing["flags"].as_array().unwrap() {
+            if let Some(default) = flag["default"].as_str() {
+                assert!(help.contains(&format!("[default: {default}]")), "{flag}");
+            }
+        }
+        let rate = format!("[default: {} for {}]", method.learning_rate, method.name);
+        assert!(help.contains(&rate), "{rate}");
     }
 }
 

@@ -242,7 +242,7 @@ fn flags_that_do_not_fit_are_refused() {
         ),
         (
             "zzz = 8",
-            "key `zzz` in `run.toml`: there is no such key; `epiphyte train --help` lists all",
+            "key `zzz` in `run.toml`: there is no such key; `epiphyte train --help` and `epiphyte methods NAME` list all",
         ),
         (
             "lr_scheduler_type = \"linera\"",
@@ -352,8 +352,8 @@ fn help_says_everything() {
         let command = format!("{command} --help");
         let mut help = here.succeed(&command);
         assert!(help.contains("Examples:"), "{command}");
-        // Every method brings its own; they are shown by `epiphyte methods`, too.
-        if let Some(own) = help.find("Method's own settings:") {
+        // The method's own; they are shown by `epiphyte methods`, too.
+        if let Some(own) = help.find("Settings of the method:") {
             let end = own + help[own..].find("Everywhere:").unwrap();
             help.replace_range(own..end, "");
         }

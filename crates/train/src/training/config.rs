@@ -101,7 +101,7 @@ epiphyte_methods::settings! {
         doc_stride: Option<usize> = None, unset "128, or half of a window's text if that is less";
         /// Question answering: longest answer in tokens.
         max_answer_length: Option<usize> = None, in Positive, unset "30";
-        /// Fine-tuning method; see `epiphyte methods`.
+        /// Fine-tuning method, see `epiphyte methods`; --method NAME --help shows its settings.
         method: String = "lora".to_owned();
         /// Epochs: passes over the training data.
         epochs: f64 = 3.0, in Positive;

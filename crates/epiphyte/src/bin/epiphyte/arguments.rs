@@ -2,7 +2,9 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{data, eval, generate, inspect, merge, predict, quickstart, shell, train};
+use crate::commands::{
+    data, eval, generate, inspect, merge, methods, predict, quickstart, shell, train,
+};
 use crate::global::Global;
 
 /// Fine-tune a pretrained transformer without changing it: the base stays frozen, and the trained
@@ -23,7 +25,7 @@ Examples:
   epiphyte train --model bert-base-uncased --train-data train.jsonl --eval-data dev.jsonl \\
       --text-columns text --method lora --output adapter
   epiphyte eval --model bert-base-uncased --adapter adapter --data test.jsonl
-  epiphyte train --help";
+  epiphyte train --method lora --help";
 
 /// The subcommands.
 #[derive(Debug, Subcommand)]
@@ -46,9 +48,9 @@ pub(crate) enum Command {
     /// Show what a model reads of a file, and which data sets are known by name
     #[command(subcommand)]
     Data(data::Command),
-    /// List the fine-tuning methods and their flags
-    #[command(after_help = "Examples:\n  epiphyte methods\n  epiphyte methods --json")]
-    Methods,
+    /// List the fine-tuning methods, or describe some with their settings
+    #[command(after_help = methods::EXAMPLES)]
+    Methods(methods::Arguments),
     /// Show the contents of an adapter or a base model
     #[command(after_help = inspect::EXAMPLES)]
     Inspect(inspect::Arguments),

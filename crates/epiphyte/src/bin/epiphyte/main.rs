@@ -66,7 +66,7 @@ fn main() -> ExitCode {
         Command::Predict(arguments) => commands::predict::run(arguments, &global),
         Command::Generate(arguments) => commands::generate::run(arguments, &global),
         Command::Data(command) => commands::data::run(command, &global),
-        Command::Methods => commands::methods::run(&global),
+        Command::Methods(arguments) => commands::methods::run(&arguments, &global),
         Command::Inspect(arguments) => commands::inspect::run(arguments, &global),
         Command::Merge(arguments) => commands::merge::run(arguments, &global),
         Command::Doctor => commands::doctor::run(&global),

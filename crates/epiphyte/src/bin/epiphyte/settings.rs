@@ -57,10 +57,18 @@ impl clap::Args for GivenFlags {
             command =
                 command.arg(argument(flag, with_default(flag, defaults)).help_heading(heading));
         }
+        let shown = method_of_help(std::env::args());
         for owners in method_flags() {
-            let (_, flag) = owners[0];
-            let help = format!("{}{}", flag.help, of_owners(&owners));
-            command = command.arg(argument(flag, help).help_heading("Method's own settings"));
+            let own = shown.and_then(|shown| owners.iter().find(|(it, _)| it.name == shown.name));
+            let (flag, help) = match own {
+                Some((method, flag)) => (flag, with_default(flag, &(method.defaults)())),
+                None => (
+                    &owners[0].1,
+                    format!("{}{}", owners[0].1.help, of_owners(&owners)),
+                ),
+            };
+            let argument = argument(flag, help).help_heading("Settings of the method");
+            command = command.arg(argument.hide(shown.is_some() && own.is_none()));
         }
         command
     }
@@ -106,10 +114,25 @@ fn method_flags() -> Vec<Vec<Owned>> {
     flags
 }
 
+/// The method whose settings a help text shows: that of `--method`, else the default. None for what
+/// is about all methods, as a manual is.
+fn method_of_help(mut arguments: impl Iterator<Item = String>) -> Option<&'static Definition> {
+    let (mut named, mut asked) = (RunConfig::default().method, false);
+    while let Some(argument) = arguments.next() {
+        match argument.split_once('=') {
+            Some(("--method", name)) => named = name.to_owned(),
+            _ if argument == "--method" => named = arguments.next().unwrap_or_default(),
+            _ => asked |= argument == "--help" || argument == "-h" || argument == "help",
+        }
+    }
+    let named = by_name(&named).or_else(|_| by_name(&RunConfig::default().method));
+    named.ok().filter(|_| asked)
+}
+
 /// The help of a flag with its default.
 pub(crate) fn with_default(flag: &Flag, defaults: &Map<String, Value>) -> String {
     let default = match flag.key {
-        LEARNING_RATE => Some(learning_rates()),
+        LEARNING_RATE => Some(learning_rate(method_of_help(std::env::args()))),
         _ => flag.default_text(defaults),
     };
     let help = match flag.key {
@@ -126,17 +149,12 @@ pub(crate) fn with_default(flag: &Flag, defaults: &Map<String, Value>) -> String
     }
 }
 
-/// The learning rate of each method, the lowest first: `1e-4 for full; 1e-3 for others`.
-fn learning_rates() -> String {
-    let mut methods: Vec<&Definition> = METHODS.iter().collect();
-    methods.sort_by(|one, other| one.learning_rate.total_cmp(&other.learning_rate));
-    let same = methods.chunk_by(|one, other| one.learning_rate == other.learning_rate);
-    let groups = same.map(|methods| {
-        let names = methods.iter().map(|method| method.name);
-        let names = names.collect::<Vec<&str>>().join(", ");
-        format!("{:e} for {names}", methods[0].learning_rate)
-    });
-    groups.collect::<Vec<String>>().join("; ")
+/// The learning rate of a run that sets none.
+fn learning_rate(method: Option<&Definition>) -> String {
+    match method {
+        Some(method) => format!("{} for {}", method.learning_rate, method.name),
+        None => "the method's, see `epiphyte methods`".to_owned(),
+    }
 }
 
 /// The defaults of a flag in the methods that have it, and the methods.
@@ -347,7 +365,10 @@ fn advice(name: &str) -> String {
     let similar = || epiphyte::data::nearest_name(name, known);
     foreign_names::advice(name)
         .or_else(|| Some(format!("did you mean `{}`?", similar()?.replace('-', "_"))))
-        .unwrap_or_else(|| "`epiphyte train --help` lists all of them as flags".to_owned())
+        .unwrap_or_else(|| {
+            "`epiphyte train --help` and `epiphyte methods NAME` list all of them as flags"
+                .to_owned()
+        })
 }
 
 /// What a file says.

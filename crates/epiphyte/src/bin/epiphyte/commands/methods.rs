@@ -3,7 +3,8 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use epiphyte::methods::{Definition, METHODS};
+use clap::Args;
+use epiphyte::methods::{Definition, METHODS, by_name};
 use serde::Serialize;
 
 use crate::global::Global;
@@ -38,39 +39,69 @@ struct FlagListing {
     default: Option<String>,
 }
 
-pub(crate) fn run(global: &Global) -> Result<ExitCode> {
+pub(crate) const EXAMPLES: &str = "\
+Examples:
+  epiphyte methods
+  epiphyte methods lora prefix-tuning
+  epiphyte methods --json";
+
+#[derive(Args, Debug)]
+pub(crate) struct Arguments {
+    /// Methods to describe: papers, settings, defaults [default: all, in one line each]
+    #[arg(value_name = "NAME")]
+    names: Vec<String>,
+}
+
+pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<ExitCode> {
+    let named = arguments.names.iter().map(|name| by_name(name));
+    let named: Vec<&Definition> = named.collect::<Result<_, _>>()?;
     if global.json {
+        let all = || METHODS.iter().collect();
+        let methods = if named.is_empty() { all() } else { named };
         output::json(&Listing {
-            methods: METHODS.iter().map(listing).collect(),
+            methods: methods.into_iter().map(listing).collect(),
         })?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    for (at, method) in METHODS.iter().enumerate() {
-        if at > 0 {
-            output::print("")?;
-        }
-        let peft = if method.in_peft {
-            " (files are HF PEFT's)"
-        } else {
-            ""
-        };
-        output::print(&format!(
-            "{}: {}{peft}\n  {}\n  learning rate [default: {}]",
-            method.name, method.summary, method.paper, method.learning_rate
-        ))?;
-        let width = method
-            .flags
-            .iter()
-            .map(|flag| flag.flag.len())
-            .max()
-            .unwrap_or(0);
-        let defaults = (method.defaults)();
-        for flag in method.flags {
-            let help = with_default(flag, &defaults);
-            output::print(&format!("    --{:width$}  {help}", flag.flag))?;
+    } else if named.is_empty() {
+        overview()?;
+    } else {
+        for (at, method) in named.into_iter().enumerate() {
+            if at > 0 {
+                output::print("")?;
+            }
+            describe(method)?;
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Prints a line for each method.
+fn overview() -> Result<()> {
+    let width = METHODS.iter().map(|method| method.name.len()).max();
+    let width = width.unwrap_or(0);
+    for method in METHODS {
+        output::print(&format!("{:width$}  {}", method.name, method.summary))?;
+    }
+    output::print("\n`epiphyte methods NAME` shows the settings of a method.")
+}
+
+/// Prints all that there is to say of a method.
+fn describe(method: &Definition) -> Result<()> {
+    let peft = match method.in_peft {
+        true => " (files are HF PEFT's)",
+        false => "",
+    };
+    output::print(&format!(
+        "{}: {}{peft}\n  {}\n  learning rate [default: {}]",
+        method.name, method.summary, method.paper, method.learning_rate
+    ))?;
+    let width = method.flags.iter().map(|flag| flag.flag.len()).max();
+    let width = width.unwrap_or(0);
+    let defaults = (method.defaults)();
+    for flag in method.flags {
+        let help = with_default(flag, &defaults);
+        output::print(&format!("    --{:width$}  {help}", flag.flag))?;
+    }
+    Ok(())
 }
 
 fn listing(method: &Definition) -> MethodListing {
