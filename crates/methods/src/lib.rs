@@ -36,6 +36,7 @@ pub mod parts {
     pub mod replace;
     pub mod sparse;
     pub mod structural_pruning;
+    pub mod svd;
     pub mod torch_generator;
     pub(crate) mod virtual_tokens;
 }
