@@ -569,8 +569,11 @@ fn settings(
         let in_tensors = match name {
             "modules_to_save" => is_texts(value),
             "trainable_token_indices" => value.is_array() || value.is_object(),
+            // Such as `all` and `lora_only`; PEFT takes every ending in `_only` alike.
             "bias" => {
-                definition.spares_biases && matches!(value.as_str(), Some("all" | "lora_only"))
+                let bias = value.as_str();
+                let saved = bias.is_some_and(|bias| bias == "all" || bias.ends_with("_only"));
+                definition.spares_biases && saved
             }
             _ => false,
         };

@@ -9,6 +9,7 @@
 //! would silently train less.
 
 use epiphyte_models::{Base, LinearInfo, Role};
+use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -82,6 +83,26 @@ pub fn ends_with(path: &str, ending: &str) -> bool {
 }
 
 crate::settings! {
+    /// Which linear layers a method acts on, where HF PEFT's configuration has nothing else.
+    pub struct NamedTargets {
+        /// Linear layers to adapt: names, a regular expression, or all-linear.
+        target_modules: Option<Modules> = None, unset "depends on the model's family";
+    }
+}
+
+crate::settings! {
+    /// The same, in some layers of the model.
+    pub struct LayerTargets {
+        /// Linear layers to adapt: names, a regular expression, or all-linear.
+        target_modules: Option<Modules> = None, unset "depends on the model's family";
+        /// Numbers of the layers to adapt.
+        layers_to_transform: Option<Vec<usize>> = None, unset "all";
+        /// Name of the module list that these numbers count, such as layers.
+        layers_pattern: Option<Vec<String>> = None, unset "the model's layers";
+    }
+}
+
+crate::settings! {
     /// Which linear layers a method acts on.
     pub struct TargetModules {
         /// Linear layers to adapt: names, a regular expression, or all-linear.
@@ -100,6 +121,57 @@ crate::settings! {
         layers_pattern: Option<Vec<String>> = None, unset "the model's layers";
 
         ..modules: TargetModules = TargetModules::default();
+    }
+}
+
+impl NamedTargets {
+    /// As [`TargetModules::selection`].
+    pub fn selection(
+        &self,
+        method: &'static str,
+        defaults: fn(&Base) -> &'static [&'static str],
+    ) -> Selection<'_> {
+        Selection {
+            method,
+            target_modules: self.target_modules.as_ref(),
+            exclude_modules: None,
+            layers_to_transform: None,
+            layers_pattern: &[],
+            defaults,
+        }
+    }
+
+    /// As [`TargetModules::resolved`].
+    pub fn resolved(&self, target_modules: Modules) -> Self {
+        Self {
+            target_modules: Some(target_modules),
+        }
+    }
+}
+
+impl LayerTargets {
+    /// As [`Targets::selection`].
+    pub fn selection(
+        &self,
+        method: &'static str,
+        defaults: fn(&Base) -> &'static [&'static str],
+    ) -> Selection<'_> {
+        Selection {
+            method,
+            target_modules: self.target_modules.as_ref(),
+            exclude_modules: None,
+            layers_to_transform: self.layers_to_transform.as_deref(),
+            layers_pattern: self.layers_pattern.as_deref().unwrap_or_default(),
+            defaults,
+        }
+    }
+
+    /// As [`TargetModules::resolved`].
+    pub fn resolved(&self, target_modules: Modules) -> Self {
+        Self {
+            target_modules: Some(target_modules),
+            ..self.clone()
+        }
     }
 }
 
@@ -167,6 +239,55 @@ pub struct Selection<'a> {
     pub layers_pattern: &'a [String],
     /// What to take where the configuration names nothing, by model type.
     pub defaults: fn(&Base) -> &'static [&'static str],
+}
+
+/// The value of the first key of a pattern setting, such as `rank_pattern`, that matches the end of
+/// `path`, as HF PEFT matches them.
+pub(crate) fn first_match<T: Copy>(
+    method: &'static str,
+    pattern: &IndexMap<String, T>,
+    path: &str,
+) -> Result<Option<T>, MethodError> {
+    for (key, value) in pattern {
+        if matches_ending(method, key, path)? {
+            return Ok(Some(*value));
+        }
+    }
+    Ok(None)
+}
+
+/// Checks that each key of a pattern setting matches one of the targets, which training demands.
+pub(crate) fn check_keys<T>(
+    method: &'static str,
+    setting: &'static str,
+    pattern: &IndexMap<String, T>,
+    targets: &[&LinearInfo],
+) -> Result<(), MethodError> {
+    for key in pattern.keys() {
+        let mut matched = false;
+        for target in targets {
+            matched = matched || matches_ending(method, key, &target.site.path)?;
+        }
+        if !matched {
+            let example = &targets[0].site.path;
+            return Err(MethodError::Value {
+                method,
+                key: setting,
+                value: key.clone(),
+                expected: format!("no path of a target ends so; one is `{example}`"),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Whether the end of `path` matches a key of a pattern setting.
+fn matches_ending(method: &'static str, key: &str, path: &str) -> Result<bool, MethodError> {
+    let matches = Pattern::ending(key).and_then(|pattern| pattern.matches(path));
+    matches.map_err(|error| MethodError::Configuration {
+        method,
+        reason: format!("a rank or alpha pattern cannot be used: {error}"),
+    })
 }
 
 /// Checks a rank against the smaller side of the linear layer at `path`, of these two sizes.

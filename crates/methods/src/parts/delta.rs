@@ -2,13 +2,16 @@
 //!
 //! A [`Delta`] says what one linear layer becomes. Forward pass, merging, targets and counts are
 //! written here once over it; a method's own file holds the equation, the parameters and nothing
-//! else.
+//! else. Where the change is a matrix that is added to the weight, a [`Change`] says which.
 
 use std::collections::HashMap;
 use std::fmt::Debug;
 
 use burn::tensor::Tensor;
-use epiphyte_models::{Adapter, Base, ForwardContext, Hook, LazyLinear, LinearInfo, Site};
+use epiphyte_models::{
+    Adapter, Base, BaseTensor, ForwardContext, Hook, LazyLinear, LinearInfo, Site,
+};
+use epiphyte_ops::{Dropout, FrozenMatrix, Weight, add, linear};
 
 use crate::{Method, MethodError};
 
@@ -35,6 +38,52 @@ pub trait Delta: Debug + Send + Sync {
 
     /// Whether [`Delta::bias`] does anything.
     const CHANGES_BIAS: bool = false;
+}
+
+/// A [`Delta`] that adds a matrix to the weight: `y = x Wᵀ + b + d(x) ΔWᵀ`, with dropout d.
+pub trait Change: Debug + Send + Sync {
+    /// `ΔW` as the parameters are now, `[out, in]`.
+    fn matrix(&self) -> Tensor<2>;
+
+    /// Probability of dropout on the input of the change.
+    fn dropout(&self) -> f64 {
+        0.0
+    }
+
+    /// The layer's output with `d(x) ΔWᵀ` added, `[tokens, out]`, for those who compute it without
+    /// `ΔW`.
+    fn add_to(&self, product: LazyLinear, dropout: Option<Dropout>) -> Tensor<2> {
+        let x = dropped(&product, dropout);
+        let change = linear(x, &Weight::Trained(self.matrix()), None);
+        add(product.compute(), change)
+    }
+}
+
+/// A layer's input, `[tokens, in]`, under dropout.
+pub fn dropped(product: &LazyLinear, dropout: Option<Dropout>) -> Tensor<2> {
+    let x = product.input().clone();
+    match dropout {
+        Some(dropout) => dropout.apply(x),
+        None => x,
+    }
+}
+
+impl<C: Change> Delta for C {
+    fn output(&self, site: &Site, product: LazyLinear, cx: &ForwardContext<'_>) -> Tensor<2> {
+        let dropout = Dropout::new(self.dropout(), !site.id(), cx.rows);
+        self.add_to(product, dropout)
+    }
+
+    fn weight(&self, weight: Tensor<2>) -> Tensor<2> {
+        weight + self.matrix().inner()
+    }
+}
+
+/// The base's own weight of a linear layer, `[out, in]`, for changes that are computed from it.
+pub fn frozen_weight(base: &Base, linear: &LinearInfo) -> FrozenMatrix {
+    let weight = base.tensor(&format!("{}.weight", linear.site.path));
+    let matrix = weight.and_then(BaseTensor::matrix);
+    matrix.expect("a linear layer has a matrix").clone()
 }
 
 /// A [`Delta`] for each of the chosen linear layers.

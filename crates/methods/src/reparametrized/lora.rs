@@ -24,9 +24,8 @@ use serde_json::{Map, Value, json};
 use crate::MethodError;
 use crate::framework::method::{KeyStyle, Method, MethodConfig};
 use crate::framework::parameters::{Init, Param, ParameterSet};
-use crate::framework::patterns::Pattern;
 use crate::framework::settings::LARGEST_SIZE;
-use crate::framework::targets::{Selection, Targets};
+use crate::framework::targets::{Selection, Targets, check_keys, first_match};
 use crate::parts::delta::{Delta, Deltas};
 
 crate::settings! {
@@ -157,12 +156,10 @@ impl LoraConfig {
             .into_iter()
             .map(|linear| {
                 let path = &linear.site.path;
-                let rank = self
-                    .first_match(method, &self.rank_pattern, path)?
-                    .unwrap_or(self.r);
-                let alpha = self
-                    .first_match(method, &self.alpha_pattern, path)?
-                    .unwrap_or(self.lora_alpha);
+                let rank = first_match(method, &self.rank_pattern, path)?;
+                let rank = rank.unwrap_or(self.r);
+                let alpha = first_match(method, &self.alpha_pattern, path)?;
+                let alpha = alpha.unwrap_or(self.lora_alpha);
                 if !(alpha as f32).is_finite() {
                     return Err(MethodError::Value {
                         method,
@@ -180,21 +177,6 @@ impl LoraConfig {
                 Ok((linear, rank, alpha / divisor))
             })
             .collect()
-    }
-
-    /// The value of the first key that matches the end of `path`, as PEFT matches them.
-    fn first_match<T: Copy>(
-        &self,
-        method: &'static str,
-        pattern: &IndexMap<String, T>,
-        path: &str,
-    ) -> Result<Option<T>, MethodError> {
-        for (key, value) in pattern {
-            if matches_ending(method, key, path)? {
-                return Ok(Some(*value));
-            }
-        }
-        Ok(None)
     }
 
     /// Declares `A` and `B` of a target.
@@ -248,24 +230,8 @@ impl LoraConfig {
                 expected: format!("a rank is at most {LARGEST_SIZE}"),
             });
         }
-        let ranks = self.rank_pattern.keys().map(|key| ("rank_pattern", key));
-        let alphas = self.alpha_pattern.keys().map(|key| ("alpha_pattern", key));
-        for (setting, key) in ranks.chain(alphas) {
-            let mut matched = false;
-            for target in &targets {
-                matched = matched || matches_ending(method, key, &target.site.path)?;
-            }
-            if !matched {
-                let example = &targets[0].site.path;
-                return Err(MethodError::Value {
-                    method,
-                    key: setting,
-                    value: key.clone(),
-                    expected: format!("no path of a target ends so; one is `{example}`"),
-                });
-            }
-        }
-        Ok(())
+        check_keys(method, "rank_pattern", &self.rank_pattern, &targets)?;
+        check_keys(method, "alpha_pattern", &self.alpha_pattern, &targets)
     }
 
     /// The settings with the target modules that are left to the base, for the file.
@@ -275,15 +241,6 @@ impl LoraConfig {
             ..self.clone()
         }
     }
-}
-
-/// Whether the end of `path` matches a key of a rank or alpha pattern.
-fn matches_ending(method: &'static str, key: &str, path: &str) -> Result<bool, MethodError> {
-    let matches = Pattern::ending(key).and_then(|pattern| pattern.matches(path));
-    matches.map_err(|error| MethodError::Configuration {
-        method,
-        reason: format!("a rank or alpha pattern cannot be used: {error}"),
-    })
 }
 
 impl MethodConfig for LoraConfig {

@@ -26,7 +26,7 @@ use serde_json::{Map, Value, json};
 use crate::MethodError;
 use crate::framework::method::{KeyStyle, Method, MethodConfig};
 use crate::framework::parameters::{Init, Param, ParameterSet};
-use crate::framework::targets::{Modules, Selection};
+use crate::framework::targets::{LayerTargets, Selection};
 use crate::parts::delta::{Delta, Deltas};
 use crate::parts::torch_generator::TorchGenerator;
 
@@ -43,25 +43,15 @@ crate::settings! {
         projection_prng_key: u64 = 0;
         /// Store the two matrices, which follow from their seed.
         save_projection: bool = true, as Boolean;
-        /// Linear layers to adapt: names, a regular expression, or all-linear.
-        target_modules: Option<Modules> = None, unset "depends on the model's family";
-        /// Numbers of the layers to adapt.
-        layers_to_transform: Option<Vec<usize>> = None, unset "all";
-        /// Name of the module list that these numbers count, such as layers.
-        layers_pattern: Option<Vec<String>> = None, unset "the model's layers";
+
+        ..targets: LayerTargets = LayerTargets::default();
     }
 }
 
 impl VeraConfig {
     fn selection(&self) -> Selection<'_> {
-        Selection {
-            method: Self::NAME,
-            target_modules: self.target_modules.as_ref(),
-            exclude_modules: None,
-            layers_to_transform: self.layers_to_transform.as_deref(),
-            layers_pattern: self.layers_pattern.as_deref().unwrap_or_default(),
-            defaults: |base| base.default_targets.lora,
-        }
+        self.targets
+            .selection(Self::NAME, |base| base.default_targets.lora)
     }
 
     /// Declares `A` and `B` for these targets.
@@ -152,7 +142,7 @@ impl MethodConfig for VeraConfig {
 
     fn resolved(&self, base: &Base) -> Self {
         Self {
-            target_modules: Some(self.selection().targets(base)),
+            targets: self.targets.resolved(self.selection().targets(base)),
             ..self.clone()
         }
     }
