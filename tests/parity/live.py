@@ -72,12 +72,13 @@ FAMILIES = [
     Base("llama_classifier", decoder(LlamaForSequenceClassification, LlamaConfig, num_labels=LABELS), LLAMA, "SEQ_CLS", []),
     Base(
         "t5",
-        t5(T5ForConditionalGeneration, eos_token_id=2),
+        # PEFT's prefixes fit no other size of heads.
+        t5(T5ForConditionalGeneration, eos_token_id=2, d_kv=8),
         T5,
         "SEQ_2_SEQ_LM",
         [],
         targets=[],
-        methods=["lora", "lora_patterns", "ia3", "prompt_tuning"],
+        methods=["lora", "lora_patterns", "ia3", "prompt_tuning", "prefix_tuning", "prefix_tuning_mlp"],
     ),
     Base(
         "t5_classifier",

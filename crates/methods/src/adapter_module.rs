@@ -334,8 +334,8 @@ impl Adapter for AdapterModule {
         self.method.attention(at, qkv, cx)
     }
 
-    fn prefix_length(&self) -> usize {
-        self.method.prefix_length()
+    fn prefix_length(&self, decoder: bool) -> usize {
+        self.method.prefix_length(decoder)
     }
 
     fn virtual_tokens(&self) -> usize {

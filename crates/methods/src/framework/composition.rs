@@ -104,10 +104,10 @@ impl<L: Adapters> Adapter for Chain<L> {
             .fold(qkv, |qkv, adapter| adapter.attention(at, qkv, cx))
     }
 
-    fn prefix_length(&self) -> usize {
+    fn prefix_length(&self, decoder: bool) -> usize {
         self.0
             .adapters()
-            .map(|adapter| adapter.prefix_length())
+            .map(|adapter| adapter.prefix_length(decoder))
             .sum()
     }
 
@@ -237,7 +237,7 @@ impl Union {
         let several = |wants: &dyn Fn(&dyn Method) -> bool| {
             self.methods().filter(|method| wants(*method)).count() > 1
         };
-        if several(&|method| method.prefix_length() > 0) {
+        if several(&|method| method.prefix_length(false) + method.prefix_length(true) > 0) {
             return Some("two of its parts put a prefix in front of keys and values".to_owned());
         }
         if several(&|method| method.stages(2).len() > 1) {

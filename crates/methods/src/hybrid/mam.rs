@@ -3,7 +3,8 @@
 //! He, Zhou, Ma, Berg-Kirkpatrick, Neubig, "Towards a Unified View of Parameter-Efficient Transfer
 //! Learning", ICLR 2022, arXiv 2110.04366, section 4.6; defaults of AdapterHub's `mam`.
 //!
-//! Attention runs over `[P_K; K]` and `[P_V; V]` as in Prefix-Tuning, with `p` virtual tokens that
+//! Every attention, of an encoder-decoder all three of a layer, runs over `[P_K; K]` and `[P_V; V]`
+//! as in Prefix-Tuning, with `p` virtual tokens that
 //! a network of 800 hidden values computes during training. The feed-forward with input `x` returns
 //! `f = FFN(x) + s · (ReLU(x W_dᵀ + b_d) W_uᵀ + b_u)`, added before the norm where the norm comes
 //! after; `m` is `d / 2` and `s` is 4. `W_u` starts at zero, so at first the prefix alone changes
@@ -26,7 +27,7 @@ use crate::framework::composition::Union;
 use crate::framework::method::{KeyStyle, Method, MethodConfig};
 use crate::framework::parameters::ParameterSet;
 use crate::parts::bottleneck::{self, Bottleneck, BottleneckConfig, InitWeights, not_mergeable};
-use crate::soft_prompts::prefix_tuning::{self, PrefixSettings};
+use crate::soft_prompts::prefix_tuning::{self, PrefixSettings, Reach};
 
 crate::settings! {
     /// The settings of the MAM adapter.
@@ -49,6 +50,10 @@ crate::settings! {
 
 const PREFIX: prefix_tuning::Variant = prefix_tuning::Variant {
     method: MamConfig::NAME,
+    reach: Reach {
+        encoder: true,
+        cross: true,
+    },
     ..prefix_tuning::PREFIX_TUNING
 };
 
@@ -114,7 +119,7 @@ impl MethodConfig for MamConfig {
         base: &Base,
         parameters: &mut ParameterSet,
     ) -> Result<Box<dyn Method>, MethodError> {
-        let prefix = |own: &mut ParameterSet| self.prefix.build(&PREFIX, false, base, own);
+        let prefix = |own: &mut ParameterSet| self.prefix.build(&PREFIX, base, own);
         let parallel = |own: &mut ParameterSet| self.parallel(base, own);
         let members = Union::build(Self::NAME, base, parameters, &[&prefix, &parallel])?;
         Ok(Box::new(members))

@@ -43,7 +43,7 @@ use crate::framework::parameters::{Init, Param, ParameterSet};
 use crate::parts::bottleneck::{self, Bottleneck, BottleneckConfig, modules};
 use crate::parts::dense::Dense;
 use crate::reparametrized::lora::LoraConfig;
-use crate::soft_prompts::prefix_tuning::{self, PrefixSettings};
+use crate::soft_prompts::prefix_tuning::{self, PrefixSettings, Reach};
 
 crate::settings! {
     /// The settings of UniPELT.
@@ -63,6 +63,10 @@ crate::settings! {
 
 const PREFIX: prefix_tuning::Variant = prefix_tuning::Variant {
     method: UniPeltConfig::NAME,
+    reach: Reach {
+        encoder: true,
+        cross: false,
+    },
     ..prefix_tuning::PREFIX_TUNING
 };
 
@@ -103,7 +107,7 @@ impl UniPeltConfig {
         base: &Base,
         parameters: &mut ParameterSet,
     ) -> Result<Box<dyn Method>, MethodError> {
-        let prefix = self.prefix.build(&PREFIX, false, base, parameters)?;
+        let prefix = self.prefix.build(&PREFIX, base, parameters)?;
         let gates = modules(base, Role::Query, Self::NAME)?
             .into_iter()
             .map(|module| Gate::declare(base, module, "prefix_gate", parameters));
@@ -266,13 +270,14 @@ struct GatedPrefix {
 }
 
 impl Adapter for GatedPrefix {
-    fn prefix_length(&self) -> usize {
-        self.prefix.prefix_length()
+    fn prefix_length(&self, decoder: bool) -> usize {
+        self.prefix.prefix_length(decoder)
     }
 
     fn prefix(&self, at: AttentionSite, x: &Tensor<2>, cx: &ForwardContext<'_>) -> Option<Prefix> {
-        let (length, count) = (self.prefix_length(), cx.rows.count());
-        let [keys, values] = match self.prefix.prefix(at, x, cx)? {
+        let prefix = self.prefix.prefix(at, x, cx)?;
+        let (length, count) = (prefix.length(), cx.rows.count());
+        let [keys, values] = match prefix {
             Prefix::Shared { keys, values } => {
                 let repeated: Vec<usize> = (0..count).flat_map(|_| 0..length).collect();
                 [rows(keys, &repeated), rows(values, &repeated)]

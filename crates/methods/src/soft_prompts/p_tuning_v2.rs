@@ -22,8 +22,7 @@ use serde_json::{Map, Value};
 use crate::MethodError;
 use crate::framework::method::{KeyStyle, Method, MethodConfig};
 use crate::framework::parameters::{Init, ParameterSet};
-use crate::parts::virtual_tokens;
-use crate::soft_prompts::prefix_tuning::{PrefixTuningConfig, Variant};
+use crate::soft_prompts::prefix_tuning::{PrefixTuningConfig, Reach, Variant};
 
 crate::settings! {
     /// The settings of P-Tuning v2: those of Prefix-Tuning, other defaults where they are left
@@ -39,6 +38,10 @@ const P_TUNING_V2: Variant = Variant {
     dense: |_inputs| (Init::Normal { std: 0.02 }, Init::Zeros),
     hidden_size: |_kv_width| 512,
     dropout: 0.1,
+    reach: Reach {
+        encoder: false,
+        cross: false,
+    },
 };
 
 impl MethodConfig for PTuningV2Config {
@@ -51,7 +54,7 @@ impl MethodConfig for PTuningV2Config {
     const KEYS: KeyStyle = KeyStyle::PromptLearning;
     const LEARNING_RATE: f64 = 3e-2;
     const MERGES: bool = false;
-    const COMPUTED: &'static [&'static str] = virtual_tokens::COMPUTED;
+    const COMPUTED: &'static [&'static str] = PrefixTuningConfig::COMPUTED_KEYS;
 
     fn starts_as_identity(&self) -> bool {
         false
@@ -70,7 +73,7 @@ impl MethodConfig for PTuningV2Config {
     }
 
     fn count(&self, base: &Base) -> Result<usize, MethodError> {
-        self.prefix.prefix.count(&P_TUNING_V2, base)
+        self.prefix.count_as(&P_TUNING_V2, base)
     }
 
     fn resolved(&self, base: &Base) -> Self {

@@ -9,7 +9,13 @@
 //! with a sliding window: there it stands at positions 0 to `p - 1`, and later tokens lose sight of
 //! it. A prefix of zeros is not the identity: it takes its share of the softmax.
 //!
-//! `P: [p, 2 L kv]` holds keys and values of layer 0, then of layer 1, and so on. With
+//! An encoder-decoder has a prefix in front of the decoder's own keys, as in HF PEFT;
+//! `encoder_prefix` and `cross_prefix` add one to the encoder's and to the keys of cross-attention,
+//! which the paper's BART has too. Positions start behind the prefix in the stack whose
+//! self-attention has one. T5 scores a prefix by its distance, as it scores tokens.
+//!
+//! `P: [p, 2 L kv]` holds keys and values of layer 0, then of layer 1, and so on, where `L` counts
+//! all attentions with a prefix: the decoder's, then the encoder's, then cross-attention. With
 //! `prefix_projection` it is not trained itself but is what a network makes of a small one while
 //! training, `P = tanh(E W₁ᵀ + b₁) W₂ᵀ + b₂` with `E: [p, kv]` and hidden size `h`, and the
 //! file holds its result. It is computed once a step.
@@ -23,16 +29,21 @@
 //! | changes | `2 L p kv` |
 //! | file | `prompt_embeddings` `[p, 2 L kv]` |
 //! | merges | no |
+//!
+//! In a file for an encoder-decoder HF PEFT reads keys of layer `l` at block `4l mod 2N` and values
+//! at the next, where `N` is the file's `num_layers`: with `N = L`, as PEFT writes, layers share
+//! prefixes and half of the blocks are dead. We write `N = 2L`, so that each layer has its own; the
+//! other blocks are zero. Both are read, and files with `N = L` written again as they were.
 
 use burn::tensor::Tensor;
-use epiphyte_models::adapter::{AttentionSite, name_id};
+use epiphyte_models::adapter::{AttentionKind, AttentionSite, name_id};
 use epiphyte_models::{Adapter, Base, ForwardContext, Hook};
 use epiphyte_ops::{Activation, Dropout, Prefix, Sequences};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::MethodError;
-use crate::framework::method::{KeyStyle, Method, MethodConfig, Stored};
+use crate::framework::method::{KeyStyle, Method, MethodConfig, Stored, StoredTensors};
 use crate::framework::parameters::{Init, Param, ParameterSet};
 use crate::parts::dense::Dense;
 use crate::parts::virtual_tokens::{self, KEY};
@@ -57,6 +68,12 @@ crate::settings! {
     pub struct PrefixTuningConfig {
         /// Initial values: zero, instead of random.
         init_weights: Option<PrefixInit> = None, flag "prefix-init", as Text;
+        /// Layers that HF PEFT counts in the table; of an encoder-decoder twice its decoder's.
+        num_layers: Option<usize> = None, flag "prefix-num-layers", in Size, unset "those of the model";
+        /// A prefix in the encoder of an encoder-decoder too (HF PEFT cannot read it).
+        encoder_prefix: bool = false;
+        /// A prefix in its cross-attention too (HF PEFT cannot read it).
+        cross_prefix: bool = false;
 
         ..prefix: PrefixSettings = PrefixSettings::default();
     }
@@ -68,6 +85,108 @@ crate::settings! {
 pub enum PrefixInit {
     /// All keys and values zero.
     Zero,
+}
+
+/// Which attentions of an encoder-decoder have a prefix beside the decoder's own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Reach {
+    /// The encoder's.
+    pub(crate) encoder: bool,
+    /// Those of the decoder over the encoder's output.
+    pub(crate) cross: bool,
+}
+
+/// Where in the table the keys and values of each attention are.
+#[derive(Clone, Debug)]
+struct Layout {
+    /// The pair of keys and values of each layer's self-attention, if it has a prefix.
+    own: Vec<Option<usize>>,
+    /// That of each layer's cross-attention.
+    cross: Vec<Option<usize>>,
+    /// How many pairs the table has.
+    pairs: usize,
+    /// Whether there is a zero pair behind each in the file, as HF PEFT expects of
+    /// encoder-decoders.
+    spaced: bool,
+    /// `num_layers` in the file.
+    counted: usize,
+}
+
+impl Layout {
+    /// The layout with this `num_layers`, or that of new adapters; none if there is none with it.
+    fn new(base: &Base, reach: Reach, num_layers: Option<usize>) -> Option<Self> {
+        let (layers, encoder) = (base.dimensions.layers, base.dimensions.encoder_layers);
+        let decoder = layers - encoder;
+        let is_peft = encoder > 0 && reach == Reach::default();
+        // The decoder's pairs come first, then the encoder's, then those of cross-attention.
+        let own = |layer: usize| match layer.checked_sub(encoder) {
+            Some(at) => Some(at),
+            None => reach.encoder.then_some(decoder + layer),
+        };
+        let before_cross = decoder + if reach.encoder { encoder } else { 0 };
+        let cross = |layer: usize| {
+            let at = layer
+                .checked_sub(encoder)
+                .filter(|_| encoder > 0 && reach.cross);
+            at.map(|at| before_cross + at)
+        };
+        let crosses = (0..layers).map(cross).collect::<Vec<Option<usize>>>();
+        let pairs = before_cross + crosses.iter().flatten().count();
+        let counted = if is_peft { 2 * decoder } else { pairs };
+        let layout = Self {
+            own: (0..layers).map(own).collect(),
+            cross: crosses,
+            pairs,
+            spaced: is_peft,
+            counted,
+        };
+        match num_layers {
+            None => Some(layout),
+            Some(number) if number == counted => Some(layout),
+            Some(number) if is_peft && number == decoder => {
+                let shared = |layer: usize| Some(2 * layer.checked_sub(encoder)? % number);
+                Some(Self {
+                    own: (0..layers).map(shared).collect(),
+                    spaced: false,
+                    counted: number,
+                    ..layout
+                })
+            }
+            Some(_) => None,
+        }
+    }
+
+    /// The pair of an attention.
+    fn pair(&self, at: AttentionSite) -> Option<usize> {
+        match at.kind {
+            AttentionKind::Cross => self.cross[at.layer],
+            AttentionKind::Encoder | AttentionKind::Decoder => self.own[at.layer],
+        }
+    }
+
+    /// The table as the file has it, of rows that are `pair` values for each pair.
+    fn for_file(&self, values: &[f32], pair: usize) -> Vec<f32> {
+        match self.spaced {
+            false => values.to_vec(),
+            true => {
+                let pairs = values.chunks(pair);
+                pairs
+                    .flat_map(|it| [it.to_vec(), vec![0.0; pair]].concat())
+                    .collect()
+            }
+        }
+    }
+
+    /// The table of a file.
+    fn of_file(&self, values: &[f32], pair: usize) -> Vec<f32> {
+        let step = if self.spaced { 2 } else { 1 };
+        values
+            .chunks(pair)
+            .step_by(step)
+            .flatten()
+            .copied()
+            .collect()
+    }
 }
 
 /// What a method with prefixes does where its configuration leaves it open.
@@ -82,6 +201,8 @@ pub(crate) struct Variant {
     pub(crate) hidden_size: fn(kv_width: usize) -> usize,
     /// Dropout on keys and values.
     pub(crate) dropout: f64,
+    /// Which attentions of an encoder-decoder have a prefix, if the settings do not say.
+    pub(crate) reach: Reach,
 }
 
 /// Prefix-Tuning as HF PEFT has it.
@@ -94,6 +215,10 @@ pub(crate) const PREFIX_TUNING: Variant = Variant {
     },
     hidden_size: |kv_width| kv_width,
     dropout: 0.0,
+    reach: Reach {
+        encoder: false,
+        cross: false,
+    },
 };
 
 /// Width of all key heads together, which is also that of all value heads.
@@ -113,31 +238,38 @@ impl PrefixSettings {
 
     /// Checks that a prefix of this length can stand in front of the base's keys and values.
     pub(crate) fn check(&self, variant: &Variant, base: &Base) -> Result<(), MethodError> {
-        if base.dimensions.encoder_layers > 0 {
-            return Err(MethodError::NotApplicable {
-                method: variant.method,
-                model_type: base.dimensions.model_type.clone(),
-                reason: "prefixes of encoder-decoders are not implemented; LoRA is".to_owned(),
-            });
-        }
         virtual_tokens::check(variant.method, self.num_virtual_tokens, base)
     }
 
-    /// As [`MethodConfig::build`]; with `zero`, all keys and values start at zero.
+    /// Where the table of a method without further settings has its keys and values.
+    fn layout(variant: &Variant, base: &Base) -> Layout {
+        let layout = Layout::new(base, variant.reach, None);
+        layout.expect("every model has the layout of new adapters")
+    }
+
+    /// As [`MethodConfig::build`], for methods that store the prefix beside other tensors.
     pub(crate) fn build(
         &self,
         variant: &Variant,
+        base: &Base,
+        parameters: &mut ParameterSet,
+    ) -> Result<Box<dyn Method>, MethodError> {
+        let layout = Self::layout(variant, base);
+        self.build_with(variant, layout, false, base, parameters)
+    }
+
+    /// As [`MethodConfig::build`]; with `zero`, all keys and values start at zero.
+    fn build_with(
+        &self,
+        variant: &Variant,
+        layout: Layout,
         zero: bool,
         base: &Base,
         parameters: &mut ParameterSet,
     ) -> Result<Box<dyn Method>, MethodError> {
         self.check(variant, base)?;
-        let (layers, length, width) = (
-            base.dimensions.layers,
-            self.num_virtual_tokens,
-            kv_width(base),
-        );
-        let size = 2 * layers * width;
+        let (length, width) = (self.num_virtual_tokens, kv_width(base));
+        let size = 2 * layout.pairs * width;
         let table = if self.prefix_projection {
             let hidden = self.hidden_size(variant, base);
             let embedding = variant.embedding.clone();
@@ -164,17 +296,27 @@ impl PrefixSettings {
             method: variant.method,
             table,
             length,
-            layers,
+            layout,
+            encoder_layers: base.dimensions.encoder_layers,
             kv_size: width,
             dropout: self.dropout(variant),
         }))
     }
 
-    /// As [`MethodConfig::count`].
+    /// As [`MethodConfig::count`], for methods that store the prefix beside other tensors.
     pub(crate) fn count(&self, variant: &Variant, base: &Base) -> Result<usize, MethodError> {
+        self.count_with(variant, &Self::layout(variant, base), base)
+    }
+
+    fn count_with(
+        &self,
+        variant: &Variant,
+        layout: &Layout,
+        base: &Base,
+    ) -> Result<usize, MethodError> {
         self.check(variant, base)?;
         let (length, width) = (self.num_virtual_tokens, kv_width(base));
-        let all = 2 * base.dimensions.layers * width;
+        let all = 2 * layout.pairs * width;
         if !self.prefix_projection {
             return Ok(length * all);
         }
@@ -201,6 +343,34 @@ impl PrefixSettings {
 }
 
 impl PrefixTuningConfig {
+    fn layout(&self, variant: &Variant, base: &Base) -> Result<Layout, MethodError> {
+        let reach = Reach {
+            encoder: self.encoder_prefix,
+            cross: self.cross_prefix,
+        };
+        if reach != Reach::default() && base.dimensions.encoder_layers == 0 {
+            return Err(MethodError::NotApplicable {
+                method: variant.method,
+                model_type: base.dimensions.model_type.clone(),
+                reason:
+                    "`encoder_prefix` and `cross_prefix` are for encoder-decoders; leave them out"
+                        .to_owned(),
+            });
+        }
+        Layout::new(base, reach, self.num_layers).ok_or_else(|| {
+            let known = Layout::new(base, reach, None);
+            MethodError::Value {
+                method: variant.method,
+                key: "num_layers",
+                value: self.num_layers.unwrap_or_default().to_string(),
+                expected: format!(
+                    "the table of this model counts {}: leave it out",
+                    known.map_or(0, |layout| layout.counted)
+                ),
+            }
+        })
+    }
+
     /// As [`MethodConfig::build`].
     pub(crate) fn build_as(
         &self,
@@ -209,13 +379,23 @@ impl PrefixTuningConfig {
         parameters: &mut ParameterSet,
     ) -> Result<Box<dyn Method>, MethodError> {
         let zero = self.init_weights == Some(PrefixInit::Zero);
-        self.prefix.build(variant, zero, base, parameters)
+        let layout = self.layout(variant, base)?;
+        self.prefix
+            .build_with(variant, layout, zero, base, parameters)
+    }
+
+    /// As [`MethodConfig::count`].
+    pub(crate) fn count_as(&self, variant: &Variant, base: &Base) -> Result<usize, MethodError> {
+        let layout = self.layout(variant, base)?;
+        self.prefix.count_with(variant, &layout, base)
     }
 
     /// As [`MethodConfig::resolved`].
     pub(crate) fn resolved_as(&self, variant: &Variant, base: &Base) -> Self {
+        let layout = self.layout(variant, base);
         Self {
             prefix: self.prefix.resolved(variant, base),
+            num_layers: layout.map_or(self.num_layers, |layout| Some(layout.counted)),
             ..self.clone()
         }
     }
@@ -230,8 +410,27 @@ impl PrefixTuningConfig {
 
     /// As [`MethodConfig::computed`].
     pub(crate) fn computed_of(base: &Base) -> Map<String, Value> {
-        virtual_tokens::computed(base, base.dimensions.kv_heads, kv_width(base))
+        let stacks = if base.dimensions.encoder_layers > 0 {
+            2
+        } else {
+            1
+        };
+        Map::from_iter([
+            (
+                "num_attention_heads".to_owned(),
+                json!(base.dimensions.kv_heads),
+            ),
+            ("num_transformer_submodules".to_owned(), json!(stacks)),
+            ("token_dim".to_owned(), json!(kv_width(base))),
+        ])
     }
+
+    /// As [`MethodConfig::COMPUTED`].
+    pub(crate) const COMPUTED_KEYS: &'static [&'static str] = &[
+        "num_attention_heads",
+        "num_transformer_submodules",
+        "token_dim",
+    ];
 }
 
 impl MethodConfig for PrefixTuningConfig {
@@ -243,7 +442,7 @@ impl MethodConfig for PrefixTuningConfig {
     const KEYS: KeyStyle = KeyStyle::PromptLearning;
     const LEARNING_RATE: f64 = 3e-2;
     const MERGES: bool = false;
-    const COMPUTED: &'static [&'static str] = virtual_tokens::COMPUTED;
+    const COMPUTED: &'static [&'static str] = Self::COMPUTED_KEYS;
 
     fn starts_as_identity(&self) -> bool {
         false
@@ -253,6 +452,7 @@ impl MethodConfig for PrefixTuningConfig {
         vec![
             json!({}),
             json!({ "num_virtual_tokens": 4, "prefix_projection": true, "encoder_hidden_size": 5 }),
+            json!({ "num_virtual_tokens": 3, "encoder_prefix": true, "cross_prefix": true }),
         ]
     }
 
@@ -265,7 +465,7 @@ impl MethodConfig for PrefixTuningConfig {
     }
 
     fn count(&self, base: &Base) -> Result<usize, MethodError> {
-        self.prefix.count(&PREFIX_TUNING, base)
+        self.count_as(&PREFIX_TUNING, base)
     }
 
     fn resolved(&self, base: &Base) -> Self {
@@ -285,23 +485,25 @@ impl MethodConfig for PrefixTuningConfig {
     }
 }
 
-/// Keys and values for every layer.
+/// Keys and values for every attention of the layout.
 #[derive(Debug)]
 struct Prefixes {
     method: &'static str,
-    /// `[length, 2 · layers · kv_size]`, trained or derived.
+    /// `[length, 2 · pairs · kv_size]`, trained or derived.
     table: Param,
     length: usize,
-    layers: usize,
+    layout: Layout,
+    /// Of an encoder-decoder.
+    encoder_layers: usize,
     kv_size: usize,
     dropout: f64,
 }
 
 impl Prefixes {
-    /// Keys and values of a layer in one matrix, `[length, 2 · kv_size]`.
-    fn of_layer(&self, layer: usize) -> Tensor<2> {
+    /// Keys and values of a pair in one matrix, `[length, 2 · kv_size]`.
+    fn of_pair(&self, pair: usize) -> Tensor<2> {
         let size = 2 * self.kv_size;
-        self.table.get::<2>().narrow(1, layer * size, size)
+        self.table.get::<2>().narrow(1, pair * size, size)
     }
 
     /// Keys and values apart.
@@ -312,12 +514,13 @@ impl Prefixes {
 }
 
 impl Adapter for Prefixes {
-    fn prefix_length(&self) -> usize {
-        self.length
+    fn prefix_length(&self, decoder: bool) -> usize {
+        let first = if decoder { self.encoder_layers } else { 0 };
+        self.layout.own[first].map_or(0, |_| self.length)
     }
 
     fn prefix(&self, at: AttentionSite, _x: &Tensor<2>, cx: &ForwardContext<'_>) -> Option<Prefix> {
-        let both = self.of_layer(at.layer);
+        let both = self.of_pair(self.layout.pair(at)?);
         let count = cx.rows.count();
         let boundaries = (0..=count).map(|sequence| sequence * self.length);
         let rows = Sequences::new(boundaries.collect());
@@ -325,7 +528,11 @@ impl Adapter for Prefixes {
             Some(keys) => rows.with_keys(keys.to_vec()),
             None => rows,
         };
-        let Some(dropout) = Dropout::new(self.dropout, name_id("prefix") + at.layer as u64, &rows)
+        let place = match at.kind {
+            AttentionKind::Cross => "cross prefix",
+            AttentionKind::Encoder | AttentionKind::Decoder => "prefix",
+        };
+        let Some(dropout) = Dropout::new(self.dropout, name_id(place) + at.layer as u64, &rows)
         else {
             let [keys, values] = self.split(both);
             return Some(Prefix::Shared { keys, values });
@@ -341,13 +548,29 @@ impl Adapter for Prefixes {
     }
 
     fn uses(&self, hook: Hook<'_>) -> bool {
-        matches!(hook, Hook::Prefix(_))
+        matches!(hook, Hook::Prefix(at) if self.layout.pair(at).is_some())
     }
 }
 
 impl Method for Prefixes {
     fn stored(&self, _parameters: &ParameterSet) -> Vec<Stored> {
-        vec![Stored::of(&self.table)]
+        let values = self.layout.for_file(&self.table.to_vec(), 2 * self.kv_size);
+        let shape = [self.length, values.len() / self.length];
+        vec![Stored::f32(KEY, &shape, values)]
+    }
+
+    fn load(
+        &mut self,
+        _parameters: &ParameterSet,
+        file: &mut dyn StoredTensors,
+    ) -> Result<(), MethodError> {
+        let pairs = self.layout.pairs * if self.layout.spaced { 2 } else { 1 };
+        let shape = [self.length, 2 * pairs * self.kv_size];
+        if let Some(values) = file.take(KEY, &shape)? {
+            let values = self.layout.of_file(&values, 2 * self.kv_size);
+            self.table.set_values(values);
+        }
+        Ok(())
     }
 
     fn merged(&self, _name: &str, _base: &Base) -> Result<Option<Tensor<1>>, MethodError> {
@@ -358,6 +581,6 @@ impl Method for Prefixes {
     }
 
     fn changed(&self) -> usize {
-        2 * self.layers * self.length * self.kv_size
+        2 * self.layout.pairs * self.length * self.kv_size
     }
 }

@@ -40,6 +40,7 @@ type Architecture = (&'static str, usize);
 const BERT: Architecture = ("bert", 4);
 const GPT2: Architecture = ("gpt2", 4);
 const LLAMA: Architecture = ("llama", 2);
+const T5: Architecture = ("t5", 4);
 
 use Expect::{Loads, LoadsWhole, Refused, Unsupported};
 
@@ -105,27 +106,23 @@ const EXPECTED: &[(&str, Expect)] = &[
         "t5_lora",
         Refused(LLAMA, "target modules `v,q` match nothing"),
     ),
-    (
-        "t5_prefix",
-        Refused(GPT2, "`num_transformer_submodules` is 2"),
-    ),
-    (
-        "t5_prefixproj",
-        Refused(GPT2, "`num_transformer_submodules` is 2"),
-    ),
+    ("t5_prefix", Loads(T5)),
+    ("t5_prefixproj", Loads(T5)),
     (
         "t5_prompt",
         Refused(GPT2, "`num_transformer_submodules` is 2"),
     ),
 ];
 
-/// Keys of the file that differ by right: the version, what [`AdapterMetadata`] says, and the
-/// Python class that PEFT names where there is no task.
-const ASIDE: [&str; 4] = [
+/// Keys of the file that differ by right: the version, what [`AdapterMetadata`] says, the Python
+/// class that PEFT names where there is no task, and settings that PEFT lacks.
+const ASIDE: [&str; 6] = [
     "auto_mapping",
     "peft_version",
     "base_model_name_or_path",
     "prefix_dropout",
+    "encoder_prefix",
+    "cross_prefix",
 ];
 
 /// A file that leaves a setting out means PEFT's default (`make_defaults.py`).
@@ -344,6 +341,12 @@ fn small_model((model_type, key_heads): Architecture, adapter: &Value) -> Model 
         ("num_key_value_heads", key_heads),
         ("intermediate_size", 64),
         ("max_position_embeddings", 64),
+        // T5's names.
+        ("d_model", 32),
+        ("d_kv", 8),
+        ("d_ff", 64),
+        ("num_layers", 2),
+        ("num_heads", 4),
     ] {
         config[key] = size.into();
     }

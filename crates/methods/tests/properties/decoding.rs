@@ -6,7 +6,7 @@ use epiphyte_models::{Adapter, AdapterBatch, Cache, DecoderTokens, Entry, HeadKi
 use epiphyte_ops::Sequences;
 use serde_json::json;
 
-use crate::support::{IDS, case, distance, everywhere, model, perturb, to_vec};
+use crate::support::{IDS, case, chosen_method, distance, everywhere, model, perturb, to_vec};
 
 const SOURCE: [u32; 7] = [8, 3, 22, 14, 1, 17, 6];
 const TYPE_IDS: [u32; IDS.len()] = [0; IDS.len()];
@@ -56,7 +56,8 @@ fn cached_logits_are_those_of_the_whole_text() {
             false => assert!(difference < 1e-5, "{name}: {difference}"),
         }
     });
-    assert!(counts.iter().all(|count| count.get() > 10), "{counts:?}");
+    let enough = counts.iter().all(|count| count.get() > 10);
+    assert!(enough || chosen_method().is_some(), "{counts:?}");
 }
 
 /// Several texts of different lengths, one of them new, in one pass.

@@ -155,8 +155,8 @@ impl Adapter for NoPromises<'_> {
         self.0.attention(at, qkv, cx)
     }
 
-    fn prefix_length(&self) -> usize {
-        self.0.prefix_length()
+    fn prefix_length(&self, decoder: bool) -> usize {
+        self.0.prefix_length(decoder)
     }
 
     fn virtual_tokens(&self) -> usize {

@@ -238,10 +238,14 @@ pub(crate) fn case(method: &'static str, settings: Value) -> Case {
     Case { method, settings }
 }
 
-/// Every registered method, with each of its example settings; those of one method if the variable
-/// `EPIPHYTE_METHOD` names it, for whoever works on it.
+/// The method that the variable `EPIPHYTE_METHOD` names, for whoever works on it.
+pub(crate) fn chosen_method() -> Option<String> {
+    std::env::var("EPIPHYTE_METHOD").ok()
+}
+
+/// Every registered method, with each of its example settings, or those of [`chosen_method`].
 pub(crate) fn cases() -> Vec<Case> {
-    let chosen = std::env::var("EPIPHYTE_METHOD").ok();
+    let chosen = chosen_method();
     let is_chosen = |name: &str| chosen.as_deref().is_none_or(|chosen| chosen == name);
     let methods = METHODS.iter().filter(|method| is_chosen(method.name));
     let cases = methods.flat_map(|method| {

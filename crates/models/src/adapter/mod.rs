@@ -162,8 +162,9 @@ pub trait Adapter: Send + Sync {
         qkv
     }
 
-    /// How many positions a prefix takes before those of the tokens.
-    fn prefix_length(&self) -> usize {
+    /// How many positions a prefix takes before those of the tokens; `decoder` says whether these
+    /// are the inputs of an encoder-decoder's decoder.
+    fn prefix_length(&self, _decoder: bool) -> usize {
         0
     }
 

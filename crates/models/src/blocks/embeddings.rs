@@ -109,7 +109,7 @@ impl Embeddings {
             states = states + segments.look_up(&type_ids, entry, &rows);
         }
         if let Some(positions) = &self.positions {
-            let prefix = entry.adapter.prefix_length();
+            let prefix = entry.adapter.prefix_length(input.decoder);
             let at = positions.rows(input.ids, input.rows, &rows, prefix);
             states = states + positions.table.look_up(&at, entry, &rows);
         }

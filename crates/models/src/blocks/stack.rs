@@ -39,7 +39,10 @@ impl Backbone for Stack {
             decoder: false,
         };
         let (states, rows) = self.embeddings.forward(input, entry);
-        self.prepare(Hidden::new(states, rows), entry.adapter.prefix_length())
+        self.prepare(
+            Hidden::new(states, rows),
+            entry.adapter.prefix_length(false),
+        )
     }
 
     fn prepare(&self, hidden: Hidden, offset: usize) -> Hidden {

@@ -124,7 +124,7 @@ impl<'a> Text<'a> {
         let Some(cache) = self.cache.as_mut().filter(|_| self.source.is_none()) else {
             return;
         };
-        let added = adapter.virtual_tokens() + adapter.prefix_length();
+        let added = adapter.virtual_tokens() + adapter.prefix_length(false);
         let length = added + self.ids.len();
         let keeps = |read: usize| model.backbone().keeps_keys(read, length);
         if self.read > 0 && !keeps(added + self.read) {

@@ -118,9 +118,12 @@ pub(crate) fn longest_example(model: &Model, adapter: &dyn Adapter) -> Option<us
     Some(limit.saturating_sub(added_positions(adapter)))
 }
 
-/// The positions that an adapter takes in every sequence.
+/// The most positions that an adapter takes in a sequence.
 pub(crate) fn added_positions(adapter: &dyn Adapter) -> usize {
-    adapter.virtual_tokens() + adapter.prefix_length()
+    let prefix = adapter
+        .prefix_length(false)
+        .max(adapter.prefix_length(true));
+    adapter.virtual_tokens() + prefix
 }
 
 /// Checks that the model has an embedding for each token.

@@ -70,7 +70,7 @@ struct Spill {
 struct PositionOffset(usize);
 
 impl Adapter for PositionOffset {
-    fn prefix_length(&self) -> usize {
+    fn prefix_length(&self, _decoder: bool) -> usize {
         self.0
     }
 
@@ -136,7 +136,7 @@ impl ActivationCache {
     /// # Errors
     /// If the file cannot be read.
     pub(crate) fn states(&mut self, model: &Model, entry: &Entry<'_>) -> Result<Hidden, FileError> {
-        let (tokens, offset) = (entry.tokens, entry.adapter.prefix_length());
+        let (tokens, offset) = (entry.tokens, entry.adapter.prefix_length(false));
         let size = model.base().dimensions.hidden_size;
         let rows = |index: usize| tokens.sequences.range(&(index..index + 1));
         let keys: Vec<Vec<u32>> = (0..tokens.sequences.count())
