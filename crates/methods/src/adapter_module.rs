@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use burn::tensor::{Device, Gradients as Tape, Tensor};
-use epiphyte_models::adapter::AttentionSite;
+use epiphyte_models::adapter::{AttentionSite, Block};
 use epiphyte_models::{
     Adapter, Base, Embedded, ForwardContext, Hidden, Hook, LazyLinear, Site, StandIn, Sublayer,
 };
@@ -353,6 +353,16 @@ impl Adapter for AdapterModule {
         cx: &ForwardContext<'_>,
     ) -> Tensor<2> {
         self.method.sublayer(sublayer, output, cx)
+    }
+
+    fn after_block(
+        &self,
+        layer: usize,
+        block: Block,
+        states: Tensor<2>,
+        cx: &ForwardContext<'_>,
+    ) -> Tensor<2> {
+        self.method.after_block(layer, block, states, cx)
     }
 
     fn hidden(&self, layer: usize, hidden: Hidden, cx: &ForwardContext<'_>) -> Hidden {

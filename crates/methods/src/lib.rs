@@ -33,6 +33,7 @@ pub mod parts {
     pub mod bottleneck;
     pub mod delta;
     pub(crate) mod dense;
+    pub mod phm;
     pub mod replace;
     pub mod sparse;
     pub mod structural_pruning;
@@ -43,9 +44,15 @@ pub mod parts {
 
 /// Small networks and vectors added inside the layers.
 pub mod adapters {
+    pub mod adapter_plus;
+    pub mod compacter;
+    pub mod compacter_plus_plus;
     pub mod houlsby;
     pub mod ia3;
+    pub mod parallel;
     pub mod pfeiffer;
+    pub mod phm;
+    pub mod scaled_parallel;
 }
 
 /// Several methods in one.

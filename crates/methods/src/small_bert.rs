@@ -76,6 +76,7 @@ pub(crate) fn gradients(model: &Model, module: &AdapterModule) -> Vec<(String, V
     let loss = model.loss(&tokens, Targets::Classes(&[1, 0]), 0.0, module);
     let mut found = Gradients::new();
     module.collect(&mut found, &mut loss.unwrap().mean.backward());
+    found.pull_back_derived(module.parameters());
     module.track(false);
     let trained = module.parameters().trained();
     let of = |param| {

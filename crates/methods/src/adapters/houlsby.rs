@@ -16,15 +16,12 @@
 //! | file | `<module>.adapter_down.{weight,bias}`, `<module>.adapter_up.{weight,bias}`; each norm's tensors under their own names |
 //! | merges | no |
 
-use burn::tensor::Tensor;
-use epiphyte_models::adapter::Block;
-use epiphyte_models::{Adapter, Base, BaseTensor, ForwardContext, Hook, Role, StandIn, Sublayer};
-use epiphyte_ops::add;
+use epiphyte_models::{Base, Role};
 use serde_json::{Value, json};
 
 use crate::framework::method::{KeyStyle, Method, MethodConfig};
-use crate::parts::bottleneck::{Bottleneck, BottleneckConfig, InitWeights, Variant, not_mergeable};
-use crate::parts::replace::{self, Replaced};
+use crate::parts::bottleneck::{BottleneckConfig, InLayers, InitWeights, Placement, Variant};
+use crate::parts::replace;
 use crate::{MethodError, ParameterSet};
 
 crate::settings! {
@@ -48,7 +45,7 @@ const HOULSBY: Variant = Variant {
 
 impl HoulsbyConfig {
     fn trains(&self, base: &Base, name: &str) -> bool {
-        self.train_layer_norms && base.tensor(name).is_some_and(BaseTensor::is_norm)
+        self.train_layer_norms && self.bottlenecks.trains_norm(base, name)
     }
 }
 
@@ -71,6 +68,7 @@ impl MethodConfig for HoulsbyConfig {
         vec![
             json!({}),
             json!({ "bottleneck_dim": 3, "train_layer_norms": false, "init_weights": "mam_adapter" }),
+            json!({ "bottleneck_dim": 4, "leave_out": [0], "train_layer_norms": false }),
         ]
     }
 
@@ -80,12 +78,13 @@ impl MethodConfig for HoulsbyConfig {
         parameters: &mut ParameterSet,
     ) -> Result<Box<dyn Method>, MethodError> {
         let mut declare = |role| self.bottlenecks.declare(&HOULSBY, base, role, parameters);
-        Ok(Box::new(Houlsby {
-            attention: declare(Role::AttentionOutput)?,
-            feed_forward: declare(Role::FeedForwardOut)?,
-            norms: Replaced::new(base, parameters, |name| self.trains(base, name)),
-            changed: self.count(base)?,
-        }))
+        let attention = declare(Role::AttentionOutput)?;
+        let feed_forward = declare(Role::FeedForwardOut)?;
+        let count = self.count(base)?;
+        let adapters = InLayers::new(&HOULSBY, Placement::Sequential, feed_forward, count)
+            .with_attention(attention)
+            .with_norms(base, parameters, |name| self.trains(base, name));
+        Ok(Box::new(adapters))
     }
 
     fn count(&self, base: &Base) -> Result<usize, MethodError> {
@@ -93,7 +92,7 @@ impl MethodConfig for HoulsbyConfig {
             .bottlenecks
             .count(&HOULSBY, base.dimensions.hidden_size)?;
         let norms = replace::count(base, |name| self.trains(base, name));
-        Ok(2 * base.dimensions.layers * one + norms)
+        Ok(2 * self.bottlenecks.layers(&HOULSBY, base)? * one + norms)
     }
 
     fn resolved(&self, base: &Base) -> Self {
@@ -103,48 +102,5 @@ impl MethodConfig for HoulsbyConfig {
                 .resolved(&HOULSBY, base.dimensions.hidden_size),
             ..self.clone()
         }
-    }
-}
-
-/// Two bottlenecks a layer, and the model's norms.
-#[derive(Debug)]
-struct Houlsby {
-    attention: Vec<Bottleneck>,
-    feed_forward: Vec<Bottleneck>,
-    norms: Replaced,
-    changed: usize,
-}
-
-impl Adapter for Houlsby {
-    fn parameter(&self, name: &str) -> Option<StandIn> {
-        self.norms.parameter(name)
-    }
-
-    fn sublayer(
-        &self,
-        sublayer: &Sublayer<'_>,
-        output: Tensor<2>,
-        _cx: &ForwardContext<'_>,
-    ) -> Tensor<2> {
-        let bottlenecks = match sublayer.block {
-            Block::SelfAttention => &self.attention,
-            Block::FeedForward => &self.feed_forward,
-            Block::CrossAttention => return output,
-        };
-        add(output.clone(), bottlenecks[sublayer.layer].forward(output))
-    }
-
-    fn uses(&self, hook: Hook<'_>) -> bool {
-        matches!(hook, Hook::Sublayer(..)) || self.norms.uses(hook)
-    }
-}
-
-impl Method for Houlsby {
-    fn merged(&self, _name: &str, _base: &Base) -> Result<Option<Tensor<1>>, MethodError> {
-        Err(not_mergeable(HoulsbyConfig::NAME))
-    }
-
-    fn changed(&self) -> usize {
-        self.changed
     }
 }

@@ -17,13 +17,11 @@
 //! | file | `<module>.adapter_down.{weight,bias}`, `<module>.adapter_up.{weight,bias}` |
 //! | merges | no |
 
-use burn::tensor::Tensor;
-use epiphyte_models::adapter::Block;
-use epiphyte_models::{Adapter, Base, ForwardContext, Hook, Role, Sublayer};
+use epiphyte_models::{Base, Role};
 use serde_json::{Value, json};
 
 use crate::framework::method::{KeyStyle, Method, MethodConfig};
-use crate::parts::bottleneck::{Bottleneck, BottleneckConfig, InitWeights, Variant, not_mergeable};
+use crate::parts::bottleneck::{BottleneckConfig, InLayers, InitWeights, Placement, Variant};
 use crate::{MethodError, ParameterSet};
 
 crate::settings! {
@@ -66,22 +64,20 @@ impl MethodConfig for PfeifferConfig {
         base: &Base,
         parameters: &mut ParameterSet,
     ) -> Result<Box<dyn Method>, MethodError> {
-        Ok(Box::new(Pfeiffer {
-            feed_forward: self.bottlenecks.declare(
-                &PFEIFFER,
-                base,
-                Role::FeedForwardOut,
-                parameters,
-            )?,
-            changed: self.count(base)?,
-        }))
+        let role = Role::FeedForwardOut;
+        let feed_forward = self
+            .bottlenecks
+            .declare(&PFEIFFER, base, role, parameters)?;
+        let count = self.count(base)?;
+        let adapters = InLayers::new(&PFEIFFER, Placement::AroundNorm, feed_forward, count);
+        Ok(Box::new(adapters))
     }
 
     fn count(&self, base: &Base) -> Result<usize, MethodError> {
         let one = self
             .bottlenecks
             .count(&PFEIFFER, base.dimensions.hidden_size)?;
-        Ok(base.dimensions.layers * one)
+        Ok(self.bottlenecks.layers(&PFEIFFER, base)? * one)
     }
 
     fn resolved(&self, base: &Base) -> Self {
@@ -89,43 +85,5 @@ impl MethodConfig for PfeifferConfig {
         Self {
             bottlenecks: self.bottlenecks.resolved(&PFEIFFER, hidden_size),
         }
-    }
-}
-
-/// A bottleneck a layer.
-#[derive(Debug)]
-struct Pfeiffer {
-    feed_forward: Vec<Bottleneck>,
-    changed: usize,
-}
-
-impl Adapter for Pfeiffer {
-    fn sublayer(
-        &self,
-        sublayer: &Sublayer<'_>,
-        output: Tensor<2>,
-        _cx: &ForwardContext<'_>,
-    ) -> Tensor<2> {
-        match sublayer.block {
-            Block::SelfAttention | Block::CrossAttention => output,
-            Block::FeedForward => {
-                let z = (sublayer.add_residual)(output.clone());
-                output + self.feed_forward[sublayer.layer].forward(z)
-            }
-        }
-    }
-
-    fn uses(&self, hook: Hook<'_>) -> bool {
-        matches!(hook, Hook::Sublayer(_, Block::FeedForward))
-    }
-}
-
-impl Method for Pfeiffer {
-    fn merged(&self, _name: &str, _base: &Base) -> Result<Option<Tensor<1>>, MethodError> {
-        Err(not_mergeable(PfeifferConfig::NAME))
-    }
-
-    fn changed(&self) -> usize {
-        self.changed
     }
 }

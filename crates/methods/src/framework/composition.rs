@@ -1,7 +1,7 @@
 //! Several adapters as one, and several methods as one.
 
 use burn::tensor::Tensor;
-use epiphyte_models::adapter::AttentionSite;
+use epiphyte_models::adapter::{AttentionSite, Block};
 use epiphyte_models::{
     Adapter, Base, Embedded, ForwardContext, Hidden, Hook, LazyLinear, Site, StandIn, Sublayer,
 };
@@ -132,6 +132,18 @@ impl<L: Adapters> Adapter for Chain<L> {
     ) -> Tensor<2> {
         self.0.adapters().fold(output, |output, adapter| {
             adapter.sublayer(sublayer, output, cx)
+        })
+    }
+
+    fn after_block(
+        &self,
+        layer: usize,
+        block: Block,
+        states: Tensor<2>,
+        cx: &ForwardContext<'_>,
+    ) -> Tensor<2> {
+        self.0.adapters().fold(states, |states, adapter| {
+            adapter.after_block(layer, block, states, cx)
         })
     }
 

@@ -17,16 +17,14 @@
 //! | file | `prompt_embeddings` `[p, 2 L kv]`, `<module>.adapter_down.{weight,bias}`, `<module>.adapter_up.{weight,bias}` |
 //! | merges | no |
 
-use burn::tensor::Tensor;
-use epiphyte_models::adapter::Block;
-use epiphyte_models::{Adapter, Base, ForwardContext, Hook, Role, Sublayer};
+use epiphyte_models::{Base, Role};
 use serde_json::{Value, json};
 
 use crate::MethodError;
 use crate::framework::composition::Union;
 use crate::framework::method::{KeyStyle, Method, MethodConfig};
 use crate::framework::parameters::ParameterSet;
-use crate::parts::bottleneck::{self, Bottleneck, BottleneckConfig, InitWeights, not_mergeable};
+use crate::parts::bottleneck::{self, BottleneckConfig, InLayers, InitWeights, Placement, Scaling};
 use crate::soft_prompts::prefix_tuning::{self, PrefixSettings, Reach};
 
 crate::settings! {
@@ -64,8 +62,10 @@ const BOTTLENECKS: bottleneck::Variant = bottleneck::Variant {
 
 impl MamConfig {
     fn parallel_count(&self, base: &Base) -> Result<usize, MethodError> {
-        let hidden_size = base.dimensions.hidden_size;
-        Ok(base.dimensions.layers * self.bottlenecks.count(&BOTTLENECKS, hidden_size)?)
+        let one = self
+            .bottlenecks
+            .count(&BOTTLENECKS, base.dimensions.hidden_size)?;
+        Ok(self.bottlenecks.layers(&BOTTLENECKS, base)? * one)
     }
 
     fn parallel(
@@ -73,14 +73,15 @@ impl MamConfig {
         base: &Base,
         parameters: &mut ParameterSet,
     ) -> Result<Box<dyn Method>, MethodError> {
-        let feed_forward =
-            self.bottlenecks
-                .declare(&BOTTLENECKS, base, Role::FeedForwardOut, parameters)?;
-        Ok(Box::new(Parallel {
-            feed_forward,
-            scaling: self.scaling,
-            count: self.parallel_count(base)?,
-        }))
+        let declare = |slot: bottleneck::Slot<'_>| {
+            let scaling = Scaling::Fixed(self.scaling);
+            slot.declare(parameters).scaled(scaling)
+        };
+        let role = Role::FeedForwardOut;
+        let feed_forward = self.bottlenecks.each(&BOTTLENECKS, base, role, declare)?;
+        let count = self.parallel_count(base)?;
+        let adapters = InLayers::new(&BOTTLENECKS, Placement::Parallel, feed_forward, count);
+        Ok(Box::new(adapters))
     }
 }
 
@@ -143,48 +144,6 @@ impl MethodConfig for MamConfig {
             prefix: self.prefix.flat(),
             ..self.clone()
         }
-    }
-}
-
-/// A bottleneck in parallel to each layer's feed-forward: it reads what the feed-forward reads,
-/// normalized where the norm comes first, and `scaling` times its output is added to the
-/// feed-forward's, after dropout.
-#[derive(Debug)]
-struct Parallel {
-    feed_forward: Vec<Bottleneck>,
-    scaling: f64,
-    /// How many values the bottlenecks hold.
-    count: usize,
-}
-
-impl Adapter for Parallel {
-    fn sublayer(
-        &self,
-        sublayer: &Sublayer<'_>,
-        output: Tensor<2>,
-        _cx: &ForwardContext<'_>,
-    ) -> Tensor<2> {
-        match sublayer.block {
-            Block::SelfAttention | Block::CrossAttention => output,
-            Block::FeedForward => {
-                let bottleneck = &self.feed_forward[sublayer.layer];
-                output + bottleneck.forward(sublayer.input.clone()) * self.scaling
-            }
-        }
-    }
-
-    fn uses(&self, hook: Hook<'_>) -> bool {
-        matches!(hook, Hook::Sublayer(_, Block::FeedForward))
-    }
-}
-
-impl Method for Parallel {
-    fn merged(&self, _name: &str, _base: &Base) -> Result<Option<Tensor<1>>, MethodError> {
-        Err(not_mergeable(MamConfig::NAME))
-    }
-
-    fn changed(&self) -> usize {
-        self.count
     }
 }
 

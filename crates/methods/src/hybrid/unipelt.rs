@@ -29,10 +29,8 @@
 use std::collections::HashMap;
 
 use burn::tensor::{Tensor, activation};
-use epiphyte_models::adapter::{AttentionSite, Block};
-use epiphyte_models::{
-    Adapter, Base, ForwardContext, Hook, LazyLinear, LinearInfo, Role, Site, Sublayer,
-};
+use epiphyte_models::adapter::AttentionSite;
+use epiphyte_models::{Adapter, Base, ForwardContext, Hook, LazyLinear, LinearInfo, Role, Site};
 use epiphyte_ops::{Prefix, Sequences, Weight, add, expand_rows, fork, linear, mean_rows, rows};
 use serde_json::{Value, json};
 
@@ -40,7 +38,9 @@ use crate::MethodError;
 use crate::framework::composition::{BuildMember, Union};
 use crate::framework::method::{KeyStyle, Method, MethodConfig, Stored};
 use crate::framework::parameters::{Init, Param, ParameterSet};
-use crate::parts::bottleneck::{self, Bottleneck, BottleneckConfig, modules};
+use crate::parts::bottleneck::{
+    self, Bottleneck, BottleneckConfig, Branch, InLayers, Placement, Slot, modules,
+};
 use crate::parts::dense::Dense;
 use crate::reparametrized::lora::LoraConfig;
 use crate::soft_prompts::prefix_tuning::{self, PrefixSettings, Reach};
@@ -140,18 +140,25 @@ impl UniPeltConfig {
         parameters: &mut ParameterSet,
     ) -> Result<Box<dyn Method>, MethodError> {
         let role = Role::FeedForwardOut;
-        let bottlenecks = self
-            .bottlenecks
-            .declare(&BOTTLENECKS, base, role, parameters)?;
-        let gates = modules(base, role, Self::NAME)?
-            .into_iter()
-            .map(|module| Gate::declare(base, module, "adapter_gate", parameters));
-        let layers = bottlenecks.into_iter().zip(gates);
-        let layers: Vec<(Bottleneck, Gate)> = layers.collect();
-        Ok(Box::new(GatedPfeiffer {
-            count: parameters.count(),
+        let declare = |slot: Slot<'_>| GatedBottleneck {
+            bottleneck: slot.declare(parameters),
+            gate: Gate::declare(base, slot.module, "adapter_gate", parameters),
+        };
+        let layers = self.bottlenecks.each(&BOTTLENECKS, base, role, declare)?;
+        let (placement, count) = (Placement::AroundNorm, self.adapter_count(base)?);
+        Ok(Box::new(InLayers::new(
+            &BOTTLENECKS,
+            placement,
             layers,
-        }))
+            count,
+        )))
+    }
+
+    fn adapter_count(&self, base: &Base) -> Result<usize, MethodError> {
+        let hidden_size = base.dimensions.hidden_size;
+        let one =
+            self.bottlenecks.count(&BOTTLENECKS, hidden_size)? + Dense::count([1, hidden_size]);
+        Ok(self.bottlenecks.layers(&BOTTLENECKS, base)? * one)
     }
 }
 
@@ -203,8 +210,8 @@ impl MethodConfig for UniPeltConfig {
         let gate = Dense::count([1, hidden_size]);
         let lora = |it: &&LinearInfo| self.r * (it.inputs + it.outputs) + gate;
         let loras: usize = targets.iter().map(lora).sum();
-        let adapter = self.bottlenecks.count(&BOTTLENECKS, hidden_size)? + gate;
-        Ok(self.prefix.count(&PREFIX, base)? + layers * gate + loras + layers * adapter)
+        let adapters = self.adapter_count(base)?;
+        Ok(self.prefix.count(&PREFIX, base)? + layers * gate + loras + adapters)
     }
 
     fn resolved(&self, base: &Base) -> Self {
@@ -378,54 +385,22 @@ impl Method for GatedLoras {
     }
 }
 
-/// Pfeiffer's adapter in each layer, with its gate.
+/// Pfeiffer's adapter in one layer, with its gate.
 #[derive(Debug)]
-struct GatedPfeiffer {
-    layers: Vec<(Bottleneck, Gate)>,
-    /// How many values all of them hold.
-    count: usize,
+struct GatedBottleneck {
+    bottleneck: Bottleneck,
+    gate: Gate,
 }
 
-impl Adapter for GatedPfeiffer {
-    fn sublayer(
-        &self,
-        sublayer: &Sublayer<'_>,
-        output: Tensor<2>,
-        cx: &ForwardContext<'_>,
-    ) -> Tensor<2> {
-        match sublayer.block {
-            Block::SelfAttention | Block::CrossAttention => output,
-            Block::FeedForward => {
-                let z = (sublayer.add_residual)(output.clone());
-                let (bottleneck, gate) = &self.layers[sublayer.layer];
-                let gate = gate.of_tokens(z.clone(), cx.rows);
-                output + bottleneck.forward(z) * gate
-            }
-        }
-    }
-
-    fn uses(&self, hook: Hook<'_>) -> bool {
-        matches!(hook, Hook::Sublayer(_, Block::FeedForward))
-    }
-
-    /// The gate reads every row, also in the last layer.
-    fn mixes_rows(&self, layer: usize) -> bool {
-        layer < self.layers.len()
+impl Branch for GatedBottleneck {
+    fn branch(&self, z: Tensor<2>, cx: &ForwardContext<'_>) -> Tensor<2> {
+        let gate = self.gate.of_tokens(z.clone(), cx.rows);
+        self.bottleneck.forward(z) * gate
     }
 
     /// The gate is the mean of those of a sequence's rows.
-    fn reads_whole_sequences(&self) -> bool {
+    fn mixes_rows(&self) -> bool {
         true
-    }
-}
-
-impl Method for GatedPfeiffer {
-    fn merged(&self, _name: &str, _base: &Base) -> Result<Option<Tensor<1>>, MethodError> {
-        Err(not_mergeable())
-    }
-
-    fn changed(&self) -> usize {
-        self.count
     }
 }
 

@@ -28,6 +28,11 @@ impl Dense {
         }
     }
 
+    /// A layer of these tensors, `[out, in]` and `[out]`; the weight may be derived from others.
+    pub(crate) fn of(weight: Param, bias: Param) -> Self {
+        Self { weight, bias }
+    }
+
     /// # Shapes
     /// - `x`: `[rows, in]`
     /// - result: `[rows, out]`

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use burn::tensor::{Device, Tensor};
 use epiphyte_methods::file::{AdapterFile, AdapterMetadata, CONFIG_FILE, Provenance, save};
 use epiphyte_methods::{AdapterModule, METHODS, MethodError};
-use epiphyte_models::adapter::AttentionSite;
+use epiphyte_models::adapter::{AttentionSite, Block};
 use epiphyte_models::{
     Adapter, Embedded, ForwardContext, Hidden, Hook, Identity, LazyLinear, Site, StandIn, Sublayer,
 };
@@ -174,6 +174,16 @@ impl Adapter for NoPromises<'_> {
         cx: &ForwardContext<'_>,
     ) -> Tensor<2> {
         self.0.sublayer(sublayer, output, cx)
+    }
+
+    fn after_block(
+        &self,
+        layer: usize,
+        block: Block,
+        states: Tensor<2>,
+        cx: &ForwardContext<'_>,
+    ) -> Tensor<2> {
+        self.0.after_block(layer, block, states, cx)
     }
 
     fn hidden(&self, layer: usize, hidden: Hidden, cx: &ForwardContext<'_>) -> Hidden {

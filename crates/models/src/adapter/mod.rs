@@ -15,6 +15,7 @@
 //! | [`Adapter::attention`] | LeTS, methods that read or change queries, keys and values |
 //! | [`Adapter::prefix`] | prefix tuning, P-tuning v2 |
 //! | [`Adapter::sublayer`] | Houlsby, Pfeiffer, parallel adapters, Compacter, AdaMix |
+//! | [`Adapter::after_block`] | Adapter+ |
 //! | [`Adapter::hidden`] | side networks, Attention Fusion, ReFT |
 //! | [`Adapter::final_norm`] | side networks with a norm of their own |
 //!
@@ -97,7 +98,7 @@ pub enum Hook<'a> {
     Attention(AttentionSite),
     /// [`Adapter::prefix`] at this site.
     Prefix(AttentionSite),
-    /// [`Adapter::sublayer`] for this block of this layer.
+    /// [`Adapter::sublayer`] or [`Adapter::after_block`] for this block of this layer.
     Sublayer(usize, Block),
     /// [`Adapter::hidden`] before this layer; the number of layers stands for after the last.
     Hidden(usize),
@@ -193,6 +194,18 @@ pub trait Adapter: Send + Sync {
         _cx: &ForwardContext<'_>,
     ) -> Tensor<2> {
         output
+    }
+
+    /// The residual stream after a block was added to it and, where the norm comes after,
+    /// normalized, `[tokens, hidden]`.
+    fn after_block(
+        &self,
+        _layer: usize,
+        _block: Block,
+        states: Tensor<2>,
+        _cx: &ForwardContext<'_>,
+    ) -> Tensor<2> {
+        states
     }
 
     /// The states before layer `layer`, or, with the number of layers, after the last; may read or

@@ -42,7 +42,8 @@ impl Residual<'_> {
                 residual: &residual,
                 add_residual: &add_residual,
             };
-            add_residual(adapter.sublayer(&sublayer, output, cx))
+            let states = add_residual(adapter.sublayer(&sublayer, output, cx));
+            adapter.after_block(self.layer, self.block, states, cx)
         };
         batch.map(&hooks, [input, residual, output], rows, body)
     }
