@@ -1,4 +1,4 @@
-"""Write HF PEFT's default of every setting of the methods that `epiphyte` shares with it.
+"""Write HF PEFT's default of every setting of every method.
 
     python tests/parity/make_defaults.py
 
@@ -9,16 +9,9 @@ import dataclasses
 import json
 from pathlib import Path
 
-import peft
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 
-CONFIGS = {
-    "LORA": peft.LoraConfig,
-    "ADALORA": peft.AdaLoraConfig,
-    "VERA": peft.VeraConfig,
-    "IA3": peft.IA3Config,
-    "PROMPT_TUNING": peft.PromptTuningConfig,
-    "PREFIX_TUNING": peft.PrefixTuningConfig,
-}
+CONFIGS = {kind.value: config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
 
 
 def plain(value):

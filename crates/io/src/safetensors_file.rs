@@ -11,6 +11,7 @@
 //! Metadata is written in the order given, so equal input means equal bytes; crate `safetensors`
 //! takes a `HashMap` there, which does not promise it.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::{self, Write};
@@ -113,10 +114,8 @@ pub enum Values<'a> {
     F32(Box<dyn FnOnce() -> Vec<f32> + 'a>),
     /// The same, rounded to this type when written: F32, F16, BF16 or F64.
     Rounded(Dtype, Box<dyn FnOnce() -> Vec<f32> + 'a>),
-    /// 32-bit integers.
-    I32(Vec<i32>),
     /// The bytes as they are, of this type.
-    Bytes(Dtype, &'a [u8]),
+    Bytes(Dtype, Cow<'a, [u8]>),
 }
 
 /// Writes tensors of any of these types, each a name, a shape and its values, as [`write_f32`].
@@ -190,9 +189,7 @@ pub fn prepare_values<'a, N: AsRef<str>>(
                         _ => write_elements(&values, |value| value.to_le_bytes(), file),
                     }
                 }
-                Values::I32(values) if values.len() != count => wrong_count(values.len()),
-                Values::I32(values) => write_elements(&values, |value| value.to_le_bytes(), file),
-                Values::Bytes(_, bytes) => file.write_all(bytes),
+                Values::Bytes(_, bytes) => file.write_all(&bytes),
             }
         },
     )
@@ -204,7 +201,6 @@ impl Values<'_> {
         match self {
             Self::Rounded(dtype @ (Dtype::F16 | Dtype::BF16 | Dtype::F64), _) => *dtype,
             Self::F32(_) | Self::Rounded(..) => Dtype::F32,
-            Self::I32(_) => Dtype::I32,
             Self::Bytes(dtype, _) => *dtype,
         }
     }

@@ -45,6 +45,7 @@ pub mod parts {
 /// Small networks and vectors added inside the layers.
 pub mod adapters {
     pub mod adapter_plus;
+    pub mod beft;
     pub mod compacter;
     pub mod compacter_plus_plus;
     pub mod houlsby;
@@ -81,7 +82,12 @@ pub mod selective {
 pub mod reparametrized {
     pub mod adalora;
     pub mod dora;
+    pub mod glora;
+    pub mod gralora;
+    pub mod hira;
     pub mod lora;
+    pub mod peanut;
+    pub mod super_tuning;
     pub mod vera;
 }
 
@@ -105,8 +111,8 @@ pub use framework::calibration::{CalibrationData, Each};
 pub use framework::composition::{Adapters, Chain, Member, Union};
 pub use framework::gradients::Gradients;
 pub use framework::method::{
-    KeyStyle, Method, MethodConfig, OptimizerState, Stage, StepInfo, Stored, StoredTensors,
-    StoredValues,
+    IntegerType, KeyStyle, Method, MethodConfig, OptimizerState, Stage, StepInfo, Stored,
+    StoredTensors, StoredValues,
 };
 pub use framework::parameters::{Init, Param, ParamGroup, ParamId, ParamKind, ParameterSet};
 pub use framework::settings::{Flag, FlagKind, Settings};

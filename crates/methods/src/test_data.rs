@@ -120,9 +120,27 @@ impl StoredTensors for StoredList {
     fn take_indices(&mut self, key: &str) -> Result<Option<Vec<i32>>, MethodError> {
         match self.remove(key) {
             Some(Stored {
-                values: StoredValues::I32(values),
+                values: StoredValues::Integers(_, values),
                 ..
-            }) => Ok(Some(values)),
+            }) => Ok(Some(values.into_iter().map(|value| value as i32).collect())),
+            other => panic!("{key}: {other:?}"),
+        }
+    }
+
+    fn take_integers(
+        &mut self,
+        key: &str,
+        shape: &[usize],
+    ) -> Result<Option<Vec<i64>>, MethodError> {
+        match self.remove(key) {
+            Some(Stored {
+                shape: found,
+                values: StoredValues::Integers(_, values),
+                ..
+            }) => {
+                assert_eq!(found, shape, "{key}");
+                Ok(Some(values))
+            }
             other => panic!("{key}: {other:?}"),
         }
     }

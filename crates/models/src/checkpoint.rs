@@ -494,6 +494,18 @@ impl TensorView<'_> {
         (self.dtype == Dtype::I32).then(|| elements(self.bytes, i32::from_le_bytes))
     }
 
+    /// The elements as integers; none for types other than U8, I16, I32 and I64.
+    pub fn to_integers(&self) -> Option<Vec<i64>> {
+        let bytes = self.bytes;
+        Some(match self.dtype {
+            Dtype::U8 => bytes.iter().map(|&byte| i64::from(byte)).collect(),
+            Dtype::I16 => elements(bytes, |b| i64::from(i16::from_le_bytes(b))),
+            Dtype::I32 => elements(bytes, |b| i64::from(i32::from_le_bytes(b))),
+            Dtype::I64 => elements(bytes, i64::from_le_bytes),
+            _ => return None,
+        })
+    }
+
     /// Whether [`TensorView::to_f32`] and [`TensorView::to_bf16`] can read this tensor.
     pub fn is_float(&self) -> bool {
         matches!(

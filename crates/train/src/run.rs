@@ -506,7 +506,7 @@ fn check_finite(module: &AdapterModule) -> Result<(), TrainError> {
     let stored = module.stored().into_iter().chain(module.stored_head());
     let finite = |values: &StoredValues| match values {
         StoredValues::F32(values) => values.iter().all(|value| value.is_finite()),
-        StoredValues::I32(_) => true,
+        StoredValues::Integers(..) => true,
     };
     match stored.into_iter().find(|stored| !finite(&stored.values)) {
         None => Ok(()),

@@ -75,6 +75,25 @@ impl StoredTensors for Prefixed<'_, '_> {
         }
         Ok(indices)
     }
+
+    fn take_integers(
+        &mut self,
+        key: &str,
+        shape: &[usize],
+    ) -> Result<Option<Vec<i64>>, MethodError> {
+        let mut matcher = self.matcher.borrow_mut();
+        let Some(name) = matcher.find((self.prefix)(key), key) else {
+            return Ok(None);
+        };
+        let view = matcher.checkpoint.tensor(&name);
+        let fits = view.filter(|view| view.shape == shape);
+        let integers = fits.as_ref().and_then(TensorView::to_integers);
+        if integers.is_none() {
+            let problem = format!("{name}, expected integers of shape {shape:?}");
+            matcher.misshapen.push(problem);
+        }
+        Ok(integers)
+    }
 }
 
 impl StoredTensors for Whole<'_, '_> {
@@ -112,6 +131,14 @@ impl StoredTensors for Whole<'_, '_> {
     }
 
     fn take_indices(&mut self, _key: &str) -> Result<Option<Vec<i32>>, MethodError> {
+        Ok(None)
+    }
+
+    fn take_integers(
+        &mut self,
+        _key: &str,
+        _shape: &[usize],
+    ) -> Result<Option<Vec<i64>>, MethodError> {
         Ok(None)
     }
 }

@@ -106,10 +106,7 @@ pub(super) fn tensors_sha256(tensors: &Tensors) -> String {
                 Dtype::F32,
                 values.iter().flat_map(|it| it.to_le_bytes()).collect(),
             ),
-            StoredValues::I32(values) => (
-                Dtype::I32,
-                values.iter().flat_map(|it| it.to_le_bytes()).collect(),
-            ),
+            StoredValues::Integers(kind, values) => kind.bytes(values),
         };
         let (shape, bytes) = (shape.as_slice(), bytes.as_slice());
         hash.add(
@@ -131,7 +128,10 @@ pub(super) fn to_write(
     tensors.into_iter().map(|(name, shape, values)| {
         let values = match values {
             StoredValues::F32(values) => Values::F32(Box::new(|| values)),
-            StoredValues::I32(values) => Values::I32(values),
+            StoredValues::Integers(kind, values) => {
+                let (dtype, bytes) = kind.bytes(&values);
+                Values::Bytes(dtype, bytes.into())
+            }
         };
         (name, shape, values)
     })

@@ -4,6 +4,7 @@ use std::fmt::Debug;
 
 use burn::tensor::Tensor;
 use epiphyte_models::{Adapter, Base};
+use safetensors::Dtype;
 use serde_json::{Map, Value};
 
 use crate::framework::calibration::CalibrationData;
@@ -197,8 +198,40 @@ pub struct Stored {
 pub enum StoredValues {
     /// 32-bit floating point.
     F32(Vec<f32>),
-    /// 32-bit integers: indices.
-    I32(Vec<i32>),
+    /// Integers: indices.
+    Integers(IntegerType, Vec<i64>),
+}
+
+/// How integers are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IntegerType {
+    /// 8 bits without sign.
+    U8,
+    /// 16 bits.
+    I16,
+    /// 32 bits.
+    I32,
+    /// 64 bits.
+    I64,
+}
+
+impl IntegerType {
+    /// The type's name in a file, and the little-endian bytes of these values.
+    pub fn bytes(self, values: &[i64]) -> (Dtype, Vec<u8>) {
+        let values = values.iter().copied();
+        match self {
+            Self::U8 => (Dtype::U8, values.map(|value| value as u8).collect()),
+            Self::I16 => {
+                let bytes = values.flat_map(|value| (value as i16).to_le_bytes());
+                (Dtype::I16, bytes.collect())
+            }
+            Self::I32 => {
+                let bytes = values.flat_map(|value| (value as i32).to_le_bytes());
+                (Dtype::I32, bytes.collect())
+            }
+            Self::I64 => (Dtype::I64, values.flat_map(i64::to_le_bytes).collect()),
+        }
+    }
 }
 
 impl StoredValues {
@@ -206,7 +239,7 @@ impl StoredValues {
     pub fn len(&self) -> usize {
         match self {
             Self::F32(values) => values.len(),
-            Self::I32(values) => values.len(),
+            Self::Integers(_, values) => values.len(),
         }
     }
 
@@ -231,12 +264,24 @@ impl Stored {
         }
     }
 
-    /// Indices under a key.
+    /// A vector of indices under a key.
     pub fn i32(key: impl Into<String>, values: Vec<i32>) -> Self {
+        let shape = [values.len()];
+        let values = values.into_iter().map(i64::from).collect();
+        Self::integers(key, &shape, IntegerType::I32, values)
+    }
+
+    /// Integers under a key.
+    pub fn integers(
+        key: impl Into<String>,
+        shape: &[usize],
+        kind: IntegerType,
+        values: Vec<i64>,
+    ) -> Self {
         Self {
             key: key.into(),
-            shape: vec![values.len()],
-            values: StoredValues::I32(values),
+            shape: shape.to_vec(),
+            values: StoredValues::Integers(kind, values),
         }
     }
 }
@@ -260,13 +305,24 @@ pub trait StoredTensors {
     /// # Errors
     /// If the file cannot be read.
     fn take_indices(&mut self, key: &str) -> Result<Option<Vec<i32>>, MethodError>;
+
+    /// Takes a tensor of integers of any type, of this shape, row-major.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    fn take_integers(
+        &mut self,
+        key: &str,
+        shape: &[usize],
+    ) -> Result<Option<Vec<i64>>, MethodError>;
 }
 
 /// How keys of an adapter's file begin (HF PEFT's rules).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyStyle {
     /// `base_model.model.<path>.<parameter>`, the task's head likewise; a tensor of the whole
-    /// model, whose key has no path, under `base_model.<parameter>`.
+    /// model, whose key has no path, under `base_model.<parameter>`. A key that begins with
+    /// `base_model.` stays as it is.
     WeightSpace,
     /// Bare names; the task's head under `base_model.<path>`.
     PromptLearning,
@@ -276,6 +332,7 @@ impl KeyStyle {
     /// What stands before one of the method's own keys.
     pub fn prefix(self, key: &str) -> &'static str {
         match self {
+            Self::WeightSpace if key.starts_with("base_model.") => "",
             Self::WeightSpace if key.contains('.') => "base_model.model.",
             Self::WeightSpace => "base_model.",
             Self::PromptLearning => "",

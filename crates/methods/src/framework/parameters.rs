@@ -46,6 +46,16 @@ pub enum Init {
     Computed(Arc<dyn Fn() -> Vec<f32> + Send + Sync>),
 }
 
+impl Init {
+    /// Uniform in `±1/√fan_in`: PyTorch's `kaiming_uniform_(a=√5)`, with which its linear layers
+    /// start.
+    pub fn kaiming(fan_in: usize) -> Self {
+        Self::Uniform {
+            bound: 1.0 / (fan_in as f64).sqrt(),
+        }
+    }
+}
+
 impl fmt::Debug for Init {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -4,7 +4,7 @@
 //! written here once over it; a method's own file holds the equation, the parameters and nothing
 //! else. Where the change is a matrix that is added to the weight, a [`Change`] says which.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 use burn::tensor::Tensor;
@@ -13,7 +13,8 @@ use epiphyte_models::{
 };
 use epiphyte_ops::{Dropout, FrozenMatrix, Weight, add, linear};
 
-use crate::{Method, MethodError};
+use crate::framework::method::{Stored, StoredTensors, load_stored};
+use crate::{Method, MethodError, ParameterSet};
 
 /// The change of one linear layer.
 pub trait Delta: Debug + Send + Sync {
@@ -38,6 +39,24 @@ pub trait Delta: Debug + Send + Sync {
 
     /// Whether [`Delta::bias`] does anything.
     const CHANGES_BIAS: bool = false;
+
+    /// How many values of the weight it changes.
+    fn changed(&self, linear: &LinearInfo) -> usize {
+        linear.inputs * linear.outputs
+    }
+
+    /// What the file holds of it that is no parameter.
+    fn stored(&self) -> Vec<Stored> {
+        Vec::new()
+    }
+
+    /// Takes back what [`Delta::stored`] gave.
+    ///
+    /// # Errors
+    /// If a tensor is missing or has another shape.
+    fn load(&mut self, _file: &mut dyn StoredTensors) -> Result<(), MethodError> {
+        Ok(())
+    }
 }
 
 /// A [`Delta`] that adds a matrix to the weight: `y = x Wᵀ + b + d(x) ΔWᵀ`, with dropout d.
@@ -56,6 +75,24 @@ pub trait Change: Debug + Send + Sync {
         let x = dropped(&product, dropout);
         let change = linear(x, &Weight::Trained(self.matrix()), None);
         add(product.compute(), change)
+    }
+
+    /// As [`Delta::changed`].
+    fn changed(&self, linear: &LinearInfo) -> usize {
+        linear.inputs * linear.outputs
+    }
+
+    /// As [`Delta::stored`].
+    fn stored(&self) -> Vec<Stored> {
+        Vec::new()
+    }
+
+    /// As [`Delta::load`].
+    ///
+    /// # Errors
+    /// As there.
+    fn load(&mut self, _file: &mut dyn StoredTensors) -> Result<(), MethodError> {
+        Ok(())
     }
 }
 
@@ -77,6 +114,18 @@ impl<C: Change> Delta for C {
     fn weight(&self, weight: Tensor<2>) -> Tensor<2> {
         weight + self.matrix().inner()
     }
+
+    fn changed(&self, linear: &LinearInfo) -> usize {
+        Change::changed(self, linear)
+    }
+
+    fn stored(&self) -> Vec<Stored> {
+        Change::stored(self)
+    }
+
+    fn load(&mut self, file: &mut dyn StoredTensors) -> Result<(), MethodError> {
+        Change::load(self, file)
+    }
 }
 
 /// The base's own weight of a linear layer, `[out, in]`, for changes that are computed from it.
@@ -89,7 +138,7 @@ pub fn frozen_weight(base: &Base, linear: &LinearInfo) -> FrozenMatrix {
 /// A [`Delta`] for each of the chosen linear layers.
 #[derive(Debug)]
 pub struct Deltas<D> {
-    by_path: HashMap<String, D>,
+    by_path: BTreeMap<String, D>,
     first_layer: usize,
     changed: usize,
 }
@@ -101,7 +150,7 @@ impl<D: Delta> Deltas<D> {
         let by_path = targets
             .into_iter()
             .map(|(linear, delta)| {
-                changed += linear.inputs * linear.outputs;
+                changed += delta.changed(linear);
                 let weight = format!("{}.weight", linear.site.path);
                 first_layer = first_layer.min(base.first_layer_of(&weight));
                 if D::CHANGES_BIAS && linear.bias {
@@ -159,5 +208,24 @@ impl<D: Delta> Method for Deltas<D> {
 
     fn changed(&self) -> usize {
         self.changed
+    }
+
+    fn stored(&self, parameters: &ParameterSet) -> Vec<Stored> {
+        let of_deltas = self.by_path.values().flat_map(Delta::stored);
+        parameters
+            .stored()
+            .map(Stored::of)
+            .chain(of_deltas)
+            .collect()
+    }
+
+    fn load(
+        &mut self,
+        parameters: &ParameterSet,
+        file: &mut dyn StoredTensors,
+    ) -> Result<(), MethodError> {
+        load_stored(parameters, file)?;
+        let mut deltas = self.by_path.values_mut();
+        deltas.try_for_each(|delta| delta.load(file))
     }
 }

@@ -528,10 +528,10 @@ mod tests {
         let (mut sparse, parameters) = masked();
         train(&mut sparse, &parameters);
         let mut stored = sparse.stored(&parameters);
-        let count = parameters.trained().nth(1).unwrap().count() as i32;
+        let count = parameters.trained().nth(1).unwrap().count() as i64;
         for wrong in [count, -1] {
             let last = stored[0].values.len() - 1;
-            let crate::StoredValues::I32(indices) = &mut stored[0].values else {
+            let crate::StoredValues::Integers(_, indices) = &mut stored[0].values else {
                 panic!("indices come first")
             };
             indices[last] = wrong;

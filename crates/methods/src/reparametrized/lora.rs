@@ -58,6 +58,14 @@ pub(crate) fn alpha<S: serde::Serializer>(alpha: &f64, serializer: S) -> Result<
     written(*alpha).serialize(serializer)
 }
 
+/// The same of an alpha that may not be given.
+pub(crate) fn optional_alpha<S: serde::Serializer>(
+    alpha: &Option<f64>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    alpha.map(written).serialize(serializer)
+}
+
 fn alphas<S: serde::Serializer>(
     alphas: &IndexMap<String, f64>,
     serializer: S,

@@ -124,7 +124,7 @@ fn objective(model: &Model, batch: &Batch, module: &AdapterModule) -> Tensor<1> 
 fn first_stored(module: &AdapterModule) -> Vec<f32> {
     match module.stored().remove(0).values {
         StoredValues::F32(values) => values,
-        StoredValues::I32(values) => panic!("{} indices", values.len()),
+        StoredValues::Integers(_, values) => panic!("{} indices", values.len()),
     }
 }
 

@@ -87,6 +87,10 @@ const EXPECTED: &[(&str, Expect)] = &[
     ("gpt2_prefix", Loads(GPT2)),
     ("gpt2_prefixproj", Loads(GPT2)),
     ("gpt2_prompt", Loads(GPT2)),
+    ("llama_beft", Loads(LLAMA)),
+    ("llama_glora", Loads(LLAMA)),
+    ("llama_gralora", Loads(LLAMA)),
+    ("llama_hira", Loads(LLAMA)),
     ("llama_lora_alllinear", Loads(LLAMA)),
     (
         "llama_lora_embtarget",
@@ -99,9 +103,11 @@ const EXPECTED: &[(&str, Expect)] = &[
     ("llama_lora_tti", LoadsWhole(LLAMA)),
     ("llama_lora_two", Loads(LLAMA)),
     ("llama_lora_two/second", Loads(LLAMA)),
+    ("llama_peanut", Loads(LLAMA)),
     ("llama_prefix", Loads(LLAMA)),
     ("llama_prefixproj", Loads(LLAMA)),
     ("llama_prompt", Loads(LLAMA)),
+    ("llama_supertuning", Loads(LLAMA)),
     (
         "t5_lora",
         Refused(LLAMA, "target modules `v,q` match nothing"),

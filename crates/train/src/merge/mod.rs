@@ -461,7 +461,7 @@ fn write_tensors(
                     values.expect("weights are f32 and can be read")
                 }),
             ),
-            (None, Some(view), _) if view.dtype == dtype => Values::Bytes(dtype, view.bytes),
+            (None, Some(view), _) if view.dtype == dtype => Values::Bytes(dtype, view.bytes.into()),
             (None, Some(view), _) => Values::Rounded(
                 dtype,
                 Box::new(move || view.to_f32().expect("the type was checked")),

@@ -125,7 +125,10 @@ impl RunState {
         let method = module.state().into_iter().map(|stored| {
             let values = match stored.values {
                 StoredValues::F32(values) => Values::F32(Box::new(|| values)),
-                StoredValues::I32(values) => Values::I32(values),
+                StoredValues::Integers(kind, values) => {
+                    let (dtype, bytes) = kind.bytes(&values);
+                    Values::Bytes(dtype, bytes.into())
+                }
             };
             (format!("{METHOD}{}", stored.key), stored.shape, values)
         });
@@ -241,5 +244,15 @@ impl StoredTensors for MethodState<'_> {
     fn take_indices(&mut self, key: &str) -> Result<Option<Vec<i32>>, MethodError> {
         let view = self.0.tensor(&format!("{METHOD}{key}"));
         Ok(view.as_ref().and_then(TensorView::to_i32))
+    }
+
+    fn take_integers(
+        &mut self,
+        key: &str,
+        shape: &[usize],
+    ) -> Result<Option<Vec<i64>>, MethodError> {
+        let view = self.0.tensor(&format!("{METHOD}{key}"));
+        let view = view.filter(|view| view.shape == shape);
+        Ok(view.as_ref().and_then(TensorView::to_integers))
     }
 }
