@@ -37,6 +37,7 @@ mod load;
 mod mapped_file;
 mod model;
 pub mod rope;
+pub mod shapes;
 mod tokens;
 
 pub use adapter::{

@@ -3,6 +3,8 @@
 use std::fs;
 use std::process::Command;
 
+use epiphyte::methods::METHODS;
+
 use crate::workplace::Workplace;
 
 #[test]
@@ -140,4 +142,54 @@ fn doctor_says_that_a_device_is_not_there() {
         errors.contains("--device rocm: this build has cpu"),
         "{errors}"
     );
+}
+
+/// Counts of the literature, from shapes alone.
+#[test]
+fn shapes_say_what_methods_would_train() {
+    let here = Workplace::new();
+    let all = here.json("inspect --shape llama-7b");
+    assert_eq!(all["base_parameters"], 6_738_415_616_u64);
+    assert_eq!(all["methods"].as_array().unwrap().len(), METHODS.len());
+    for (shape, flags, trainable, stored) in [
+        ("bert-base-uncased", "lora --rank 8", 294_912, Some(294_912)),
+        (
+            "bert-base-uncased",
+            "houlsby --train-layer-norms false",
+            2_379_264,
+            Some(2_379_264),
+        ),
+        (
+            "bert-base-uncased",
+            "prefix-tuning --num-virtual-tokens 10",
+            184_320,
+            Some(184_320),
+        ),
+        ("bert-base-uncased", "mam", 22_493_984, Some(7_644_672)),
+        (
+            "roberta-large",
+            "ia3 --target-modules key,value,output.dense",
+            147_456 + 24 * 1024,
+            None,
+        ),
+        (
+            "llama-7b",
+            "houlsby --train-layer-norms false",
+            33_820_672,
+            None,
+        ),
+        ("llama-7b", "ia3", 614_400, None),
+        ("llama-3-8b", "prefix-tuning", 1_310_720, None),
+    ] {
+        let one = here.json(&format!("inspect --shape {shape} --method {flags}"));
+        let method = &one["methods"][0];
+        assert_eq!(method["trainable_parameters"], trainable, "{shape} {flags}");
+        if let Some(stored) = stored {
+            assert_eq!(method["stored_parameters"], stored, "{shape} {flags}");
+        }
+    }
+    let unknown = here.fail(2, "inspect --shape llama-9000b");
+    assert!(unknown.contains("bert-base-uncased"), "{unknown}");
+    let without = here.fail(2, "inspect adapter --rank 8");
+    assert!(without.contains("--shape"), "{without}");
 }

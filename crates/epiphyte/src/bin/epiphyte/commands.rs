@@ -10,5 +10,6 @@ pub(crate) mod merge;
 pub(crate) mod methods;
 pub(crate) mod predict;
 pub(crate) mod quickstart;
+mod shape;
 pub(crate) mod shell;
 pub(crate) mod train;

@@ -44,6 +44,21 @@ const NO_TABLES: &str = "is a table, but the file has none: a method's settings 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct GivenFlags(BTreeMap<&'static str, String>);
 
+impl GivenFlags {
+    /// The names of the flags.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &'static str> {
+        self.0.keys().copied()
+    }
+
+    /// What was given of these flags of a run and of the methods' flags.
+    fn of(run: impl Iterator<Item = &'static Flag>, matches: &ArgMatches) -> Self {
+        let all = run.chain(method_flags().into_iter().map(|owners| owners[0].1));
+        let given =
+            all.filter_map(|flag| Some((flag.flag, matches.get_one::<String>(flag.flag)?.clone())));
+        Self(given.collect())
+    }
+}
+
 impl clap::Args for GivenFlags {
     fn augment_args(mut command: Command) -> Command {
         let defaults = serde_json::to_value(RunConfig::default());
@@ -57,20 +72,7 @@ impl clap::Args for GivenFlags {
             command =
                 command.arg(argument(flag, with_default(flag, defaults)).help_heading(heading));
         }
-        let shown = method_of_help(std::env::args());
-        for owners in method_flags() {
-            let own = shown.and_then(|shown| owners.iter().find(|(it, _)| it.name == shown.name));
-            let (flag, help) = match own {
-                Some((method, flag)) => (flag, with_default(flag, &(method.defaults)())),
-                None => (
-                    &owners[0].1,
-                    format!("{}{}", owners[0].1.help, of_owners(&owners)),
-                ),
-            };
-            let argument = argument(flag, help).help_heading("Settings of the method");
-            command = command.arg(argument.hide(shown.is_some() && own.is_none()));
-        }
-        command
+        with_method_flags(command)
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -80,17 +82,66 @@ impl clap::Args for GivenFlags {
 
 impl clap::FromArgMatches for GivenFlags {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let methods = method_flags().into_iter().map(|owners| owners[0].1);
-        let all = RunConfig::FLAGS.iter().chain(methods);
-        let given =
-            all.filter_map(|flag| Some((flag.flag, matches.get_one::<String>(flag.flag)?.clone())));
-        Ok(Self(given.collect()))
+        Ok(Self::of(RunConfig::FLAGS.iter(), matches))
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
         *self = Self::from_arg_matches(matches)?;
         Ok(())
     }
+}
+
+/// The task, the method and its settings, for commands that need nothing else of a run.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct MethodFlags(pub(crate) GivenFlags);
+
+impl MethodFlags {
+    /// The flags of a run that belong to it.
+    fn of_run() -> impl Iterator<Item = &'static Flag> {
+        let flags = RunConfig::FLAGS.iter();
+        flags.filter(|flag| flag.flag == "task" || flag.flag == "method")
+    }
+}
+
+impl clap::Args for MethodFlags {
+    fn augment_args(command: Command) -> Command {
+        let command = Self::of_run().fold(command, |command, flag| {
+            command.arg(argument(flag, flag.help.to_owned()))
+        });
+        with_method_flags(command)
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl clap::FromArgMatches for MethodFlags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        Ok(Self(GivenFlags::of(Self::of_run(), matches)))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+/// Adds the flags of all methods; help shows those of the method on the command line.
+fn with_method_flags(command: Command) -> Command {
+    let shown = method_of_help(std::env::args());
+    method_flags().into_iter().fold(command, |command, owners| {
+        let own = shown.and_then(|shown| owners.iter().find(|(it, _)| it.name == shown.name));
+        let (flag, help) = match own {
+            Some((method, flag)) => (flag, with_default(flag, &(method.defaults)())),
+            None => (
+                &owners[0].1,
+                format!("{}{}", owners[0].1.help, of_owners(&owners)),
+            ),
+        };
+        let argument = argument(flag, help).help_heading("Settings of the method");
+        command.arg(argument.hide(shown.is_some() && own.is_none()))
+    })
 }
 
 /// A flag of a method's, as the method declares it.

@@ -16,6 +16,7 @@ use epiphyte::train::WithoutHead;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::shape;
 use crate::data_arguments::{classification_head, is_weight_of, spec_of_adapter};
 use crate::failure::UsageError;
 use crate::global::Global;
@@ -26,27 +27,34 @@ pub(crate) const EXAMPLES: &str = "\
 Examples:
   epiphyte inspect adapter
   epiphyte inspect peft-adapter --model bert-base-uncased
-  epiphyte inspect bert-base-uncased        # the linear layers that --target-modules may name";
+  epiphyte inspect bert-base-uncased        # the linear layers that --target-modules may name
+  epiphyte inspect --shape llama-7b         # what each method would train, without any weights
+  epiphyte inspect --shape bert-base-uncased --method lora --rank 16";
 
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
     /// Directory of an adapter or a base model, or a base model's name on the hub
-    path: PathBuf,
+    #[arg(required_unless_present = "shape")]
+    path: Option<PathBuf>,
     /// The adapter's base model, for parameter counts that an adapter of HF PEFT does not record
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
+    #[command(flatten)]
+    shape: shape::Shape,
 }
 
 pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
-    let path = match arguments.path.file_name() {
-        Some(name) if name == CONFIG_FILE => {
-            arguments.path.parent().unwrap_or(Path::new(".")).to_owned()
-        }
-        _ => arguments.path.clone(),
+    let Some(given) = arguments.path else {
+        return shape::run(&arguments.shape, global);
+    };
+    arguments.shape.check_absent()?;
+    let path = match given.file_name() {
+        Some(name) if name == CONFIG_FILE => given.parent().unwrap_or(Path::new(".")).to_owned(),
+        _ => given.clone(),
     };
     if path.join(CONFIG_FILE).exists() {
         adapter(&path, arguments.model.as_deref(), global)?;
-    } else if arguments.path.exists() && !path.join("config.json").exists() {
+    } else if given.exists() && !path.join("config.json").exists() {
         let problem = format!(
             "`{}` is neither an adapter nor a model: it has no {CONFIG_FILE} and no config.json",
             path.display()
