@@ -16,6 +16,7 @@ pub mod dropout;
 pub mod embedding;
 mod error;
 pub mod gemm;
+pub mod hadamard;
 pub mod isa;
 mod math;
 pub mod memory;

@@ -25,6 +25,7 @@ mod columns;
 mod dropout;
 mod error;
 mod fused;
+mod hadamard;
 mod linear;
 mod loss;
 mod low_rank;
@@ -41,6 +42,7 @@ pub use columns::scale_columns;
 pub use dropout::{Dropout, dropout};
 pub use error::OpsError;
 pub use fused::{composed, fork, on_processor, pull_back};
+pub use hadamard::hadamard;
 pub use linear::{FrozenMatrix, Precision, Source, Weight, linear, rows};
 pub use loss::{
     IGNORED, binary_cross_entropy, cross_entropy, language_model_loss, mean_squared_error,

@@ -6,8 +6,8 @@ use burn::tensor::{Device, Tensor, TensorData};
 use epiphyte_ops::{
     Activation, AdamW, Angles, Attention, Dropout, FrozenMatrix, IGNORED, Keys, LowRank, Moments,
     Precision, Prefix, Sequences, Weight, add, add_layer_norm, attention, composed, dropout,
-    expand_rows, language_model_loss, layer_norm, linear, low_rank_linear, mean_rows, random,
-    rms_norm, rotate, scale, scale_columns, square_sum,
+    expand_rows, hadamard, language_model_loss, layer_norm, linear, low_rank_linear, mean_rows,
+    random, rms_norm, rotate, scale, scale_columns, square_sum,
 };
 
 /// Operands of an operation, all tracked; the first column of `broken` is NaN.
@@ -182,6 +182,17 @@ fn sums_and_factors() {
     let mask = || zero_one.clone();
     agree("factors with a zero", &[[7, 2], [1, 2]], 1e-5, |x| {
         scale_columns(x[0].clone(), row(&x[1]) * mask())
+    });
+}
+
+#[test]
+fn hadamard_transforms() {
+    agree("a small transform", &[[8, 8]], 1e-6, |x| {
+        hadamard(x[0].clone().reshape([64])).reshape([8, 8])
+    });
+    // More than is transformed at a time.
+    agree("a large transform", &[[256, 128]], 1e-5, |x| {
+        hadamard(x[0].clone().reshape([1 << 15])).reshape([256, 128])
     });
 }
 
