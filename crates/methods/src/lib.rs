@@ -33,6 +33,8 @@ pub mod parts {
     pub mod bottleneck;
     pub mod delta;
     pub(crate) mod dense;
+    pub(crate) mod fastfood;
+    pub mod kronecker;
     pub mod phm;
     pub mod replace;
     pub mod sparse;
@@ -50,15 +52,18 @@ pub mod adapters {
     pub mod compacter_plus_plus;
     pub mod houlsby;
     pub mod ia3;
+    pub mod krona_b;
     pub mod parallel;
     pub mod pfeiffer;
     pub mod phm;
+    pub mod reft;
     pub mod scaled_parallel;
 }
 
 /// Several methods in one.
 pub mod hybrid {
     pub mod mam;
+    pub mod s4;
     pub mod unipelt;
 }
 
@@ -72,6 +77,9 @@ pub mod soft_prompts {
 /// Some of the base's own parameters.
 pub mod selective {
     pub mod bitfit;
+    pub mod cross_attention;
+    pub mod diff_pruning;
+    pub mod far;
     pub mod fish_mask;
     pub mod freeze;
     pub mod full;
@@ -85,15 +93,20 @@ pub mod reparametrized {
     pub mod glora;
     pub mod gralora;
     pub mod hira;
+    pub mod krona;
     pub mod lora;
+    pub mod lora_fa;
     pub mod peanut;
+    pub mod said;
     pub mod super_tuning;
     pub mod vera;
 }
 
 /// Networks of their own that read the states of the frozen base.
 pub mod side_networks {
+    pub mod attention_fusion;
     pub mod ladder_side_tuning;
+    pub mod lets;
 }
 
 mod adapter_module;

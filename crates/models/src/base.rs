@@ -100,6 +100,21 @@ impl BaseTensor {
         }
     }
 
+    /// Puts values in the order in which Hugging Face stores them into the form of a matrix, as
+    /// [`BaseTensor::to_matrix`] has it; none for a vector.
+    pub fn unflatten(&self, values: Tensor<1>) -> Option<Tensor<2>> {
+        match &self.values {
+            BaseValues::Vector(_) => None,
+            BaseValues::Matrix { matrix, transposed } => {
+                let [rows, columns] = matrix.shape();
+                Some(match transposed {
+                    true => values.reshape([columns, rows]).transpose(),
+                    false => values.reshape([rows, columns]),
+                })
+            }
+        }
+    }
+
     /// The frozen matrix, if it is one.
     pub fn matrix(&self) -> Option<&FrozenMatrix> {
         match &self.values {
@@ -197,6 +212,7 @@ pub struct Base {
     pub(crate) layer_shapes: Vec<LayerShape>,
     pub(crate) layer_names: Vec<(String, LayerNames)>,
     pub(crate) rotary: Option<RotaryEmbedding>,
+    pub(crate) relative_bias: bool,
 }
 
 impl Base {
@@ -241,6 +257,11 @@ impl Base {
     /// How queries and keys are rotated, for models with rotary positions.
     pub fn rotary(&self) -> Option<&RotaryEmbedding> {
         self.rotary.as_ref()
+    }
+
+    /// Whether scores of attention have a bias by relative positions, which belongs to no layer.
+    pub fn has_relative_bias(&self) -> bool {
+        self.relative_bias
     }
 
     /// The number of values in the base, without the task's head.

@@ -56,6 +56,7 @@ pub struct Builder<'a> {
     layer_shapes: Vec<LayerShape>,
     layer_names: Vec<(String, LayerNames)>,
     rotary: Option<RotaryEmbedding>,
+    relative_bias: bool,
     failures: Vec<ModelError>,
 }
 
@@ -75,6 +76,7 @@ impl<'a> Builder<'a> {
             layer_shapes: Vec::new(),
             layer_names: Vec::new(),
             rotary: None,
+            relative_bias: false,
             failures: Vec::new(),
         }
     }
@@ -119,6 +121,11 @@ impl<'a> Builder<'a> {
     /// Notes how queries and keys are rotated.
     pub(crate) fn rotary(&mut self, rotary: &RotaryEmbedding) {
         self.rotary = Some(rotary.clone());
+    }
+
+    /// Notes that scores of attention have a bias by relative positions.
+    pub(crate) fn relative_bias(&mut self) {
+        self.relative_bias = true;
     }
 
     /// Whether the source has a tensor.
@@ -263,6 +270,7 @@ impl<'a> Builder<'a> {
             layer_shapes: self.layer_shapes,
             layer_names: self.layer_names,
             rotary: self.rotary,
+            relative_bias: self.relative_bias,
         })
     }
 

@@ -33,6 +33,17 @@ impl Replaced {
         Self::of(chosen(base, choose), group, base, parameters)
     }
 
+    /// As [`Replaced::new`], with the initial values that `init` chooses.
+    pub fn starting_at(
+        base: &Base,
+        parameters: &mut ParameterSet,
+        choose: impl Fn(&str) -> bool,
+        init: impl Fn(&str, &BaseTensor) -> Init,
+    ) -> Self {
+        let group = ParamGroup::default();
+        Self::declare(chosen(base, choose), group, base, parameters, init)
+    }
+
     /// Replaces the task's head, if the base has one.
     pub fn head(base: &Base, parameters: &mut ParameterSet) -> Self {
         let names = base.tensors().keys().filter(|name| base.is_of_head(name));
@@ -54,12 +65,23 @@ impl Replaced {
     }
 
     fn of(names: Vec<&str>, group: ParamGroup, base: &Base, parameters: &mut ParameterSet) -> Self {
+        let init = |_: &str, tensor: &BaseTensor| Init::Base(tensor.clone());
+        Self::declare(names, group, base, parameters, init)
+    }
+
+    fn declare(
+        names: Vec<&str>,
+        group: ParamGroup,
+        base: &Base,
+        parameters: &mut ParameterSet,
+        init: impl Fn(&str, &BaseTensor) -> Init,
+    ) -> Self {
         let first_layer = names.iter().map(|name| base.first_layer_of(name)).min();
         let by_name = names
             .into_iter()
             .map(|name| {
                 let tensor = base.tensor(name).expect("names are the base's own");
-                let init = Init::Base(tensor.clone());
+                let init = init(name, tensor);
                 (
                     name.to_owned(),
                     parameters.declare_in(group, name, &tensor.shape(), init),

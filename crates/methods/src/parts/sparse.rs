@@ -36,6 +36,12 @@ pub trait MaskRule: Debug + Send + Sync {
         Ok(())
     }
 
+    /// What is added to the loss, with or without a mask: a factor on the mean of the distances of
+    /// all entries from the base's.
+    fn regularization(&self, _masked: bool) -> f64 {
+        0.0
+    }
+
     /// The score of every entry of each of `params`, at the beginning of a stage; the entries with
     /// the largest scores are trained from then on, starting at the base's values. `None` if the
     /// stage chooses none.
@@ -65,11 +71,95 @@ pub struct Sparse<R> {
 
 /// The chosen entries of one tensor.
 #[derive(Clone, Debug)]
-struct Chosen {
+pub(crate) struct Chosen {
     /// Ascending.
-    indices: Vec<i32>,
+    pub(crate) indices: Vec<i32>,
     /// The same where the tensor is.
     on_device: Tensor<1, Int>,
+}
+
+impl Chosen {
+    /// These entries of `param`.
+    pub(crate) fn new(indices: Vec<i32>, param: &Param) -> Self {
+        let data = TensorData::new(indices.clone(), [indices.len()]);
+        Self {
+            on_device: Tensor::from_data(data, &param.flat().inner().device()),
+            indices,
+        }
+    }
+
+    /// The values of a flat tensor at the entries, zero elsewhere.
+    pub(crate) fn only(&self, values: Tensor<1>) -> Tensor<1> {
+        let places = self.on_device.clone();
+        let kept = values.clone().select(0, places.clone());
+        let zeros = values.zeros_like();
+        zeros.select_assign(0, places, kept, IndexingUpdateOp::Add)
+    }
+
+    /// Makes the gradient of all other entries zero.
+    pub(crate) fn mask(&self, gradients: &mut Gradients, param: &Param) {
+        if self.indices.is_empty() {
+            // The optimizer then keeps no state for it.
+            gradients.take(param);
+            return;
+        }
+        gradients.update(param, |gradient| self.only(gradient));
+    }
+}
+
+/// Checks that indices in a file are ascending and within `param`.
+///
+/// # Errors
+/// [`MethodError::Configuration`], which names the key.
+pub(crate) fn check_indices(
+    method: &'static str,
+    key: &str,
+    param: &Param,
+    indices: &[i32],
+) -> Result<(), MethodError> {
+    check_indices_below(method, key, (param.key(), param.count()), indices)
+}
+
+/// Checks that indices in a file are ascending and below the size of what has this name.
+///
+/// # Errors
+/// As [`check_indices`].
+pub(crate) fn check_indices_below(
+    method: &'static str,
+    key: &str,
+    (name, size): (&str, usize),
+    indices: &[i32],
+) -> Result<(), MethodError> {
+    let ascending = indices.is_sorted_by(|a, b| a < b);
+    let inside = |index: &i32| usize::try_from(*index).is_ok_and(|it| it < size);
+    if ascending && indices.iter().all(inside) {
+        return Ok(());
+    }
+    Err(MethodError::Configuration {
+        method,
+        reason: format!("`{key}` must hold ascending indices below {size}, the size of `{name}`"),
+    })
+}
+
+/// Checks that 32-bit indices can number the entries of every tensor of `base`.
+///
+/// # Errors
+/// [`MethodError::NotApplicable`], which names the tensor.
+pub(crate) fn check_sizes(method: &'static str, base: &Base) -> Result<(), MethodError> {
+    let largest = base.tensors().iter().max_by_key(|(_, it)| it.count());
+    match largest {
+        Some((name, tensor)) if i32::try_from(tensor.count()).is_err() => {
+            Err(MethodError::NotApplicable {
+                method,
+                model_type: base.dimensions.model_type.clone(),
+                reason: format!(
+                    "`{name}` has {} entries, more than 32-bit indices can number",
+                    tensor.count()
+                ),
+            })
+        }
+        _ => Ok(()),
+    }
 }
 
 impl<R: MaskRule> Sparse<R> {
@@ -85,27 +175,29 @@ impl<R: MaskRule> Sparse<R> {
         base: &Base,
         parameters: &mut ParameterSet,
     ) -> Result<Self, MethodError> {
-        let tensors = base.tensors().iter();
-        let largest = tensors.max_by_key(|(_, tensor)| tensor.count());
-        if let Some((name, tensor)) = largest
-            && i32::try_from(tensor.count()).is_err()
-        {
-            return Err(MethodError::NotApplicable {
-                method,
-                model_type: base.dimensions.model_type.clone(),
-                reason: format!(
-                    "`{name}` has {} entries, more than 32-bit indices can number",
-                    tensor.count()
-                ),
-            });
-        }
+        Self::of(method, rule, entries, base, parameters, |_| true)
+    }
+
+    /// As [`Sparse::new`], for the tensors whose names `choose` accepts.
+    ///
+    /// # Errors
+    /// As [`Sparse::new`].
+    pub fn of(
+        method: &'static str,
+        rule: R,
+        entries: usize,
+        base: &Base,
+        parameters: &mut ParameterSet,
+        choose: impl Fn(&str) -> bool,
+    ) -> Result<Self, MethodError> {
+        check_sizes(method, base)?;
         let group = ParamGroup {
             weight_decay: Some(0.0),
             ..ParamGroup::default()
         };
         Ok(Self {
             method,
-            tensors: Replaced::in_group(group, base, parameters, |_| true),
+            tensors: Replaced::in_group(group, base, parameters, choose),
             rule,
             entries,
             mask: None,
@@ -117,38 +209,22 @@ impl<R: MaskRule> Sparse<R> {
         count(base, |_| true)
     }
 
-    fn set_mask(&mut self, indices: Vec<Vec<i32>>) {
+    /// The stand-ins.
+    pub fn params(&self) -> impl Iterator<Item = &Param> {
+        self.tensors.params()
+    }
+
+    /// Trains these entries of each tensor from now on.
+    pub(crate) fn set_mask(&mut self, indices: Vec<Vec<i32>>) {
         let params = self.tensors.params();
-        let chosen = params.zip(indices).map(|(param, indices)| {
-            let data = TensorData::new(indices.clone(), [indices.len()]);
-            Chosen {
-                on_device: Tensor::from_data(data, &param.flat().inner().device()),
-                indices,
-            }
-        });
+        let chosen = params.zip(indices);
+        let chosen = chosen.map(|(param, indices)| Chosen::new(indices, param));
         self.mask = Some(chosen.collect());
     }
 
     /// Each tensor with its chosen entries; nothing before they are chosen.
     fn chosen(&self) -> impl Iterator<Item = (&Param, &Chosen)> {
         self.tensors.params().zip(self.mask.iter().flatten())
-    }
-
-    /// Checks that indices of `param` are ascending and within it.
-    fn check(&self, key: &str, param: &Param, indices: &[i32]) -> Result<(), MethodError> {
-        let ascending = indices.is_sorted_by(|a, b| a < b);
-        let inside = |index: &i32| usize::try_from(*index).is_ok_and(|it| it < param.count());
-        if ascending && indices.iter().all(inside) {
-            return Ok(());
-        }
-        Err(MethodError::Configuration {
-            method: self.method,
-            reason: format!(
-                "`{key}` must hold ascending indices below {}, the size of `{}`",
-                param.count(),
-                param.key()
-            ),
-        })
     }
 }
 
@@ -194,7 +270,7 @@ fn keys(param: &Param) -> [String; 2] {
 }
 
 /// The key of a tensor's mask in a checkpoint.
-fn mask_key(param: &Param) -> String {
+pub(crate) fn mask_key(param: &Param) -> String {
     format!("{}.mask", param.key())
 }
 
@@ -244,19 +320,22 @@ impl<R: MaskRule> Method for Sparse<R> {
         Ok(())
     }
 
+    fn penalty(&self) -> Option<Tensor<1>> {
+        let factor = self.rule.regularization(self.mask.is_some());
+        if factor == 0.0 {
+            return None;
+        }
+        let count: usize = self.params().map(Param::count).sum();
+        let distances = self.params().map(|param| {
+            let distance = param.flat() - param.initial();
+            distance.abs().sum()
+        });
+        Some(distances.reduce(|sum, more| sum + more)? * (factor / count as f64))
+    }
+
     fn after_backward(&mut self, gradients: &mut Gradients, _info: StepInfo) {
         for (param, chosen) in self.chosen() {
-            if chosen.indices.is_empty() {
-                // The optimizer then keeps no state for it.
-                gradients.take(param);
-                continue;
-            }
-            gradients.update(param, |gradient| {
-                let places = chosen.on_device.clone();
-                let kept = gradient.clone().select(0, places.clone());
-                let zeros = gradient.zeros_like();
-                zeros.select_assign(0, places, kept, IndexingUpdateOp::Add)
-            });
+            chosen.mask(gradients, param);
         }
     }
 
@@ -280,7 +359,7 @@ impl<R: MaskRule> Method for Sparse<R> {
                 Some(_) => state.take_indices(&key)?.unwrap_or_default(),
                 None => Vec::new(),
             };
-            self.check(&key, param, &indices)?;
+            check_indices(self.method, &key, param, &indices)?;
             mask.push(indices);
         }
         self.mask = None;
@@ -319,7 +398,7 @@ impl<R: MaskRule> Method for Sparse<R> {
             let Some(values) = file.take(&contents, &[indices.len()])? else {
                 continue;
             };
-            self.check(&places, param, &indices)?;
+            check_indices(self.method, &places, param, &indices)?;
             param.rewind();
             let mut all = param.to_vec();
             for (index, value) in indices.into_iter().zip(values) {

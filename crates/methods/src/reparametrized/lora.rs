@@ -187,6 +187,19 @@ impl LoraConfig {
             .collect()
     }
 
+    /// The initial values of a target's `A`.
+    pub(crate) fn initial_a(&self, linear: &LinearInfo, rank: usize) -> Init {
+        match self.init_lora_weights {
+            // Of a finished adapter, the values are those of its file.
+            LoraInit::Kaiming | LoraInit::Finished(_) => Init::Uniform {
+                bound: 1.0 / (linear.inputs as f64).sqrt(),
+            },
+            LoraInit::Gaussian => Init::Normal {
+                std: 1.0 / rank as f64,
+            },
+        }
+    }
+
     /// Declares `A` and `B` of a target.
     pub(crate) fn declare(
         &self,
@@ -195,17 +208,8 @@ impl LoraConfig {
         parameters: &mut ParameterSet,
     ) -> [Param; 2] {
         let path = &linear.site.path;
-        let init = match self.init_lora_weights {
-            // Of a finished adapter, the values are those of its file.
-            LoraInit::Kaiming | LoraInit::Finished(_) => Init::Uniform {
-                bound: 1.0 / (linear.inputs as f64).sqrt(),
-            },
-            LoraInit::Gaussian => Init::Normal {
-                std: 1.0 / rank as f64,
-            },
-        };
         let a = format!("{path}.lora_A.weight");
-        let a = parameters.declare(a, &[rank, linear.inputs], init);
+        let a = parameters.declare(a, &[rank, linear.inputs], self.initial_a(linear, rank));
         let b = format!("{path}.lora_B.weight");
         let b = parameters.declare(b, &[linear.outputs, rank], Init::Zeros);
         [a, b]
@@ -348,11 +352,11 @@ impl MethodConfig for LoraConfig {
 
 /// LoRA on one linear layer.
 #[derive(Debug)]
-struct Lora {
-    a: Param,
-    b: Param,
-    scaling: f32,
-    dropout: f64,
+pub(crate) struct Lora {
+    pub(crate) a: Param,
+    pub(crate) b: Param,
+    pub(crate) scaling: f32,
+    pub(crate) dropout: f64,
 }
 
 impl Delta for Lora {

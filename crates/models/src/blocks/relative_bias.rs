@@ -35,6 +35,7 @@ impl RelativeBias {
         heads: usize,
         buckets: RelativeBuckets,
     ) -> Self {
+        builder.relative_bias();
         Self {
             table: builder.matrix(name, [buckets.count, heads]),
             buckets,
