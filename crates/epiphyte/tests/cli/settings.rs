@@ -188,7 +188,7 @@ fn flags_that_do_not_fit_are_refused() {
         ("--seed -1", "`--seed`: -1 is not a whole number, 0 or more"),
         (
             "--method bitfit --bitfit-components queries",
-            "`--bitfit-components`: unknown variant `queries`, expected `all` or `query-intermediate`",
+            "`--bitfit-components`: unknown variant `queries`, expected one of `all`",
         ),
         (
             "--format xml",

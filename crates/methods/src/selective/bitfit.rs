@@ -3,10 +3,12 @@
 //! Ben Zaken, Ravfogel, Goldberg, "BitFit: Simple Parameter-efficient Fine-tuning for
 //! Transformer-based Masked Language-models", ACL 2022, arXiv 2106.10199.
 //!
-//! `bitfit_components` = `all` trains every bias of the base, those of norms and of the pooler
-//! included, as the paper's code selects them (by the substring `bias`); `query-intermediate` is
-//! section 4.2's subset: the biases of the queries and of the intermediate layer, and, since the
-//! code adds it to any subset, the pooler's.
+//! `bitfit_components` chooses biases as the paper's code does. `all` are those of norms and of the
+//! pooler too (the substring `bias`). Others are `query`, `key`, `value`, `intermediate`; `output`,
+//! the biases of the output projections of attention and feed-forward; `output_layernorm`, those of
+//! both norms of a layer; `attention_layernorm`, those of the first. The code adds the pooler's
+//! bias to any choice. `query-intermediate` is the subset of section 4.2, `query` and
+//! `intermediate`.
 //!
 //! | | |
 //! | --- | --- |
@@ -19,6 +21,7 @@
 
 use epiphyte_models::{Base, Role};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::framework::method::{KeyStyle, Method, MethodConfig};
 use crate::parts::replace::{Replaced, count};
@@ -26,36 +29,85 @@ use crate::{MethodError, ParameterSet};
 
 crate::settings! {
     /// The settings of BitFit.
-    #[derive(Copy, Eq)]
+    #[derive(Eq)]
     pub struct BitFitConfig {
-        /// Biases to train: all or query-intermediate.
-        bitfit_components: Components = Components::All, as Text;
+        /// Biases to train: all, or some of query, key, value, intermediate, output,
+        /// attention_layernorm, output_layernorm; query-intermediate.
+        bitfit_components: Vec<Component> = vec![Component::All], as Texts, unset "all";
     }
 }
 
-/// A choice of biases.
+/// A kind of biases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Components {
+#[serde(rename_all = "snake_case")]
+pub enum Component {
     /// Every bias.
     All,
-    /// Biases of queries and of the intermediate layer, and the pooler's.
+    /// Of queries.
+    Query,
+    /// Of keys.
+    Key,
+    /// Of values.
+    Value,
+    /// Of the layers into the feed-forward.
+    Intermediate,
+    /// Of the output projections of attention and feed-forward.
+    Output,
+    /// Of the norm of self-attention.
+    AttentionLayernorm,
+    /// Of both norms of a layer.
+    OutputLayernorm,
+    /// Of queries and of the layers into the feed-forward.
+    #[serde(rename = "query-intermediate")]
     QueryIntermediate,
 }
 
-impl BitFitConfig {
-    fn chooses(self, base: &Base) -> impl Fn(&str) -> bool {
-        let roles = [Role::Query, Role::FeedForwardIn, Role::Pooler];
-        let subset: Vec<String> = base
-            .linears()
-            .iter()
-            .filter(|linear| roles.contains(&linear.site.role))
-            .map(|linear| format!("{}.bias", linear.site.path))
-            .collect();
-        move |name| match self.bitfit_components {
-            Components::All => name.ends_with(".bias"),
-            Components::QueryIntermediate => subset.iter().any(|bias| bias == name),
+impl Component {
+    /// The linear layers whose biases these are.
+    fn roles(self) -> &'static [Role] {
+        match self {
+            Self::Query => &[Role::Query],
+            Self::Key => &[Role::Key],
+            Self::Value => &[Role::Value],
+            Self::Intermediate => &[Role::FeedForwardIn, Role::FeedForwardGate],
+            Self::Output => &[Role::AttentionOutput, Role::FeedForwardOut],
+            Self::QueryIntermediate => &[Role::Query, Role::FeedForwardIn, Role::FeedForwardGate],
+            Self::All | Self::AttentionLayernorm | Self::OutputLayernorm => &[],
         }
+    }
+
+    /// The names of its biases in this base.
+    fn biases(self, base: &Base) -> Vec<String> {
+        let names = base.tensors().keys();
+        let norms = base.layer_names().iter();
+        let norms = norms.flat_map(|(path, names)| match self {
+            Self::AttentionLayernorm => vec![format!("{path}.{}.bias", names.attention_norm)],
+            Self::OutputLayernorm => [names.attention_norm, names.feed_forward_norm]
+                .map(|norm| format!("{path}.{norm}.bias"))
+                .to_vec(),
+            _ => Vec::new(),
+        });
+        let linears = base.linears().iter();
+        let linears = linears.filter(|linear| self.roles().contains(&linear.site.role));
+        let linears = linears.map(|linear| format!("{}.bias", linear.site.path));
+        match self {
+            Self::All => names
+                .filter(|name| name.ends_with(".bias"))
+                .cloned()
+                .collect(),
+            _ => norms.chain(linears).collect(),
+        }
+    }
+}
+
+impl BitFitConfig {
+    fn chooses(&self, base: &Base) -> impl Fn(&str) -> bool + use<> {
+        let components = self.bitfit_components.iter();
+        let mut chosen: Vec<String> = components.flat_map(|it| it.biases(base)).collect();
+        let poolers = base.linears().iter();
+        let poolers = poolers.filter(|linear| linear.site.role == Role::Pooler);
+        chosen.extend(poolers.map(|linear| format!("{}.bias", linear.site.path)));
+        move |name| chosen.iter().any(|bias| bias == name)
     }
 }
 
@@ -74,6 +126,13 @@ impl MethodConfig for BitFitConfig {
         true
     }
 
+    fn examples() -> Vec<Value> {
+        vec![
+            json!({}),
+            json!({ "bitfit_components": ["output", "output_layernorm"] }),
+        ]
+    }
+
     fn build(
         &self,
         base: &Base,
@@ -88,17 +147,67 @@ impl MethodConfig for BitFitConfig {
     }
 
     fn count(&self, base: &Base) -> Result<usize, MethodError> {
-        match count(base, self.chooses(base)) {
-            0 => Err(MethodError::NotApplicable {
+        let has_any = |component: &Component| {
+            let biases = component.biases(base);
+            biases.iter().any(|name| base.tensor(name).is_some())
+        };
+        if let Some(lacking) = self.bitfit_components.iter().find(|it| !has_any(it)) {
+            let called = match lacking {
+                Component::All => String::new(),
+                other => format!(" that are called {} here", json!(other)),
+            };
+            return Err(MethodError::NotApplicable {
                 method: Self::NAME,
                 model_type: base.dimensions.model_type.clone(),
-                reason: "it has no biases; LoRA or (IA)^3 train as few values".to_owned(),
-            }),
-            count => Ok(count),
+                reason: format!("it has no biases{called}; LoRA or (IA)^3 train as few values"),
+            });
         }
+        if self.bitfit_components.is_empty() {
+            return Err(MethodError::Value {
+                method: Self::NAME,
+                key: "bitfit_components",
+                value: "[]".to_owned(),
+                expected: "it must name a component, such as all".to_owned(),
+            });
+        }
+        Ok(count(base, self.chooses(base)))
     }
 
     fn resolved(&self, _base: &Base) -> Self {
-        *self
+        self.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::small_bert::{bert, bert_base_count, module};
+
+    /// Two layers of hidden size 8 with 12 intermediate values.
+    #[test]
+    fn components_choose_the_biases_of_their_roles() {
+        let model = bert();
+        for (components, each) in [
+            (json!(["query"]), 8),
+            (json!(["key", "value"]), 16),
+            (json!("intermediate"), 12),
+            (json!(["output"]), 16),
+            (json!(["attention_layernorm"]), 8),
+            (json!(["attention_layernorm", "output_layernorm"]), 16),
+            (json!("query-intermediate"), 20),
+        ] {
+            let settings = json!({ "bitfit_components": components });
+            let module = module(&model, "bitfit", settings);
+            // The pooler's is added.
+            assert_eq!(module.parameters().count(), 2 * each + 8, "{components}");
+        }
+    }
+
+    /// Section 4.2's subset, with the pooler's bias that the code adds.
+    #[test]
+    fn the_published_subset_on_bert_base() {
+        let subset = json!({ "bitfit_components": ["query", "intermediate"] });
+        assert_eq!(bert_base_count("bitfit", subset, 768), 46_080 + 768);
     }
 }
