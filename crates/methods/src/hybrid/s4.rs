@@ -414,15 +414,14 @@ impl MethodConfig for S4Config {
             Ok(Box::new(Replaced::new(base, own, chosen)))
         };
         let loras = |own: &mut ParameterSet| self.loras(base, &plans, own);
-        let members: [(fn(&Plan) -> bool, BuildMember<'_>); 4] = [
-            (|plan| plan.bottleneck > 0, &adapters),
-            (|plan| plan.prefix > 0, &prefixes),
-            (|plan| plan.biases, &biases),
-            (|plan| plan.rank > 0, &loras),
+        let used = |is_used: fn(&Plan) -> bool| plans.iter().any(is_used);
+        let members: [(bool, BuildMember<'_>); 4] = [
+            (used(|plan| plan.bottleneck > 0), &adapters),
+            (used(|plan| plan.prefix > 0), &prefixes),
+            (used(|plan| plan.biases), &biases),
+            (used(|plan| plan.rank > 0), &loras),
         ];
-        let members = members
-            .into_iter()
-            .filter(|(is_used, _)| plans.iter().any(is_used));
+        let members = members.into_iter().filter(|(is_used, _)| *is_used);
         let members: Vec<BuildMember<'_>> = members.map(|(_, build)| build).collect();
         Ok(Box::new(Union::build(
             Self::NAME,

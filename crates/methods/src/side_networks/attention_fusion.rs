@@ -14,6 +14,8 @@
 //!   `c = Σ_l α_l v_l`; the head reads `c` in place of the last state
 //! - `q` starts at zero, so that `c` is at first the mean of the layers
 //! - where the base ends with a norm, it is applied to `c`
+//! - a frozen pooler, which was trained to read the last state, is passed over: its linear layer
+//!   hands `c` on
 //! - an encoder-decoder fuses the layers of its decoder
 //!
 //! No gradient enters the base: its states are constants, and it is run without a graph.
@@ -26,7 +28,9 @@
 
 use burn::tensor::Tensor;
 use burn::tensor::activation::softmax;
-use epiphyte_models::{Adapter, Base, ForwardContext, Hidden, Hook, Stream};
+use epiphyte_models::{
+    Adapter, Base, ForwardContext, Hidden, Hook, LazyLinear, Role, Site, Stream,
+};
 use serde_json::{Value, json};
 
 use crate::MethodError;
@@ -67,6 +71,18 @@ impl AttentionFusionConfig {
     }
 }
 
+/// The path of a frozen pooler's linear layer, if it has as many outputs as inputs.
+fn pooler(base: &Base) -> Option<String> {
+    let mut linears = base.linears().iter();
+    let pooler = linears.find(|linear| {
+        let weight = format!("{}.weight", linear.site.path);
+        linear.site.role == Role::Pooler
+            && linear.inputs == linear.outputs
+            && !base.is_of_head(&weight)
+    });
+    pooler.map(|linear| linear.site.path.clone())
+}
+
 impl MethodConfig for AttentionFusionConfig {
     const NAME: &'static str = "attention-fusion";
     const PEFT_TYPE: &'static str = "ATTENTION_FUSION";
@@ -100,6 +116,7 @@ impl MethodConfig for AttentionFusionConfig {
             normalizes: self.fusion_norm,
             first: self.first(base)?,
             layers: base.dimensions.layers,
+            pooler: pooler(base),
         }))
     }
 
@@ -121,9 +138,15 @@ struct AttentionFusion {
     /// The first hook whose states are fused.
     first: usize,
     layers: usize,
+    /// The path of the pooler's linear layer that is passed over.
+    pooler: Option<String>,
 }
 
 impl AttentionFusion {
+    fn passes_over(&self, site: &Site) -> bool {
+        self.pooler.as_deref() == Some(&*site.path)
+    }
+
     /// `v_l` of each row, without a graph.
     fn normalized(&self, states: Tensor<2>) -> Tensor<2> {
         let states = states.inner();
@@ -165,8 +188,19 @@ impl Adapter for AttentionFusion {
         hidden
     }
 
+    fn linear(&self, site: &Site, product: LazyLinear, _cx: &ForwardContext<'_>) -> Tensor<2> {
+        match self.passes_over(site) {
+            true => product.input().clone(),
+            false => product.compute(),
+        }
+    }
+
     fn uses(&self, hook: Hook<'_>) -> bool {
-        matches!(hook, Hook::Hidden(layer) if layer >= self.first)
+        match hook {
+            Hook::Hidden(layer) => layer >= self.first,
+            Hook::Linear(site) => self.passes_over(site),
+            _ => false,
+        }
     }
 
     /// The states of the layers below are of all rows.
@@ -208,6 +242,7 @@ mod tests {
             normalizes: false,
             first: 0,
             layers: 3,
+            pooler: None,
         }
     }
 
