@@ -110,7 +110,8 @@ def forward(model, base: Base, method: str, batch: dict):
         by_example = {key: value if key == "labels" else value.unflatten(0, (examples, -1)) for key, value in inputs.items()}
         output = model(**by_example)
         return output.loss, output.logits
-    output = model(**to_torch(batch))
+    more = CASES[method].inputs(len(batch["input_ids"])) if method in CASES else {}
+    output = model(**to_torch(batch), **more)
     if base.task == "SEQ_CLS":
         return output.loss, output.logits
     rows = batch["labels" if base.task == "SEQ_2_SEQ_LM" else "input_ids"]
@@ -138,10 +139,12 @@ def selected(base: Base, method: str, name: str) -> bool:
 
 
 def saved_key(name: str, method: str) -> str:
-    """PEFT's file key of a live parameter; the prefix MLP, which PEFT never saves, keeps its live name."""
+    """PEFT's file key of a live parameter; a network that PEFT never saves keeps its live names."""
     name = name.replace(".modules_to_save.default", "")
     if name.startswith("prompt_encoder."):
-        return name.replace(".default", "") if method == "prefix_tuning_mlp" else "prompt_embeddings"
+        if CASES[method].folds or "prefix_task" in name:
+            return name.replace(".default", "") if CASES[method].folds else name.split(".")[-1]
+        return "prompt_embeddings"
     if name.endswith("lora_magnitude_vector.default.weight"):
         return name.removesuffix(".default.weight")
     return name.replace(".default", "")
@@ -174,7 +177,7 @@ def adapt(model, base: Base, method: str, directory: Path) -> dict[str, torch.nn
     trainable = {saved_key(name, method): value for name, value in live.items()}
     stored = load_file(directory / "adapter_model.safetensors")
     on_disk = {key for key in stored if not key.endswith(CASES[method].frozen)}
-    if method != "prefix_tuning_mlp" and set(trainable) != on_disk:
+    if not CASES[method].folds and set(trainable) != on_disk:
         raise AssertionError(f"{base.name}/{method}: keys differ: {set(trainable) ^ on_disk}")
     return model, trainable
 
@@ -224,7 +227,8 @@ def make_case(base: Base, method: str, batch: dict, directory: Path) -> None:
     model.double().eval()
 
     tensors = {}
-    if method == "prefix_tuning_mlp":
+    folds = method in CASES and CASES[method].folds
+    if folds:
         tensors |= {f"initial/{key}": value.detach().clone() for key, value in trainable.items()}
 
     seen, hooks = record_positions(model)
@@ -243,7 +247,7 @@ def make_case(base: Base, method: str, batch: dict, directory: Path) -> None:
         optimizer.step()
     tensors |= {f"after/{key}": value.detach().clone() for key, value in trainable.items()}
     tensors |= {"losses": torch.stack(losses), "loss_after": forward(model, base, method, batch)[0].detach()}
-    if method == "prefix_tuning_mlp":
+    if folds:
         tensors["after/prompt_embeddings"] = model.get_prompt_embedding_to_save("default")
 
     if (directory / "adapter_config.json").is_file():
@@ -278,7 +282,7 @@ def zero_parts(where: torch.Tensor) -> list[list[int]]:
 
 
 def check_reload(base: Base, method: str, batch: dict, directory: Path, logits: torch.Tensor) -> None:
-    """The saved folder, read again by PEFT, gives the same logits; for the prefix MLP this checks its folding."""
+    """The saved folder, read again by PEFT, gives the same logits; for networks this checks their folding."""
     model = type(base.make()).from_pretrained(directory.parent / "base", attn_implementation=base.attention)
     # With an AdaLoRA that is not trainable PEFT cannot compute a loss: its penalty names the trainable adapter.
     model = PeftModel.from_pretrained(model, directory, is_trainable=method == "adalora").double().eval()

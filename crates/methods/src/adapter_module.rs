@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use burn::tensor::{Device, Gradients as Tape, Tensor};
-use epiphyte_models::adapter::{AttentionSite, Block};
+use epiphyte_models::adapter::{AttentionSite, Block, VirtualTargets};
 use epiphyte_models::{
     Adapter, Base, Embedded, ForwardContext, Hidden, Hook, LazyLinear, Site, StandIn, Sublayer,
 };
@@ -285,6 +285,10 @@ impl CalibrationData for WithHead<'_> {
         self.data.forward(examples, &Chain([self.head, adapter]))
     }
 
+    fn forward_text(&mut self, ids: &[u32], adapter: &dyn Adapter) -> Result<(), MethodError> {
+        self.data.forward_text(ids, &Chain([self.head, adapter]))
+    }
+
     fn gradients(
         &mut self,
         examples: usize,
@@ -340,6 +344,10 @@ impl Adapter for AdapterModule {
 
     fn virtual_tokens(&self) -> usize {
         self.method.virtual_tokens()
+    }
+
+    fn virtual_targets(&self) -> Option<VirtualTargets<'_>> {
+        self.method.virtual_targets()
     }
 
     fn prefix(&self, at: AttentionSite, x: &Tensor<2>, cx: &ForwardContext<'_>) -> Option<Prefix> {

@@ -35,13 +35,15 @@ pub mod parts {
     pub(crate) mod dense;
     pub(crate) mod fastfood;
     pub mod kronecker;
+    pub(crate) mod lstm;
     pub mod phm;
+    pub mod prefix;
     pub mod replace;
     pub mod sparse;
     pub mod structural_pruning;
     pub mod svd;
     pub mod torch_generator;
-    pub(crate) mod virtual_tokens;
+    pub mod virtual_tokens;
 }
 
 /// Small networks and vectors added inside the layers.
@@ -69,6 +71,11 @@ pub mod hybrid {
 
 /// Trained vectors in front of the input, or keys and values in front of those of each layer.
 pub mod soft_prompts {
+    pub mod adaption_prompt;
+    pub mod cartridge;
+    pub mod cpt;
+    pub mod multitask_prompt_tuning;
+    pub mod p_tuning;
     pub mod p_tuning_v2;
     pub mod prefix_tuning;
     pub mod prompt_tuning;

@@ -47,7 +47,12 @@ pub static METHODS: &[Definition] = &[
     Definition::of::<adapters::reft::ReftConfig>(),
     Definition::of::<soft_prompts::prompt_tuning::PromptTuningConfig>(),
     Definition::of::<soft_prompts::prefix_tuning::PrefixTuningConfig>(),
+    Definition::of::<soft_prompts::p_tuning::PTuningConfig>(),
     Definition::of::<soft_prompts::p_tuning_v2::PTuningV2Config>(),
+    Definition::of::<soft_prompts::multitask_prompt_tuning::MultitaskPromptTuningConfig>(),
+    Definition::of::<soft_prompts::cpt::CptConfig>(),
+    Definition::of::<soft_prompts::cartridge::CartridgeConfig>(),
+    Definition::of::<soft_prompts::adaption_prompt::AdaptionPromptConfig>(),
     Definition::of::<side_networks::ladder_side_tuning::LadderSideTuningConfig>(),
     Definition::of::<side_networks::attention_fusion::AttentionFusionConfig>(),
     Definition::of::<side_networks::lets::LetsConfig>(),
@@ -126,6 +131,10 @@ pub struct Definition {
     pub training_only: &'static [&'static str],
     /// As [`MethodConfig::IGNORED`].
     pub ignored: &'static [&'static str],
+    /// As [`MethodConfig::OWN`].
+    pub own: &'static [&'static str],
+    /// As [`MethodConfig::LISTS_MODULES`].
+    pub lists_modules: bool,
     /// As [`MethodConfig::SPARES_BIASES`].
     pub spares_biases: bool,
     configure: Configure,
@@ -153,6 +162,8 @@ impl Definition {
             computed: C::COMPUTED,
             training_only: C::TRAINING_ONLY,
             ignored: C::IGNORED,
+            own: C::OWN,
+            lists_modules: C::LISTS_MODULES,
             spares_biases: C::SPARES_BIASES,
             configure: |given| {
                 let config = settings::parse::<C>(&given).map_err(wrong::<C>)?;

@@ -66,6 +66,10 @@ impl CalibrationData for Examples {
         Ok(())
     }
 
+    fn forward_text(&mut self, _ids: &[u32], _adapter: &dyn Adapter) -> Result<(), MethodError> {
+        Ok(())
+    }
+
     fn gradients(
         &mut self,
         examples: usize,

@@ -7,7 +7,9 @@ use epiphyte_ops::{
     IGNORED, Sequences, binary_cross_entropy, cross_entropy, mean_squared_error, span_cross_entropy,
 };
 
-use crate::adapter::{Adapter, AdapterBatch, BASE_STREAM, Entry, Hidden, Identity, Owner, Stream};
+use crate::adapter::{
+    Adapter, AdapterBatch, BASE_STREAM, Entry, Hidden, Identity, Owner, Stream, VirtualTargets,
+};
 use crate::backbone::Backbone;
 use crate::base::Base;
 use crate::heads::{
@@ -98,8 +100,8 @@ enum Labels<'a> {
         chosen: &'a [i64],
         choices: usize,
     },
-    /// The next token for each row that is read.
-    Next(Vec<i64>),
+    /// The next token for each row that is read, and what its loss is multiplied by.
+    Next(Vec<i64>, Vec<f32>),
     /// Texts that are compared, `count` groups of `together`.
     Texts {
         count: usize,
@@ -123,7 +125,7 @@ impl LossRows<'_> {
             Labels::Spans { boundaries, .. } => boundaries.len() - 1,
             Labels::Choices { chosen, .. } => chosen.len(),
             Labels::Texts { count, .. } => *count,
-            Labels::TokenClasses(labels) | Labels::Next(labels) => labels.len(),
+            Labels::TokenClasses(labels) | Labels::Next(labels, _) => labels.len(),
         }
     }
 }
@@ -341,22 +343,24 @@ impl Model {
 
     /// What the loss of a batch reads; none if nothing has a target. `tokens` are those that
     /// labels are given for, `run` the sequences of the last layer's states, virtual tokens
-    /// included.
+    /// included, which have targets if the `adapter` has any for them.
     pub fn loss_rows<'a>(
         &self,
         targets: Targets<'a>,
         tokens: &Tokens<'_>,
         run: &Sequences,
+        adapter: &dyn Adapter,
     ) -> Option<LossRows<'a>> {
         let counted = |rows: &mut dyn Iterator<Item = usize>, labels: &[i64]| {
             let read = |(_, label): &(usize, &i64)| **label != IGNORED;
             rows.zip(labels).filter(read).unzip()
         };
-        let next = |next: Vec<i64>| {
-            let (rows, next) = counted(&mut (0..next.len()), &next);
+        let next = |next: Vec<i64>, weights: Vec<f32>| {
+            let (rows, next): (Vec<usize>, _) = counted(&mut (0..next.len()), &next);
+            let weights = rows.iter().map(|&row| weights[row]).collect();
             LossRows {
                 rows,
-                labels: Labels::Next(next),
+                labels: Labels::Next(next, weights),
             }
         };
         let loss_rows = match targets {
@@ -394,8 +398,17 @@ impl Model {
                 rows: self.head_rows(tokens, run),
                 labels: Labels::Choices { chosen, choices },
             },
-            Targets::Tokens(labels) => next(next_tokens(labels, &tokens.sequences, run)),
-            Targets::DecoderTokens(labels) => next(labels.to_vec()),
+            Targets::Tokens(labels) => {
+                let of_virtual = adapter.virtual_targets();
+                let (labels, weights) = next_tokens(labels, &tokens.sequences, run, of_virtual);
+                next(labels, weights)
+            }
+            Targets::DecoderTokens(labels) => {
+                let decoder = tokens.decoder.as_ref().map(|decoder| &decoder.sequences);
+                let labels = behind_virtual(labels, decoder.unwrap_or(&tokens.sequences), run);
+                let weights = vec![1.0; labels.len()];
+                next(labels, weights)
+            }
             Targets::Texts { together, scores } => LossRows {
                 rows: self.head_rows(tokens, run),
                 labels: Labels::Texts {
@@ -452,8 +465,9 @@ impl Model {
                 let logits = logits.reshape([chosen.len(), *choices]);
                 cross_entropy(logits, chosen, label_smoothing)
             }
-            (Labels::Next(next), Head::LanguageModel(head)) => {
-                head.loss(read.states, next, label_smoothing, entry.adapter)
+            (Labels::Next(next, weights), Head::LanguageModel(head)) => {
+                let targets = (&next[..], &weights[..]);
+                head.loss(read.states, targets, label_smoothing, entry.adapter)
             }
             (
                 &Labels::Texts {
@@ -481,7 +495,7 @@ impl Model {
         let batch = AdapterBatch::new([entry]);
         let hidden = self.embed(&entry);
         let rows = self.final_rows(&hidden);
-        let loss_rows = self.loss_rows(targets, tokens, &rows)?;
+        let loss_rows = self.loss_rows(targets, tokens, &rows, adapter)?;
         let read = self.run(0..self.layers(), hidden, Some(loss_rows.rows()), &batch);
         let read = self.finish(read, &batch);
         let mean = self.loss_of(read, &loss_rows, label_smoothing, &entry)?;
@@ -498,13 +512,36 @@ pub const DECODER_STREAM: &str = "decoder";
 /// The name of the stream in which an encoder's output travels through the decoder.
 pub const ENCODER_STREAM: &str = "encoder";
 
+/// The label of each row of a decoder; virtual tokens, which come first, have none.
+///
+/// `data` are the sequences that labels are given for, `run` those of the states.
+fn behind_virtual(labels: &[i64], data: &Sequences, run: &Sequences) -> Vec<i64> {
+    let mut all = vec![IGNORED; run.tokens()];
+    for (data, states) in data
+        .boundaries()
+        .windows(2)
+        .zip(run.boundaries().windows(2))
+    {
+        let own = &labels[data[0]..data[1]];
+        all[states[1] - own.len()..states[1]].copy_from_slice(own);
+    }
+    all
+}
+
 /// What each row should predict: the label of the row after it, within its sequence.
 ///
 /// `data` are the sequences that labels are given for, `run` those of the states; where the latter
 /// are longer, virtual tokens come first and the last of them predicts the first real token, as in
-/// PEFT.
-fn next_tokens(labels: &[i64], data: &Sequences, run: &Sequences) -> Vec<i64> {
+/// PEFT. Virtual tokens are predicted where they have targets. Returns the labels and what the loss
+/// of each is multiplied by.
+fn next_tokens(
+    labels: &[i64],
+    data: &Sequences,
+    run: &Sequences,
+    of_virtual: Option<VirtualTargets<'_>>,
+) -> (Vec<i64>, Vec<f32>) {
     let mut next = vec![IGNORED; run.tokens()];
+    let mut weights = vec![1.0; run.tokens()];
     for (data, states) in data
         .boundaries()
         .windows(2)
@@ -518,6 +555,11 @@ fn next_tokens(labels: &[i64], data: &Sequences, run: &Sequences) -> Vec<i64> {
                 next[before] = label;
             }
         }
+        let Some(targets) = of_virtual else { continue };
+        let targets = targets.labels.iter().zip(targets.weights).skip(1);
+        for (before, (&label, &weight)) in (states[0]..).zip(targets) {
+            (next[before], weights[before]) = (label, weight);
+        }
     }
-    next
+    (next, weights)
 }

@@ -16,6 +16,10 @@ class Case:
     bases: tuple[str, ...] = ()
     # Ends of the keys that PEFT stores and does not train.
     frozen: tuple[str, ...] = ()
+    # Whether PEFT stores what a network computes, and not the network.
+    folds: bool = False
+    # What a forward pass of PEFT's is given in addition, from the number of rows.
+    inputs: Callable[[int], dict] = lambda _rows: {}
     # A value as if trained, from the parameter's name and normal noise of its shape, where 0.15 times the noise will
     # not do; None for the parameters of which it will.
     value: Callable[[str, torch.Tensor], torch.Tensor | None] = lambda _name, _noise: None

@@ -30,5 +30,5 @@ def embeddings(name, noise):
 CASES = {
     "prompt_tuning": Case(prompt_tuning, value=embeddings),
     "prefix_tuning": Case(prefix_tuning, bases=("bart",), value=embeddings),
-    "prefix_tuning_mlp": Case(prefix_tuning_mlp, value=embeddings),
+    "prefix_tuning_mlp": Case(prefix_tuning_mlp, value=embeddings, folds=True),
 }

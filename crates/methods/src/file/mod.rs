@@ -186,6 +186,11 @@ fn config_json(
     let mut all = (definition.peft_defaults)();
     all.extend(module.saved_settings(base));
     all.extend(config.computed(base));
+    let defaults = (definition.defaults)();
+    all.retain(|key, value| {
+        let own = definition.own.contains(&key.as_str());
+        !own || defaults.get(key) != Some(value)
+    });
     let common = json!({
         "auto_mapping": null,
         "base_model_name_or_path": metadata.base_model,
@@ -198,6 +203,9 @@ fn config_json(
     });
     if let Value::Object(common) = common {
         all.extend(common);
+    }
+    if !definition.lists_modules && all["modules_to_save"].is_null() {
+        all.remove("modules_to_save");
     }
     let mut sorted: Vec<(String, Value)> = all.into_iter().collect();
     sorted.sort_by(|a, b| a.0.cmp(&b.0));

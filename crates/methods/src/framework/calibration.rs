@@ -21,6 +21,12 @@ pub trait CalibrationData {
     /// If a batch cannot be made.
     fn forward(&mut self, examples: usize, adapter: &dyn Adapter) -> Result<(), MethodError>;
 
+    /// Runs a text through the base with `adapter`, given as token ids.
+    ///
+    /// # Errors
+    /// If the model cannot read it.
+    fn forward_text(&mut self, ids: &[u32], adapter: &dyn Adapter) -> Result<(), MethodError>;
+
     /// Runs the first `examples` of them forward and backward and calls `see` with the gradients of
     /// `params`: once for each example, of its loss; or once for each batch, of its mean loss.
     ///

@@ -1,7 +1,7 @@
 //! Several adapters as one, and several methods as one.
 
 use burn::tensor::Tensor;
-use epiphyte_models::adapter::{AttentionSite, Block};
+use epiphyte_models::adapter::{AttentionSite, Block, VirtualTargets};
 use epiphyte_models::{
     Adapter, Base, Embedded, ForwardContext, Hidden, Hook, LazyLinear, Site, StandIn, Sublayer,
 };
@@ -116,6 +116,12 @@ impl<L: Adapters> Adapter for Chain<L> {
             .adapters()
             .map(|adapter| adapter.virtual_tokens())
             .sum()
+    }
+
+    fn virtual_targets(&self) -> Option<VirtualTargets<'_>> {
+        self.0
+            .adapters()
+            .find_map(|adapter| adapter.virtual_targets())
     }
 
     fn prefix(&self, at: AttentionSite, x: &Tensor<2>, cx: &ForwardContext<'_>) -> Option<Prefix> {

@@ -401,8 +401,15 @@ pub trait MethodConfig: Settings {
     /// is passed over.
     const TRAINING_ONLY: &'static [&'static str] = &[];
 
+    /// Settings that HF PEFT does not have, of a method that it has: the file says them only where
+    /// they are not the default.
+    const OWN: &'static [&'static str] = &[];
+
     /// Keys of HF PEFT's files that have a meaning in training only and are no settings here.
     const IGNORED: &'static [&'static str] = &[];
+
+    /// Whether HF PEFT's configuration lists modules that are saved whole.
+    const LISTS_MODULES: bool = true;
 
     /// Whether it leaves biases alone, so that those that HF PEFT trained with it (`bias`) can
     /// stand in for the base's.

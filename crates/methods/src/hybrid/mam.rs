@@ -25,7 +25,8 @@ use crate::framework::composition::Union;
 use crate::framework::method::{KeyStyle, Method, MethodConfig};
 use crate::framework::parameters::ParameterSet;
 use crate::parts::bottleneck::{self, BottleneckConfig, InLayers, InitWeights, Placement, Scaling};
-use crate::soft_prompts::prefix_tuning::{self, PrefixSettings, Reach};
+use crate::parts::prefix::Reach;
+use crate::soft_prompts::prefix_tuning::{self, PrefixSettings};
 
 crate::settings! {
     /// The settings of the MAM adapter.
@@ -120,7 +121,9 @@ impl MethodConfig for MamConfig {
         base: &Base,
         parameters: &mut ParameterSet,
     ) -> Result<Box<dyn Method>, MethodError> {
-        let prefix = |own: &mut ParameterSet| self.prefix.build(&PREFIX, base, own);
+        let prefix = |own: &mut ParameterSet| -> Result<Box<dyn Method>, MethodError> {
+            Ok(Box::new(self.prefix.build(&PREFIX, base, own)?))
+        };
         let parallel = |own: &mut ParameterSet| self.parallel(base, own);
         let members = Union::build(Self::NAME, base, parameters, &[&prefix, &parallel])?;
         Ok(Box::new(members))

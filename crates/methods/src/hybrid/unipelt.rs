@@ -42,8 +42,9 @@ use crate::parts::bottleneck::{
     self, Bottleneck, BottleneckConfig, Branch, InLayers, Placement, Slot, modules,
 };
 use crate::parts::dense::Dense;
+use crate::parts::prefix::{Prefixes, Reach};
 use crate::reparametrized::lora::LoraConfig;
-use crate::soft_prompts::prefix_tuning::{self, PrefixSettings, Reach};
+use crate::soft_prompts::prefix_tuning::{self, PrefixSettings};
 
 crate::settings! {
     /// The settings of UniPELT.
@@ -78,7 +79,7 @@ const BOTTLENECKS: bottleneck::Variant = bottleneck::Variant {
 impl UniPeltConfig {
     /// The linear layers that LoRA acts on.
     fn targets<'b>(&self, base: &'b Base) -> Result<Vec<&'b LinearInfo>, MethodError> {
-        self.prefix.check(&PREFIX, base)?;
+        self.prefix.count(&PREFIX, base)?;
         let not_applicable = |reason: &str| MethodError::NotApplicable {
             method: Self::NAME,
             model_type: base.dimensions.model_type.clone(),
@@ -272,7 +273,7 @@ fn not_mergeable() -> MethodError {
 /// Prefixes, with a gate for each layer.
 #[derive(Debug)]
 struct GatedPrefix {
-    prefix: Box<dyn Method>,
+    prefix: Prefixes,
     gates: Vec<Gate>,
 }
 

@@ -22,7 +22,8 @@ use serde_json::{Map, Value};
 use crate::MethodError;
 use crate::framework::method::{KeyStyle, Method, MethodConfig};
 use crate::framework::parameters::{Init, ParameterSet};
-use crate::soft_prompts::prefix_tuning::{PrefixTuningConfig, Reach, Variant};
+use crate::parts::prefix::{self, Reach};
+use crate::soft_prompts::prefix_tuning::{PrefixTuningConfig, Variant};
 
 crate::settings! {
     /// The settings of P-Tuning v2: those of Prefix-Tuning, other defaults where they are left
@@ -54,7 +55,8 @@ impl MethodConfig for PTuningV2Config {
     const KEYS: KeyStyle = KeyStyle::PromptLearning;
     const LEARNING_RATE: f64 = 3e-2;
     const MERGES: bool = false;
-    const COMPUTED: &'static [&'static str] = PrefixTuningConfig::COMPUTED_KEYS;
+    const COMPUTED: &'static [&'static str] = prefix::COMPUTED;
+    const OWN: &'static [&'static str] = PrefixTuningConfig::OWN_KEYS;
 
     fn starts_as_identity(&self) -> bool {
         false
@@ -62,6 +64,18 @@ impl MethodConfig for PTuningV2Config {
 
     fn examples() -> Vec<Value> {
         PrefixTuningConfig::examples()
+    }
+
+    fn texts(&self, _labels: &[String]) -> Vec<(String, bool)> {
+        self.prefix.text.texts()
+    }
+
+    fn set_tokens(&mut self, tokens: Vec<Vec<u32>>) {
+        self.prefix.text.set_tokens(tokens);
+    }
+
+    fn check_start(&self, base: &Base) -> Result<(), MethodError> {
+        self.prefix.check_start_as(&P_TUNING_V2, base)
     }
 
     fn build(
@@ -89,7 +103,7 @@ impl MethodConfig for PTuningV2Config {
     }
 
     fn computed(&self, base: &Base) -> Map<String, Value> {
-        PrefixTuningConfig::computed_of(base)
+        prefix::computed(base)
     }
 
     fn peft_defaults() -> Map<String, Value> {

@@ -20,8 +20,9 @@
 //! training, `P = tanh(E W₁ᵀ + b₁) W₂ᵀ + b₂` with `E: [p, kv]` and hidden size `h`, and the
 //! file holds its result. It is computed once a step.
 //! `P` and `E` start normal with standard deviation one, the maps as PyTorch starts them, or `P` at
-//! zero with `init_weights` = `zero`. `prefix_dropout` drops elements of the keys and values during
-//! training; each sequence has its own draw.
+//! zero with `init_weights` = `zero`, or as the keys and values that the base computes for a text
+//! (section 7.4 of the paper: words of the task), without network as in PEFT. `prefix_dropout`
+//! drops elements of the keys and values during training; each sequence has its own draw.
 //!
 //! | | |
 //! | --- | --- |
@@ -35,17 +36,16 @@
 //! prefixes and half of the blocks are dead. We write `N = 2L`, so that each layer has its own; the
 //! other blocks are zero. Both are read, and files with `N = L` written again as they were.
 
-use burn::tensor::Tensor;
-use epiphyte_models::adapter::{AttentionKind, AttentionSite, name_id};
-use epiphyte_models::{Adapter, Base, ForwardContext, Hook};
-use epiphyte_ops::{Activation, Dropout, Prefix, Sequences};
+use epiphyte_models::Base;
+use epiphyte_ops::Activation;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::MethodError;
-use crate::framework::method::{KeyStyle, Method, MethodConfig, Stored, StoredTensors};
-use crate::framework::parameters::{Init, Param, ParameterSet};
+use crate::framework::method::{KeyStyle, Method, MethodConfig};
+use crate::framework::parameters::{Init, ParameterSet};
 use crate::parts::dense::Dense;
+use crate::parts::prefix::{self, Layout, Prefixes, Reach, TextStart, kv_width};
 use crate::parts::virtual_tokens::{self, KEY};
 
 crate::settings! {
@@ -76,6 +76,7 @@ crate::settings! {
         cross_prefix: bool = false;
 
         ..prefix: PrefixSettings = PrefixSettings::default();
+        ..text: TextStart = TextStart::default();
     }
 }
 
@@ -85,108 +86,6 @@ crate::settings! {
 pub enum PrefixInit {
     /// All keys and values zero.
     Zero,
-}
-
-/// Which attentions of an encoder-decoder have a prefix beside the decoder's own.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Reach {
-    /// The encoder's.
-    pub(crate) encoder: bool,
-    /// Those of the decoder over the encoder's output.
-    pub(crate) cross: bool,
-}
-
-/// Where in the table the keys and values of each attention are.
-#[derive(Clone, Debug)]
-struct Layout {
-    /// The pair of keys and values of each layer's self-attention, if it has a prefix.
-    own: Vec<Option<usize>>,
-    /// That of each layer's cross-attention.
-    cross: Vec<Option<usize>>,
-    /// How many pairs the table has.
-    pairs: usize,
-    /// Whether there is a zero pair behind each in the file, as HF PEFT expects of
-    /// encoder-decoders.
-    spaced: bool,
-    /// `num_layers` in the file.
-    counted: usize,
-}
-
-impl Layout {
-    /// The layout with this `num_layers`, or that of new adapters; none if there is none with it.
-    fn new(base: &Base, reach: Reach, num_layers: Option<usize>) -> Option<Self> {
-        let (layers, encoder) = (base.dimensions.layers, base.dimensions.encoder_layers);
-        let decoder = layers - encoder;
-        let is_peft = encoder > 0 && reach == Reach::default();
-        // The decoder's pairs come first, then the encoder's, then those of cross-attention.
-        let own = |layer: usize| match layer.checked_sub(encoder) {
-            Some(at) => Some(at),
-            None => reach.encoder.then_some(decoder + layer),
-        };
-        let before_cross = decoder + if reach.encoder { encoder } else { 0 };
-        let cross = |layer: usize| {
-            let at = layer
-                .checked_sub(encoder)
-                .filter(|_| encoder > 0 && reach.cross);
-            at.map(|at| before_cross + at)
-        };
-        let crosses = (0..layers).map(cross).collect::<Vec<Option<usize>>>();
-        let pairs = before_cross + crosses.iter().flatten().count();
-        let counted = if is_peft { 2 * decoder } else { pairs };
-        let layout = Self {
-            own: (0..layers).map(own).collect(),
-            cross: crosses,
-            pairs,
-            spaced: is_peft,
-            counted,
-        };
-        match num_layers {
-            None => Some(layout),
-            Some(number) if number == counted => Some(layout),
-            Some(number) if is_peft && number == decoder => {
-                let shared = |layer: usize| Some(2 * layer.checked_sub(encoder)? % number);
-                Some(Self {
-                    own: (0..layers).map(shared).collect(),
-                    spaced: false,
-                    counted: number,
-                    ..layout
-                })
-            }
-            Some(_) => None,
-        }
-    }
-
-    /// The pair of an attention.
-    fn pair(&self, at: AttentionSite) -> Option<usize> {
-        match at.kind {
-            AttentionKind::Cross => self.cross[at.layer],
-            AttentionKind::Encoder | AttentionKind::Decoder => self.own[at.layer],
-        }
-    }
-
-    /// The table as the file has it, of rows that are `pair` values for each pair.
-    fn for_file(&self, values: &[f32], pair: usize) -> Vec<f32> {
-        match self.spaced {
-            false => values.to_vec(),
-            true => {
-                let pairs = values.chunks(pair);
-                pairs
-                    .flat_map(|it| [it.to_vec(), vec![0.0; pair]].concat())
-                    .collect()
-            }
-        }
-    }
-
-    /// The table of a file.
-    fn of_file(&self, values: &[f32], pair: usize) -> Vec<f32> {
-        let step = if self.spaced { 2 } else { 1 };
-        values
-            .chunks(pair)
-            .step_by(step)
-            .flatten()
-            .copied()
-            .collect()
-    }
 }
 
 /// What a method with prefixes does where its configuration leaves it open.
@@ -221,11 +120,6 @@ pub(crate) const PREFIX_TUNING: Variant = Variant {
     },
 };
 
-/// Width of all key heads together, which is also that of all value heads.
-fn kv_width(base: &Base) -> usize {
-    base.dimensions.kv_heads * base.dimensions.head_dim
-}
-
 impl PrefixSettings {
     fn hidden_size(&self, variant: &Variant, base: &Base) -> usize {
         self.encoder_hidden_size
@@ -253,7 +147,7 @@ impl PrefixSettings {
         variant: &Variant,
         base: &Base,
         parameters: &mut ParameterSet,
-    ) -> Result<Box<dyn Method>, MethodError> {
+    ) -> Result<Prefixes, MethodError> {
         let layout = Self::layout(variant, base);
         self.build_with(variant, layout, false, base, parameters)
     }
@@ -266,7 +160,7 @@ impl PrefixSettings {
         zero: bool,
         base: &Base,
         parameters: &mut ParameterSet,
-    ) -> Result<Box<dyn Method>, MethodError> {
+    ) -> Result<Prefixes, MethodError> {
         self.check(variant, base)?;
         let (length, width) = (self.num_virtual_tokens, kv_width(base));
         let size = 2 * layout.pairs * width;
@@ -292,15 +186,21 @@ impl PrefixSettings {
             };
             parameters.declare(KEY, &[length, size], init)
         };
-        Ok(Box::new(Prefixes {
+        let pieces = match self.prefix_projection {
+            true => Vec::new(),
+            false => vec![table.clone()],
+        };
+        Ok(Prefixes {
             method: variant.method,
             table,
+            pieces,
             length,
             layout,
             encoder_layers: base.dimensions.encoder_layers,
             kv_size: width,
             dropout: self.dropout(variant),
-        }))
+            start: None,
+        })
     }
 
     /// As [`MethodConfig::count`], for methods that store the prefix beside other tensors.
@@ -380,8 +280,11 @@ impl PrefixTuningConfig {
     ) -> Result<Box<dyn Method>, MethodError> {
         let zero = self.init_weights == Some(PrefixInit::Zero);
         let layout = self.layout(variant, base)?;
-        self.prefix
-            .build_with(variant, layout, zero, base, parameters)
+        let mut prefixes = self
+            .prefix
+            .build_with(variant, layout, zero, base, parameters)?;
+        prefixes.start = self.text.prefix_init_token_ids.clone();
+        Ok(Box::new(prefixes))
     }
 
     /// As [`MethodConfig::count`].
@@ -396,6 +299,7 @@ impl PrefixTuningConfig {
         Self {
             prefix: self.prefix.resolved(variant, base),
             num_layers: layout.map_or(self.num_layers, |layout| Some(layout.counted)),
+            text: TextStart::default(),
             ..self.clone()
         }
     }
@@ -404,33 +308,33 @@ impl PrefixTuningConfig {
     pub(crate) fn flat(&self) -> Self {
         Self {
             prefix: self.prefix.flat(),
+            text: TextStart::default(),
             ..self.clone()
         }
     }
 
-    /// As [`MethodConfig::computed`].
-    pub(crate) fn computed_of(base: &Base) -> Map<String, Value> {
-        let stacks = if base.dimensions.encoder_layers > 0 {
-            2
-        } else {
-            1
+    /// As [`MethodConfig::check_start`].
+    pub(crate) fn check_start_as(&self, variant: &Variant, base: &Base) -> Result<(), MethodError> {
+        let other = match (self.prefix.prefix_projection, self.init_weights) {
+            (true, _) => "`prefix_projection`, whose network computes them",
+            (_, Some(PrefixInit::Zero)) => "`init_weights` zero",
+            _ => {
+                let length = self.prefix.num_virtual_tokens;
+                return self.text.check(variant.method, length, base);
+            }
         };
-        Map::from_iter([
-            (
-                "num_attention_heads".to_owned(),
-                json!(base.dimensions.kv_heads),
-            ),
-            ("num_transformer_submodules".to_owned(), json!(stacks)),
-            ("token_dim".to_owned(), json!(kv_width(base))),
-        ])
+        match self.text.prefix_init_text {
+            None => Ok(()),
+            Some(_) => Err(MethodError::Configuration {
+                method: variant.method,
+                reason: format!("keys and values cannot start as `prefix_init_text` with {other}"),
+            }),
+        }
     }
 
-    /// As [`MethodConfig::COMPUTED`].
-    pub(crate) const COMPUTED_KEYS: &'static [&'static str] = &[
-        "num_attention_heads",
-        "num_transformer_submodules",
-        "token_dim",
-    ];
+    /// The settings that HF PEFT does not have.
+    pub(crate) const OWN_KEYS: &'static [&'static str] =
+        &["prefix_init_text", "encoder_prefix", "cross_prefix"];
 }
 
 impl MethodConfig for PrefixTuningConfig {
@@ -442,7 +346,8 @@ impl MethodConfig for PrefixTuningConfig {
     const KEYS: KeyStyle = KeyStyle::PromptLearning;
     const LEARNING_RATE: f64 = 3e-2;
     const MERGES: bool = false;
-    const COMPUTED: &'static [&'static str] = Self::COMPUTED_KEYS;
+    const COMPUTED: &'static [&'static str] = prefix::COMPUTED;
+    const OWN: &'static [&'static str] = Self::OWN_KEYS;
 
     fn starts_as_identity(&self) -> bool {
         false
@@ -454,6 +359,18 @@ impl MethodConfig for PrefixTuningConfig {
             json!({ "num_virtual_tokens": 4, "prefix_projection": true, "encoder_hidden_size": 5 }),
             json!({ "num_virtual_tokens": 3, "encoder_prefix": true, "cross_prefix": true }),
         ]
+    }
+
+    fn texts(&self, _labels: &[String]) -> Vec<(String, bool)> {
+        self.text.texts()
+    }
+
+    fn set_tokens(&mut self, tokens: Vec<Vec<u32>>) {
+        self.text.set_tokens(tokens);
+    }
+
+    fn check_start(&self, base: &Base) -> Result<(), MethodError> {
+        self.check_start_as(&PREFIX_TUNING, base)
     }
 
     fn build(
@@ -477,110 +394,10 @@ impl MethodConfig for PrefixTuningConfig {
     }
 
     fn computed(&self, base: &Base) -> Map<String, Value> {
-        Self::computed_of(base)
+        prefix::computed(base)
     }
 
     fn peft_defaults() -> Map<String, Value> {
         Map::from_iter([("modules_to_save".to_owned(), Value::Null)])
-    }
-}
-
-/// Keys and values for every attention of the layout.
-#[derive(Debug)]
-struct Prefixes {
-    method: &'static str,
-    /// `[length, 2 · pairs · kv_size]`, trained or derived.
-    table: Param,
-    length: usize,
-    layout: Layout,
-    /// Of an encoder-decoder.
-    encoder_layers: usize,
-    kv_size: usize,
-    dropout: f64,
-}
-
-impl Prefixes {
-    /// Keys and values of a pair in one matrix, `[length, 2 · kv_size]`.
-    fn of_pair(&self, pair: usize) -> Tensor<2> {
-        let size = 2 * self.kv_size;
-        self.table.get::<2>().narrow(1, pair * size, size)
-    }
-
-    /// Keys and values apart.
-    fn split(&self, both: Tensor<2>) -> [Tensor<2>; 2] {
-        let keys = both.clone().narrow(1, 0, self.kv_size);
-        [keys, both.narrow(1, self.kv_size, self.kv_size)]
-    }
-}
-
-impl Adapter for Prefixes {
-    fn prefix_length(&self, decoder: bool) -> usize {
-        let first = if decoder { self.encoder_layers } else { 0 };
-        self.layout.own[first].map_or(0, |_| self.length)
-    }
-
-    fn prefix(&self, at: AttentionSite, _x: &Tensor<2>, cx: &ForwardContext<'_>) -> Option<Prefix> {
-        let both = self.of_pair(self.layout.pair(at)?);
-        let count = cx.rows.count();
-        let boundaries = (0..=count).map(|sequence| sequence * self.length);
-        let rows = Sequences::new(boundaries.collect());
-        let rows = match cx.rows.keys() {
-            Some(keys) => rows.with_keys(keys.to_vec()),
-            None => rows,
-        };
-        let place = match at.kind {
-            AttentionKind::Cross => "cross prefix",
-            AttentionKind::Encoder | AttentionKind::Decoder => "prefix",
-        };
-        let Some(dropout) = Dropout::new(self.dropout, name_id(place) + at.layer as u64, &rows)
-        else {
-            let [keys, values] = self.split(both);
-            return Some(Prefix::Shared { keys, values });
-        };
-        // Each sequence has its own draw, as in the paper's code.
-        let repeated: Vec<usize> = (0..count).flat_map(|_| 0..self.length).collect();
-        let [keys, values] = self.split(dropout.apply(epiphyte_ops::rows(both, &repeated)));
-        Some(Prefix::PerSequence {
-            length: self.length,
-            keys,
-            values,
-        })
-    }
-
-    fn uses(&self, hook: Hook<'_>) -> bool {
-        matches!(hook, Hook::Prefix(at) if self.layout.pair(at).is_some())
-    }
-}
-
-impl Method for Prefixes {
-    fn stored(&self, _parameters: &ParameterSet) -> Vec<Stored> {
-        let values = self.layout.for_file(&self.table.to_vec(), 2 * self.kv_size);
-        let shape = [self.length, values.len() / self.length];
-        vec![Stored::f32(KEY, &shape, values)]
-    }
-
-    fn load(
-        &mut self,
-        _parameters: &ParameterSet,
-        file: &mut dyn StoredTensors,
-    ) -> Result<(), MethodError> {
-        let pairs = self.layout.pairs * if self.layout.spaced { 2 } else { 1 };
-        let shape = [self.length, 2 * pairs * self.kv_size];
-        if let Some(values) = file.take(KEY, &shape)? {
-            let values = self.layout.of_file(&values, 2 * self.kv_size);
-            self.table.set_values(values);
-        }
-        Ok(())
-    }
-
-    fn merged(&self, _name: &str, _base: &Base) -> Result<Option<Tensor<1>>, MethodError> {
-        Err(MethodError::NotMergeable {
-            method: self.method,
-            reason: "its keys and values depend on no input",
-        })
-    }
-
-    fn changed(&self) -> usize {
-        2 * self.layout.pairs * self.length * self.kv_size
     }
 }

@@ -22,22 +22,20 @@
 //! | merges | no |
 
 use burn::tensor::Tensor;
+use epiphyte_models::Base;
 use epiphyte_models::adapter::name_id;
-use epiphyte_models::{Adapter, Base, Embedded, ForwardContext, Hook};
-use epiphyte_ops::{FrozenMatrix, random, rows};
+use epiphyte_ops::{FrozenMatrix, random};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::MethodError;
 use crate::framework::method::{KeyStyle, Method, MethodConfig};
-use crate::framework::parameters::{Init, Param, ParameterSet};
-use crate::parts::virtual_tokens::{self, KEY};
+use crate::framework::parameters::{Init, ParameterSet};
+use crate::parts::virtual_tokens::{self, KEY, Prompt, PromptSettings, check_ids, repeated};
 
 crate::settings! {
     /// The settings of prompt tuning, under HF PEFT's names.
     pub struct PromptTuningConfig {
-        /// Number of virtual tokens.
-        num_virtual_tokens: usize = 20, in Size;
         /// Initial values: RANDOM, SAMPLE_VOCAB, TEXT or LABELS.
         prompt_tuning_init: PromptTuningInit = PromptTuningInit::Random, as Text;
         /// The text for the initial values of TEXT.
@@ -50,6 +48,8 @@ crate::settings! {
         /// The tokens of each label, for LABELS. Not in the file.
         #[serde(skip_serializing_if = "Option::is_none")]
         prompt_tuning_init_label_token_ids: Option<Vec<Vec<u32>>> = None, flag "", as Integers;
+
+        ..prompt: PromptSettings = PromptSettings::default();
     }
 }
 
@@ -70,7 +70,7 @@ pub enum PromptTuningInit {
 impl PromptTuningConfig {
     fn init(&self, base: &Base, seed: u64) -> Result<Init, MethodError> {
         let table = base.word_embedding_table();
-        let count = self.num_virtual_tokens;
+        let count = self.prompt.rows();
         let start = match self.prompt_tuning_init {
             PromptTuningInit::Random => return Ok(Init::Normal { std: 1.0 }),
             PromptTuningInit::SampleVocab => table.gather(&sampled(table, count, seed)),
@@ -84,13 +84,13 @@ impl PromptTuningConfig {
                     });
                 };
                 check_ids(
+                    Self::NAME,
                     "prompt_tuning_init_token_ids",
                     "prompt_tuning_init_text",
                     ids,
                     table,
                 )?;
-                let repeated: Vec<u32> = ids.iter().copied().cycle().take(count).collect();
-                table.gather(&repeated)
+                repeated(ids, count, table)
             }
             PromptTuningInit::Labels => {
                 let labels = self
@@ -111,6 +111,7 @@ impl PromptTuningConfig {
                 let mut start = Vec::new();
                 for ids in labels {
                     check_ids(
+                        Self::NAME,
                         "prompt_tuning_init_label_token_ids",
                         "every label",
                         ids,
@@ -124,12 +125,7 @@ impl PromptTuningConfig {
                 Tensor::cat(start, 0)
             }
         };
-        let [_, width] = table.shape();
-        let start = start
-            .reshape::<1, _>([count * width])
-            .try_into_vec_as::<f32>();
-        let start = start.expect("embeddings are f32 and on a device that can be read");
-        Ok(Init::Values(start.into()))
+        Ok(virtual_tokens::start(start))
     }
 }
 
@@ -146,27 +142,6 @@ fn sampled(table: &FrozenMatrix, count: usize, seed: u64) -> Vec<u32> {
         .into_iter()
         .map(|draw| (draw as u32).min(vocabulary as u32 - 1))
         .collect()
-}
-
-/// Checks that `text` has tokens and all of them are in the vocabulary.
-fn check_ids(
-    key: &'static str,
-    text: &'static str,
-    ids: &[u32],
-    table: &FrozenMatrix,
-) -> Result<(), MethodError> {
-    let [vocabulary, _] = table.shape();
-    let expected = match ids.iter().find(|&&id| id as usize >= vocabulary) {
-        Some(id) => format!("token {id} is not in the vocabulary of {vocabulary}"),
-        None if ids.is_empty() => format!("{text} must have at least one token"),
-        None => return Ok(()),
-    };
-    Err(MethodError::Value {
-        method: PromptTuningConfig::NAME,
-        key,
-        value: format!("{ids:?}"),
-        expected,
-    })
 }
 
 impl MethodConfig for PromptTuningConfig {
@@ -216,23 +191,25 @@ impl MethodConfig for PromptTuningConfig {
         base: &Base,
         parameters: &mut ParameterSet,
     ) -> Result<Box<dyn Method>, MethodError> {
-        virtual_tokens::check(Self::NAME, self.num_virtual_tokens, base)?;
+        let shape = self.prompt.shape(Self::NAME, base)?;
         let init = self.init(base, parameters.seed())?;
-        let shape = [self.num_virtual_tokens, base.embedding_size()];
-        Ok(Box::new(PromptTuning {
-            prompt: parameters.declare(KEY, &shape, init),
+        Ok(Box::new(Prompt {
+            method: Self::NAME,
+            table: parameters.declare(KEY, &shape, init),
+            length: self.prompt.num_virtual_tokens,
         }))
     }
 
     fn count(&self, base: &Base) -> Result<usize, MethodError> {
-        virtual_tokens::check(Self::NAME, self.num_virtual_tokens, base)?;
-        Ok(self.num_virtual_tokens * base.embedding_size())
+        let [rows, width] = self.prompt.shape(Self::NAME, base)?;
+        Ok(rows * width)
     }
 
     fn resolved(&self, _base: &Base) -> Self {
         Self {
             prompt_tuning_init_token_ids: None,
             prompt_tuning_init_label_token_ids: None,
+            prompt: self.prompt.resolved(),
             ..self.clone()
         }
     }
@@ -240,13 +217,13 @@ impl MethodConfig for PromptTuningConfig {
     /// The same without asking for the tokens that only a start needs.
     fn stored(&self) -> Self {
         Self {
-            num_virtual_tokens: self.num_virtual_tokens,
+            prompt: self.prompt.clone(),
             ..Self::default()
         }
     }
 
     fn computed(&self, base: &Base) -> Map<String, Value> {
-        virtual_tokens::computed(base, base.dimensions.heads, base.dimensions.hidden_size)
+        PromptSettings::computed(base)
     }
 
     fn peft_defaults() -> Map<String, Value> {
@@ -254,62 +231,5 @@ impl MethodConfig for PromptTuningConfig {
             ("modules_to_save".to_owned(), Value::Null),
             ("tokenizer_kwargs".to_owned(), Value::Null),
         ])
-    }
-}
-
-/// The trained vectors.
-#[derive(Debug)]
-struct PromptTuning {
-    /// `[virtual tokens, width]`
-    prompt: Param,
-}
-
-impl Adapter for PromptTuning {
-    fn virtual_tokens(&self) -> usize {
-        self.prompt.shape()[0]
-    }
-
-    fn embeddings(&self, embedded: Embedded, _cx: &ForwardContext<'_>) -> Embedded {
-        if embedded.decoder {
-            return embedded;
-        }
-        let Embedded {
-            states,
-            type_ids,
-            rows: sequences,
-            decoder,
-        } = embedded;
-        let count = self.prompt.shape()[0];
-        let mut order = Vec::with_capacity(sequences.tokens() + count * sequences.count());
-        let mut with_prompt = Vec::with_capacity(order.capacity());
-        for pair in sequences.boundaries().windows(2) {
-            order.extend(0..count);
-            order.extend((pair[0]..pair[1]).map(|row| count + row));
-            with_prompt.extend(std::iter::repeat_n(0, count));
-            with_prompt.extend_from_slice(&type_ids[pair[0]..pair[1]]);
-        }
-        Embedded {
-            states: rows(Tensor::cat(vec![self.prompt.get(), states], 0), &order),
-            type_ids: with_prompt,
-            rows: sequences.prepended(count),
-            decoder,
-        }
-    }
-
-    fn uses(&self, _hook: Hook<'_>) -> bool {
-        false
-    }
-}
-
-impl Method for PromptTuning {
-    fn merged(&self, _name: &str, _base: &Base) -> Result<Option<Tensor<1>>, MethodError> {
-        Err(MethodError::NotMergeable {
-            method: PromptTuningConfig::NAME,
-            reason: "its vectors are part of the input",
-        })
-    }
-
-    fn changed(&self) -> usize {
-        self.prompt.count()
     }
 }

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use burn::tensor::{Tensor, TensorData};
 use epiphyte_methods::file::{AdapterFile, CONFIG_FILE, TENSORS_FILE};
-use epiphyte_methods::{AdapterModule, AnyConfig, Gradients, Param, StoredValues, by_name};
+use epiphyte_methods::{
+    AdapterModule, AnyConfig, Gradients, Param, StepInfo, StoredValues, by_name,
+};
 use epiphyte_models::Model;
 use epiphyte_ops::{AdamW, Moments};
 use serde_json::{Value, json};
@@ -20,7 +22,7 @@ const STEPS: f32 = 1e-3;
 
 /// Compares a case; returns how many trained tensors it has.
 pub(crate) fn check(base: &Base, method: &str, differences: &mut Vec<String>) -> usize {
-    let case = Case::open(base, method);
+    let mut case = Case::open(base, method);
     let mut same = |key: &str, found: &[f32], tolerance: f32| {
         let expected = case.expected.get(key);
         let part = key
@@ -38,11 +40,11 @@ pub(crate) fn check(base: &Base, method: &str, differences: &mut Vec<String>) ->
             differences,
         );
     };
-    let (batch, model, module) = (base.batch(), &base.model, &case.module);
+    let (batch, model) = (base.batch(), &base.model);
     if let Some(saved) = &case.saved {
         same("logits", &logits(model, &batch, saved), OUTPUTS);
     }
-    same("logits", &logits(model, &batch, module), OUTPUTS);
+    same("logits", &logits(model, &batch, &case.module), OUTPUTS);
 
     let how = &case.facts.optimizer;
     let (beta1, beta2) = how.betas;
@@ -52,49 +54,61 @@ pub(crate) fn check(base: &Base, method: &str, differences: &mut Vec<String>) ->
         epsilon: how.eps,
         weight_decay: how.weight_decay,
     };
-    let mut moments: BTreeMap<&str, Moments> = BTreeMap::new();
+    let mut moments: BTreeMap<String, Moments> = BTreeMap::new();
     let mut losses = Vec::new();
     for step in 1..=how.steps {
-        module.track(true);
-        let mean = objective(model, &batch, module);
+        let info = StepInfo {
+            step: step as u64 - 1,
+            total: how.steps as u64,
+            stage: 0,
+            stage_step: step as u64 - 1,
+            stage_total: how.steps as u64,
+        };
+        case.module.track(true);
+        case.module.before_step(info);
+        let mean = objective(model, &batch, &case.module);
         losses.extend(values(mean.clone()));
         let mut gradients = Gradients::new();
-        module.collect(&mut gradients, &mut mean.backward());
-        gradients.pull_back_derived(module.parameters());
-        module.track(false);
+        case.module.collect(&mut gradients, &mut mean.backward());
+        gradients.pull_back_derived(case.module.parameters());
+        case.module.track(false);
         let of = |param: &Param| {
             let gradient = gradients.get(param).cloned();
             gradient.unwrap_or_else(|| panic!("{}: `{}` has no gradient", case.name, param.key()))
         };
         if step == 1 {
-            for (key, found) in case.by_key(module.trained().map(|param| values(of(param)))) {
+            for (key, found) in case.by_key(case.module.trained().map(|param| values(of(param)))) {
                 let tolerance = GRADIENTS * case.largest_gradient(&key);
                 same(&format!("grad/{key}"), &found, tolerance);
             }
         }
-        for param in module.trained() {
+        for param in case.module.trained() {
             let moved = moments.remove(param.key());
             let moved = moved.unwrap_or_else(|| Moments::zeros(&param.flat()));
             let (value, moved) = adam.step(param.flat(), of(param), moved, how.lr, step);
-            moments.insert(param.key(), moved);
+            moments.insert(param.key().to_owned(), moved);
             param.set(value);
         }
-        module.parameters().derive(false);
+        case.module.parameters().derive(false);
     }
 
     same("losses", &losses, OUTPUTS);
     same(
         "loss_after",
-        &values(objective(model, &batch, module)),
+        &values(objective(model, &batch, &case.module)),
         OUTPUTS,
     );
-    for (key, found) in case.by_key(module.trained().map(|param| param.to_vec())) {
+    for (key, found) in case.by_key(case.module.trained().map(|param| param.to_vec())) {
         if !case.facts.zero_gradient.contains(&key) {
             same(&format!("after/{key}"), &found, STEPS);
         }
     }
     if case.saved.is_some() {
-        same("after/prompt_embeddings", &first_stored(module), STEPS);
+        same(
+            "after/prompt_embeddings",
+            &first_stored(&case.module),
+            STEPS,
+        );
     }
     case.facts.trainable.len()
 }
@@ -149,7 +163,7 @@ impl Case {
             .display()
             .to_string();
         let expected = Expected::open(&dir.join("expected.safetensors"));
-        let facts = read_json(&dir.join("expected.json"));
+        let facts: Facts = read_json(&dir.join("expected.json"));
         let start = |config: Box<dyn AnyConfig>| {
             AdapterModule::new(config, base.model.base(), &base.device, 0)
                 .unwrap_or_else(|error| panic!("{name}: {error}"))
@@ -176,12 +190,12 @@ impl Case {
         let saved = file
             .load(base.model.base(), &base.device)
             .unwrap_or_else(|error| panic!("{name}: {error}"));
-        let network = expected.has("initial/prompt_encoder.embedding.weight");
+        let mut trainable = facts.trainable.keys();
+        let network = trainable.any(|key| key.starts_with("prompt_encoder."));
         let (module, saved) = if network {
-            (
-                start(configuration("prefix-tuning", file.config().settings())),
-                Some(saved),
-            )
+            let method = file.config().definition().name;
+            let module = start(configuration(method, file.config().settings()));
+            (module, Some(saved))
         } else {
             (saved, None)
         };

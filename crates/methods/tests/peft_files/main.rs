@@ -71,6 +71,7 @@ const EXPECTED: &[(&str, Expect)] = &[
     ("bert_prefix", Loads(BERT)),
     ("bert_prefixproj", Loads(BERT)),
     ("bert_prompt", Loads(BERT)),
+    ("bert_ptuning", Loads(BERT)),
     ("bert_vera", Loads(BERT)),
     ("bert_vera_nosave", Loads(BERT)),
     ("gpt2_ia3", Loads(GPT2)),
@@ -87,7 +88,11 @@ const EXPECTED: &[(&str, Expect)] = &[
     ("gpt2_prefix", Loads(GPT2)),
     ("gpt2_prefixproj", Loads(GPT2)),
     ("gpt2_prompt", Loads(GPT2)),
+    ("gpt2_ptuning", Loads(GPT2)),
+    ("llama_adaption", Loads(LLAMA)),
     ("llama_beft", Loads(LLAMA)),
+    ("llama_cartridge", Loads(LLAMA)),
+    ("llama_cpt", Loads(LLAMA)),
     ("llama_glora", Loads(LLAMA)),
     ("llama_gralora", Loads(LLAMA)),
     ("llama_hira", Loads(LLAMA)),
@@ -107,6 +112,7 @@ const EXPECTED: &[(&str, Expect)] = &[
     ("llama_prefix", Loads(LLAMA)),
     ("llama_prefixproj", Loads(LLAMA)),
     ("llama_prompt", Loads(LLAMA)),
+    ("llama_ptuning", Loads(LLAMA)),
     ("llama_supertuning", Loads(LLAMA)),
     (
         "t5_lora",
@@ -114,21 +120,18 @@ const EXPECTED: &[(&str, Expect)] = &[
     ),
     ("t5_prefix", Loads(T5)),
     ("t5_prefixproj", Loads(T5)),
-    (
-        "t5_prompt",
-        Refused(GPT2, "`num_transformer_submodules` is 2"),
-    ),
+    ("t5_mpt", Loads(T5)),
+    ("t5_prompt", Loads(T5)),
+    ("t5_ptuning", Loads(T5)),
 ];
 
 /// Keys of the file that differ by right: the version, what [`AdapterMetadata`] says, the Python
-/// class that PEFT names where there is no task, and settings that PEFT lacks.
-const ASIDE: [&str; 6] = [
+/// class that PEFT names where there is no task, and a setting that PEFT lacks.
+const ASIDE: [&str; 4] = [
     "auto_mapping",
     "peft_version",
     "base_model_name_or_path",
     "prefix_dropout",
-    "encoder_prefix",
-    "cross_prefix",
 ];
 
 /// A file that leaves a setting out means PEFT's default (`make_defaults.py`).

@@ -110,6 +110,7 @@ fn check_with(
             block,
             input: &input_tensor,
             residual: &residual_tensor,
+            queries: None,
             add_residual: &|output| (output + residual_tensor.clone()).tanh() * 2.0,
         },
         output_tensor,

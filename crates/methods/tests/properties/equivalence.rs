@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use burn::tensor::{Device, Tensor};
 use epiphyte_methods::file::{AdapterFile, AdapterMetadata, CONFIG_FILE, Provenance, save};
-use epiphyte_methods::{AdapterModule, METHODS, MethodError};
+use epiphyte_methods::{AdapterModule, METHODS, MethodError, StepInfo};
 use epiphyte_models::adapter::{AttentionSite, Block};
 use epiphyte_models::{
     Adapter, Embedded, ForwardContext, Hidden, Hook, Identity, LazyLinear, Site, StandIn, Sublayer,
@@ -13,7 +13,7 @@ use epiphyte_models::{
 use epiphyte_ops::Prefix;
 use serde_json::{Value, json};
 
-use crate::support::{bert, case, distance, everywhere, llama, perturb};
+use crate::support::{TestModel, bert, case, distance, everywhere, llama, perturb};
 
 #[test]
 fn nothing_changes_at_first_where_that_is_promised() {
@@ -227,7 +227,7 @@ fn a_hooks_promises_save_work_and_change_no_byte() {
 }
 
 #[test]
-fn dropout_acts_with_keys_only() {
+fn dropout_acts_in_steps_only() {
     let mut pairs = Vec::new();
     for method in METHODS {
         let key = method.flags.iter().map(|flag| flag.key);
@@ -241,16 +241,28 @@ fn dropout_acts_with_keys_only() {
         }
     }
     assert!(pairs.len() >= 3);
+    // A step, and the keys of its sequences: what is computed once a step draws by step.
+    let in_step = |on: &TestModel, module: &mut AdapterModule, step: u64| {
+        module.before_step(StepInfo {
+            step,
+            total: 9,
+            stage: 0,
+            stage_step: step,
+            stage_total: 9,
+        });
+        let keys = (0..3).map(|sequence| 10 * step + sequence);
+        on.output(module, Some(keys.collect()))
+    };
     for on in [bert(), llama()] {
         for (with, without) in &pairs {
-            let (with, without) = (with.tune(&on).unwrap(), without.tune(&on).unwrap());
+            let (mut with, mut without) = (with.tune(&on).unwrap(), without.tune(&on).unwrap());
             perturb(&with);
             perturb(&without);
             assert_eq!(on.output(&with, None), on.output(&without, None));
-            let dropped = |module, keys: [u64; 3]| on.output(module, Some(keys.to_vec()));
-            assert_eq!(dropped(&with, [1, 2, 3]), dropped(&with, [1, 2, 3]));
-            assert_ne!(dropped(&with, [1, 2, 3]), dropped(&without, [1, 2, 3]));
-            assert_ne!(dropped(&with, [1, 2, 3]), dropped(&with, [4, 5, 6]));
+            let first = in_step(&on, &mut with, 1);
+            assert_ne!(first, in_step(&on, &mut without, 1));
+            assert_ne!(first, in_step(&on, &mut with, 2));
+            assert_eq!(first, in_step(&on, &mut with, 1));
         }
     }
 }

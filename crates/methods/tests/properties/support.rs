@@ -191,6 +191,13 @@ impl CalibrationData for TestData<'_> {
         Ok(())
     }
 
+    fn forward_text(&mut self, ids: &[u32], adapter: &dyn Adapter) -> Result<(), MethodError> {
+        let type_ids = vec![0; ids.len()];
+        let tokens = Tokens::new(ids, &type_ids, Sequences::new(vec![0, ids.len()]));
+        self.0.model.hidden(&tokens, adapter);
+        Ok(())
+    }
+
     fn gradients(
         &mut self,
         _examples: usize,

@@ -228,7 +228,10 @@ fn peft_finds_the_measures_that_it_computes() {
     for (method, heads, token_dim) in [
         ("prompt-tuning", 4, 16),
         ("prefix-tuning", 2, 12),
+        ("p-tuning", 4, 16),
         ("p-tuning-v2", 2, 12),
+        ("multitask-prompt-tuning", 4, 16),
+        ("cartridge", 2, 12),
     ] {
         let config = epiphyte_methods::by_name(method)
             .unwrap()

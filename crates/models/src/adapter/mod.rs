@@ -10,11 +10,12 @@
 //! | [`Adapter::parameter`] | full, BitFit, Freeze, sparse and low-dimensional deltas, LN-tuning, every task head |
 //! | [`Adapter::lookup`] | trainable tokens, LoRA on embeddings |
 //! | [`Adapter::embeddings`] | prompt tuning, P-tuning, SPoT, IPT |
+//! | [`Adapter::virtual_targets`] | context-aware prompt tuning |
 //! | [`Adapter::linear_input`] | (IA)³ on feed-forwards, OFT, HRA |
 //! | [`Adapter::linear`] | LoRA and its variants, DoRA, (IA)³ |
 //! | [`Adapter::attention`] | LeTS, methods that read or change queries, keys and values |
 //! | [`Adapter::prefix`] | prefix tuning, P-tuning v2 |
-//! | [`Adapter::sublayer`] | Houlsby, Pfeiffer, parallel adapters, Compacter, AdaMix |
+//! | [`Adapter::sublayer`] | Houlsby, Pfeiffer, parallel adapters, Compacter, AdaMix, adaption prompts |
 //! | [`Adapter::after_block`] | Adapter+ |
 //! | [`Adapter::hidden`] | side networks, Attention Fusion, ReFT |
 //! | [`Adapter::final_norm`] | side networks with a norm of their own |
@@ -83,8 +84,21 @@ pub struct Sublayer<'a> {
     pub input: &'a Tensor<2>,
     /// The residual stream, `[tokens, hidden]`.
     pub residual: &'a Tensor<2>,
+    /// The queries of an attention, `[tokens, heads * head_dim]`: normalized and rotated as its
+    /// keys are, before [`Adapter::attention`]; none in a feed-forward.
+    pub queries: Option<&'a Tensor<2>>,
     /// Adds an output to the residual stream as the model does; normalizes if the norm comes after.
     pub add_residual: &'a dyn Fn(Tensor<2>) -> Tensor<2>,
+}
+
+/// What an adapter adds to the loss of a language model: virtual tokens that stand for tokens, such
+/// as those of examples in front of a text, are predicted too.
+#[derive(Clone, Copy, Debug)]
+pub struct VirtualTargets<'a> {
+    /// The token that each virtual token stands for; -100 where that does not count.
+    pub labels: &'a [i64],
+    /// What the loss of each is multiplied by; that of a text's own tokens is multiplied by 1.
+    pub weights: &'a [f32],
 }
 
 /// A hook at a place of the model, to ask whether an adapter does anything there.
@@ -172,6 +186,11 @@ pub trait Adapter: Send + Sync {
     /// How many virtual tokens [`Adapter::embeddings`] adds to each sequence.
     fn virtual_tokens(&self) -> usize {
         0
+    }
+
+    /// What the loss of a language model reads of the virtual tokens, one label for each.
+    fn virtual_targets(&self) -> Option<VirtualTargets<'_>> {
+        None
     }
 
     /// Keys and values that every token of an attention sees in addition to its sequence's own.

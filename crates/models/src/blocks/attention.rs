@@ -139,13 +139,13 @@ impl Attention {
         }
     }
 
-    /// The attention's result before the output projection, `[tokens, heads * head_dim]`, and its
-    /// input for further readers.
+    /// The attention's result before the output projection and its queries, both `[tokens, heads *
+    /// head_dim]`, and its input for further readers.
     pub(crate) fn attend(
         &self,
         from: AttentionInput<'_>,
         batch: &AdapterBatch<'_>,
-    ) -> (Tensor<2>, Tensor<2>) {
+    ) -> (Tensor<2>, Tensor<2>, Tensor<2>) {
         let AttentionInput {
             x,
             rows,
@@ -223,10 +223,9 @@ impl Attention {
             };
             attention(&self.kernel_shape(), q, cx.rows, keys, self.id())
         };
-        (
-            batch.map_attention(&hooks, (q, kv), read, (rows, key_rows), body),
-            x,
-        )
+        let queries = q.clone();
+        let context = batch.map_attention(&hooks, (q, kv), read, (rows, key_rows), body);
+        (context, queries, x)
     }
 
     /// The layers that project embeddings of relative positions to keys and to queries.

@@ -8,7 +8,7 @@ use super::residual::Residual;
 use super::{
     Attention, FeedForward, LayerShape, Norm, NormPlacement, RelativeBias, RelativeEmbeddings,
 };
-use crate::adapter::{AdapterBatch, AttentionKind, Block, Hidden};
+use crate::adapter::{AdapterBatch, AttentionKind, Block, Hidden, Hook};
 use crate::builder::Builder;
 
 /// How a family names the tensors of a layer, each below the layer's path.
@@ -251,7 +251,7 @@ impl Layer {
         batch: &AdapterBatch<'_>,
     ) -> Hidden {
         let (x, residual) = before(norms, &hidden, batch);
-        let (context, input) = attention.attend(
+        let (context, queries, input) = attention.attend(
             AttentionInput {
                 x,
                 rows: &hidden.rows,
@@ -267,6 +267,8 @@ impl Layer {
             None => states,
         };
         let (context, input) = (select(context), select(input));
+        let reads_queries = batch.uses(Hook::Sublayer(self.index, block));
+        let queries = reads_queries.then(|| select(queries));
         let residual = residual.map_or_else(|| input.clone(), select);
         let hidden = match selected {
             Some(rows) => hidden.select_rows(rows),
@@ -275,7 +277,8 @@ impl Layer {
         let output = attention.project_output(context, &hidden.rows, batch);
         let id = attention.output_id();
         let output = dropout(output, self.attention_dropout, id, &hidden.rows);
-        self.add_residual(norms, block, [input, residual, output], hidden, batch)
+        let states = [input, residual, output];
+        self.add_residual(norms, block, states, queries, hidden, batch)
     }
 
     /// The feed-forward block; `parallel` is its input where that is not the residual stream.
@@ -298,7 +301,8 @@ impl Layer {
         let id = self.feed_forward.output_id();
         let output = dropout(output, self.dropout, id, &hidden.rows);
         let block = Block::FeedForward;
-        self.add_residual(norms, block, [input, residual, output], hidden, batch)
+        let states = [input, residual, output];
+        self.add_residual(norms, block, states, None, hidden, batch)
     }
 
     fn add_residual(
@@ -306,6 +310,7 @@ impl Layer {
         norms: &BlockNorms,
         block: Block,
         [input, residual, output]: [Tensor<2>; 3],
+        queries: Option<Tensor<2>>,
         hidden: Hidden,
         batch: &AdapterBatch<'_>,
     ) -> Hidden {
@@ -318,7 +323,8 @@ impl Layer {
             Some(norm) => norm.forward(output, &hidden.rows, batch),
             None => output,
         };
-        let states = add_to.add([input, residual, output], &hidden.rows, batch);
+        let states = [input, residual, output];
+        let states = add_to.add(states, queries, &hidden.rows, batch);
         hidden.with(states)
     }
 }

@@ -20,15 +20,18 @@ impl Residual<'_> {
     ///
     /// # Shapes
     /// - `input` (the block's input), `residual`, `output`, result: `[tokens, hidden]`
+    /// - `queries`, of an attention: `[tokens, heads * head_dim]`
     pub(crate) fn add(
         &self,
         [input, residual, output]: [Tensor<2>; 3],
+        queries: Option<Tensor<2>>,
         rows: &Sequences,
         batch: &AdapterBatch<'_>,
     ) -> Tensor<2> {
         let mut hooks = vec![Hook::Sublayer(self.layer, self.block)];
         hooks.extend(self.norm_after.into_iter().flat_map(Norm::hooks));
         let body = |[input, residual, output]: [Tensor<2>; 3],
+                    queries: Option<&Tensor<2>>,
                     adapter: &dyn Adapter,
                     cx: &ForwardContext<'_>| {
             let add_residual = |output: Tensor<2>| match self.norm_after {
@@ -40,11 +43,30 @@ impl Residual<'_> {
                 block: self.block,
                 input: &input,
                 residual: &residual,
+                queries,
                 add_residual: &add_residual,
             };
             let states = add_residual(adapter.sublayer(&sublayer, output, cx));
             adapter.after_block(self.layer, self.block, states, cx)
         };
-        batch.map(&hooks, [input, residual, output], rows, body)
+        match queries {
+            Some(queries) => {
+                let all = [input, residual, output, queries];
+                batch.map(
+                    &hooks,
+                    all,
+                    rows,
+                    |[x, residual, output, q], adapter, cx| {
+                        body([x, residual, output], Some(&q), adapter, cx)
+                    },
+                )
+            }
+            None => batch.map(
+                &hooks,
+                [input, residual, output],
+                rows,
+                |states, adapter, cx| body(states, None, adapter, cx),
+            ),
+        }
     }
 }

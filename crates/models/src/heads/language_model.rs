@@ -1,7 +1,7 @@
 //! A language model's head.
 
 use burn::tensor::Tensor;
-use epiphyte_ops::{Sequences, cross_entropy, language_model_loss, linear};
+use epiphyte_ops::{Sequences, cross_entropy, language_model_loss, linear, rows};
 
 use crate::adapter::{Adapter, AdapterBatch, Role};
 use crate::blocks::{Linear, Matrix};
@@ -50,9 +50,38 @@ impl LanguageModelHead {
         self.capped(self.output.forward(self.scaled(states), rows, batch))
     }
 
+    /// Mean over the rows of the cross-entropy against their next tokens, each multiplied by its
+    /// weight; none where no row has one.
+    pub(crate) fn loss(
+        &self,
+        states: Tensor<2>,
+        (next, weights): (&[i64], &[f32]),
+        label_smoothing: f64,
+        adapter: &dyn Adapter,
+    ) -> Option<Tensor<1>> {
+        let mut values: Vec<f32> = weights.to_vec();
+        values.sort_by(f32::total_cmp);
+        values.dedup();
+        if let [] | [1.0] = values[..] {
+            return self.mean_loss(states, next, label_smoothing, adapter);
+        }
+        // Rows of the same weight have one mean.
+        let of_weight = values.into_iter().filter_map(|weight| {
+            let own: Vec<usize> = (0..next.len())
+                .filter(|&row| weights[row] == weight)
+                .collect();
+            let labels: Vec<i64> = own.iter().map(|&row| next[row]).collect();
+            let share = own.len() as f32 / next.len() as f32;
+            let own = rows(states.clone(), &own);
+            let mean = self.mean_loss(own, &labels, label_smoothing, adapter)?;
+            Some(mean * (weight * share))
+        });
+        of_weight.reduce(|sum, part| sum + part)
+    }
+
     /// Mean cross-entropy against the next tokens of the rows; none where no row has one. Without a
     /// cap it is computed in pieces, and never holds the logits of all rows.
-    pub(crate) fn loss(
+    fn mean_loss(
         &self,
         states: Tensor<2>,
         next: &[i64],

@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 use epiphyte_data::Batches;
-use epiphyte_models::{Adapter, AdapterBatch, Hidden, Model};
+use epiphyte_models::{Adapter, AdapterBatch, Hidden, Identity, Model};
 use epiphyte_ops::Sequences;
 
 use crate::TrainError;
@@ -113,7 +113,8 @@ pub(crate) fn token_scores(
     Ok(metrics::language_modelling(loss).into())
 }
 
-/// The mean loss over all target tokens of a data set.
+/// The mean loss over all target tokens of a data set; what an adapter adds to the loss that it is
+/// trained with does not count.
 ///
 /// Layers run over micro-batches; the loss is computed once for each batch, from the rows that it
 /// reads, so that the size of micro-batches does not change how it is rounded.
@@ -142,8 +143,8 @@ fn mean_token_loss(
             let adapters = AdapterBatch::single(adapter, &tokens);
             let hidden = model.embed(&adapters.entries()[0]);
             let own = model.final_rows(&hidden);
-            let loss_rows =
-                targets(&part).and_then(|targets| model.loss_rows(targets, &tokens, &own));
+            let loss_rows = targets(&part)
+                .and_then(|targets| model.loss_rows(targets, &tokens, &own, &Identity));
             if let Some(loss_rows) = loss_rows {
                 let selected = Some(loss_rows.rows());
                 let hidden = model.run(0..model.layers(), hidden, selected, &adapters);
@@ -157,7 +158,7 @@ fn mean_token_loss(
         let entry = AdapterBatch::single(adapter, &tokens).entries()[0];
         let rows = Sequences::concat(rows.iter());
         let loss_rows =
-            targets(&batch).and_then(|targets| model.loss_rows(targets, &tokens, &rows));
+            targets(&batch).and_then(|targets| model.loss_rows(targets, &tokens, &rows, &Identity));
         let loss = loss_rows.and_then(|loss_rows| {
             let mean = model.loss_of(Hidden::concat(&read), &loss_rows, 0.0, &entry)?;
             Some((mean, loss_rows.targets()))

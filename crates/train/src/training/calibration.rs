@@ -2,7 +2,8 @@
 
 use epiphyte_data::{Batch, Batches};
 use epiphyte_methods::{CalibrationData, Each, Gradients, MethodError, Param};
-use epiphyte_models::{Adapter, Model};
+use epiphyte_models::{Adapter, Model, Tokens};
+use epiphyte_ops::Sequences;
 
 use crate::observer::{EvaluationMeter, Observer};
 use crate::scoring::evaluate::value;
@@ -56,6 +57,13 @@ impl CalibrationData for TrainingExamples<'_> {
             model.hidden(&input.tokens(), adapter);
             Ok(())
         })
+    }
+
+    fn forward_text(&mut self, ids: &[u32], adapter: &dyn Adapter) -> Result<(), MethodError> {
+        let type_ids = vec![0; ids.len()];
+        let tokens = Tokens::new(ids, &type_ids, Sequences::new(vec![0, ids.len()]));
+        self.model.hidden(&tokens, adapter);
+        Ok(())
     }
 
     fn gradients(

@@ -79,7 +79,7 @@ pub(crate) fn forward_backward(
             None => run.model.embed(&run.entry()),
         };
         let rows = run.model.final_rows(&hidden);
-        if let Some(loss_rows) = run.model.loss_rows(targets, run.tokens, &rows) {
+        if let Some(loss_rows) = run.model.loss_rows(targets, run.tokens, &rows, run.module) {
             parts.push(Part {
                 index,
                 run,
@@ -411,7 +411,7 @@ mod tests {
             index: 0,
             run: &run,
             loss_rows: model
-                .loss_rows(Targets::Classes(&[0, 1]), &tokens, &hidden.rows)
+                .loss_rows(Targets::Classes(&[0, 1]), &tokens, &hidden.rows, module)
                 .unwrap(),
             final_tokens: hidden.rows.tokens(),
             hidden,
