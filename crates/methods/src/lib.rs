@@ -38,6 +38,7 @@ pub mod parts {
     pub(crate) mod lstm;
     pub mod phm;
     pub mod prefix;
+    pub mod prompt_library;
     pub mod replace;
     pub mod sparse;
     pub mod structural_pruning;
@@ -74,11 +75,13 @@ pub mod soft_prompts {
     pub mod adaption_prompt;
     pub mod cartridge;
     pub mod cpt;
+    pub mod ipt;
     pub mod multitask_prompt_tuning;
     pub mod p_tuning;
     pub mod p_tuning_v2;
     pub mod prefix_tuning;
     pub mod prompt_tuning;
+    pub mod spot;
 }
 
 /// Some of the base's own parameters.

@@ -50,6 +50,8 @@ pub static METHODS: &[Definition] = &[
     Definition::of::<soft_prompts::p_tuning::PTuningConfig>(),
     Definition::of::<soft_prompts::p_tuning_v2::PTuningV2Config>(),
     Definition::of::<soft_prompts::multitask_prompt_tuning::MultitaskPromptTuningConfig>(),
+    Definition::of::<soft_prompts::spot::SpotConfig>(),
+    Definition::of::<soft_prompts::ipt::IptConfig>(),
     Definition::of::<soft_prompts::cpt::CptConfig>(),
     Definition::of::<soft_prompts::cartridge::CartridgeConfig>(),
     Definition::of::<soft_prompts::adaption_prompt::AdaptionPromptConfig>(),

@@ -33,6 +33,19 @@ impl Dense {
         Self { weight, bias }
     }
 
+    /// The same, never moved.
+    pub(crate) fn constant(
+        parameters: &mut ParameterSet,
+        path: &str,
+        [outputs, inputs]: [usize; 2],
+        (weight, bias): (Init, Init),
+    ) -> Self {
+        Self {
+            weight: parameters.constant(format!("{path}.weight"), &[outputs, inputs], weight),
+            bias: parameters.constant(format!("{path}.bias"), &[outputs], bias),
+        }
+    }
+
     /// # Shapes
     /// - `x`: `[rows, in]`
     /// - result: `[rows, out]`

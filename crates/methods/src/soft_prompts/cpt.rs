@@ -12,13 +12,13 @@
 //! `opt_projection_epsilon` for inputs and `opt_projection_format_epsilon` for formats; outputs
 //! stay as they are, and their rows get no gradient. The projection replaces `D` before each step.
 //!
-//! The loss is over the text's own targets and over the outputs in the context, which are predicted
-//! as the text is. With `opt_weighted_loss_type` = `decay` the text's loss has weight 1, that of the
-//! last output the weight `f` = `opt_loss_decay_factor`, of the one before it `f²`, and so on; the
-//! mean is over the number of targets. Scores are of the text's own targets alone.
+//! The loss is over the text's own targets and over the outputs in the context, which are
+//! predicted as the text is. With `opt_weighted_loss_type` = `decay` the text's loss has weight 1,
+//! that of the last output the weight `f` = `opt_loss_decay_factor`, of the one before it `f²`, and
+//! so on; the mean is over the number of targets. Scores are of the text's own targets alone.
 //!
-//! The context is given as HF PEFT has it, token ids and types, or as texts, `cpt_context`: format of
-//! an input, input, format of an output, output, in this order for each example.
+//! The context is given as HF PEFT has it, token ids and types, or as texts, `cpt_context`: format
+//! of an input, input, format of an output, output, in this order for each example.
 //!
 //! | | |
 //! | --- | --- |
@@ -210,7 +210,7 @@ impl MethodConfig for CptConfig {
             ));
         }
         let last = self.types().into_iter().max().unwrap_or_default();
-        if last == 0 || last % 4 != 0 {
+        if last == 0 || !last.is_multiple_of(4) {
             return Err(configuration(&format!(
                 "the context must end with an output: the largest type is {last} and must be a \
                  multiple of 4, or the text behind it has no targets; `cpt_context` has four texts \
@@ -247,17 +247,12 @@ impl MethodConfig for CptConfig {
         let factors = parameters.detached("projection", &[count, 1], move || {
             project.factors(moved.get::<2>().inner()).reshape([count])
         });
-        let (words, moved) = (embedding.clone(), delta.clone());
-        let prompt = parameters.derived(KEY, &shape, move || {
-            let delta = moved.get::<2>() * factors.get::<2>();
-            (words.get::<2>() + delta).reshape([count * width])
-        });
         Ok(Box::new(Cpt {
             labels: self.labels(&parts),
             weights: self.weights(&types),
             embedding,
             delta,
-            prompt,
+            factors,
             projection,
         }))
     }
@@ -346,9 +341,16 @@ struct Cpt {
     embedding: Param,
     /// `D`: `[tokens, width]`
     delta: Param,
-    /// `[tokens, width]`
-    prompt: Param,
+    /// What the projection multiplies each row of `D` by: `[tokens, 1]`
+    factors: Param,
     projection: Projection,
+}
+
+impl Cpt {
+    /// `E₀ + Π(D)`, `[tokens, width]`.
+    fn prompt(&self) -> Tensor<2> {
+        self.embedding.get::<2>() + self.delta.get::<2>() * self.factors.get::<2>()
+    }
 }
 
 impl Adapter for Cpt {
@@ -364,7 +366,7 @@ impl Adapter for Cpt {
     }
 
     fn embeddings(&self, embedded: Embedded, _cx: &ForwardContext<'_>) -> Embedded {
-        put_in_front(self.prompt.get(), embedded)
+        put_in_front(self.prompt(), embedded)
     }
 
     fn uses(&self, _hook: Hook<'_>) -> bool {
@@ -383,7 +385,10 @@ impl Method for Cpt {
     }
 
     fn stored(&self, _parameters: &ParameterSet) -> Vec<Stored> {
-        vec![Stored::of(&self.prompt)]
+        let prompt = self.prompt().reshape([self.delta.count()]).inner();
+        let prompt = prompt.try_into_vec_as::<f32>();
+        let prompt = prompt.expect("parameters are f32 and on a device that can be read");
+        vec![Stored::f32(KEY, self.delta.shape(), prompt)]
     }
 
     fn load(
@@ -391,7 +396,7 @@ impl Method for Cpt {
         _parameters: &ParameterSet,
         file: &mut dyn StoredTensors,
     ) -> Result<(), MethodError> {
-        if let Some(prompt) = file.take(KEY, self.prompt.shape())? {
+        if let Some(prompt) = file.take(KEY, self.delta.shape())? {
             self.embedding.set_values(prompt);
         }
         Ok(())
@@ -402,6 +407,6 @@ impl Method for Cpt {
     }
 
     fn changed(&self) -> usize {
-        self.prompt.count()
+        self.delta.count()
     }
 }

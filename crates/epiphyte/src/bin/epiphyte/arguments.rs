@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    data, eval, generate, inspect, merge, methods, predict, quickstart, shell, train,
+    data, eval, generate, inspect, merge, methods, predict, prompts, quickstart, shell, train,
 };
 use crate::global::Global;
 
@@ -54,6 +54,9 @@ pub(crate) enum Command {
     /// Show the contents of an adapter or a base model
     #[command(after_help = inspect::EXAMPLES)]
     Inspect(inspect::Arguments),
+    /// Show what trained prompts mean, and which are alike
+    #[command(subcommand)]
+    Prompts(prompts::Command),
     /// Fold an adapter into its base
     #[command(after_help = merge::EXAMPLES)]
     Merge(merge::Arguments),

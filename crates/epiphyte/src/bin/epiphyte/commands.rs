@@ -9,6 +9,7 @@ pub(crate) mod inspect;
 pub(crate) mod merge;
 pub(crate) mod methods;
 pub(crate) mod predict;
+pub(crate) mod prompts;
 pub(crate) mod quickstart;
 mod shape;
 pub(crate) mod shell;

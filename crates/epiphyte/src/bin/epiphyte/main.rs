@@ -68,6 +68,7 @@ fn main() -> ExitCode {
         Command::Data(command) => commands::data::run(command, &global),
         Command::Methods(arguments) => commands::methods::run(&arguments, &global),
         Command::Inspect(arguments) => commands::inspect::run(arguments, &global),
+        Command::Prompts(command) => commands::prompts::run(command, &global),
         Command::Merge(arguments) => commands::merge::run(arguments, &global),
         Command::Doctor => commands::doctor::run(&global),
         Command::Completions(arguments) => commands::shell::completions(&arguments),
