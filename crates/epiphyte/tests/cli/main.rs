@@ -18,6 +18,7 @@ mod model_card;
 mod mutated;
 mod outputs;
 mod predictions;
+mod prompts;
 mod scores;
 mod settings;
 mod tasks;
