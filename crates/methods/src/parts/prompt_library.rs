@@ -1,8 +1,8 @@
 //! Trained prompts as starts of others, and what they are near to.
 //!
-//! A prompt is the tensor `prompt_embeddings` of an adapter's file, whichever method trained it. How
-//! alike two tasks are is told by their prompts (Vu et al. 2022, section 3.1): the cosine of the
-//! means of their vectors, or the mean cosine over all pairs of vectors, one of each.
+//! A prompt is the tensor `prompt_embeddings` of an adapter's file, whichever method trained it.
+//! How alike two tasks are is told by their prompts (Vu et al. 2022, section 3.1): the cosine of
+//! the means of their vectors, or the mean cosine over all pairs of vectors, one of each.
 
 use std::path::{Path, PathBuf};
 

@@ -9,15 +9,17 @@
 //! ```
 //!
 //! with a prompt `P: [1, p d]` of all its virtual tokens, `W_e: [k, p d]`, `W₁: [h, k]`,
-//! `W₂: [p d, h]`, `k = intrinsic_dim`. The prompt `P̂` stands in front of the input's embeddings as
-//! in [`prompt_tuning`](crate::soft_prompts::prompt_tuning). There are two runs:
+//! `W₂: [p d, h]`, `k = intrinsic_dim`. The prompt `P̂` stands in front of the input's embeddings
+//! as in [`prompt_tuning`](crate::soft_prompts::prompt_tuning). There are two runs:
 //!
-//! - `subspace` finds the subspace. It trains the auto-encoder so that each of the `source_prompts`,
-//!   adapters of prompt tuning over the same base, comes back: the loss is that of the run's task
-//!   with the reconstruction of the first of them, plus `reconstruction_weight` times the mean of
-//!   `(P̂_t - P_t)²` over all. The paper adds the losses of all tasks, for which one run has no data.
-//! - `tuning` learns a task in it: `z` alone is trained, from a normal start with standard deviation
-//!   0.02, under the frozen decoder of the first run (`subspace_adapter`), or one drawn at random.
+//! - `subspace` finds the subspace. It trains the auto-encoder so that each of the
+//!   `source_prompts`, adapters of prompt tuning over the same base, comes back: the loss is that
+//!   of the run's task with the reconstruction of the first of them, plus `reconstruction_weight`
+//!   times the mean of `(P̂_t - P_t)²` over all. The paper adds the losses of all tasks, for which
+//!   one run has no data.
+//! - `tuning` learns a task in it: `z` alone is trained, from a normal start with standard
+//!   deviation 0.02, under the frozen decoder of the first run (`subspace_adapter`), or one drawn
+//!   at random.
 //!
 //! | | |
 //! | --- | --- |

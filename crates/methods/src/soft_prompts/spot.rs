@@ -8,8 +8,8 @@
 //! base. Of several, the similarity with `target_prompt`, a prompt that was trained a little on the
 //! target task, decides (section 3.3):
 //!
-//! - `best`: the most similar one. The paper trains from each of the `k` most similar ones and takes
-//!   the best run: `source_rank` 1, 2, …, `k`.
+//! - `best`: the most similar one. The paper trains from each of the `k` most similar ones and
+//!   takes the best run: `source_rank` 1, 2, …, `k`.
 //! - `weighted`: `Σ_r a_r P_r` over the `top_k` most similar ones, with `a_r = sim_r / Σ sim`
 //!
 //! `epiphyte prompts similarity` prints the similarities.
