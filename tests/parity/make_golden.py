@@ -93,7 +93,8 @@ def to_torch(batch: dict) -> dict[str, torch.Tensor]:
 
 def forward(model, base: Base, method: str, batch: dict):
     """Loss and logits without padding: `[rows, labels]`, or `[tokens, vocabulary]` for language models."""
-    if base.name.endswith("_classifier") and method == "prompt_tuning":
+    alone = method in CASES and CASES[method].alone
+    if alone or base.name.endswith("_classifier") and method == "prompt_tuning":
         # With embeddings as input transformers pools the last position even if it is padding: run each row alone.
         alone = [{key: value[i : i + 1] for key, value in batch.items()} for i in range(len(batch["labels"]))]
         outputs = [model(**to_torch(row)) for row in alone]
@@ -141,6 +142,9 @@ def selected(base: Base, method: str, name: str) -> bool:
 def saved_key(name: str, method: str) -> str:
     """PEFT's file key of a live parameter; a network that PEFT never saves keeps its live names."""
     name = name.replace(".modules_to_save.default", "")
+    for shared in CASES[method].shared:
+        if f".{shared}." in name:
+            return "base_model." + name[name.index(shared) :].replace(".default", "")
     if name.startswith("prompt_encoder."):
         if CASES[method].folds or "prefix_task" in name:
             return name.replace(".default", "") if CASES[method].folds else name.split(".")[-1]
@@ -173,6 +177,9 @@ def adapt(model, base: Base, method: str, directory: Path) -> dict[str, torch.nn
     randomise(live.items(), seeded(base.name, method), method)
     model.save_pretrained(directory, save_embedding_layers=False)
     (directory / "README.md").unlink()
+    if extra := CASES[method].extra:
+        file = directory / "adapter_model.safetensors"
+        write_tensors(file, load_file(file) | extra(model))
     sort_targets(directory / "adapter_config.json")
     trainable = {saved_key(name, method): value for name, value in live.items()}
     stored = load_file(directory / "adapter_model.safetensors")

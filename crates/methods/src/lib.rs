@@ -36,6 +36,7 @@ pub mod parts {
     pub(crate) mod fastfood;
     pub mod kronecker;
     pub(crate) mod lstm;
+    pub mod numpy_generator;
     pub mod phm;
     pub mod prefix;
     pub mod prompt_library;
@@ -94,21 +95,31 @@ pub mod selective {
     pub mod freeze;
     pub mod full;
     pub mod lt_sft;
+    pub mod trainable_tokens;
 }
 
 /// Changes of a weight that are expressed by few parameters.
 pub mod reparametrized {
     pub mod adalora;
+    pub mod deft;
     pub mod dora;
+    pub mod frod;
     pub mod glora;
     pub mod gralora;
     pub mod hira;
     pub mod krona;
+    pub mod lily;
     pub mod lora;
     pub mod lora_fa;
+    pub mod osf;
     pub mod peanut;
+    pub mod poly;
+    pub mod psoft;
     pub mod said;
     pub mod super_tuning;
+    pub mod tinylora;
+    pub mod unilora;
+    pub mod vblora;
     pub mod vera;
 }
 

@@ -13,6 +13,7 @@ use crate::{
 /// The methods there are.
 pub static METHODS: &[Definition] = &[
     Definition::of::<selective::full::FullConfig>(),
+    Definition::of::<selective::trainable_tokens::TrainableTokensConfig>(),
     Definition::of::<selective::freeze::FreezeConfig>(),
     Definition::of::<selective::bitfit::BitFitConfig>(),
     Definition::of::<selective::cross_attention::CrossAttentionConfig>(),
@@ -32,6 +33,15 @@ pub static METHODS: &[Definition] = &[
     Definition::of::<reparametrized::super_tuning::SuperTuningConfig>(),
     Definition::of::<reparametrized::krona::KronaConfig>(),
     Definition::of::<reparametrized::said::SaidConfig>(),
+    Definition::of::<reparametrized::tinylora::TinyLoraConfig>(),
+    Definition::of::<reparametrized::unilora::UniLoraConfig>(),
+    Definition::of::<reparametrized::vblora::VbLoraConfig>(),
+    Definition::of::<reparametrized::deft::DeftConfig>(),
+    Definition::of::<reparametrized::osf::OsfConfig>(),
+    Definition::of::<reparametrized::frod::FrodConfig>(),
+    Definition::of::<reparametrized::lily::LilyConfig>(),
+    Definition::of::<reparametrized::poly::PolyConfig>(),
+    Definition::of::<reparametrized::psoft::PsoftConfig>(),
     Definition::of::<adapters::ia3::Ia3Config>(),
     Definition::of::<adapters::beft::BeftConfig>(),
     Definition::of::<adapters::houlsby::HoulsbyConfig>(),

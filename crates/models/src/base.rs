@@ -243,6 +243,37 @@ impl Base {
         &self.linears
     }
 
+    /// Puts linear layers in the order in which transformers' modules register them, which is not
+    /// that in which they are applied where attention begins with the keys (BART, OPT) or Phi-3
+    /// with its output projection.
+    pub fn in_module_order(&self, linears: &mut [&LinearInfo]) {
+        const OTHER_ORDERS: [&[&str]; 2] = [
+            &["k_proj", "v_proj", "q_proj", "out_proj"],
+            &["o_proj", "qkv_proj"],
+        ];
+        let split = |linear: &'_ LinearInfo| {
+            let path = linear.site.path.rsplit_once('.');
+            path.map_or(
+                (String::new(), linear.site.path.clone()),
+                |(parent, name)| (parent.to_owned(), name.to_owned()),
+            )
+        };
+        for group in linears.chunk_by_mut(|a, b| split(a).0 == split(b).0) {
+            let (parent, _) = split(group[0]);
+            let siblings = self.linears.iter().map(split);
+            let siblings: Vec<String> = siblings
+                .filter_map(|(of, name)| (of == parent).then_some(name))
+                .collect();
+            let order = OTHER_ORDERS.into_iter().find(|order| {
+                siblings.len() == order.len()
+                    && siblings.iter().all(|name| order.contains(&name.as_str()))
+            });
+            if let Some(order) = order {
+                group.sort_by_key(|linear| order.iter().position(|name| *name == split(linear).1));
+            }
+        }
+    }
+
     /// The shape of each layer, for methods that build layers like the base's own.
     pub fn layer_shapes(&self) -> &[LayerShape] {
         &self.layer_shapes

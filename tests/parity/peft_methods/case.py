@@ -20,6 +20,12 @@ class Case:
     folds: bool = False
     # What a forward pass of PEFT's is given in addition, from the number of rows.
     inputs: Callable[[int], dict] = lambda _rows: {}
+    # Names of tensors of the whole model, which PyTorch lists below the first layer that uses them.
+    shared: tuple[str, ...] = ()
+    # Whether each row is run alone, because PEFT's result depends on the company of a row.
+    alone: bool = False
+    # What the file holds besides what PEFT stores, from the adapted model.
+    extra: Callable | None = None
     # A value as if trained, from the parameter's name and normal noise of its shape, where 0.15 times the noise will
     # not do; None for the parameters of which it will.
     value: Callable[[str, torch.Tensor], torch.Tensor | None] = lambda _name, _noise: None

@@ -281,6 +281,8 @@ pub struct ParameterSet {
     device: Device,
     seed: u64,
     params: Vec<Param>,
+    /// Trained ones that files hold in another form.
+    unstored: Vec<ParamId>,
     derived: Vec<Derived>,
 }
 
@@ -291,6 +293,7 @@ impl ParameterSet {
             device: device.clone().inner(),
             seed,
             params: Vec::new(),
+            unstored: Vec::new(),
             derived: Vec::new(),
         }
     }
@@ -316,6 +319,21 @@ impl ParameterSet {
     ) -> Param {
         let param = self.new_param(key.into(), shape, ParamKind::Trained, group, init);
         self.params.push(param.clone());
+        param
+    }
+
+    /// Declares a trained tensor that the method stores in a form of its own.
+    ///
+    /// # Panics
+    /// If the key is declared already.
+    pub fn declare_unstored(
+        &mut self,
+        key: impl Into<String>,
+        shape: &[usize],
+        init: Init,
+    ) -> Param {
+        let param = self.declare(key, shape, init);
+        self.unstored.push(param.id());
         param
     }
 
@@ -450,7 +468,8 @@ impl ParameterSet {
 
     /// The trained parameters and the constants, which files hold.
     pub fn stored(&self) -> impl Iterator<Item = &Param> {
-        self.params.iter()
+        let is_stored = |param: &&Param| !self.unstored.contains(&param.id());
+        self.params.iter().filter(is_stored)
     }
 
     /// The derived parameters.
@@ -480,6 +499,7 @@ impl ParameterSet {
             return Err(param.key().to_owned());
         }
         self.params.extend(part.params.iter().cloned());
+        self.unstored.append(&mut part.unstored);
         self.derived.append(&mut part.derived);
         Ok(())
     }

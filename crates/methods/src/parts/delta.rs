@@ -14,7 +14,7 @@ use epiphyte_models::{
 use epiphyte_ops::{Dropout, FrozenMatrix, Weight, add, linear};
 
 use crate::framework::method::{Stored, StoredTensors, load_stored};
-use crate::{Method, MethodError, ParameterSet};
+use crate::{Gradients, Method, MethodError, ParameterSet, StepInfo};
 
 /// The change of one linear layer.
 pub trait Delta: Debug + Send + Sync {
@@ -44,6 +44,9 @@ pub trait Delta: Debug + Send + Sync {
     fn changed(&self, linear: &LinearInfo) -> usize {
         linear.inputs * linear.outputs
     }
+
+    /// As [`Method::after_backward`].
+    fn after_backward(&self, _gradients: &mut Gradients) {}
 
     /// What the file holds of it that is no parameter.
     fn stored(&self) -> Vec<Stored> {
@@ -82,6 +85,9 @@ pub trait Change: Debug + Send + Sync {
         linear.inputs * linear.outputs
     }
 
+    /// As [`Delta::after_backward`].
+    fn after_backward(&self, _gradients: &mut Gradients) {}
+
     /// As [`Delta::stored`].
     fn stored(&self) -> Vec<Stored> {
         Vec::new()
@@ -117,6 +123,10 @@ impl<C: Change> Delta for C {
 
     fn changed(&self, linear: &LinearInfo) -> usize {
         Change::changed(self, linear)
+    }
+
+    fn after_backward(&self, gradients: &mut Gradients) {
+        Change::after_backward(self, gradients);
     }
 
     fn stored(&self) -> Vec<Stored> {
@@ -208,6 +218,12 @@ impl<D: Delta> Method for Deltas<D> {
 
     fn changed(&self) -> usize {
         self.changed
+    }
+
+    fn after_backward(&mut self, gradients: &mut Gradients, _info: StepInfo) {
+        for delta in self.by_path.values() {
+            delta.after_backward(gradients);
+        }
     }
 
     fn stored(&self, parameters: &ParameterSet) -> Vec<Stored> {

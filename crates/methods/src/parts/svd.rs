@@ -100,6 +100,12 @@ pub fn qr(matrix: Tensor<2>) -> [Tensor<2>; 2] {
     let mut reflections: Vec<Vec<f64>> = Vec::with_capacity(k);
     for step in 0..k {
         let mut reflection = work[step][step..].to_vec();
+        // As in LAPACK, what has nothing below the diagonal stays as it is.
+        if reflection[1..].iter().all(|below| *below == 0.0) {
+            reflection.fill(0.0);
+            reflections.push(reflection);
+            continue;
+        }
         let length = dot(&reflection, &reflection).sqrt();
         reflection[0] += length.copysign(reflection[0]);
         for column in work.iter_mut().skip(step) {
@@ -125,6 +131,41 @@ pub fn qr(matrix: Tensor<2>) -> [Tensor<2>; 2] {
         Tensor::<2>::from_data(TensorData::new(q, [k, rows]), &device).transpose(),
         Tensor::from_data(TensorData::new(r, [k, columns]), &device),
     ]
+}
+
+/// The solution of `A X = B`, `[size, columns]`, by Gauss's elimination with pivots.
+///
+/// # Shapes
+/// - `a`: `[size, size]`
+/// - `b`: `[size, columns]`
+pub fn solution(a: Tensor<2>, b: Tensor<2>) -> Tensor<2> {
+    let ([size, columns], device) = (b.dims(), b.device().inner());
+    let mut rows = to_rows(a.inner());
+    for (row, right) in rows.iter_mut().zip(to_rows(b.inner())) {
+        row.extend(right);
+    }
+    for column in 0..size {
+        let largest =
+            |&a: &usize, &b: &usize| rows[a][column].abs().total_cmp(&rows[b][column].abs());
+        let pivot = (column..size).max_by(largest).expect("a row is left");
+        rows.swap(column, pivot);
+        let mut pivot = std::mem::take(&mut rows[column]);
+        let factor = pivot[column].recip();
+        pivot[column..]
+            .iter_mut()
+            .for_each(|value| *value *= factor);
+        for row in rows.iter_mut().filter(|row| !row.is_empty()) {
+            let factor = row[column];
+            if factor != 0.0 {
+                let values = row[column..].iter_mut().zip(&pivot[column..]);
+                values.for_each(|(value, by)| *value -= factor * by);
+            }
+        }
+        rows[column] = pivot;
+    }
+    let values = rows.iter().flat_map(|row| row[size..].iter());
+    let values: Vec<f32> = values.map(|value| *value as f32).collect();
+    Tensor::from_data(TensorData::new(values, [size, columns]), &device)
 }
 
 /// `x - 2 v (vᵀ x) / (vᵀ v)`, in place.
@@ -264,7 +305,7 @@ mod tests {
     use burn::tensor::{Device, Tensor, TensorData};
     use epiphyte_ops::random;
 
-    use super::{Svd, qr};
+    use super::{Svd, qr, solution};
 
     fn matrix(shape: [usize; 2]) -> Tensor<2> {
         let values = random::normal(3, shape[0] * shape[1], 1.0);
@@ -312,6 +353,12 @@ mod tests {
         for (found, expected) in svd.values.iter().zip(expected) {
             assert!((found - expected).abs() < 1e-6, "{:?}", svd.values);
         }
+    }
+
+    #[test]
+    fn solutions_solve() {
+        let (a, b) = (matrix([9, 9]), matrix([9, 4]));
+        assert!(largest(a.clone().matmul(solution(a, b.clone())) - b) < 1e-4);
     }
 
     /// A matrix of rank 2 has two singular values, and the best approximation of it is itself.

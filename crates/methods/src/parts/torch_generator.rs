@@ -11,6 +11,8 @@ const SHIFT: usize = 397;
 pub struct TorchGenerator {
     state: [u32; LENGTH],
     next: usize,
+    /// The second of a pair of normal numbers.
+    spare: Option<f64>,
 }
 
 impl TorchGenerator {
@@ -23,7 +25,11 @@ impl TorchGenerator {
             state[index] = mixed.wrapping_add(index as u32);
         }
         let next = LENGTH;
-        Self { state, next }
+        Self {
+            state,
+            next,
+            spare: None,
+        }
     }
 
     /// The next 32 bits.
@@ -49,13 +55,73 @@ impl TorchGenerator {
         self.next = 0;
     }
 
+    /// The first `count` values of `torch.randperm(size)`, for less than 2³² / 20 values.
+    pub fn permutation(&mut self, size: usize, count: usize) -> Vec<usize> {
+        let mut places: Vec<usize> = (0..size).collect();
+        for place in 0..count.min(size.saturating_sub(1)) {
+            let other = self.next_bits() as usize % (size - place);
+            places.swap(place, place + other);
+        }
+        places.truncate(count);
+        places
+    }
+
     /// `torch.empty(count).uniform_(-bound, bound)` in f32.
     pub fn uniform(&mut self, count: usize, bound: f64) -> Vec<f32> {
         let (low, high) = (-bound as f32, bound as f32);
-        let share = |bits: u32| (bits & 0x00ff_ffff) as f32 * 2.0_f32.powi(-24);
         (0..count)
-            .map(|_| share(self.next_bits()).mul_add(high - low, low))
+            .map(|_| self.share().mul_add(high - low, low))
             .collect()
+    }
+
+    /// `torch.empty(count).normal_(0, std)` in f32, up to the last bit of logarithm and cosine.
+    pub fn normal(&mut self, count: usize, std: f64) -> Vec<f32> {
+        if count < 16 {
+            return (0..count)
+                .map(|_| (self.next_normal() * std) as f32)
+                .collect();
+        }
+        let mut values: Vec<f32> = (0..count).map(|_| self.share()).collect();
+        let (blocks, rest) = values.as_chunks_mut::<16>();
+        blocks
+            .iter_mut()
+            .for_each(|block| box_muller(block, std as f32));
+        if !rest.is_empty() {
+            let mut last = [(); 16].map(|()| self.share());
+            box_muller(&mut last, std as f32);
+            values[count - 16..].copy_from_slice(&last);
+        }
+        values
+    }
+
+    /// A number in `[0, 1)` of 24 bits.
+    fn share(&mut self) -> f32 {
+        (self.next_bits() & 0x00ff_ffff) as f32 * 2.0_f32.powi(-24)
+    }
+
+    /// The next normal number in f64; they come in pairs.
+    fn next_normal(&mut self) -> f64 {
+        if let Some(spare) = self.spare.take() {
+            return spare;
+        }
+        let mut share = || {
+            let bits = (u64::from(self.next_bits()) << 32) | u64::from(self.next_bits());
+            (bits & ((1 << 53) - 1)) as f64 * 2.0_f64.powi(-53)
+        };
+        let (angle, rest) = (std::f64::consts::TAU * share(), share());
+        let radius = (-2.0 * (-rest).ln_1p()).sqrt();
+        self.spare = Some(radius * angle.sin());
+        radius * angle.cos()
+    }
+}
+
+/// Normal numbers from sixteen uniform ones (Box and Muller 1958), in place.
+fn box_muller(block: &mut [f32; 16], std: f32) {
+    for at in 0..8 {
+        let radius = (-2.0 * (1.0 - block[at]).ln()).sqrt();
+        let angle = std::f32::consts::TAU * block[at + 8];
+        block[at] = radius * angle.cos() * std;
+        block[at + 8] = radius * angle.sin() * std;
     }
 }
 
@@ -78,5 +144,27 @@ mod tests {
         assert_eq!(values[0].to_bits(), 0x3cab_a6ba);
         assert_eq!(values[2].to_bits(), 0x3dc3_a3ac);
         assert_eq!(values[999].to_bits(), 0x3e93_808e);
+    }
+
+    /// Written by torch 2.15: `torch.normal(0, 0.5, (n,), generator=g)`, the first two and the
+    /// last.
+    #[test]
+    fn normal_numbers_are_those_of_torch() {
+        for (count, seed, expected) in [
+            (4, 42, [0.168_345_18, 0.064_404_704, 0.115_166_515]),
+            (12, 43, [-0.324_200_54, -0.352_920_71, -0.522_492_05]),
+            (16, 42, [0.963_457_64, 0.743_642_03, 0.381_222_7]),
+            (20, 43, [-0.008_301_807, -0.233_397_47, 0.514_100_73]),
+            (64, 7, [-0.410_067_26, 0.197_815_58, 0.377_096_27]),
+        ] {
+            let values = TorchGenerator::new(seed).normal(count, 0.5);
+            let found = [values[0], values[1], values[count - 1]];
+            for (found, expected) in found.into_iter().zip(expected) {
+                assert!(
+                    (found - expected).abs() < 1e-6,
+                    "{count}: {found}, {expected}"
+                );
+            }
+        }
     }
 }

@@ -70,7 +70,7 @@ pub(crate) fn check(base: &Base, method: &str, differences: &mut Vec<String>) ->
         losses.extend(values(mean.clone()));
         let mut gradients = Gradients::new();
         case.module.collect(&mut gradients, &mut mean.backward());
-        gradients.pull_back_derived(case.module.parameters());
+        case.module.after_backward(&mut gradients, info);
         case.module.track(false);
         let of = |param: &Param| {
             let gradient = gradients.get(param).cloned();
