@@ -87,6 +87,7 @@ impl MethodConfig for KronaBConfig {
     const SUMMARY: &'static str = "a Kronecker product in parallel to every feed-forward";
     const PAPER: &'static str = "Edalati et al. 2022, arXiv 2212.10650";
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
+    const LEARNING_RATE: f64 = 2e-2;
     const MERGES: bool = false;
 
     fn starts_as_identity(&self) -> bool {
@@ -125,6 +126,7 @@ impl MethodConfig for KronaBResConfig {
         "a Kronecker product and a scaled residual in parallel to every feed-forward";
     const PAPER: &'static str = "Edalati et al. 2022, arXiv 2212.10650";
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
+    const LEARNING_RATE: f64 = 2e-2;
     const MERGES: bool = false;
 
     fn starts_as_identity(&self) -> bool {

@@ -246,6 +246,7 @@ impl MethodConfig for ReftConfig {
     const SUMMARY: &'static str = "low-rank changes of the states at the first or last positions";
     const PAPER: &'static str = "Wu et al. 2024, arXiv 2404.03592";
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
+    const LEARNING_RATE: f64 = 1e-2;
     const MERGES: bool = false;
 
     fn starts_as_identity(&self) -> bool {

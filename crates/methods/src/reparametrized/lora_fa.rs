@@ -44,7 +44,7 @@ impl MethodConfig for LoraFaConfig {
     const SUMMARY: &'static str = "LoRA of which the second matrix alone is trained";
     const PAPER: &'static str = "Zhang et al. 2023, arXiv 2308.03303";
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
-    const LEARNING_RATE: f64 = 3e-3;
+    const LEARNING_RATE: f64 = 1e-2;
     const MERGES: bool = true;
 
     fn starts_as_identity(&self) -> bool {

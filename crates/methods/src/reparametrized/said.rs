@@ -80,7 +80,7 @@ impl MethodConfig for SaidConfig {
     const SUMMARY: &'static str = "all of the base, within a random space of few dimensions";
     const PAPER: &'static str = "Aghajanyan et al. 2021, arXiv 2012.13255";
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
-    const LEARNING_RATE: f64 = 3e-2;
+    const LEARNING_RATE: f64 = 2e-3;
     const MERGES: bool = true;
 
     fn starts_as_identity(&self) -> bool {

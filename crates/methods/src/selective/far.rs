@@ -74,7 +74,7 @@ impl MethodConfig for FarConfig {
     const SUMMARY: &'static str = "the nodes of the feed-forwards that move farthest at first";
     const PAPER: &'static str = "Vucetic et al. 2022, arXiv 2205.01541";
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
-    const LEARNING_RATE: f64 = 5e-4;
+    const LEARNING_RATE: f64 = 1e-3;
     const MERGES: bool = true;
 
     fn starts_as_identity(&self) -> bool {

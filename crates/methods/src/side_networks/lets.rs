@@ -141,6 +141,7 @@ impl MethodConfig for LetsConfig {
         "a vector of its own through sparsely changed layers; no gradient in the base";
     const PAPER: &'static str = "Fu et al. 2021, ICML (a reconstruction)";
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
+    const LEARNING_RATE: f64 = 3e-3;
     const MERGES: bool = false;
 
     fn starts_as_identity(&self) -> bool {
