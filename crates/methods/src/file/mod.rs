@@ -195,6 +195,7 @@ fn config_json(
         "auto_mapping": null,
         "base_model_name_or_path": metadata.base_model,
         "inference_mode": true,
+        "modules_to_save": saved_modules(base.task_head.as_deref(), base),
         "peft_type": definition.peft_type,
         "peft_version": "0.21.2",
         "revision": null,
