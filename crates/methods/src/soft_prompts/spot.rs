@@ -253,7 +253,7 @@ mod tests {
     /// its second.
     fn write(dir: &Path, name: &str, first: f32, second: f32) -> String {
         let path = dir.join(name);
-        let mut vector = vec![0.0; 8];
+        let mut vector = [0.0; 8];
         (vector[0], vector[1]) = (first, second);
         let values = vector.repeat(2);
         write_f32(&path, [(KEY, vec![2, 8], move || values)]).unwrap();
