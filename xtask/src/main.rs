@@ -6,8 +6,11 @@
 //!   generation, the Rust side of `benches/against_pytorch/decode.py`;
 //! - `cargo run --release -p xtask -- quickstart-base TEXT WORK_DIRECTORY`: the base model that
 //!   ships with `epiphyte quickstart`;
-//! - `cargo run --release -p xtask -- rows TEXT ROWS FILE`: a file of many examples.
+//! - `cargo run --release -p xtask -- rows TEXT ROWS FILE`: a file of many examples;
+//! - `cargo run --release -p xtask -- adapter-logits --base DIRECTORY ...`: the logits of many
+//!   adapters, the Rust side of `tests/parity/sweep.py`.
 
+mod adapter_logits;
 mod arguments;
 mod bench_decode;
 mod bench_step;
@@ -35,9 +38,10 @@ fn main() -> Result<()> {
         Some("bench-decode") => bench_decode::run(&arguments),
         Some("quickstart-base") => quickstart_base::run(&arguments),
         Some("rows") => rows::run(&arguments),
+        Some("adapter-logits") => adapter_logits::run(&arguments),
         _ => bail!(
             "usage: xtask bench-step --work NAME ... | xtask bench-decode --model DIRECTORY ... | xtask quickstart-base TEXT WORK_DIRECTORY \
-             | xtask rows TEXT ROWS FILE"
+             | xtask rows TEXT ROWS FILE | xtask adapter-logits --base DIRECTORY ..."
         ),
     }
 }

@@ -1,6 +1,6 @@
 //! A method at work on a base, with the task's head that is trained with it.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use burn::tensor::{Device, Gradients as Tape, Tensor};
 use epiphyte_models::adapter::{AttentionSite, Block, VirtualTargets};
@@ -26,10 +26,28 @@ pub struct AdapterModule {
     config: Box<dyn AnyConfig>,
     method: Box<dyn Method>,
     head: Replaced,
-    /// Whole tensors of the base that a finished adapter brings.
-    whole: Replaced,
+    /// What a finished adapter's file has of the base itself, beside its method.
+    whole: Whole,
     parameters: ParameterSet,
     head_parameters: ParameterSet,
+}
+
+/// Tensors of the base in an adapter's file that its method does not have itself.
+#[derive(Clone, Debug, Default)]
+pub struct WholeInFile {
+    /// The key of each, without the prefix that all keys share, by the base's name.
+    pub names: BTreeMap<String, String>,
+    /// Of which tables the file has some rows only, and which these are.
+    pub rows: BTreeMap<String, Vec<usize>>,
+    /// The settings in the file that say so.
+    pub settings: Map<String, Value>,
+}
+
+/// The same with their values.
+#[derive(Debug, Default)]
+struct Whole {
+    tensors: Replaced,
+    file: WholeInFile,
 }
 
 /// Parameter counts of a method; the task's head is reported separately.
@@ -75,7 +93,7 @@ impl AdapterModule {
         base: &Base,
         device: &Device,
         seed: u64,
-        whole: Vec<&str>,
+        whole: WholeInFile,
         [own, head, rest]: [&mut dyn StoredTensors; 3],
     ) -> Result<Self, MethodError> {
         let mut parameters = ParameterSet::new(device, seed);
@@ -84,13 +102,17 @@ impl AdapterModule {
         let config = config.definition().configure(config.settings())?;
         let mut module = Self::with_head(config, method, base, parameters);
         // A method may itself store tensors of the base whole: those are its own.
-        let of_method: BTreeSet<&str> = module.parameters.stored().map(Param::key).collect();
-        let whole = whole.into_iter().filter(|name| !of_method.contains(name));
-        let whole = whole.collect();
+        let names = whole.names.iter();
+        let names = names.filter(|(name, _)| module.method.parameter(name).is_none());
+        let names = names.map(|(name, key)| (name.as_str(), key.clone()));
         let mut whole_parameters = ParameterSet::new(device, seed);
-        module.whole = Replaced::named(whole, base, &mut whole_parameters);
+        let tensors = Replaced::with_keys(names.collect(), base, &mut whole_parameters);
+        tensors.load(rest)?;
+        module.whole = Whole {
+            tensors,
+            file: whole,
+        };
         load_stored(&module.head_parameters, head)?;
-        load_stored(&whole_parameters, rest)?;
         module.parameters.derive(false);
         Ok(module)
     }
@@ -107,7 +129,7 @@ impl AdapterModule {
             config,
             method,
             head,
-            whole: Replaced::none(),
+            whole: Whole::default(),
             parameters,
             head_parameters,
         }
@@ -116,7 +138,21 @@ impl AdapterModule {
     /// The names of the base's tensors that the adapter replaces whole, beside its method and the
     /// task's head.
     pub fn whole(&self) -> impl Iterator<Item = &str> {
-        self.whole.params().map(Param::key)
+        self.whole.tensors.names()
+    }
+
+    /// What the adapter's file holds of these tensors, and the settings that say so.
+    pub fn stored_whole(&self) -> (Vec<Stored>, &Map<String, Value>) {
+        let stored = self.whole.tensors.by_name().map(|(name, param)| {
+            let Some(rows) = self.whole.file.rows.get(name) else {
+                return Stored::of(param);
+            };
+            let (columns, values) = (param.shape()[1], param.to_vec());
+            let rows_of = |row: &usize| values[row * columns..(row + 1) * columns].to_vec();
+            let changed = rows.iter().flat_map(rows_of).collect();
+            Stored::f32(param.key(), &[rows.len(), columns], changed)
+        });
+        (stored.collect(), &self.whole.file.settings)
     }
 
     /// The configuration.
@@ -241,9 +277,14 @@ impl AdapterModule {
     /// # Errors
     /// [`MethodError::NotMergeable`].
     pub fn merged(&self, name: &str, base: &Base) -> Result<Option<Tensor<1>>, MethodError> {
-        let replaced = self.head.merged(name, base)?;
-        match replaced.or(self.whole.merged(name, base)?) {
-            Some(whole) => Ok(Some(whole)),
+        if let Some(replaced) = self.head.merged(name, base)? {
+            return Ok(Some(replaced));
+        }
+        match self.whole.tensors.merged(name, base)? {
+            Some(whole) => {
+                let base = base.with_values(name, whole.clone());
+                Ok(Some(self.method.merged(name, &base)?.unwrap_or(whole)))
+            }
             None => self.method.merged(name, base),
         }
     }
@@ -253,12 +294,12 @@ impl AdapterModule {
         let stored = self.stored();
         ParameterCounts {
             trainable_parameters: self.method.trainable(&self.parameters),
-            changed_parameters: self.method.changed() + self.whole.changed(),
+            changed_parameters: self.method.changed() + self.whole.tensors.changed(),
             stored_parameters: stored
                 .iter()
                 .map(|stored| stored.values.len())
                 .sum::<usize>()
-                + self.whole.changed(),
+                + self.whole.tensors.changed(),
             head_parameters: self.head_parameters.count(),
             base_parameters: base.count(),
         }
@@ -266,7 +307,7 @@ impl AdapterModule {
 
     /// The head, whole tensors and the method as one adapter.
     fn with_chain<T>(&self, act: impl FnOnce(Chain<[&dyn Adapter; 3]>) -> T) -> T {
-        act(Chain([&self.head, &self.whole, &*self.method]))
+        act(Chain([&self.head, &self.whole.tensors, &*self.method]))
     }
 }
 
@@ -400,6 +441,10 @@ impl Adapter for AdapterModule {
 
     fn reads_whole_sequences(&self) -> bool {
         self.method.reads_whole_sequences()
+    }
+
+    fn adapts_language_head(&self) -> bool {
+        self.method.adapts_language_head()
     }
 
     fn needs_base_pass(&self) -> bool {

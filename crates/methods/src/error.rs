@@ -118,7 +118,11 @@ pub enum MethodError {
         reason: String,
     },
     /// `adapter_config.json` asks for something that is not implemented.
-    #[error("`{}`: `{key}` = {value} is not supported", path.display())]
+    #[error(
+        "`{}`: `{key}` = {value} is not supported{}{reason}",
+        path.display(),
+        if reason.is_empty() { "" } else { ": " }
+    )]
     Unsupported {
         /// The file.
         path: PathBuf,
@@ -126,6 +130,8 @@ pub enum MethodError {
         key: String,
         /// Its value.
         value: String,
+        /// Why not, and what to do instead; empty if nothing is known of it.
+        reason: &'static str,
     },
     /// The two files of an adapter were not written together, or were changed since.
     #[error(

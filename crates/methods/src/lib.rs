@@ -26,6 +26,7 @@ pub mod framework {
     pub mod patterns;
     pub mod settings;
     pub mod targets;
+    pub mod whole;
 }
 
 /// What methods of one kind share.
@@ -37,6 +38,8 @@ pub mod parts {
     pub mod kronecker;
     pub(crate) mod lstm;
     pub mod numpy_generator;
+    pub(crate) mod low_rank;
+    pub mod low_rank_start;
     pub mod phm;
     pub mod prefix;
     pub mod prompt_library;
@@ -102,6 +105,8 @@ pub mod selective {
 pub mod reparametrized {
     pub mod adalora;
     pub mod deft;
+    pub mod alora;
+    pub mod bdlora;
     pub mod dora;
     pub mod frod;
     pub mod glora;
@@ -109,6 +114,7 @@ pub mod reparametrized {
     pub mod hira;
     pub mod krona;
     pub mod lily;
+    pub mod kasa;
     pub mod lora;
     pub mod lora_fa;
     pub mod osf;
@@ -139,7 +145,7 @@ mod small_bert;
 #[cfg(test)]
 mod test_data;
 
-pub use adapter_module::{AdapterModule, ParameterCounts};
+pub use adapter_module::{AdapterModule, ParameterCounts, WholeInFile};
 pub use error::MethodError;
 pub use framework::calibration::{CalibrationData, Each};
 pub use framework::composition::{Adapters, Chain, Member, Union};

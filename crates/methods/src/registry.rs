@@ -25,6 +25,9 @@ pub static METHODS: &[Definition] = &[
     Definition::of::<reparametrized::lora_fa::LoraFaConfig>(),
     Definition::of::<reparametrized::adalora::AdaLoraConfig>(),
     Definition::of::<reparametrized::dora::DoraConfig>(),
+    Definition::of::<reparametrized::alora::ALoraConfig>(),
+    Definition::of::<reparametrized::kasa::KasaConfig>(),
+    Definition::of::<reparametrized::bdlora::BdLoraConfig>(),
     Definition::of::<reparametrized::vera::VeraConfig>(),
     Definition::of::<reparametrized::hira::HiraConfig>(),
     Definition::of::<reparametrized::gralora::GraLoraConfig>(),
@@ -97,10 +100,20 @@ pub fn by_peft_config(json: &Map<String, Value>) -> Option<&'static Definition> 
     let of_type = || METHODS.iter().filter(|it| it.peft_type == peft_type);
     let is_variant = |it: &&Definition| {
         it.peft_variant
-            .is_some_and(|(key, value)| json.get(key) == Some(&Value::Bool(value)))
+            .is_some_and(|(key, value)| is_on(json.get(key)) == value)
     };
     let plain = || of_type().find(|it| it.peft_variant.is_none());
     of_type().find(is_variant).or_else(plain)
+}
+
+/// Whether a value of a file asks for something: it is true, or not empty.
+pub(crate) fn is_on(value: Option<&Value>) -> bool {
+    match value {
+        None | Some(Value::Null | Value::Bool(false)) => false,
+        Some(Value::Array(items)) => !items.is_empty(),
+        Some(Value::Object(items)) => !items.is_empty(),
+        Some(_) => true,
+    }
 }
 
 /// Makes a configuration of settings.
@@ -147,6 +160,8 @@ pub struct Definition {
     pub own: &'static [&'static str],
     /// As [`MethodConfig::LISTS_MODULES`].
     pub lists_modules: bool,
+    /// As [`MethodConfig::REFUSED`].
+    pub refused: &'static [(&'static str, &'static str)],
     /// As [`MethodConfig::SPARES_BIASES`].
     pub spares_biases: bool,
     configure: Configure,
@@ -176,6 +191,7 @@ impl Definition {
             ignored: C::IGNORED,
             own: C::OWN,
             lists_modules: C::LISTS_MODULES,
+            refused: C::REFUSED,
             spares_biases: C::SPARES_BIASES,
             configure: |given| {
                 let config = settings::parse::<C>(&given).map_err(wrong::<C>)?;
@@ -413,8 +429,8 @@ mod tests {
             ),
             (
                 "lora",
-                json!({ "init_lora_weights": "pissa_niter_4" }),
-                "convert it to plain LoRA",
+                json!({ "init_lora_weights": "loftq" }),
+                "which is not supported",
             ),
             (
                 "adalora",

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use burn::tensor::Tensor;
 use epiphyte_ops::FrozenMatrix;
 
-use crate::adapter::Site;
+use crate::adapter::{Role, Site};
 use crate::blocks::{LayerNames, LayerShape};
 use crate::keys::is_below;
 use crate::rope::RotaryEmbedding;
@@ -313,6 +313,40 @@ impl Base {
             .retain(|linear| !self.is_of_head(&format!("{}.weight", linear.site.path)));
         (base.task_head, base.new_modules) = (None, Vec::new());
         base
+    }
+
+    /// The base with other values for one tensor, flat, in the order in which Hugging Face stores
+    /// it. The other tensors are shared.
+    #[must_use]
+    pub fn with_values(&self, name: &str, values: Tensor<1>) -> Self {
+        let mut base = self.clone();
+        if let Some(tensor) = base.tensors.get_mut(name) {
+            tensor.values = match &tensor.values {
+                BaseValues::Vector(_) => BaseValues::Vector(values),
+                BaseValues::Matrix { matrix, transposed } => {
+                    let [rows, columns] = matrix.shape();
+                    let values = match transposed {
+                        true => values.reshape([columns, rows]).transpose(),
+                        false => values.reshape([rows, columns]),
+                    };
+                    BaseValues::Matrix {
+                        matrix: FrozenMatrix::of_tensor(values),
+                        transposed: *transposed,
+                    }
+                }
+            };
+        }
+        base
+    }
+
+    /// The weight of a language model's head that is tied to the word embeddings, by its name in a
+    /// file that does not tie the two; none if there is no such head.
+    pub fn tied_head(&self) -> Option<String> {
+        let mut heads = self.linears.iter().filter(|it| it.site.role == Role::Head);
+        let name = heads
+            .next()
+            .map(|head| format!("{}.weight", head.site.path))?;
+        self.tensor(&name).is_none().then_some(name)
     }
 
     /// Whether a tensor belongs to what a task trains beside a method: its head, and modules that

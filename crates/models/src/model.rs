@@ -467,7 +467,7 @@ impl Model {
             }
             (Labels::Next(next, weights), Head::LanguageModel(head)) => {
                 let targets = (&next[..], &weights[..]);
-                head.loss(read.states, targets, label_smoothing, entry.adapter)
+                head.loss(read.states, targets, label_smoothing, (&read.rows, entry))
             }
             (
                 &Labels::Texts {

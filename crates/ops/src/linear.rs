@@ -123,6 +123,15 @@ impl FrozenMatrix {
         })
     }
 
+    /// A frozen matrix of a tensor's values, in f32.
+    pub fn of_tensor(tensor: Tensor<2>) -> Self {
+        let (shape, tensor) = (tensor.dims(), tensor.inner());
+        let device = tensor.device();
+        let values = tensor.try_into_vec_as::<f32>();
+        let values = values.expect("an f32 tensor on a device that can be read");
+        Self::new(values, shape, Precision::F32, &device).expect("f32 values of this shape")
+    }
+
     /// Rows and columns; for a linear layer, its outputs and inputs.
     pub fn shape(&self) -> [usize; 2] {
         self.shape

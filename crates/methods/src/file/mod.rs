@@ -10,10 +10,12 @@
 //! wrong shape is an error that names it. Tensors that are whole tensors of the base stand in for
 //! them.
 
+pub mod combine;
 mod matcher;
 mod record;
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,10 +29,10 @@ use serde_json::{Map, Value, json};
 
 use self::matcher::{Place, Prefixed, TensorMatcher, Whole, whole_tensors};
 use self::record::{Record, Tensors};
-use crate::framework::method::StoredTensors;
+use crate::framework::method::{KeyStyle, StoredTensors};
 use crate::framework::targets::{FAN_IN_FAN_OUT, ends_with};
-use crate::registry::{AnyConfig, Definition, by_name, by_peft_config};
-use crate::{AdapterModule, MethodError, ParameterCounts};
+use crate::registry::{AnyConfig, Definition, by_name, by_peft_config, is_on};
+use crate::{AdapterModule, MethodError, ParameterCounts, WholeInFile};
 
 /// The configuration's file.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -115,14 +117,6 @@ pub fn save(
     base: &Base,
     metadata: &AdapterMetadata,
 ) -> Result<(), MethodError> {
-    if let Some(name) = module.whole().next() {
-        return Err(MethodError::Configuration {
-            method: module.config().definition().name,
-            reason: format!(
-                "`{name}` stands in for the base's whole, which is read but not written"
-            ),
-        });
-    }
     fs::create_dir_all(dir).map_err(|source| MethodError::File {
         action: "create",
         path: dir.to_owned(),
@@ -137,7 +131,10 @@ pub fn save(
         .stored_head()
         .into_iter()
         .map(|stored| (keys.head_prefix(), stored));
-    let tensors = method.chain(head).map(|(prefix, stored)| {
+    let (whole, _) = module.stored_whole();
+    let whole = whole.into_iter();
+    let whole = whole.map(|stored| (keys.head_prefix(), stored));
+    let tensors = method.chain(head).chain(whole).map(|(prefix, stored)| {
         let key = match base.is_bare {
             true => stored.key.strip_prefix(base.prefix).unwrap_or(&stored.key),
             false => &stored.key,
@@ -191,11 +188,27 @@ fn config_json(
         let own = definition.own.contains(&key.as_str());
         !own || defaults.get(key) != Some(value)
     });
+    let (_, whole) = module.stored_whole();
+    for (key, value) in whole {
+        all.entry(key.clone()).or_insert(value.clone());
+        if (definition.peft_defaults)().get(key) == all.get(key) {
+            all.insert(key.clone(), value.clone());
+        }
+    }
+    let own_modules = all.get("modules_to_save").and_then(Value::as_array);
+    let own_modules = own_modules.into_iter().flatten().filter_map(Value::as_str);
+    let mut modules: Vec<&str> = own_modules.collect();
+    for module in saved_modules(base.task_head.as_deref(), base) {
+        if !modules.contains(&module) {
+            modules.push(module);
+        }
+    }
+    let modules = (!modules.is_empty()).then_some(json!(modules));
     let common = json!({
         "auto_mapping": null,
         "base_model_name_or_path": metadata.base_model,
         "inference_mode": true,
-        "modules_to_save": saved_modules(base.task_head.as_deref(), base),
+        "modules_to_save": modules,
         "peft_type": definition.peft_type,
         "peft_version": "0.21.2",
         "revision": null,
@@ -215,7 +228,7 @@ fn config_json(
 /// PEFT's list of trained modules, by the last part of their paths. It adds the heads that it knows
 /// for the task, whichever the model has, and matches endings, so `pre_classifier` is named
 /// already.
-fn saved_modules<'a>(head: Option<&'a str>, base: &'a Base) -> Option<Vec<&'a str>> {
+fn saved_modules<'a>(head: Option<&'a str>, base: &'a Base) -> Vec<&'a str> {
     let new_modules = base.new_modules.iter();
     let new_modules = new_modules.map(|path| path.rsplit('.').next().unwrap_or(path));
     let known = match head {
@@ -225,8 +238,7 @@ fn saved_modules<'a>(head: Option<&'a str>, base: &'a Base) -> Option<Vec<&'a st
     };
     let unnamed = |module: &&str| !known.iter().any(|head| module.ends_with(head));
     let others = new_modules.chain(head).filter(unnamed);
-    let modules: Vec<&str> = others.chain(known.iter().copied()).collect();
-    (!modules.is_empty()).then_some(modules)
+    others.chain(known.iter().copied()).collect()
 }
 
 /// An adapter's directory, its configuration read and its tensors not yet.
@@ -287,10 +299,11 @@ impl AdapterFile {
             )));
         }
         if let Some((key, value)) = definition.peft_variant
-            && json.get(key) != Some(&Value::Bool(value))
+            && is_on(json.get(key)) != value
         {
+            let must = if value { "must" } else { "must not" };
             return Err(malformed(format!(
-                "`{key}` must be {value} for the method `{}`",
+                "`{key}` {must} be set for the method `{}`",
                 definition.name
             )));
         }
@@ -444,7 +457,7 @@ impl AdapterFile {
         }
         let rows = self.json.get("trainable_token_indices");
         let has_rows = |place: &Place| matches!(place, Place::Rows(..));
-        if rows.is_some_and(|rows| !is_off(rows)) && !whole.names.values().any(has_rows) {
+        if rows.is_some_and(|rows| is_on(Some(rows))) && !whole.names.values().any(has_rows) {
             matcher.miss("trainable_tokens_delta (trainable_token_indices)".to_owned());
         }
         let matcher = RefCell::new(matcher);
@@ -461,11 +474,33 @@ impl AdapterFile {
             names: &whole.names,
             matcher: &matcher,
         };
-        let names = whole.names.keys().map(String::as_str).collect();
+        let in_file = self.whole_in_file(&whole.names, keys);
         let files: [&mut dyn StoredTensors; 3] = [&mut own, &mut head, &mut rest];
-        let module = AdapterModule::load(&*self.config, base, device, 0, names, files)?;
+        let module = AdapterModule::load(&*self.config, base, device, 0, in_file, files)?;
         matcher.into_inner().finish(&self.dir.join(TENSORS_FILE))?;
         Ok(module)
+    }
+
+    /// Where the file has whole tensors of the base, and its settings about them.
+    fn whole_in_file(&self, places: &BTreeMap<String, Place>, keys: KeyStyle) -> WholeInFile {
+        let bare = |name: &str| {
+            let bare = name.strip_prefix(keys.head_prefix());
+            bare.unwrap_or(name).to_owned()
+        };
+        let mut whole = WholeInFile::default();
+        for (name, place) in places {
+            let (Place::All(stored) | Place::Rows(stored, _)) = place;
+            whole.names.insert(name.clone(), bare(stored));
+            if let Place::Rows(_, rows) = place {
+                whole.rows.insert(name.clone(), rows.clone());
+            }
+        }
+        for key in ["modules_to_save", "bias", "trainable_token_indices"] {
+            if let Some(value) = self.json.get(key).filter(|value| !value.is_null()) {
+                whole.settings.insert(key.to_owned(), value.clone());
+            }
+        }
+        whole
     }
 
     /// The rows of the table at `path` that `trainable_token_indices` lists, for every table or by
@@ -588,21 +623,18 @@ fn settings(
         let known = COMMON.contains(&name)
             || definition.computed.contains(&name)
             || definition.ignored.contains(&name);
-        if !known && !in_tensors && !is_off(value) && defaults.get(key) != Some(value) {
-            return Err(unsupported(path, key, value));
+        if !known && !in_tensors && is_on(Some(value)) && defaults.get(key) != Some(value) {
+            let mut refused = definition.refused.iter();
+            let reason = refused.find(|(refused, _)| refused == key);
+            return Err(MethodError::Unsupported {
+                path: path.to_owned(),
+                key: key.clone(),
+                value: value.to_string(),
+                reason: reason.map_or("", |(_, reason)| reason),
+            });
         }
     }
     Ok(settings)
-}
-
-/// Whether a value says that nothing is asked for.
-fn is_off(value: &Value) -> bool {
-    match value {
-        Value::Null | Value::Bool(false) => true,
-        Value::Array(items) => items.is_empty(),
-        Value::Object(items) => items.is_empty(),
-        _ => false,
-    }
 }
 
 fn is_texts(value: &Value) -> bool {
@@ -615,5 +647,6 @@ fn unsupported(path: &Path, key: &str, value: &Value) -> MethodError {
         path: path.to_owned(),
         key: key.to_owned(),
         value: value.to_string(),
+        reason: "",
     }
 }

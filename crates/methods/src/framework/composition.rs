@@ -188,6 +188,12 @@ impl<L: Adapters> Adapter for Chain<L> {
             .any(|adapter| adapter.reads_whole_sequences())
     }
 
+    fn adapts_language_head(&self) -> bool {
+        self.0
+            .adapters()
+            .any(|adapter| adapter.adapts_language_head())
+    }
+
     fn needs_base_pass(&self) -> bool {
         self.0.adapters().any(|adapter| adapter.needs_base_pass())
     }

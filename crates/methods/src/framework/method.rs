@@ -354,8 +354,8 @@ pub trait MethodConfig: Settings {
     const NAME: &'static str;
     /// `peft_type` in `adapter_config.json`.
     const PEFT_TYPE: &'static str;
-    /// The key of `adapter_config.json`, with its value, that tells the method apart from others of
-    /// its `peft_type`; it is among [`MethodConfig::peft_defaults`].
+    /// The key of `adapter_config.json`, with whether it asks for something, that tells the method
+    /// apart from others of its `peft_type`; it is among [`MethodConfig::peft_defaults`].
     const PEFT_VARIANT: Option<(&'static str, bool)> = None;
     /// Whether HF PEFT has the method and reads its files.
     const IN_PEFT: bool;
@@ -410,6 +410,10 @@ pub trait MethodConfig: Settings {
 
     /// Whether HF PEFT's configuration lists modules that are saved whole.
     const LISTS_MODULES: bool = true;
+
+    /// Keys of HF PEFT's files that cannot be followed if they ask for something, each with why not
+    /// and what to do instead.
+    const REFUSED: &'static [(&'static str, &'static str)] = &[];
 
     /// Whether it leaves biases alone, so that those that HF PEFT trained with it (`bias`) can
     /// stand in for the base's.

@@ -170,6 +170,8 @@ pub enum FlagKind {
     Integers,
     /// `name=number` pairs separated by commas.
     Pattern,
+    /// Values by name, of any kind.
+    Table,
 }
 
 impl FlagKind {
@@ -184,6 +186,7 @@ impl FlagKind {
             Self::Modules => "a list of texts, or one text",
             Self::Integers => "a list of whole numbers",
             Self::Pattern => "a table of numbers",
+            Self::Table => "a table",
         }
     }
 
@@ -200,6 +203,7 @@ impl FlagKind {
             Self::Texts => list_of(Value::is_string),
             Self::Modules => value.is_string() || list_of(Value::is_string),
             Self::Integers => list_of(Value::is_u64),
+            Self::Table => value.is_object(),
             Self::Pattern => value
                 .as_object()
                 .is_some_and(|pattern| pattern.values().all(Value::is_number)),

@@ -224,6 +224,17 @@ impl Targets {
     }
 }
 
+/// A table of embeddings that is a target.
+#[derive(Clone, Copy, Debug)]
+pub struct TableInfo<'b> {
+    /// Its module's path.
+    pub path: &'b str,
+    /// Its rows: the vocabulary.
+    pub rows: usize,
+    /// Its columns.
+    pub columns: usize,
+}
+
 /// The choice of linear layers in a configuration.
 #[derive(Clone, Copy, Debug)]
 pub struct Selection<'a> {
@@ -263,13 +274,24 @@ pub(crate) fn check_keys<T>(
     pattern: &IndexMap<String, T>,
     targets: &[&LinearInfo],
 ) -> Result<(), MethodError> {
+    let paths = targets.iter().map(|target| &*target.site.path);
+    check_keys_of(method, setting, pattern, &paths.collect::<Vec<_>>())
+}
+
+/// As [`check_keys`], for targets of these paths.
+pub(crate) fn check_keys_of<T>(
+    method: &'static str,
+    setting: &'static str,
+    pattern: &IndexMap<String, T>,
+    paths: &[&str],
+) -> Result<(), MethodError> {
     for key in pattern.keys() {
         let mut matched = false;
-        for target in targets {
-            matched = matched || matches_ending(method, key, &target.site.path)?;
+        for path in paths {
+            matched = matched || matches_ending(method, key, path)?;
         }
         if !matched {
-            let example = &targets[0].site.path;
+            let example = paths.first().copied().unwrap_or_default();
             return Err(MethodError::Value {
                 method,
                 key: setting,
@@ -287,6 +309,17 @@ fn matches_ending(method: &'static str, key: &str, path: &str) -> Result<bool, M
     matches.map_err(|error| MethodError::Configuration {
         method,
         reason: format!("a rank or alpha pattern cannot be used: {error}"),
+    })
+}
+
+/// The word embeddings, where they can be a target: an encoder-decoder has one table for both of
+/// its stacks, and HF PEFT changes it for neither.
+fn word_embeddings(base: &Base) -> Option<TableInfo<'_>> {
+    let [rows, columns] = base.word_embedding_table().shape();
+    (base.dimensions.encoder_layers == 0).then(|| TableInfo {
+        path: base.word_embeddings.trim_end_matches(".weight"),
+        rows,
+        columns,
     })
 }
 
@@ -318,8 +351,34 @@ impl Selection<'_> {
     /// leave none, or if a table of embeddings or the language model's head is asked for,
     /// [`MethodError::Configuration`] if a pattern is not a regular expression.
     pub fn of<'b>(&self, base: &'b Base) -> Result<Vec<&'b LinearInfo>, MethodError> {
+        self.check(&self.targets(base), None, base)?;
+        self.linears(base)
+    }
+
+    /// As [`Selection::of`], for methods that have a form for the language model's head, which is
+    /// then among the linear layers, and for the word embeddings.
+    ///
+    /// # Errors
+    /// As [`Selection::of`], but for the word embeddings and the head.
+    pub fn anywhere<'b>(
+        &self,
+        base: &'b Base,
+    ) -> Result<(Vec<&'b LinearInfo>, Option<TableInfo<'b>>), MethodError> {
+        let table = word_embeddings(base);
+        self.check(&self.targets(base), Some(table), base)?;
+        let words = match table {
+            Some(table) if self.names_table(table, base)? => Some(table),
+            _ => None,
+        };
+        if words.is_some() && self.named(&self.targets(base), base)?.is_empty() {
+            return Ok((Vec::new(), words));
+        }
+        Ok((self.linears(base)?, words))
+    }
+
+    /// The linear layers that are selected.
+    fn linears<'b>(&self, base: &'b Base) -> Result<Vec<&'b LinearInfo>, MethodError> {
         let targets = self.targets(base);
-        self.check(&targets, base)?;
         let named = self.named(&targets, base)?;
         if named.is_empty() {
             return Err(MethodError::NoTarget {
@@ -360,6 +419,15 @@ impl Selection<'_> {
         Ok(chosen)
     }
 
+    /// Whether a table is a target.
+    fn names_table(&self, table: TableInfo<'_>, base: &Base) -> Result<bool, MethodError> {
+        let targets = self.targets(base);
+        Ok(self.layers_to_transform.is_none()
+            && targets != Modules::Pattern(ALL_LINEAR.to_owned())
+            && self.matches(&targets, table.path)?
+            && !self.is_excluded(table.path)?)
+    }
+
     /// Checks that each name in the settings matches something, which training demands and a
     /// finished adapter does not.
     ///
@@ -368,11 +436,28 @@ impl Selection<'_> {
     /// [`Selection::of`].
     pub fn check_start(&self, base: &Base) -> Result<(), MethodError> {
         self.of(base)?;
+        self.check_all_names(None, base)
+    }
+
+    /// As [`Selection::check_start`], for [`Selection::anywhere`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn check_start_anywhere(&self, base: &Base) -> Result<(), MethodError> {
+        self.anywhere(base)?;
+        self.check_all_names(word_embeddings(base), base)
+    }
+
+    fn check_all_names(
+        &self,
+        table: Option<TableInfo<'_>>,
+        base: &Base,
+    ) -> Result<(), MethodError> {
         for (key, modules) in [
             ("target_modules", self.target_modules),
             ("exclude_modules", self.exclude_modules),
         ] {
-            self.check_names(key, modules, base)?;
+            self.check_names(key, modules, table, base)?;
         }
         let Some(layers) = self.layers_to_transform else {
             return Ok(());
@@ -381,7 +466,7 @@ impl Selection<'_> {
             layers_to_transform: None,
             ..*self
         };
-        let targets = anywhere.of(base)?;
+        let targets = anywhere.linears(base)?;
         let there = self.layers(&targets)?;
         let absent = layers.iter().filter(|layer| !there.contains(layer));
         let absent: Vec<usize> = absent.copied().collect();
@@ -396,6 +481,7 @@ impl Selection<'_> {
         &self,
         key: &'static str,
         modules: Option<&Modules>,
+        table: Option<TableInfo<'_>>,
         base: &Base,
     ) -> Result<(), MethodError> {
         let each = match modules {
@@ -413,7 +499,7 @@ impl Selection<'_> {
         let tensors = base.tensors().keys();
         let tensors = tensors.filter_map(|name| name.strip_suffix(".weight"));
         let others: Vec<&str> = match key {
-            "target_modules" => heads.collect(),
+            "target_modules" => heads.chain(table.map(|table| table.path)).collect(),
             _ => tensors.collect(),
         };
         let mut unmatched = Vec::new();
@@ -519,25 +605,32 @@ impl Selection<'_> {
         })
     }
 
-    /// Refuses targets that exist but are no linear layer inside of the layers: tables of
-    /// embeddings, the language model's head. HF PEFT has forms of LoRA for them; passing over them
-    /// would be silent.
-    fn check(&self, targets: &Modules, base: &Base) -> Result<(), MethodError> {
+    /// Refuses targets that exist but that the method cannot act on: tables of embeddings, the
+    /// language model's head. HF PEFT has forms of LoRA for them; passing over them would be silent.
+    ///
+    /// `anywhere` says that the head is no such target, nor the table in it.
+    fn check(
+        &self,
+        targets: &Modules,
+        anywhere: Option<Option<TableInfo<'_>>>,
+        base: &Base,
+    ) -> Result<(), MethodError> {
         if *targets == Modules::Pattern(ALL_LINEAR.to_owned()) {
             return Ok(());
         }
         let linears = base.linears();
         let tables = base.tensors().iter().filter_map(|(name, tensor)| {
             let path = name.strip_suffix(".weight")?;
-            let is_table =
-                tensor.matrix().is_some() && linears.iter().all(|linear| linear.site.path != path);
+            let is_table = tensor.matrix().is_some()
+                && linears.iter().all(|linear| linear.site.path != path)
+                && anywhere.flatten().is_none_or(|table| table.path != path);
             is_table.then_some((path, "a table of embeddings"))
         });
         let heads = linears
             .iter()
             .filter(|linear| linear.site.role == Role::Head);
         let heads = heads.map(|linear| (linear.site.path.as_str(), "the language model's head"));
-        let heads = heads.filter(|(path, _)| !is_of_task_head(base, path));
+        let heads = heads.filter(|(path, _)| anywhere.is_none() && !is_of_task_head(base, path));
         for (path, what) in tables.chain(heads) {
             if self.matches(targets, path)? && !self.is_excluded(path)? {
                 return Err(MethodError::Value {
@@ -561,8 +654,9 @@ impl Selection<'_> {
 
     /// The values of [`Selection::COMPUTED`]: `fan_in_fan_out` is true over GPT-2's `Conv1D`.
     pub fn computed(&self, base: &Base) -> Map<String, Value> {
-        let targets = self.of(base);
-        let transposed = targets.is_ok_and(|targets| targets.iter().any(|it| it.transposed));
+        let targets = self.linears(base);
+        // The last target decides, as in PEFT.
+        let transposed = targets.is_ok_and(|it| it.last().is_some_and(|last| last.transposed));
         Map::from_iter([(FAN_IN_FAN_OUT.to_owned(), Value::Bool(transposed))])
     }
 

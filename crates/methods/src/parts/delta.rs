@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 use burn::tensor::Tensor;
+use epiphyte_models::adapter::Role;
 use epiphyte_models::{
     Adapter, Base, BaseTensor, ForwardContext, Hook, LazyLinear, LinearInfo, Site,
 };
@@ -59,6 +60,22 @@ pub trait Delta: Debug + Send + Sync {
     /// If a tensor is missing or has another shape.
     fn load(&mut self, _file: &mut dyn StoredTensors) -> Result<(), MethodError> {
         Ok(())
+    }
+
+    /// The same of this delta, where settings decide.
+    fn changes_bias(&self) -> bool {
+        Self::CHANGES_BIAS
+    }
+
+    /// The method and the reason, where it cannot be folded into the base.
+    const NOT_MERGEABLE: Option<(&'static str, &'static str)> = None;
+
+    /// Whether it reads the tokens of a text from its beginning.
+    const READS_WHOLE_SEQUENCES: bool = false;
+
+    /// Added to the loss of every step.
+    fn penalty(&self) -> Option<Tensor<1>> {
+        None
     }
 }
 
@@ -151,19 +168,22 @@ pub struct Deltas<D> {
     by_path: BTreeMap<String, D>,
     first_layer: usize,
     changed: usize,
+    adapts_language_head: bool,
 }
 
 impl<D: Delta> Deltas<D> {
     /// The targets, each with its delta.
     pub fn new<'a>(base: &Base, targets: impl IntoIterator<Item = (&'a LinearInfo, D)>) -> Self {
         let (mut changed, mut first_layer) = (0, usize::MAX);
+        let mut adapts_language_head = false;
         let by_path = targets
             .into_iter()
             .map(|(linear, delta)| {
                 changed += delta.changed(linear);
+                adapts_language_head |= linear.site.role == Role::Head;
                 let weight = format!("{}.weight", linear.site.path);
                 first_layer = first_layer.min(base.first_layer_of(&weight));
-                if D::CHANGES_BIAS && linear.bias {
+                if delta.changes_bias() && linear.bias {
                     changed += linear.outputs;
                 }
                 (linear.site.path.clone(), delta)
@@ -173,7 +193,18 @@ impl<D: Delta> Deltas<D> {
             by_path,
             first_layer,
             changed,
+            adapts_language_head,
         }
+    }
+
+    /// The delta of the linear layer at `path`.
+    pub fn get(&self, path: &str) -> Option<&D> {
+        self.by_path.get(path)
+    }
+
+    /// The paths of the linear layers.
+    pub fn paths(&self) -> impl Iterator<Item = &str> {
+        self.by_path.keys().map(String::as_str)
     }
 }
 
@@ -196,6 +227,14 @@ impl<D: Delta> Adapter for Deltas<D> {
         self.first_layer
     }
 
+    fn adapts_language_head(&self) -> bool {
+        self.adapts_language_head
+    }
+
+    fn reads_whole_sequences(&self) -> bool {
+        D::READS_WHOLE_SEQUENCES
+    }
+
     fn uses(&self, hook: Hook<'_>) -> bool {
         matches!(hook, Hook::Linear(site) if self.by_path.contains_key(&site.path))
     }
@@ -209,9 +248,12 @@ impl<D: Delta> Method for Deltas<D> {
         let (Some(delta), Some(tensor)) = (self.by_path.get(path), base.tensor(name)) else {
             return Ok(None);
         };
+        if let Some((method, reason)) = D::NOT_MERGEABLE {
+            return Err(MethodError::NotMergeable { method, reason });
+        }
         Ok(match (parameter, tensor.to_matrix()) {
             ("weight", Some(matrix)) => Some(tensor.flatten(delta.weight(matrix))),
-            ("bias", None) if D::CHANGES_BIAS => Some(delta.bias(tensor.to_flat())),
+            ("bias", None) if delta.changes_bias() => Some(delta.bias(tensor.to_flat())),
             _ => None,
         })
     }
@@ -243,5 +285,10 @@ impl<D: Delta> Method for Deltas<D> {
         load_stored(parameters, file)?;
         let mut deltas = self.by_path.values_mut();
         deltas.try_for_each(|delta| delta.load(file))
+    }
+
+    fn penalty(&self) -> Option<Tensor<1>> {
+        let penalties = self.by_path.values().filter_map(Delta::penalty);
+        penalties.reduce(|sum, penalty| sum + penalty)
     }
 }

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use burn::tensor::Tensor;
 use epiphyte_models::{Adapter, Base, BaseTensor, Hook, StandIn};
 
+use crate::framework::method::StoredTensors;
 use crate::framework::parameters::{Init, Param, ParamGroup, ParameterSet};
 use crate::{Method, MethodError};
 
@@ -41,7 +42,9 @@ impl Replaced {
         init: impl Fn(&str, &BaseTensor) -> Init,
     ) -> Self {
         let group = ParamGroup::default();
-        Self::declare(chosen(base, choose), group, base, parameters, init)
+        let names = chosen(base, choose).into_iter();
+        let with_keys = names.map(|name| (name, name.to_owned()));
+        Self::declare(with_keys.collect(), group, base, parameters, init)
     }
 
     /// Replaces the task's head, if the base has one.
@@ -51,40 +54,39 @@ impl Replaced {
         Self::of(names, ParamGroup::default(), base, parameters)
     }
 
-    /// Replaces the tensors of these names, which are the base's.
-    pub fn named(names: Vec<&str>, base: &Base, parameters: &mut ParameterSet) -> Self {
-        Self::of(names, ParamGroup::default(), base, parameters)
-    }
-
-    /// Replaces nothing.
-    pub fn none() -> Self {
-        Self {
-            by_name: BTreeMap::new(),
-            first_layer: usize::MAX,
-        }
-    }
-
     fn of(names: Vec<&str>, group: ParamGroup, base: &Base, parameters: &mut ParameterSet) -> Self {
         let init = |_: &str, tensor: &BaseTensor| Init::Base(tensor.clone());
-        Self::declare(names, group, base, parameters, init)
+        let with_keys = names.into_iter().map(|name| (name, name.to_owned()));
+        Self::declare(with_keys.collect(), group, base, parameters, init)
+    }
+
+    /// Replaces tensors of the base, each with the key under which files store it.
+    pub fn with_keys(
+        names: Vec<(&str, String)>,
+        base: &Base,
+        parameters: &mut ParameterSet,
+    ) -> Self {
+        let init = |_: &str, tensor: &BaseTensor| Init::Base(tensor.clone());
+        Self::declare(names, ParamGroup::default(), base, parameters, init)
     }
 
     fn declare(
-        names: Vec<&str>,
+        names: Vec<(&str, String)>,
         group: ParamGroup,
         base: &Base,
         parameters: &mut ParameterSet,
         init: impl Fn(&str, &BaseTensor) -> Init,
     ) -> Self {
-        let first_layer = names.iter().map(|name| base.first_layer_of(name)).min();
+        let first_layer = names.iter().map(|(name, _)| base.first_layer_of(name));
+        let first_layer = first_layer.min();
         let by_name = names
             .into_iter()
-            .map(|name| {
+            .map(|(name, key)| {
                 let tensor = base.tensor(name).expect("names are the base's own");
                 let init = init(name, tensor);
                 (
                     name.to_owned(),
-                    parameters.declare_in(group, name, &tensor.shape(), init),
+                    parameters.declare_in(group, key, &tensor.shape(), init),
                 )
             })
             .collect();
@@ -119,9 +121,44 @@ impl Replaced {
         self.by_name.values()
     }
 
+    /// The parameters with the names of the tensors that they replace.
+    pub fn by_name(&self) -> impl Iterator<Item = (&str, &Param)> {
+        self.by_name
+            .iter()
+            .map(|(name, param)| (name.as_str(), param))
+    }
+
+    /// Takes the values from `file`, where they have the names of the base's tensors.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn load(&self, file: &mut dyn StoredTensors) -> Result<(), MethodError> {
+        for (name, param) in &self.by_name {
+            if let Some(values) = file.take(name, param.shape())? {
+                param.set_values(values);
+            }
+        }
+        Ok(())
+    }
+
+    /// The names of the tensors that are replaced.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.by_name.keys().map(String::as_str)
+    }
+
     /// Whether nothing is replaced.
     pub fn is_empty(&self) -> bool {
         self.by_name.is_empty()
+    }
+}
+
+/// Nothing is replaced.
+impl Default for Replaced {
+    fn default() -> Self {
+        Self {
+            by_name: BTreeMap::new(),
+            first_layer: usize::MAX,
+        }
     }
 }
 

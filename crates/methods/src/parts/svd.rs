@@ -77,6 +77,42 @@ impl Svd {
         self.vectors(&self.right, range, power)
     }
 
+    /// Left singular vectors, by number, times their singular values.
+    pub(crate) fn left_of(&self, numbers: &[usize]) -> Tensor<2> {
+        let columns = numbers.iter().map(|&at| self.left(at..at + 1, 1.0));
+        Tensor::cat(columns.collect(), 1)
+    }
+
+    /// Right singular vectors, by number.
+    pub(crate) fn right_of(&self, numbers: &[usize]) -> Tensor<2> {
+        let rows = numbers.iter().map(|&at| self.right(at..at + 1, 0.0));
+        Tensor::cat(rows.collect(), 0)
+    }
+
+    /// The inverse of a symmetric matrix without negative eigenvalues, plus `shift` times the
+    /// identity.
+    pub(crate) fn inverse_shifted(&self, shift: f64) -> Tensor<2> {
+        let inverse = self.values.iter().map(|value| (value + shift).recip());
+        let scaled = Self {
+            device: self.device.clone(),
+            values: inverse.collect(),
+            left: self.right.clone(),
+            right: self.right.clone(),
+        };
+        let all = 0..scaled.values.len();
+        scaled.left(all.clone(), 1.0).matmul(scaled.right(all, 0.0))
+    }
+
+    /// The decomposition of `Q A`, for that of A and a matrix Q with orthonormal columns.
+    pub(crate) fn times(self, q: &Tensor<2>) -> Self {
+        let all = 0..self.values.len();
+        let left = q.clone().matmul(self.left(all, 0.0)).transpose();
+        Self {
+            left: to_rows(left),
+            ..self
+        }
+    }
+
     fn vectors(&self, vectors: &[Vec<f64>], range: Range<usize>, power: f64) -> Tensor<2> {
         let shape = [range.len(), vectors.first().map_or(0, Vec::len)];
         let scaled = range.flat_map(|at| {

@@ -27,8 +27,8 @@ use serde_json::{Map, Value, json};
 use crate::MethodError;
 use crate::framework::method::{KeyStyle, Method, MethodConfig};
 use crate::framework::parameters::{Init, Param, ParameterSet};
-use crate::parts::delta::{Delta, Deltas};
-use crate::reparametrized::lora::LoraConfig;
+use crate::parts::delta::Delta;
+use crate::reparametrized::lora::{LoraConfig, LoraInit};
 
 crate::settings! {
     /// The settings of DoRA: those of LoRA.
@@ -61,25 +61,26 @@ impl MethodConfig for DoraConfig {
         base: &Base,
         parameters: &mut ParameterSet,
     ) -> Result<Box<dyn Method>, MethodError> {
-        let targets = self.lora.targets(Self::NAME, base)?.into_iter();
-        let deltas = targets.map(|(linear, rank, scaling)| {
+        let build = |linear: &LinearInfo, (rank, scaling), parameters: &mut ParameterSet| {
             let lora = self.lora.declare(linear, rank, parameters);
             let how = (scaling as f32, self.lora.lora_dropout);
-            (linear, Dora::new(base, linear, lora, how, parameters))
-        });
-        Ok(Box::new(Deltas::new(base, deltas)))
+            Dora::new(base, linear, lora, how, parameters)
+        };
+        self.lora
+            .check_variant(Self::NAME, &[LoraInit::Random, LoraInit::Orthogonal])?;
+        let layers = self.lora.layers(Self::NAME, base, parameters, build)?;
+        Ok(Box::new(layers))
     }
 
     fn check_start(&self, base: &Base) -> Result<(), MethodError> {
+        self.lora.check_variant(Self::NAME, &[])?;
         self.lora.check_start_as(Self::NAME, base)
     }
 
     fn count(&self, base: &Base) -> Result<usize, MethodError> {
-        let targets = self.lora.targets(Self::NAME, base)?;
-        let count = |(linear, rank, _): &(&LinearInfo, usize, f64)| {
+        self.lora.count_of(Self::NAME, base, |linear, rank| {
             rank * (linear.inputs + linear.outputs) + linear.outputs
-        };
-        Ok(targets.iter().map(count).sum())
+        })
     }
 
     fn resolved(&self, base: &Base) -> Self {
@@ -92,9 +93,13 @@ impl MethodConfig for DoraConfig {
         LoraConfig::file_defaults()
     }
 
+    const SPARES_BIASES: bool = true;
+
     const TRAINING_ONLY: &'static [&'static str] = LoraConfig::TRAINING_ONLY;
 
     const IGNORED: &'static [&'static str] = LoraConfig::IGNORED;
+
+    const REFUSED: &'static [(&'static str, &'static str)] = LoraConfig::REFUSED;
 
     const COMPUTED: &'static [&'static str] = LoraConfig::COMPUTED;
 

@@ -1,32 +1,68 @@
 //! LoRA: a low-rank path beside a frozen linear layer.
 //!
 //! Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, arXiv 2106.09685,
-//! section 4.1; rank-stabilized scaling from Kalajdzievski 2023, arXiv 2312.03732.
+//! section 4.1; rank-stabilized scaling from Kalajdzievski 2023, arXiv 2312.03732; two learning
+//! rates (LoRA+) from Hayou et al. 2024, arXiv 2402.12354.
 //!
-//! `y = x Wᵀ + b + s · (dropout(x) Aᵀ) Bᵀ`, with `A: [r, in]`, `B: [out, r]` and `s = α / r`, or
-//! `α / √r` with `use_rslora`. `A` starts uniform in `±1/√in` (Kaiming with a = √5) or normal with
-//! standard deviation `1/r` (`gaussian`), `B` starts at zero, so nothing changes at first.
+//! `y = x Wᵀ + b + s · ((dropout(x) Aᵀ) Bᵀ + c)`, with `A: [r, in]`, `B: [out, r]`, `s = α / r`, or
+//! `α / √r` with `use_rslora`, and `c: [out]` with `lora_bias`. Word embeddings as a target:
+//! `E[id] + s · B A[:, id]`, with `A: [r, vocabulary]` and `B: [hidden, r]`.
+//!
+//! How `A` and `B` start (`init_lora_weights`):
 //!
 //! | | |
 //! | --- | --- |
-//! | trains | `Σ r (in + out)` over the targets |
+//! | `kaiming`, `true` in a file | `A` uniform in `±1/√in` (Kaiming with a = √5), `B` zero |
+//! | `gaussian` | `A` normal with standard deviation `1/r`, `B` zero |
+//! | `false` | both as PyTorch starts linear layers |
+//! | `orthogonal` | both at random with `B A = 0` (r even) |
+//! | `pissa` | the largest singular values of W (Meng et al. 2024, arXiv 2404.02948) |
+//! | `pissa_niter_N` | the same from N random subspace iterations |
+//! | `olora` | Q and R of W (Büyükakyüz 2024, arXiv 2406.01775) |
+//! | `mica` | `B` the last left singular vectors, frozen, `A` zero (arXiv 2604.01694) |
+//! | `eva` | `A` the first singular vectors of the layer's inputs (Paischer et al. 2024, arXiv 2410.07170), `B` zero |
+//! | `corda` | W seen through the covariance of its inputs (Yang et al. 2024, arXiv 2406.05223) |
+//! | `lora_ga` | singular vectors of W's gradient (Wang et al. 2024, arXiv 2407.05000) |
+//!
+//! What is not zero at first is taken out of W, as in HF PEFT: `W - s B₀ A₀`. With `pissa` and
+//! `olora` the file has `A` and `B`, and who reads it computes `B₀ A₀` from W again, as PEFT does.
+//! Where `B₀ A₀` follows from data or random draws, the file is plain LoRA of twice the rank, with
+//! `[A; A₀]` and `[B, -B₀]`, PEFT's conversion for sharing such adapters.
+//!
+//! | | |
+//! | --- | --- |
+//! | trains | `Σ r (in + out)` over the targets, `out` more for `lora_bias`; `Σ r in` for `mica` |
 //! | changes | `Σ in · out`, by a matrix of rank `≤ r` each |
-//! | file | `<path>.lora_A.weight` `[r, in]`, `<path>.lora_B.weight` `[out, r]` |
-//! | merges | `W + s B A` |
+//! | file | `<path>.lora_A.weight` `[r, in]`, `<path>.lora_B.weight` `[out, r]`, `<path>.lora_B.bias` `[out]`; `<words>.lora_embedding_A`, `<words>.lora_embedding_B`; biases and modules that are trained whole |
+//! | merges | `W + s B A`, `b + s c`, `E + s (B A)ᵀ` |
 
-use burn::tensor::Tensor;
-use epiphyte_models::{Base, ForwardContext, LazyLinear, LinearInfo, Site};
-use epiphyte_ops::{Dropout, LowRank};
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use epiphyte_models::adapter::name_id;
+use epiphyte_models::{Adapter, Base, ForwardContext, Hook, LazyLinear, LinearInfo, Site, StandIn};
+use epiphyte_ops::{Dropout, FrozenMatrix, LowRank, add_low_rank};
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::MethodError;
-use crate::framework::method::{KeyStyle, Method, MethodConfig};
-use crate::framework::parameters::{Init, Param, ParameterSet};
+use crate::framework::calibration::{CalibrationData, Each};
+use crate::framework::method::{
+    KeyStyle, Method, MethodConfig, Stored, StoredTensors, load_stored,
+};
+use crate::framework::parameters::{Init, Param, ParamGroup, ParameterSet};
 use crate::framework::settings::LARGEST_SIZE;
-use crate::framework::targets::{Selection, Targets, check_keys, first_match};
+use crate::framework::targets::{
+    Selection, TableInfo, Targets, check_keys_of, check_rank, first_match,
+};
+use crate::framework::whole::WholeTensors;
 use crate::parts::delta::{Delta, Deltas};
+use crate::parts::low_rank::{LowRankLayers, WordPath};
+use crate::parts::low_rank_start::{self as start, CordaConfig, LoraGaConfig, Pair, Start, to_vec};
+use crate::parts::replace::Replaced;
+use crate::parts::svd::{Svd, eigenvectors};
 
 crate::settings! {
     /// The settings of LoRA, under HF PEFT's names.
@@ -40,16 +76,26 @@ crate::settings! {
         lora_dropout: f64 = 0.0, flag "dropout", in Fraction;
         /// Multiply by alpha / sqrt(rank) instead (rank-stabilized LoRA).
         use_rslora: bool = false;
+        /// Train a bias with B.
+        lora_bias: bool = false;
         /// Other ranks for some modules: name=rank,... where a name is a regular expression for the
         /// end of the path and the first match wins.
         rank_pattern: IndexMap<String, usize> = IndexMap::new();
         /// Other alphas for some modules: name=alpha,...
         #[serde(serialize_with = "alphas")]
         alpha_pattern: IndexMap<String, f64> = IndexMap::new();
-        /// Initial values of A: kaiming or gaussian; B starts at zero.
+        /// How A and B start: kaiming, gaussian, false, orthogonal, pissa, pissa_niter_N, olora,
+        /// mica, eva, corda or lora_ga.
         init_lora_weights: LoraInit = LoraInit::Kaiming, as Text, unset "kaiming";
+        /// What the learning rate of B is multiplied by (LoRA+).
+        loraplus_lr_ratio: f64 = 1.0, in Positive;
+        /// Settings of CorDA: corda_method=ipm or kpm.
+        corda_config: Option<CordaConfig> = None, as Table;
+        /// Settings of LoRA-GA: direction, scale, stable_gamma.
+        lora_ga_config: Option<LoraGaConfig> = None, as Table;
 
         ..targets: Targets = Targets::default();
+        ..whole: WholeTensors = WholeTensors::default();
     }
 }
 
@@ -82,38 +128,72 @@ fn written(alpha: f64) -> Value {
     }
 }
 
-/// How LoRA's `A` starts; `B` starts at zero.
+/// How the two matrices start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LoraInit {
-    /// Uniform in `±1/√in`; `true` in the file.
+    /// `A` uniform in `±1/√in`, `B` zero; `true` in the file.
     #[default]
     Kaiming,
-    /// Normal with standard deviation `1/r`; `"gaussian"` in the file.
+    /// `A` normal with standard deviation `1/r`, `B` zero.
     Gaussian,
-    /// Another start that left the base as it was, in the file of an adapter that HF PEFT trained.
-    Finished(FinishedInit),
+    /// Both uniform; `false` in the file.
+    Random,
+    /// Both at random with `B A = 0`.
+    Orthogonal,
+    /// The largest singular values of the weight.
+    Pissa,
+    /// The same, from this number of random subspace iterations.
+    PissaIterations(usize),
+    /// The QR decomposition of the weight.
+    Olora,
+    /// `B` the last left singular vectors, frozen, `A` zero.
+    Mica,
+    /// `A` the first right singular vectors of the layer's inputs, `B` zero.
+    Eva,
+    /// Singular values of the weight times the covariance of its inputs.
+    Corda,
+    /// Singular vectors of the weight's gradient.
+    LoraGa,
 }
 
-/// Starts of HF PEFT's that leave the base as it is. Training does not begin with them here; in a
-/// finished adapter they mean nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FinishedInit {
-    /// Both matrices at random: `false` in the file.
-    Random,
-    /// Both matrices orthogonal.
-    Orthogonal,
-    /// `A` from the singular vectors of the layer's inputs.
-    Eva,
+impl LoraInit {
+    /// Names in files, apart from `true` and `false`.
+    const NAMES: [(&str, Self); 8] = [
+        ("gaussian", Self::Gaussian),
+        ("orthogonal", Self::Orthogonal),
+        ("pissa", Self::Pissa),
+        ("olora", Self::Olora),
+        ("mica", Self::Mica),
+        ("eva", Self::Eva),
+        ("corda", Self::Corda),
+        ("lora_ga", Self::LoraGa),
+    ];
+
+    /// Whether the training data decides the start.
+    fn reads_data(self) -> bool {
+        matches!(self, Self::Eva | Self::Corda | Self::LoraGa)
+    }
+
+    /// Whether the start is taken out of the base and cannot be computed from it again, so that
+    /// files hold plain LoRA of twice the rank.
+    fn is_stored_plain(self) -> bool {
+        matches!(self, Self::PissaIterations(_) | Self::Corda | Self::LoraGa)
+    }
 }
 
 impl Serialize for LoraInit {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::Kaiming => serializer.serialize_bool(true),
-            Self::Gaussian => serializer.serialize_str("gaussian"),
-            Self::Finished(FinishedInit::Random) => serializer.serialize_bool(false),
-            Self::Finished(FinishedInit::Orthogonal) => serializer.serialize_str("orthogonal"),
-            Self::Finished(FinishedInit::Eva) => serializer.serialize_str("eva"),
+            Self::Random => serializer.serialize_bool(false),
+            Self::PissaIterations(number) => {
+                serializer.serialize_str(&format!("pissa_niter_{number}"))
+            }
+            named => {
+                let mut names = Self::NAMES.iter();
+                let name = names.find(|(_, init)| init == named);
+                serializer.serialize_str(name.map_or("", |(name, _)| name))
+            }
         }
     }
 }
@@ -121,35 +201,44 @@ impl Serialize for LoraInit {
 impl<'de> Deserialize<'de> for LoraInit {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let value = Value::deserialize(deserializer)?;
-        let finished = |init| Ok(Self::Finished(init));
-        match (&value, value.as_str()) {
-            (Value::Bool(true), _) | (_, Some("kaiming")) => Ok(Self::Kaiming),
-            (_, Some("gaussian")) => Ok(Self::Gaussian),
-            (Value::Bool(false), _) => finished(FinishedInit::Random),
-            (_, Some("orthogonal")) => finished(FinishedInit::Orthogonal),
-            (_, Some("eva")) => finished(FinishedInit::Eva),
-            (_, Some("olora" | "corda" | "loftq" | "lora_ga")) => Err(changes_base(&value)),
-            (_, Some(name)) if name.starts_with("pissa") => Err(changes_base(&value)),
+        let text = match &value {
+            Value::Bool(true) => return Ok(Self::Kaiming),
+            Value::Bool(false) => return Ok(Self::Random),
+            text => text.as_str().unwrap_or_default(),
+        };
+        let iterations = text.strip_prefix("pissa_niter_");
+        let iterations = iterations.and_then(|number| number.parse().ok());
+        let named = Self::NAMES.iter().find(|(name, _)| *name == text);
+        match (text, iterations, named) {
+            ("kaiming" | "true", ..) => Ok(Self::Kaiming),
+            ("false", ..) => Ok(Self::Random),
+            (_, Some(iterations), _) => Ok(Self::PissaIterations(iterations)),
+            (_, _, Some((_, init))) => Ok(*init),
+            ("loftq", ..) => Err(serde::de::Error::custom(
+                "\"loftq\" starts from a base that it quantizes itself, which is not supported; \
+                 train with true, over a quantized base",
+            )),
             _ => Err(serde::de::Error::custom(format!(
-                "{value} is not known; kaiming (true in a file) and gaussian are"
+                "{value} is not known; kaiming (true in a file), gaussian, false, orthogonal, \
+                 pissa, pissa_niter_N, olora, mica, eva, corda and lora_ga are"
             ))),
         }
     }
-}
-
-/// A start that took something from the base's weights, which the adapter alone does not say.
-fn changes_base<E: serde::de::Error>(value: &Value) -> E {
-    E::custom(format!(
-        "{value} changed the base's own weights before training, so the adapter does not fit the \
-         base as it is; convert it to plain LoRA with HF PEFT: save_pretrained(..., \
-         path_initial_model_for_weight_conversion=...)"
-    ))
 }
 
 impl LoraConfig {
     fn selection(&self, method: &'static str) -> Selection<'_> {
         self.targets
             .selection(method, |base| base.default_targets.lora)
+    }
+
+    /// The targets of LoRA itself, which acts outside of the layers too.
+    fn anywhere<'b>(
+        &self,
+        base: &'b Base,
+    ) -> Result<(Vec<(&'b LinearInfo, usize, f64)>, Option<TableInfo<'b>>), MethodError> {
+        let (linears, words) = self.selection(Self::NAME).anywhere(base)?;
+        Ok((self.scaled(Self::NAME, linears)?, words))
     }
 
     /// The targets, each with its rank and scaling; `method` is the method of LoRA's kind whose
@@ -159,60 +248,273 @@ impl LoraConfig {
         method: &'static str,
         base: &'b Base,
     ) -> Result<Vec<(&'b LinearInfo, usize, f64)>, MethodError> {
-        let targets = self.selection(method).of(base)?;
-        targets
-            .into_iter()
-            .map(|linear| {
-                let path = &linear.site.path;
-                let rank = first_match(method, &self.rank_pattern, path)?;
-                let rank = rank.unwrap_or(self.r);
-                let alpha = first_match(method, &self.alpha_pattern, path)?;
-                let alpha = alpha.unwrap_or(self.lora_alpha);
-                if !(alpha as f32).is_finite() {
-                    return Err(MethodError::Value {
-                        method,
-                        key: "alpha_pattern",
-                        value: format!("{alpha:e}"),
-                        expected: "it must be a number that is finite in single precision"
-                            .to_owned(),
-                    });
-                }
-                let divisor = if self.use_rslora {
-                    (rank as f64).sqrt()
-                } else {
-                    rank as f64
-                };
-                Ok((linear, rank, alpha / divisor))
-            })
-            .collect()
+        self.scaled(method, self.selection(method).of(base)?)
     }
 
-    /// The initial values of a target's `A`.
+    /// The initial values of a target's `A` that starts without reading the weight.
     pub(crate) fn initial_a(&self, linear: &LinearInfo, rank: usize) -> Init {
         match self.init_lora_weights {
-            // Of a finished adapter, the values are those of its file.
-            LoraInit::Kaiming | LoraInit::Finished(_) => Init::Uniform {
-                bound: 1.0 / (linear.inputs as f64).sqrt(),
-            },
             LoraInit::Gaussian => Init::Normal {
                 std: 1.0 / rank as f64,
+            },
+            _ => Init::Uniform {
+                bound: 1.0 / (linear.inputs as f64).sqrt(),
             },
         }
     }
 
-    /// Declares `A` and `B` of a target.
+    /// Linear layers, each with its rank and scaling.
+    fn scaled<'b>(
+        &self,
+        method: &'static str,
+        targets: Vec<&'b LinearInfo>,
+    ) -> Result<Vec<(&'b LinearInfo, usize, f64)>, MethodError> {
+        let targets = targets.into_iter().map(|linear| {
+            let (rank, scaling) = self.scale(method, &linear.site.path)?;
+            Ok((linear, rank, scaling))
+        });
+        targets.collect()
+    }
+
+    /// Rank and scaling of the module at `path`.
+    pub(crate) fn scale(
+        &self,
+        method: &'static str,
+        path: &str,
+    ) -> Result<(usize, f64), MethodError> {
+        let rank = first_match(method, &self.rank_pattern, path)?;
+        let rank = rank.unwrap_or(self.r);
+        let alpha = first_match(method, &self.alpha_pattern, path)?;
+        let alpha = alpha.unwrap_or(self.lora_alpha);
+        if !(alpha as f32).is_finite() {
+            return Err(MethodError::Value {
+                method,
+                key: "alpha_pattern",
+                value: format!("{alpha:e}"),
+                expected: "it must be a number that is finite in single precision".to_owned(),
+            });
+        }
+        let divisor = if self.use_rslora {
+            (rank as f64).sqrt()
+        } else {
+            rank as f64
+        };
+        Ok((rank, alpha / divisor))
+    }
+
+    /// Declares `A` and `B` of a target that starts without reading the weight.
     pub(crate) fn declare(
         &self,
         linear: &LinearInfo,
         rank: usize,
         parameters: &mut ParameterSet,
     ) -> [Param; 2] {
+        let uniform = |inputs: usize| Init::Uniform {
+            bound: 1.0 / (inputs as f64).sqrt(),
+        };
+        let init = match self.init_lora_weights {
+            LoraInit::Gaussian => [
+                Init::Normal {
+                    std: 1.0 / rank as f64,
+                },
+                Init::Zeros,
+            ],
+            LoraInit::Random => [uniform(linear.inputs), uniform(rank)],
+            LoraInit::Orthogonal => {
+                let (seed, path) = (parameters.seed(), linear.site.path.clone());
+                let shape = [linear.outputs, linear.inputs];
+                let start = Start::computed(move || start::orthogonal(seed, &path, shape, rank));
+                [start.init(0), start.init(1)]
+            }
+            _ => [uniform(linear.inputs), Init::Zeros],
+        };
+        self.declare_with(linear, rank, init, parameters)
+    }
+
+    /// Declares `A` and `B` of a target with these initial values.
+    fn declare_with(
+        &self,
+        linear: &LinearInfo,
+        rank: usize,
+        [a, b]: [Init; 2],
+        parameters: &mut ParameterSet,
+    ) -> [Param; 2] {
         let path = &linear.site.path;
-        let a = format!("{path}.lora_A.weight");
-        let a = parameters.declare(a, &[rank, linear.inputs], self.initial_a(linear, rank));
-        let b = format!("{path}.lora_B.weight");
-        let b = parameters.declare(b, &[linear.outputs, rank], Init::Zeros);
+        let a = parameters.declare(format!("{path}.lora_A.weight"), &[rank, linear.inputs], a);
+        let key = format!("{path}.lora_B.weight");
+        let shape = [linear.outputs, rank];
+        let b = match self.init_lora_weights {
+            LoraInit::Mica => parameters.constant(key, &shape, b),
+            _ => parameters.declare_in(self.group_of_b(), key, &shape, b),
+        };
         [a, b]
+    }
+
+    /// The optimizer's rules for `B` (LoRA+).
+    fn group_of_b(&self) -> ParamGroup {
+        ParamGroup {
+            learning_rate_scale: self.loraplus_lr_ratio,
+            ..ParamGroup::default()
+        }
+    }
+
+    /// LoRA of one linear layer.
+    fn lora(
+        &self,
+        base: &Base,
+        linear: &LinearInfo,
+        (rank, scaling): (usize, f64),
+        parameters: &mut ParameterSet,
+    ) -> Lora {
+        let path = &linear.site.path;
+        let weight = base.tensor(&weight_name(base, path));
+        let weight = weight.and_then(|weight| weight.matrix());
+        let weight = weight.expect("a linear layer has a matrix").clone();
+        let key = parameters.seed() ^ name_id(path);
+        let taken = match self.init_lora_weights {
+            LoraInit::Pissa => Some(Start::computed({
+                let weight = weight.clone();
+                move || start::pissa(&Svd::new(weight.to_tensor()), rank, scaling)
+            })),
+            LoraInit::PissaIterations(number) => Some(Start::computed({
+                let weight = weight.clone();
+                move || {
+                    let weight = weight.to_tensor();
+                    let svd = start::randomized_svd(weight, rank, number, key);
+                    start::pissa(&svd, rank, scaling)
+                }
+            })),
+            LoraInit::Olora => Some(Start::computed({
+                let weight = weight.clone();
+                move || start::olora(&weight, rank)
+            })),
+            LoraInit::Corda | LoraInit::LoraGa => Some(Start::of_data()),
+            _ => None,
+        };
+        let [a, b] = match (&taken, self.init_lora_weights) {
+            (Some(_), init) if init.reads_data() => {
+                self.declare_with(linear, rank, [Init::Zeros, Init::Zeros], parameters)
+            }
+            (Some(start), _) => {
+                self.declare_with(linear, rank, [start.init(0), start.init(1)], parameters)
+            }
+            (None, LoraInit::Mica) => {
+                let start = Start::computed({
+                    let weight = weight.clone();
+                    move || {
+                        let svd = Svd::new(weight.to_tensor());
+                        let all = svd.values.len();
+                        let b = svd.left(all - rank..all, 0.0);
+                        [b.clone(), b]
+                    }
+                });
+                self.declare_with(linear, rank, [Init::Zeros, start.init(1)], parameters)
+            }
+            _ => self.declare(linear, rank, parameters),
+        };
+        let bias = self.lora_bias.then(|| {
+            let key = format!("{path}.lora_B.bias");
+            let init = match self.init_lora_weights {
+                LoraInit::Random => Init::Uniform {
+                    bound: 1.0 / (rank as f64).sqrt(),
+                },
+                _ => Init::Zeros,
+            };
+            parameters.declare_in(self.group_of_b(), key, &[linear.outputs], init)
+        });
+        Lora {
+            a,
+            b,
+            bias,
+            scaling: scaling as f32,
+            dropout: self.lora_dropout,
+            taken,
+        }
+    }
+
+    /// LoRA of the word embeddings.
+    fn word_path(
+        &self,
+        base: &Base,
+        table: TableInfo<'_>,
+        parameters: &mut ParameterSet,
+    ) -> Result<WordPath, MethodError> {
+        let path = table.path;
+        let (rank, scaling) = self.scale(Self::NAME, path)?;
+        let normal = |std| Init::Normal { std };
+        let [a, b] = match self.init_lora_weights {
+            LoraInit::Random => [normal(1.0), normal(1.0)],
+            LoraInit::Mica => {
+                let words = base.word_embedding_table().clone();
+                let start = Start::computed(move || {
+                    let svd = Svd::new(words.to_tensor());
+                    let all = svd.values.len();
+                    let b = svd.right(all - rank..all, 0.0).transpose();
+                    [b.clone(), b]
+                });
+                [Init::Zeros, start.init(1)]
+            }
+            _ => [Init::Zeros, normal(1.0)],
+        };
+        let key = format!("{path}.lora_embedding_A");
+        let a = parameters.declare(key, &[rank, table.rows], a);
+        let (key, shape) = (format!("{path}.lora_embedding_B"), [table.columns, rank]);
+        let b = match self.init_lora_weights {
+            LoraInit::Mica => parameters.constant(key, &shape, b),
+            _ => parameters.declare(key, &shape, b),
+        };
+        Ok(WordPath {
+            table: base.word_embeddings.clone(),
+            a,
+            b,
+            scaling: scaling as f32,
+        })
+    }
+
+    /// Whether one of these linear layers, or the word embeddings, is at a path.
+    fn wraps<'t>(
+        targets: &'t [(&LinearInfo, usize, f64)],
+        words: Option<TableInfo<'t>>,
+    ) -> impl Fn(&str) -> bool + 't {
+        move |path| {
+            let is_words = words.is_some_and(|table| table.path == path);
+            is_words || targets.iter().any(|(linear, ..)| linear.site.path == path)
+        }
+    }
+
+    /// The layers of a variant of LoRA whose delta of a linear layer `build` returns.
+    pub(crate) fn layers<D: Delta>(
+        &self,
+        method: &'static str,
+        base: &Base,
+        parameters: &mut ParameterSet,
+        mut build: impl FnMut(&LinearInfo, (usize, f64), &mut ParameterSet) -> D,
+    ) -> Result<LowRankLayers<D>, MethodError> {
+        let targets = self.targets(method, base)?;
+        let linears = targets
+            .iter()
+            .map(|&(linear, rank, scaling)| (linear, build(linear, (rank, scaling), parameters)));
+        let linears = Deltas::new(base, linears.collect::<Vec<_>>());
+        let names = self.whole.names(base, &Self::wraps(&targets, None));
+        Ok(LowRankLayers {
+            linears,
+            words: None,
+            whole: Replaced::with_keys(names, base, parameters),
+        })
+    }
+
+    /// How many values a variant of LoRA trains on `base`; `of_linear` are those of a linear layer.
+    pub(crate) fn count_of(
+        &self,
+        method: &'static str,
+        base: &Base,
+        of_linear: impl Fn(&LinearInfo, usize) -> usize,
+    ) -> Result<usize, MethodError> {
+        let targets = self.targets(method, base)?;
+        let own = targets
+            .iter()
+            .map(|(linear, rank, _)| of_linear(linear, *rank));
+        Ok(own.sum::<usize>() + self.whole.count(base, &Self::wraps(&targets, None)))
     }
 
     /// As [`MethodConfig::check_start`], for the method of LoRA's kind whose settings these are.
@@ -221,18 +523,20 @@ impl LoraConfig {
         method: &'static str,
         base: &Base,
     ) -> Result<(), MethodError> {
-        if let LoraInit::Finished(_) = self.init_lora_weights {
-            let init = json!(self.init_lora_weights);
-            return Err(MethodError::Value {
-                method,
-                key: "init_lora_weights",
-                value: init.as_str().map_or(init.to_string(), str::to_owned),
-                expected: "training begins with kaiming or gaussian".to_owned(),
-            });
-        }
         let selection = self.selection(method);
         selection.check_start(base)?;
-        let targets = selection.of(base)?;
+        self.check_patterns(method, &selection.of(base)?, None, base)
+    }
+
+    /// Checks that each name of a module or a pattern matches something.
+    fn check_patterns(
+        &self,
+        method: &'static str,
+        targets: &[&LinearInfo],
+        words: Option<TableInfo<'_>>,
+        base: &Base,
+    ) -> Result<(), MethodError> {
+        self.whole.check_start(method, base)?;
         let most = self.rank_pattern.iter().max_by_key(|(_, rank)| **rank);
         if let Some((key, rank)) = most.filter(|(_, rank)| **rank > LARGEST_SIZE) {
             return Err(MethodError::Value {
@@ -242,8 +546,11 @@ impl LoraConfig {
                 expected: format!("a rank is at most {LARGEST_SIZE}"),
             });
         }
-        check_keys(method, "rank_pattern", &self.rank_pattern, &targets)?;
-        check_keys(method, "alpha_pattern", &self.alpha_pattern, &targets)
+        let words = words.map(|table| table.path);
+        let paths = targets.iter().map(|target| &*target.site.path);
+        let paths: Vec<&str> = paths.chain(words).collect();
+        check_keys_of(method, "rank_pattern", &self.rank_pattern, &paths)?;
+        check_keys_of(method, "alpha_pattern", &self.alpha_pattern, &paths)
     }
 
     /// The settings with the target modules that are left to the base, for the file.
@@ -252,6 +559,57 @@ impl LoraConfig {
             targets: self.targets.resolved(self.selection(method).targets(base)),
             ..self.clone()
         }
+    }
+
+    /// Checks that the file's two matrices are the whole change of the base.
+    pub(crate) fn check_plain_base(&self) -> Result<(), String> {
+        let init = self.init_lora_weights;
+        let takes = matches!(init, LoraInit::Pissa | LoraInit::Olora) || init.is_stored_plain();
+        match takes || self.lora_bias {
+            false => Ok(()),
+            true => Err(format!(
+                "with init_lora_weights = {} or lora_bias the two matrices are not the whole \
+                 change; convert it to plain LoRA first (epiphyte convert --to lora)",
+                written_init(init)
+            )),
+        }
+    }
+
+    /// Checks the settings that not every variant of LoRA has: starts that read the weight, and
+    /// the bias of B. Beside kaiming and gaussian, a variant may have some starts.
+    pub(crate) fn check_variant(
+        &self,
+        method: &'static str,
+        starts: &[LoraInit],
+    ) -> Result<(), MethodError> {
+        let init = self.init_lora_weights;
+        let plain = [LoraInit::Kaiming, LoraInit::Gaussian, LoraInit::Eva];
+        let (key, value) = match plain.contains(&init) || starts.contains(&init) {
+            false => ("init_lora_weights", written_init(init)),
+            true if self.lora_bias => ("lora_bias", "true".to_owned()),
+            true => return Ok(()),
+        };
+        Err(MethodError::Value {
+            method,
+            key,
+            value,
+            expected: "that is a setting of plain LoRA only; leave it out".to_owned(),
+        })
+    }
+}
+
+/// A start as a file has it.
+fn written_init(init: LoraInit) -> String {
+    let init = json!(init);
+    init.as_str().map_or(init.to_string(), str::to_owned)
+}
+
+/// The name of a linear layer's weight: of a head that is tied to them, the word embeddings.
+fn weight_name(base: &Base, path: &str) -> String {
+    let name = format!("{path}.weight");
+    match base.tensor(&name) {
+        Some(_) => name,
+        None => base.word_embeddings.clone(),
     }
 }
 
@@ -265,14 +623,21 @@ impl MethodConfig for LoraConfig {
     const LEARNING_RATE: f64 = 3e-3;
     const MERGES: bool = true;
 
+    /// Starts that take something out of the base give the same but for rounding.
     fn starts_as_identity(&self) -> bool {
-        true
+        use LoraInit::{Eva, Gaussian, Kaiming, Mica};
+        matches!(self.init_lora_weights, Kaiming | Gaussian | Mica | Eva)
     }
 
     fn examples() -> Vec<Value> {
         vec![
             json!({}),
             json!({ "target_modules": "all-linear", "r": 4, "alpha": 2, "use_rslora": true }),
+            json!({ "r": 2, "bias": "lora_only", "loraplus_lr_ratio": 4 }),
+            json!({ "r": 2, "init_lora_weights": "pissa", "bias": "all" }),
+            json!({ "r": 2, "init_lora_weights": "mica" }),
+            json!({ "r": 2, "init_lora_weights": "corda" }),
+            json!({ "r": 2, "init_lora_weights": "lora_ga" }),
         ]
     }
 
@@ -281,30 +646,101 @@ impl MethodConfig for LoraConfig {
         base: &Base,
         parameters: &mut ParameterSet,
     ) -> Result<Box<dyn Method>, MethodError> {
-        let targets = self.targets(Self::NAME, base)?.into_iter();
-        let deltas = targets.map(|(linear, rank, scaling)| {
-            let [a, b] = self.declare(linear, rank, parameters);
-            let lora = Lora {
-                a,
-                b,
-                scaling: scaling as f32,
-                dropout: self.lora_dropout,
-            };
-            (linear, lora)
+        let (targets, words) = self.anywhere(base)?;
+        let reads_weight = !matches!(
+            self.init_lora_weights,
+            LoraInit::Kaiming | LoraInit::Gaussian | LoraInit::Random | LoraInit::Orthogonal
+        );
+        let room = match self.init_lora_weights {
+            LoraInit::LoraGa => 2,
+            _ => 1,
+        };
+        for (linear, rank, _) in targets.iter().filter(|_| reads_weight) {
+            let sizes = [linear.inputs, linear.outputs];
+            check_rank(Self::NAME, "r", rank * room, &linear.site.path, sizes)?;
+        }
+        let mut sources = BTreeMap::new();
+        let deltas = targets.iter().map(|&(linear, rank, scaling)| {
+            let path = &linear.site.path;
+            if self.init_lora_weights.reads_data() {
+                sources.insert(path.clone(), (rank, scaling));
+            }
+            (linear, self.lora(base, linear, (rank, scaling), parameters))
         });
-        Ok(Box::new(Deltas::new(base, deltas)))
+        let linears = Deltas::new(base, deltas.collect::<Vec<_>>());
+        let names = self.whole.names(base, &Self::wraps(&targets, words));
+        let words = words.map(|table| self.word_path(base, table, parameters));
+        let layers = LowRankLayers {
+            linears,
+            words: words.transpose()?,
+            whole: Replaced::with_keys(names, base, parameters),
+        };
+        Ok(Box::new(LoraModel {
+            layers,
+            config: self.clone(),
+            base: (!sources.is_empty()).then(|| base.clone()),
+            sources,
+            seed: parameters.seed(),
+        }))
     }
 
     fn check_start(&self, base: &Base) -> Result<(), MethodError> {
-        self.check_start_as(Self::NAME, base)
+        let selection = self.selection(Self::NAME);
+        selection.check_start_anywhere(base)?;
+        let (linears, words) = selection.anywhere(base)?;
+        self.check_patterns(Self::NAME, &linears, words, base)?;
+        let targets = self.scaled(Self::NAME, linears)?;
+        let odd = targets.iter().find(|(_, rank, _)| rank % 2 == 1);
+        if self.init_lora_weights == LoraInit::Orthogonal
+            && let Some((_, rank, _)) = odd
+        {
+            return Err(MethodError::Value {
+                method: Self::NAME,
+                key: "r",
+                value: rank.to_string(),
+                expected: "init_lora_weights = orthogonal needs an even rank".to_owned(),
+            });
+        }
+        let has_patterns = !self.rank_pattern.is_empty() || !self.alpha_pattern.is_empty();
+        if self.init_lora_weights.is_stored_plain() && self.use_rslora && has_patterns {
+            return Err(MethodError::Value {
+                method: Self::NAME,
+                key: "init_lora_weights",
+                value: written_init(self.init_lora_weights),
+                expected: "it is stored as plain LoRA of twice the rank, which use_rslora with \
+                           rank or alpha patterns cannot say; leave out one of them"
+                    .to_owned(),
+            });
+        }
+        if self.lora_bias && !matches!(self.init_lora_weights, LoraInit::Kaiming | LoraInit::Random)
+        {
+            return Err(MethodError::Value {
+                method: Self::NAME,
+                key: "lora_bias",
+                value: "true".to_owned(),
+                expected: "it works with init_lora_weights = kaiming or false, as in HF PEFT"
+                    .to_owned(),
+            });
+        }
+        Ok(())
     }
 
     fn count(&self, base: &Base) -> Result<usize, MethodError> {
-        let targets = self.targets(Self::NAME, base)?;
-        Ok(targets
-            .iter()
-            .map(|(linear, rank, _)| rank * (linear.inputs + linear.outputs))
-            .sum())
+        let (targets, words) = self.anywhere(base)?;
+        let whole = self.whole.count(base, &Self::wraps(&targets, words));
+        let trains_b = usize::from(self.init_lora_weights != LoraInit::Mica);
+        let of_linears = targets.iter().map(|(linear, rank, _)| {
+            let bias = if self.lora_bias { linear.outputs } else { 0 };
+            rank * (linear.inputs + trains_b * linear.outputs) + bias
+        });
+        let of_words = match words {
+            Some(table) => {
+                let (rank, _) = self.scale(Self::NAME, table.path)?;
+                rank * (table.rows + trains_b * table.columns)
+            }
+            None => 0,
+        };
+        Ok(of_linears.sum::<usize>() + of_words + whole)
     }
 
     fn resolved(&self, base: &Base) -> Self {
@@ -318,13 +754,45 @@ impl MethodConfig for LoraConfig {
 
     const SPARES_BIASES: bool = true;
 
-    const TRAINING_ONLY: &'static [&'static str] = &["lora_dropout"];
+    const TRAINING_ONLY: &'static [&'static str] = &[
+        "lora_dropout",
+        "loraplus_lr_ratio",
+        "corda_config",
+        "lora_ga_config",
+    ];
+
+    const REFUSED: &'static [(&'static str, &'static str)] = &[
+        (
+            "target_parameters",
+            "it adapts the fused weights of experts, which no family here has",
+        ),
+        (
+            "layer_replication",
+            "it adds copies of layers to the base: save the deeper base in Python, \
+             model.get_base_model().save_pretrained(...), and name it as the base, with this key \
+             set to null",
+        ),
+        (
+            "arrow_config",
+            "it routes between adapters of several directories; merge these instead",
+        ),
+        (
+            "ensure_weight_tying",
+            "it ties the changes of the embeddings and of the head, which one file of LoRA cannot \
+             say; train without it",
+        ),
+    ];
 
     const IGNORED: &'static [&'static str] = &[
-        "corda_config",
+        // What training began with; a finished adapter has its ranks and scales.
         "eva_config",
         "loftq_config",
-        "lora_ga_config",
+        // In HF PEFT it acts on GPTQ's layers alone, and elsewhere is plain LoRA.
+        "use_qalora",
+        "qalora_group_size",
+        // Both change gradients in training only.
+        "monteclora_config",
+        "velora_config",
     ];
 
     const COMPUTED: &'static [&'static str] = Selection::COMPUTED;
@@ -335,11 +803,10 @@ impl MethodConfig for LoraConfig {
 
     fn peft_defaults() -> Map<String, Value> {
         let Value::Object(defaults) = json!({
-            "alora_invocation_tokens": null, "arrow_config": null, "bias": "none",
-            "corda_config": null, "ensure_weight_tying": false, "eva_config": null,
-            "kasa_config": null, "layer_replication": null,
-            "loftq_config": {}, "lora_bias": false, "lora_ga_config": null,
-            "megatron_config": null, "megatron_core": "megatron.core", "modules_to_save": null,
+            "alora_invocation_tokens": null, "arrow_config": null,
+            "ensure_weight_tying": false, "eva_config": null,
+            "kasa_config": null, "layer_replication": null, "loftq_config": {},
+            "megatron_config": null, "megatron_core": "megatron.core",
             "monteclora_config": null, "qalora_group_size": 16, "target_parameters": null,
             "trainable_token_indices": null, "use_bdlora": null, "use_dora": false,
             "use_qalora": false, "velora_config": null,
@@ -355,21 +822,450 @@ impl MethodConfig for LoraConfig {
 pub(crate) struct Lora {
     pub(crate) a: Param,
     pub(crate) b: Param,
+    pub(crate) bias: Option<Param>,
     pub(crate) scaling: f32,
     pub(crate) dropout: f64,
+    /// What is taken out of the base.
+    pub(crate) taken: Option<Start>,
+}
+
+impl Lora {
+    fn taken(&self) -> Option<&Pair> {
+        self.taken.as_ref()?.pair()
+    }
+
+    /// `[A; A₀]` and `[B, -B₀]`: the same change by plain LoRA of twice the rank.
+    fn joined(&self) -> Option<Pair> {
+        let (own_a, own_b) = (self.a.get::<2>(), self.b.get::<2>());
+        let [a, b] = self.taken()?.clone();
+        let [a, b] = match own_a.is_autodiff() {
+            true => [a.autodiff(), b.autodiff()],
+            false => [a, b],
+        };
+        Some([
+            Tensor::cat(vec![own_a, a], 0),
+            Tensor::cat(vec![own_b, -b], 1),
+        ])
+    }
+
+    /// The path of `A` and `B` alone.
+    fn own_path(&self, dropout: Option<Dropout>) -> LowRank {
+        LowRank {
+            a: self.a.get(),
+            b: self.b.get(),
+            scale: self.scaling,
+            dropout,
+        }
+    }
 }
 
 impl Delta for Lora {
     fn output(&self, site: &Site, product: LazyLinear, cx: &ForwardContext<'_>) -> Tensor<2> {
-        product.add_low_rank(LowRank {
-            a: self.a.get(),
-            b: self.b.get(),
-            scale: self.scaling,
-            dropout: Dropout::new(self.dropout, !site.id(), cx.rows),
-        })
+        let dropout = Dropout::new(self.dropout, !site.id(), cx.rows);
+        let output = match (self.joined(), self.taken()) {
+            (Some([a, b]), _) if dropout.is_none() => product.add_low_rank(LowRank {
+                a,
+                b,
+                ..self.own_path(None)
+            }),
+            // What is taken out of the base sees all of the input.
+            (Some(_), Some([a, b])) => {
+                let input = product.input().clone();
+                let path = LowRank {
+                    a: a.clone(),
+                    b: b.clone(),
+                    scale: -self.scaling,
+                    dropout: None,
+                };
+                add_low_rank(product.add_low_rank(self.own_path(dropout)), input, path)
+            }
+            _ => product.add_low_rank(self.own_path(dropout)),
+        };
+        match &self.bias {
+            Some(bias) => output + (bias.flat() * self.scaling).unsqueeze::<2>(),
+            None => output,
+        }
     }
 
     fn weight(&self, weight: Tensor<2>) -> Tensor<2> {
-        weight + self.b.get::<2>().inner().matmul(self.a.get::<2>().inner()) * self.scaling
+        let product = self.b.get::<2>().inner().matmul(self.a.get::<2>().inner());
+        let change = match self.taken() {
+            Some([a, b]) => product - b.clone().matmul(a.clone()),
+            None => product,
+        };
+        weight + change * self.scaling
+    }
+
+    fn changes_bias(&self) -> bool {
+        self.bias.is_some()
+    }
+
+    fn bias(&self, bias: Tensor<1>) -> Tensor<1> {
+        match &self.bias {
+            Some(own) => bias + own.flat().inner() * self.scaling,
+            None => bias,
+        }
+    }
+}
+
+/// LoRA on a base.
+#[derive(Debug)]
+struct LoraModel {
+    layers: LowRankLayers<Lora>,
+    config: LoraConfig,
+    /// The base, where the training data decides the start.
+    base: Option<Base>,
+    /// Then rank and scaling of each target, by path.
+    sources: BTreeMap<String, (usize, f64)>,
+    seed: u64,
+}
+
+/// How many training examples are run for a start that they decide; CorDA's authors name 256.
+const START_EXAMPLES: usize = 256;
+
+/// Tensors of HF PEFT's VeLoRA and MonteCLoRA that only training reads.
+const TRAINING_TENSORS: [&str; 5] = [
+    "lora_velora_embed",
+    "lora_monteclora_sampler.std_prior",
+    "lora_monteclora_sampler.expert_weights_prior",
+    "lora_monteclora_sampler.gaussian_var_prior",
+    "lora_monteclora_sampler.expert_weights",
+];
+
+impl LoraModel {
+    /// The weights of the targets whose start the data decides.
+    fn weights(base: &Base, paths: &BTreeMap<String, (usize, f64)>) -> Vec<(String, FrozenMatrix)> {
+        let weights = paths.keys().filter_map(|path| {
+            let name = weight_name(base, path);
+            Some((path.clone(), base.tensor(&name)?.matrix()?.clone()))
+        });
+        weights.collect()
+    }
+
+    /// Sums of `xᵀ x` over the inputs of each target, `[in, in]`, and their number.
+    fn inputs(&self, data: &mut dyn CalibrationData) -> Result<Inputs, MethodError> {
+        let inputs = Inputs {
+            paths: self.sources.keys().cloned().collect(),
+            divides: self.config.init_lora_weights == LoraInit::Corda,
+            sums: Mutex::default(),
+        };
+        data.forward(START_EXAMPLES.min(data.examples()), &inputs)?;
+        Ok(inputs)
+    }
+
+    /// The mean gradients of the targets' weights, `[out, in]`.
+    fn gradients(
+        &self,
+        base: &Base,
+        data: &mut dyn CalibrationData,
+    ) -> Result<BTreeMap<String, Tensor<2>>, MethodError> {
+        let names = self
+            .sources
+            .keys()
+            .map(|path| (path, weight_name(base, path)));
+        let names: Vec<(&String, String)> = names.collect();
+        let mut parameters = ParameterSet::new(&device_of(base), 0);
+        let with_keys = names.iter().map(|(_, name)| (&**name, name.clone()));
+        let mut with_keys: Vec<(&str, String)> = with_keys.collect();
+        with_keys.dedup();
+        let weights = Replaced::with_keys(with_keys, base, &mut parameters);
+        parameters.track(true);
+        let params: Vec<Param> = weights.params().cloned().collect();
+        let mut sums: BTreeMap<String, Tensor<1>> = BTreeMap::new();
+        let examples = START_EXAMPLES.min(data.examples());
+        let mut calls = 0;
+        data.gradients(examples, Each::Batch, &params, &weights, &mut |gradients| {
+            calls += 1;
+            for param in &params {
+                if let Some(gradient) = gradients.get(param) {
+                    let gradient = gradient.clone();
+                    let sum = match sums.remove(param.key()) {
+                        Some(sum) => sum + gradient,
+                        None => gradient,
+                    };
+                    sums.insert(param.key().to_owned(), sum);
+                }
+            }
+        })?;
+        let means = names.into_iter().filter_map(|(path, name)| {
+            let mean = sums.get(&name)?.clone() / f64::from(calls.max(1));
+            let tensor = base.with_values(&name, mean);
+            Some((path.clone(), tensor.tensor(&name)?.to_matrix()?))
+        });
+        Ok(means.collect())
+    }
+
+    /// Sets the start of a target.
+    fn start(&self, path: &str, pair: Pair) {
+        let Some(lora) = self.layers.linears.get(path) else {
+            return;
+        };
+        lora.a.set_values(to_vec(pair[0].clone()));
+        lora.b.set_values(to_vec(pair[1].clone()));
+        if let Some(taken) = &lora.taken {
+            taken.set(pair);
+        }
+    }
+}
+
+/// Where the tensors of a base are.
+fn device_of(base: &Base) -> Device {
+    base.word_embedding_table().device().clone()
+}
+
+/// Collects the inputs of linear layers.
+#[derive(Debug)]
+struct Inputs {
+    paths: Vec<String>,
+    /// Whether the inputs of each text are divided by their largest value, as in CorDA.
+    divides: bool,
+    sums: Mutex<BTreeMap<String, (Tensor<2>, usize)>>,
+}
+
+impl Adapter for Inputs {
+    fn linear_input(&self, site: &Site, x: Tensor<2>, cx: &ForwardContext<'_>) -> Tensor<2> {
+        if !self.paths.contains(&site.path) {
+            return x;
+        }
+        let mut sums = self.sums.lock().expect("no holder of the lock panics");
+        for ends in cx
+            .rows
+            .boundaries()
+            .windows(2)
+            .filter(|ends| ends[0] < ends[1])
+        {
+            let mut own = x.clone().inner().narrow(0, ends[0], ends[1] - ends[0]);
+            if self.divides {
+                let largest = own.clone().max().into_scalar::<f32>().abs();
+                own = own / largest.max(f32::MIN_POSITIVE);
+            }
+            let square = own.clone().transpose().matmul(own);
+            let (sum, count) = match sums.remove(&site.path) {
+                Some((sum, count)) => (sum + square, count + 1),
+                None => (square, 1),
+            };
+            sums.insert(site.path.clone(), (sum, count));
+        }
+        x
+    }
+}
+
+impl Adapter for LoraModel {
+    fn parameter(&self, name: &str) -> Option<StandIn> {
+        self.layers.parameter(name)
+    }
+
+    fn lookup(
+        &self,
+        table: &str,
+        ids: &[u32],
+        rows: Tensor<2>,
+        cx: &ForwardContext<'_>,
+    ) -> Tensor<2> {
+        self.layers.lookup(table, ids, rows, cx)
+    }
+
+    fn linear(&self, site: &Site, product: LazyLinear, cx: &ForwardContext<'_>) -> Tensor<2> {
+        self.layers.linear(site, product, cx)
+    }
+
+    fn first_layer(&self) -> usize {
+        self.layers.first_layer()
+    }
+
+    fn adapts_language_head(&self) -> bool {
+        self.layers.adapts_language_head()
+    }
+
+    fn uses(&self, hook: Hook<'_>) -> bool {
+        self.layers.uses(hook)
+    }
+}
+
+impl Method for LoraModel {
+    fn begin_stage(
+        &mut self,
+        _stage: usize,
+        _head: &ParameterSet,
+        data: &mut dyn CalibrationData,
+    ) -> Result<(), MethodError> {
+        let Some(base) = &self.base else {
+            return Ok(());
+        };
+        let weights = Self::weights(base, &self.sources);
+        if self.config.init_lora_weights == LoraInit::LoraGa {
+            let settings = self.config.lora_ga_config.clone().unwrap_or_default();
+            let mut gradients = self.gradients(base, data)?;
+            for (path, weight) in weights {
+                let (rank, scaling) = self.sources[&path];
+                if let Some(gradient) = gradients.remove(&path) {
+                    let key = self.seed ^ name_id(&path);
+                    let pair = settings.pair(gradient, &weight, rank, (scaling, key));
+                    self.start(&path, pair);
+                }
+            }
+            return Ok(());
+        }
+        let inputs = self.inputs(data)?.sums.into_inner();
+        let mut inputs = inputs.expect("no holder of the lock panics");
+        for (path, weight) in weights {
+            let (rank, scaling) = self.sources[&path];
+            let Some((sum, count)) = inputs.remove(&path) else {
+                continue;
+            };
+            if self.config.init_lora_weights == LoraInit::Corda {
+                let settings = self.config.corda_config.clone().unwrap_or_default();
+                self.start(
+                    &path,
+                    settings.pair(&(sum / count as f64), &weight, rank, scaling),
+                );
+            } else if let Some(lora) = self.layers.linears.get(&path) {
+                let [size, _] = sum.dims();
+                let rows = to_vec(sum);
+                let rows = rows.chunks(size);
+                let rows = rows.map(|row| row.iter().copied().map(f64::from).collect());
+                let (_, vectors) = eigenvectors(rows.collect());
+                let first = vectors.into_iter().take(rank).flatten();
+                lora.a.set_values(first.map(|value| value as f32).collect());
+            }
+        }
+        Ok(())
+    }
+
+    fn state(&self) -> Vec<Stored> {
+        let paths = self.sources.keys();
+        let taken = paths.filter_map(|path| {
+            let pair = self.layers.linears.get(path)?.taken()?;
+            let stored = |name: &str, matrix: &Tensor<2>| {
+                let (shape, values) = (matrix.dims(), to_vec(matrix.clone()));
+                Stored::f32(format!("{path}.{name}"), &shape, values)
+            };
+            Some([stored("start_A", &pair[0]), stored("start_B", &pair[1])])
+        });
+        taken.flatten().collect()
+    }
+
+    fn restore_state(&mut self, state: &mut dyn StoredTensors) -> Result<(), MethodError> {
+        for path in self.sources.keys() {
+            let Some(lora) = self.layers.linears.get(path) else {
+                continue;
+            };
+            let Some(taken) = &lora.taken else { continue };
+            let device = lora.a.flat().device().inner();
+            let mut take = |name: &str, param: &Param| {
+                let shape = [param.shape()[0], param.shape()[1]];
+                let values = state.take(&format!("{path}.{name}"), &shape)?;
+                let data = values.map(|values| TensorData::new(values, shape));
+                Ok::<_, MethodError>(data.map(|data| Tensor::<2>::from_data(data, &device)))
+            };
+            if let (Some(a), Some(b)) = (take("start_A", &lora.a)?, take("start_B", &lora.b)?) {
+                taken.set([a, b]);
+            }
+        }
+        Ok(())
+    }
+
+    fn stored(&self, parameters: &ParameterSet) -> Vec<Stored> {
+        let is_plain = self.config.init_lora_weights.is_stored_plain();
+        let stored = parameters.stored().map(|param| {
+            let path = param.key().strip_suffix(".weight");
+            let path = path.and_then(|path| path.rsplit_once('.'));
+            let lora = path.filter(|_| is_plain).and_then(|(path, matrix)| {
+                let lora = self.layers.linears.get(path)?;
+                Some((lora.joined()?, matrix))
+            });
+            match lora {
+                Some(([a, b], matrix)) => {
+                    let matrix = if matrix == "lora_A" { a } else { b };
+                    Stored::f32(param.key(), &matrix.dims(), to_vec(matrix))
+                }
+                None => Stored::of(param),
+            }
+        });
+        stored.collect()
+    }
+
+    fn load(
+        &mut self,
+        parameters: &ParameterSet,
+        file: &mut dyn StoredTensors,
+    ) -> Result<(), MethodError> {
+        let init = self.config.init_lora_weights;
+        if init.is_stored_plain() {
+            return Err(MethodError::Value {
+                method: LoraConfig::NAME,
+                key: "init_lora_weights",
+                value: written_init(init),
+                expected: "what such a start took out of the base is not in the file; convert the \
+                           adapter to plain LoRA where it was trained, with HF PEFT: \
+                           save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+                    .to_owned(),
+            });
+        }
+        // Of variants that differ from LoRA in training only; what remains of them is LoRA.
+        for linear in self.layers.linears.paths() {
+            for name in TRAINING_TENSORS {
+                let key = format!("{linear}.{name}");
+                if let Some(shape) = file.shape(&key) {
+                    file.take(&key, &shape)?;
+                }
+            }
+        }
+        load_stored(parameters, file)
+    }
+
+    fn saved_settings(&self, mut settings: Map<String, Value>) -> Map<String, Value> {
+        if !self.config.init_lora_weights.is_stored_plain() {
+            return settings;
+        }
+        let doubled = |value: &Value, factor: f64| match value.as_u64() {
+            Some(whole) if factor == 2.0 => json!(2 * whole),
+            _ => json!(value.as_f64().unwrap_or_default() * factor),
+        };
+        // The scaling stays: alpha / r, or alpha / √r.
+        let of_alpha = if self.config.use_rslora {
+            2f64.sqrt()
+        } else {
+            2.0
+        };
+        for (key, factor) in [
+            ("r", 2.0),
+            ("rank_pattern", 2.0),
+            ("lora_alpha", of_alpha),
+            ("alpha_pattern", of_alpha),
+        ] {
+            match settings.get_mut(key) {
+                Some(Value::Object(pattern)) => {
+                    for value in pattern.values_mut() {
+                        *value = doubled(value, factor);
+                    }
+                }
+                Some(value) => *value = doubled(value, factor),
+                None => {}
+            }
+        }
+        settings.insert("init_lora_weights".to_owned(), json!(true));
+        for key in ["corda_config", "lora_ga_config"] {
+            settings.insert(key.to_owned(), Value::Null);
+        }
+        settings
+    }
+
+    fn merged(&self, name: &str, base: &Base) -> Result<Option<Tensor<1>>, MethodError> {
+        if let Some(path) = name.strip_suffix(".weight")
+            && let Some(lora) = self.layers.linears.get(path)
+            && lora.bias.is_some()
+            && base.tensor(&format!("{path}.bias")).is_none()
+        {
+            return Err(MethodError::NotMergeable {
+                method: LoraConfig::NAME,
+                reason: "lora_bias adds a bias where the base's layer has none",
+            });
+        }
+        self.layers.merged(name, base)
+    }
+
+    fn changed(&self) -> usize {
+        self.layers.changed()
     }
 }

@@ -19,14 +19,16 @@
 use std::sync::OnceLock;
 
 use burn::tensor::Tensor;
-use epiphyte_models::{Adapter, Base, ForwardContext, Hook, LazyLinear, LinearInfo, Site};
-use serde_json::{Map, Value};
+use epiphyte_models::{
+    Adapter, Base, ForwardContext, Hook, LazyLinear, LinearInfo, Site, StandIn,
+};
+use serde_json::{Map, Value, json};
 
 use crate::MethodError;
 use crate::framework::gradients::Gradients;
 use crate::framework::method::{KeyStyle, Method, MethodConfig, StepInfo};
 use crate::framework::parameters::{Init, Param, ParameterSet};
-use crate::parts::delta::Deltas;
+use crate::parts::low_rank::LowRankLayers;
 use crate::parts::svd::Svd;
 use crate::reparametrized::lora::{Lora, LoraConfig};
 
@@ -52,7 +54,10 @@ impl MethodConfig for LoraFaConfig {
     }
 
     fn examples() -> Vec<Value> {
-        LoraConfig::examples()
+        vec![
+            json!({}),
+            json!({ "target_modules": "all-linear", "r": 4, "alpha": 2, "use_rslora": true }),
+        ]
     }
 
     fn build(
@@ -61,8 +66,8 @@ impl MethodConfig for LoraFaConfig {
         parameters: &mut ParameterSet,
     ) -> Result<Box<dyn Method>, MethodError> {
         let mut projected = Vec::new();
-        let targets = self.lora.targets(Self::NAME, base)?.into_iter();
-        let deltas = targets.map(|(linear, rank, scaling)| {
+        self.lora.check_variant(Self::NAME, &[])?;
+        let build = |linear: &LinearInfo, (rank, scaling), parameters: &mut ParameterSet| {
             let path = &linear.site.path;
             let init = self.lora.initial_a(linear, rank);
             let a = format!("{path}.lora_A.weight");
@@ -70,16 +75,17 @@ impl MethodConfig for LoraFaConfig {
             let b = format!("{path}.lora_B.weight");
             let b = parameters.declare(b, &[linear.outputs, rank], Init::Zeros);
             projected.push(Projected::new(&a, &b, scaling));
-            let lora = Lora {
+            Lora {
                 a,
                 b,
+                bias: None,
                 scaling: scaling as f32,
                 dropout: self.lora.lora_dropout,
-            };
-            (linear, lora)
-        });
-        let deltas = Deltas::new(base, deltas);
-        Ok(Box::new(LoraFa { deltas, projected }))
+                taken: None,
+            }
+        };
+        let layers = self.lora.layers(Self::NAME, base, parameters, build)?;
+        Ok(Box::new(LoraFa { layers, projected }))
     }
 
     fn check_start(&self, base: &Base) -> Result<(), MethodError> {
@@ -87,9 +93,8 @@ impl MethodConfig for LoraFaConfig {
     }
 
     fn count(&self, base: &Base) -> Result<usize, MethodError> {
-        let targets = self.lora.targets(Self::NAME, base)?;
-        let count = |(linear, rank, _): &(&LinearInfo, usize, f64)| rank * linear.outputs;
-        Ok(targets.iter().map(count).sum())
+        self.lora
+            .count_of(Self::NAME, base, |linear, rank| rank * linear.outputs)
     }
 
     fn resolved(&self, base: &Base) -> Self {
@@ -107,6 +112,8 @@ impl MethodConfig for LoraFaConfig {
     const TRAINING_ONLY: &'static [&'static str] = LoraConfig::TRAINING_ONLY;
 
     const IGNORED: &'static [&'static str] = LoraConfig::IGNORED;
+
+    const REFUSED: &'static [(&'static str, &'static str)] = LoraConfig::REFUSED;
 
     const COMPUTED: &'static [&'static str] = LoraConfig::COMPUTED;
 
@@ -154,21 +161,25 @@ impl Projected {
 /// LoRA on the targets, with the change of the gradients.
 #[derive(Debug)]
 struct LoraFa {
-    deltas: Deltas<Lora>,
+    layers: LowRankLayers<Lora>,
     projected: Vec<Projected>,
 }
 
 impl Adapter for LoraFa {
+    fn parameter(&self, name: &str) -> Option<StandIn> {
+        self.layers.parameter(name)
+    }
+
     fn linear(&self, site: &Site, product: LazyLinear, cx: &ForwardContext<'_>) -> Tensor<2> {
-        self.deltas.linear(site, product, cx)
+        self.layers.linear(site, product, cx)
     }
 
     fn first_layer(&self) -> usize {
-        self.deltas.first_layer()
+        self.layers.first_layer()
     }
 
     fn uses(&self, hook: Hook<'_>) -> bool {
-        self.deltas.uses(hook)
+        self.layers.uses(hook)
     }
 }
 
@@ -185,11 +196,11 @@ impl Method for LoraFa {
     }
 
     fn merged(&self, name: &str, base: &Base) -> Result<Option<Tensor<1>>, MethodError> {
-        self.deltas.merged(name, base)
+        self.layers.merged(name, base)
     }
 
     fn changed(&self) -> usize {
-        self.deltas.changed()
+        self.layers.changed()
     }
 }
 
@@ -204,6 +215,8 @@ mod tests {
 
     use super::{LoraFaConfig, Projected};
     use crate::framework::method::{Method, StepInfo};
+    use crate::parts::delta::Deltas;
+    use crate::parts::replace::Replaced;
     use crate::small_bert::{bert, bert_base_count, distance, logits, module, set_random};
     use crate::{Gradients, Init, MethodConfig, ParameterSet};
 
@@ -241,7 +254,11 @@ mod tests {
             a.set_values(case.a);
             b.set_values(case.b);
             let mut method = super::LoraFa {
-                deltas: super::Deltas::new(bert().base(), []),
+                layers: super::LowRankLayers {
+                    linears: Deltas::new(bert().base(), []),
+                    words: None,
+                    whole: Replaced::none(),
+                },
                 projected: vec![Projected::new(&a, &b, case.scaling)],
             };
             let adam = AdamW {

@@ -272,6 +272,12 @@ pub trait Adapter: Send + Sync {
         false
     }
 
+    /// Whether [`Adapter::linear_input`] or [`Adapter::linear`] act on a language model's head. The
+    /// loss of other adapters is computed without holding all logits.
+    fn adapts_language_head(&self) -> bool {
+        false
+    }
+
     /// Whether the base must be run first: its final states then travel as the stream `base`.
     fn needs_base_pass(&self) -> bool {
         false

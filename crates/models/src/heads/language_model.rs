@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 use epiphyte_ops::{Sequences, cross_entropy, language_model_loss, linear, rows};
 
-use crate::adapter::{Adapter, AdapterBatch, Role};
+use crate::adapter::{AdapterBatch, Entry, Role};
 use crate::blocks::{Linear, Matrix};
 use crate::builder::Builder;
 
@@ -57,13 +57,13 @@ impl LanguageModelHead {
         states: Tensor<2>,
         (next, weights): (&[i64], &[f32]),
         label_smoothing: f64,
-        adapter: &dyn Adapter,
+        (sequences, entry): (&Sequences, &Entry<'_>),
     ) -> Option<Tensor<1>> {
         let mut values: Vec<f32> = weights.to_vec();
         values.sort_by(f32::total_cmp);
         values.dedup();
         if let [] | [1.0] = values[..] {
-            return self.mean_loss(states, next, label_smoothing, adapter);
+            return self.mean_loss(states, next, label_smoothing, (sequences, entry));
         }
         // Rows of the same weight have one mean.
         let of_weight = values.into_iter().filter_map(|weight| {
@@ -72,23 +72,29 @@ impl LanguageModelHead {
                 .collect();
             let labels: Vec<i64> = own.iter().map(|&row| next[row]).collect();
             let share = own.len() as f32 / next.len() as f32;
+            let of_rows = sequences.select_rows(&own);
             let own = rows(states.clone(), &own);
-            let mean = self.mean_loss(own, &labels, label_smoothing, adapter)?;
+            let mean = self.mean_loss(own, &labels, label_smoothing, (&of_rows, entry))?;
             Some(mean * (weight * share))
         });
         of_weight.reduce(|sum, part| sum + part)
     }
 
     /// Mean cross-entropy against the next tokens of the rows; none where no row has one. Without a
-    /// cap it is computed in pieces, and never holds the logits of all rows.
+    /// cap it is computed in pieces, and never holds the logits of all rows, unless the adapter
+    /// acts on the layer itself.
     fn mean_loss(
         &self,
         states: Tensor<2>,
         next: &[i64],
         label_smoothing: f64,
-        adapter: &dyn Adapter,
+        (rows, entry): (&Sequences, &Entry<'_>),
     ) -> Option<Tensor<1>> {
-        let (states, weight) = (self.scaled(states), self.output.weight(adapter));
+        if entry.adapter.adapts_language_head() {
+            let logits = self.forward(states, rows, &AdapterBatch::new([*entry]));
+            return cross_entropy(logits, next, label_smoothing);
+        }
+        let (states, weight) = (self.scaled(states), self.output.weight(entry.adapter));
         match self.softcap {
             None => language_model_loss(states, &weight, next, label_smoothing),
             Some(_) => {

@@ -111,6 +111,55 @@ pub struct Merged {
     /// On probe inputs, the largest difference between base with adapter and merged model: of
     /// logits, or of the last hidden states where there is no head.
     pub largest_difference: f64,
+    /// On probe inputs, the largest Kullback-Leibler divergence of the merged model's distribution
+    /// from that of base with adapter, in nats; none where there is no head with several outputs.
+    pub largest_kl: Option<f64>,
+    /// How many of the probes' rows have another largest logit, and how many rows there are.
+    pub argmax_flips: Option<[usize; 2]>,
+}
+
+/// What two models say about the same inputs.
+#[derive(Debug, Default)]
+struct Comparison {
+    largest_difference: f64,
+    largest_kl: f64,
+    flips: usize,
+    rows: usize,
+}
+
+impl Comparison {
+    /// Compares a row of logits, `before` and `after`.
+    fn add(&mut self, before: &[f32], after: &[f32]) {
+        let differences = before
+            .iter()
+            .zip(after)
+            .map(|(a, b)| f64::from(a - b).abs());
+        self.largest_difference = differences.fold(self.largest_difference, f64::max);
+        let (p, q) = (log_softmax(before), log_softmax(after));
+        let kl = p
+            .iter()
+            .zip(&q)
+            .map(|(p, q)| p.exp() * (p - q))
+            .sum::<f64>();
+        self.largest_kl = self.largest_kl.max(kl);
+        self.flips += usize::from(largest(before) != largest(after));
+        self.rows += 1;
+    }
+}
+
+/// Logarithms of the probabilities of logits.
+fn log_softmax(logits: &[f32]) -> Vec<f64> {
+    let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let shifted = || logits.iter().map(|it| f64::from(it - most));
+    let log_sum = shifted().map(f64::exp).sum::<f64>().ln();
+    shifted().map(|it| it - log_sum).collect()
+}
+
+/// The number of the first largest value.
+fn largest(values: &[f32]) -> usize {
+    let most = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let at = values.iter().position(|value| *value == most);
+    at.unwrap_or_default()
 }
 
 /// Writes the base with the adapter folded in to `output`: `model.safetensors`, `config.json` with
@@ -283,7 +332,7 @@ impl Parts<'_> {
         let tensors = self.tensors(&checkpoint)?;
         let changed_tensors = tensors.iter().filter(|it| it.merged.is_some()).count();
         let count = tensors.len();
-        let mut difference = 0.0;
+        let mut comparison = Comparison::default();
         write_model(output, |directory| {
             write_tensors(&directory.join(WEIGHTS_FILE), tensors, options.dtype)?;
             for file in &copied {
@@ -301,13 +350,19 @@ impl Parts<'_> {
             }
             let device = Device::flex();
             let merged = load(directory, self.head, &device, &LoadOptions::default())?;
-            difference = self.largest_difference(&merged.model)?;
+            comparison = self.compare(&merged.model)?;
             Ok(())
         })?;
+        let has_classes = match self.model.language_head() {
+            Some(_) => true,
+            None => self.task.is_some() && self.head.outputs().is_some_and(|it| it > 1),
+        };
         Ok(Merged {
             changed_tensors,
             tensors: count,
-            largest_difference: difference,
+            largest_difference: comparison.largest_difference,
+            largest_kl: has_classes.then_some(comparison.largest_kl),
+            argmax_flips: has_classes.then_some([comparison.flips, comparison.rows]),
         })
     }
 
@@ -347,6 +402,7 @@ impl Parts<'_> {
                 merged,
             });
         }
+        parts.extend(self.untied_head()?);
         if self.keeps_head() {
             let is_copy = |reader: &mut TensorReader<'_>, [copy, original]: [&str; 2]| {
                 self.base.tensor(copy).is_none() && reader.is_tied(copy, original)
@@ -369,8 +425,27 @@ impl Parts<'_> {
         Ok(parts)
     }
 
+    /// The weight of a head that the base ties to the word embeddings, where the adapter changes
+    /// only one of the two.
+    fn untied_head(&self) -> Result<Option<Part<'_>>, TrainError> {
+        let Some(name) = self.base.tied_head() else {
+            return Ok(None);
+        };
+        let merged = self.module.merged(&name, self.base)?;
+        Ok(merged.map(|merged| Part {
+            name,
+            shape: self.base.word_embedding_table().shape().to_vec(),
+            stored: None,
+            base: None,
+            merged: Some(merged),
+        }))
+    }
+
     fn config_json(&self, dtype: Option<WeightType>) -> Result<String, TrainError> {
         let mut json = config::read(self.model_dir)?;
+        if self.untied_head()?.is_some() {
+            json.insert("tie_word_embeddings".to_owned(), false.into());
+        }
         if let Some((spec, tokenizer)) = self.task.filter(|_| !self.keeps_head()) {
             config::set_task(&mut json, self.config, spec);
             config::set_padding(&mut json, self.config, self.base, tokenizer)?;
@@ -381,12 +456,12 @@ impl Parts<'_> {
         Ok(serde_json::to_string_pretty(&json).expect("JSON values print"))
     }
 
-    /// Over a few made-up texts, the largest difference between what the two models say.
-    fn largest_difference(&self, merged: &Model) -> Result<f64, TrainError> {
+    /// What the two models say about a few made-up texts.
+    fn compare(&self, merged: &Model) -> Result<Comparison, TrainError> {
         let dimensions = &self.model.base().dimensions;
         let vocabulary = dimensions.vocabulary as u32;
         let longest = dimensions.max_positions.unwrap_or(32).min(32);
-        let mut largest = 0.0f64;
+        let mut comparison = Comparison::default();
         for probe in 0..4u32 {
             let length = (longest / 4 * (probe as usize + 1)).max(1);
             let ids: Vec<u32> = (0..length as u32)
@@ -403,22 +478,26 @@ impl Parts<'_> {
                 }),
                 ..Tokens::new(&ids, &type_ids, sequences.clone())
             };
-            let before = self.outputs(self.model, &tokens, self.module);
-            let after = self.outputs(merged, &tokens, &Identity);
-            for (a, b) in before.iter().zip(&after) {
-                let difference = f64::from(a - b).abs();
-                if !difference.is_finite() {
-                    return Err(TrainError::NotFinite {
-                        what: "a logit of the merged model".to_owned(),
-                    });
-                }
-                largest = largest.max(difference);
+            let (before, columns) = self.outputs(self.model, &tokens, self.module);
+            let (after, _) = self.outputs(merged, &tokens, &Identity);
+            if before.iter().chain(&after).any(|logit| !logit.is_finite()) {
+                return Err(TrainError::NotFinite {
+                    what: "a logit of the merged model".to_owned(),
+                });
             }
+            let rows = before.chunks(columns).zip(after.chunks(columns));
+            rows.for_each(|(before, after)| comparison.add(before, after));
         }
-        Ok(largest)
+        Ok(comparison)
     }
 
-    fn outputs(&self, model: &Model, tokens: &Tokens<'_>, adapter: &dyn Adapter) -> Vec<f32> {
+    /// Logits, row-major, and how many there are in a row.
+    fn outputs(
+        &self,
+        model: &Model,
+        tokens: &Tokens<'_>,
+        adapter: &dyn Adapter,
+    ) -> (Vec<f32>, usize) {
         let outputs = match model.language_head() {
             Some(head) => {
                 let hidden = model.hidden(tokens, adapter);
@@ -428,10 +507,10 @@ impl Parts<'_> {
             None if self.task.is_none() => model.hidden(tokens, adapter).states,
             None => model.logits(tokens, adapter),
         };
-        outputs
-            .inner()
-            .try_into_vec_as::<f32>()
-            .expect("logits are f32 and can be read")
+        let [_, columns] = outputs.dims();
+        let values = outputs.inner().try_into_vec_as::<f32>();
+        let values = values.expect("logits are f32 and can be read");
+        (values, columns.max(1))
     }
 }
 

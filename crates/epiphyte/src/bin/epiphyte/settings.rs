@@ -248,7 +248,7 @@ fn argument(flag: &'static Flag, help: String) -> Arg {
         FlagKind::Texts => "A,B",
         FlagKind::Modules => "NAMES",
         FlagKind::Integers => "N,N",
-        FlagKind::Pattern => "NAME=X,..",
+        FlagKind::Pattern | FlagKind::Table => "NAME=X,..",
     });
     match flag.kind {
         FlagKind::Switch => argument
@@ -501,7 +501,7 @@ fn convert(kind: FlagKind, value: Value) -> Result<Value, String> {
     if let Value::String(text) = &value {
         return parse(kind, text);
     }
-    if value.is_object() && kind != FlagKind::Pattern {
+    if value.is_object() && !matches!(kind, FlagKind::Pattern | FlagKind::Table) {
         return Err(NO_TABLES.to_owned());
     }
     let (fits, expected) = match kind {
@@ -519,6 +519,7 @@ fn convert(kind: FlagKind, value: Value) -> Result<Value, String> {
                 .is_some_and(|pattern| pattern.values().all(Value::is_number)),
             "a table of numbers",
         ),
+        FlagKind::Table => (value.is_object(), "a table"),
     };
     if fits {
         Ok(value)
@@ -547,12 +548,16 @@ fn parse(kind: FlagKind, text: &str) -> Result<Value, String> {
             Ok(serde_json::to_value(Modules::parse(text)).expect("module names are plain values"))
         }
         FlagKind::Integers => items().map(integer).collect(),
-        FlagKind::Pattern => {
+        FlagKind::Pattern | FlagKind::Table => {
             let pairs = items().map(|pair| {
                 let (name, value) = pair
                     .rsplit_once('=')
                     .ok_or_else(|| format!("`{pair}` is not of the form name=number"))?;
-                Ok((name.trim().to_owned(), number(value.trim())?))
+                let (name, value) = (name.trim().to_owned(), value.trim());
+                match (kind, number(value)) {
+                    (FlagKind::Table, Err(_)) => Ok((name, Value::from(value))),
+                    (_, number) => Ok((name, number?)),
+                }
             });
             pairs
                 .collect::<Result<Map<_, _>, String>>()
