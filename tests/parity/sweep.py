@@ -187,7 +187,6 @@ def lora(base: Base, first: str, second: str) -> dict[str, dict]:
         "regex": {"target_modules": rf".*\.{first}"},
         "words": {"target_modules": [words, first]},
         "tokens": {"trainable_token_indices": [3, 11, 7]},
-        "alora": {"alora_invocation_tokens": [7]},
         "kasa": {"kasa_config": KasaConfig()},
         "velora": {"velora_config": VeloraConfig(num_groups=4)},
         "monteclora": {"monteclora_config": MontecloraConfig(num_samples=2, buffer_size=4)},
@@ -197,6 +196,9 @@ def lora(base: Base, first: str, second: str) -> dict[str, dict]:
         "replicated": {"layer_replication": [[0, 2], [1, 2]]},
         "dora words": {"use_dora": True, "target_modules": [words, first]},
     }
+    if base.task == "CAUSAL_LM":
+        # For other tasks PEFT never lets it act.
+        found["alora"] = {"alora_invocation_tokens": [7]}
     if base.task != "SEQ_CLS":
         found["head"] = {"target_modules": ["lm_head", first]}
         found["tied"] = {"target_modules": [words], "ensure_weight_tying": True}

@@ -39,6 +39,8 @@ pub struct WholeInFile {
     pub names: BTreeMap<String, String>,
     /// Of which tables the file has some rows only, and which these are.
     pub rows: BTreeMap<String, Vec<usize>>,
+    /// Keys of copies that a head tied to a table has, each with the base's name of the table.
+    pub copies: Vec<(String, String)>,
     /// The settings in the file that say so.
     pub settings: Map<String, Value>,
 }
@@ -152,7 +154,12 @@ impl AdapterModule {
             let changed = rows.iter().flat_map(rows_of).collect();
             Stored::f32(param.key(), &[rows.len(), columns], changed)
         });
-        (stored.collect(), &self.whole.file.settings)
+        let copies = self.whole.file.copies.iter().filter_map(|(key, table)| {
+            let mut tensors = self.whole.tensors.by_name();
+            let (_, param) = tensors.find(|(name, _)| name == table)?;
+            Some(Stored::f32(key, param.shape(), param.to_vec()))
+        });
+        (stored.chain(copies).collect(), &self.whole.file.settings)
     }
 
     /// The configuration.

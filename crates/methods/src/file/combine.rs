@@ -181,8 +181,7 @@ fn read(
     let config = file.config();
     if config.definition().name != LoraConfig::NAME {
         return Err(malformed(format!(
-            "only adapters of lora can be combined, and this one is of {}; convert it first \
-             (epiphyte convert --to lora)",
+            "only adapters of lora can be combined, and this one is of {}",
             config.definition().name
         )));
     }

@@ -15,7 +15,6 @@ mod matcher;
 mod record;
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,7 +26,7 @@ use epiphyte_models::{Base, Checkpoint, ModelError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use self::matcher::{Place, Prefixed, TensorMatcher, Whole, whole_tensors};
+use self::matcher::{Place, Prefixed, TensorMatcher, Whole, WholeTensors, whole_tensors};
 use self::record::{Record, Tensors};
 use crate::framework::method::{KeyStyle, StoredTensors};
 use crate::framework::targets::{FAN_IN_FAN_OUT, ends_with};
@@ -474,7 +473,7 @@ impl AdapterFile {
             names: &whole.names,
             matcher: &matcher,
         };
-        let in_file = self.whole_in_file(&whole.names, keys);
+        let in_file = self.whole_in_file(&whole, keys, base);
         let files: [&mut dyn StoredTensors; 3] = [&mut own, &mut head, &mut rest];
         let module = AdapterModule::load(&*self.config, base, device, 0, in_file, files)?;
         matcher.into_inner().finish(&self.dir.join(TENSORS_FILE))?;
@@ -482,18 +481,22 @@ impl AdapterFile {
     }
 
     /// Where the file has whole tensors of the base, and its settings about them.
-    fn whole_in_file(&self, places: &BTreeMap<String, Place>, keys: KeyStyle) -> WholeInFile {
+    fn whole_in_file(&self, found: &WholeTensors, keys: KeyStyle, base: &Base) -> WholeInFile {
         let bare = |name: &str| {
             let bare = name.strip_prefix(keys.head_prefix());
             bare.unwrap_or(name).to_owned()
         };
         let mut whole = WholeInFile::default();
-        for (name, place) in places {
+        for (name, place) in &found.names {
             let (Place::All(stored) | Place::Rows(stored, _)) = place;
             whole.names.insert(name.clone(), bare(stored));
             if let Place::Rows(_, rows) = place {
                 whole.rows.insert(name.clone(), rows.clone());
             }
+        }
+        for copy in &found.copies {
+            let table = base.word_embeddings.clone();
+            whole.copies.push((bare(copy), table));
         }
         for key in ["modules_to_save", "bias", "trainable_token_indices"] {
             if let Some(value) = self.json.get(key).filter(|value| !value.is_null()) {

@@ -268,7 +268,7 @@ pub(crate) fn first_match<T: Copy>(
 }
 
 /// Checks that each key of a pattern setting matches one of the targets, which training demands.
-pub(crate) fn check_keys<T>(
+pub fn check_keys<T>(
     method: &'static str,
     setting: &'static str,
     pattern: &IndexMap<String, T>,
@@ -544,11 +544,12 @@ impl Selection<'_> {
         Ok(named)
     }
 
-    /// The layer of a linear layer: the model's own number, or the one behind the name of the
-    /// module list, as PEFT reads it off the path.
+    /// The layer of a linear layer, as PEFT reads it off the path: the first number, which a decoder
+    /// counts as its encoder does, or the one behind the name of the module list.
     fn layer(&self, linear: &LinearInfo) -> Result<Option<usize>, MethodError> {
         if self.layers_pattern.is_empty() {
-            return Ok(linear.site.layer);
+            let mut parts = linear.site.path.split('.');
+            return Ok(parts.find_map(|part| part.parse().ok()));
         }
         let parts: Vec<&str> = linear.site.path.split('.').collect();
         for name in self.layers_pattern {

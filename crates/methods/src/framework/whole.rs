@@ -68,8 +68,7 @@ impl WholeTensors {
             let wrapped = wraps(path);
             let by_bias = match &self.bias {
                 TrainedBiases::None => false,
-                // As in PEFT, also T5's `relative_attention_bias.weight`.
-                TrainedBiases::All => name.contains("bias"),
+                TrainedBiases::All => parameter == "bias",
                 TrainedBiases::OfTargets(_) => wrapped && parameter == "bias",
             };
             let is_chosen = by_bias || self.modules().any(|module| is_in(name, module));

@@ -60,6 +60,16 @@ impl Replaced {
         Self::declare(with_keys.collect(), group, base, parameters, init)
     }
 
+    /// Replaces the tensors of these names, which are the base's.
+    pub fn named(names: Vec<&str>, base: &Base, parameters: &mut ParameterSet) -> Self {
+        Self::of(names, ParamGroup::default(), base, parameters)
+    }
+
+    /// Replaces nothing.
+    pub fn none() -> Self {
+        Self::default()
+    }
+
     /// Replaces tensors of the base, each with the key under which files store it.
     pub fn with_keys(
         names: Vec<(&str, String)>,

@@ -50,11 +50,11 @@ impl MethodConfig for ALoraConfig {
         true
     }
 
-    /// Two of the three test sequences have the first of these.
+    /// The first of the three test sequences begins with them.
     fn examples() -> Vec<Value> {
         vec![
-            json!({ "alora_invocation_tokens": [1] }),
-            json!({ "alora_invocation_tokens": [7, 1], "r": 4 }),
+            json!({ "alora_invocation_tokens": [3] }),
+            json!({ "alora_invocation_tokens": [3, 7], "r": 4 }),
         ]
     }
 
@@ -75,13 +75,14 @@ impl MethodConfig for ALoraConfig {
                     .to_owned(),
             });
         }
-        if base.dimensions.encoder_layers > 0 {
+        let is_causal = base.layer_shapes().iter().all(|it| it.attention.causal);
+        if !is_causal {
             return Err(MethodError::NotApplicable {
                 method: Self::NAME,
                 model_type: base.dimensions.model_type.clone(),
-                reason: "an invocation is in the one text that a model reads, but this one reads \
-                         two"
-                .to_owned(),
+                reason: "tokens before an invocation must not see it, but the attention of this \
+                         model goes in both directions; use lora"
+                    .to_owned(),
             });
         }
         self.lora

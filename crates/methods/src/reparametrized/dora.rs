@@ -53,7 +53,11 @@ impl MethodConfig for DoraConfig {
     }
 
     fn examples() -> Vec<Value> {
-        LoraConfig::examples()
+        vec![
+            json!({}),
+            json!({ "target_modules": "all-linear", "r": 4, "alpha": 2, "use_rslora": true }),
+            json!({ "r": 2, "bias": "lora_only" }),
+        ]
     }
 
     fn build(
@@ -210,9 +214,10 @@ impl Delta for Dora {
             let changed = epiphyte_ops::add_low_rank(plain.clone(), x, self.path());
             return product.compute() + (scale_columns(changed, factors) - plain);
         }
+        // The product has the bias in it, which is not scaled and may be trained too.
+        let bias = product.bias().cloned().or_else(|| self.bias.clone());
         let changed = scale_columns(product.add_low_rank(self.path()), factors.clone());
-        // The product has the bias in it, which is not scaled.
-        match &self.bias {
+        match &bias {
             Some(bias) => changed + (bias.clone() - bias.clone() * factors).unsqueeze::<2>(),
             None => changed,
         }

@@ -79,8 +79,8 @@ impl MethodConfig for KasaConfig {
 
     fn examples() -> Vec<Value> {
         vec![
-            json!({ "r": 2 }),
-            json!({ "r": 3, "lora_alpha": 9, "kasa_config": { "beta": 0.1, "gamma": 0.2 } }),
+            json!({ "r": 2, "lora_alpha": 1 }),
+            json!({ "r": 3, "lora_alpha": 2, "kasa_config": { "beta": 0.1, "gamma": 0.2 } }),
         ]
     }
 

@@ -569,7 +569,8 @@ impl LoraConfig {
             false => Ok(()),
             true => Err(format!(
                 "with init_lora_weights = {} or lora_bias the two matrices are not the whole \
-                 change; convert it to plain LoRA first (epiphyte convert --to lora)",
+                 change; convert it to plain LoRA first, with HF PEFT: save_pretrained(..., \
+                 path_initial_model_for_weight_conversion=...)",
                 written_init(init)
             )),
         }

@@ -151,7 +151,7 @@ fn what_cannot_be_combined_is_refused_with_the_reason() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity/golden");
     let open = |name: &str| vec![(AdapterFile::open(&golden.join(name)).unwrap(), 1.0)];
     for (name, words) in [
-        ("bert/vera", "convert it first"),
+        ("bert/vera", "only adapters of lora"),
         ("bert/lora", "more than a low-rank change"),
         ("gpt2/lora_pissa", "convert it to plain LoRA first"),
     ] {

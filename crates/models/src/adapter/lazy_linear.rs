@@ -45,6 +45,15 @@ impl LazyLinear {
         &self.input
     }
 
+    /// The layer's bias as the adapter has it, `[out]`; none of a product that was computed
+    /// already, which has the base's own in it.
+    pub fn bias(&self) -> Option<&Tensor<1>> {
+        match &self.state {
+            State::Pending { bias, .. } => bias.as_ref(),
+            State::Done(_) => None,
+        }
+    }
+
     /// The layer's output, `[tokens, out]`.
     pub fn compute(self) -> Tensor<2> {
         match self.state {
