@@ -544,8 +544,8 @@ impl Selection<'_> {
         Ok(named)
     }
 
-    /// The layer of a linear layer, as PEFT reads it off the path: the first number, which a decoder
-    /// counts as its encoder does, or the one behind the name of the module list.
+    /// The layer of a linear layer, as PEFT reads it off the path: the first number, which a
+    /// decoder counts as its encoder does, or the one behind the name of the module list.
     fn layer(&self, linear: &LinearInfo) -> Result<Option<usize>, MethodError> {
         if self.layers_pattern.is_empty() {
             let mut parts = linear.site.path.split('.');
@@ -607,7 +607,8 @@ impl Selection<'_> {
     }
 
     /// Refuses targets that exist but that the method cannot act on: tables of embeddings, the
-    /// language model's head. HF PEFT has forms of LoRA for them; passing over them would be silent.
+    /// language model's head. HF PEFT has forms of LoRA for them; passing over them would be
+    /// silent.
     ///
     /// `anywhere` says that the head is no such target, nor the table in it.
     fn check(

@@ -4,9 +4,9 @@
 //! Wang, Cong, Wei, Chen, Cheng et al., "Block-Diagonal LoRA for Eliminating Communication Overhead
 //! in Tensor Parallel LoRA Serving", 2025, arXiv 2510.23346; HF PEFT's `use_bdlora`.
 //!
-//! As LoRA, with n blocks in `A: [r, in]` or in `B: [out, r]`. A file has the blocks only: those of
-//! A as `[r, in / n]`, of which the i-th `r / n` rows see the i-th of n parts of the input, those of
-//! B as `[out, r / n]`.
+//! As LoRA, with n blocks in `A: [r, in]` or in `B: [out, r]`. A file has the blocks only: those
+//! of A as `[r, in / n]`, of which the i-th `r / n` rows see the i-th of n parts of the input, and
+//! those of B as `[out, r / n]`.
 //!
 //! | | |
 //! | --- | --- |

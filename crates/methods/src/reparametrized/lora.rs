@@ -226,6 +226,9 @@ impl<'de> Deserialize<'de> for LoraInit {
     }
 }
 
+/// Linear layers, each with its rank and scaling, and the word embeddings if they are a target.
+type Anywhere<'b> = (Vec<(&'b LinearInfo, usize, f64)>, Option<TableInfo<'b>>);
+
 impl LoraConfig {
     fn selection(&self, method: &'static str) -> Selection<'_> {
         self.targets
@@ -233,10 +236,7 @@ impl LoraConfig {
     }
 
     /// The targets of LoRA itself, which acts outside of the layers too.
-    fn anywhere<'b>(
-        &self,
-        base: &'b Base,
-    ) -> Result<(Vec<(&'b LinearInfo, usize, f64)>, Option<TableInfo<'b>>), MethodError> {
+    fn anywhere<'b>(&self, base: &'b Base) -> Result<Anywhere<'b>, MethodError> {
         let (linears, words) = self.selection(Self::NAME).anywhere(base)?;
         Ok((self.scaled(Self::NAME, linears)?, words))
     }
