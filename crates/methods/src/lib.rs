@@ -115,6 +115,7 @@ pub mod reparametrized {
     pub mod krona;
     pub mod lily;
     pub mod kasa;
+    pub mod krona;
     pub mod lora;
     pub mod lora_fa;
     pub mod osf;

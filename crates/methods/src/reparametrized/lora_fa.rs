@@ -19,9 +19,7 @@
 use std::sync::OnceLock;
 
 use burn::tensor::Tensor;
-use epiphyte_models::{
-    Adapter, Base, ForwardContext, Hook, LazyLinear, LinearInfo, Site, StandIn,
-};
+use epiphyte_models::{Adapter, Base, ForwardContext, Hook, LazyLinear, LinearInfo, Site, StandIn};
 use serde_json::{Map, Value, json};
 
 use crate::MethodError;
