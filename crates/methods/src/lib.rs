@@ -36,10 +36,10 @@ pub mod parts {
     pub(crate) mod dense;
     pub(crate) mod fastfood;
     pub mod kronecker;
-    pub(crate) mod lstm;
-    pub mod numpy_generator;
     pub(crate) mod low_rank;
     pub mod low_rank_start;
+    pub(crate) mod lstm;
+    pub mod numpy_generator;
     pub mod phm;
     pub mod prefix;
     pub mod prompt_library;
@@ -104,18 +104,17 @@ pub mod selective {
 /// Changes of a weight that are expressed by few parameters.
 pub mod reparametrized {
     pub mod adalora;
-    pub mod deft;
     pub mod alora;
     pub mod bdlora;
+    pub mod deft;
     pub mod dora;
     pub mod frod;
     pub mod glora;
     pub mod gralora;
     pub mod hira;
-    pub mod krona;
-    pub mod lily;
     pub mod kasa;
     pub mod krona;
+    pub mod lily;
     pub mod lora;
     pub mod lora_fa;
     pub mod osf;

@@ -103,6 +103,8 @@ impl MethodConfig for DoraConfig {
 
     const IGNORED: &'static [&'static str] = LoraConfig::IGNORED;
 
+    const OWN: &'static [&'static str] = LoraConfig::OWN;
+
     const REFUSED: &'static [(&'static str, &'static str)] = LoraConfig::REFUSED;
 
     const COMPUTED: &'static [&'static str] = LoraConfig::COMPUTED;

@@ -762,6 +762,8 @@ impl MethodConfig for LoraConfig {
         "lora_ga_config",
     ];
 
+    const OWN: &'static [&'static str] = &["loraplus_lr_ratio"];
+
     const REFUSED: &'static [(&'static str, &'static str)] = &[
         (
             "target_parameters",
