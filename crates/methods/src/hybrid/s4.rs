@@ -325,8 +325,10 @@ impl S4Config {
             let lora = Lora {
                 a,
                 b,
+                bias: None,
                 scaling: 2.0,
                 dropout: 0.0,
+                taken: None,
             };
             (linear, lora)
         });

@@ -491,7 +491,7 @@ mod tests {
             model.base(),
             &device,
             0,
-            Vec::new(),
+            Default::default(),
             [
                 &mut StoredList(own),
                 &mut StoredList(head),
