@@ -34,6 +34,7 @@ pub mod parts {
     pub mod bottleneck;
     pub mod delta;
     pub(crate) mod dense;
+    pub mod experts;
     pub(crate) mod fastfood;
     pub mod kronecker;
     pub(crate) mod low_rank;
@@ -53,6 +54,9 @@ pub mod parts {
 
 /// Small networks and vectors added inside the layers.
 pub mod adapters {
+    pub mod adamix;
+    pub mod adamix_lora;
+    pub mod adapter_fusion;
     pub mod adapter_plus;
     pub mod beft;
     pub mod compacter;
@@ -65,6 +69,7 @@ pub mod adapters {
     pub mod phm;
     pub mod reft;
     pub mod scaled_parallel;
+    pub mod sparse_adapter;
 }
 
 /// Several methods in one.

@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use burn::tensor::Tensor;
 use epiphyte_ops::{
-    IGNORED, Sequences, binary_cross_entropy, cross_entropy, mean_squared_error, span_cross_entropy,
+    IGNORED, Sequences, binary_cross_entropy, cross_entropy, mean_squared_error,
+    span_cross_entropy, symmetric_divergence,
 };
 
 use crate::adapter::{
@@ -477,6 +478,33 @@ impl Model {
             ) => head.loss(head.forward(read), together, scores, label_smoothing),
             _ => None,
         }
+    }
+
+    /// How far the predictions of two forward passes over the same examples are from each other,
+    /// for the rows that the loss reads: the symmetric divergence of their distributions over
+    /// classes or words. None where there is no such distribution: of numbers, sets of classes,
+    /// spans and embeddings.
+    pub fn divergence(
+        &self,
+        passes: [(Hidden, &Entry<'_>); 2],
+        loss_rows: &LossRows<'_>,
+    ) -> Option<Tensor<1>> {
+        let choices = match &loss_rows.labels {
+            Labels::Classes(_) | Labels::TokenClasses(_) | Labels::Next(_) => None,
+            Labels::Choices { chosen, choices } => Some([chosen.len(), *choices]),
+            Labels::Values(_)
+            | Labels::ClassSets { .. }
+            | Labels::Spans { .. }
+            | Labels::Texts { .. } => return None,
+        };
+        let [logits, others] = passes.map(|(read, entry)| {
+            let logits = self.head_logits(read, &AdapterBatch::new([*entry]));
+            match choices {
+                Some(shape) => logits.reshape(shape),
+                None => logits,
+            }
+        });
+        Some(symmetric_divergence(logits, others))
     }
 
     /// Mean loss over what has a target; none if nothing has.

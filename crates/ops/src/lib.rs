@@ -46,7 +46,7 @@ pub use hadamard::hadamard;
 pub use linear::{FrozenMatrix, Precision, Source, Weight, linear, rows};
 pub use loss::{
     IGNORED, binary_cross_entropy, cross_entropy, language_model_loss, mean_squared_error,
-    span_cross_entropy,
+    span_cross_entropy, symmetric_divergence,
 };
 pub use low_rank::{LowRank, add_low_rank, low_rank_linear};
 pub use norm::{add_layer_norm, layer_norm, rms_norm};

@@ -3,13 +3,13 @@
 //! Karimi Mahabadi, Henderson, Ruder, "Compacter: Efficient Low-Rank Hypercomplex Adapter Layers",
 //! NeurIPS 2021, arXiv 2106.04647, sections 3 and 4.
 //!
-//! With `o` the output of self-attention or feed-forward after its projection and dropout, `o +
-//! f(o W_d + b_d) W_u + b_u` joins the residual stream in its place. `W_d: [d, m]` and `W_u: [m, d]`
-//! are `Σ_i A_i ⊗ s_i t_i` over `n` terms ([`crate::parts::phm`]); the rule, all `A_i`, is one
-//! tensor of the whole model. `f` is GELU in its tanh form, `n` is 4, `s_i t_i` has rank 1, `m` is
-//! `d / 32`. The rule starts normal with standard deviation 1e-4, so hardly anything changes at
-//! first. As in the reference code, which has T5, the norms of the model are trained too;
-//! `train_layer_norms` = false keeps them frozen.
+//! With `o` the output of self-attention or feed-forward after its projection and dropout,
+//! `o + f(o W_d + b_d) W_u + b_u` joins the residual stream in its place. `W_d: [d, m]` and
+//! `W_u: [m, d]` are `Σ_i A_i ⊗ s_i t_i` over `n` terms ([`crate::parts::phm`]); the rule, all
+//! `A_i`, is one tensor of the whole model. `f` is GELU in its tanh form, `n` is 4, `s_i t_i` has
+//! rank 1, `m` is `d / 32`. The rule starts normal with standard deviation 1e-4, so hardly anything
+//! changes at first. As in the reference code, which has T5, the norms of the model are trained
+//! too; `train_layer_norms` = false keeps them frozen.
 //!
 //! | | |
 //! | --- | --- |

@@ -112,6 +112,7 @@ impl MethodConfig for ParallelConfig {
     const SUMMARY: &'static str = "a bottleneck in parallel to the feed-forward of each layer";
     const PAPER: &'static str = "He et al. 2022, arXiv 2110.04366";
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
+    const LEARNING_RATE: f64 = 3e-3;
     const MERGES: bool = false;
 
     fn starts_as_identity(&self) -> bool {

@@ -4,8 +4,9 @@
 //! Learning", ICLR 2022, arXiv 2110.04366, section 4.5.
 //!
 //! As the parallel adapter ([`crate::adapters::parallel`]) with
-//! `o + s (ReLU(x W_dᵀ + b_d) W_uᵀ + b_u)`. `s` is 4, as the paper has it, or a trained number of each layer, which the paper found no
-//! better: with `learn_scaling` it starts at `scaling`; AdapterHub's `scaled_par_bn` starts it at 1.
+//! `o + s (ReLU(x W_dᵀ + b_d) W_uᵀ + b_u)`. `s` is 4, as the paper has it, or a trained number of
+//! each layer, which the paper found no better: with `learn_scaling` it starts at `scaling`;
+//! AdapterHub's `scaled_par_bn` starts it at 1.
 //! `W_u` starts at zero, so nothing changes at first.
 //!
 //! | | |
@@ -54,6 +55,7 @@ impl MethodConfig for ScaledParallelConfig {
         "a scaled bottleneck in parallel to the feed-forward of each layer";
     const PAPER: &'static str = "He et al. 2022, arXiv 2110.04366";
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
+    const LEARNING_RATE: f64 = 5e-4;
     const MERGES: bool = false;
 
     fn starts_as_identity(&self) -> bool {

@@ -313,6 +313,11 @@ impl Method for Union {
         penalties.reduce(|sum, penalty| sum + penalty)
     }
 
+    fn consistency_weight(&self) -> Option<f64> {
+        let weights = self.methods().filter_map(|it| it.consistency_weight());
+        weights.reduce(f64::max)
+    }
+
     fn after_backward(&mut self, gradients: &mut Gradients, info: StepInfo) {
         self.methods_mut()
             .for_each(|method| method.after_backward(gradients, info));

@@ -111,6 +111,12 @@ pub trait Method: Adapter + Debug {
         None
     }
 
+    /// If given, each micro-batch runs forward twice, as two views of the step, and the divergence
+    /// between the two predictions, times this, is added to the loss of the first.
+    fn consistency_weight(&self) -> Option<f64> {
+        None
+    }
+
     /// Called when the gradients of a step are complete, before they are clipped and used.
     fn after_backward(&mut self, _gradients: &mut Gradients, _info: StepInfo) {}
 

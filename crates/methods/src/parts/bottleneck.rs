@@ -333,6 +333,11 @@ impl Bottleneck {
         Self { scaling, ..self }
     }
 
+    /// The matrices of both maps.
+    pub(crate) fn weights(&self) -> [&Param; 2] {
+        [self.down.weight(), self.up.weight()]
+    }
+
     /// `u`, without any residual.
     ///
     /// # Shapes

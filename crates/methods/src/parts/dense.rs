@@ -46,6 +46,11 @@ impl Dense {
         }
     }
 
+    /// `[out, in]`
+    pub(crate) fn weight(&self) -> &Param {
+        &self.weight
+    }
+
     /// # Shapes
     /// - `x`: `[rows, in]`
     /// - result: `[rows, out]`

@@ -14,6 +14,7 @@ use std::ops::Range;
 
 use burn::tensor::{Gradients as Tape, Tensor};
 use epiphyte_methods::{AdapterModule, Gradients};
+use epiphyte_models::adapter::Owner;
 use epiphyte_models::{AdapterBatch, Entry, Hidden, LossRows, Mode, Model, Targets, Tokens};
 use epiphyte_ops::pull_back;
 
@@ -28,6 +29,8 @@ pub(crate) struct RunBatch<'a> {
     pub(crate) module: &'a AdapterModule,
     pub(crate) tokens: &'a Tokens<'a>,
     pub(crate) mode: Mode,
+    /// The second view of the step, if the method compares two.
+    pub(crate) second: Option<(&'a Tokens<'a>, Mode)>,
     /// The labels; none where none are known.
     pub(crate) targets: Option<Targets<'a>>,
     pub(crate) label_smoothing: f64,
@@ -38,12 +41,14 @@ pub(crate) struct RunBatch<'a> {
 }
 
 impl<'a> RunBatch<'a> {
-    fn entry(&self) -> Entry<'a> {
-        Entry {
+    /// What goes into the model: the run's tokens, and a second time where two views are compared.
+    fn entries(&self) -> impl Iterator<Item = Entry<'a>> {
+        let views = std::iter::once((self.tokens, self.mode)).chain(self.second);
+        views.map(|(tokens, mode)| Entry {
             adapter: self.module,
-            tokens: self.tokens,
-            mode: self.mode,
-        }
+            tokens,
+            mode,
+        })
     }
 }
 
@@ -74,19 +79,22 @@ pub(crate) fn forward_backward(
         let Some(targets) = run.targets else {
             continue;
         };
-        let hidden = match &mut cache {
-            Some(cache) => cache.states(run.model, &run.entry())?,
-            None => run.model.embed(&run.entry()),
-        };
-        let rows = run.model.final_rows(&hidden);
-        if let Some(loss_rows) = run.model.loss_rows(targets, run.tokens, &rows, run.module) {
-            parts.push(Part {
-                index,
-                run,
-                hidden,
-                loss_rows,
-                final_tokens: rows.tokens(),
-            });
+        for entry in run.entries() {
+            let hidden = match &mut cache {
+                Some(cache) => cache.states(run.model, &entry)?,
+                None => run.model.embed(&entry),
+            };
+            let rows = run.model.final_rows(&hidden);
+            if let Some(loss_rows) = run.model.loss_rows(targets, run.tokens, &rows, run.module) {
+                parts.push(Part {
+                    index,
+                    run,
+                    entry,
+                    hidden,
+                    loss_rows,
+                    final_tokens: rows.tokens(),
+                });
+            }
         }
     }
     if parts.is_empty() {
@@ -94,12 +102,13 @@ pub(crate) fn forward_backward(
     }
     let first = cache.map_or(0, |cache| cache.layer());
     let losses = JointBatch::new(first, &parts).forward_backward(checkpointing, &mut |tape| {
-        for part in &parts {
+        for part in parts.iter().filter(|part| part.is_first()) {
             let gradients = &mut accumulators[part.index].gradients;
             part.run.module.collect(gradients, tape);
         }
     });
-    for (part, loss) in parts.iter().zip(losses) {
+    let firsts = parts.iter().filter(|part| part.is_first());
+    for (part, loss) in firsts.zip(losses) {
         if !loss.is_finite() {
             return Err(TrainError::NonFinite {
                 what: first_non_finite(part.run.module).map_or_else(
@@ -116,14 +125,23 @@ pub(crate) fn forward_backward(
     Ok(())
 }
 
-/// A run that takes part, with the input of the first layer and what its loss reads.
+/// A view of a run that takes part, with the input of the first layer and what its loss reads. A
+/// second view follows its first.
 struct Part<'a> {
     index: usize,
     run: &'a RunBatch<'a>,
+    entry: Entry<'a>,
     hidden: Hidden,
     loss_rows: LossRows<'a>,
     /// The rows of its last hidden states, before any are selected.
     final_tokens: usize,
+}
+
+impl Part<'_> {
+    /// Whether it is the view whose loss is taken.
+    fn is_first(&self) -> bool {
+        !matches!(self.entry.mode, Mode::Training { view: 1.., .. })
+    }
 }
 
 /// The rows of all runs as one batch.
@@ -162,7 +180,7 @@ impl<'a> JointBatch<'a> {
         Self {
             model,
             parts,
-            batch: AdapterBatch::new(parts.iter().map(|part| part.run.entry())),
+            batch: AdapterBatch::new(parts.iter().map(|part| part.entry)),
             layers: first_layer..model.layers(),
             hidden: Hidden::concat(&hidden),
             selected,
@@ -231,23 +249,44 @@ impl<'a> JointBatch<'a> {
     fn objective(&self, last: &Hidden) -> (Vec<f64>, Tensor<1>) {
         let read = self.model.finish(last.clone(), &self.batch);
         let mut start = 0;
+        let own = self.parts.iter().enumerate().map(|(number, part)| {
+            let sequences = start..start + part.entry.tokens.sequences.count();
+            start = sequences.end;
+            match self.parts.len() {
+                1 => read.clone(),
+                _ => read.part(sequences, Owner::Adapter(number)),
+            }
+        });
+        let own: Vec<Hidden> = own.collect();
         let mut losses = Vec::new();
         let mut total: Option<Tensor<1>> = None;
-        for (number, Part { run, loss_rows, .. }) in self.parts.iter().enumerate() {
-            let count = run.tokens.sequences.count();
-            let own = match self.parts.len() {
-                1 => read.clone(),
-                _ => read.part(
-                    start..start + count,
-                    epiphyte_models::adapter::Owner::Adapter(number),
-                ),
-            };
-            start += count;
+        for (number, part) in self.parts.iter().enumerate() {
+            if !part.is_first() {
+                continue;
+            }
+            let (
+                Part {
+                    run,
+                    loss_rows,
+                    entry,
+                    ..
+                },
+                read,
+            ) = (part, own[number].clone());
             let loss = run
                 .model
-                .loss_of(own, loss_rows, run.label_smoothing, &run.entry());
+                .loss_of(read.clone(), loss_rows, run.label_smoothing, entry);
             let mut objective = loss.expect("loss rows exist only where the model has the head");
             losses.push(f64::from(value(objective.clone())));
+            if let (Some(second), Some(weight)) = (
+                self.parts.get(number + 1).filter(|next| !next.is_first()),
+                run.module.method().consistency_weight(),
+            ) {
+                let passes = [(read, entry), (own[number + 1].clone(), &second.entry)];
+                if let Some(divergence) = run.model.divergence(passes, loss_rows) {
+                    objective = objective + divergence * weight;
+                }
+            }
             if let Some(penalty) = run.module.method().penalty() {
                 objective = objective + penalty;
             }
@@ -395,6 +434,7 @@ mod tests {
             module,
             tokens,
             mode: Mode::Evaluation,
+            second: None,
             targets: Some(Targets::Classes(&[0, 1])),
             label_smoothing: 0.0,
             sums: false,
@@ -406,10 +446,12 @@ mod tests {
     fn tracked_after_layers(model: &Model, module: &AdapterModule) -> Vec<Vec<bool>> {
         let tokens = tokens();
         let run = run(model, module, &tokens);
-        let hidden = model.embed(&run.entry());
+        let entry = run.entries().next().unwrap();
+        let hidden = model.embed(&entry);
         let parts = [Part {
             index: 0,
             run: &run,
+            entry,
             loss_rows: model
                 .loss_rows(Targets::Classes(&[0, 1]), &tokens, &hidden.rows, module)
                 .unwrap(),
@@ -477,5 +519,62 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// AdaMix compares two views with copies of their own: where copies are alike there is nothing
+    /// to add to the gradients, and else there is.
+    #[test]
+    fn two_views_add_their_divergence() {
+        let model = model();
+        let settings = |weight: f64| json!({ "bottleneck_dim": 4, "consistency_weight": weight });
+        let (two, one) = (
+            module(&model, "adamix", settings(1.0)),
+            module(&model, "adamix", settings(0.0)),
+        );
+        let tokens = tokens();
+        let mode = |view| Mode::Training {
+            step: 0,
+            step_key: 3,
+            view,
+        };
+        let gradients = |module: &AdapterModule| -> Vec<f32> {
+            module.track(true);
+            let compares = module.method().consistency_weight().is_some();
+            let runs = [RunBatch {
+                mode: mode(0),
+                second: compares.then_some((&tokens, mode(1))),
+                ..run(&model, module, &tokens)
+            }];
+            let mut found = GradientAccumulator::default();
+            forward_backward(&runs, None, false, &mut [&mut found]).unwrap();
+            assert_eq!(found.targets, 2);
+            let of = |param: &_| match found.gradients.get(param).cloned() {
+                Some(gradient) => gradient.try_into_vec_as::<f32>().unwrap(),
+                None => Vec::new(),
+            };
+            // The head and the up-projections, which all copies share.
+            let shared = module.trained().filter(|it| !it.key().contains("experts"));
+            shared.flat_map(of).collect()
+        };
+        let distance = |a: Vec<f32>, b: Vec<f32>| {
+            assert_eq!(a.len(), b.len());
+            let pairs = a.iter().zip(&b);
+            pairs.fold(0.0f32, |most, (a, b)| most.max((a - b).abs()))
+        };
+        let apart = distance(gradients(&two), gradients(&one));
+        for module in [&two, &one] {
+            for param in module.parameters().trained() {
+                if let Some((path, rest)) = param.key().split_once(".experts.") {
+                    let (_, name) = rest.split_once('.').unwrap();
+                    let first = module.parameters().get(&format!("{path}.experts.0.{name}"));
+                    param.set_values(first.unwrap().to_vec());
+                }
+            }
+        }
+        let alike = distance(gradients(&two), gradients(&one));
+        assert!(
+            alike < 1e-6 && apart > 10.0 * alike && apart > 1e-7,
+            "{alike} {apart}"
+        );
     }
 }

@@ -159,28 +159,42 @@ pub struct Trainer<'a> {
 /// A run's part of a micro-batch.
 pub(crate) struct MicroBatch<'s> {
     input: ModelInput<'s>,
+    /// The same with other dropout keys, for the second view if the method compares two.
+    second: Option<ModelInput<'s>>,
     batch: &'s Batch,
     model: &'s Model,
     module: &'s AdapterModule,
-    mode: Mode,
+    /// A random key for the step.
+    step_key: u64,
     label_smoothing: f64,
     sums: bool,
+    /// The optimizer step, from 1.
     step: u64,
 }
 
 impl MicroBatch<'_> {
-    /// The model's tokens.
-    pub(crate) fn tokens(&self) -> Tokens<'_> {
-        self.input.tokens()
+    /// The model's tokens, and those of the second view.
+    pub(crate) fn tokens(&self) -> (Tokens<'_>, Option<Tokens<'_>>) {
+        let second = self.second.as_ref().map(ModelInput::tokens);
+        (self.input.tokens(), second)
     }
 
     /// With its tokens, ready to run.
-    pub(crate) fn with<'t>(&'t self, tokens: &'t Tokens<'t>) -> RunBatch<'t> {
+    pub(crate) fn with<'t>(
+        &'t self,
+        (tokens, second): &'t (Tokens<'t>, Option<Tokens<'t>>),
+    ) -> RunBatch<'t> {
+        let mode = |view| Mode::Training {
+            step: self.step - 1,
+            step_key: self.step_key,
+            view,
+        };
         RunBatch {
             model: self.model,
             module: self.module,
             tokens,
-            mode: self.mode,
+            mode: mode(0),
+            second: second.as_ref().map(|tokens| (tokens, mode(1))),
             targets: targets(self.batch),
             label_smoothing: self.label_smoothing,
             sums: self.sums,
@@ -457,16 +471,18 @@ impl<'a> Trainer<'a> {
         let (batch, keys) = self.batches.get(index)?;
         let run = self.work.run;
         let step_key = name_id(&format!("{}/step/{}", run.seed, self.state.step));
+        let compares = self.module.method().consistency_weight().is_some();
+        let second = compares.then(|| {
+            let keys = keys.iter().map(|key| !key).collect();
+            ModelInput::with_keys(self.work.model, batch, keys)
+        });
         let part = MicroBatch {
             input: ModelInput::with_keys(self.work.model, batch, keys.clone()),
+            second,
             batch,
             model: self.work.model,
             module: &self.module,
-            mode: Mode::Training {
-                step: self.state.step,
-                step_key,
-                view: 0,
-            },
+            step_key,
             label_smoothing: run.label_smoothing,
             sums: self.batches.len() > 1,
             step: self.state.step + 1,
