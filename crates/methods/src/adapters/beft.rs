@@ -91,7 +91,7 @@ impl MethodConfig for BeftConfig {
         let targets = self.targets(base)?;
         let depth =
             |linear: &&LinearInfo| base.first_layer_of(&format!("{}.weight", linear.site.path));
-        let first_layer = targets.iter().map(|linear| depth(linear)).min();
+        let first_layer = targets.iter().map(depth).min();
         let shifts = targets.into_iter().map(|linear| {
             let path = linear.site.path.clone();
             let key = format!("{path}.beft_bias");
