@@ -40,16 +40,21 @@ pub mod parts {
     pub(crate) mod low_rank;
     pub mod low_rank_start;
     pub(crate) mod lstm;
+    pub mod lycoris;
     pub mod numpy_generator;
     pub mod phm;
     pub mod prefix;
     pub mod prompt_library;
     pub mod replace;
+    pub(crate) mod rotation;
     pub mod sparse;
+    pub(crate) mod spectrum;
+    pub mod start;
     pub mod structural_pruning;
     pub mod svd;
     pub mod torch_generator;
     pub mod virtual_tokens;
+    pub(crate) mod wavelets;
 }
 
 /// Small networks and vectors added inside the layers.
@@ -102,6 +107,7 @@ pub mod selective {
     pub mod fish_mask;
     pub mod freeze;
     pub mod full;
+    pub mod ln_tuning;
     pub mod lt_sft;
     pub mod trainable_tokens;
 }
@@ -111,27 +117,40 @@ pub mod reparametrized {
     pub mod adalora;
     pub mod alora;
     pub mod bdlora;
+    pub mod boft;
+    pub mod c3a;
     pub mod deft;
+    pub mod delora;
     pub mod dora;
+    pub mod fourierft;
     pub mod frod;
     pub mod glora;
     pub mod gralora;
     pub mod hira;
+    pub mod hra;
     pub mod kasa;
     pub mod krona;
     pub mod lily;
+    pub mod loha;
+    pub mod lokr;
     pub mod lora;
     pub mod lora_fa;
+    pub mod miss;
+    pub mod oft;
     pub mod osf;
     pub mod peanut;
     pub mod poly;
     pub mod psoft;
+    pub mod randlora;
+    pub mod road;
     pub mod said;
+    pub mod shira;
     pub mod super_tuning;
     pub mod tinylora;
     pub mod unilora;
     pub mod vblora;
     pub mod vera;
+    pub mod waveft;
 }
 
 /// Networks of their own that read the states of the frozen base.

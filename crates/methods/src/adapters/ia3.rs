@@ -150,7 +150,7 @@ impl Ia3 {
 impl Delta for Ia3 {
     const CHANGES_BIAS: bool = true;
 
-    fn input(&self, x: Tensor<2>) -> Tensor<2> {
+    fn input(&self, _site: &Site, x: Tensor<2>, _cx: &ForwardContext<'_>) -> Tensor<2> {
         if self.at_input {
             scale_columns(x, self.l.flat())
         } else {

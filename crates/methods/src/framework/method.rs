@@ -55,7 +55,15 @@ pub enum OptimizerState {
     Kept,
 }
 
-/// Takes the values of all stored parameters from a file.
+/// What a file holds of the parameters: each trained one and each constant, under each of its keys.
+pub(crate) fn stored_parameters(parameters: &ParameterSet) -> impl Iterator<Item = Stored> {
+    let copies = parameters.copies();
+    let copies = copies.map(|(key, param)| Stored::f32(key, param.shape(), param.to_vec()));
+    parameters.stored().map(Stored::of).chain(copies)
+}
+
+/// Takes the values of all stored parameters from a file. Of copies under other keys the last that
+/// is there counts, as in HF PEFT.
 ///
 /// # Errors
 /// If a tensor is missing or has another shape.
@@ -65,6 +73,13 @@ pub(crate) fn load_stored(
 ) -> Result<(), MethodError> {
     for param in parameters.stored() {
         if let Some(values) = file.take(param.key(), param.shape())? {
+            param.set_values(values);
+        }
+    }
+    for (key, param) in parameters.copies() {
+        if file.shape(key).is_some()
+            && let Some(values) = file.take(key, param.shape())?
+        {
             param.set_values(values);
         }
     }
@@ -151,7 +166,7 @@ pub trait Method: Adapter + Debug {
 
     /// What the adapter's file holds. By default every trained parameter and constant.
     fn stored(&self, parameters: &ParameterSet) -> Vec<Stored> {
-        parameters.stored().map(Stored::of).collect()
+        stored_parameters(parameters).collect()
     }
 
     /// Takes back what [`Method::stored`] gave.
@@ -306,7 +321,7 @@ pub trait StoredTensors {
     /// If the file cannot be read.
     fn take(&mut self, key: &str, shape: &[usize]) -> Result<Option<Vec<f32>>, MethodError>;
 
-    /// Takes a vector of indices, of any length.
+    /// Takes indices, of any shape, row-major.
     ///
     /// # Errors
     /// If the file cannot be read.

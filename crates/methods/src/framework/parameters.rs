@@ -283,6 +283,8 @@ pub struct ParameterSet {
     params: Vec<Param>,
     /// Trained ones that files hold in another form.
     unstored: Vec<ParamId>,
+    /// Other keys under which files hold a tensor of the set too.
+    copies: Vec<(String, Param)>,
     derived: Vec<Derived>,
 }
 
@@ -294,6 +296,7 @@ impl ParameterSet {
             seed,
             params: Vec::new(),
             unstored: Vec::new(),
+            copies: Vec::new(),
             derived: Vec::new(),
         }
     }
@@ -346,6 +349,17 @@ impl ParameterSet {
         let param = self.new_param(key.into(), shape, ParamKind::Constant, group, init);
         self.params.push(param.clone());
         param
+    }
+
+    /// Says that files hold a tensor of the set under another key too, as those of HF PEFT hold
+    /// what modules share once for each of them. A file may lack these copies.
+    pub(crate) fn copy_in_file(&mut self, key: impl Into<String>, param: &Param) {
+        self.copies.push((key.into(), param.clone()));
+    }
+
+    /// The other keys of tensors in files.
+    pub(crate) fn copies(&self) -> impl Iterator<Item = (&str, &Param)> {
+        self.copies.iter().map(|(key, param)| (key.as_str(), param))
     }
 
     /// Declares a tensor that is computed from other parameters of the set.
@@ -500,6 +514,7 @@ impl ParameterSet {
         }
         self.params.extend(part.params.iter().cloned());
         self.unstored.append(&mut part.unstored);
+        self.copies.append(&mut part.copies);
         self.derived.append(&mut part.derived);
         Ok(())
     }

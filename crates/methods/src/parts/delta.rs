@@ -14,13 +14,14 @@ use epiphyte_models::{
 };
 use epiphyte_ops::{Dropout, FrozenMatrix, Weight, add, linear};
 
-use crate::framework::method::{Stored, StoredTensors, load_stored};
+use crate::framework::method::{Stored, StoredTensors, load_stored, stored_parameters};
 use crate::{Gradients, Method, MethodError, ParameterSet, StepInfo};
 
 /// The change of one linear layer.
 pub trait Delta: Debug + Send + Sync {
     /// What goes into the layer, `[tokens, in]`.
-    fn input(&self, x: Tensor<2>) -> Tensor<2> {
+    fn input(&self, site: &Site, x: Tensor<2>, cx: &ForwardContext<'_>) -> Tensor<2> {
+        let _ = (site, cx);
         x
     }
 
@@ -45,6 +46,9 @@ pub trait Delta: Debug + Send + Sync {
     fn changed(&self, linear: &LinearInfo) -> usize {
         linear.inputs * linear.outputs
     }
+
+    /// As [`Method::before_step`]: brings parameters to where they may be.
+    fn before_step(&self) {}
 
     /// As [`Method::after_backward`].
     fn after_backward(&self, _gradients: &mut Gradients) {}
@@ -89,8 +93,8 @@ pub trait Change: Debug + Send + Sync {
         0.0
     }
 
-    /// The layer's output with `d(x) ΔWᵀ` added, `[tokens, out]`, for those who compute it without
-    /// `ΔW`.
+    /// The layer's output with `d(x) ΔWᵀ` added, `[tokens, out]`, for those who compute it
+    /// without `ΔW`.
     fn add_to(&self, product: LazyLinear, dropout: Option<Dropout>) -> Tensor<2> {
         let x = dropped(&product, dropout);
         let change = linear(x, &Weight::Trained(self.matrix()), None);
@@ -209,9 +213,9 @@ impl<D: Delta> Deltas<D> {
 }
 
 impl<D: Delta> Adapter for Deltas<D> {
-    fn linear_input(&self, site: &Site, x: Tensor<2>, _cx: &ForwardContext<'_>) -> Tensor<2> {
+    fn linear_input(&self, site: &Site, x: Tensor<2>, cx: &ForwardContext<'_>) -> Tensor<2> {
         match self.by_path.get(&site.path) {
-            Some(delta) => delta.input(x),
+            Some(delta) => delta.input(site, x, cx),
             None => x,
         }
     }
@@ -241,6 +245,25 @@ impl<D: Delta> Adapter for Deltas<D> {
 }
 
 impl<D: Delta> Method for Deltas<D> {
+    fn before_step(&mut self, _info: StepInfo) {
+        self.by_path.values().for_each(D::before_step);
+    }
+
+    fn stored(&self, parameters: &ParameterSet) -> Vec<Stored> {
+        let deltas = self.by_path.values().flat_map(D::stored);
+        stored_parameters(parameters).chain(deltas).collect()
+    }
+
+    fn load(
+        &mut self,
+        parameters: &ParameterSet,
+        file: &mut dyn StoredTensors,
+    ) -> Result<(), MethodError> {
+        load_stored(parameters, file)?;
+        let mut deltas = self.by_path.values_mut();
+        deltas.try_for_each(|delta| delta.load(file))
+    }
+
     fn merged(&self, name: &str, base: &Base) -> Result<Option<Tensor<1>>, MethodError> {
         let Some((path, parameter)) = name.rsplit_once('.') else {
             return Ok(None);
@@ -266,25 +289,6 @@ impl<D: Delta> Method for Deltas<D> {
         for delta in self.by_path.values() {
             delta.after_backward(gradients);
         }
-    }
-
-    fn stored(&self, parameters: &ParameterSet) -> Vec<Stored> {
-        let of_deltas = self.by_path.values().flat_map(Delta::stored);
-        parameters
-            .stored()
-            .map(Stored::of)
-            .chain(of_deltas)
-            .collect()
-    }
-
-    fn load(
-        &mut self,
-        parameters: &ParameterSet,
-        file: &mut dyn StoredTensors,
-    ) -> Result<(), MethodError> {
-        load_stored(parameters, file)?;
-        let mut deltas = self.by_path.values_mut();
-        deltas.try_for_each(|delta| delta.load(file))
     }
 
     fn penalty(&self) -> Option<Tensor<1>> {

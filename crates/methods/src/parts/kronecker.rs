@@ -1,4 +1,4 @@
-//! Kronecker products as weights: what the methods of KronA's kind share.
+//! Kronecker products as weights: what the methods of KronA's kind and LoKr share.
 //!
 //! With `A: [a₁, a₂]` and `B: [b₁, b₂]`, `A ⊗ B: [a₁ b₁, a₂ b₂]` holds `A[i, j] B[k, l]` at row
 //! `i b₁ + k` and column `j b₂ + l`. It is never made: a row `x`, cut into `a₂` pieces of `b₂`
@@ -77,7 +77,6 @@ impl KroneckerConfig {
         Ok(Kronecker {
             a: parameters.declare(a, &first, Init::Uniform { bound }),
             b: parameters.declare(format!("{path}.krona_B"), &second, Init::Zeros),
-            shapes: [first, second],
             scale: self.krona_scale as f32,
         })
     }
@@ -104,12 +103,36 @@ fn near_root(size: usize) -> usize {
     divisors.last().unwrap_or(1)
 }
 
+/// `x (A ⊗ B)ᵀ`.
+///
+/// # Shapes
+/// - `x`: `[tokens, a₂ b₂]`
+/// - `a`: `[a₁, a₂]`, `b`: `[b₁, b₂]`
+/// - result: `[tokens, a₁ b₁]`
+pub(crate) fn kronecker_linear(x: Tensor<2>, a: Tensor<2>, b: Tensor<2>) -> Tensor<2> {
+    let [tokens, _] = x.dims();
+    let ([a1, a2], [b1, b2]) = (a.dims(), b.dims());
+    let pieces = x.reshape([tokens * a2, b2]);
+    let narrowed = linear(pieces, &Weight::Trained(b), None);
+    let turned = narrowed.reshape([tokens, a2, b1]).swap_dims(1, 2);
+    let turned = turned.reshape([tokens * b1, a2]);
+    let widened = linear(turned, &Weight::Trained(a), None);
+    let rows = widened.reshape([tokens, b1, a1]).swap_dims(1, 2);
+    rows.reshape([tokens, a1 * b1])
+}
+
+/// `A ⊗ B`, `[a₁ b₁, a₂ b₂]`, of `a`: `[a₁, a₂]` and `b`: `[b₁, b₂]`.
+pub(crate) fn kronecker_product(a: Tensor<2>, b: Tensor<2>) -> Tensor<2> {
+    let ([a1, a2], [b1, b2]) = (a.dims(), b.dims());
+    let product = a.reshape([a1, 1, a2, 1]) * b.reshape([1, b1, 1, b2]);
+    product.reshape([a1 * b1, a2 * b2])
+}
+
 /// `s · (A ⊗ B)`.
 #[derive(Debug)]
 pub(crate) struct Kronecker {
     a: Param,
     b: Param,
-    shapes: Shapes,
     scale: f32,
 }
 
@@ -120,23 +143,12 @@ impl Kronecker {
     /// - `x`: `[tokens, in]`
     /// - result: `[tokens, out]`
     pub(crate) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let [tokens, _] = x.dims();
-        let [[a1, a2], [b1, b2]] = self.shapes;
-        let pieces = x.reshape([tokens * a2, b2]);
-        let narrowed = linear(pieces, &Weight::Trained(self.b.get()), None);
-        let turned = narrowed.reshape([tokens, a2, b1]).swap_dims(1, 2);
-        let turned = turned.reshape([tokens * b1, a2]);
-        let widened = linear(turned, &Weight::Trained(self.a.get()), None);
-        let rows = widened.reshape([tokens, b1, a1]).swap_dims(1, 2);
-        rows.reshape([tokens, a1 * b1]) * self.scale
+        kronecker_linear(x, self.a.get(), self.b.get()) * self.scale
     }
 
     /// `s · (A ⊗ B)`, `[out, in]`.
     pub(crate) fn weight(&self) -> Tensor<2> {
-        let [[a1, a2], [b1, b2]] = self.shapes;
-        let a = self.a.flat().reshape([a1, 1, a2, 1]);
-        let b = self.b.flat().reshape([1, b1, 1, b2]);
-        (a * b).reshape([a1 * b1, a2 * b2]) * self.scale
+        kronecker_product(self.a.get(), self.b.get()) * self.scale
     }
 
     /// How many values the factors hold.

@@ -55,6 +55,19 @@ impl TorchGenerator {
         self.next = 0;
     }
 
+    /// `torch.rand(count)` in f32.
+    pub fn rand(&mut self, count: usize) -> Vec<f32> {
+        (0..count).map(|_| self.share()).collect()
+    }
+
+    /// `torch.empty(count, dtype=torch.bfloat16).uniform_(-bound, bound)`: as in f32, but rounded;
+    /// what is rounded to the bound becomes its negative.
+    pub fn uniform_bf16(&mut self, count: usize, bound: f64) -> Vec<f32> {
+        let end = bf16(bound as f32);
+        let values = self.uniform(count, bound).into_iter().map(bf16);
+        values.map(|it| if it == end { -end } else { it }).collect()
+    }
+
     /// The first `count` values of `torch.randperm(size)`, for less than 2³² / 20 values.
     pub fn permutation(&mut self, size: usize, count: usize) -> Vec<usize> {
         let mut places: Vec<usize> = (0..size).collect();
@@ -125,9 +138,41 @@ fn box_muller(block: &mut [f32; 16], std: f32) {
     }
 }
 
+/// The nearest bf16 number, of two as near that with an even last bit.
+pub(crate) fn bf16(value: f32) -> f32 {
+    let bits = value.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
+    f32::from_bits(rounded & 0xffff_0000)
+}
+
 #[cfg(test)]
 mod tests {
     use super::TorchGenerator;
+
+    /// Written by torch 2.15: `torch.randperm(1000, generator=g)`, seed 777.
+    #[test]
+    fn permutations_are_those_of_torch() {
+        let places = TorchGenerator::new(777).permutation(1000, 1000);
+        assert_eq!(places[..6], [735, 819, 201, 799, 435, 497]);
+        assert_eq!(places[999], 284);
+        let first = TorchGenerator::new(777).permutation(1000, 6);
+        assert_eq!(first, places[..6]);
+    }
+
+    /// Written by torch 2.15: `torch.empty(4000, dtype=torch.bfloat16).uniform_(-0.1, 0.1)`, seed
+    /// 0.
+    #[test]
+    fn uniform_bf16_numbers_are_those_of_torch() {
+        let values = TorchGenerator::new(0).uniform_bf16(4000, 0.1);
+        assert_eq!(
+            values[..4],
+            [-0.00074768066, 0.053710938, -0.08251953, -0.07373047]
+        );
+        let sum: f64 = values.iter().map(|it| f64::from(*it)).sum();
+        assert_eq!(sum, -4.601762771606445);
+        let below = values.iter().filter(|it| **it == values[337]).count();
+        assert_eq!(below, 7);
+    }
 
     #[test]
     fn bits_are_those_of_the_reference_implementation() {

@@ -112,7 +112,7 @@ pub(crate) fn optional_alpha<S: serde::Serializer>(
     alpha.map(written).serialize(serializer)
 }
 
-fn alphas<S: serde::Serializer>(
+pub(crate) fn alphas<S: serde::Serializer>(
     alphas: &IndexMap<String, f64>,
     serializer: S,
 ) -> Result<S::Ok, S::Error> {

@@ -3,11 +3,12 @@
 //! Kopiczko, Blankevoort, Asano, "VeRA: Vector-based Random Matrix Adaptation", ICLR 2024, arXiv
 //! 2310.11454, section 3.
 //!
-//! `y = x Wᵀ + b + λ_b ⊙ ((λ_d ⊙ (dropout(x) Aᵀ)) Bᵀ)`, with `A` the first `in` columns of `vera_A:
-//! [r, max in]` and `B` the first `out` rows of `vera_B: [max out, r]`, where the maxima are over
-//! the targets. There is no scaling. `λ_d: [r]` starts at `d_initial`, `λ_b: [out]` at zero, so
-//! nothing changes at first. `A` and `B` are uniform in `±√(6 / fan in)`, drawn as HF PEFT draws
-//! them from `projection_prng_key`, so a file without them (`save_projection` false) is complete.
+//! `y = x Wᵀ + b + λ_b ⊙ ((λ_d ⊙ (dropout(x) Aᵀ)) Bᵀ)`, with `A` the first `in` columns
+//! of `vera_A: [r, max in]` and `B` the first `out` rows of `vera_B: [max out, r]`, where the
+//! maxima are over the targets. There is no scaling. `λ_d: [r]` starts at `d_initial`, `λ_b:
+//! [out]` at zero, so nothing changes at first. `A` and `B` are uniform in `±√(6 / fan in)`,
+//! drawn as HF PEFT draws them from `projection_prng_key`, so a file without them
+//! (`save_projection` false) is complete.
 //!
 //! | | |
 //! | --- | --- |
@@ -28,6 +29,7 @@ use crate::framework::method::{KeyStyle, Method, MethodConfig};
 use crate::framework::parameters::{Init, Param, ParameterSet};
 use crate::framework::targets::{LayerTargets, Selection};
 use crate::parts::delta::{Delta, Deltas};
+use crate::parts::start::Start;
 use crate::parts::torch_generator::TorchGenerator;
 
 crate::settings! {
@@ -43,6 +45,8 @@ crate::settings! {
         projection_prng_key: u64 = 0;
         /// Store the two matrices, which follow from their seed.
         save_projection: bool = true, as Boolean;
+        /// Start: identity, or random.
+        init_weights: Start = Start::Identity, as Text, unset "identity";
 
         ..targets: LayerTargets = LayerTargets::default();
     }
@@ -55,33 +59,90 @@ impl VeraConfig {
     }
 
     /// Declares `A` and `B` for these targets.
-    fn projections(&self, targets: &[&LinearInfo], parameters: &mut ParameterSet) -> [Param; 2] {
+    fn projections(&self, targets: &[&LinearInfo], parameters: &mut ParameterSet) -> Projections {
+        Projections::declare(
+            ["vera_A", "vera_B"],
+            [self.r, self.r],
+            (self.projection_prng_key, self.save_projection),
+            targets,
+            parameters,
+        )
+    }
+}
+
+/// Initial values of the vectors between the matrices and behind them.
+pub(crate) fn initial_vectors(start: Start, d_initial: f64) -> [Init; 2] {
+    match start {
+        Start::Identity => [Init::Constant(d_initial as f32), Init::Zeros],
+        Start::Random => [Init::Normal { std: 1.0 }, Init::Ones],
+    }
+}
+
+/// The two frozen matrices that all targets share: those of VeRA and of its relatives.
+#[derive(Clone, Debug)]
+pub(crate) struct Projections {
+    /// `[rows of A, max in]`
+    a: Param,
+    /// `[max out, columns of B]`
+    b: Param,
+}
+
+impl Projections {
+    /// Declares `A` and `B` under these keys, with this many rows of A and columns of B, drawn as
+    /// HF PEFT draws them from the key of `how`, and stored if it says so.
+    pub(crate) fn declare(
+        names: [&str; 2],
+        [rows, columns]: [usize; 2],
+        how: (u64, bool),
+        targets: &[&LinearInfo],
+        parameters: &mut ParameterSet,
+    ) -> Self {
         let most = |size: fn(&LinearInfo) -> usize| {
             let sizes = targets.iter().map(|linear| size(linear));
             sizes.max().unwrap_or(0)
         };
         let (inputs, outputs) = (most(|it| it.inputs), most(|it| it.outputs));
-        let (rank, key) = (self.r, self.projection_prng_key);
+        let (key, is_stored) = how;
         let draw = move |generator: &mut TorchGenerator, count, fan_in: usize| {
             generator.uniform(count, (6.0 / fan_in as f64).sqrt())
         };
-        let a = move || draw(&mut TorchGenerator::new(key), rank * inputs, inputs);
+        let a = move || draw(&mut TorchGenerator::new(key), rows * inputs, inputs);
         let b = move || {
             let mut generator = TorchGenerator::new(key);
-            draw(&mut generator, rank * inputs, inputs);
-            draw(&mut generator, outputs * rank, rank)
+            draw(&mut generator, rows * inputs, inputs);
+            draw(&mut generator, outputs * columns, columns)
         };
         let (a, b) = (Init::Computed(Arc::new(a)), Init::Computed(Arc::new(b)));
         // What the file does not hold is declared in a set of its own, which is not stored.
         let mut unsaved = ParameterSet::new(parameters.device(), parameters.seed());
-        let parameters = match self.save_projection {
+        let parameters = match is_stored {
             true => parameters,
             false => &mut unsaved,
         };
-        [
-            parameters.constant("vera_A", &[rank, inputs], a),
-            parameters.constant("vera_B", &[outputs, rank], b),
-        ]
+        Self {
+            a: parameters.constant(names[0], &[rows, inputs], a),
+            b: parameters.constant(names[1], &[outputs, columns], b),
+        }
+    }
+
+    /// The first columns of `A`, for the inputs of a layer.
+    pub(crate) fn a(&self, inputs: usize) -> Tensor<2> {
+        first(&self.a, 1, inputs)
+    }
+
+    /// The first rows of `B`, for the outputs of a layer.
+    pub(crate) fn b(&self, outputs: usize) -> Tensor<2> {
+        first(&self.b, 0, outputs)
+    }
+}
+
+/// The first rows or columns of a matrix.
+fn first(param: &Param, dim: usize, size: usize) -> Tensor<2> {
+    let whole = param.get::<2>();
+    if whole.dims()[dim] == size {
+        whole
+    } else {
+        whole.narrow(dim, 0, size)
     }
 }
 
@@ -97,13 +158,14 @@ impl MethodConfig for VeraConfig {
     const MERGES: bool = true;
 
     fn starts_as_identity(&self) -> bool {
-        true
+        self.init_weights == Start::Identity
     }
 
     fn examples() -> Vec<Value> {
         vec![
             json!({ "r": 6 }),
             json!({ "r": 4, "target_modules": "all-linear", "save_projection": false }),
+            json!({ "r": 4, "init_weights": "random" }),
         ]
     }
 
@@ -113,15 +175,14 @@ impl MethodConfig for VeraConfig {
         parameters: &mut ParameterSet,
     ) -> Result<Box<dyn Method>, MethodError> {
         let targets = self.selection().of(base)?;
-        let [a, b] = self.projections(&targets, parameters);
+        let projections = self.projections(&targets, parameters);
         let deltas = targets.into_iter().map(|linear| {
             let key = |name| format!("{}.{name}", linear.site.path);
-            let initial = Init::Constant(self.d_initial as f32);
+            let [lambda_d, lambda_b] = initial_vectors(self.init_weights, self.d_initial);
             let vera = Vera {
-                a: a.clone(),
-                b: b.clone(),
-                lambda_d: parameters.declare(key("vera_lambda_d"), &[self.r], initial),
-                lambda_b: parameters.declare(key("vera_lambda_b"), &[linear.outputs], Init::Zeros),
+                projections: projections.clone(),
+                lambda_d: parameters.declare(key("vera_lambda_d"), &[self.r], lambda_d),
+                lambda_b: parameters.declare(key("vera_lambda_b"), &[linear.outputs], lambda_b),
                 inputs: linear.inputs,
                 outputs: linear.outputs,
                 dropout: self.vera_dropout,
@@ -158,7 +219,6 @@ impl MethodConfig for VeraConfig {
     fn peft_defaults() -> Map<String, Value> {
         Map::from_iter([
             ("bias".to_owned(), json!("none")),
-            ("init_weights".to_owned(), json!(true)),
             ("modules_to_save".to_owned(), Value::Null),
         ])
     }
@@ -167,8 +227,7 @@ impl MethodConfig for VeraConfig {
 /// VeRA on one linear layer.
 #[derive(Debug)]
 struct Vera {
-    a: Param,
-    b: Param,
+    projections: Projections,
     lambda_d: Param,
     lambda_b: Param,
     inputs: usize,
@@ -179,18 +238,8 @@ struct Vera {
 impl Vera {
     /// `A` and `B` of this layer, `[r, in]` and `[out, r]`.
     fn matrices(&self) -> [Tensor<2>; 2] {
-        let slice = |param: &Param, dim: usize, size: usize| {
-            let whole = param.get::<2>();
-            if whole.dims()[dim] == size {
-                whole
-            } else {
-                whole.narrow(dim, 0, size)
-            }
-        };
-        [
-            slice(&self.a, 1, self.inputs),
-            slice(&self.b, 0, self.outputs),
-        ]
+        let projections = &self.projections;
+        [projections.a(self.inputs), projections.b(self.outputs)]
     }
 }
 

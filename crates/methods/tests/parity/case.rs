@@ -64,8 +64,8 @@ pub(crate) fn check(base: &Base, method: &str, differences: &mut Vec<String>) ->
             stage_step: step as u64 - 1,
             stage_total: how.steps as u64,
         };
-        case.module.track(true);
         case.module.before_step(info);
+        case.module.track(true);
         let mean = objective(model, &batch, &case.module);
         losses.extend(values(mean.clone()));
         let mut gradients = Gradients::new();
@@ -92,6 +92,7 @@ pub(crate) fn check(base: &Base, method: &str, differences: &mut Vec<String>) ->
         case.module.parameters().derive(false);
     }
 
+    let module = &case.module;
     same("losses", &losses, OUTPUTS);
     same(
         "loss_after",
