@@ -490,7 +490,7 @@ impl Model {
         loss_rows: &LossRows<'_>,
     ) -> Option<Tensor<1>> {
         let choices = match &loss_rows.labels {
-            Labels::Classes(_) | Labels::TokenClasses(_) | Labels::Next(_) => None,
+            Labels::Classes(_) | Labels::TokenClasses(_) | Labels::Next(..) => None,
             Labels::Choices { chosen, choices } => Some([chosen.len(), *choices]),
             Labels::Values(_)
             | Labels::ClassSets { .. }

@@ -594,6 +594,10 @@ mod tests {
             Ok(())
         }
 
+        fn forward_text(&mut self, _: &[u32], _: &dyn Adapter) -> Result<(), MethodError> {
+            Ok(())
+        }
+
         fn gradients(
             &mut self,
             _examples: usize,
