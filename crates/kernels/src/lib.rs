@@ -21,6 +21,7 @@ pub mod isa;
 mod math;
 pub mod memory;
 pub mod norm;
+pub mod quantized;
 pub mod random;
 pub mod rope;
 mod scratch;

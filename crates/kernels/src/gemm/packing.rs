@@ -23,6 +23,24 @@ kernel! {
 }
 
 kernel! {
+    /// [`round`] of words that are f32, in place.
+    pub(super) fn round_in_place<S>(words: &mut [u32]) {
+        for word in words {
+            *word = rounded(f32::from_bits(*word));
+        }
+    }
+}
+
+kernel! {
+    /// Rounds the words of two rows, which are f32, to bf16, and pairs those at the same place.
+    pub(super) fn pair<S>(first: &[u32], second: &[u32], pairs: &mut [u32]) {
+        for ((pair, &first), &second) in pairs.iter_mut().zip(first).zip(second) {
+            *pair = rounded(f32::from_bits(first)) >> 16 | rounded(f32::from_bits(second));
+        }
+    }
+}
+
+kernel! {
     fn round_halves<S>(x: &[f32], halves: &mut [u16]) {
         for (half, &x) in halves.iter_mut().zip(x) {
             *half = (rounded(x) >> 16) as u16;

@@ -6,7 +6,11 @@ use bytemuck::Zeroable;
 
 use super::macrokernel::{Left, Product, Right, block_of};
 use super::microkernel::{Kernel, PANEL, ROW};
-use super::packing::{Matrix, prefetch, repair, round, round_pairs, rows_ahead, transpose, widen};
+use super::packing::{
+    Matrix, pair, prefetch, repair, round, round_in_place, round_pairs, rows_ahead, transpose,
+    widen,
+};
+use crate::quantized::QuantizedWeight;
 use crate::scratch::{self, Line};
 use crate::simd::kernel;
 use crate::{Isa, KernelError, threads};
@@ -110,11 +114,22 @@ pub struct Epilogue<'a> {
 /// In bf16 a word is a pair of inputs of one output, the layout of the processor's dot product. All
 /// instruction sets share the layout; those without bf16 products widen the block to f32 while they
 /// copy it.
+///
+/// A [`QuantizedWeight`] stays as it is: both products decode a block of a panel when they come to
+/// it. Their results have the bytes of those over the decoded values, packed.
 pub struct PackedWeight {
-    lines: Vec<Line>,
+    values: Stored,
     out: usize,
     input: usize,
     precision: Precision,
+}
+
+/// The values of a packed weight.
+enum Stored {
+    /// In the order in which products read them.
+    Squares(Vec<Line>),
+    /// In 4 or 8 bits.
+    Quantized(QuantizedWeight),
 }
 
 impl std::fmt::Debug for PackedWeight {
@@ -154,16 +169,10 @@ impl PackedWeight {
         input: usize,
         precision: Precision,
     ) -> Self {
-        let mut packed = Self {
-            lines: Vec::new(),
-            out,
-            input,
-            precision,
-        };
-        let panel_words = packed.squares() * packed.square_words();
+        let panel_words = input.div_ceil(PANEL) * square_words(precision);
         let panels = out.div_ceil(PANEL);
-        packed.lines = vec![Line::zeroed(); panels * panel_words / Line::WORDS];
-        let words: &mut [u32] = bytemuck::cast_slice_mut(&mut packed.lines);
+        let mut lines = vec![Line::zeroed(); panels * panel_words / Line::WORDS];
+        let words: &mut [u32] = bytemuck::cast_slice_mut(&mut lines);
         threads::for_each(
             words.chunks_mut(panel_words.max(1)).enumerate(),
             |(panel, to)| {
@@ -198,18 +207,43 @@ impl PackedWeight {
                 });
             },
         );
-        packed
+        Self {
+            values: Stored::Squares(lines),
+            out,
+            input,
+            precision,
+        }
+    }
+
+    /// A weight that stays in 4 or 8 bits; products decode it as they go. In bf16, what is decoded
+    /// is rounded.
+    pub fn quantized(weight: QuantizedWeight, precision: Precision) -> Self {
+        let [out, input] = weight.shape();
+        Self {
+            values: Stored::Quantized(weight),
+            out,
+            input,
+            precision,
+        }
     }
 
     /// The weight as it was packed, row-major `[out, in]`; in bf16, the rounded values.
     pub fn unpack(&self) -> Vec<f32> {
         let mut weight = vec![0.0; self.out * self.input];
+        let lines = match &self.values {
+            Stored::Squares(lines) => lines,
+            Stored::Quantized(quantized) => {
+                let rows = weight.chunks_mut(self.input.max(1)).enumerate();
+                threads::for_each(rows, |(row, to)| self.decode_row(quantized, row, to));
+                return weight;
+            }
+        };
         let row_words = self.precision.words(self.input);
         threads::for_each(
             weight.chunks_mut((PANEL * self.input).max(1)).enumerate(),
             |(panel, rows)| {
                 let from = Matrix {
-                    words: self.panel_words(panel),
+                    words: self.panel_words(lines, panel),
                     stride: PANEL,
                 };
                 let count = rows.len() / self.input;
@@ -260,7 +294,14 @@ impl PackedWeight {
                 limit: self.out,
             });
         }
-        let words = &self.panel_words(index / PANEL)[index % PANEL..];
+        let lines = match &self.values {
+            Stored::Squares(lines) => lines,
+            Stored::Quantized(quantized) => {
+                self.decode_row(quantized, index, to);
+                return Ok(());
+            }
+        };
+        let words = &self.panel_words(lines, index / PANEL)[index % PANEL..];
         match self.precision {
             Precision::F32 => {
                 for (value, word) in to.iter_mut().zip(words.iter().step_by(PANEL)) {
@@ -296,7 +337,18 @@ impl PackedWeight {
 
     /// Bytes of memory that the weight takes.
     pub fn bytes(&self) -> usize {
-        size_of_val(&self.lines[..])
+        match &self.values {
+            Stored::Squares(lines) => size_of_val(&lines[..]),
+            Stored::Quantized(quantized) => quantized.bytes(),
+        }
+    }
+
+    /// The weight in 4 or 8 bits, if it is.
+    pub fn as_quantized(&self) -> Option<&QuantizedWeight> {
+        match &self.values {
+            Stored::Squares(_) => None,
+            Stored::Quantized(quantized) => Some(quantized),
+        }
     }
 
     /// `y = x Wᵀ + bias + low rank`.
@@ -365,20 +417,18 @@ impl PackedWeight {
         Ok(())
     }
 
-    /// Squares from one row of squares to the next.
-    fn squares(&self) -> usize {
-        self.input.div_ceil(PANEL)
-    }
-
-    /// Words of one square.
-    fn square_words(&self) -> usize {
-        self.precision.words(PANEL) * PANEL
-    }
-
     /// All squares of 32 outputs.
-    fn panel_words(&self, panel: usize) -> &[u32] {
-        let length = self.squares() * self.square_words();
-        &bytemuck::cast_slice(&self.lines)[panel * length..][..length]
+    fn panel_words<'a>(&self, lines: &'a [Line], panel: usize) -> &'a [u32] {
+        let length = self.input.div_ceil(PANEL) * square_words(self.precision);
+        &bytemuck::cast_slice(lines)[panel * length..][..length]
+    }
+
+    /// Decodes a row to the numbers that are multiplied.
+    fn decode_row(&self, quantized: &QuantizedWeight, row: usize, to: &mut [f32]) {
+        quantized.decode(row * self.input, to);
+        if self.precision == Precision::Bf16 {
+            round_in_place(bytemuck::cast_slice_mut(to));
+        }
     }
 
     /// Checks that two matrices have the same number of rows, and counts them.
@@ -409,8 +459,13 @@ impl PackedWeight {
             Direction::Backward => (self.out, self.input),
         };
         let pairs = width.div_ceil(2);
-        // Squares are in the order of the few rows' kernel in one direction only.
-        let few = tokens <= PAIRED_ROWS && matches!(direction, Direction::Forward);
+        // Squares are in the order of the few rows' kernel in one direction only. What is decoded
+        // is f32 already.
+        let in_order = matches!(
+            (&self.values, direction),
+            (Stored::Squares(_), Direction::Forward)
+        );
+        let few = tokens <= PAIRED_ROWS && in_order;
         let few_pairs = Kernel::few_pairs(isa).filter(|_| few);
         let (kernel, words, block) = match (self.precision, Kernel::bf16(isa), few_pairs) {
             (Precision::F32, _, _) => (Kernel::f32(isa), Words::F32, block_of(width)),
@@ -442,6 +497,11 @@ impl PackedWeight {
             accumulate,
         }
     }
+}
+
+/// Words of one square.
+fn square_words(precision: Precision) -> usize {
+    precision.words(PANEL) * PANEL
 }
 
 impl Precision {
@@ -516,8 +576,22 @@ impl Right for Panels<'_> {
         words: Range<usize>,
         scratch: &'a mut [u32],
     ) -> Matrix<&'a [u32]> {
+        let lines = match &self.weight.values {
+            Stored::Squares(lines) => lines,
+            Stored::Quantized(quantized) => {
+                match self.direction {
+                    Direction::Forward => self.decoded_outputs(quantized, panel, words, scratch),
+                    Direction::Backward => self.decoded_inputs(quantized, panel, words, scratch),
+                }
+                return Matrix {
+                    words: scratch,
+                    stride: PANEL,
+                };
+            }
+        };
         if let (Direction::Forward, Words::F32 | Words::Pairs) = (self.direction, self.words) {
-            let words = &self.weight.panel_words(panel)[words.start * PANEL..words.end * PANEL];
+            let panel = self.weight.panel_words(lines, panel);
+            let words = &panel[words.start * PANEL..words.end * PANEL];
             return Matrix {
                 words,
                 stride: PANEL,
@@ -530,13 +604,13 @@ impl Right for Panels<'_> {
             PANEL
         };
         let squares = words.start / depth..words.end.div_ceil(depth);
-        let length = self.weight.square_words();
+        let length = square_words(self.weight.precision);
         let square_of = |square: usize| {
             let (panel, square) = match self.direction {
                 Direction::Forward => (panel, square),
                 Direction::Backward => (square, panel),
             };
-            &self.weight.panel_words(panel)[square * length..][..length]
+            &self.weight.panel_words(lines, panel)[square * length..][..length]
         };
         for (square, to) in squares.clone().zip(scratch.chunks_exact_mut(depth * PANEL)) {
             if square + 1 < squares.end {
@@ -561,6 +635,85 @@ impl Right for Panels<'_> {
         Matrix {
             words: scratch,
             stride: PANEL,
+        }
+    }
+}
+
+impl Panels<'_> {
+    /// Decodes `words` of 32 outputs, each output's inputs being a word column of the panel.
+    fn decoded_outputs(
+        &self,
+        quantized: &QuantizedWeight,
+        panel: usize,
+        words: Range<usize>,
+        to: &mut [u32],
+    ) {
+        let [out, input] = quantized.shape();
+        let outputs = panel * PANEL..out.min((panel + 1) * PANEL);
+        let inputs = match self.words {
+            Words::Pairs => 2 * words.start..input.min(2 * words.end),
+            Words::F32 | Words::Widened => words.clone(),
+        };
+        let (count, length) = (outputs.len(), words.len());
+        scratch::with(count * length + inputs.len(), |rows| {
+            let (rows, values) = rows.split_at_mut(count * length);
+            for (output, row) in outputs.zip(rows.chunks_mut(length.max(1))) {
+                let first = output * input + inputs.start;
+                match self.words {
+                    Words::Pairs => {
+                        let values = bytemuck::cast_slice_mut(values);
+                        quantized.decode(first, values);
+                        round_pairs(values, row);
+                    }
+                    Words::F32 => quantized.decode(first, bytemuck::cast_slice_mut(row)),
+                    Words::Widened => {
+                        quantized.decode(first, bytemuck::cast_slice_mut(row));
+                        round_in_place(row);
+                    }
+                }
+            }
+            let from = Matrix {
+                words: &*rows,
+                stride: length,
+            };
+            let to = Matrix {
+                words: to,
+                stride: PANEL,
+            };
+            transpose(count, length, from, to);
+        });
+    }
+
+    /// Decodes 32 inputs of the outputs that are `words`, each output a word row of the panel.
+    fn decoded_inputs(
+        &self,
+        quantized: &QuantizedWeight,
+        panel: usize,
+        words: Range<usize>,
+        to: &mut [u32],
+    ) {
+        let [out, input] = quantized.shape();
+        let inputs = panel * PANEL..input.min((panel + 1) * PANEL);
+        let decode = |output: usize, values: &mut [u32]| {
+            let values = bytemuck::cast_slice_mut(&mut values[..inputs.len()]);
+            quantized.decode(output * input + inputs.start, values);
+        };
+        for (word, to) in words.zip(to.chunks_exact_mut(PANEL)) {
+            match self.words {
+                Words::F32 => decode(word, to),
+                Words::Widened => {
+                    decode(word, to);
+                    round_in_place(to);
+                }
+                Words::Pairs => {
+                    let mut rows = [[0; PANEL]; 2];
+                    for (output, row) in (2 * word..out).zip(&mut rows) {
+                        decode(output, row);
+                    }
+                    let [first, second] = &rows;
+                    pair(first, second, to);
+                }
+            }
         }
     }
 }
