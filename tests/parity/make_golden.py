@@ -2,7 +2,7 @@
 
 Tiny seeded base models are saved as Hugging Face directories. For every method a case directory
 holds the adapter as PEFT saves it, and what PyTorch computes with it: logits, loss, the gradient of
-every trainable tensor, five AdamW steps. `golden/README.md` says what is in each file.
+every trainable tensor, five AdamW steps (a hundred where the base is quantized to 4 bits). `golden/README.md` says what is in each file.
 
     python make_golden.py            # rewrite the golden files
     python make_golden.py NAME...    # rewrite those of some bases, or cases (`bert/lora`)
@@ -29,8 +29,7 @@ from safetensors.torch import load_file, save_file
 from tiny import BASES, CASES, Base, methods_of, peft_config, randomise, seeded
 
 GOLDEN = Path(__file__).parent / "golden"
-OPTIMIZER = {"lr": 1e-2, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
-STEPS = 5
+OPTIMIZER = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
 
 
 def make_batch(base: Base, vocabulary: int) -> dict:
@@ -198,6 +197,32 @@ def sort_targets(path: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True))
 
 
+def quantized(model, base: Base):
+    """The model as transformers loads it through bitsandbytes."""
+    is_int8 = base.quantization == "int8"
+    how = transformers.BitsAndBytesConfig(
+        load_in_8bit=is_int8,
+        load_in_4bit=not is_int8,
+        bnb_4bit_quant_type="nf4" if is_int8 else base.quantization,
+        bnb_4bit_use_double_quant=not is_int8,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+    with tempfile.TemporaryDirectory() as directory:
+        model.save_pretrained(directory)
+        return type(model).from_pretrained(directory, quantization_config=how, dtype=torch.float32, device_map="cpu")
+
+
+def read_base(base: Base, directory: Path):
+    """The base model that lies in `directory`."""
+    on_cpu = {"device_map": "cpu"} if base.quantization else {}
+    return type(base.make()).from_pretrained(directory / "base", attn_implementation=base.attention, **on_cpu)
+
+
+def ready(model, base: Base):
+    """In float64. In evaluation bitsandbytes rounds what a quantized layer reads; no tiny model has dropout."""
+    return model.double().train(bool(base.quantization))
+
+
 def record_positions(model) -> tuple[dict, list]:
     """Hooks that note which position ids the model sees and which position the pooler reads."""
     seen = {}
@@ -229,9 +254,8 @@ def record_positions(model) -> tuple[dict, list]:
 def make_case(base: Base, method: str, batch: dict, directory: Path) -> None:
     """Write one case: adapter, logits, loss, gradients and five AdamW steps."""
     directory.mkdir()
-    model = type(base.make()).from_pretrained(directory.parent / "base", attn_implementation=base.attention)
-    model, trainable = adapt(model, base, method, directory)
-    model.double().eval()
+    model, trainable = adapt(read_base(base, directory.parent), base, method, directory)
+    ready(model, base)
 
     tensors = {}
     folds = method in CASES and CASES[method].folds
@@ -239,9 +263,9 @@ def make_case(base: Base, method: str, batch: dict, directory: Path) -> None:
         tensors |= {f"initial/{key}": value.detach().clone() for key, value in trainable.items()}
 
     seen, hooks = record_positions(model)
-    optimizer = torch.optim.AdamW(trainable.values(), **OPTIMIZER)
+    optimizer = torch.optim.AdamW(trainable.values(), lr=base.lr, **OPTIMIZER)
     losses = []
-    for step in range(STEPS):
+    for step in range(base.steps):
         optimizer.zero_grad()
         loss, logits = forward(model, base, method, batch)
         loss.backward()
@@ -276,7 +300,7 @@ def make_case(base: Base, method: str, batch: dict, directory: Path) -> None:
             "zero_gradient": zero,
             **({"zero_gradient_parts": parts} if parts else {}),
             "losses": [float(loss) for loss in losses],
-            "optimizer": {"name": "torch.optim.AdamW", **OPTIMIZER, "steps": STEPS},
+            "optimizer": {"name": "torch.optim.AdamW", "lr": base.lr, **OPTIMIZER, "steps": base.steps},
             **seen,
         },
     )
@@ -290,9 +314,9 @@ def zero_parts(where: torch.Tensor) -> list[list[int]]:
 
 def check_reload(base: Base, method: str, batch: dict, directory: Path, logits: torch.Tensor) -> None:
     """The saved folder, read again by PEFT, gives the same logits; for networks this checks their folding."""
-    model = type(base.make()).from_pretrained(directory.parent / "base", attn_implementation=base.attention)
     # With an AdaLoRA that is not trainable PEFT cannot compute a loss: its penalty names the trainable adapter.
-    model = PeftModel.from_pretrained(model, directory, is_trainable=method == "adalora").double().eval()
+    model = PeftModel.from_pretrained(read_base(base, directory.parent), directory, is_trainable=method == "adalora")
+    ready(model, base)
     with torch.no_grad():
         difference = (forward(model, base, method, batch)[1] - logits).abs().max()
     if not difference < 1e-5:
@@ -327,11 +351,13 @@ def make_base(base: Base, directory: Path) -> None:
     """Write one base model, its batch, its own outputs and all its cases."""
     model = base.make()
     randomise(model.named_parameters(), seeded(base.name))
+    if base.quantization:
+        model = quantized(model, base)
     model.save_pretrained(directory / "base")
     batch = make_batch(base, model.config.vocab_size)
     write_json(directory / "inputs.json", batch)
 
-    model = type(model).from_pretrained(directory / "base", attn_implementation=base.attention).double().eval()
+    model = ready(read_base(base, directory), base)
     with torch.no_grad():
         loss, logits = forward(model, base, "base", batch)
         tensors = {"loss": loss, "logits": logits} | hidden_states(model, base, batch)

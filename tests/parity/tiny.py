@@ -217,6 +217,11 @@ class Base:
     renames: dict[str, str] = field(default_factory=dict)
     # Whether the embedding of padding, where a decoder reads it, gets a gradient.
     reads_padding: bool = True
+    # How bitsandbytes keeps the linear layers: nf4, fp4 or int8.
+    quantization: str | None = None
+    # Steps of the optimizer, and its learning rate.
+    steps: int = 5
+    lr: float = 1e-2
     methods: list[str] = field(default_factory=list)
 
 
@@ -429,6 +434,27 @@ BASES = [
     ),
     Base("bert_regression", bert(1), BERT, "SEQ_CLS", BERT_LENGTHS, labels=[0.4, 2.5, -1.0, 3.75], methods=["lora", "bitfit"]),
     Base("llama", decoder(LlamaForCausalLM, LlamaConfig), LLAMA, "CAUSAL_LM", TEXT_LENGTHS, methods=[*PEFT_METHODS, "adalora", "dora", "vera", "full", "freeze"]),
+    Base(
+        "llama_nf4",
+        # On a CPU bitsandbytes decodes rows wrongly that are not whole blocks of 64.
+        decoder(LlamaForCausalLM, LlamaConfig, vocab_size=60, hidden_size=64, intermediate_size=64),
+        LLAMA,
+        "CAUSAL_LM",
+        TEXT_LENGTHS,
+        quantization="nf4",
+        steps=100,
+        lr=1e-3,
+        methods=["lora"],
+    ),
+    Base(
+        "llama_int8",
+        decoder(LlamaForCausalLM, LlamaConfig, vocab_size=60, num_hidden_layers=1),
+        LLAMA,
+        "CAUSAL_LM",
+        TEXT_LENGTHS,
+        quantization="int8",
+        methods=["lora"],
+    ),
     Base(
         "llama_tied",
         decoder(LlamaForCausalLM, LlamaConfig, tie_word_embeddings=True),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::Tensor;
-use epiphyte_ops::FrozenMatrix;
+use epiphyte_ops::{FrozenMatrix, Quantization};
 
 use crate::adapter::{Role, Site};
 use crate::blocks::{LayerNames, LayerShape};
@@ -79,6 +79,15 @@ impl BaseTensor {
         }
     }
 
+    /// The values as [`BaseTensor::to_flat`] has them, but as they were before they were quantized:
+    /// what a copy that is trained starts from.
+    pub fn to_unquantized_flat(&self) -> Tensor<1> {
+        match &self.values {
+            BaseValues::Vector(vector) => vector.clone(),
+            BaseValues::Matrix { matrix, .. } => self.flatten(matrix.to_unquantized_tensor()),
+        }
+    }
+
     /// A matrix's values as `[out, in]` for a linear layer, `[rows, hidden]` for a table; none for
     /// a vector.
     pub fn to_matrix(&self) -> Option<Tensor<2>> {
@@ -121,6 +130,11 @@ impl BaseTensor {
             BaseValues::Vector(_) => None,
             BaseValues::Matrix { matrix, .. } => Some(matrix),
         }
+    }
+
+    /// In which format it is quantized, if it is.
+    pub fn quantization(&self) -> Option<Quantization> {
+        self.matrix()?.quantization()
     }
 
     /// Where in the model it is used first.
@@ -302,6 +316,11 @@ impl Base {
             .filter(|(name, _)| !self.is_of_head(name))
             .map(|(_, tensor)| tensor.count())
             .sum()
+    }
+
+    /// In which format its linear layers are quantized, if any is.
+    pub fn quantization(&self) -> Option<Quantization> {
+        self.tensors.values().find_map(BaseTensor::quantization)
     }
 
     /// The base without the task's head, for adapters that have none. It shares the tensors.

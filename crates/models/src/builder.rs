@@ -5,7 +5,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use epiphyte_ops::{FrozenMatrix, Precision, Source as Values};
+use epiphyte_ops::quantized::QuantizedWeight;
+use epiphyte_ops::{FrozenMatrix, Precision, Quantization, Source as Values};
 
 use crate::ModelError;
 use crate::adapter::{Role, Site};
@@ -21,10 +22,33 @@ pub trait Source {
     /// If the source has no such tensor, or has it in another shape or type.
     fn open(&mut self, name: &str, shape: &[usize]) -> Result<Arc<Values>, ModelError>;
 
+    /// The weight `[out, in]` of a linear layer, if the source has it in 4 or 8 bits.
+    ///
+    /// # Errors
+    /// If parts of it are missing or do not fit.
+    fn quantized(
+        &mut self,
+        _name: &str,
+        _shape: [usize; 2],
+    ) -> Result<Option<QuantizedWeight>, ModelError> {
+        Ok(None)
+    }
+
     /// Whether the source has the tensor; an initializer has every one.
     fn contains(&self, _name: &str) -> bool {
         true
     }
+}
+
+/// What a matrix of the base is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum MatrixKind {
+    /// An embedding table.
+    Table,
+    /// The weight of a linear layer.
+    Linear,
+    /// The same, which Hugging Face stores as `[in, out]`.
+    Conv1d,
 }
 
 /// What a [`Base`] says about itself beside its tensors.
@@ -48,6 +72,7 @@ pub struct Builder<'a> {
     base_prefix: &'static str,
     device: Device,
     precision: Precision,
+    quantization: Option<Quantization>,
     depth: Depth,
     tensors: BTreeMap<String, BaseTensor>,
     linears: Vec<LinearInfo>,
@@ -69,6 +94,7 @@ impl<'a> Builder<'a> {
             base_prefix: "",
             device: device.clone().inner(),
             precision,
+            quantization: None,
             depth: Depth::Embeddings,
             tensors: BTreeMap::new(),
             linears: Vec::new(),
@@ -78,6 +104,15 @@ impl<'a> Builder<'a> {
             rotary: None,
             relative_bias: false,
             failures: Vec::new(),
+        }
+    }
+
+    /// Quantizes the weights of linear layers, without those after the last layer: embeddings,
+    /// heads and norms stay in the precision.
+    pub(crate) fn quantized(self, quantization: Option<Quantization>) -> Self {
+        Self {
+            quantization,
+            ..self
         }
     }
 
@@ -163,25 +198,15 @@ impl<'a> Builder<'a> {
 
     /// A matrix of the base: an embedding table `[rows, hidden]`.
     pub(crate) fn matrix(&mut self, name: &str, shape: [usize; 2]) -> Matrix {
-        self.new_matrix(name, shape, false)
+        self.new_matrix(name, shape, MatrixKind::Table)
     }
 
-    fn new_matrix(&mut self, name: &str, shape: [usize; 2], transposed: bool) -> Matrix {
+    fn new_matrix(&mut self, name: &str, shape: [usize; 2], kind: MatrixKind) -> Matrix {
+        let transposed = kind == MatrixKind::Conv1d;
         let known = self.tensors.get(name).map(|tensor| &tensor.values);
         let matrix = match known.or_else(|| self.shared_tensor(name)) {
             Some(BaseValues::Matrix { matrix, .. }) => matrix.clone(),
-            _ => {
-                let [rows, columns] = shape;
-                let source = if transposed {
-                    let stored = self.open(name, &[columns, rows]);
-                    Arc::new(move |range| transpose(&*stored, [columns, rows], range))
-                        as Arc<Values>
-                } else {
-                    self.open(name, &shape)
-                };
-                FrozenMatrix::from_source(source, shape, self.precision, &self.device)
-                    .expect("the precision was checked")
-            }
+            _ => self.read_matrix(name, shape, kind),
         };
         let values = BaseValues::Matrix {
             matrix: matrix.clone(),
@@ -189,6 +214,37 @@ impl<'a> Builder<'a> {
         };
         self.insert(name, values, false);
         Matrix::new(name, matrix, transposed)
+    }
+
+    fn read_matrix(&mut self, name: &str, shape: [usize; 2], kind: MatrixKind) -> FrozenMatrix {
+        const CHECKED: &str = "precision and quantization were checked";
+        let is_linear = kind != MatrixKind::Table;
+        if is_linear {
+            match self.source.quantized(name, shape) {
+                Ok(Some(weight)) => {
+                    let matrix = FrozenMatrix::from_quantized(weight, self.precision, &self.device);
+                    return matrix.expect(CHECKED);
+                }
+                Ok(None) => {}
+                Err(failure) => self.failures.push(failure),
+            }
+        }
+        let [rows, columns] = shape;
+        let source = match kind {
+            MatrixKind::Conv1d => {
+                let stored = self.open(name, &[columns, rows]);
+                Arc::new(move |range| transpose(&*stored, [columns, rows], range)) as Arc<Values>
+            }
+            MatrixKind::Table | MatrixKind::Linear => self.open(name, &shape),
+        };
+        let matrix = FrozenMatrix::from_source(source, shape, self.precision, &self.device);
+        match self.quantization {
+            Some(quantization) if is_linear && self.depth != Depth::Head => {
+                matrix.and_then(|matrix| matrix.quantized(quantization))
+            }
+            _ => matrix,
+        }
+        .expect(CHECKED)
     }
 
     /// A linear layer of the base: `{path}.weight` `[out, in]` and, if it has one, `{path}.bias`.
@@ -199,13 +255,13 @@ impl<'a> Builder<'a> {
         shape: [usize; 2],
         bias: bool,
     ) -> Linear {
-        let weight = self.matrix(&format!("{path}.weight"), shape);
+        let weight = self.new_matrix(&format!("{path}.weight"), shape, MatrixKind::Linear);
         self.linear_over(weight, path, role, bias)
     }
 
     /// A linear layer whose weight Hugging Face stores as `[in, out]`; `shape` is `[out, in]`.
     pub(crate) fn conv1d(&mut self, path: &str, role: Role, shape: [usize; 2]) -> Linear {
-        let weight = self.new_matrix(&format!("{path}.weight"), shape, true);
+        let weight = self.new_matrix(&format!("{path}.weight"), shape, MatrixKind::Conv1d);
         self.linear_over(weight, path, role, true)
     }
 

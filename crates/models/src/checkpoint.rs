@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use epiphyte_io::safetensors_file::Header;
 use epiphyte_io::{HeaderProblem, Sha256Hasher};
@@ -92,6 +92,20 @@ pub struct TensorView<'a> {
     pub shape: &'a [usize],
     /// The elements in row-major order, little-endian, at any alignment.
     pub bytes: &'a [u8],
+}
+
+/// The bytes of a tensor in a mapped file, which they keep open.
+#[derive(Debug)]
+pub(crate) struct SharedBytes {
+    checkpoint: Arc<Checkpoint>,
+    shard: usize,
+    bytes: Range<usize>,
+}
+
+impl AsRef<[u8]> for SharedBytes {
+    fn as_ref(&self) -> &[u8] {
+        &self.checkpoint.shards[self.shard].map[self.bytes.clone()]
+    }
 }
 
 impl Checkpoint {
@@ -260,6 +274,16 @@ impl Checkpoint {
     /// A tensor as it is stored, without copying it.
     pub fn tensor(&self, name: &str) -> Option<TensorView<'_>> {
         Some(self.view(self.tensors.get(name)?))
+    }
+
+    /// The bytes of a tensor as they are stored, in the mapped file.
+    pub(crate) fn shared_bytes(self: &Arc<Self>, name: &str) -> Option<SharedBytes> {
+        let location = self.tensors.get(name)?;
+        Some(SharedBytes {
+            checkpoint: self.clone(),
+            shard: location.shard,
+            bytes: location.bytes.clone(),
+        })
     }
 
     fn view<'c>(&'c self, location: &'c Location) -> TensorView<'c> {

@@ -9,6 +9,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use epiphyte_io::{FileError, HeaderProblem, SafetensorsError};
+use epiphyte_ops::Quantization;
 use safetensors::Dtype;
 
 /// What can go wrong between a Hugging Face directory and hidden states.
@@ -133,6 +134,32 @@ pub enum ModelError {
         found: String,
         /// The values that are supported.
         supported: &'static str,
+    },
+
+    /// A weight in 4 or 8 bits that cannot be used.
+    #[error("`{}`: quantized tensor `{tensor}`: {problem}", path.display())]
+    Quantized {
+        /// The model's directory.
+        path: PathBuf,
+        /// The weight.
+        tensor: String,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
+
+    /// A base whose files are quantized in another format than the one that was asked for.
+    #[error(
+        "`{}` is quantized to {found} already, so `quantization` cannot be {asked}: leave it out, or \
+         take the model that is not quantized",
+        path.display()
+    )]
+    OtherQuantization {
+        /// The model's directory.
+        path: PathBuf,
+        /// The format that was asked for.
+        asked: Quantization,
+        /// The format of the files.
+        found: Quantization,
     },
 
     /// The header of a safetensors file cannot be trusted.

@@ -36,6 +36,7 @@ pub mod keys;
 mod load;
 mod mapped_file;
 mod model;
+pub mod quantized;
 pub mod rope;
 pub mod shapes;
 mod tokens;

@@ -4,11 +4,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use burn::tensor::Device;
-use epiphyte_ops::{Precision, Source as Values, random};
+use epiphyte_ops::quantized::QuantizedWeight;
+use epiphyte_ops::{Precision, Quantization, Source as Values, random};
 
 use crate::ModelError;
 use crate::adapter::name_id;
-use crate::base::Base;
+use crate::base::{Base, BaseTensor};
 use crate::builder::{Builder, Source};
 use crate::checkpoint::Checkpoint;
 use crate::config::MOST_LABELS;
@@ -16,6 +17,7 @@ use crate::families::ModelConfig;
 use crate::heads::HeadKind;
 use crate::keys::{TensorReader, is_below};
 use crate::model::Model;
+use crate::quantized;
 
 /// A model read from a directory.
 #[derive(Debug)]
@@ -38,6 +40,8 @@ pub struct Loaded {
 pub struct LoadOptions {
     /// In which type frozen matrices are kept.
     pub precision: Precision,
+    /// In which format the linear layers' weights are quantized, if they are.
+    pub quantization: Option<Quantization>,
     /// From what a head that the checkpoint does not have starts.
     pub seed: u64,
     /// The base's dropout, in place of what its configuration says.
@@ -108,6 +112,9 @@ fn read(
     shared: Option<&Base>,
 ) -> Result<Loaded, ModelError> {
     options.precision.check(device)?;
+    if let Some(quantization) = options.quantization {
+        quantization.check(device)?;
+    }
     let mut config = ModelConfig::open(dir)?;
     if let Some(p) = options.base_dropout {
         config = config.with_dropout(p);
@@ -146,8 +153,26 @@ fn read(
             .is_some_and(|[copy, original]| source.reader.is_tied(copy, original)),
     };
     let prefix = rules.base_prefix;
-    let builder = Builder::new(&mut source, device, options.precision).sharing(shared, prefix);
+    let builder = Builder::new(&mut source, device, options.precision)
+        .quantized(options.quantization)
+        .sharing(shared, prefix);
     let model = family.build(head, tied, builder)?;
+    let quantized = || {
+        model
+            .base()
+            .tensors()
+            .values()
+            .filter_map(BaseTensor::quantization)
+    };
+    if let Some(asked) = options.quantization
+        && let Some(found) = quantized().find(|found| *found != asked)
+    {
+        return Err(ModelError::OtherQuantization {
+            path: checkpoint.path().to_owned(),
+            asked,
+            found,
+        });
+    }
     let has_head = source.replaced.is_empty() && source.absent.is_empty();
     let mut notes = source.notes(dir);
     let used = source.reader.used();
@@ -321,6 +346,17 @@ impl Source for FromCheckpoint<'_> {
             let values = checkpoint.part_as_f32(&stored, range);
             values.expect("shape and type were checked when the tensor was claimed")
         }))
+    }
+
+    fn quantized(
+        &mut self,
+        name: &str,
+        shape: [usize; 2],
+    ) -> Result<Option<QuantizedWeight>, ModelError> {
+        match is_below(self.task_head, name) {
+            true => Ok(None),
+            false => quantized::open(&self.checkpoint, &mut self.reader, name, shape),
+        }
     }
 
     fn contains(&self, name: &str) -> bool {

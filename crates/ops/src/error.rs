@@ -21,6 +21,12 @@ pub enum OpsError {
         "bf16 is for the CPU: a GPU keeps frozen matrices in f32, so ask for the precision f32"
     )]
     Bf16OnGpu,
+    /// A quantized base on a device that has no products for it.
+    #[error("a quantized base is for the CPU: on a GPU, leave out the quantization")]
+    QuantizedOnGpu,
+    /// A quantization of an unknown name.
+    #[error("unknown quantization `{0}`: use nf4, fp4, int8 or int4")]
+    UnknownQuantization(String),
     /// A precision of an unknown name.
     #[error("unknown precision `{0}`: use f32 or bf16")]
     UnknownPrecision(String),

@@ -8,11 +8,12 @@ use std::sync::{Arc, OnceLock};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use epiphyte_kernels::gemm::{self, Epilogue, Operand, PackedWeight, matmul};
 use epiphyte_kernels::memory::uninit_buffer;
+use epiphyte_kernels::quantized::QuantizedWeight;
 use epiphyte_kernels::{columns, embedding};
 use serde::{Deserialize, Serialize};
 
-use crate::OpsError;
 use crate::fused::{Fused, Gradient, Kept, Wanted, apply, on_processor, uses_fused};
+use crate::{OpsError, Quantization};
 
 /// Data type in which a frozen matrix is stored and multiplied: `f32` or `bf16` in files and flags.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -59,9 +60,17 @@ impl Precision {
 pub struct FrozenMatrix {
     shape: [usize; 2],
     precision: Precision,
+    quantization: Option<Quantization>,
     device: Device,
-    source: Arc<Source>,
+    source: Origin,
     values: Arc<OnceLock<Values>>,
+}
+
+/// Where the values of a frozen matrix come from.
+#[derive(Clone)]
+enum Origin {
+    Values(Arc<Source>),
+    Quantized(QuantizedWeight),
 }
 
 /// A function that returns a range of the row-major values of a frozen matrix, whole rows, the same
@@ -70,7 +79,6 @@ pub type Source = dyn Fn(Range<usize>) -> Vec<f32> + Send + Sync;
 
 /// On the CPU packed once, for the forward and the backward pass; elsewhere a tensor.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "it lies behind a pointer")]
 enum Values {
     Packed(PackedWeight),
     Dense(Tensor<2>),
@@ -95,7 +103,7 @@ impl FrozenMatrix {
             });
         }
         let matrix = Self::from_source(Arc::new(|_| Vec::new()), shape, precision, device)?;
-        let ordered = matrix.ordered(|range| &values[range]);
+        let ordered = matrix.packed_from(|range| &values[range]);
         Ok(Self {
             values: Arc::new(ordered.into()),
             ..matrix
@@ -117,8 +125,9 @@ impl FrozenMatrix {
         Ok(Self {
             shape,
             precision,
+            quantization: None,
             device: device.clone().inner(),
-            source,
+            source: Origin::Values(source),
             values: Arc::default(),
         })
     }
@@ -130,6 +139,69 @@ impl FrozenMatrix {
         let values = tensor.try_into_vec_as::<f32>();
         let values = values.expect("an f32 tensor on a device that can be read");
         Self::new(values, shape, Precision::F32, &device).expect("f32 values of this shape")
+    }
+
+    /// A frozen matrix that is quantized already.
+    ///
+    /// # Errors
+    /// As [`Precision::check`] and [`Quantization::check`].
+    pub fn from_quantized(
+        weight: QuantizedWeight,
+        precision: Precision,
+        device: &Device,
+    ) -> Result<Self, OpsError> {
+        let quantization = Quantization::from(weight.format());
+        precision.check(device)?;
+        quantization.check(device)?;
+        Ok(Self {
+            shape: weight.shape(),
+            precision,
+            quantization: Some(quantization),
+            device: device.clone().inner(),
+            source: Origin::Quantized(weight),
+            values: Arc::default(),
+        })
+    }
+
+    /// The matrix, quantized when it is first used; as it is if it is quantized already.
+    ///
+    /// # Errors
+    /// As [`Quantization::check`].
+    pub fn quantized(self, quantization: Quantization) -> Result<Self, OpsError> {
+        quantization.check(&self.device)?;
+        Ok(match self.source {
+            Origin::Quantized(_) => self,
+            Origin::Values(_) => Self {
+                quantization: Some(quantization),
+                values: Arc::default(),
+                ..self
+            },
+        })
+    }
+
+    /// In which format the matrix is quantized, if it is.
+    pub fn quantization(&self) -> Option<Quantization> {
+        self.quantization
+    }
+
+    /// The quantized weight, if the matrix is quantized.
+    pub fn as_quantized(&self) -> Option<&QuantizedWeight> {
+        self.quantization?;
+        self.packed()?.as_quantized()
+    }
+
+    /// The values as a tensor `[rows, columns]` as they are before they are quantized, if the
+    /// source has them: what a copy that is trained starts from.
+    pub fn to_unquantized_tensor(&self) -> Tensor<2> {
+        match self.source {
+            Origin::Values(_) if self.quantization.is_some() => Self {
+                quantization: None,
+                values: Arc::default(),
+                ..self.clone()
+            }
+            .to_tensor(),
+            _ => self.to_tensor(),
+        }
     }
 
     /// Rows and columns; for a linear layer, its outputs and inputs.
@@ -152,25 +224,40 @@ impl FrozenMatrix {
         };
         match self.values.get() {
             Some(values) => tensor(values),
-            // As they would be in use, with bfloat16's roundings.
-            None => tensor(&self.ordered(|range| (self.source)(range))),
+            // As they would be in use, with roundings.
+            None => tensor(&self.ordered()),
         }
     }
 
     /// The values in use.
     fn values(&self) -> &Values {
-        self.values
-            .get_or_init(|| self.ordered(|range| (self.source)(range)))
+        self.values.get_or_init(|| self.ordered())
     }
 
-    /// Values in the order in which products read them; `values` are those of a range of the
-    /// row-major ones.
-    fn ordered<V: AsRef<[f32]>>(&self, values: impl Fn(Range<usize>) -> V + Sync) -> Values {
+    /// The values in the form in which products read them.
+    fn ordered(&self) -> Values {
+        match &self.source {
+            Origin::Values(source) => self.packed_from(|range| source(range)),
+            Origin::Quantized(weight) => {
+                let precision = self.precision.into();
+                Values::Packed(PackedWeight::quantized(weight.clone(), precision))
+            }
+        }
+    }
+
+    /// [`FrozenMatrix::ordered`], where `values` are those of a range of the row-major ones.
+    fn packed_from<V: AsRef<[f32]>>(&self, values: impl Fn(Range<usize>) -> V + Sync) -> Values {
         let [rows, columns] = self.shape;
         if on_processor(&self.device) {
             let of_rows = |rows: Range<usize>| values(rows.start * columns..rows.end * columns);
             let precision = self.precision.into();
-            return Values::Packed(PackedWeight::pack_rows(of_rows, rows, columns, precision));
+            return Values::Packed(match self.quantization {
+                Some(format) => {
+                    let weight = QuantizedWeight::quantize(of_rows, self.shape, format.into());
+                    PackedWeight::quantized(weight, precision)
+                }
+                None => PackedWeight::pack_rows(of_rows, rows, columns, precision),
+            });
         }
         let values = values(0..rows * columns);
         Values::Dense(Tensor::from_data(
@@ -208,11 +295,15 @@ impl FrozenMatrix {
 impl fmt::Debug for FrozenMatrix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
-            shape, precision, ..
+            shape,
+            precision,
+            quantization,
+            ..
         } = self;
         f.debug_struct("FrozenMatrix")
             .field("shape", shape)
             .field("precision", precision)
+            .field("quantization", quantization)
             .finish_non_exhaustive()
     }
 }

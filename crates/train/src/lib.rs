@@ -71,6 +71,7 @@ mod lock;
 pub mod memory;
 mod merge;
 pub mod observer;
+mod quantize;
 mod run;
 mod run_directory;
 mod sentence_transformers;
@@ -86,6 +87,7 @@ pub use generate::{
 pub use interrupt::Interrupt;
 pub use merge::{MergeOptions, Merged, WeightType, WithoutHead, merge};
 pub use observer::Observer;
+pub use quantize::{Quantized, quantize};
 pub use run::{LoadedAdapter, Report, RunOptions, check_runs, open_adapter, train, train_several};
 pub use run_directory::holds_run;
 pub use scoring::evaluate::Evaluation;

@@ -8,6 +8,7 @@ use epiphyte_hub::Hub;
 use epiphyte_methods::file::{self, AdapterFile, AdapterMetadata, Provenance, TrainingExtent};
 use epiphyte_methods::{AdapterModule, ParameterCounts, StoredValues, by_name};
 use epiphyte_models::{Base, LoadOptions, Loaded, ModelConfig};
+use epiphyte_ops::Quantization;
 use serde::Serialize;
 
 use crate::interrupt::Interrupt;
@@ -148,6 +149,7 @@ pub fn check_runs(runs: &[RunConfig]) -> Result<(), TrainError> {
         let agreements = [
             ("model", run.model == first.model),
             ("precision", run.precision == first.precision),
+            ("quantization", run.quantization == first.quantization),
             ("base_dropout", run.base_dropout == first.base_dropout),
         ];
         if let Some((key, _)) = agreements.into_iter().find(|(_, agrees)| !agrees) {
@@ -244,6 +246,7 @@ impl<'a> Prepared<'a> {
         }
         let load = LoadOptions {
             precision: run.precision,
+            quantization: run.quantization,
             seed: run.seed,
             base_dropout: run.base_dropout,
             new_head,
@@ -485,6 +488,7 @@ fn metadata(
             version: env!("CARGO_PKG_VERSION").to_owned(),
             method: run.method.clone(),
             base_sha256: task_model.loaded.content_hash.clone(),
+            base_quantization: task_model.loaded.model.base().quantization(),
             base_config: Some(task_model.loaded.config.computation()),
             tokenizer_sha256: task_model.tokenizer.content_hash().to_owned(),
             task: serde_json::to_value(&task_model.spec).expect("a task is plain values"),
@@ -599,6 +603,27 @@ pub(crate) fn warn_if_interrupted(file: &AdapterFile) {
     );
 }
 
+/// Warns of a base that is quantized in another way than the one over which an adapter was trained.
+pub(crate) fn warn_if_otherwise_quantized(file: &AdapterFile, base: &Base) {
+    let Some(provenance) = file.provenance() else {
+        return;
+    };
+    let (then, now) = (provenance.base_quantization, base.quantization());
+    let name = |quantization: Option<Quantization>| match quantization {
+        Some(quantization) => format!("a base in {quantization}"),
+        None => "a base that is not quantized".to_owned(),
+    };
+    if then != now {
+        tracing::warn!(
+            "the adapter `{}` was trained over {}, and is used over {}: its results may differ a \
+             little",
+            file.directory().display(),
+            name(then),
+            name(now)
+        );
+    }
+}
+
 /// Opens a base for a task, with an adapter on it if one is given.
 ///
 /// `spec` overrides the task that the adapter's configuration names. It is needed for adapters that
@@ -634,6 +659,7 @@ pub fn open_adapter(
                     task_model.tokenizer.content_hash(),
                 )?;
             }
+            warn_if_otherwise_quantized(&file, task_model.loaded.model.base());
             Some(file.load(task_model.loaded.model.base(), device)?)
         }
         None => None,

@@ -23,6 +23,7 @@ use burn::tensor::Device;
 use epiphyte_io::PendingFile;
 use epiphyte_io::safetensors_file::prepare_values;
 use epiphyte_models::{Base, Checkpoint, ModelError};
+use epiphyte_ops::Quantization;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -54,6 +55,9 @@ pub struct Provenance {
     pub method: String,
     /// SHA-256 of the base's tensors.
     pub base_sha256: String,
+    /// How the base's linear layers were quantized; none if they were not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_quantization: Option<Quantization>,
     /// The values of the base's `config.json` on which results depend; none in older files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_config: Option<Map<String, Value>>,

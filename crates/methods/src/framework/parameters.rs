@@ -203,7 +203,7 @@ impl Param {
             Init::Normal { std } => tensor(random::normal(draw, count, *std)),
             Init::TruncatedNormal { std } => tensor(random::truncated_normal(draw, count, *std)),
             Init::Values(values) => tensor(values.to_vec()),
-            Init::Base(base) => base.to_flat(),
+            Init::Base(base) => base.to_unquantized_flat(),
             Init::Computed(compute) => tensor(compute()),
         }
     }

@@ -329,6 +329,7 @@ fn metadata(method: &str) -> AdapterMetadata {
             version: "0".to_owned(),
             method: method.to_owned(),
             base_sha256: String::new(),
+            base_quantization: None,
             base_config: None,
             tokenizer_sha256: String::new(),
             task: Value::Null,

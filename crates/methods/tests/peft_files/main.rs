@@ -307,6 +307,7 @@ fn written_again(dir: &Path, model: &Model) -> tempfile::TempDir {
             version: String::new(),
             method: file.config().definition().name.to_owned(),
             base_sha256: String::new(),
+            base_quantization: None,
             base_config: None,
             tokenizer_sha256: String::new(),
             task: Value::Null,

@@ -92,6 +92,7 @@ fn a_saved_adapter_gives_the_same_outputs_when_it_is_loaded() {
                 version: "0".to_owned(),
                 method: case.method.to_owned(),
                 base_sha256: "0".repeat(64),
+                base_quantization: None,
                 base_config: None,
                 tokenizer_sha256: "0".repeat(64),
                 task: Value::Null,

@@ -7,5 +7,6 @@ mod decoding;
 mod equivalence;
 mod finite_differences;
 mod gradients;
+mod quantized;
 mod support;
 mod virtual_tokens;

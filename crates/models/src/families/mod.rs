@@ -231,11 +231,13 @@ impl ModelConfig {
         let model_type: Option<String> = json.get("model_type", None)?;
         if let Some(quantization) = json.object("quantization_config")? {
             let method: String = quantization.get("quant_method", String::new())?;
-            return Err(json.unsupported(
-                "quantization_config",
-                format!("a base that was saved quantized ({method})"),
-                "F64, F32, F16 and BF16 weights",
-            ));
+            if method != "bitsandbytes" {
+                return Err(json.unsupported(
+                    "quantization_config",
+                    format!("a base that was saved quantized ({method})"),
+                    "bitsandbytes, and F64, F32, F16 and BF16 weights",
+                ));
+            }
         }
         let of_type = |model_type: String| {
             let mut families = FAMILIES.iter();

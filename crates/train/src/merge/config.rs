@@ -12,10 +12,12 @@ use super::WeightType;
 use crate::{TaskSpec, TrainError};
 
 /// The name of the file.
-pub(super) const FILE: &str = "config.json";
+pub(crate) const FILE: &str = "config.json";
+/// The key that says how the weights are quantized.
+pub(crate) const QUANTIZATION: &str = "quantization_config";
 
 /// The base's `config.json`, parsed.
-pub(super) fn read(base: &Path) -> Result<Map<String, Value>, TrainError> {
+pub(crate) fn read(base: &Path) -> Result<Map<String, Value>, TrainError> {
     let path = base.join(FILE);
     let bytes = fs::read(&path).map_err(FileError::at("read", &path))?;
     serde_json::from_slice(&bytes).map_err(|error| TrainError::State {

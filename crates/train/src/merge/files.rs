@@ -65,7 +65,7 @@ fn is_file_of_folder(name: &str) -> bool {
 /// # Errors
 /// If a directory cannot be read; [`TrainError::NotCopied`] if one of the files is no regular file
 /// of the base's: a link to elsewhere, a pipe, a device.
-pub(super) fn files_of(base: &Path) -> Result<Vec<PathBuf>, TrainError> {
+pub(crate) fn files_of(base: &Path) -> Result<Vec<PathBuf>, TrainError> {
     let mut files = Vec::new();
     for name in names_in(base)? {
         let path = base.join(&name);
@@ -101,7 +101,7 @@ pub(crate) fn copy_tokenizer(base: &Path, to: &Path) -> Result<(), TrainError> {
 }
 
 /// Copies a file of [`files_of`].
-pub(super) fn copy(base: &Path, file: &Path, to: &Path) -> Result<(), TrainError> {
+pub(crate) fn copy(base: &Path, file: &Path, to: &Path) -> Result<(), TrainError> {
     let target = to.join(file);
     if let Some(parent) = target.parent() {
         fs::create_dir_all(parent).map_err(FileError::at("create", parent))?;

@@ -4,7 +4,7 @@
 //! wrote there is replaced, and `config.json`, without which no program takes it for a model, goes
 //! first and comes last.
 
-mod config;
+pub(crate) mod config;
 pub(crate) mod files;
 
 use std::collections::BTreeSet;
@@ -21,6 +21,7 @@ use epiphyte_methods::AdapterModule;
 use epiphyte_methods::file::AdapterFile;
 use epiphyte_models::checkpoint::TensorView;
 use epiphyte_models::keys::TensorReader;
+use epiphyte_models::quantized::is_beside_weight;
 use epiphyte_models::{
     Adapter, AdapterBatch, Base, BaseTensor, Checkpoint, DecoderTokens, HeadKind, Identity,
     LoadOptions, Model, ModelConfig, ModelError, Tokens, load,
@@ -29,13 +30,13 @@ use epiphyte_ops::Sequences;
 use serde::Serialize;
 
 use crate::lock::Lock;
-use crate::run::{LoadedAdapter, warn_if_interrupted, write_files};
+use crate::run::{LoadedAdapter, warn_if_interrupted, warn_if_otherwise_quantized, write_files};
 use crate::{TaskSpec, TrainError};
 
 /// The merged model's tensors.
-const WEIGHTS_FILE: &str = "model.safetensors";
+pub(crate) const WEIGHTS_FILE: &str = "model.safetensors";
 /// What the metadata of a merged model's tensors has, so that it is known for what it is.
-const MARK: (&str, &str) = ("epiphyte", "merged");
+pub(crate) const MARK: (&str, &str) = ("epiphyte", "merged");
 /// The chat template of a model's directory.
 const CHAT_TEMPLATE: &str = "chat_template.jinja";
 
@@ -233,6 +234,7 @@ impl WithoutHead {
             HeadKind::LanguageModel => loaded.model.base().clone(),
             _ => loaded.model.base().without_head(),
         };
+        warn_if_otherwise_quantized(file, &base);
         let module = file.load(&base, &device)?;
         Ok(Self {
             model: loaded.model,
@@ -279,7 +281,10 @@ impl WithoutHead {
 
 /// The head with which a checkpoint loads when nothing says a task: a language model's where it is
 /// one, else one that is not used.
-fn head_of_files(model_dir: &Path, config: &ModelConfig) -> Result<HeadKind, TrainError> {
+pub(crate) fn head_of_files(
+    model_dir: &Path,
+    config: &ModelConfig,
+) -> Result<HeadKind, TrainError> {
     let class = config.family().class_name(HeadKind::LanguageModel);
     let is_named = class.as_ref().is_some_and(|class| {
         let architectures = &config.facts().architectures;
@@ -396,7 +401,10 @@ impl Parts<'_> {
                     (true, Some(stored)) => stored,
                     _ => name.clone(),
                 },
-                stored: view.filter(|view| view.shape == shape && view.is_float()),
+                // What was quantized is written as it was in use, dequantized.
+                stored: view.filter(|view| {
+                    view.shape == shape && view.is_float() && tensor.quantization().is_none()
+                }),
                 shape,
                 base: Some(tensor),
                 merged,
@@ -409,7 +417,9 @@ impl Parts<'_> {
             };
             let tied = family.tied().filter(|names| is_copy(&mut reader, *names));
             let used: BTreeSet<String> = parts.iter().map(|part| part.name.clone()).collect();
-            let rest = checkpoint.names().filter(|name| !used.contains(*name));
+            let rest = checkpoint
+                .names()
+                .filter(|name| !used.contains(*name) && !is_beside_weight(name));
             let skipped = tied.and_then(|[copy, _]| reader.stored_name(copy));
             for name in rest.filter(|name| Some(*name) != skipped.as_deref()) {
                 let view = checkpoint.tensor(name);
@@ -446,6 +456,7 @@ impl Parts<'_> {
         if self.untied_head()?.is_some() {
             json.insert("tie_word_embeddings".to_owned(), false.into());
         }
+        json.shift_remove(config::QUANTIZATION);
         if let Some((spec, tokenizer)) = self.task.filter(|_| !self.keeps_head()) {
             config::set_task(&mut json, self.config, spec);
             config::set_padding(&mut json, self.config, self.base, tokenizer)?;
@@ -557,7 +568,7 @@ fn write_tensors(
 }
 
 /// Checks that the output directory is empty, or an earlier merged model that may be replaced.
-fn check_output<'a>(
+pub(crate) fn check_output<'a>(
     output: &Path,
     written: impl Iterator<Item = &'a Path>,
     overwrite: bool,
@@ -598,7 +609,7 @@ fn check_output<'a>(
 
 /// Holds `output` for one merge at a time, by a file next to it, and removes what a killed one left
 /// there.
-fn lock(output: &Path) -> Result<Lock, TrainError> {
+pub(crate) fn lock(output: &Path) -> Result<Lock, TrainError> {
     let parent = parent(output);
     fs::create_dir_all(parent).map_err(FileError::at("create", parent))?;
     let name = output.file_name().unwrap_or_default().to_string_lossy();
@@ -608,7 +619,7 @@ fn lock(output: &Path) -> Result<Lock, TrainError> {
 }
 
 /// Writes a model's directory through `fill`, whole or not at all.
-fn write_model(
+pub(crate) fn write_model(
     output: &Path,
     fill: impl FnOnce(&Path) -> Result<(), TrainError>,
 ) -> Result<(), TrainError> {

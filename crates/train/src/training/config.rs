@@ -11,7 +11,7 @@ use epiphyte_methods::by_name;
 use epiphyte_methods::framework::settings::{SettingError, Settings, parse};
 use epiphyte_models::ModelConfig;
 use epiphyte_models::heads::{EmbeddingLoss, EmbeddingPooling};
-use epiphyte_ops::Precision;
+use epiphyte_ops::{Precision, Quantization};
 use serde_json::{Map, Value};
 
 use crate::TrainError;
@@ -138,6 +138,9 @@ epiphyte_methods::settings! {
         base_dropout: Option<f64> = None, in Fraction, unset "as its config.json says";
         /// Data type of the frozen base: f32 or bf16.
         precision: Precision = Precision::F32, as Text;
+        /// Quantize the linear layers of the frozen base: nf4, fp4, int8 or int4. Products decode
+        /// them to --precision. What the method itself trains in their place is f32.
+        quantization: Option<Quantization> = None, as Text, unset "none, or as the base's files are";
         /// Approximate number of tokens in a micro-batch; a larger batch is split, and its
         /// gradients are accumulated.
         micro_batch_tokens: Option<usize> = None, alias "tokens-per-pass", in Positive,

@@ -10,5 +10,6 @@ mod evaluation;
 mod inputs;
 mod masked_lm;
 mod merged;
+mod quantized;
 mod resume;
 mod world;

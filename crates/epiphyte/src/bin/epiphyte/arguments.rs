@@ -3,7 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    data, eval, generate, inspect, merge, methods, predict, prompts, quickstart, shell, train,
+    data, eval, generate, inspect, merge, methods, predict, prompts, quantize, quickstart, shell,
+    train,
 };
 use crate::global::Global;
 
@@ -60,6 +61,9 @@ pub(crate) enum Command {
     /// Fold an adapter into its base
     #[command(after_help = merge::EXAMPLES)]
     Merge(merge::Arguments),
+    /// Write a base model with its linear layers in 4 or 8 bits
+    #[command(after_help = quantize::EXAMPLES)]
+    Quantize(quantize::Arguments),
     /// Show what a bug report needs: version, processor, memory, devices, caches
     #[command(after_help = "Examples:\n  epiphyte doctor\n  epiphyte doctor --json")]
     Doctor,

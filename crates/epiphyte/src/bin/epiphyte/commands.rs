@@ -10,6 +10,7 @@ pub(crate) mod merge;
 pub(crate) mod methods;
 pub(crate) mod predict;
 pub(crate) mod prompts;
+pub(crate) mod quantize;
 pub(crate) mod quickstart;
 mod shape;
 pub(crate) mod shell;

@@ -9,7 +9,7 @@ use epiphyte::data::{Batches, DataFile, Order, ReadOptions, Table};
 use epiphyte::methods::file::AdapterFile;
 use epiphyte::models::heads::EmbeddingPooling;
 use epiphyte::models::{HeadKind, LoadOptions, ModelConfig, head_outputs};
-use epiphyte::ops::Precision;
+use epiphyte::ops::{Precision, Quantization};
 use epiphyte::train::tasks::class_order::{BaseClasses, ClassOrder, TrainedHead, for_prediction};
 use epiphyte::train::tasks::names as task_names;
 use epiphyte::train::tasks::presets::Preset;
@@ -59,9 +59,22 @@ pub(crate) struct ModelArguments {
     /// Data type of the frozen base: f32 or bf16
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     pub(crate) precision: Precision,
+    /// Quantize the linear layers of the base: nf4, fp4, int8 or int4 [default: none, or as the
+    /// base's files are]
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) quantization: Option<Quantization>,
 }
 
 impl ModelArguments {
+    /// How the base is loaded.
+    pub(crate) fn load_options(&self) -> LoadOptions {
+        LoadOptions {
+            precision: self.precision,
+            quantization: self.quantization,
+            ..LoadOptions::default()
+        }
+    }
+
     /// What is read of a base model in `model` and of the adapter.
     pub(crate) fn inputs<'a>(&'a self, model: &'a Path) -> Vec<Input<'a>> {
         let adapter = self.adapter.as_deref();
@@ -99,10 +112,7 @@ pub(crate) struct Located<'a> {
 impl Located<'_> {
     /// Loads base and adapter for a task.
     pub(crate) fn load(self, spec: TaskSpec, global: &Global) -> Result<LoadedAdapter> {
-        let load = LoadOptions {
-            precision: self.arguments.precision,
-            ..LoadOptions::default()
-        };
+        let load = self.arguments.load_options();
         Ok(open_adapter(
             &self.model,
             self.adapter,

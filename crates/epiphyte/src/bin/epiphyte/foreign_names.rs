@@ -202,7 +202,7 @@ const OTHERWISE: &[(&[&str], &str)] = &[
     (&["use_cpu", "no_cuda", "device_map"], "pass --device"),
     (
         &["load_in_8bit", "load_in_4bit", "quantization_config"],
-        "a frozen base is f32 or bf16: see `precision`",
+        "see `quantization`, which is nf4, fp4, int8 or int4",
     ),
 ];
 

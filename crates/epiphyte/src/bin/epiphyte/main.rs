@@ -70,6 +70,7 @@ fn main() -> ExitCode {
         Command::Inspect(arguments) => commands::inspect::run(arguments, &global),
         Command::Prompts(command) => commands::prompts::run(command, &global),
         Command::Merge(arguments) => commands::merge::run(arguments, &global),
+        Command::Quantize(arguments) => commands::quantize::run(arguments, &global),
         Command::Doctor => commands::doctor::run(&global),
         Command::Completions(arguments) => commands::shell::completions(&arguments),
         Command::Man(arguments) => commands::shell::manual(&arguments),

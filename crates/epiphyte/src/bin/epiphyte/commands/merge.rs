@@ -117,10 +117,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
             return Err(UsageError::Other(problem.to_owned()).into());
         }
         None => {
-            let load = LoadOptions {
-                precision: arguments.model.precision,
-                ..LoadOptions::default()
-            };
+            let load = arguments.model.load_options();
             let allow_other_base = arguments.model.allow_other_base;
             WithoutHead::open(&model, file, allow_other_base, &load)?
                 .merge(&model, output, &options)?
