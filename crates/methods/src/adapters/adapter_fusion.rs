@@ -386,6 +386,7 @@ mod tests {
                 method: method.to_owned(),
                 base_sha256: "0".repeat(64),
                 base_config: None,
+                base_quantization: None,
                 tokenizer_sha256: "0".repeat(64),
                 task: Value::Null,
                 account: None,

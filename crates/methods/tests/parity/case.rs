@@ -92,7 +92,6 @@ pub(crate) fn check(base: &Base, method: &str, differences: &mut Vec<String>) ->
         case.module.parameters().derive(false);
     }
 
-    let module = &case.module;
     same("losses", &losses, OUTPUTS);
     same(
         "loss_after",
