@@ -93,8 +93,8 @@ pub trait Change: Debug + Send + Sync {
         0.0
     }
 
-    /// The layer's output with `d(x) ΔWᵀ` added, `[tokens, out]`, for those who compute it
-    /// without `ΔW`.
+    /// The layer's output with `d(x) ΔWᵀ` added, `[tokens, out]`, for those who compute it without
+    /// `ΔW`.
     fn add_to(&self, product: LazyLinear, dropout: Option<Dropout>) -> Tensor<2> {
         let x = dropped(&product, dropout);
         let change = linear(x, &Weight::Trained(self.matrix()), None);
