@@ -69,6 +69,7 @@ fn one(
                 method: file.config().definition().name.to_owned(),
                 base_sha256: String::new(),
                 base_config: None,
+                base_quantization: None,
                 tokenizer_sha256: String::new(),
                 task: Value::Null,
                 account: None,
