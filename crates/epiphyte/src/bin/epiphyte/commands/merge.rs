@@ -7,7 +7,6 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use epiphyte::methods::file::combine::{Combination, combine};
 use epiphyte::methods::file::{AdapterFile, CONFIG_FILE};
-use epiphyte::models::LoadOptions;
 use epiphyte::train::{MergeOptions, WeightType, WithoutHead, merge};
 
 use crate::data_arguments::{ModelArguments, spec_of_adapter};
