@@ -12,7 +12,7 @@ use burn::tensor::Device;
 use epiphyte_data::{Batches, Example, Order, Target};
 use epiphyte_methods::{AdapterModule, by_name};
 use epiphyte_models::{HeadKind, ModelConfig, random_model};
-use epiphyte_ops::Precision;
+use epiphyte_ops::{Precision, allocator};
 use epiphyte_train::observer::Silent;
 use epiphyte_train::report::journal::{self, Record};
 use epiphyte_train::training::identity::Identity;
@@ -21,7 +21,7 @@ use epiphyte_train::{Interrupt, RunConfig, TaskKind, Trainer, Workload, memory, 
 use serde_json::{Map, Value, json};
 
 use crate::arguments::Arguments;
-use crate::{MEMORY, print};
+use crate::print;
 
 /// Measures the work that `arguments` name; `started` is when the process began.
 pub(crate) fn run(arguments: &[String], started: Instant) -> Result<()> {
@@ -122,7 +122,7 @@ pub(crate) fn run(arguments: &[String], started: Instant) -> Result<()> {
         "processor_s_per_step": processor / (steps + warmup) as f64,
         "tokens_per_s": tokens_per_s,
         "peak_rss_bytes": memory::peak_resident_bytes(),
-        "peak_live_bytes": MEMORY.peak(),
+        "peak_live_bytes": allocator::peak_bytes(),
         "first_step_s": before + ends[0].0,
         "loss": ends.last().map(|end| end.1),
     });

@@ -14,19 +14,17 @@ mod adapter_logits;
 mod arguments;
 mod bench_decode;
 mod bench_step;
-mod counting;
 mod quickstart_base;
 mod rows;
 
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-
-use crate::counting::Counting;
+use epiphyte_ops::allocator::CountingAllocator;
 
 /// Counts the memory in use, which `bench-step` reports.
 #[global_allocator]
-static MEMORY: Counting = Counting::new();
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 fn main() -> Result<()> {
     let started = Instant::now();

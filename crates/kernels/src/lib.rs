@@ -9,6 +9,7 @@
 
 pub mod activation;
 pub mod adamw;
+pub mod allocator;
 pub mod attention;
 pub mod columns;
 pub mod cross_entropy;

@@ -26,6 +26,7 @@ pub mod framework {
     pub mod patterns;
     pub mod settings;
     pub mod targets;
+    pub mod taxonomy;
     pub mod whole;
 }
 
@@ -181,4 +182,5 @@ pub use framework::method::{
 pub use framework::parameters::{Init, Param, ParamGroup, ParamId, ParamKind, ParameterSet};
 pub use framework::settings::{Flag, FlagKind, Settings};
 pub use framework::targets::Modules;
+pub use framework::taxonomy::{Claims, Kind};
 pub use registry::{AnyConfig, Definition, METHODS, by_name, by_peft_config};

@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 
 use crate::framework::method::{KeyStyle, Method, MethodConfig};
 use crate::framework::settings::{self, Flag, SettingError};
+use crate::framework::taxonomy::{Claims, Kind};
 use crate::{
     MethodError, ParameterSet, adapters, hybrid, reparametrized, selective, side_networks,
     soft_prompts,
@@ -156,6 +157,10 @@ pub struct Definition {
     pub keys: KeyStyle,
     /// As [`MethodConfig::LEARNING_RATE`].
     pub learning_rate: f64,
+    /// As [`MethodConfig::kind`].
+    pub kind: fn() -> Kind,
+    /// As [`MethodConfig::CLAIMS`].
+    pub claims: Option<Claims>,
     /// Its flags.
     pub flags: &'static [Flag],
     /// The default of each setting.
@@ -198,6 +203,8 @@ impl Definition {
             paper: C::PAPER,
             keys: C::KEYS,
             learning_rate: C::LEARNING_RATE,
+            kind: C::kind,
+            claims: C::CLAIMS,
             flags: C::FLAGS,
             defaults: || object(&C::default()),
             merges: C::MERGES,

@@ -70,21 +70,19 @@ pub fn load(
     read(dir, head, device, options, None)
 }
 
-impl Loaded {
-    /// The same directory with another head. All tensors except the head's are shared with this
-    /// one, so that it costs next to no memory.
-    ///
-    /// # Errors
-    /// As [`load`].
-    pub fn with_head(
-        &self,
-        dir: &Path,
-        head: HeadKind,
-        device: &Device,
-        options: &LoadOptions,
-    ) -> Result<Self, ModelError> {
-        read(dir, head, device, options, Some(self.model.base()))
-    }
+/// Reads the model of a directory from which `base` was read before, with this head. All tensors
+/// except the head's are shared, so that it costs next to no memory.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_sharing(
+    base: &Base,
+    dir: &Path,
+    head: HeadKind,
+    device: &Device,
+    options: &LoadOptions,
+) -> Result<Loaded, ModelError> {
+    read(dir, head, device, options, Some(base))
 }
 
 /// Checks that a tensor of the checkpoint has the hidden size, before anything of that size is

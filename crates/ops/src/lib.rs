@@ -58,6 +58,7 @@ pub use residual::add;
 pub use rope::{Angles, rotate};
 pub use sequences::Sequences;
 
+pub use epiphyte_kernels::allocator;
 pub use epiphyte_kernels::memory::keep_freed_memory;
 pub use epiphyte_kernels::quantized;
 pub use epiphyte_kernels::random;

@@ -339,6 +339,19 @@ pub enum TrainError {
         /// The parameters' keys.
         names: Vec<String>,
     },
+    /// A method's own account of itself is not true.
+    #[error(
+        "the method `{method}` declares {declaration}, but {found}: its account is wrong, which is an error \
+         of the method and not of the run; the adapter is saved"
+    )]
+    Account {
+        /// The method.
+        method: String,
+        /// What it declares.
+        declaration: String,
+        /// What was measured.
+        found: String,
+    },
     /// A number is NaN or infinite.
     #[error(
         "step {step}: {what} is not finite; begin anew (--overwrite) with a lower learning rate or a longer \

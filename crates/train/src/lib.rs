@@ -27,6 +27,7 @@ pub mod scoring {
     pub(crate) mod answers;
     pub mod embeddings;
     pub mod evaluate;
+    pub mod inference;
     pub(crate) mod majority;
     pub mod metrics;
     pub(crate) mod model_input;
@@ -35,6 +36,7 @@ pub mod scoring {
 
 /// What a run writes about itself: log, TensorBoard events, model card.
 pub mod report {
+    pub mod account;
     pub mod journal;
     pub mod model_card;
     pub(crate) mod run_card;
@@ -88,7 +90,9 @@ pub use interrupt::Interrupt;
 pub use merge::{MergeOptions, Merged, WeightType, WithoutHead, merge};
 pub use observer::Observer;
 pub use quantize::{Quantized, quantize};
-pub use run::{LoadedAdapter, Report, RunOptions, check_runs, open_adapter, train, train_several};
+pub use run::{
+    LoadedAdapter, Report, RunOptions, SharedBase, check_runs, open_adapter, train, train_several,
+};
 pub use run_directory::holds_run;
 pub use scoring::evaluate::Evaluation;
 pub use tasks::{TASKS, Task, TaskKind, TaskModel, TaskRows, TaskSpec};

@@ -1,6 +1,7 @@
 //! A run from its files to its adapter.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use burn::tensor::Device;
 use epiphyte_data::{Batches, Day, Order, ReadOptions, Table};
@@ -8,17 +9,19 @@ use epiphyte_hub::Hub;
 use epiphyte_methods::file::{self, AdapterFile, AdapterMetadata, Provenance, TrainingExtent};
 use epiphyte_methods::{AdapterModule, ParameterCounts, StoredValues, by_name};
 use epiphyte_models::{Base, LoadOptions, Loaded, ModelConfig};
-use epiphyte_ops::Quantization;
+use epiphyte_ops::{Precision, Quantization};
 use serde::Serialize;
 
 use crate::interrupt::Interrupt;
 use crate::merge::files::copy_tokenizer;
 use crate::observer::Observer;
+use crate::report::account::{Change, Cost, RunAccount};
 use crate::report::model_card::ModelCard;
 use crate::report::run_card::card;
 use crate::report::settings::resolved_settings;
 use crate::run_directory::{CARD_FILE, RunDirectory, Start};
 use crate::scoring::evaluate::Evaluation;
+use crate::scoring::inference::Inference;
 use crate::scoring::majority::Majority;
 use crate::scoring::metrics::Metrics;
 use crate::tasks::{TaskModel, TaskSpec};
@@ -44,6 +47,47 @@ pub struct RunOptions {
     pub model_dir: Option<PathBuf>,
     /// Where tensors live; if not said, Burn's default device: a GPU in a build with a GPU backend.
     pub device: Device,
+    /// Keeps the base in memory for the runs that follow with clones of these options.
+    pub shared_base: Option<SharedBase>,
+    /// Measure what a forward pass with the trained adapter costs more than one without.
+    pub measure_inference: bool,
+}
+
+/// A base that stays in memory from one run to the next. Runs with another base, precision or
+/// dropout read their own, which then takes its place.
+#[derive(Clone, Debug, Default)]
+pub struct SharedBase(Arc<Mutex<Option<KeptBase>>>);
+
+/// A base with what it was read from.
+#[derive(Debug)]
+struct KeptBase {
+    directory: PathBuf,
+    precision: Precision,
+    dropout: Option<f64>,
+    base: Base,
+}
+
+impl SharedBase {
+    /// The base, if it is that of `directory` as `load` asks for it.
+    fn of(&self, directory: &Path, load: &LoadOptions) -> Option<Base> {
+        let kept = self.0.lock().expect("no holder of the lock panics");
+        let kept = kept.as_ref().filter(|kept| {
+            kept.directory == directory
+                && kept.precision == load.precision
+                && kept.dropout == load.base_dropout
+        });
+        Some(kept?.base.clone())
+    }
+
+    fn keep(&self, directory: &Path, load: &LoadOptions, base: &Base) {
+        let kept = KeptBase {
+            directory: directory.to_owned(),
+            precision: load.precision,
+            dropout: load.base_dropout,
+            base: base.without_head(),
+        };
+        *self.0.lock().expect("no holder of the lock panics") = Some(kept);
+    }
 }
 
 impl RunOptions {
@@ -90,6 +134,12 @@ pub struct Report {
     /// The most memory that the process held.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peak_memory_bytes: Option<u64>,
+    /// What training changed, as the run's account has it; none if the run was interrupted.
+    #[serde(skip)]
+    pub change: Option<Change>,
+    /// What training took, as the run's account has it.
+    #[serde(skip)]
+    pub cost: Cost,
 }
 
 /// Trains, and writes the adapter and its model card. `observer` hears of every step and
@@ -213,7 +263,8 @@ impl<'a> Prepared<'a> {
     ) -> Result<Vec<(Self, AdapterModule)>, TrainError> {
         let mut prepared: Vec<(Self, AdapterModule)> = Vec::new();
         for run in runs {
-            let beside = prepared.first().map(|(first, _)| &first.task_model.loaded);
+            let beside = prepared.first();
+            let beside = beside.map(|(first, _)| first.task_model.loaded.model.base().clone());
             prepared.push(Self::new(run, options, beside)?);
         }
         Ok(prepared)
@@ -223,7 +274,7 @@ impl<'a> Prepared<'a> {
     fn new(
         run: &'a RunConfig,
         options: &RunOptions,
-        beside: Option<&Loaded>,
+        beside: Option<Base>,
     ) -> Result<(Self, AdapterModule), TrainError> {
         let mut config = by_name(&run.method)?.configure(run.method_settings.clone())?;
         let model_dir = &match &options.model_dir {
@@ -252,10 +303,15 @@ impl<'a> Prepared<'a> {
             new_head,
         };
         let device = &options.device;
-        let mut task_model = match beside {
-            Some(loaded) => TaskModel::beside(loaded, model_dir, spec, device, &load)?,
+        let kept = options.shared_base.as_ref();
+        let beside = beside.or_else(|| kept?.of(model_dir, &load));
+        let mut task_model = match &beside {
+            Some(base) => TaskModel::beside(base, model_dir, spec, device, &load)?,
             None => TaskModel::open(model_dir, spec, device, &load)?,
         };
+        if let Some(kept) = kept {
+            kept.keep(model_dir, &load, task_model.loaded.model.base());
+        }
         for note in &task_model.loaded.notes {
             tracing::warn!("{note}");
         }
@@ -401,6 +457,42 @@ impl<'a> Prepared<'a> {
             copy_tokenizer(task_model.tokenizer.directory(), &run.output)?;
         }
         let bytes = size(&run.output.join(file::TENSORS_FILE));
+        let peak_memory_bytes = memory::peak_resident_bytes();
+        let inference = match options.measure_inference {
+            true => {
+                let batches = self.eval.as_ref().map_or(&self.train, |eval| eval);
+                let (batches, device) = (&batches.batches, &options.device);
+                Inference::measure(model, module, batches, run.micro_batch_tokens, device)?
+            }
+            false => None,
+        };
+        let cost = Cost {
+            stored_bytes: bytes,
+            layers: model.layers(),
+            gradient_layers: outcome.gradient_layers,
+            memory: outcome.memory,
+            peak_resident_bytes: peak_memory_bytes,
+            tokens_per_second: outcome.tokens_per_second,
+            steps: outcome.steps,
+            seconds: outcome.seconds,
+            inference,
+        };
+        let change = match outcome.end {
+            End::Interrupted => None,
+            End::Finished | End::StoppedEarly => Some(Change::measure(module, model.base())?),
+        };
+        if let Some(change) = &change {
+            let definition = module.config().definition();
+            let account = RunAccount {
+                method: run.method.clone(),
+                kind: (definition.kind)(),
+                declared: account,
+                change: change.clone(),
+                cost: cost.clone(),
+            };
+            account.write(&run.output)?;
+            change.check(&run.method, &account.declared)?;
+        }
         let report = Report {
             output: run.output.clone(),
             method: run.method.clone(),
@@ -417,7 +509,9 @@ impl<'a> Prepared<'a> {
             bytes,
             seconds: outcome.seconds,
             tokens_per_second: outcome.tokens_per_second,
-            peak_memory_bytes: memory::peak_resident_bytes(),
+            peak_memory_bytes,
+            change,
+            cost,
         };
         let (train, eval) = (&self.train, self.eval.as_ref());
         let spec = &task_model.spec;

@@ -13,6 +13,7 @@ use epiphyte_methods::file;
 
 use crate::TrainError;
 use crate::lock::Lock;
+use crate::report::account::ACCOUNT_FILE;
 use crate::report::run_log::{EVENTS_DIRECTORY, LOG_FILE};
 use crate::training::checkpoints::Checkpoints;
 
@@ -118,6 +119,7 @@ impl Contents {
             LOG_FILE,
             EVENTS_DIRECTORY,
             CARD_FILE,
+            ACCOUNT_FILE,
             file::CONFIG_FILE,
             file::TENSORS_FILE,
         ];

@@ -20,6 +20,7 @@ use epiphyte_models::{Base, Role};
 use serde_json::{Value, json};
 
 use crate::framework::method::{KeyStyle, Method, MethodConfig};
+use crate::framework::taxonomy::Claims;
 use crate::parts::bottleneck::{BottleneckConfig, InLayers, InitWeights, Placement, Variant};
 use crate::parts::replace;
 use crate::{MethodError, ParameterSet};
@@ -56,6 +57,7 @@ impl MethodConfig for HoulsbyConfig {
     const SUMMARY: &'static str =
         "bottlenecks after attention and feed-forward, before the residual";
     const PAPER: &'static str = "Houlsby et al. 2019, arXiv 1902.00751";
+    const CLAIMS: Option<Claims> = Some(Claims::survey("extra feed-forward"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 3e-3;
     const MERGES: bool = false;

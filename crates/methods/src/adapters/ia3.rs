@@ -22,6 +22,7 @@ use crate::MethodError;
 use crate::framework::method::{KeyStyle, Method, MethodConfig};
 use crate::framework::parameters::{Init, Param, ParameterSet};
 use crate::framework::targets::{Modules, Selection, TargetModules};
+use crate::framework::taxonomy::Claims;
 use crate::parts::delta::{Delta, Deltas};
 
 crate::settings! {
@@ -70,6 +71,7 @@ impl MethodConfig for Ia3Config {
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str = "vectors that rescale keys, values and intermediate states";
     const PAPER: &'static str = "Liu et al. 2022, arXiv 2205.05638";
+    const CLAIMS: Option<Claims> = Some(Claims::survey("extra gating"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 2e-2;
     const MERGES: bool = true;

@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use crate::framework::calibration::CalibrationData;
 use crate::framework::gradients::Gradients;
 use crate::framework::settings::Settings;
+use crate::framework::taxonomy::{Claims, Kind};
 use crate::{MethodError, Param, ParameterSet};
 
 /// Where training stands.
@@ -390,6 +391,14 @@ pub trait MethodConfig: Settings {
     const LEARNING_RATE: f64 = 1e-3;
     /// Whether it can be folded into the base.
     const MERGES: bool;
+
+    /// What papers and surveys say about its costs.
+    const CLAIMS: Option<Claims> = None;
+
+    /// Its kind: the folder of its file.
+    fn kind() -> Kind {
+        Kind::of_path(std::any::type_name::<Self>())
+    }
 
     /// Whether a model with the untrained method computes the same as the base.
     fn starts_as_identity(&self) -> bool;

@@ -24,6 +24,7 @@ use crate::MethodError;
 use crate::framework::composition::Union;
 use crate::framework::method::{KeyStyle, Method, MethodConfig};
 use crate::framework::parameters::ParameterSet;
+use crate::framework::taxonomy::Claims;
 use crate::parts::bottleneck::{self, BottleneckConfig, InLayers, InitWeights, Placement, Scaling};
 use crate::parts::prefix::Reach;
 use crate::soft_prompts::prefix_tuning::{self, PrefixSettings};
@@ -93,6 +94,7 @@ impl MethodConfig for MamConfig {
     const SUMMARY: &'static str =
         "a prefix in every attention, a scaled bottleneck in parallel to every feed-forward";
     const PAPER: &'static str = "He et al. 2022, arXiv 2110.04366";
+    const CLAIMS: Option<Claims> = Some(Claims::survey("extra feed-forward and input"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 5e-4;
     const MERGES: bool = false;

@@ -38,6 +38,7 @@ use crate::MethodError;
 use crate::framework::composition::{BuildMember, Union};
 use crate::framework::method::{KeyStyle, Method, MethodConfig, Stored};
 use crate::framework::parameters::{Init, Param, ParameterSet};
+use crate::framework::taxonomy::Claims;
 use crate::parts::bottleneck::{
     self, Bottleneck, BottleneckConfig, Branch, InLayers, Placement, Slot, modules,
 };
@@ -169,6 +170,7 @@ impl MethodConfig for UniPeltConfig {
     const IN_PEFT: bool = false;
     const SUMMARY: &'static str = "a prefix, LoRA and Pfeiffer's adapter, each behind a gate";
     const PAPER: &'static str = "Mao et al. 2022, arXiv 2110.07577";
+    const CLAIMS: Option<Claims> = Some(Claims::survey("extra feed-forward and input"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const MERGES: bool = false;
 

@@ -57,6 +57,7 @@ use crate::framework::settings::LARGEST_SIZE;
 use crate::framework::targets::{
     Selection, TableInfo, Targets, check_keys_of, check_rank, first_match,
 };
+use crate::framework::taxonomy::Claims;
 use crate::framework::whole::WholeTensors;
 use crate::parts::delta::{Delta, Deltas};
 use crate::parts::low_rank::{LowRankLayers, WordPath};
@@ -620,6 +621,7 @@ impl MethodConfig for LoraConfig {
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str = "a low-rank path added to chosen linear layers";
     const PAPER: &'static str = "Hu et al. 2021, arXiv 2106.09685";
+    const CLAIMS: Option<Claims> = Some(Claims::survey("none"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 3e-3;
     const MERGES: bool = true;

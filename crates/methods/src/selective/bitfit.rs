@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::framework::method::{KeyStyle, Method, MethodConfig};
+use crate::framework::taxonomy::Claims;
 use crate::parts::replace::{Replaced, count};
 use crate::{MethodError, ParameterSet};
 
@@ -118,6 +119,7 @@ impl MethodConfig for BitFitConfig {
     const SUMMARY: &'static str =
         "the biases of the base: all, or those of queries and intermediate layers";
     const PAPER: &'static str = "Ben Zaken et al. 2022, arXiv 2106.10199";
+    const CLAIMS: Option<Claims> = Some(Claims::survey("none"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 5e-3;
     const MERGES: bool = true;

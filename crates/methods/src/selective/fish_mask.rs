@@ -27,6 +27,7 @@ use crate::MethodError;
 use crate::framework::calibration::{CalibrationData, Each};
 use crate::framework::method::{KeyStyle, Method, MethodConfig};
 use crate::framework::parameters::{Param, ParameterSet};
+use crate::framework::taxonomy::Claims;
 use crate::parts::sparse::{MaskRule, Sparse};
 
 crate::settings! {
@@ -46,6 +47,10 @@ impl MethodConfig for FishMaskConfig {
     const IN_PEFT: bool = false;
     const SUMMARY: &'static str = "the entries of the base with the largest Fisher information";
     const PAPER: &'static str = "Sung et al. 2021, arXiv 2111.09839";
+    const CLAIMS: Option<Claims> = Some(Claims {
+        saves_memory: None,
+        ..Claims::survey("none")
+    });
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const MERGES: bool = true;
 

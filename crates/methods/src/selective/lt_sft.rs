@@ -29,6 +29,7 @@ use crate::MethodError;
 use crate::framework::calibration::CalibrationData;
 use crate::framework::method::{KeyStyle, Method, MethodConfig, Stage};
 use crate::framework::parameters::{Param, ParameterSet};
+use crate::framework::taxonomy::Claims;
 use crate::parts::sparse::{MaskRule, Sparse};
 
 crate::settings! {
@@ -58,6 +59,10 @@ impl MethodConfig for LtSftConfig {
     const IN_PEFT: bool = false;
     const SUMMARY: &'static str = "the entries of the base that full fine-tuning moves farthest";
     const PAPER: &'static str = "Ansell et al. 2022, arXiv 2110.07560";
+    const CLAIMS: Option<Claims> = Some(Claims {
+        saves_memory: None,
+        ..Claims::survey("none")
+    });
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 1e-4;
     const MERGES: bool = true;

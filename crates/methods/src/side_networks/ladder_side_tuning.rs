@@ -50,6 +50,7 @@ use crate::MethodError;
 use crate::framework::calibration::{CalibrationData, Each};
 use crate::framework::method::{KeyStyle, Method, MethodConfig};
 use crate::framework::parameters::{Init, Param, ParameterSet};
+use crate::framework::taxonomy::Claims;
 use crate::parts::dense::Dense;
 use crate::parts::replace::Replaced;
 use crate::parts::structural_pruning::Pruning;
@@ -212,6 +213,10 @@ impl MethodConfig for LadderSideTuningConfig {
     const SUMMARY: &'static str =
         "a small transformer that reads the base's states; no gradient in the base";
     const PAPER: &'static str = "Sung et al. 2022, arXiv 2206.06522";
+    const CLAIMS: Option<Claims> = Some(Claims {
+        gradients_through_base: false,
+        ..Claims::survey("extra decoder")
+    });
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 2e-3;
     const MERGES: bool = false;

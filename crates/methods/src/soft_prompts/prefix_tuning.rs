@@ -44,6 +44,7 @@ use serde_json::{Map, Value, json};
 use crate::MethodError;
 use crate::framework::method::{KeyStyle, Method, MethodConfig};
 use crate::framework::parameters::{Init, ParameterSet};
+use crate::framework::taxonomy::Claims;
 use crate::parts::dense::Dense;
 use crate::parts::prefix::{self, Layout, Prefixes, Reach, TextStart, kv_width};
 use crate::parts::virtual_tokens::{self, KEY};
@@ -343,6 +344,7 @@ impl MethodConfig for PrefixTuningConfig {
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str = "trained keys and values in front of those of every layer";
     const PAPER: &'static str = "Li and Liang 2021, arXiv 2101.00190";
+    const CLAIMS: Option<Claims> = Some(Claims::survey("extra input"));
     const KEYS: KeyStyle = KeyStyle::PromptLearning;
     const LEARNING_RATE: f64 = 3e-2;
     const MERGES: bool = false;

@@ -31,6 +31,7 @@ use serde_json::{Map, Value, json};
 use crate::MethodError;
 use crate::framework::method::{KeyStyle, Method, MethodConfig};
 use crate::framework::parameters::{Init, ParameterSet};
+use crate::framework::taxonomy::Claims;
 use crate::parts::virtual_tokens::{self, KEY, Prompt, PromptSettings, check_ids, repeated};
 
 crate::settings! {
@@ -150,6 +151,7 @@ impl MethodConfig for PromptTuningConfig {
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str = "trained vectors in front of the input's embeddings";
     const PAPER: &'static str = "Lester et al. 2021, arXiv 2104.08691";
+    const CLAIMS: Option<Claims> = Some(Claims::survey("extra input"));
     const KEYS: KeyStyle = KeyStyle::PromptLearning;
     const LEARNING_RATE: f64 = 3e-2;
     const MERGES: bool = false;

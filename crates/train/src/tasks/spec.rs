@@ -9,7 +9,7 @@ use epiphyte_data::{
 };
 use epiphyte_methods::file::AdapterFile;
 use epiphyte_models::heads::EmbeddingHead;
-use epiphyte_models::{Adapter, HeadKind, LoadOptions, Loaded, load};
+use epiphyte_models::{Adapter, Base, HeadKind, LoadOptions, Loaded, load, load_sharing};
 use serde::{Deserialize, Serialize};
 
 use super::TaskKind;
@@ -213,13 +213,13 @@ impl TaskModel {
     /// # Errors
     /// As [`TaskModel::open`].
     pub fn beside(
-        loaded: &Loaded,
+        base: &Base,
         model: &Path,
         spec: TaskSpec,
         device: &Device,
         options: &LoadOptions,
     ) -> Result<Self, TrainError> {
-        let loaded = loaded.with_head(model, spec.head(), device, options)?;
+        let loaded = load_sharing(base, model, spec.head(), device, options)?;
         Self::with(loaded, model, spec)
     }
 

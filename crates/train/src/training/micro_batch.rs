@@ -61,6 +61,8 @@ pub(crate) struct GradientAccumulator {
     pub(crate) targets: usize,
     /// The gradients of the parameters.
     pub(crate) gradients: Gradients,
+    /// The most layers of the base through which gradients went on to what is below them.
+    pub(crate) gradient_layers: usize,
 }
 
 /// Runs the batches forward and backward and adds to the accumulators, one for each run. A run
@@ -101,7 +103,8 @@ pub(crate) fn forward_backward(
         return Ok(());
     }
     let first = cache.map_or(0, |cache| cache.layer());
-    let losses = JointBatch::new(first, &parts).forward_backward(checkpointing, &mut |tape| {
+    let joint = JointBatch::new(first, &parts);
+    let (losses, gradient_layers) = joint.forward_backward(checkpointing, &mut |tape| {
         for part in parts.iter().filter(|part| part.is_first()) {
             let gradients = &mut accumulators[part.index].gradients;
             part.run.module.collect(gradients, tape);
@@ -119,6 +122,7 @@ pub(crate) fn forward_backward(
             });
         }
         let accumulator = &mut accumulators[part.index];
+        accumulator.gradient_layers = accumulator.gradient_layers.max(gradient_layers);
         accumulator.loss += loss * part.loss_rows.targets() as f64;
         accumulator.targets += part.loss_rows.targets();
     }
@@ -188,12 +192,13 @@ impl<'a> JointBatch<'a> {
     }
 
     /// Runs all layers forward, computes the losses, and runs all layers backward. Gradients are
-    /// handed to `on_gradients` as soon as a layer is done. Returns each run's loss.
+    /// handed to `on_gradients` as soon as a layer is done. Returns each run's loss, and the number
+    /// of layers whose own input states got a gradient.
     fn forward_backward(
         &self,
         checkpointing: bool,
         on_gradients: &mut dyn FnMut(&mut Tape),
-    ) -> Vec<f64> {
+    ) -> (Vec<f64>, usize) {
         let entering = tracked(&self.hidden);
         let lowest = match entering.iter().any(|&tracked| tracked) {
             true => self.layers.start,
@@ -219,6 +224,8 @@ impl<'a> JointBatch<'a> {
             });
             input = next;
         }
+        let passed = forwarded.iter().filter(|layer| tracked(&layer.input)[0]);
+        let gradient_layers = passed.count();
         let (losses, objective) = self.objective(&input);
         let mut tape = objective.backward();
         on_gradients(&mut tape);
@@ -229,7 +236,7 @@ impl<'a> JointBatch<'a> {
                 self.run(layer.index..layer.index + 1, layer.input.clone())
             });
             let Some(mut tape) = backward(&output, gradients) else {
-                return losses;
+                return (losses, gradient_layers);
             };
             on_gradients(&mut tape);
             gradients = take_gradients(&layer.input, &mut tape);
@@ -237,7 +244,7 @@ impl<'a> JointBatch<'a> {
         if let Some(mut tape) = backward(&self.hidden, gradients) {
             on_gradients(&mut tape);
         }
-        losses
+        (losses, gradient_layers)
     }
 
     fn run(&self, layers: Range<usize>, hidden: Hidden) -> Hidden {

@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use epiphyte_models::Adapter;
+use epiphyte_ops::allocator;
 
 use crate::TrainError;
 use crate::interrupt::Interrupt;
@@ -21,7 +22,7 @@ use crate::training::trainer::{Outcome, Trainer};
 const JOINED_TOKENS: usize = 512;
 
 /// Trains runs over one base to their ends, or until `interrupt` asks to stop; then checkpoints are
-/// saved. Their models must share the base ([`epiphyte_models::Loaded::with_head`]). Each run's
+/// saved. Their models must share the base ([`epiphyte_models::load_sharing`]). Each run's
 /// result is what it would be alone.
 ///
 /// # Errors
@@ -48,6 +49,8 @@ pub fn train_runs(
             run.begin_stage_if_due(observer)?;
         }
         let started = Instant::now();
+        allocator::mark();
+        let before = allocator::live_bytes();
         for run in &mut active {
             run.zero_gradients();
             run.draw_batch()?;
@@ -61,6 +64,9 @@ pub fn train_runs(
             run.complete_gradients()?;
             run.clip_gradients()?;
             run.optimizer_step();
+        }
+        if let ([run], Some(before)) = (&mut active[..], before.filter(|_| !several)) {
+            run.note_memory(before, allocator::peak_bytes_since_mark().unwrap_or(before));
         }
         // Every run waits for all of them, so the time of the step is the time of each.
         let time = started.elapsed();

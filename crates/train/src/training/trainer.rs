@@ -13,11 +13,12 @@ use epiphyte_data::{Batch, Batches, Epochs};
 use epiphyte_methods::{AdapterModule, OptimizerState, Param, Stage, StepInfo};
 use epiphyte_models::adapter::name_id;
 use epiphyte_models::{Mode, Model, Tokens};
-use epiphyte_ops::square_sum;
+use epiphyte_ops::{Precision, square_sum};
 
 use crate::TrainError;
 use crate::interrupt::Interrupt;
 use crate::observer::Observer;
+use crate::report::account::MemoryUse;
 use crate::report::journal::{EvaluationRecord, Record, StepRecord};
 use crate::report::run_log::RunLog;
 use crate::scoring::evaluate::Evaluation;
@@ -77,6 +78,10 @@ pub struct Outcome {
     /// Training tokens a second, in this process; time spent evaluating and saving does not count.
     /// None if this process did no step.
     pub tokens_per_second: Option<f64>,
+    /// The most layers of the base through which gradients went on to what is below them.
+    pub gradient_layers: usize,
+    /// Bytes in use during the steps of this process, if it counts them and trained one run.
+    pub memory: Option<MemoryUse>,
 }
 
 /// Why training ended.
@@ -154,6 +159,21 @@ pub struct Trainer<'a> {
     /// Whether the step's evaluation asks for a checkpoint.
     save_due: bool,
     end: End,
+    gradient_layers: usize,
+    memory: StepMemory,
+}
+
+/// Bytes in use during optimizer steps.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct StepMemory {
+    /// Steps that were measured.
+    steps: u64,
+    /// The most bytes.
+    peak: u64,
+    /// The most bytes beyond those before the step.
+    beyond: u64,
+    /// The most bytes of gradients.
+    gradients: u64,
 }
 
 /// A run's part of a micro-batch.
@@ -276,6 +296,8 @@ impl<'a> Trainer<'a> {
             last_loss: f64::NAN,
             metrics: None,
             save_due: false,
+            gradient_layers: 0,
+            memory: StepMemory::default(),
             log: None,
             work,
             module,
@@ -345,7 +367,70 @@ impl<'a> Trainer<'a> {
             metrics: self.metrics.take(),
             seconds: self.clock.elapsed(),
             tokens_per_second: (self.clock.tokens > 0).then(|| self.clock.tokens_per_second()),
+            gradient_layers: self.gradient_layers,
+            memory: self.memory_use(),
         }
+    }
+
+    /// Notes what memory a step took: the bytes in use before it, and the most during it. Called
+    /// where no other run takes memory at the same time.
+    pub(crate) fn note_memory(&mut self, before: u64, peak: u64) {
+        let memory = &mut self.memory;
+        memory.steps += 1;
+        memory.peak = memory.peak.max(peak);
+        // The base's matrices are read during the first step.
+        if memory.steps != 2 {
+            memory.beyond = memory.beyond.max(peak.saturating_sub(before));
+        } else {
+            memory.beyond = peak.saturating_sub(before);
+        }
+    }
+
+    /// What the most memory of a step was for.
+    fn memory_use(&self) -> Option<MemoryUse> {
+        let StepMemory {
+            steps,
+            peak,
+            beyond,
+            gradients,
+        } = self.memory;
+        let value = size_of::<f32>();
+        let base = self.work.model.base();
+        let tensors = base.tensors().iter();
+        let frozen = tensors.filter(|(name, _)| !base.is_of_head(name));
+        let matrix = match self.work.run.precision {
+            Precision::F32 => value,
+            Precision::Bf16 => value / 2,
+        };
+        let frozen = frozen.map(|(_, tensor)| match tensor.matrix() {
+            Some(_) => tensor.count() * matrix,
+            None => tensor.count() * value,
+        });
+        let (own, head) = (self.module.parameters(), self.module.head_parameters());
+        let own = own
+            .stored()
+            .chain(own.derived_params())
+            .chain(own.detached_params());
+        let adapter = own.chain(head.stored()).map(|param| param.count() * value);
+        (steps > 0).then(|| MemoryUse {
+            base: frozen.sum::<usize>() as u64,
+            adapter: adapter.sum::<usize>() as u64,
+            gradients,
+            optimizer: self.optimizer_bytes(),
+            activations: beyond.saturating_sub(gradients),
+            peak,
+        })
+    }
+
+    /// Bytes of the optimizer's state.
+    fn optimizer_bytes(&self) -> u64 {
+        let trained: Vec<&Param> = self.module.trained().collect();
+        let state = self.optimizer.state(&trained);
+        let bytes = state
+            .tensors
+            .values()
+            .map(|it| it.dims()[0] * size_of::<f32>());
+        bytes.sum::<usize>() as u64
     }
 
     /// The mean loss since the last log record.
@@ -501,6 +586,7 @@ impl<'a> Trainer<'a> {
             return Err(TrainError::NothingToLearn { step });
         }
         let info = self.info();
+        self.gradient_layers = self.gradient_layers.max(self.accumulator.gradient_layers);
         let gradients = &mut self.accumulator.gradients;
         if self.batches.len() > 1 {
             let mean = 1.0 / self.accumulator.targets as f64;
@@ -510,6 +596,12 @@ impl<'a> Trainer<'a> {
             }
         }
         self.module.after_backward(gradients, info);
+        let sizes = self
+            .module
+            .trained()
+            .filter_map(|param| gradients.get(param));
+        let bytes = sizes.map(|gradient| gradient.dims()[0] * size_of::<f32>());
+        self.memory.gradients = self.memory.gradients.max(bytes.sum::<usize>() as u64);
         if self.state.step == 0 {
             let lacks = |param: &&Param| {
                 gradients.get(param).is_none() && !self.module.method().may_lack_gradient(param)

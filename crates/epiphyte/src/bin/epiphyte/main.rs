@@ -25,9 +25,14 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
+use epiphyte::ops::allocator::CountingAllocator;
 
 use crate::arguments::{Arguments, Command};
 use crate::failure::UsageError;
+
+/// Counts the memory in use, which runs report by what needs it.
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 /// Prints what the command line asks for instead of a command: help, the version, or what is wrong
 /// with it.

@@ -94,6 +94,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         command: command.clone(),
         model_dir: model,
         device: global.device()?,
+        ..RunOptions::default()
     };
     if arguments.dry_run {
         let plans = dry_run(&runs, &options)?;

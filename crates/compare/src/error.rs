@@ -1,0 +1,69 @@
+//! What can go wrong with a comparison.
+
+use std::path::PathBuf;
+
+use epiphyte_io::FileError;
+use epiphyte_train::TrainError;
+use thiserror::Error;
+
+/// A comparison cannot go on.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum CompareError {
+    /// The suite's file is wrong.
+    #[error("suite `{name}`: {problem}")]
+    Suite {
+        /// The suite.
+        name: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The output directory has a run of other settings.
+    #[error(
+        "`{}` holds a run with other settings: {difference}; pass --overwrite to run it again, or choose another \
+         --output",
+        path.display()
+    )]
+    OtherSettings {
+        /// The run's directory.
+        path: PathBuf,
+        /// What differs.
+        difference: String,
+    },
+    /// A result cannot be read.
+    #[error("`{}` is damaged: {reason}; remove it, and the run is made again", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Directories whose results are to be merged hold different ones for a run.
+    #[error(
+        "`{}` and `{}` have different results of one run: merge the shards of one comparison",
+        one.display(),
+        other.display()
+    )]
+    Conflict {
+        /// A result.
+        one: PathBuf,
+        /// The other.
+        other: PathBuf,
+    },
+    /// A directory has no results.
+    #[error("`{}` holds no {what}: give {give}", path.display())]
+    Empty {
+        /// The directory.
+        path: PathBuf,
+        /// What was looked for.
+        what: &'static str,
+        /// What to give instead.
+        give: &'static str,
+    },
+    /// A run cannot begin for a reason that concerns all of them.
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+}

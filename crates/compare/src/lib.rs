@@ -1,0 +1,26 @@
+//! Comparison of fine-tuning methods.
+//!
+//! A [`Suite`] names methods, models, tasks and seeds. [`RunSuite`] carries out the runs that these
+//! make together and can be stopped at any moment; [`Summary`] has means, intervals and paired
+//! tests over them; [`write`] puts everything into files, with a report that needs nothing but a
+//! browser.
+//!
+//! What a run cost, and what its method says of itself, is measured where runs are made:
+//! [`epiphyte_train::report::account`].
+
+mod error;
+mod output;
+mod report;
+mod result;
+mod run;
+pub mod statistics;
+mod suite;
+mod summary;
+
+pub use error::CompareError;
+pub use output::{merge_shards, write};
+pub use report::run_report;
+pub use result::{RunResult, Status};
+pub use run::{Carried, RunSuite, Shard, SuiteObserver};
+pub use suite::{Configure, Group, Point, Suite};
+pub use summary::{Absent, Comparison, Overall, Row, Summary};

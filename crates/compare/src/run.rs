@@ -1,0 +1,376 @@
+//! Carries out the runs of a suite, one after another.
+//!
+//! Each run has a directory in `runs/`, with its result once it has ended. A comparison that was
+//! stopped, or whose machine lost power, goes on where it was: runs with a result are not made
+//! again, and a run with a checkpoint is continued, which ends with the same bytes.
+
+use std::path::{Path, PathBuf};
+
+use epiphyte_io::FileError;
+use epiphyte_methods::MethodError;
+use epiphyte_train::training::checkpoints::Checkpoints;
+use epiphyte_train::{
+    Interrupt, Observer, RunConfig, RunOptions, SharedBase, TrainError, holds_run, train,
+};
+use serde_json::{Map, Value};
+
+use crate::CompareError;
+use crate::result::{RunResult, Status};
+use crate::suite::{Group, Suite};
+
+/// The directory of all runs, in the output directory.
+pub(crate) const RUNS: &str = "runs";
+
+/// A part of a suite's groups, for several machines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shard {
+    /// Its number, from 1.
+    pub number: usize,
+    /// How many there are.
+    pub count: usize,
+}
+
+impl Shard {
+    /// Whether a group is of this shard.
+    fn has(self, group: usize) -> bool {
+        group % self.count == self.number - 1
+    }
+}
+
+impl std::str::FromStr for Shard {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts = text.split_once('/');
+        let numbers = parts.and_then(|(number, count)| {
+            Some((number.parse().ok()?, count.parse().ok()?))
+        });
+        match numbers {
+            Some((number, count)) if (1..=count).contains(&number) => Ok(Self { number, count }),
+            _ => Err(format!("`{text}` is not a part such as 1/4: a number from 1, and how many")),
+        }
+    }
+}
+
+/// How a suite is carried out.
+#[derive(Clone, Debug)]
+pub struct RunSuite<'a> {
+    /// The suite.
+    pub suite: &'a Suite,
+    /// The directory of its runs and reports.
+    pub output: &'a Path,
+    /// The part that is run; all of it if none.
+    pub shard: Option<Shard>,
+    /// Make runs again that have a result of other settings.
+    pub overwrite: bool,
+    /// Keep adapters and checkpoints of finished runs.
+    pub keep_adapters: bool,
+    /// Where tensors live.
+    pub options: RunOptions,
+}
+
+/// What is told of a suite in progress.
+pub trait SuiteObserver {
+    /// Where the events of the next run go.
+    fn run(&mut self, number: usize, total: usize, result: &RunResult) -> Box<dyn Observer + '_>;
+
+    /// A run has ended.
+    fn ended(&mut self, result: &RunResult);
+}
+
+/// Whether all of a suite, or of a shard, was carried out.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Carried {
+    /// Everything has a result.
+    Out(Vec<RunResult>),
+    /// An interrupt was requested.
+    Interrupted,
+}
+
+impl RunSuite<'_> {
+    /// Carries out what has no result yet, and returns all results in the order of the suite.
+    ///
+    /// # Errors
+    /// If files cannot be read or written, or a run has a result of other settings. What is wrong
+    /// with one method is in its result.
+    pub fn run(
+        &self,
+        interrupt: &Interrupt,
+        observer: &mut dyn SuiteObserver,
+    ) -> Result<Carried, CompareError> {
+        let options = RunOptions {
+            shared_base: Some(SharedBase::default()),
+            measure_inference: true,
+            ..self.options.clone()
+        };
+        let is_ours = |at: &usize| self.shard.is_none_or(|shard| shard.has(*at));
+        let groups = (0..self.suite.groups.len()).filter(is_ours);
+        let groups: Vec<&Group> = groups.map(|at| &self.suite.groups[at]).collect();
+        let total = groups.iter().map(|group| self.runs_of(group)).sum();
+        let mut runner = Runner {
+            suite: self,
+            options,
+            interrupt,
+            observer,
+            number: 0,
+            total,
+            results: Vec::new(),
+        };
+        for group in groups {
+            if !runner.group(group)? {
+                return Ok(Carried::Interrupted);
+            }
+        }
+        Ok(Carried::Out(runner.results))
+    }
+
+    fn runs_of(&self, group: &Group) -> usize {
+        let trials = if group.points.len() > 1 { group.points.len() } else { 0 };
+        trials + self.suite.seeds.len()
+    }
+}
+
+struct Runner<'a> {
+    suite: &'a RunSuite<'a>,
+    options: RunOptions,
+    interrupt: &'a Interrupt,
+    observer: &'a mut dyn SuiteObserver,
+    number: usize,
+    total: usize,
+    results: Vec<RunResult>,
+}
+
+impl Runner<'_> {
+    /// Runs a group; false if it was interrupted.
+    fn group(&mut self, group: &Group) -> Result<bool, CompareError> {
+        let mut chosen = &group.points[0];
+        if group.points.len() > 1 {
+            let mut best = None;
+            for point in &group.points {
+                let seed = group.tuning_seed;
+                let Some(trial) = self.one(group, &point.name, seed, true, &point.runs[&seed])?
+                else {
+                    return Ok(false);
+                };
+                let score = trial.score.map(|score| match group.greater_is_better() {
+                    true => score,
+                    false => -score,
+                });
+                if score > best {
+                    (best, chosen) = (score, point);
+                }
+            }
+        }
+        for seed in &self.suite.suite.seeds {
+            let run = &chosen.runs[seed];
+            if self.one(group, &chosen.name, *seed, false, run)?.is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The result of a run, which is made if there is none; none if it was interrupted.
+    fn one(
+        &mut self,
+        group: &Group,
+        point: &str,
+        seed: u64,
+        trial: bool,
+        run: &RunConfig,
+    ) -> Result<Option<RunResult>, CompareError> {
+        self.number += 1;
+        let new = RunResult::new(group, point, seed, trial);
+        let directory = self.suite.output.join(RUNS).join(path_of(&new));
+        let known = RunResult::read(&directory)?;
+        let result = match known {
+            Some(known) if known.settings == settings(run) && known.status != Status::Failed => {
+                known
+            }
+            Some(known) if known.settings != settings(run) && !self.suite.overwrite => {
+                return Err(CompareError::OtherSettings {
+                    path: directory,
+                    difference: difference(&known.settings, &settings(run)),
+                });
+            }
+            _ => match self.make(new, run, &directory)? {
+                Some(made) => made,
+                None => return Ok(None),
+            },
+        };
+        self.results.push(result.clone());
+        Ok(Some(result))
+    }
+
+    /// Makes a run; none if it was interrupted.
+    fn make(
+        &mut self,
+        mut result: RunResult,
+        run: &RunConfig,
+        directory: &Path,
+    ) -> Result<Option<RunResult>, CompareError> {
+        result.settings = settings(run);
+        let run = RunConfig {
+            output: directory.to_owned(),
+            ..run.clone()
+        };
+        let has_checkpoint = !Checkpoints::inspect(directory).list()?.is_empty();
+        let options = RunOptions {
+            resume: has_checkpoint && !self.suite.overwrite,
+            overwrite: self.suite.overwrite || (holds_run(directory) && !has_checkpoint),
+            ..self.options.clone()
+        };
+        // What is no run's would not be replaced.
+        let old = directory.join(crate::result::RESULT_FILE);
+        if old.exists() {
+            std::fs::remove_file(&old).map_err(FileError::at("remove", &old))?;
+        }
+        let mut observer = self.observer.run(self.number, self.total, &result);
+        let trained = train(&run, &options, self.interrupt, &mut *observer);
+        drop(observer);
+        match trained {
+            Ok(report) if report.status == "interrupted" => return Ok(None),
+            Ok(report) => {
+                result.status = Status::Finished;
+                result.metrics = report.metrics.unwrap_or_default();
+                result.score = result.metrics.get(&result.score_name);
+                result.score = result.score.filter(|score| score.is_finite());
+                result.declared = Some(report.account);
+                (result.change, result.cost) = (report.change, Some(report.cost));
+                let (score, metrics) = (result.score, result.metrics.clone());
+                result.read_log(directory)?;
+                (result.score, result.metrics) = (score, metrics);
+                if result.score.is_none() {
+                    result.status = Status::Failed;
+                    let name = &result.score_name;
+                    result.reason = Some(format!("`{name}` was not measured, or is not finite"));
+                }
+            }
+            Err(TrainError::Method(MethodError::NotApplicable { method, reason, .. })) => {
+                result.status = Status::NotApplicable;
+                result.reason = Some(format!("{method}: {reason}"));
+            }
+            // What concerns one run is told with its result; what concerns all of them ends here.
+            Err(error @ (TrainError::Hub(_) | TrainError::Data(_) | TrainError::File(_))) => {
+                return Err(error.into());
+            }
+            Err(error @ (TrainError::Columns { .. } | TrainError::OutputInUse { .. })) => {
+                return Err(error.into());
+            }
+            Err(error) => {
+                result.status = Status::Failed;
+                result.reason = Some(message(&error));
+            }
+        }
+        if !self.suite.keep_adapters {
+            clear(directory)?;
+        }
+        result.write(directory)?;
+        self.observer.ended(&result);
+        Ok(Some(result))
+    }
+}
+
+/// An error with its causes.
+fn message(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// The settings that make a run what it is.
+fn settings(run: &RunConfig) -> Map<String, Value> {
+    match serde_json::to_value(run) {
+        Ok(Value::Object(mut settings)) => {
+            settings.remove("output");
+            settings
+        }
+        _ => unreachable!("a run is an object of plain values"),
+    }
+}
+
+/// The first setting in which two runs differ.
+fn difference(one: &Map<String, Value>, other: &Map<String, Value>) -> String {
+    let keys = one.keys().chain(other.keys());
+    let key = keys.into_iter().find(|key| one.get(*key) != other.get(*key));
+    let key = key.map_or("", String::as_str);
+    let [one, other] = [one, other].map(|it| it.get(key).unwrap_or(&Value::Null).to_string());
+    format!("`{key}` was {one} and is {other}")
+}
+
+/// The path of a run's directory below that of all runs.
+pub(crate) fn path_of(result: &RunResult) -> PathBuf {
+    let kind = if result.trial { "trial" } else { "seed" };
+    let seed = format!("{kind}-{}", result.seed);
+    let parts = [&result.model, &result.task, &result.name, &result.point, &seed];
+    let parts = parts.into_iter().filter(|part| !part.is_empty());
+    parts.map(|part| file_name(part)).collect()
+}
+
+/// A name as a file system takes it.
+fn file_name(name: &str) -> String {
+    let plain = |character: char| match character {
+        'a'..='z' | 'A'..='Z' | '0'..='9' | '-' | '_' | '.' | '+' => character,
+        _ => '_',
+    };
+    let name: String = name.chars().map(plain).collect();
+    match name.trim_start_matches('.') {
+        "" => "_".to_owned(),
+        trimmed => trimmed.to_owned(),
+    }
+}
+
+/// Removes everything from a run's directory but its log and its account.
+fn clear(directory: &Path) -> Result<(), CompareError> {
+    if !directory.is_dir() {
+        return Ok(());
+    }
+    let entries = std::fs::read_dir(directory).map_err(FileError::at("read", directory))?;
+    for entry in entries {
+        let path = entry.map_err(FileError::at("read", directory))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if matches!(&*name, "log.jsonl" | "account.json") || name.starts_with('.') {
+            continue;
+        }
+        let removed = match path.is_dir() {
+            true => std::fs::remove_dir_all(&path),
+            false => std::fs::remove_file(&path),
+        };
+        removed.map_err(FileError::at("remove", &path))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Shard, file_name};
+
+    #[test]
+    fn shards_have_every_group_once() {
+        for count in 1..5 {
+            let shards = (1..=count).map(|number| Shard { number, count });
+            let shards: Vec<Shard> = shards.collect();
+            for group in 0..20 {
+                assert_eq!(shards.iter().filter(|shard| shard.has(group)).count(), 1);
+            }
+        }
+        assert_eq!("2/3".parse(), Ok(Shard { number: 2, count: 3 }));
+        for wrong in ["0/3", "4/3", "1", "1/0", "a/b"] {
+            wrong.parse::<Shard>().unwrap_err();
+        }
+    }
+
+    #[test]
+    fn names_become_names_of_files() {
+        assert_eq!(file_name("lora, rank 8"), "lora__rank_8");
+        assert_eq!(file_name("../up"), "_up");
+        assert_eq!(file_name(".."), "_");
+    }
+}

@@ -1,0 +1,513 @@
+//! A suite: methods, models, tasks and seeds, and the runs that these make together.
+//!
+//! ```toml
+//! title = "Two methods on two tasks"
+//! baseline = "lora"
+//! seeds = [0, 1, 2]
+//!
+//! [settings]                  # of every run
+//! epochs = 3
+//!
+//! [[models]]
+//! name = "bert"
+//! model = "bert-base-uncased"
+//!
+//! [[tasks]]
+//! name = "rte"
+//! score = "accuracy"
+//! task = "glue/rte"
+//! train_data = "glue/RTE"
+//!
+//! [[methods]]
+//! method = "lora"
+//! name = "lora, rank 4"
+//! rank = 4
+//! grid.learning_rate = [1e-4, 1e-3]
+//!
+//! [[methods]]
+//! method = "*"                # every other method that there is
+//!
+//! [tuning]                    # the same choice of learning rates for every method
+//! learning_rate_factors = [0.3, 1, 3]
+//! seed = 100
+//! ```
+//!
+//! Keys of `[settings]`, models, tasks and methods are those of a run's file; what stands further
+//! down in this list overrides what stands before it. Where a method has several points to choose
+//! from, each is run once with the seed of `[tuning]`, and the best is run with every seed.
+
+use std::collections::BTreeMap;
+
+use epiphyte_methods::{METHODS, by_name};
+use epiphyte_train::RunConfig;
+use epiphyte_train::training::early_stopping::Selection;
+use serde::Deserialize;
+use toml::{Table, Value};
+
+use crate::CompareError;
+
+/// What turns settings into a run: later tables override earlier ones.
+pub type Configure<'a> = dyn Fn(&[Table]) -> Result<RunConfig, String> + 'a;
+
+/// A suite that was read.
+#[derive(Clone, Debug)]
+pub struct Suite {
+    /// Its name: that of its file, or of one that ships.
+    pub name: String,
+    /// What it compares, in a line.
+    pub title: String,
+    /// What should be known of it.
+    pub about: String,
+    /// The name of the method with which the others are compared.
+    pub baseline: String,
+    /// The seeds of every method's runs.
+    pub seeds: Vec<u64>,
+    /// The runs of one method for one task on one model each.
+    pub groups: Vec<Group>,
+    /// The file's text.
+    pub text: String,
+}
+
+/// The runs of a method for a task on a model.
+#[derive(Clone, Debug)]
+pub struct Group {
+    /// The model's name.
+    pub model: String,
+    /// The task's name.
+    pub task: String,
+    /// The method's name in this suite, which may have settings of its own.
+    pub name: String,
+    /// The method.
+    pub method: String,
+    /// The score that counts.
+    pub score: String,
+    /// What is chosen from.
+    pub points: Vec<Point>,
+    /// The seed with which points are tried.
+    pub tuning_seed: u64,
+}
+
+impl Group {
+    /// Whether more of the score is better.
+    pub fn greater_is_better(&self) -> bool {
+        Selection::by(&self.score).greater_is_better
+    }
+}
+
+/// Settings that a method is tried with.
+#[derive(Clone, Debug)]
+pub struct Point {
+    /// What tells it apart, such as `learning_rate 0.001`; empty if there is no choice.
+    pub name: String,
+    /// The run of each seed, without its output directory.
+    pub runs: BTreeMap<u64, RunConfig>,
+}
+
+/// The file.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    title: String,
+    #[serde(default)]
+    about: String,
+    baseline: Option<String>,
+    seeds: Vec<u64>,
+    #[serde(default)]
+    settings: Table,
+    models: Vec<Model>,
+    tasks: Vec<Task>,
+    methods: Vec<Method>,
+    #[serde(default)]
+    tuning: Tuning,
+}
+
+#[derive(Deserialize)]
+struct Model {
+    name: String,
+    #[serde(flatten)]
+    settings: Table,
+}
+
+#[derive(Deserialize)]
+struct Task {
+    name: String,
+    score: String,
+    /// The models that it is for; all if none is named.
+    #[serde(default)]
+    models: Vec<String>,
+    #[serde(flatten)]
+    settings: Table,
+}
+
+#[derive(Clone, Deserialize)]
+struct Method {
+    method: String,
+    name: Option<String>,
+    #[serde(default)]
+    grid: BTreeMap<String, Vec<Value>>,
+    #[serde(flatten)]
+    settings: Table,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Tuning {
+    #[serde(default)]
+    learning_rate_factors: Vec<f64>,
+    #[serde(default)]
+    seed: u64,
+}
+
+impl Suite {
+    /// Reads a suite. In texts that begin with `$name`, that is replaced by what `places` says;
+    /// `$seed` anywhere in a text is the run's seed.
+    ///
+    /// # Errors
+    /// [`CompareError::Suite`] with what is wrong with the file.
+    pub fn parse(
+        name: &str,
+        text: &str,
+        places: &BTreeMap<&str, String>,
+        configure: &Configure<'_>,
+    ) -> Result<Self, CompareError> {
+        let wrong = |problem: String| CompareError::Suite {
+            name: name.to_owned(),
+            problem,
+        };
+        let mut file: File = toml::from_str(text).map_err(|error| wrong(error.to_string()))?;
+        for (key, length) in [
+            ("seeds", file.seeds.len()),
+            ("models", file.models.len()),
+            ("tasks", file.tasks.len()),
+            ("methods", file.methods.len()),
+        ] {
+            if length == 0 {
+                return Err(wrong(format!("`{key}` is empty: name at least one")));
+            }
+        }
+        let factors = &file.tuning.learning_rate_factors;
+        if factors.iter().any(|factor| !(*factor > 0.0 && factor.is_finite())) {
+            let problem = "`learning_rate_factors` must be greater than 0";
+            return Err(wrong(problem.to_owned()));
+        }
+        file.methods = with_all_others(file.methods);
+        let names: Vec<String> = file.methods.iter().map(Method::name).collect();
+        for (at, name) in names.iter().enumerate() {
+            if names[..at].contains(name) {
+                let problem = format!("two methods are called `{name}`: give each its own `name`");
+                return Err(wrong(problem));
+            }
+        }
+        let baseline = file.baseline.clone().unwrap_or_else(|| names[0].clone());
+        if !names.contains(&baseline) {
+            let names = names.join(", ");
+            let problem = format!("`baseline` is `{baseline}`, which is none of {names}");
+            return Err(wrong(problem));
+        }
+        for task in &file.tasks {
+            let is_model = |name: &&String| file.models.iter().any(|model| model.name == **name);
+            if let Some(other) = task.models.iter().find(|name| !is_model(name)) {
+                let problem = format!("task `{}` names model `{other}`, which is none", task.name);
+                return Err(wrong(problem));
+            }
+        }
+        let mut groups = Vec::new();
+        for model in &file.models {
+            let is_for = |task: &&Task| task.models.is_empty() || task.models.contains(&model.name);
+            for task in file.tasks.iter().filter(is_for) {
+                for method in &file.methods {
+                    let layers = [
+                        file.settings.clone(),
+                        model.settings.clone(),
+                        task.settings.clone(),
+                        method.own_settings(),
+                    ];
+                    let group = Group {
+                        model: model.name.clone(),
+                        task: task.name.clone(),
+                        name: method.name(),
+                        method: method.method.clone(),
+                        score: task.score.clone(),
+                        points: Vec::new(),
+                        tuning_seed: file.tuning.seed,
+                    };
+                    let context = Context {
+                        layers: &layers,
+                        seeds: &file.seeds,
+                        tuning: &file.tuning,
+                        places,
+                        configure,
+                    };
+                    let points = method.points(&context).map_err(|problem| {
+                        let (model, task, name) = (&group.model, &group.task, &group.name);
+                        wrong(format!("{model}, {task}, {name}: {problem}"))
+                    })?;
+                    groups.push(Group { points, ..group });
+                }
+            }
+        }
+        Ok(Self {
+            name: name.to_owned(),
+            title: Some(file.title).filter(|it| !it.is_empty()).unwrap_or_else(|| name.to_owned()),
+            about: file.about,
+            baseline,
+            seeds: file.seeds,
+            groups,
+            text: text.to_owned(),
+        })
+    }
+
+    /// The number of runs, if every method applies everywhere.
+    pub fn runs(&self) -> usize {
+        let of_group = |group: &Group| match group.points.len() {
+            1 => self.seeds.len(),
+            points => points + self.seeds.len(),
+        };
+        self.groups.iter().map(of_group).sum()
+    }
+}
+
+/// The methods, with every registered one that is not named in the place of `*`.
+fn with_all_others(methods: Vec<Method>) -> Vec<Method> {
+    let named: Vec<String> = methods.iter().map(|method| method.method.clone()).collect();
+    let mut all = Vec::new();
+    for method in methods {
+        match method.method.as_str() {
+            "*" => {
+                let others = METHODS.iter().map(|other| other.name);
+                let others = others.filter(|other| !named.iter().any(|name| name == other));
+                all.extend(others.map(|other| Method {
+                    method: other.to_owned(),
+                    name: None,
+                    ..method.clone()
+                }));
+            }
+            _ => all.push(method),
+        }
+    }
+    all
+}
+
+/// What the runs of a method are made of.
+struct Context<'a> {
+    /// Settings, from general to special.
+    layers: &'a [Table],
+    seeds: &'a [u64],
+    tuning: &'a Tuning,
+    places: &'a BTreeMap<&'a str, String>,
+    configure: &'a Configure<'a>,
+}
+
+impl Context<'_> {
+    /// The run of these settings, on top of the others, with a seed.
+    fn run(&self, own: &Table, seed: u64) -> Result<RunConfig, String> {
+        let of_seed = Table::from_iter([("seed".to_owned(), Value::Integer(seed as i64))]);
+        let layers = self.layers.iter().chain([own, &of_seed]);
+        let layers = layers.map(|table| replaced_in(table, self.places, seed));
+        let layers = layers.collect::<Result<Vec<Table>, String>>()?;
+        (self.configure)(&layers)
+    }
+}
+
+impl Method {
+    /// The name in the suite.
+    fn name(&self) -> String {
+        self.name.clone().unwrap_or_else(|| self.method.clone())
+    }
+
+    /// The settings that make it this method.
+    fn own_settings(&self) -> Table {
+        let mut settings = self.settings.clone();
+        settings.insert("method".to_owned(), Value::String(self.method.clone()));
+        settings
+    }
+
+    /// What is chosen from: every combination of the grid's values, with every learning rate where
+    /// the grid says none.
+    fn points(&self, context: &Context<'_>) -> Result<Vec<Point>, String> {
+        by_name(&self.method).map_err(|error| error.to_string())?;
+        let mut settings = vec![Table::new()];
+        for (key, values) in &self.grid {
+            if values.is_empty() {
+                return Err(format!("`grid.{key}` is empty: name its values"));
+            }
+            let with = |table: &Table| {
+                let table = table.clone();
+                values.iter().map(move |value| {
+                    let mut table = table.clone();
+                    table.insert(key.clone(), value.clone());
+                    table
+                })
+            };
+            settings = settings.iter().flat_map(with).collect();
+        }
+        let factors = &context.tuning.learning_rate_factors;
+        if !factors.is_empty() && !self.grid.contains_key(LEARNING_RATE) {
+            let mut with_rates = Vec::new();
+            for table in &settings {
+                let run = context.run(table, context.tuning.seed)?;
+                let rate = run.peak_learning_rate().expect("the method is registered");
+                for factor in factors {
+                    // As a person would write it.
+                    let rate = format!("{:.2e}", rate * factor).parse();
+                    let rate: f64 = rate.expect("a number that was printed");
+                    let mut table = table.clone();
+                    table.insert(LEARNING_RATE.to_owned(), Value::Float(rate));
+                    with_rates.push(table);
+                }
+            }
+            settings = with_rates;
+        }
+        let seeds: Vec<u64> = match settings.len() {
+            1 => context.seeds.to_vec(),
+            _ => [context.tuning.seed].into_iter().chain(context.seeds.iter().copied()).collect(),
+        };
+        let points = settings.iter().map(|table| {
+            let runs = seeds.iter().map(|&seed| Ok((seed, context.run(table, seed)?)));
+            Ok(Point {
+                name: point_name(table),
+                runs: runs.collect::<Result<_, String>>()?,
+            })
+        });
+        points.collect()
+    }
+}
+
+const LEARNING_RATE: &str = "learning_rate";
+
+/// `learning_rate 3e-4, rank 8`.
+fn point_name(settings: &Table) -> String {
+    let parts = settings.iter().map(|(key, value)| match value {
+        Value::Float(number) => format!("{key} {number:e}"),
+        Value::String(text) => format!("{key} {text}"),
+        other => format!("{key} {other}"),
+    });
+    parts.collect::<Vec<String>>().join(", ")
+}
+
+/// A table in whose texts places and the seed are filled in.
+fn replaced_in(table: &Table, places: &BTreeMap<&str, String>, seed: u64) -> Result<Table, String> {
+    let entries = table.iter().map(|(key, value)| {
+        let value = replaced(value, places, seed).map_err(|problem| format!("`{key}`: {problem}"));
+        Ok((key.clone(), value?))
+    });
+    entries.collect()
+}
+
+fn replaced(value: &Value, places: &BTreeMap<&str, String>, seed: u64) -> Result<Value, String> {
+    Ok(match value {
+        Value::String(text) => {
+            let text = text.replace("$seed", &seed.to_string());
+            let named = text.strip_prefix('$').map(|rest| {
+                let end = rest.find('/').unwrap_or(rest.len());
+                rest.split_at(end)
+            });
+            Value::String(match named {
+                Some((name, rest)) => match places.get(name) {
+                    Some(place) => format!("{place}{rest}"),
+                    None => return Err(format!("`${name}` is not known: pass --{name}")),
+                },
+                None => text,
+            })
+        }
+        Value::Array(items) => {
+            let items = items.iter().map(|item| replaced(item, places, seed));
+            Value::Array(items.collect::<Result<_, String>>()?)
+        }
+        other => other.clone(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use epiphyte_methods::METHODS;
+    use epiphyte_train::RunConfig;
+    use serde_json::{Map, Value};
+    use toml::Table;
+
+    use super::Suite;
+
+    fn configure(layers: &[Table]) -> Result<RunConfig, String> {
+        let mut settings = Map::new();
+        for (key, value) in layers.iter().flatten() {
+            settings.insert(key.clone(), serde_json::to_value(value).unwrap());
+        }
+        RunConfig::parse(&settings).map_err(|error| error.to_string())
+    }
+
+    fn parse(text: &str) -> Result<Suite, String> {
+        let places = BTreeMap::from([("data", "/sets".to_owned())]);
+        Suite::parse("mine", text, &places, &configure).map_err(|error| error.to_string())
+    }
+
+    const SUITE: &str = r#"
+        seeds = [5, 7]
+        settings.epochs = 2
+        [[models]]
+        name = "small"
+        model = "bert"
+        [[tasks]]
+        name = "one"
+        score = "accuracy"
+        train_data = "$data/one-$seed.tsv"
+        epochs = 4
+        [[tasks]]
+        name = "two"
+        score = "loss"
+        train_data = "two.tsv"
+    "#;
+
+    #[test]
+    fn every_combination_is_a_group_of_runs() {
+        let methods = "[[methods]]\nmethod = \"lora\"\nrank = 2\n[[methods]]\nmethod = \"*\"";
+        let suite = parse(&format!("{SUITE}{methods}")).unwrap();
+        assert_eq!(suite.baseline, "lora");
+        assert_eq!(suite.groups.len(), 2 * METHODS.len());
+        assert_eq!(suite.runs(), 4 * METHODS.len());
+        let first = &suite.groups[0];
+        assert_eq!((&first.name[..], &first.task[..]), ("lora", "one"));
+        assert!(first.greater_is_better() && !suite.groups[METHODS.len()].greater_is_better());
+        let run = &first.points[0].runs[&7];
+        assert_eq!((run.seed, run.epochs), (7, 4.0));
+        assert_eq!(run.train_data.to_str(), Some("/sets/one-7.tsv"));
+        assert_eq!(run.method_settings["rank"], Value::from(2));
+        let named = |name: &str| suite.groups.iter().filter(|it| it.name == name).count();
+        assert!(METHODS.iter().all(|method| named(method.name) == 2));
+    }
+
+    #[test]
+    fn points_are_the_grid_times_the_learning_rates() {
+        let tuning = "[tuning]\nlearning_rate_factors = [0.3, 1]\nseed = 9\n";
+        let lora = "[[methods]]\nmethod = \"lora\"\n";
+        let suite = parse(&format!("{SUITE}{lora}grid.rank = [2, 4]\n{tuning}")).unwrap();
+        let points = &suite.groups[0].points;
+        let names: Vec<&str> = points.iter().map(|point| &point.name[..]).collect();
+        assert_eq!(names.len(), 4);
+        assert_eq!(names[0], "learning_rate 3e-4, rank 2");
+        assert_eq!(points[0].runs.keys().collect::<Vec<_>>(), [&5, &7, &9]);
+        assert_eq!(points[0].runs[&9].learning_rate, Some(3e-4));
+        assert_eq!(suite.runs(), 2 * (4 + 2));
+        let own = format!("{SUITE}{lora}grid.learning_rate = [1e-3, 2e-3, 3e-3]\n{tuning}");
+        assert_eq!(parse(&own).unwrap().groups[0].points.len(), 3);
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_suite_is_said() {
+        let lora = "[[methods]]\nmethod = \"lora\"\n";
+        for (text, words) in [
+            (format!("{SUITE}{lora}{lora}"), "two methods are called `lora`"),
+            (format!("baseline = \"ia3\"{SUITE}{lora}"), "`ia3`, which is none of lora"),
+            (format!("{SUITE}[[methods]]\nmethod = \"lro\""), "lro"),
+            (format!("{SUITE}{lora}grid.rank = []"), "`grid.rank` is empty"),
+            (SUITE.replace("$data", "$sets") + lora, "`$sets` is not known: pass --sets"),
+            (SUITE.replace("[5, 7]", "[]") + lora, "`seeds` is empty"),
+            (format!("{SUITE}models = [\"x\"]\n{lora}"), "names model `x`, which is none"),
+        ] {
+            let error = parse(&text).unwrap_err();
+            assert!(error.contains("suite `mine`") && error.contains(words), "{error}");
+        }
+    }
+}
