@@ -113,16 +113,41 @@ fn collect(directory: &Path, found: &mut Vec<(PathBuf, RunResult)>) -> Result<()
 /// One line a run.
 fn csv(results: &[RunResult]) -> String {
     let mut names: BTreeMap<&str, ()> = BTreeMap::new();
-    names.extend(results.iter().flat_map(|it| it.metrics.iter()).map(|(name, _)| (name, ())));
+    names.extend(
+        results
+            .iter()
+            .flat_map(|it| it.metrics.iter())
+            .map(|(name, _)| (name, ())),
+    );
     let mut header = vec![
-        "model", "task", "name", "method", "point", "seed", "trial", "status", "reason",
-        "score_name", "score",
+        "model",
+        "task",
+        "name",
+        "method",
+        "point",
+        "seed",
+        "trial",
+        "status",
+        "reason",
+        "score_name",
+        "score",
     ];
     header.extend(names.keys());
     header.extend([
-        "trainable_parameters", "changed_parameters", "measured_changed_parameters",
-        "largest_rank", "stored_parameters", "head_parameters", "base_parameters", "stored_bytes",
-        "peak_bytes", "gradient_layers", "layers", "seconds", "tokens_per_second", "slowdown",
+        "trainable_parameters",
+        "changed_parameters",
+        "measured_changed_parameters",
+        "largest_rank",
+        "stored_parameters",
+        "head_parameters",
+        "base_parameters",
+        "stored_bytes",
+        "peak_bytes",
+        "gradient_layers",
+        "layers",
+        "seconds",
+        "tokens_per_second",
+        "slowdown",
     ]);
     let mut text = header.join(",") + "\n";
     for result in results {
@@ -141,7 +166,10 @@ fn csv(results: &[RunResult]) -> String {
         ];
         cells.extend(names.keys().map(|name| optional(result.metrics.get(name))));
         let declared = result.declared.as_ref();
-        let merged = result.change.as_ref().and_then(|change| change.merged.as_ref());
+        let merged = result
+            .change
+            .as_ref()
+            .and_then(|change| change.merged.as_ref());
         let cost = result.cost.as_ref();
         cells.extend([
             optional(declared.map(|it| it.trainable_parameters)),
@@ -201,10 +229,15 @@ fn markdown(suite: &Suite, summary: &Summary) -> String {
         rows.iter().for_each(|row| text += &line(row));
     }
     if !summary.absent.is_empty() {
-        text += "\n## Without a score\n\n| model | task | method | why |\n| --- | --- | --- | --- |\n";
+        text +=
+            "\n## Without a score\n\n| model | task | method | why |\n| --- | --- | --- | --- |\n";
         for it in &summary.absent {
             let reason = it.reason.replace('|', "\\|").replace('\n', " ");
-            let _ = writeln!(text, "| {} | {} | {} | {reason} |", it.model, it.task, it.name);
+            let _ = writeln!(
+                text,
+                "| {} | {} | {} | {reason} |",
+                it.model, it.task, it.name
+            );
         }
     }
     text
@@ -221,7 +254,11 @@ fn line(row: &Row) -> String {
         row.name,
         row.score.mean,
         optional(comparison.map(|it| format!("{:+.4}", it.difference))),
-        optional(comparison.and_then(|it| it.corrected).map(|p| format!("{p:.3}"))),
+        optional(
+            comparison
+                .and_then(|it| it.corrected)
+                .map(|p| format!("{p:.3}"))
+        ),
         row.declared.trainable_parameters,
         100.0 * share,
         row.declared.changed_parameters,

@@ -133,14 +133,19 @@ impl RunResult {
             scores: Vec::new(),
             settings: Map::new(),
         };
-        result.read_log(directory)?;
+        if let Some(last) = result.read_log(directory)? {
+            result.score = last.get(&result.score_name);
+            result.metrics = last;
+        }
         Ok(result)
     }
 
-    /// Takes the curves from a run's log; the scores of the last evaluation where none is known.
-    pub(crate) fn read_log(&mut self, directory: &Path) -> Result<(), CompareError> {
+    /// Takes the curves from a run's log, and the name of the score where none is known. Returns
+    /// the scores of the last evaluation.
+    pub(crate) fn read_log(&mut self, directory: &Path) -> Result<Option<Metrics>, CompareError> {
         let records = journal::read(&directory.join("log.jsonl"));
         let records = records.map_err(epiphyte_train::TrainError::from)?;
+        let mut last = None;
         for record in records {
             match record {
                 Record::Step(step) if step.loss.is_finite() => {
@@ -153,22 +158,28 @@ impl RunResult {
                     }
                     let score = evaluation.metrics.get(&self.score_name);
                     let score = score.filter(|score| score.is_finite());
-                    self.scores.extend(score.map(|score| (evaluation.step, score)));
-                    if self.trial || self.model.is_empty() {
-                        self.score = score;
-                        self.metrics = evaluation.metrics;
-                    }
+                    self.scores
+                        .extend(score.map(|score| (evaluation.step, score)));
+                    last = Some(evaluation.metrics);
                 }
             }
         }
-        Ok(())
+        Ok(last)
     }
 
     /// The one whose result is known.
     pub(crate) fn identity(&self) -> [String; 6] {
         let seed = self.seed.to_string();
         let trial = self.trial.to_string();
-        [&self.model, &self.task, &self.name, &self.point, &seed, &trial].map(Clone::clone)
+        [
+            &self.model,
+            &self.task,
+            &self.name,
+            &self.point,
+            &seed,
+            &trial,
+        ]
+        .map(Clone::clone)
     }
 
     /// The result in a run's directory, if there is one.

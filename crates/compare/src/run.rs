@@ -21,7 +21,7 @@ use crate::suite::{Group, Suite};
 /// The directory of all runs, in the output directory.
 pub(crate) const RUNS: &str = "runs";
 
-/// A part of a suite's groups, for several machines.
+/// A part of a suite's methods, for several machines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shard {
     /// Its number, from 1.
@@ -31,9 +31,9 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// Whether a group is of this shard.
-    fn has(self, group: usize) -> bool {
-        group % self.count == self.number - 1
+    /// Whether the runs of a method, by its number, are of this shard.
+    fn has(self, method: usize) -> bool {
+        method % self.count == self.number - 1
     }
 }
 
@@ -42,12 +42,13 @@ impl std::str::FromStr for Shard {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let parts = text.split_once('/');
-        let numbers = parts.and_then(|(number, count)| {
-            Some((number.parse().ok()?, count.parse().ok()?))
-        });
+        let numbers =
+            parts.and_then(|(number, count)| Some((number.parse().ok()?, count.parse().ok()?)));
         match numbers {
             Some((number, count)) if (1..=count).contains(&number) => Ok(Self { number, count }),
-            _ => Err(format!("`{text}` is not a part such as 1/4: a number from 1, and how many")),
+            _ => Err(format!(
+                "`{text}` is not a part such as 1/4: a number from 1, and how many"
+            )),
         }
     }
 }
@@ -103,10 +104,21 @@ impl RunSuite<'_> {
             measure_inference: true,
             ..self.options.clone()
         };
-        let is_ours = |at: &usize| self.shard.is_none_or(|shard| shard.has(*at));
-        let groups = (0..self.suite.groups.len()).filter(is_ours);
-        let groups: Vec<&Group> = groups.map(|at| &self.suite.groups[at]).collect();
-        let total = groups.iter().map(|group| self.runs_of(group)).sum();
+        // A method's runs on a model are of one shard, because some choose the settings of others.
+        let mut methods: Vec<(&str, &str)> = Vec::new();
+        let mut groups: Vec<&Group> = Vec::new();
+        for group in &self.suite.groups {
+            let method = (&group.model[..], &group.name[..]);
+            let at = methods.iter().position(|other| *other == method);
+            let at = at.unwrap_or(methods.len());
+            if at == methods.len() {
+                methods.push(method);
+            }
+            if self.shard.is_none_or(|shard| shard.has(at)) {
+                groups.push(group);
+            }
+        }
+        let total = groups.iter().map(|group| self.suite.runs_of(group)).sum();
         let mut runner = Runner {
             suite: self,
             options,
@@ -123,11 +135,6 @@ impl RunSuite<'_> {
         }
         Ok(Carried::Out(runner.results))
     }
-
-    fn runs_of(&self, group: &Group) -> usize {
-        let trials = if group.points.len() > 1 { group.points.len() } else { 0 };
-        trials + self.suite.seeds.len()
-    }
 }
 
 struct Runner<'a> {
@@ -143,24 +150,10 @@ struct Runner<'a> {
 impl Runner<'_> {
     /// Runs a group; false if it was interrupted.
     fn group(&mut self, group: &Group) -> Result<bool, CompareError> {
-        let mut chosen = &group.points[0];
-        if group.points.len() > 1 {
-            let mut best = None;
-            for point in &group.points {
-                let seed = group.tuning_seed;
-                let Some(trial) = self.one(group, &point.name, seed, true, &point.runs[&seed])?
-                else {
-                    return Ok(false);
-                };
-                let score = trial.score.map(|score| match group.greater_is_better() {
-                    true => score,
-                    false => -score,
-                });
-                if score > best {
-                    (best, chosen) = (score, point);
-                }
-            }
-        }
+        let Some(chosen) = self.choose(self.suite.suite.chooser(group))? else {
+            return Ok(false);
+        };
+        let chosen = &group.points[chosen];
         for seed in &self.suite.suite.seeds {
             let run = &chosen.runs[seed];
             if self.one(group, &chosen.name, *seed, false, run)?.is_none() {
@@ -168,6 +161,25 @@ impl Runner<'_> {
             }
         }
         Ok(true)
+    }
+
+    /// The number of the point with the best trial; none if it was interrupted.
+    fn choose(&mut self, group: &Group) -> Result<Option<usize>, CompareError> {
+        let (mut chosen, mut best) = (0, None);
+        for (at, point) in group.points.iter().enumerate() {
+            let Some(run) = &point.trial else {
+                continue;
+            };
+            let Some(trial) = self.one(group, &point.name, run.seed, true, run)? else {
+                return Ok(None);
+            };
+            let sign = if group.greater_is_better() { 1.0 } else { -1.0 };
+            let score = trial.score.map(|score| sign * score);
+            if score > best {
+                (best, chosen) = (score, at);
+            }
+        }
+        Ok(Some(chosen))
     }
 
     /// The result of a run, which is made if there is none; none if it was interrupted.
@@ -179,8 +191,17 @@ impl Runner<'_> {
         trial: bool,
         run: &RunConfig,
     ) -> Result<Option<RunResult>, CompareError> {
-        self.number += 1;
         let new = RunResult::new(group, point, seed, trial);
+        // Trials choose for several tasks.
+        let identity = new.identity();
+        if let Some(known) = self
+            .results
+            .iter()
+            .find(|known| known.identity() == identity)
+        {
+            return Ok(Some(known.clone()));
+        }
+        self.number += 1;
         let directory = self.suite.output.join(RUNS).join(path_of(&new));
         let known = RunResult::read(&directory)?;
         let result = match known {
@@ -237,9 +258,7 @@ impl Runner<'_> {
                 result.score = result.score.filter(|score| score.is_finite());
                 result.declared = Some(report.account);
                 (result.change, result.cost) = (report.change, Some(report.cost));
-                let (score, metrics) = (result.score, result.metrics.clone());
                 result.read_log(directory)?;
-                (result.score, result.metrics) = (score, metrics);
                 if result.score.is_none() {
                     result.status = Status::Failed;
                     let name = &result.score_name;
@@ -299,7 +318,9 @@ fn settings(run: &RunConfig) -> Map<String, Value> {
 /// The first setting in which two runs differ.
 fn difference(one: &Map<String, Value>, other: &Map<String, Value>) -> String {
     let keys = one.keys().chain(other.keys());
-    let key = keys.into_iter().find(|key| one.get(*key) != other.get(*key));
+    let key = keys
+        .into_iter()
+        .find(|key| one.get(*key) != other.get(*key));
     let key = key.map_or("", String::as_str);
     let [one, other] = [one, other].map(|it| it.get(key).unwrap_or(&Value::Null).to_string());
     format!("`{key}` was {one} and is {other}")
@@ -309,7 +330,13 @@ fn difference(one: &Map<String, Value>, other: &Map<String, Value>) -> String {
 pub(crate) fn path_of(result: &RunResult) -> PathBuf {
     let kind = if result.trial { "trial" } else { "seed" };
     let seed = format!("{kind}-{}", result.seed);
-    let parts = [&result.model, &result.task, &result.name, &result.point, &seed];
+    let parts = [
+        &result.model,
+        &result.task,
+        &result.name,
+        &result.point,
+        &seed,
+    ];
     let parts = parts.into_iter().filter(|part| !part.is_empty());
     parts.map(|part| file_name(part)).collect()
 }
@@ -353,15 +380,21 @@ mod tests {
     use super::{Shard, file_name};
 
     #[test]
-    fn shards_have_every_group_once() {
+    fn shards_have_every_method_once() {
         for count in 1..5 {
             let shards = (1..=count).map(|number| Shard { number, count });
             let shards: Vec<Shard> = shards.collect();
-            for group in 0..20 {
-                assert_eq!(shards.iter().filter(|shard| shard.has(group)).count(), 1);
+            for method in 0..20 {
+                assert_eq!(shards.iter().filter(|shard| shard.has(method)).count(), 1);
             }
         }
-        assert_eq!("2/3".parse(), Ok(Shard { number: 2, count: 3 }));
+        assert_eq!(
+            "2/3".parse(),
+            Ok(Shard {
+                number: 2,
+                count: 3
+            })
+        );
         for wrong in ["0/3", "4/3", "1", "1/0", "a/b"] {
             wrong.parse::<Shard>().unwrap_err();
         }

@@ -15,6 +15,7 @@
 //! [[tasks]]
 //! name = "rte"
 //! score = "accuracy"
+//! tuning_eval_data = "dev.tsv" # what settings are chosen by; the evaluation data if not said
 //! task = "glue/rte"
 //! train_data = "glue/RTE"
 //!
@@ -30,6 +31,7 @@
 //! [tuning]                    # the same choice of learning rates for every method
 //! learning_rate_factors = [0.3, 1, 3]
 //! seed = 100
+//! task = "rte"                # choose on one task for all; on each for itself if not said
 //! ```
 //!
 //! Keys of `[settings]`, models, tasks and methods are those of a run's file; what stands further
@@ -62,6 +64,8 @@ pub struct Suite {
     pub baseline: String,
     /// The seeds of every method's runs.
     pub seeds: Vec<u64>,
+    /// The task on which settings are chosen for all of them; each for itself if none.
+    pub tuning_task: Option<String>,
     /// The runs of one method for one task on one model each.
     pub groups: Vec<Group>,
     /// The file's text.
@@ -83,8 +87,6 @@ pub struct Group {
     pub score: String,
     /// What is chosen from.
     pub points: Vec<Point>,
-    /// The seed with which points are tried.
-    pub tuning_seed: u64,
 }
 
 impl Group {
@@ -101,6 +103,8 @@ pub struct Point {
     pub name: String,
     /// The run of each seed, without its output directory.
     pub runs: BTreeMap<u64, RunConfig>,
+    /// The run by which it is chosen; none if there is no choice.
+    pub trial: Option<RunConfig>,
 }
 
 /// The file.
@@ -136,6 +140,8 @@ struct Task {
     /// The models that it is for; all if none is named.
     #[serde(default)]
     models: Vec<String>,
+    /// What settings are chosen by, in the place of the evaluation data.
+    tuning_eval_data: Option<String>,
     #[serde(flatten)]
     settings: Table,
 }
@@ -157,6 +163,7 @@ struct Tuning {
     learning_rate_factors: Vec<f64>,
     #[serde(default)]
     seed: u64,
+    task: Option<String>,
 }
 
 impl Suite {
@@ -187,7 +194,10 @@ impl Suite {
             }
         }
         let factors = &file.tuning.learning_rate_factors;
-        if factors.iter().any(|factor| !(*factor > 0.0 && factor.is_finite())) {
+        if factors
+            .iter()
+            .any(|factor| !(*factor > 0.0 && factor.is_finite()))
+        {
             let problem = "`learning_rate_factors` must be greater than 0";
             return Err(wrong(problem.to_owned()));
         }
@@ -212,6 +222,12 @@ impl Suite {
                 return Err(wrong(problem));
             }
         }
+        let is_task = |name: &&String| file.tasks.iter().any(|task| task.name == **name);
+        if let Some(other) = file.tuning.task.iter().find(|name| !is_task(name)) {
+            return Err(wrong(format!(
+                "`tuning.task` is `{other}`, which is none of the tasks"
+            )));
+        }
         let mut groups = Vec::new();
         for model in &file.models {
             let is_for = |task: &&Task| task.models.is_empty() || task.models.contains(&model.name);
@@ -230,12 +246,12 @@ impl Suite {
                         method: method.method.clone(),
                         score: task.score.clone(),
                         points: Vec::new(),
-                        tuning_seed: file.tuning.seed,
                     };
                     let context = Context {
                         layers: &layers,
                         seeds: &file.seeds,
                         tuning: &file.tuning,
+                        tuning_eval_data: task.tuning_eval_data.as_deref(),
                         places,
                         configure,
                     };
@@ -249,10 +265,13 @@ impl Suite {
         }
         Ok(Self {
             name: name.to_owned(),
-            title: Some(file.title).filter(|it| !it.is_empty()).unwrap_or_else(|| name.to_owned()),
+            title: Some(file.title)
+                .filter(|it| !it.is_empty())
+                .unwrap_or_else(|| name.to_owned()),
             about: file.about,
             baseline,
             seeds: file.seeds,
+            tuning_task: file.tuning.task,
             groups,
             text: text.to_owned(),
         })
@@ -260,11 +279,32 @@ impl Suite {
 
     /// The number of runs, if every method applies everywhere.
     pub fn runs(&self) -> usize {
-        let of_group = |group: &Group| match group.points.len() {
-            1 => self.seeds.len(),
-            points => points + self.seeds.len(),
+        self.groups.iter().map(|group| self.runs_of(group)).sum()
+    }
+
+    /// The number of a group's runs.
+    pub(crate) fn runs_of(&self, group: &Group) -> usize {
+        let is_chosen_here = self
+            .tuning_task
+            .as_ref()
+            .is_none_or(|task| *task == group.task);
+        let trials = match group.points.len() {
+            1 => 0,
+            points if is_chosen_here => points,
+            _ => 0,
         };
-        self.groups.iter().map(of_group).sum()
+        trials + self.seeds.len()
+    }
+
+    /// The group whose trials choose the settings of `group`.
+    pub(crate) fn chooser<'a>(&'a self, group: &'a Group) -> &'a Group {
+        let Some(task) = &self.tuning_task else {
+            return group;
+        };
+        let is_it = |other: &&Group| {
+            other.task == *task && other.model == group.model && other.name == group.name
+        };
+        self.groups.iter().find(is_it).unwrap_or(group)
     }
 }
 
@@ -295,6 +335,7 @@ struct Context<'a> {
     layers: &'a [Table],
     seeds: &'a [u64],
     tuning: &'a Tuning,
+    tuning_eval_data: Option<&'a str>,
     places: &'a BTreeMap<&'a str, String>,
     configure: &'a Configure<'a>,
 }
@@ -307,6 +348,15 @@ impl Context<'_> {
         let layers = layers.map(|table| replaced_in(table, self.places, seed));
         let layers = layers.collect::<Result<Vec<Table>, String>>()?;
         (self.configure)(&layers)
+    }
+
+    /// The run by which these settings are chosen.
+    fn trial(&self, own: &Table) -> Result<RunConfig, String> {
+        let mut own = own.clone();
+        if let Some(data) = self.tuning_eval_data {
+            own.insert("eval_data".to_owned(), Value::String(data.to_owned()));
+        }
+        self.run(&own, self.tuning.seed)
     }
 }
 
@@ -359,15 +409,16 @@ impl Method {
             }
             settings = with_rates;
         }
-        let seeds: Vec<u64> = match settings.len() {
-            1 => context.seeds.to_vec(),
-            _ => [context.tuning.seed].into_iter().chain(context.seeds.iter().copied()).collect(),
-        };
+        let is_choice = settings.len() > 1;
         let points = settings.iter().map(|table| {
-            let runs = seeds.iter().map(|&seed| Ok((seed, context.run(table, seed)?)));
+            let runs = context
+                .seeds
+                .iter()
+                .map(|&seed| Ok((seed, context.run(table, seed)?)));
             Ok(Point {
                 name: point_name(table),
                 runs: runs.collect::<Result<_, String>>()?,
+                trial: is_choice.then(|| context.trial(table)).transpose()?,
             })
         });
         points.collect()
@@ -487,8 +538,9 @@ mod tests {
         let names: Vec<&str> = points.iter().map(|point| &point.name[..]).collect();
         assert_eq!(names.len(), 4);
         assert_eq!(names[0], "learning_rate 3e-4, rank 2");
-        assert_eq!(points[0].runs.keys().collect::<Vec<_>>(), [&5, &7, &9]);
-        assert_eq!(points[0].runs[&9].learning_rate, Some(3e-4));
+        assert_eq!(points[0].runs.keys().collect::<Vec<_>>(), [&5, &7]);
+        let trial = points[0].trial.as_ref().unwrap();
+        assert_eq!((trial.seed, trial.learning_rate), (9, Some(3e-4)));
         assert_eq!(suite.runs(), 2 * (4 + 2));
         let own = format!("{SUITE}{lora}grid.learning_rate = [1e-3, 2e-3, 3e-3]\n{tuning}");
         assert_eq!(parse(&own).unwrap().groups[0].points.len(), 3);
@@ -498,16 +550,34 @@ mod tests {
     fn what_is_wrong_with_a_suite_is_said() {
         let lora = "[[methods]]\nmethod = \"lora\"\n";
         for (text, words) in [
-            (format!("{SUITE}{lora}{lora}"), "two methods are called `lora`"),
-            (format!("baseline = \"ia3\"{SUITE}{lora}"), "`ia3`, which is none of lora"),
+            (
+                format!("{SUITE}{lora}{lora}"),
+                "two methods are called `lora`",
+            ),
+            (
+                format!("baseline = \"ia3\"{SUITE}{lora}"),
+                "`ia3`, which is none of lora",
+            ),
             (format!("{SUITE}[[methods]]\nmethod = \"lro\""), "lro"),
-            (format!("{SUITE}{lora}grid.rank = []"), "`grid.rank` is empty"),
-            (SUITE.replace("$data", "$sets") + lora, "`$sets` is not known: pass --sets"),
+            (
+                format!("{SUITE}{lora}grid.rank = []"),
+                "`grid.rank` is empty",
+            ),
+            (
+                SUITE.replace("$data", "$sets") + lora,
+                "`$sets` is not known: pass --sets",
+            ),
             (SUITE.replace("[5, 7]", "[]") + lora, "`seeds` is empty"),
-            (format!("{SUITE}models = [\"x\"]\n{lora}"), "names model `x`, which is none"),
+            (
+                format!("{SUITE}models = [\"x\"]\n{lora}"),
+                "names model `x`, which is none",
+            ),
         ] {
             let error = parse(&text).unwrap_err();
-            assert!(error.contains("suite `mine`") && error.contains(words), "{error}");
+            assert!(
+                error.contains("suite `mine`") && error.contains(words),
+                "{error}"
+            );
         }
     }
 }

@@ -138,9 +138,15 @@ impl Summary {
             compare(&mut summary.rows, &groups, [model, task, baseline]);
         }
         let order = |row: &Row| {
-            let place = places.iter().position(|it| *it == (&row.model[..], &row.task[..]));
+            let place = places
+                .iter()
+                .position(|it| *it == (&row.model[..], &row.task[..]));
             let better = Selection::by(&row.score_name).greater_is_better;
-            let score = if better { -row.score.mean } else { row.score.mean };
+            let score = if better {
+                -row.score.mean
+            } else {
+                row.score.mean
+            };
             (place, score)
         };
         summary.rows.sort_by(|one, other| {
@@ -166,7 +172,8 @@ impl Summary {
     /// The rows of a task on a model, best scores first.
     pub fn of_place(&self, (model, task): (&str, &str)) -> Vec<&Row> {
         let rows = self.rows.iter();
-        rows.filter(|row| row.model == model && row.task == task).collect()
+        rows.filter(|row| row.model == model && row.task == task)
+            .collect()
     }
 }
 
@@ -180,9 +187,14 @@ impl Row {
         let costs: Vec<_> = runs.iter().filter_map(|run| run.cost.as_ref()).collect();
         let mean = |values: Vec<f64>| Mean::of(&values).map(|mean| mean.mean);
         let memory = || costs.iter().filter_map(|cost| cost.memory);
-        let merged = first.change.as_ref().and_then(|change| change.merged.as_ref());
+        let merged = first
+            .change
+            .as_ref()
+            .and_then(|change| change.merged.as_ref());
         let cost = *costs.first()?;
-        let slowdowns = costs.iter().filter_map(|cost| Some(cost.inference?.slowdown()));
+        let slowdowns = costs
+            .iter()
+            .filter_map(|cost| Some(cost.inference?.slowdown()));
         Some(Self {
             model: first.model.clone(),
             task: first.task.clone(),
@@ -220,13 +232,19 @@ fn pairs(groups: &Groups<'_>, one: [&str; 3], other: [&str; 3]) -> (Vec<f64>, Ve
     let scores = |key: [&str; 3]| -> BTreeMap<u64, f64> {
         let runs = groups.get(&key).into_iter().flatten();
         let scores = runs.filter_map(|run| {
-            let sign = if Selection::by(&run.score_name).greater_is_better { 1.0 } else { -1.0 };
+            let sign = if Selection::by(&run.score_name).greater_is_better {
+                1.0
+            } else {
+                -1.0
+            };
             Some((run.seed, sign * run.score?))
         });
         scores.collect()
     };
     let (one, other) = (scores(one), scores(other));
-    let both = one.iter().filter_map(|(seed, score)| Some((*score, *other.get(seed)?)));
+    let both = one
+        .iter()
+        .filter_map(|(seed, score)| Some((*score, *other.get(seed)?)));
     both.unzip()
 }
 
@@ -283,12 +301,15 @@ fn overall(rows: &[Row], groups: &Groups<'_>, baseline: &str) -> Vec<Overall> {
         for row in of_model {
             of_methods.entry(&row.name).or_default().push(row);
         }
-        let complete = of_methods.into_iter().filter(|(_, rows)| rows.len() == tasks.len());
+        let complete = of_methods
+            .into_iter()
+            .filter(|(_, rows)| rows.len() == tasks.len());
         let mut methods: Vec<Overall> = complete
             .map(|(name, rows)| {
                 let scores: f64 = rows.iter().map(|row| row.score.mean).sum();
                 let both = tasks.iter();
-                let both = both.map(|task| pairs(groups, [model, task, name], [model, task, baseline]));
+                let both =
+                    both.map(|task| pairs(groups, [model, *task, name], [model, *task, baseline]));
                 let (own, other): (Vec<_>, Vec<_>) = both.unzip();
                 let (own, other) = (own.concat(), other.concat());
                 let comparison = Comparison::of(&own, &other, signed_rank_test);

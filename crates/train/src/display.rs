@@ -42,6 +42,48 @@ pub fn duration(duration: Duration) -> String {
     }
 }
 
+/// A curve in `rows` lines of text, for a terminal: each column is a value, or the mean of
+/// neighbors where there are more than 60, with the highest and the lowest at the left. Empty for
+/// fewer than two values.
+///
+/// ```
+/// let curve = epiphyte_train::display::curve(&[3.0, 2.0, 1.5, 1.0], 2);
+/// assert_eq!(curve, "3.000 █▁\n1.000 ██▅▁");
+/// ```
+#[must_use]
+pub fn curve(values: &[f64], rows: usize) -> String {
+    const COLUMNS: usize = 60;
+    const BLOCKS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    let values: Vec<f64> = values.iter().copied().filter(|it| it.is_finite()).collect();
+    if values.len() < 2 || rows == 0 {
+        return String::new();
+    }
+    let columns = values.len().min(COLUMNS);
+    let means = (0..columns).map(|column| {
+        let own = &values[column * values.len() / columns..(column + 1) * values.len() / columns];
+        own.iter().sum::<f64>() / own.len() as f64
+    });
+    let means: Vec<f64> = means.collect();
+    let low = means.iter().copied().fold(f64::INFINITY, f64::min);
+    let high = means.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let (steps, range) = ((rows * 8 - 1) as f64, (high - low).max(f64::MIN_POSITIVE));
+    let height = |mean: &f64| 1 + ((mean - low) / range * steps).round() as usize;
+    let labels = [high, low].map(|value| format!("{value:.3}"));
+    let width = labels.iter().map(String::len).max().unwrap_or(0);
+    let lines = (0..rows).map(|row| {
+        let below = (rows - 1 - row) * 8;
+        let block = |mean: &f64| BLOCKS[height(mean).saturating_sub(below).min(8)];
+        let line: String = means.iter().map(block).collect();
+        let label = match row {
+            0 => &labels[0],
+            row if row == rows - 1 => &labels[1],
+            _ => "",
+        };
+        format!("{label:>width$} {}", line.trim_end())
+    });
+    lines.collect::<Vec<String>>().join("\n")
+}
+
 /// A command (a program and its arguments) quoted for a POSIX shell.
 ///
 /// ```

@@ -73,6 +73,7 @@ mod lock;
 pub mod memory;
 mod merge;
 pub mod observer;
+mod plan;
 mod quantize;
 mod run;
 mod run_directory;
@@ -89,6 +90,7 @@ pub use generate::{
 pub use interrupt::Interrupt;
 pub use merge::{MergeOptions, Merged, WeightType, WithoutHead, merge};
 pub use observer::Observer;
+pub use plan::{Limit, Remedy, RunPlan, plan};
 pub use quantize::{Quantized, quantize};
 pub use run::{
     LoadedAdapter, Report, RunOptions, SharedBase, check_runs, open_adapter, train, train_several,

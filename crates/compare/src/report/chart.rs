@@ -81,12 +81,19 @@ impl Scale {
     }
 
     fn linear(low: f64, high: f64) -> Self {
-        let room = if high > low { (high - low) * 0.06 } else { low.abs().max(1e-3) * 0.1 };
+        let room = if high > low {
+            (high - low) * 0.06
+        } else {
+            low.abs().max(1e-3) * 0.1
+        };
         let (low, high) = (low - room, high + room);
         let rough = (high - low) / 5.0;
         let size = 10f64.powf(rough.log10().floor());
         let steps = [1.0, 2.0, 5.0, 10.0].map(|step| step * size);
-        let step = steps.into_iter().find(|step| *step >= rough).unwrap_or(rough);
+        let step = steps
+            .into_iter()
+            .find(|step| *step >= rough)
+            .unwrap_or(rough);
         let first = (low / step).ceil() as i64;
         let last = (high / step).floor() as i64;
         Self {
@@ -258,7 +265,12 @@ pub(super) fn scatter(
     }
     let mut table = Table::new(
         format!("{caption}, as numbers"),
-        &[("name", false), ("x", true), ("y", true), ("on the front", false)],
+        &[
+            ("name", false),
+            ("x", true),
+            ("y", true),
+            ("on the front", false),
+        ],
     );
     for (at, dot) in dots.iter().enumerate() {
         let on_front = if best.contains(&at) { "yes" } else { "" };
@@ -266,7 +278,10 @@ pub(super) fn scatter(
         table.row([dot.name.clone(), x, y, on_front.to_owned()]);
     }
     let mut legend = String::new();
-    for (style, name) in styles.iter().filter(|(it, _)| dots.iter().any(|dot| dot.style == *it)) {
+    for (style, name) in styles
+        .iter()
+        .filter(|(it, _)| dots.iter().any(|dot| dot.style == *it))
+    {
         let shape = shape(*style, (16.0, 7.0));
         let _ = write!(
             legend,
@@ -282,15 +297,15 @@ pub(super) fn scatter(
 fn label(frame: &mut Frame, dot: &Dot, taken: &mut Vec<[f64; 4]>) {
     let (x, y) = frame.place(dot.x, dot.y);
     let width = dot.name.chars().count() as f64 * CHARACTER;
-    let places = [0.0, -13.0, 13.0, -26.0, 26.0].into_iter().flat_map(|shift| {
-        [(x + 8.0, y + shift), (x - 8.0 - width, y + shift)]
-    });
+    let places = [0.0, -13.0, 13.0, -26.0, 26.0]
+        .into_iter()
+        .flat_map(|shift| [(x + 8.0, y + shift), (x - 8.0 - width, y + shift)]);
     for (left, middle) in places {
         let own = [left, middle - 7.0, left + width, middle + 7.0];
         let is_inside = left > LEFT && own[2] < WIDTH && own[1] > 0.0 && own[3] < HEIGHT - BOTTOM;
-        let is_free = taken.iter().all(|it| {
-            own[2] < it[0] || own[0] > it[2] || own[3] < it[1] || own[1] > it[3]
-        });
+        let is_free = taken
+            .iter()
+            .all(|it| own[2] < it[0] || own[0] > it[2] || own[3] < it[1] || own[1] > it[3]);
         if is_inside && is_free {
             let _ = writeln!(
                 frame.svg,
@@ -313,7 +328,11 @@ pub(super) fn curves(caption: &str, axes: [&Axis; 2], curves: &[Curve]) -> Strin
     let mut legend = String::new();
     let (behind, before): (Vec<&Curve>, Vec<&Curve>) =
         curves.iter().partition(|curve| curve.style.is_none());
-    for curve in behind.into_iter().chain(before).filter(|it| !it.points.is_empty()) {
+    for curve in behind
+        .into_iter()
+        .chain(before)
+        .filter(|it| !it.points.is_empty())
+    {
         let path = frame.path(&curve.points);
         let name = escape(&curve.name);
         let (class, dashes) = match curve.style {
@@ -334,7 +353,14 @@ pub(super) fn curves(caption: &str, axes: [&Axis; 2], curves: &[Curve]) -> Strin
     }
     let mut table = Table::new(
         format!("{caption}, as numbers"),
-        &[("name", false), ("points", true), ("first", true), ("lowest", true), ("highest", true), ("last", true)],
+        &[
+            ("name", false),
+            ("points", true),
+            ("first", true),
+            ("lowest", true),
+            ("highest", true),
+            ("last", true),
+        ],
     );
     for curve in curves {
         let ys = || curve.points.iter().map(|it| it.1);
@@ -403,7 +429,10 @@ mod tests {
         for values in [vec![], vec![f64::NAN], vec![0.5], vec![0.0, 0.0]] {
             for axis in [&axis, &Axis::logarithmic("x")] {
                 let scale = Scale::of(values.clone().into_iter(), axis);
-                assert!(!scale.marks.is_empty() && scale.low < scale.high, "{values:?}");
+                assert!(
+                    !scale.marks.is_empty() && scale.low < scale.high,
+                    "{values:?}"
+                );
             }
         }
     }

@@ -47,7 +47,10 @@ pub(crate) fn suite_report(suite: &Suite, results: &[RunResult], summary: &Summa
         names.len()
     };
     let places = summary.places();
-    let runs = results.iter().filter(|it| it.status == Status::Finished).count();
+    let runs = results
+        .iter()
+        .filter(|it| it.status == Status::Finished)
+        .count();
     let lead = format!(
         "<p>{}</p>\n<p class=\"quiet\">Suite <code>{}</code>: {methods} methods, {} combinations of model and task, \
          {} seeds, {runs} finished runs. Baseline: {}.</p>\n",
@@ -63,13 +66,20 @@ pub(crate) fn suite_report(suite: &Suite, results: &[RunResult], summary: &Summa
     }
     for &place in &places {
         let title = format!("{} on {}", place.1, place.0);
-        sections.push(Section::new(title, of_place(suite, results, summary, place)));
+        sections.push(Section::new(
+            title,
+            of_place(suite, results, summary, place),
+        ));
     }
     if !places.is_empty() {
         sections.push(Section::new("Claims and measurements", claims(summary)));
         sections.push(Section::new("Parameters", parameters(summary)));
     }
-    if places.iter().map(|place| place.0).any(|model| model != places[0].0) {
+    if places
+        .iter()
+        .map(|place| place.0)
+        .any(|model| model != places[0].0)
+    {
         sections.push(Section::new("Size of the base", sizes(summary)));
     }
     if !summary.absent.is_empty() {
@@ -102,7 +112,9 @@ fn overall(suite: &Suite, summary: &Summary) -> String {
             Cell::from(row.name.clone()),
             row.model.clone().into(),
             format!("{:.4}", row.score).into(),
-            comparison.map_or(String::new(), |it| format!("{:+.4}", it.difference)).into(),
+            comparison
+                .map_or(String::new(), |it| format!("{:+.4}", it.difference))
+                .into(),
             probability(comparison.and_then(|it| it.probability), false),
             probability(comparison.and_then(|it| it.corrected), true),
         ]);
@@ -143,10 +155,16 @@ fn of_place(
         });
         dots.collect()
     };
-    let styles: Vec<(usize, &str)> = KINDS.iter().map(|kind| (style(*kind), kind.name())).collect();
+    let styles: Vec<(usize, &str)> = KINDS
+        .iter()
+        .map(|kind| (style(*kind), kind.name()))
+        .collect();
     let place_name = format!("{} on {}", place.1, place.0);
     let mut html = "<div class=\"charts\">\n".to_owned();
-    let y = Axis::linear(format!("{score} ({} is better)", if smaller { "less" } else { "more" }));
+    let y = Axis::linear(format!(
+        "{score} ({} is better)",
+        if smaller { "less" } else { "more" }
+    ));
     let mut add = |what: &str, unit: &str, x: &dyn Fn(&Row) -> Option<f64>| {
         let dots = dots(x);
         if !dots.is_empty() {
@@ -156,13 +174,21 @@ fn of_place(
         }
     };
     let value = |number: usize| Some(number as f64);
-    add("trainable parameters", "", &|row| value(row.declared.trainable_parameters));
-    add("peak memory of training", " (bytes)", &|row| row.peak_bytes.map(|it| it as f64));
+    add("trainable parameters", "", &|row| {
+        value(row.declared.trainable_parameters)
+    });
+    add("peak memory of training", " (bytes)", &|row| {
+        row.peak_bytes.map(|it| it as f64)
+    });
     add("seconds of a run", "", &|row| Some(row.seconds));
     let (losses, scores) = learning(results, &rows);
     let step = Axis::linear("optimizer step");
     let caption = format!("Training loss, first seed, {place_name}");
-    html += &curves(&caption, [&step, &Axis::logarithmic("training loss")], &losses);
+    html += &curves(
+        &caption,
+        [&step, &Axis::logarithmic("training loss")],
+        &losses,
+    );
     if scores.iter().any(|curve| curve.points.len() > 1) {
         let caption = format!("{score} during training, first seed, {place_name}");
         html += &curves(&caption, [&step, &y], &scores);
@@ -176,12 +202,19 @@ fn of_place(
 fn learning(results: &[RunResult], rows: &[&Row]) -> (Vec<Curve>, Vec<Curve>) {
     let curves = rows.iter().enumerate().filter_map(|(at, row)| {
         let is_own = |it: &&RunResult| {
-            !it.trial && it.status == Status::Finished && it.model == row.model && it.task == row.task && it.name == row.name
+            !it.trial
+                && it.status == Status::Finished
+                && it.model == row.model
+                && it.task == row.task
+                && it.name == row.name
         };
         let run = results.iter().find(is_own)?;
         let curve = |points: &[(u64, f64)]| Curve {
             name: row.name.clone(),
-            points: points.iter().map(|&(step, value)| (step as f64, value)).collect(),
+            points: points
+                .iter()
+                .map(|&(step, value)| (step as f64, value))
+                .collect(),
             style: (at < COLORED).then_some(at),
         };
         Some((curve(&run.losses), curve(&run.scores)))
@@ -319,7 +352,11 @@ fn sizes(summary: &Summary) -> String {
             &Axis::logarithmic("parameters of the base"),
             &Axis::linear(of_task[0].score_name.clone()),
         ];
-        html += &curves(&format!("Score against the size of the base, {task}"), axes, &lines);
+        html += &curves(
+            &format!("Score against the size of the base, {task}"),
+            axes,
+            &lines,
+        );
     }
     html
 }
@@ -327,7 +364,13 @@ fn sizes(summary: &Summary) -> String {
 fn absent(summary: &Summary) -> String {
     let mut table = Table::new(
         "Methods that cannot act on a model or for a task, and runs that failed",
-        &[("method", false), ("task", false), ("model", false), ("", false), ("why", false)],
+        &[
+            ("method", false),
+            ("task", false),
+            ("model", false),
+            ("", false),
+            ("why", false),
+        ],
     );
     for it in &summary.absent {
         let status = match it.status {
@@ -385,11 +428,15 @@ pub fn run_report(directories: &[PathBuf]) -> Result<String, CompareError> {
         ("Training loss", true, |record| record.loss),
         ("Learning rate", false, |record| record.learning_rate),
         ("Gradient norm", true, |record| record.gradient_norm),
-        ("Tokens per second", false, |record| record.tokens_per_second),
+        ("Tokens per second", false, |record| {
+            record.tokens_per_second
+        }),
     ];
     for (name, is_logarithmic, figure) in figures {
         let lines = runs.iter().enumerate().map(|(at, (_, steps))| {
-            let points = steps.iter().map(|record| (record.step as f64, figure(record)));
+            let points = steps
+                .iter()
+                .map(|record| (record.step as f64, figure(record)));
             let usable = points.filter(|(_, y)| y.is_finite() && (!is_logarithmic || *y > 0.0));
             curve(at, usable.collect())
         });
@@ -401,14 +448,21 @@ pub fn run_report(directories: &[PathBuf]) -> Result<String, CompareError> {
         html += &curves(name, [&step, &y], &lines);
     }
     let lines = runs.iter().enumerate().map(|(at, (result, _))| {
-        let points = result.scores.iter().map(|&(step, score)| (step as f64, score));
+        let points = result
+            .scores
+            .iter()
+            .map(|&(step, score)| (step as f64, score));
         let mut line = curve(at, points.collect());
         line.name = format!("{}, {}", line.name, result.score_name);
         line
     });
     let lines: Vec<Curve> = lines.collect();
     if lines.iter().any(|line| !line.points.is_empty()) {
-        html += &curves("Scores of evaluations", [&step, &Axis::linear("score")], &lines);
+        html += &curves(
+            "Scores of evaluations",
+            [&step, &Axis::linear("score")],
+            &lines,
+        );
     }
     html += "</div>\n";
     let results: Vec<&RunResult> = runs.iter().map(|(result, _)| result).collect();
@@ -447,7 +501,10 @@ fn results_table(results: &[&RunResult]) -> String {
         }
         let declared = result.declared.as_ref();
         let cost = result.cost.as_ref();
-        let merged = result.change.as_ref().and_then(|change| change.merged.as_ref());
+        let merged = result
+            .change
+            .as_ref()
+            .and_then(|change| change.merged.as_ref());
         let rank = merged.and_then(|merged| merged.largest_rank());
         table.row([
             result.name.clone(),
@@ -457,9 +514,12 @@ fn results_table(results: &[&RunResult]) -> String {
             declared.map_or(String::new(), |it| count(it.changed_parameters)),
             rank.map_or(String::new(), |rank| rank.to_string()),
             cost.map_or(String::new(), |it| bytes(it.stored_bytes)),
-            cost.map_or(String::new(), |it| format!("{} of {} layers", it.gradient_layers, it.layers)),
+            cost.map_or(String::new(), |it| {
+                format!("{} of {} layers", it.gradient_layers, it.layers)
+            }),
             cost.map_or(String::new(), |it| format!("{:.1}", it.seconds)),
-            cost.and_then(|it| it.tokens_per_second).map_or(String::new(), short),
+            cost.and_then(|it| it.tokens_per_second)
+                .map_or(String::new(), short),
         ]);
     }
     table.html()
@@ -482,7 +542,13 @@ fn memory_table(results: &[&RunResult]) -> String {
     for result in results {
         let memory = result.cost.as_ref().and_then(|cost| cost.memory);
         let cells = memory.map_or(vec!["not measured".to_owned()], |it| {
-            let parts = [it.base, it.adapter, it.gradients, it.optimizer, it.activations];
+            let parts = [
+                it.base,
+                it.adapter,
+                it.gradients,
+                it.optimizer,
+                it.activations,
+            ];
             let parts = parts.into_iter().chain([it.other(), it.peak]);
             parts.map(bytes).collect()
         });

@@ -204,7 +204,10 @@ fn three_digits(number: f64) -> String {
 
 /// A share as a percentage with three significant digits.
 pub(super) fn percent(part: usize, whole: usize) -> String {
-    format!("{} %", three_digits(100.0 * part as f64 / whole.max(1) as f64))
+    format!(
+        "{} %",
+        three_digits(100.0 * part as f64 / whole.max(1) as f64)
+    )
 }
 
 #[cfg(test)]
@@ -231,6 +234,9 @@ mod tests {
 
     #[test]
     fn text_stays_text() {
-        assert_eq!(escape("<a href=\"x\">&"), "&lt;a href=&quot;x&quot;&gt;&amp;");
+        assert_eq!(
+            escape("<a href=\"x\">&"),
+            "&lt;a href=&quot;x&quot;&gt;&amp;"
+        );
     }
 }

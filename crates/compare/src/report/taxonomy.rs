@@ -65,9 +65,19 @@ fn storage(row: &Row, claims: Option<Claims>) -> Cell {
     let base = row.declared.base_parameters * size_of::<f32>();
     let share = percent(row.stored_bytes as usize, base);
     let saves = (row.stored_bytes as f64) < SMALL * base as f64;
-    let claim = claims.map(|claims| if claims.saves_storage { "small" } else { "not small" });
+    let claim = claims.map(|claims| {
+        if claims.saves_storage {
+            "small"
+        } else {
+            "not small"
+        }
+    });
     let agrees = claims.map(|claims| claims.saves_storage == saves);
-    beside(format!("{}, {share} of the base", bytes(row.stored_bytes)), claim, agrees)
+    beside(
+        format!("{}, {share} of the base", bytes(row.stored_bytes)),
+        claim,
+        agrees,
+    )
 }
 
 fn memory(row: &Row, claims: Option<Claims>, full: Option<u64>) -> Cell {
@@ -80,11 +90,17 @@ fn memory(row: &Row, claims: Option<Claims>, full: Option<u64>) -> Cell {
         None => "depends",
     });
     let measured = match full.filter(|_| row.method != "full") {
-        Some(full) => format!("{}, {} of full", bytes(peak), percent(peak as usize, full as usize)),
+        Some(full) => format!(
+            "{}, {} of full",
+            bytes(peak),
+            percent(peak as usize, full as usize)
+        ),
         None => bytes(peak),
     };
     let claimed = claims.and_then(|claims| claims.saves_memory);
-    let agrees = claimed.zip(full).map(|(saves, full)| saves == (peak < full));
+    let agrees = claimed
+        .zip(full)
+        .map(|(saves, full)| saves == (peak < full));
     beside(measured, claim, agrees)
 }
 
@@ -94,7 +110,13 @@ fn gradients(row: &Row, claims: Option<Claims>) -> Cell {
         0 => "none".to_owned(),
         through => format!("{through} of {layers} layers"),
     };
-    let claim = claims.map(|claims| if claims.gradients_through_base { "yes" } else { "no" });
+    let claim = claims.map(|claims| {
+        if claims.gradients_through_base {
+            "yes"
+        } else {
+            "no"
+        }
+    });
     let agrees = claims.map(|claims| claims.gradients_through_base == (through > 0));
     beside(measured, claim, agrees)
 }

@@ -106,7 +106,11 @@ fn beta_fraction(a: f64, b: f64, x: f64) -> f64 {
 }
 
 fn nonzero(value: f64) -> f64 {
-    if value == 0.0 { f64::MIN_POSITIVE } else { value }
+    if value == 0.0 {
+        f64::MIN_POSITIVE
+    } else {
+        value
+    }
 }
 
 /// The logarithm of the gamma function of a positive number (Lanczos, g = 7).

@@ -125,7 +125,9 @@ pub fn holm(probabilities: &[f64]) -> Vec<f64> {
     let mut corrected = vec![0.0; count];
     let mut largest: f64 = 0.0;
     for (number, at) in order.into_iter().enumerate() {
-        largest = largest.max(probabilities[at] * (count - number) as f64).min(1.0);
+        largest = largest
+            .max(probabilities[at] * (count - number) as f64)
+            .min(1.0);
         corrected[at] = largest;
     }
     corrected

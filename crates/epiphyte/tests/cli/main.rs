@@ -6,6 +6,7 @@ mod about;
 mod adapters;
 mod bad_input;
 mod classes;
+mod compare;
 mod data;
 mod dry_run;
 #[cfg(target_os = "linux")]

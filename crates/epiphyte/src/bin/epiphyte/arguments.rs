@@ -3,8 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    data, eval, generate, inspect, merge, methods, predict, prompts, quantize, quickstart, shell,
-    train,
+    compare, data, eval, generate, inspect, merge, methods, plan, predict, prompts, quantize,
+    quickstart, report, shell, train,
 };
 use crate::global::Global;
 
@@ -37,6 +37,9 @@ pub(crate) enum Command {
     /// Fine-tune a base model
     #[command(after_help = train::EXAMPLES)]
     Train(train::Arguments),
+    /// Say what a run will take: parameters, memory, time
+    #[command(after_help = plan::EXAMPLES)]
+    Plan(plan::Arguments),
     /// Evaluate a model on labeled data
     #[command(after_help = eval::EXAMPLES)]
     Eval(eval::Arguments),
@@ -52,6 +55,12 @@ pub(crate) enum Command {
     /// List the fine-tuning methods, or describe some with their settings
     #[command(after_help = methods::EXAMPLES)]
     Methods(methods::Arguments),
+    /// Compare methods: scores, parameters, memory and time over models, tasks and seeds
+    #[command(after_help = compare::EXAMPLES)]
+    Compare(compare::Arguments),
+    /// Draw the curves and costs of training runs as one HTML file
+    #[command(after_help = report::EXAMPLES)]
+    Report(report::Arguments),
     /// Show the contents of an adapter or a base model
     #[command(after_help = inspect::EXAMPLES)]
     Inspect(inspect::Arguments),

@@ -8,6 +8,7 @@ use epiphyte::data::{DataError, Format, nearest_name};
 use epiphyte::hub::HubError;
 use epiphyte::methods::MethodError;
 use epiphyte::train::TrainError;
+use epiphyte_compare::CompareError;
 
 use crate::output::note;
 
@@ -107,8 +108,17 @@ fn is_usage(error: &anyhow::Error) -> bool {
         error.downcast_ref(),
         Some(TrainError::Config(_) | TrainError::Setting { .. } | TrainError::ClassOrder(_))
     );
+    let is_suite = matches!(
+        error.downcast_ref(),
+        Some(
+            CompareError::Suite { .. }
+                | CompareError::OtherSettings { .. }
+                | CompareError::Empty { .. }
+                | CompareError::Conflict { .. }
+        )
+    );
     let is_method = matches!(method(error), Some(MethodError::UnknownMethod { .. }));
-    error.is::<UsageError>() || is_setting || is_method
+    error.is::<UsageError>() || is_setting || is_suite || is_method
 }
 
 /// The error as one of a method or adapter, if it is one.

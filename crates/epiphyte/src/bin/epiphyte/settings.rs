@@ -290,6 +290,22 @@ pub(crate) fn run_configs(file: Option<&Path>, given: &GivenFlags) -> Result<Vec
     configs.collect()
 }
 
+/// The configuration of a run of tables of settings; later ones override earlier ones.
+pub(crate) fn run_of_tables(tables: &[toml::Table]) -> Result<RunConfig> {
+    let entries = tables.iter().flatten().map(|(key, value)| {
+        let place = format!("key `{key}`");
+        match json(value.clone()) {
+            Ok(value) => Ok(Entry {
+                place,
+                name: key.replace('_', "-"),
+                value,
+            }),
+            Err(problem) => Err(UsageError::Value { place, problem }.into()),
+        }
+    });
+    Ok(run_config(entries.collect::<Result<_>>()?)?.config)
+}
+
 /// What a data set stands for that is named in the place of a task, in front of what is said
 /// otherwise; the directory that is given as its data becomes its files.
 fn with_preset(entries: Vec<Entry>) -> Result<Vec<Entry>> {

@@ -224,6 +224,16 @@ fn unpack(dir: &Path) -> Result<()> {
     Ok(missing.into_iter().try_for_each(write)?)
 }
 
+/// Writes the base model and the data into a directory, for other commands.
+pub(crate) fn unpack_assets(dir: &Path) -> Result<()> {
+    std::fs::create_dir_all(dir.join("base"))
+        .with_context(|| format!("cannot create `{}`", dir.display()))?;
+    for (name, contents) in ASSETS {
+        epiphyte::io::write(&dir.join(name), contents)?;
+    }
+    Ok(())
+}
+
 /// Where a method's configuration is.
 fn configuration_file(dir: &Path, method: &str) -> PathBuf {
     dir.join(format!("{method}.toml"))

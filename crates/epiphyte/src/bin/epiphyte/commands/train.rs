@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 use epiphyte::data::DataFile;
-use epiphyte::train::display::shell_command;
+use epiphyte::train::display::{curve, shell_command};
+use epiphyte::train::report::journal::{self, Record};
 use epiphyte::train::{Report, RunConfig, RunOptions, check_runs, dry_run, train_several};
 
 use crate::commands::dry;
@@ -105,6 +106,9 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let mut progress = Progress::new(global);
     let reports = train_several(&runs, &options, &interrupt, &mut progress)?;
     progress.finish();
+    if let ([report], false) = (&reports[..], global.hides_progress()) {
+        show_curve(report);
+    }
     match (global.json, &reports[..]) {
         (true, [report]) => output::json(report)?,
         (true, reports) => output::json(&serde_json::json!({ "runs": reports }))?,
@@ -171,6 +175,19 @@ fn check_outputs(runs: &[RunConfig], model: Option<&Path>) -> Result<()> {
             .try_for_each(|other| outputs::check_directory(&other.output, &inputs))?;
     }
     Ok(())
+}
+
+/// Shows how the training loss fell, on standard error.
+fn show_curve(report: &Report) {
+    let records = journal::read(&report.output.join("log.jsonl")).unwrap_or_default();
+    let losses = records.iter().filter_map(|record| match record {
+        Record::Step(step) => Some(step.loss),
+        Record::Evaluation(_) => None,
+    });
+    let curve = curve(&losses.collect::<Vec<f64>>(), 4);
+    if !curve.is_empty() {
+        output::note(&format!("training loss:\n{curve}"));
+    }
 }
 
 fn print(report: &Report) -> Result<()> {

@@ -1,0 +1,378 @@
+//! `epiphyte compare`, `report` and `plan`.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::workplace::{CLASSIFY, Workplace};
+
+const SUITE: &str = r#"
+title = "Three methods"
+baseline = "bitfit"
+seeds = [0, 1]
+
+[settings]
+text_columns = ["text"]
+max_length = 16
+batch_size = 8
+max_steps = 6
+logging_steps = 1
+train_data = "train.jsonl"
+eval_data = "dev.jsonl"
+
+[[models]]
+name = "bert"
+model = "bert"
+
+[[tasks]]
+name = "films"
+score = "accuracy"
+
+[[methods]]
+method = "bitfit"
+
+[[methods]]
+method = "lora"
+name = "lora, rank 2"
+rank = 2
+
+[[methods]]
+method = "prefix-tuning"
+num_virtual_tokens = 4
+
+[tuning]
+learning_rate_factors = [0.5, 2]
+seed = 9
+"#;
+
+fn suite() -> Workplace {
+    let here = Workplace::new();
+    here.write("suite.toml", SUITE);
+    here
+}
+
+/// The runs of `results.json`, without figures of time and memory.
+fn runs(here: &Workplace, directory: &str) -> Vec<Value> {
+    let results: Value =
+        serde_json::from_str(&here.read(&format!("{directory}/results.json"))).unwrap();
+    let mut runs = results["runs"].as_array().unwrap().clone();
+    for run in &mut runs {
+        run.as_object_mut().unwrap().remove("cost");
+    }
+    runs.sort_by_key(|run| {
+        ["name", "point", "seed", "trial"]
+            .map(|key| run[key].to_string())
+            .join(" ")
+    });
+    runs
+}
+
+#[test]
+fn a_suite_makes_a_report_of_every_run() {
+    let here = suite();
+    let summary = here.json("compare suite.toml --output out");
+    let rows = summary["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 3, "{summary}");
+    let all = runs(&here, "out");
+    // Two trials and two seeds of each method.
+    assert_eq!(all.len(), 3 * (2 + 2));
+    for run in &all {
+        assert_eq!(run["status"], "finished", "{run}");
+        assert!(
+            run["score"].as_f64().is_some() && run["trainable_parameters"].is_u64(),
+            "{run}"
+        );
+        assert_eq!(run["losses"].as_array().unwrap().len(), 6);
+    }
+    for row in rows {
+        assert_eq!(row["score"]["count"], 2);
+        assert_eq!(row["tried"], 2);
+        assert_eq!(
+            row["comparison"].is_null(),
+            row["name"] == "bitfit",
+            "{row}"
+        );
+        assert!(row["peak_bytes"].as_u64().unwrap() > 0, "{row}");
+        assert!(row["slowdown"].as_f64().unwrap() > 0.0, "{row}");
+    }
+    let lora = rows
+        .iter()
+        .find(|row| row["name"] == "lora, rank 2")
+        .unwrap();
+    assert_eq!(
+        (&lora["largest_rank"], &lora["method"]),
+        (&Value::from(2), &Value::from("lora"))
+    );
+    let csv = here.read("out/results.csv");
+    assert_eq!(csv.lines().count(), 1 + all.len());
+    assert!(csv.contains("\"lora, rank 2\""));
+    assert!(here.read("out/results.md").contains("| lora, rank 2 |"));
+    check_report(
+        &here.read("out/report.html"),
+        &["lora, rank 2", "bitfit", "prefix-tuning"],
+    );
+    // Adapters and checkpoints are not kept, logs are.
+    let files = files(&here.path("out/runs"));
+    assert!(
+        files.iter().all(|file| !file.ends_with("safetensors")),
+        "{files:?}"
+    );
+    assert_eq!(
+        files
+            .iter()
+            .filter(|file| file.ends_with("log.jsonl"))
+            .count(),
+        all.len()
+    );
+
+    // Nothing is run a second time, and the results are the same.
+    let again = here.run("compare suite.toml --output out");
+    let notes = String::from_utf8_lossy(&again.stderr);
+    assert!(again.status.success() && !notes.contains("[1/"), "{notes}");
+    assert_eq!(runs(&here, "out"), all);
+
+    // With other settings they would be other runs.
+    here.write(
+        "suite.toml",
+        SUITE.replace("max_steps = 6", "max_steps = 5"),
+    );
+    let error = here.fail(2, "compare suite.toml --output out");
+    assert!(
+        error.contains("`max_steps` was 6 and is 5") && error.contains("--overwrite"),
+        "{error}"
+    );
+}
+
+/// Names of files below a directory.
+fn files(directory: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let files = entries.flat_map(|path| match path.is_dir() {
+        true => files(&path),
+        false => vec![path.display().to_string()],
+    });
+    files.collect()
+}
+
+/// A report needs nothing from elsewhere, and each of its charts has data and a table.
+fn check_report(html: &str, names: &[&str]) {
+    for name in names {
+        assert!(html.contains(name), "{name}");
+    }
+    for wrong in ["http://", "https://", "<script", "NaN", "url("] {
+        assert!(!html.contains(wrong), "{wrong}");
+    }
+    let figures: Vec<&str> = html.split("<figure").skip(1).collect();
+    assert!(!figures.is_empty());
+    for figure in figures {
+        let (figure, _) = figure.split_once("</figure>").unwrap();
+        let has_data = ["class=\"dot", "class=\"line", "class=\"rest"];
+        assert!(has_data.iter().any(|it| figure.contains(it)), "{figure}");
+        assert!(
+            figure.contains("<table>") && figure.contains("aria-label"),
+            "{figure}"
+        );
+    }
+    for tag in [
+        "table", "tr", "figure", "section", "details", "svg", "ul", "li", "div", "g",
+    ] {
+        let opened =
+            html.matches(&format!("<{tag}>")).count() + html.matches(&format!("<{tag} ")).count();
+        assert_eq!(
+            opened,
+            html.matches(&format!("</{tag}>")).count(),
+            "<{tag}>"
+        );
+    }
+}
+
+#[test]
+fn a_suite_that_is_killed_or_divided_gives_the_same_results() {
+    let here = suite();
+    here.succeed("compare suite.toml --output whole");
+    let whole = runs(&here, "whole");
+
+    let mut killed = here.command("compare suite.toml --output killed");
+    let mut killed = killed
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let started = Instant::now();
+    let results = || {
+        let directory = here.path("killed/runs");
+        let all = if directory.is_dir() {
+            files(&directory)
+        } else {
+            Vec::new()
+        };
+        all.iter()
+            .filter(|file| file.ends_with("result.json"))
+            .count()
+    };
+    while results() < 2 && started.elapsed() < Duration::from_secs(120) {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    assert!(
+        (2..whole.len()).contains(&results()),
+        "{} results",
+        results()
+    );
+    here.succeed("compare suite.toml --output killed");
+    assert_eq!(runs(&here, "killed"), whole);
+
+    for shard in [1, 2] {
+        here.succeed(&format!(
+            "compare suite.toml --shard {shard}/2 --output part-{shard}"
+        ));
+        assert!(runs(&here, &format!("part-{shard}")).len() < whole.len());
+    }
+    let merged = here.run("compare suite.toml --merge part-1,part-2 --output merged");
+    let notes = String::from_utf8_lossy(&merged.stderr);
+    assert!(merged.status.success() && !notes.contains("[1/"), "{notes}");
+    assert_eq!(runs(&here, "merged"), whole);
+    let error = here.fail(2, "compare suite.toml --merge bert --output merged");
+    assert!(error.contains("holds no results"), "{error}");
+}
+
+#[test]
+fn a_run_that_fails_is_told_and_the_others_go_on() {
+    let here = suite();
+    let lora = "name = \"lora, rank 2\"\n";
+    let wrong = format!("{lora}learning_rate = 1e30\n");
+    here.write(
+        "suite.toml",
+        SUITE
+            .replace(lora, &wrong)
+            .replace("learning_rate_factors = [0.5, 2]", ""),
+    );
+    let output = here.run("compare suite.toml --output out");
+    let notes = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{notes}");
+    assert!(notes.contains("error: 2 runs failed"), "{notes}");
+    let all = runs(&here, "out");
+    let failed = all.iter().filter(|run| run["status"] == "failed");
+    for run in failed {
+        assert_eq!(run["name"], "lora, rank 2");
+        assert!(
+            run["reason"].as_str().unwrap().contains("is not finite"),
+            "{run}"
+        );
+    }
+    check_report(
+        &here.read("out/report.html"),
+        &["Without a score", "is not finite"],
+    );
+}
+
+#[test]
+fn the_quickstart_base_is_compared_without_any_file() {
+    let here = Workplace::new();
+    let summary = here.json("compare smoke --methods bitfit --output out");
+    // The baseline is always there; each on two tasks.
+    assert_eq!(summary["rows"].as_array().unwrap().len(), 4, "{summary}");
+    let shown = here.succeed("compare smoke --show");
+    here.write("mine.toml", shown);
+    let error = here.fail(2, "compare mine.toml --methods lro --output mine");
+    assert!(error.contains("the suite has no method `lro`"), "{error}");
+    for (suite, words) in [
+        ("few-shot", "`$model` is not known: pass --model"),
+        ("glue-maxi", "the suites that ship are smoke, glue-mini"),
+    ] {
+        let error = here.fail(2, &format!("compare {suite} --output x"));
+        assert!(error.contains(words), "{error}");
+    }
+}
+
+#[test]
+fn runs_have_an_account_a_report_and_a_curve() {
+    let here = Workplace::new();
+    for (method, name) in [("lora", "a"), ("prompt-tuning", "b")] {
+        let output = here.run(&format!(
+            "{CLASSIFY} --method {method} --logging-steps 1 --output {name}"
+        ));
+        let notes = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.success() && notes.contains("training loss:"),
+            "{notes}"
+        );
+        assert!(notes.contains('█'), "{notes}");
+    }
+    let account: Value = serde_json::from_str(&here.read("a/account.json")).unwrap();
+    assert_eq!(
+        (&account["method"], &account["kind"]),
+        (&Value::from("lora"), &Value::from("reparametrized"))
+    );
+    let trainable = account["declared"]["trainable_parameters"]
+        .as_u64()
+        .unwrap();
+    assert_eq!(account["change"]["moved_parameters"], trainable);
+    let memory = &account["cost"]["memory"];
+    for part in [
+        "base",
+        "adapter",
+        "gradients",
+        "optimizer",
+        "activations",
+        "peak",
+    ] {
+        assert!(memory[part].as_u64().unwrap() > 0, "{part}: {memory}");
+    }
+    assert_eq!(account["cost"]["gradient_layers"], 1, "{account}");
+    let written = here.json("report a b --output both.html");
+    assert_eq!(written["runs"], 2);
+    check_report(
+        &here.read("both.html"),
+        &["Training loss", "Learning rate", "Gradient norm", "Memory"],
+    );
+    let error = here.fail_any("report a --output both.html");
+    assert!(error.contains("both.html"), "{error}");
+    let error = here.fail(2, "report bert --output bert.html");
+    assert!(error.contains("holds no log of a run"), "{error}");
+}
+
+#[test]
+fn a_plan_is_what_the_run_then_takes() {
+    let here = Workplace::new();
+    let run = CLASSIFY.strip_prefix("train ").unwrap();
+    let plan = here.json(&format!(
+        "plan {run} --method lora --rank 4 --epochs 4 --timed-steps 4"
+    ));
+    here.succeed(&format!(
+        "{CLASSIFY} --method lora --rank 4 --epochs 4 --output run"
+    ));
+    let account: Value = serde_json::from_str(&here.read("run/account.json")).unwrap();
+    for (key, declared) in account["declared"].as_object().unwrap() {
+        assert_eq!(plan[key], *declared, "{key}");
+    }
+    assert_eq!(plan["steps"], account["cost"]["steps"]);
+    assert_eq!(plan["stored_bytes"], account["cost"]["stored_bytes"]);
+    let peak = |value: &Value| value["memory"]["peak"].as_f64().unwrap();
+    let (planned, measured) = (peak(&plan), peak(&account["cost"]));
+    assert!(
+        (planned / measured - 1.0).abs() < 0.1,
+        "{planned}, but {measured} were measured"
+    );
+    assert!(!here.path("adapter").exists(), "a plan writes nothing");
+
+    let small = here.json(&format!(
+        "plan {run} --method lora --timed-steps 1 --memory 1KB"
+    ));
+    assert_eq!(small["limit"]["fits"], false);
+    let remedies = small["limit"]["remedies"].as_array().unwrap();
+    assert!(
+        remedies
+            .iter()
+            .all(|it| it["peak"].as_f64().unwrap() < peak(&small)),
+        "{small}"
+    );
+    let text = here.succeed(&format!("plan {run} --memory 1GB --timed-steps 1"));
+    assert!(text.contains("The run fits into"), "{text}");
+    let error = here.fail(2, "plan --memory 4XB");
+    assert!(error.contains("is not a size"), "{error}");
+}

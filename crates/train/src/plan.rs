@@ -1,0 +1,254 @@
+//! What a run will take, before it begins: counts, bytes, memory by part, time.
+//!
+//! Memory and time are measured and not modeled: the run is begun in a temporary directory and
+//! stopped after a few optimizer steps.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use epiphyte_io::FileError;
+use serde::Serialize;
+
+use crate::TrainError;
+use crate::dry_run::{DryRun, dry_run};
+use crate::interrupt::Interrupt;
+use crate::observer::{Observer, TrainingProgress};
+use crate::report::account::MemoryUse;
+use crate::run::{Report, RunOptions, train};
+use crate::training::config::RunConfig;
+
+/// What a run will take.
+#[derive(Clone, Debug, Serialize)]
+pub struct RunPlan {
+    /// Settings, data, steps and parameters.
+    #[serde(flatten)]
+    pub dry_run: DryRun,
+    /// Bytes of the adapter's tensors on disk.
+    pub stored_bytes: u64,
+    /// Bytes in use at the peak of a step, by what needs them; none if the program does not count
+    /// them.
+    pub memory: Option<MemoryUse>,
+    /// Optimizer steps that were timed, after one that was not.
+    pub timed_steps: usize,
+    /// Seconds of an optimizer step.
+    pub seconds_per_step: f64,
+    /// Seconds of an epoch's optimizer steps.
+    pub seconds_per_epoch: f64,
+    /// Seconds of all evaluations.
+    pub evaluation_seconds: f64,
+    /// Seconds of the whole run.
+    pub seconds: f64,
+    /// The most memory that was asked for, in bytes, and what would fit into it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<Limit>,
+}
+
+/// Whether a run fits into memory, and what else would.
+#[derive(Clone, Debug, Serialize)]
+pub struct Limit {
+    /// The bytes that there are.
+    pub bytes: u64,
+    /// Whether the run fits.
+    pub fits: bool,
+    /// Other settings, each with the peak that was measured with it; none are tried if it fits.
+    pub remedies: Vec<Remedy>,
+}
+
+/// Settings that take less memory.
+#[derive(Clone, Debug, Serialize)]
+pub struct Remedy {
+    /// The flags.
+    pub flags: String,
+    /// The measured peak in bytes.
+    pub peak: u64,
+    /// Whether it fits.
+    pub fits: bool,
+    /// Seconds of an optimizer step.
+    pub seconds_per_step: f64,
+}
+
+/// What a few steps of a run took.
+struct Probe {
+    report: Report,
+    seconds_per_step: f64,
+    timed: usize,
+}
+
+/// Plans a run from `steps` timed optimizer steps. With a `limit` in bytes, settings that take less
+/// memory are tried where the run does not fit.
+///
+/// # Errors
+/// As [`train`].
+pub fn plan(
+    run: &RunConfig,
+    options: &RunOptions,
+    steps: usize,
+    limit: Option<u64>,
+) -> Result<RunPlan, TrainError> {
+    let dry_run = dry_run(std::slice::from_ref(run), options)?.remove(0);
+    let failed = FileError::at("create", Path::new("a temporary directory"));
+    let directory = tempfile::tempdir().map_err(failed)?;
+    let probe = |run: &RunConfig| probe(run, options, steps, directory.path());
+    let Probe {
+        report,
+        seconds_per_step,
+        timed,
+    } = probe(run)?;
+    let seconds_per_epoch = seconds_per_step * dry_run.steps_per_epoch as f64;
+    let evaluation_seconds = evaluation_seconds(run, &dry_run, &report);
+    let memory = report.cost.memory;
+    let limit = limit.zip(memory).map(|(bytes, memory)| {
+        let fits = memory.peak <= bytes;
+        let tried = if fits { Vec::new() } else { remedies(run) };
+        let measured = tried.into_iter().filter_map(|(flags, run)| {
+            // What cannot be set here is no remedy.
+            let probe = probe(&run).ok()?;
+            let peak = probe.report.cost.memory?.peak;
+            Some(Remedy {
+                flags,
+                peak,
+                fits: peak <= bytes,
+                seconds_per_step: probe.seconds_per_step,
+            })
+        });
+        Limit {
+            bytes,
+            fits,
+            remedies: measured
+                .filter(|remedy| remedy.peak < memory.peak)
+                .collect(),
+        }
+    });
+    Ok(RunPlan {
+        seconds: seconds_per_step * dry_run.steps as f64 + evaluation_seconds,
+        stored_bytes: report.bytes,
+        memory,
+        timed_steps: timed,
+        seconds_per_step,
+        seconds_per_epoch,
+        evaluation_seconds,
+        limit,
+        dry_run,
+    })
+}
+
+/// Runs the first steps in a temporary directory, without evaluations.
+fn probe(
+    run: &RunConfig,
+    options: &RunOptions,
+    steps: usize,
+    directory: &Path,
+) -> Result<Probe, TrainError> {
+    let run = RunConfig {
+        output: directory.join("run"),
+        eval_data: None,
+        eval_steps: None,
+        eval_batch_size: None,
+        max_eval_rows: None,
+        early_stopping_patience: None,
+        load_best_model_at_end: false,
+        metric_for_best_model: None,
+        save_steps: Some(u64::MAX),
+        ..run.clone()
+    };
+    let options = RunOptions {
+        resume: false,
+        overwrite: true,
+        measure_inference: true,
+        ..options.clone()
+    };
+    let interrupt = Interrupt::default();
+    let mut clock = StopAfter {
+        left: steps + 1,
+        interrupt: interrupt.clone(),
+        last: None,
+        times: Vec::new(),
+    };
+    let report = train(&run, &options, &interrupt, &mut clock)?;
+    let timed = clock.times.len();
+    let seconds: f64 = clock.times.iter().map(Duration::as_secs_f64).sum();
+    Ok(Probe {
+        seconds_per_step: match timed {
+            // A run of one step.
+            0 => report.seconds,
+            timed => seconds / timed as f64,
+        },
+        report,
+        timed,
+    })
+}
+
+/// Times steps, and stops a run after some of them. The first, which reads the base, is not timed.
+struct StopAfter {
+    left: usize,
+    interrupt: Interrupt,
+    last: Option<Instant>,
+    times: Vec<Duration>,
+}
+
+impl Observer for StopAfter {
+    fn step(&mut self, _progress: &TrainingProgress) {
+        let now = Instant::now();
+        self.times.extend(self.last.map(|last| now - last));
+        self.last = Some(now);
+        self.left = self.left.saturating_sub(1);
+        if self.left == 0 {
+            self.interrupt.request();
+        }
+    }
+}
+
+/// Seconds of all evaluations of a run, from the time of a forward pass.
+fn evaluation_seconds(run: &RunConfig, dry_run: &DryRun, report: &Report) -> f64 {
+    let Some((data, inference)) = dry_run.evaluation.as_ref().zip(report.cost.inference) else {
+        return 0.0;
+    };
+    let every = run.eval_steps.unwrap_or(dry_run.steps_per_epoch).max(1);
+    let each = inference.adapter.seconds * data.tokens as f64 / inference.tokens.max(1) as f64;
+    each * dry_run.steps.div_ceil(every) as f64
+}
+
+/// Runs that take less memory, with the flags that make them so: alone, and all together.
+fn remedies(run: &RunConfig) -> Vec<(String, RunConfig)> {
+    let tokens = run.micro_batch_tokens.unwrap_or(512);
+    let smaller = (tokens / 4).max(1);
+    type Remedy = (String, Box<dyn Fn(RunConfig) -> RunConfig>);
+    let all: [Remedy; 3] = [
+        (
+            format!("--micro-batch-tokens {smaller}"),
+            Box::new(move |run| RunConfig {
+                micro_batch_tokens: Some(smaller),
+                ..run
+            }),
+        ),
+        (
+            "--gradient-checkpointing".to_owned(),
+            Box::new(|run| RunConfig {
+                gradient_checkpointing: true,
+                ..run
+            }),
+        ),
+        (
+            "--precision bf16".to_owned(),
+            Box::new(|run| RunConfig {
+                precision: epiphyte_ops::Precision::Bf16,
+                ..run
+            }),
+        ),
+    ];
+    let new: Vec<&Remedy> = all
+        .iter()
+        .filter(|(_, change)| change(run.clone()) != *run)
+        .collect();
+    let mut tried: Vec<(String, RunConfig)> = Vec::new();
+    tried.extend(
+        new.iter()
+            .map(|(flags, change)| (flags.clone(), change(run.clone()))),
+    );
+    if new.len() > 1 {
+        let flags: Vec<&str> = new.iter().map(|(flags, _)| &flags[..]).collect();
+        let together = new.iter().fold(run.clone(), |run, (_, change)| change(run));
+        tried.push((flags.join(" "), together));
+    }
+    tried
+}
