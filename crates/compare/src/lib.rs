@@ -8,6 +8,7 @@
 //! What a run cost, and what its method says of itself, is measured where runs are made:
 //! [`epiphyte_train::report::account`].
 
+mod budget;
 mod error;
 mod output;
 mod report;
@@ -17,6 +18,7 @@ pub mod statistics;
 mod suite;
 mod summary;
 
+pub use budget::{Budget, Choice};
 pub use error::CompareError;
 pub use output::{merge_shards, write};
 pub use report::run_report;

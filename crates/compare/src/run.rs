@@ -235,7 +235,8 @@ impl Runner<'_> {
             output: directory.to_owned(),
             ..run.clone()
         };
-        let has_checkpoint = !Checkpoints::inspect(directory).list()?.is_empty();
+        let has_checkpoint =
+            directory.is_dir() && !Checkpoints::inspect(directory).list()?.is_empty();
         let options = RunOptions {
             resume: has_checkpoint && !self.suite.overwrite,
             overwrite: self.suite.overwrite || (holds_run(directory) && !has_checkpoint),

@@ -479,7 +479,7 @@ impl<'a> Prepared<'a> {
         };
         let change = match outcome.end {
             End::Interrupted => None,
-            End::Finished | End::StoppedEarly => Some(Change::measure(module, model.base())?),
+            End::Finished | End::StoppedEarly => Some(Change::measure(module, model.base())),
         };
         if let Some(change) = &change {
             let definition = module.config().definition();

@@ -133,6 +133,20 @@ fn a_suite_makes_a_report_of_every_run() {
     assert!(again.status.success() && !notes.contains("[1/"), "{notes}");
     assert_eq!(runs(&here, "out"), all);
 
+    // The best within a budget, and what the better ones would need.
+    let bytes = |row: &Value| row["stored_bytes"].as_u64().unwrap();
+    let least = rows.iter().min_by_key(|row| bytes(row)).unwrap();
+    let choices = here.json(&format!(
+        "compare suite.toml --output out --budget {}B,-,1h",
+        bytes(least)
+    ));
+    assert_eq!(choices["choices"][0]["name"], least["name"], "{choices}");
+    let text = here.succeed("compare suite.toml --output out --budget 1B,-,-");
+    assert!(
+        text.contains("no method") && text.contains("bytes of storage"),
+        "{text}"
+    );
+
     // With other settings they would be other runs.
     here.write(
         "suite.toml",
@@ -339,13 +353,15 @@ fn runs_have_an_account_a_report_and_a_curve() {
 #[test]
 fn a_plan_is_what_the_run_then_takes() {
     let here = Workplace::new();
-    let run = CLASSIFY.strip_prefix("train ").unwrap();
-    let plan = here.json(&format!(
-        "plan {run} --method lora --rank 4 --epochs 4 --timed-steps 4"
-    ));
-    here.succeed(&format!(
-        "{CLASSIFY} --method lora --rank 4 --epochs 4 --output run"
-    ));
+    // A base that is large enough for its memory to be that of tensors.
+    let assets = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/quickstart");
+    let run = format!(
+        "--model {assets}/base --task causal-lm --train-data {assets}/train.jsonl --eval-data \
+         {assets}/eval.jsonl --text-columns text --max-length 128 --batch-size 16 --method lora \
+         --max-steps 10"
+    );
+    let plan = here.json(&format!("plan {run} --timed-steps 4"));
+    here.succeed(&format!("train {run} --output run"));
     let account: Value = serde_json::from_str(&here.read("run/account.json")).unwrap();
     for (key, declared) in account["declared"].as_object().unwrap() {
         assert_eq!(plan[key], *declared, "{key}");

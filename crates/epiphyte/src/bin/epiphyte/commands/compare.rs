@@ -11,9 +11,10 @@ use epiphyte::train::display::shell_command;
 use epiphyte::train::observer::Silent;
 use epiphyte::train::{Observer, RunOptions};
 use epiphyte_compare::{
-    Carried, CompareError, RunResult, RunSuite, Shard, Status, Suite, SuiteObserver, Summary,
-    merge_shards, write,
+    Budget, Carried, Choice, CompareError, RunResult, RunSuite, Shard, Status, Suite,
+    SuiteObserver, Summary, merge_shards, write,
 };
+use serde::Serialize;
 
 use crate::commands::quickstart;
 use crate::failure::UsageError;
@@ -100,6 +101,9 @@ pub(crate) struct Arguments {
         conflicts_with = "shard"
     )]
     merge: Vec<PathBuf>,
+    /// Say which method to choose with these limits on storage, memory and time of a run, - for none
+    #[arg(long, value_name = "1MB,4GB,30min")]
+    budget: Option<Budget>,
     /// Make runs again whose settings are no longer those of their result
     #[arg(long)]
     overwrite: bool,
@@ -118,7 +122,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     };
     let suite = parse(&name, &text, &output, &arguments)?;
-    if !global.quiet {
+    if !global.hides_progress() {
         let (runs, output) = (output::count(suite.runs() as u64), output.display());
         output::note(&format!("{}: {runs} runs, in `{output}`", suite.title));
     }
@@ -147,9 +151,15 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         return Ok(ExitCode::from(INTERRUPTED));
     };
     let summary = write(&suite, &results, &output).map_err(plain)?;
-    match global.json {
-        true => output::json(&summary)?,
-        false => print(&suite, &summary, &output)?,
+    let choices = arguments.budget.map(|budget| budget.choose(&summary));
+    if global.json {
+        output::json(&Shown {
+            summary: &summary,
+            choices: choices.as_deref(),
+        })?;
+    } else {
+        print(&suite, &summary, &output)?;
+        choices.iter().flatten().try_for_each(print_choice)?;
     }
     let failed = results
         .iter()
@@ -163,6 +173,16 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
             Ok(ExitCode::FAILURE)
         }
     }
+}
+
+/// The result with `--json`.
+#[derive(Serialize)]
+struct Shown<'a> {
+    #[serde(flatten)]
+    summary: &'a Summary,
+    /// What a budget comes to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    choices: Option<&'a [Choice]>,
 }
 
 /// An error of a comparison as the command line reports it.
@@ -334,6 +354,20 @@ fn print(suite: &Suite, summary: &Summary, directory: &Path) -> Result<()> {
     ))
 }
 
+/// Says what a budget comes to, and what more would buy.
+fn print_choice(choice: &Choice) -> Result<()> {
+    let place = format!("{} on {}", choice.task, choice.model);
+    output::print(&match (&choice.name, choice.score) {
+        (Some(name), Some(score)) => format!("Within the budget, {place}: {name}, {score:.4}"),
+        _ => format!("Within the budget, {place}: no method"),
+    })?;
+    // What needs least more is said by few.
+    let beyond = choice.beyond.iter().rev().take(5);
+    beyond
+        .map(|it| format!("  better: {it}"))
+        .try_for_each(|line| output::print(&line))
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -353,6 +387,7 @@ mod tests {
                 methods: Vec::new(),
                 shard: None,
                 merge: Vec::new(),
+                budget: None,
                 overwrite: false,
                 keep_adapters: false,
                 show: false,
