@@ -11,7 +11,7 @@ use epiphyte_methods::Kind;
 use epiphyte_train::report::journal::{self, Record, StepRecord};
 
 use self::chart::{Axis, Curve, Dot, curves, scatter};
-use self::page::{Cell, Section, Table, bytes, count, escape, page, percent, short};
+use self::page::{Cell, Section, Table, bytes, count, escape, page, percent, prose, short};
 use crate::CompareError;
 use crate::result::{RunResult, Status};
 use crate::suite::Suite;
@@ -19,6 +19,9 @@ use crate::summary::{Row, Summary};
 
 /// Curves that have a color; more could not be told apart.
 const COLORED: usize = 14;
+
+/// All points of a chart of at most this many have their names, where there is room.
+const FEW: usize = 24;
 
 /// A probability below this is marked in tables.
 const UNLIKELY: f64 = 0.05;
@@ -53,8 +56,8 @@ pub(crate) fn suite_report(suite: &Suite, results: &[RunResult], summary: &Summa
         .count();
     let lead = format!(
         "<p>{}</p>\n<p class=\"quiet\">Suite <code>{}</code>: {methods} methods, {} combinations of model and task, \
-         {} seeds, {runs} finished runs. Baseline: {}.</p>\n",
-        escape(suite.about.trim()),
+         seeds: {}, {runs} finished runs. Baseline: {}.</p>\n",
+        prose(suite.about.trim()),
         escape(&suite.name),
         places.len(),
         suite.seeds.len(),
@@ -150,7 +153,7 @@ fn of_place(
                 x: x(row).filter(|x| *x > 0.0)?,
                 y: row.score.mean,
                 style: style(row.kind),
-                is_marked: row.name == suite.baseline,
+                is_marked: rows.len() <= FEW || row.name == suite.baseline,
             })
         });
         dots.collect()
@@ -226,7 +229,7 @@ fn scores_table(suite: &Suite, rows: &[&Row]) -> Table {
     let score = &rows[0].score_name;
     let mut table = Table::new(
         format!(
-            "Mean {score} over seeds with its 95 % interval; difference from {} with the paired t-test, corrected \
+            "Mean {score} over seeds with its 95 % interval; difference from {} (more is better) with the paired t-test, corrected \
              after Holm",
             suite.baseline
         ),
@@ -368,7 +371,7 @@ fn absent(summary: &Summary) -> String {
             ("method", false),
             ("task", false),
             ("model", false),
-            ("", false),
+            ("what", false),
             ("why", false),
         ],
     );

@@ -19,6 +19,15 @@ pub(super) fn escape(text: &str) -> String {
     escaped
 }
 
+/// Text as HTML, with what stands between backquotes as code.
+pub(super) fn prose(text: &str) -> String {
+    let parts = text.split('`').enumerate().map(|(at, part)| match at % 2 {
+        0 => escape(part),
+        _ => format!("<code>{}</code>", escape(part)),
+    });
+    parts.collect()
+}
+
 /// A page with a title, a list of its sections, and these.
 pub(super) fn page(title: &str, lead: &str, sections: &[Section]) -> String {
     let mut links = String::new();
@@ -212,7 +221,7 @@ pub(super) fn percent(part: usize, whole: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{bytes, escape, percent, short};
+    use super::{bytes, escape, percent, prose, short};
 
     #[test]
     fn numbers_have_three_digits() {
@@ -234,6 +243,7 @@ mod tests {
 
     #[test]
     fn text_stays_text() {
+        assert_eq!(prose("run `a < b` now"), "run <code>a &lt; b</code> now");
         assert_eq!(
             escape("<a href=\"x\">&"),
             "&lt;a href=&quot;x&quot;&gt;&amp;"

@@ -42,7 +42,7 @@ pub(super) fn table(summary: &Summary, place: (&str, &str)) -> Table {
             memory(row, claims, full_peak),
             gradients(row, claims),
             inference(row, claims),
-            claims.map_or("", |claims| claims.source).into(),
+            Cell::of_class(claims.map_or("", |claims| claims.source), "wrap"),
         ]);
     }
     table
@@ -55,9 +55,9 @@ fn beside(measured: String, claim: Option<&str>, agrees: Option<bool>) -> Cell {
         None => measured,
     };
     match agrees {
-        Some(true) => Cell::of_class(format!("✓ {text}"), "agrees"),
-        Some(false) => Cell::of_class(format!("✗ {text}"), "differs"),
-        None => text.into(),
+        Some(true) => Cell::of_class(format!("✓ {text}"), "wrap agrees"),
+        Some(false) => Cell::of_class(format!("✗ {text}"), "wrap differs"),
+        None => Cell::of_class(text, "wrap"),
     }
 }
 
