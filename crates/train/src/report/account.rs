@@ -78,8 +78,7 @@ pub struct MatrixChange {
     pub name: String,
     /// Values that differ.
     pub changed: usize,
-    /// The rank of the difference, beyond the rounding of 32-bit numbers; at most 64 are told, which
-    /// then means 64 or more.
+    /// The rank of the difference, beyond the rounding of 32-bit numbers; 64 means 64 or more.
     pub rank: usize,
 }
 

@@ -101,7 +101,7 @@ pub(crate) struct Arguments {
         conflicts_with = "shard"
     )]
     merge: Vec<PathBuf>,
-    /// Say which method to choose with these limits on storage, memory and time of a run, - for none
+    /// Say what to choose with these limits on storage, memory and time of a run; - is no limit
     #[arg(long, value_name = "1MB,4GB,30min")]
     budget: Option<Budget>,
     /// Make runs again whose settings are no longer those of their result
