@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::TrainError;
 use crate::dry_run::{DryRun, dry_run};
 use crate::interrupt::Interrupt;
-use crate::observer::{Observer, TrainingProgress};
+use crate::observer::{EvaluationProgress, Observer, TrainingProgress};
 use crate::report::account::MemoryUse;
 use crate::run::{Report, RunOptions, train};
 use crate::training::config::RunConfig;
@@ -132,22 +132,25 @@ pub fn plan(
     })
 }
 
-/// Runs the first steps in a temporary directory, without evaluations.
+/// Rows of the evaluation data on which a probe evaluates.
+const PROBED_ROWS: usize = 16;
+
+/// Runs the first steps in a temporary directory, with an evaluation of a few rows after every
+/// second: what evaluations leave in memory is there in the steps that follow.
 fn probe(
     run: &RunConfig,
     options: &RunOptions,
     steps: usize,
     directory: &Path,
 ) -> Result<Probe, TrainError> {
+    let evaluates = run.eval_data.is_some();
+    let rows = run.max_eval_rows.unwrap_or(PROBED_ROWS).min(PROBED_ROWS);
     let run = RunConfig {
         output: directory.join("run"),
-        eval_data: None,
-        eval_steps: None,
-        eval_batch_size: None,
-        max_eval_rows: None,
+        eval_steps: evaluates.then_some(2),
+        max_eval_rows: evaluates.then_some(rows),
         early_stopping_patience: None,
         load_best_model_at_end: false,
-        metric_for_best_model: None,
         save_steps: Some(u64::MAX),
         ..run.clone()
     };
@@ -159,7 +162,7 @@ fn probe(
     };
     let interrupt = Interrupt::default();
     let mut clock = StopAfter {
-        left: steps + 1,
+        steps,
         interrupt: interrupt.clone(),
         last: None,
         times: Vec::new(),
@@ -178,9 +181,10 @@ fn probe(
     })
 }
 
-/// Times steps, and stops a run after some of them. The first, which reads the base, is not timed.
+/// Times steps, and stops a run after some of them. The first, which reads the base, is not timed,
+/// nor is one after an evaluation.
 struct StopAfter {
-    left: usize,
+    steps: usize,
     interrupt: Interrupt,
     last: Option<Instant>,
     times: Vec<Duration>,
@@ -191,10 +195,13 @@ impl Observer for StopAfter {
         let now = Instant::now();
         self.times.extend(self.last.map(|last| now - last));
         self.last = Some(now);
-        self.left = self.left.saturating_sub(1);
-        if self.left == 0 {
+        if self.times.len() >= self.steps {
             self.interrupt.request();
         }
+    }
+
+    fn evaluation_progress(&mut self, _progress: &EvaluationProgress) {
+        self.last = None;
     }
 }
 
