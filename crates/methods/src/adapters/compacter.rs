@@ -24,6 +24,7 @@ use epiphyte_models::{Base, Role};
 use serde_json::{Value, json};
 
 use crate::framework::method::{KeyStyle, Method, MethodConfig};
+use crate::framework::taxonomy::Claims;
 use crate::parts::bottleneck::{BottleneckConfig, InLayers, Placement, Slot, Variant};
 use crate::parts::phm::PhmConfig;
 use crate::parts::replace;
@@ -135,6 +136,7 @@ impl MethodConfig for CompacterConfig {
     const SUMMARY: &'static str =
         "bottlenecks of low-rank Kronecker products after attention and feed-forward";
     const PAPER: &'static str = "Karimi Mahabadi et al. 2021, arXiv 2106.04647";
+    const CLAIMS: Option<Claims> = Some(Claims::survey("extra feed-forward"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 3e-3;
     const MERGES: bool = false;

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::framework::method::{KeyStyle, Method, MethodConfig};
+use crate::framework::taxonomy::Claims;
 use crate::parts::bottleneck::{
     BottleneckConfig, InLayers, InitWeights, Placement, Scaling, Slot, Variant,
 };
@@ -111,6 +112,7 @@ impl MethodConfig for ParallelConfig {
     const IN_PEFT: bool = false;
     const SUMMARY: &'static str = "a bottleneck in parallel to the feed-forward of each layer";
     const PAPER: &'static str = "He et al. 2022, arXiv 2110.04366";
+    const CLAIMS: Option<Claims> = Some(Claims::survey("extra feed-forward"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 3e-3;
     const MERGES: bool = false;

@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 
 use crate::adapters::compacter::{CompacterSettings, Kind};
 use crate::framework::method::{KeyStyle, Method, MethodConfig};
+use crate::framework::taxonomy::Claims;
 use crate::parts::phm::PhmConfig;
 use crate::{MethodError, ParameterSet};
 
@@ -45,6 +46,7 @@ impl MethodConfig for PhmAdapterConfig {
     const SUMMARY: &'static str =
         "bottlenecks of full-rank Kronecker products after attention and feed-forward";
     const PAPER: &'static str = "Karimi Mahabadi et al. 2021, arXiv 2106.04647";
+    const CLAIMS: Option<Claims> = Some(Claims::survey("extra feed-forward"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 3e-3;
     const MERGES: bool = false;
