@@ -11,6 +11,7 @@
 mod budget;
 mod error;
 mod output;
+mod peft;
 mod report;
 mod result;
 mod run;

@@ -1,4 +1,5 @@
-//! The files of a comparison: `results.json`, `results.csv`, `results.md` and `report.html`.
+//! The files of a comparison: `results.json`, `results.csv`, `results.md` and `report.html`, and in
+//! `peft/` a file a run as HF PEFT's `method_comparison` has them.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -7,12 +8,12 @@ use std::path::{Path, PathBuf};
 use epiphyte_io::FileError;
 use serde::Serialize;
 
-use crate::CompareError;
 use crate::report::suite_report;
 use crate::result::{RESULT_FILE, RunResult};
 use crate::run::{RUNS, path_of};
 use crate::suite::Suite;
 use crate::summary::{Row, Summary};
+use crate::{CompareError, peft};
 
 /// What `results.json` holds.
 #[derive(Serialize)]
@@ -56,6 +57,7 @@ pub fn write(
     ] {
         epiphyte_io::write(&directory.join(name), text.as_bytes())?;
     }
+    peft::write(results, &directory.join("peft"))?;
     Ok(summary)
 }
 

@@ -473,6 +473,7 @@ impl<'a> Prepared<'a> {
             memory: outcome.memory,
             peak_resident_bytes: peak_memory_bytes,
             tokens_per_second: outcome.tokens_per_second,
+            tokens: outcome.tokens,
             steps: outcome.steps,
             seconds: outcome.seconds,
             inference,

@@ -105,6 +105,41 @@ fn a_suite_makes_a_report_of_every_run() {
         (&lora["largest_rank"], &lora["method"]),
         (&Value::from(2), &Value::from("lora"))
     );
+    // What HF PEFT's `method_comparison` reads of a run.
+    let peft = files(&here.path("out/peft"));
+    assert_eq!(peft.len(), 6, "{peft:?}");
+    let record: Value = serde_json::from_str(&std::fs::read_to_string(&peft[0]).unwrap()).unwrap();
+    for (part, keys) in [
+        (
+            "run_info",
+            &[
+                "created_at",
+                "total_time",
+                "experiment_name",
+                "peft_branch",
+                "train_config",
+                "peft_config",
+            ][..],
+        ),
+        (
+            "train_info",
+            &[
+                "accelerator_memory_max",
+                "train_time",
+                "file_size",
+                "status",
+                "metrics",
+            ],
+        ),
+        ("meta_info", &["package_info", "system_info"]),
+    ] {
+        let has = |key: &&&str| record[part].get(**key).is_some();
+        assert_eq!(keys.iter().filter(has).count(), keys.len(), "{record}");
+    }
+    assert!(
+        record["train_info"]["metrics"][0]["test accuracy"].is_f64(),
+        "{record}"
+    );
     let csv = here.read("out/results.csv");
     assert_eq!(csv.lines().count(), 1 + all.len());
     assert!(csv.contains("\"lora, rank 2\""));

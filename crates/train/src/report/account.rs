@@ -98,6 +98,8 @@ pub struct Cost {
     pub peak_resident_bytes: Option<u64>,
     /// Training tokens a second.
     pub tokens_per_second: Option<f64>,
+    /// Training tokens of the process that ended the run.
+    pub tokens: u64,
     /// Optimizer steps.
     pub steps: u64,
     /// Seconds, evaluations included.

@@ -78,6 +78,8 @@ pub struct Outcome {
     /// Training tokens a second, in this process; time spent evaluating and saving does not count.
     /// None if this process did no step.
     pub tokens_per_second: Option<f64>,
+    /// Training tokens in this process.
+    pub tokens: u64,
     /// The most layers of the base through which gradients went on to what is below them.
     pub gradient_layers: usize,
     /// Bytes in use during the steps of this process, if it counts them and trained one run.
@@ -367,6 +369,7 @@ impl<'a> Trainer<'a> {
             metrics: self.metrics.take(),
             seconds: self.clock.elapsed(),
             tokens_per_second: (self.clock.tokens > 0).then(|| self.clock.tokens_per_second()),
+            tokens: self.clock.tokens as u64,
             gradient_layers: self.gradient_layers,
             memory: self.memory_use(),
         }
