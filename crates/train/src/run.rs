@@ -8,7 +8,7 @@ use epiphyte_data::{Batches, Day, Order, ReadOptions, Table};
 use epiphyte_hub::Hub;
 use epiphyte_methods::file::{self, AdapterFile, AdapterMetadata, Provenance, TrainingExtent};
 use epiphyte_methods::{AdapterModule, ParameterCounts, StoredValues, by_name};
-use epiphyte_models::{Base, LoadOptions, Loaded, ModelConfig};
+use epiphyte_models::{Base, LoadOptions, ModelConfig};
 use epiphyte_ops::{Precision, Quantization};
 use serde::Serialize;
 
