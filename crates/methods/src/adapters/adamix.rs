@@ -5,11 +5,12 @@
 //!
 //! With `o` the output of the feed-forward, `o + GELU(o D_iᵀ + d_i) Uᵀ + u` joins the residual
 //! stream in its place. There are `n` = 4 down-projections and one up-projection; in training each
-//! layer draws `i` for the whole batch. Each batch runs twice with draws of its own, and to the loss
-//! of the first pass `½ (KL(p_2 ‖ p_1) + KL(p_1 ‖ p_2))` is added, the first operand of each
+//! layer draws `i` for the whole batch. Each batch runs twice with draws of its own, and to the
+//! loss of the first pass `½ (KL(p_2 ‖ p_1) + KL(p_1 ‖ p_2))` is added, the first operand of each
 //! constant to the gradient; the predictions `p` are over classes or words, and a task that has
-//! none, such as regression, has no such term. In the end down-projections are averaged: the adapter
-//! has the size of one. `m` is `d / 16`, matrices start normal with standard deviation 0.02.
+//! none, such as regression, has no such term. In the end down-projections are averaged: the
+//! adapter has the size of one. `m` is `d / 16`, matrices start normal with standard deviation
+//! 0.02.
 //!
 //! | | |
 //! | --- | --- |
@@ -262,8 +263,8 @@ mod tests {
         assert!((0..40).any(second));
     }
 
-    /// With copies that are alike it makes no difference which is taken, and with one copy it is the
-    /// adapter that a saved one is.
+    /// With copies that are alike it makes no difference which is taken, and with one copy it is
+    /// the adapter that a saved one is.
     #[test]
     fn copies_that_are_alike_are_one() {
         let model = bert();

@@ -4,10 +4,10 @@
 //! Parameter-efficient Model Tuning", EMNLP 2022, arXiv 2205.12410; code microsoft/AdaMix, whose
 //! GPT-2 has it.
 //!
-//! `y = x Wᵀ + b + (α / r) x A_iᵀ Bᵀ` with `n` = 8 copies of `A: [r, in]` and one `B: [out, r]`; `i`
-//! is drawn by each layer at each step. Each batch runs twice, and the two predictions are drawn
-//! together as in [`adamix`](crate::adapters::adamix); the paper's weight of that term for texts is
-//! 100. In the end the copies are averaged, to LoRA of rank `r` = 4 with `α` = 32.
+//! `y = x Wᵀ + b + (α / r) x A_iᵀ Bᵀ` with `n` = 8 copies of `A: [r, in]` and one `B: [out, r]`;
+//! `i` is drawn by each layer at each step. Each batch runs twice, and the two predictions are
+//! drawn together as in [`adamix`](crate::adapters::adamix); the paper's weight of that term for
+//! texts is 100. In the end the copies are averaged, to LoRA of rank `r` = 4 with `α` = 32.
 //!
 //! | | |
 //! | --- | --- |

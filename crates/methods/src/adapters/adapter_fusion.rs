@@ -100,7 +100,7 @@ impl Fused {
         })
     }
 
-    /// The initial values of a tensor of the adapter, which is `own` there and `[m, d]` or `[d, m]`.
+    /// The initial values of a tensor of the adapter, whose key there is `own`.
     fn init(&self, own: &str, shape: &[usize]) -> Result<Init, MethodError> {
         let Some(file) = &self.file else {
             let [(weight, bias), _] = InitWeights::Bert.inits(1);

@@ -170,8 +170,8 @@ impl SparseAdapterConfig {
     }
 }
 
-/// How many entries of matrices of these shapes are kept, `count` in all, where the densities are in
-/// proportion to `(in + out) / (in · out)` and at most 1.
+/// How many entries of matrices of these shapes are kept, `count` in all, where the densities are
+/// in proportion to `(in + out) / (in · out)` and at most 1.
 fn erdos_renyi(shapes: &[[usize; 2]], count: usize) -> Vec<usize> {
     let sizes: Vec<f64> = shapes.iter().map(|[o, i]| (o * i) as f64).collect();
     let shares: Vec<f64> = shapes.iter().map(|[o, i]| (o + i) as f64).collect();

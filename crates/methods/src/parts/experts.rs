@@ -1,9 +1,9 @@
 //! Several copies of a trained tensor of which each forward pass of training takes one: what the
 //! methods of AdaMix's kind share.
 //!
-//! Which copy a step takes is drawn for each path, step and view of it, for the whole batch: tensors
-//! of one path take the copies of the same number. Evaluation takes their mean, which is also what
-//! the file holds, so that a saved adapter is an ordinary one.
+//! Which copy a step takes is drawn for each path, step and view of it, for the whole batch:
+//! tensors of one path take the copies of the same number. Evaluation takes their mean, which is
+//! also what the file holds, so that a saved adapter is an ordinary one.
 //!
 //! The reference code goes on to move a copy that got no gradient in a step, by its moments and
 //! weight decay, if it ever had one; here it stays where it is.
