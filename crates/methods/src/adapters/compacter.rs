@@ -138,7 +138,7 @@ impl MethodConfig for CompacterConfig {
     const PAPER: &'static str = "Karimi Mahabadi et al. 2021, arXiv 2106.04647";
     const CLAIMS: Option<Claims> = Some(Claims::survey("extra feed-forward"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
-    const LEARNING_RATE: f64 = 3e-3;
+    const LEARNING_RATE: f64 = 4e-3;
     const MERGES: bool = false;
 
     fn starts_as_identity(&self) -> bool {

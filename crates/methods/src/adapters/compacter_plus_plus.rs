@@ -37,7 +37,7 @@ impl MethodConfig for CompacterPlusPlusConfig {
     const SUMMARY: &'static str = "bottlenecks of low-rank Kronecker products after feed-forwards";
     const PAPER: &'static str = "Karimi Mahabadi et al. 2021, arXiv 2106.04647";
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
-    const LEARNING_RATE: f64 = 3e-3;
+    const LEARNING_RATE: f64 = 1e-2;
     const MERGES: bool = false;
 
     fn starts_as_identity(&self) -> bool {
