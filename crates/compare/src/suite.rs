@@ -537,10 +537,12 @@ mod tests {
         let points = &suite.groups[0].points;
         let names: Vec<&str> = points.iter().map(|point| &point.name[..]).collect();
         assert_eq!(names.len(), 4);
-        assert_eq!(names[0], "learning_rate 3e-4, rank 2");
+        // Three tenths of the method's own rate.
+        assert_eq!(names[0], "learning_rate 9e-4, rank 2");
         assert_eq!(points[0].runs.keys().collect::<Vec<_>>(), [&5, &7]);
         let trial = points[0].trial.as_ref().unwrap();
-        assert_eq!((trial.seed, trial.learning_rate), (9, Some(3e-4)));
+        assert_eq!(trial.seed, 9);
+        assert!((trial.learning_rate.unwrap() - 9e-4).abs() < 1e-12);
         assert_eq!(suite.runs(), 2 * (4 + 2));
         let own = format!("{SUITE}{lora}grid.learning_rate = [1e-3, 2e-3, 3e-3]\n{tuning}");
         assert_eq!(parse(&own).unwrap().groups[0].points.len(), 3);

@@ -423,7 +423,9 @@ mod tests {
     fn marks_lie_in_the_range_and_are_round() {
         let axis = Axis::linear("score");
         let scale = Scale::of([0.71, 0.84].into_iter(), &axis);
-        assert_eq!(scale.marks.len(), 4, "{:?}", scale.marks);
+        assert_eq!(scale.marks, [0.75, 0.8]);
+        let scale = Scale::of([0.0, 100.0].into_iter(), &axis);
+        assert_eq!(scale.marks, [0.0, 50.0, 100.0]);
         let scale = Scale::of([1e3, 2e6].into_iter(), &Axis::logarithmic("parameters"));
         assert_eq!(scale.marks, [1e3, 1e4, 1e5, 1e6]);
         for values in [vec![], vec![f64::NAN], vec![0.5], vec![0.0, 0.0]] {

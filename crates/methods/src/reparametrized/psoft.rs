@@ -56,7 +56,7 @@ crate::settings! {
         /// Scale what goes into R by a vector.
         psoft_mag_a: bool = true, as Boolean;
         /// Approximate the inverse in R by a few terms of its series.
-        use_cayley_neumann: bool = false;
+        use_cayley_neumann: bool = false, as Boolean;
         /// Number of these terms.
         num_cayley_neumann_terms: usize = 5, in AtLeastOne;
         /// With these terms, the largest norm of the skew-symmetric matrix.

@@ -354,7 +354,8 @@ mod tests {
         module.parameters().derive(false);
         let change = module.parameters().get(&format!("{path}.randlora_change"));
         let singular = Svd::new(change.unwrap().get()).values;
-        assert!(singular[7] > 1e-3 * singular[0], "{singular:?}");
+        // Of a rank of three the others would be f32's rounding, 1e-7.
+        assert!(singular[7] > 1e-5 * singular[0], "{singular:?}");
     }
 
     #[test]

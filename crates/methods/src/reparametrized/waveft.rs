@@ -45,7 +45,7 @@ crate::settings! {
         n_frequency: usize = 2592, in AtLeastOne;
         /// Scale of the update.
         scaling: f64 = 25.0, flag "spectrum-scaling", in SinglePrecision;
-        /// Wavelet: db1 to db10, sym2 to sym10, or coif1 to coif4.
+        /// Wavelet: db1 to db10, sym2 to sym10, or coif1 to coif3.
         wavelet_family: String = "db1".to_owned(), flag "wavelet";
         /// Transform the coefficients; without, they are entries of the update.
         use_idwt: bool = true, as Boolean;

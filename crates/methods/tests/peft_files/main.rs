@@ -361,7 +361,13 @@ fn comparable(json: &Value) -> BTreeMap<String, Value> {
 /// adapter speaks of; two, if of none.
 fn small_model((model_type, key_heads): Architecture, dir: &Path) -> Model {
     let adapter = read_json(dir);
-    let number = |name: &String| name.split('.').filter_map(|part| part.parse().ok()).next();
+    // The layer in a path such as `model.layers.2.self_attn`.
+    let number = |name: &String| {
+        let parts: Vec<&str> = name.split('.').collect();
+        let mut pairs = parts.windows(2);
+        let pair = pairs.find(|pair| ["layer", "layers", "h", "block"].contains(&pair[0]))?;
+        pair[1].parse().ok()
+    };
     let last: Option<usize> = names(dir).iter().filter_map(number).max();
     let mut config = json!({ "model_type": model_type });
     for (key, size) in [

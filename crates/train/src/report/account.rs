@@ -146,7 +146,9 @@ impl Change {
     pub fn measure(module: &AdapterModule, base: &Base) -> Self {
         let differs = |one: Tensor<1>, other: Tensor<1>| {
             let (one, other) = (values(one), values(other));
-            one.iter().zip(&other).filter(|(a, b)| a != b).count()
+            // A value that is zero now was pruned, or no gradient moved it.
+            let moved = |(now, before): &(&f32, &f32)| now != before && **now != 0.0;
+            one.iter().zip(&other).filter(moved).count()
         };
         let trained = module.parameters().trained();
         let moved = trained.map(|param| differs(param.flat(), param.initial()));
