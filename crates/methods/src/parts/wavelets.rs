@@ -28,7 +28,7 @@ pub(crate) fn highpass(lowpass: &[f64]) -> Vec<f64> {
 #[rustfmt::skip]
 static FILTERS: &[(&str, &[f64])] = &[
     ("db1", &[
-        0.7071067811865476, 0.7071067811865476,
+        std::f64::consts::FRAC_1_SQRT_2, std::f64::consts::FRAC_1_SQRT_2,
     ]),
     ("db2", &[
         0.48296291314453416, 0.8365163037378079, 0.2241438680420134, -0.12940952255126037,

@@ -411,7 +411,7 @@ mod tests {
         set_random(&module, &format!("{path}.psoft_R.weight"));
         module.parameters().derive(false);
         let change = values(&module, &format!("{path}.psoft_change"));
-        let r = |at: usize| change[at] + if at % 5 == 0 { 1.0 } else { 0.0 };
+        let r = |at: usize| change[at] + if at.is_multiple_of(5) { 1.0 } else { 0.0 };
         for (a, b) in (0..4).flat_map(|a| (0..4).map(move |b| (a, b))) {
             let product: f32 = (0..4).map(|k| r(a * 4 + k) * r(b * 4 + k)).sum();
             let expected = if a == b { 1.0 } else { 0.0 };

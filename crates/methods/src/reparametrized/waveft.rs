@@ -215,8 +215,8 @@ impl MethodConfig for WaveFtConfig {
         let mut maps = HashMap::new();
         for (linear, count) in &targets {
             let size = [linear.outputs, linear.inputs];
-            if !maps.contains_key(&(size, *count)) {
-                maps.insert((size, *count), self.map(size, *count, parameters)?);
+            if let std::collections::hash_map::Entry::Vacant(e) = maps.entry((size, *count)) {
+                e.insert(self.map(size, *count, parameters)?);
             }
         }
         let deltas = targets.into_iter().map(|(linear, count)| {
