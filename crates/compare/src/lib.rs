@@ -2,7 +2,7 @@
 //!
 //! A [`Suite`] names methods, models, tasks and seeds. [`RunSuite`] carries out the runs that these
 //! make together and can be stopped at any moment; [`Summary`] has means, intervals and paired
-//! tests over them; [`write`] puts everything into files, with a report that needs nothing but a
+//! tests over them; [`write()`] puts everything into files, with a report that needs nothing but a
 //! browser.
 //!
 //! What a run cost, and what its method says of itself, is measured where runs are made:

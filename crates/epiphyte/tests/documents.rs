@@ -30,6 +30,8 @@ fn methods() -> String {
 /// model with each head.
 fn exceptions() -> String {
     let mut table = "| `--method` | not on | because |\n| --- | --- | --- |\n".to_owned();
+    // Methods that share a reason share a row.
+    let mut rows: Vec<((String, String), Vec<String>)> = Vec::new();
     for method in METHODS {
         let mut reasons: Vec<(String, Vec<String>)> = Vec::new();
         for family in FAMILIES {
@@ -41,9 +43,15 @@ fn exceptions() -> String {
             }
         }
         for (reason, names) in reasons {
-            let names = names.join(", ");
-            writeln!(table, "| `{}` | {names} | {reason} |", method.name).unwrap();
+            let (key, name) = ((names.join(", "), reason), format!("`{}`", method.name));
+            match rows.iter_mut().find(|(known, _)| *known == key) {
+                Some((_, methods)) => methods.push(name),
+                None => rows.push((key, vec![name])),
+            }
         }
+    }
+    for ((families, reason), methods) in rows {
+        writeln!(table, "| {} | {families} | {reason} |", methods.join(", ")).unwrap();
     }
     table
 }
@@ -63,13 +71,15 @@ fn refusals(method: &Definition, family: &Family) -> Vec<(String, String)> {
     let outcomes: Vec<(&str, Option<String>)> = heads
         .map(|(name, head)| {
             let model = random_model(&config, head, &device, Precision::F32, 0).unwrap();
-            let mut refusal = None;
+            let mut refusal: Option<String> = None;
             for settings in (method.examples)() {
                 let settings = settings.as_object().unwrap().clone();
                 let settings = method.configure(settings).unwrap();
                 match AdapterModule::new(settings, model.base(), &device, 0) {
                     Ok(_) => return (name, None),
-                    Err(MethodError::NotApplicable { reason, .. }) => refusal = Some(reason),
+                    Err(MethodError::NotApplicable { reason, .. }) => {
+                        refusal.get_or_insert(reason);
+                    }
                     Err(error) => panic!("{} on {}: {error}", method.name, family.name),
                 }
             }

@@ -45,8 +45,7 @@ pub fn is_beside_weight(name: &str) -> bool {
         let module = name.strip_suffix(*end);
         module.is_some_and(|module| module.ends_with('.'))
     };
-    BESIDE_4_BITS.iter().any(of_4_bits)
-        || BESIDE_8_BITS.iter().any(of_8_bits)
+    BESIDE_4_BITS.iter().any(of_4_bits) || BESIDE_8_BITS.iter().any(of_8_bits)
 }
 
 /// The JSON beside a weight of 4 bits.

@@ -205,10 +205,7 @@ fn names_that_match_nothing_stop_training() {
             "leaves none of the target modules",
         ),
         ("--rank-pattern qeury=4", "no path of a target ends so"),
-        (
-            "--init-lora-weights orthogonal",
-            "training begins with kaiming or gaussian",
-        ),
+        ("--init-lora-weights loftq", "init_lora_weights"),
     ] {
         let errors = here.fail_any(&format!("{train} {flags}"));
         assert!(errors.contains(words), "{flags}: {errors}");

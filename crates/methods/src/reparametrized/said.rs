@@ -4,7 +4,7 @@
 //! Model Fine-Tuning", ACL 2021, arXiv 2012.13255, section 3, and its code.
 //!
 //! For each tensor `i` of the base, `W_i = W⁰_i + λ_i P_i θ`: one trained vector `θ` for all, and
-//! `P_i` a [Fastfood projection](crate::parts::fastfood) of the tensor's own. With `intrinsic_said`
+//! `P_i` a Fastfood projection (`parts/fastfood.rs`) of the tensor's own. With `intrinsic_said`
 //! the `m` factors `λ_i` are trained too (structure-aware, SAID) and `θ` has `d - m` values, so
 //! that `d` are trained in all; without, `λ_i` is 1 and `θ` has `d` values (DID). `θ` starts at
 //! zero and `λ_i` at one, so nothing changes at first.
