@@ -205,7 +205,10 @@ fn names_that_match_nothing_stop_training() {
             "leaves none of the target modules",
         ),
         ("--rank-pattern qeury=4", "no path of a target ends so"),
-        ("--init-lora-weights loftq", "init_lora_weights"),
+        (
+            "--init-lora-weights loftq",
+            "starts from a base that it quantizes itself",
+        ),
     ] {
         let errors = here.fail_any(&format!("{train} {flags}"));
         assert!(errors.contains(words), "{flags}: {errors}");

@@ -4,17 +4,21 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use epiphyte::methods::{Definition, METHODS};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::workplace::{CLASSIFY, SPEAK, Workplace};
 
-/// A method's last example as flags.
-fn flags(method: &Definition) -> String {
+/// A method's last example as flags, tables in a file.
+fn flags(here: &Workplace, method: &Definition) -> String {
     let examples = (method.examples)();
-    let example = examples.last().and_then(Value::as_object).unwrap();
+    let flag = |key: &String| method.flags.iter().find(|flag| flag.is_called(key));
+    // Files may have what the command line computes, such as tokens of a text.
+    let has_flags = |it: &&Map<String, Value>| it.keys().all(|key| flag(key).is_some());
+    let mut examples = examples.iter().rev().filter_map(Value::as_object);
+    let example = examples.find(has_flags);
+    let example = example.unwrap_or_else(|| panic!("an example of {}", method.name));
     let flags = example.iter().map(|(key, value)| {
-        let mut flags = method.flags.iter();
-        let flag = flags.find(|flag| flag.is_called(key)).unwrap().flag;
+        let flag = flag(key).expect("a flag of the method").flag;
         let text = match value {
             Value::String(text) => text.clone(),
             Value::Array(items) => {
@@ -22,8 +26,11 @@ fn flags(method: &Definition) -> String {
                 items.join(",").replace('"', "")
             }
             Value::Object(items) => {
-                let items = items.iter().map(|(name, value)| format!("{name}={value}"));
-                items.collect::<Vec<String>>().join(",")
+                let file = format!("{}-{key}.toml", method.name);
+                let items = items.iter().map(|(name, it)| format!("{name:?} = {it}"));
+                let items = items.collect::<Vec<String>>().join(", ");
+                fs::write(here.path(&file), format!("{key} = {{ {items} }}\n")).unwrap();
+                return format!("--config {file}");
             }
             other => other.to_string(),
         };
@@ -39,7 +46,7 @@ fn every_method_goes_all_the_way() {
         for (task, run, base) in [("classify", CLASSIFY, "bert"), ("speak", SPEAK, "llama")] {
             let name = method.name;
             let adapter = format!("{name}-{task}");
-            let flags = flags(method);
+            let flags = flags(&here, method);
             let command = format!("{run} --method {name} {flags} --max-steps 4 --output {adapter}");
             let output = here.run(&format!("{command} --json"));
             let errors = String::from_utf8(output.stderr).unwrap();
@@ -215,7 +222,7 @@ fn threads_do_not_show_in_the_adapter() {
                 let command = format!(
                     "{run} --method {name} {} --precision {precision} --max-steps 3 --threads {threads} --overwrite \
                      --output {output}",
-                    flags(method)
+                    flags(&here, method)
                 );
                 let errors = String::from_utf8(here.run(&command).stderr).unwrap();
                 let base = if run == SPEAK { "llama" } else { "bert" };
