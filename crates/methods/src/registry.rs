@@ -187,6 +187,8 @@ pub struct Definition {
     pub refused: &'static [(&'static str, &'static str)],
     /// As [`MethodConfig::SPARES_BIASES`].
     pub spares_biases: bool,
+    /// As [`MethodConfig::TRAINS_ALONE`].
+    pub trains_alone: bool,
     configure: Configure,
 }
 
@@ -218,6 +220,7 @@ impl Definition {
             lists_modules: C::LISTS_MODULES,
             refused: C::REFUSED,
             spares_biases: C::SPARES_BIASES,
+            trains_alone: C::TRAINS_ALONE,
             configure: |given| {
                 let config = settings::parse::<C>(&given).map_err(wrong::<C>)?;
                 config.check().map_err(wrong::<C>)?;

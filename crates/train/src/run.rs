@@ -208,6 +208,14 @@ pub fn check_runs(runs: &[RunConfig]) -> Result<(), TrainError> {
             )));
         }
     }
+    let alone = |run: &&RunConfig| by_name(&run.method).is_ok_and(|method| method.trains_alone);
+    if let Some(run) = runs.iter().find(alone).filter(|_| runs.len() > 1) {
+        return Err(TrainError::Config(format!(
+            "a run of `{}` is trained by itself, since beside others it would not have the bytes \
+             that it has alone: give it a file of its own",
+            run.method
+        )));
+    }
     for (index, run) in runs.iter().enumerate() {
         let mut others = runs[index + 1..].iter().map(|other| &other.output);
         if let Some(other) = others.find(|other| epiphyte_io::is_same_file(&run.output, other)) {

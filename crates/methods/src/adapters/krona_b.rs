@@ -120,6 +120,7 @@ impl MethodConfig for KronaBConfig {
 
 impl MethodConfig for KronaBResConfig {
     const NAME: &'static str = "krona-b-res";
+    const TRAINS_ALONE: bool = true;
     const PEFT_TYPE: &'static str = "KRONA_B_RES";
     const IN_PEFT: bool = false;
     const SUMMARY: &'static str =

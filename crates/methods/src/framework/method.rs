@@ -445,6 +445,10 @@ pub trait MethodConfig: Settings {
     /// and what to do instead.
     const REFUSED: &'static [(&'static str, &'static str)] = &[];
 
+    /// Whether a run of it is trained by itself: the order in which its gradients are added depends
+    /// on the rest of the graph, so beside other runs it would not have the bytes that it has alone.
+    const TRAINS_ALONE: bool = false;
+
     /// Whether it leaves biases alone, so that those that HF PEFT trained with it (`bias`) can
     /// stand in for the base's.
     const SPARES_BIASES: bool = false;

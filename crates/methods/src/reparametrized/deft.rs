@@ -84,6 +84,7 @@ impl DeftConfig {
 
 impl MethodConfig for DeftConfig {
     const NAME: &'static str = "deft";
+    const TRAINS_ALONE: bool = true;
     const PEFT_TYPE: &'static str = "DEFT";
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str =

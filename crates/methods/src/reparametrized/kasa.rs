@@ -64,6 +64,7 @@ impl Default for Penalties {
 
 impl MethodConfig for KasaConfig {
     const NAME: &'static str = "kasa";
+    const TRAINS_ALONE: bool = true;
     const PEFT_TYPE: &'static str = "LORA";
     const PEFT_VARIANT: Option<(&'static str, bool)> = Some(("kasa_config", true));
     const IN_PEFT: bool = true;

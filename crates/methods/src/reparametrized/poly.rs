@@ -81,6 +81,7 @@ impl PolyConfig {
 
 impl MethodConfig for PolyConfig {
     const NAME: &'static str = "poly";
+    const TRAINS_ALONE: bool = true;
     const PEFT_TYPE: &'static str = "POLY";
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str = "an inventory of low-rank paths that each task mixes";

@@ -86,6 +86,7 @@ impl SuperTuningConfig {
 
 impl MethodConfig for SuperTuningConfig {
     const NAME: &'static str = "super-tuning";
+    const TRAINS_ALONE: bool = true;
     const PEFT_TYPE: &'static str = "SUPERTUNING";
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str = "the largest entries of the weights of chosen linear layers";

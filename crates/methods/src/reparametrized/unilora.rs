@@ -79,6 +79,7 @@ impl UniLoraConfig {
 
 impl MethodConfig for UniLoraConfig {
     const NAME: &'static str = "unilora";
+    const TRAINS_ALONE: bool = true;
     const PEFT_TYPE: &'static str = "UNILORA";
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str =

@@ -91,6 +91,7 @@ impl VbLoraConfig {
 
 impl MethodConfig for VbLoraConfig {
     const NAME: &'static str = "vblora";
+    const TRAINS_ALONE: bool = true;
     const PEFT_TYPE: &'static str = "VBLORA";
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str = "low-rank matrices put together from a bank of vectors";
