@@ -446,7 +446,7 @@ pub trait MethodConfig: Settings {
     const REFUSED: &'static [(&'static str, &'static str)] = &[];
 
     /// Whether a run of it is trained by itself: the order in which its gradients are added depends
-    /// on the rest of the graph, so beside other runs it would not have the bytes that it has alone.
+    /// on the rest of the graph, so that beside other runs it would have other bytes than alone.
     const TRAINS_ALONE: bool = false;
 
     /// Whether it leaves biases alone, so that those that HF PEFT trained with it (`bias`) can
