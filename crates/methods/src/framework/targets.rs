@@ -131,14 +131,7 @@ impl NamedTargets {
         method: &'static str,
         defaults: fn(&Base) -> &'static [&'static str],
     ) -> Selection<'_> {
-        Selection {
-            method,
-            target_modules: self.target_modules.as_ref(),
-            exclude_modules: None,
-            layers_to_transform: None,
-            layers_pattern: &[],
-            defaults,
-        }
+        Selection::of_modules(method, self.target_modules.as_ref(), defaults)
     }
 
     /// As [`TargetModules::resolved`].
@@ -157,12 +150,9 @@ impl LayerTargets {
         defaults: fn(&Base) -> &'static [&'static str],
     ) -> Selection<'_> {
         Selection {
-            method,
-            target_modules: self.target_modules.as_ref(),
-            exclude_modules: None,
             layers_to_transform: self.layers_to_transform.as_deref(),
             layers_pattern: self.layers_pattern.as_deref().unwrap_or_default(),
-            defaults,
+            ..Selection::of_modules(method, self.target_modules.as_ref(), defaults)
         }
     }
 
@@ -183,12 +173,8 @@ impl TargetModules {
         defaults: fn(&Base) -> &'static [&'static str],
     ) -> Selection<'_> {
         Selection {
-            method,
-            target_modules: self.target_modules.as_ref(),
             exclude_modules: self.exclude_modules.as_ref(),
-            layers_to_transform: None,
-            layers_pattern: &[],
-            defaults,
+            ..Selection::of_modules(method, self.target_modules.as_ref(), defaults)
         }
     }
 
@@ -341,6 +327,24 @@ pub(crate) fn check_rank(
         value: rank.to_string(),
         expected: format!("it must be from 1 to {most}, the smaller side of `{path}`"),
     })
+}
+
+impl<'a> Selection<'a> {
+    /// The linear layers of these names, in all layers of the model.
+    pub fn of_modules(
+        method: &'static str,
+        target_modules: Option<&'a Modules>,
+        defaults: fn(&Base) -> &'static [&'static str],
+    ) -> Self {
+        Self {
+            method,
+            target_modules,
+            exclude_modules: None,
+            layers_to_transform: None,
+            layers_pattern: &[],
+            defaults,
+        }
+    }
 }
 
 impl Selection<'_> {
@@ -660,6 +664,16 @@ impl Selection<'_> {
         // The last target decides, as in PEFT.
         let transposed = targets.is_ok_and(|it| it.last().is_some_and(|last| last.transposed));
         Map::from_iter([(FAN_IN_FAN_OUT.to_owned(), Value::Bool(transposed))])
+    }
+
+    /// What HF PEFT writes besides a choice of linear layers, as [`MethodConfig::peft_defaults`].
+    ///
+    /// [`MethodConfig::peft_defaults`]: crate::MethodConfig::peft_defaults
+    pub fn peft_defaults() -> Map<String, Value> {
+        Map::from_iter([
+            ("bias".to_owned(), "none".into()),
+            ("modules_to_save".to_owned(), Value::Null),
+        ])
     }
 
     fn matches(&self, modules: &Modules, path: &str) -> Result<bool, MethodError> {

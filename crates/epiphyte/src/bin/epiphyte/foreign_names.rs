@@ -102,7 +102,7 @@ const NAMES: &[(&[&str], &str)] = &[
     (&["num_warmup_steps"], "warmup_steps"),
     (&["warmup_proportion", "warmup_fraction"], "warmup_ratio"),
     (&["wd"], "weight_decay"),
-    (&["eps", "epsilon", "adam_eps"], "adam_epsilon"),
+    (&["epsilon", "adam_eps"], "adam_epsilon"),
     (
         &[
             "clip_grad_norm",
