@@ -32,6 +32,8 @@ pub(crate) enum UsageError {
         owners: String,
         /// The method of this run.
         method: String,
+        /// What to do instead, if another program calls one of its settings so.
+        advice: Option<String>,
     },
     /// A key that no table of settings has.
     #[error("{place}: there is no such key; {advice}")]
@@ -161,6 +163,10 @@ fn hint(error: &anyhow::Error, resumable: bool) -> Option<String> {
         });
         let near: Vec<String> = near.collect();
         return (!near.is_empty()).then(|| format!("did you mean {}?", near.join(", ")));
+    }
+    if let Some(UsageError::OtherMethod { advice, .. }) = error.downcast_ref() {
+        let advice = advice.as_ref()?;
+        return Some(format!("if another program's setting is meant: {advice}"));
     }
     let hint = match (method(error), data(error)) {
         (Some(MethodError::NoTarget { .. }), _) => {

@@ -383,10 +383,12 @@ fn run_config(entries: Vec<Entry>) -> Result<GivenRun> {
                 return Err(UsageError::UnknownKey { place, advice }.into());
             }
             let (owners, method) = (owners.join(", "), method.name.to_owned());
+            let advice = foreign_names::advice(&name);
             return Err(UsageError::OtherMethod {
                 place,
                 owners,
                 method,
+                advice,
             }
             .into());
         };
