@@ -211,14 +211,18 @@ pub(crate) fn apply<const N: usize, const D: usize, Op: Fused<N>>(
 /// ```
 pub fn fork<const N: usize, const D: usize>(x: Tensor<D>) -> [Tensor<D>; N] {
     let mut rest = x;
-    std::array::from_fn(|index| {
-        if index + 1 == N {
-            return rest.clone();
-        }
-        let own = alias(rest.clone());
-        rest = alias(rest.clone());
-        own
+    std::array::from_fn(|index| match index + 1 == N {
+        true => rest.clone(),
+        false => split_off(&mut rest),
     })
+}
+
+/// The tensor for one more consumer of several whose number is known when the program runs, as
+/// [`fork`] hands them out; `rest` is what is left for the others.
+pub fn split_off<const D: usize>(rest: &mut Tensor<D>) -> Tensor<D> {
+    let own = alias(rest.clone());
+    *rest = alias(rest.clone());
+    own
 }
 
 /// The same values as a recorded step of its own, which passes its gradient on.

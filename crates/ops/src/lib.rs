@@ -42,7 +42,7 @@ pub use attention::{Attention, Keys, Prefix, attention};
 pub use columns::scale_columns;
 pub use dropout::{Dropout, dropout};
 pub use error::OpsError;
-pub use fused::{composed, fork, on_processor, pull_back};
+pub use fused::{composed, fork, on_processor, pull_back, split_off};
 pub use hadamard::hadamard;
 pub use linear::{FrozenMatrix, Precision, Source, Weight, linear, rows};
 pub use loss::{

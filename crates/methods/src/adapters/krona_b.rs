@@ -21,7 +21,7 @@
 use burn::tensor::Tensor;
 use epiphyte_models::adapter::Block;
 use epiphyte_models::{Adapter, Base, ForwardContext, Hook, Role, Sublayer};
-use epiphyte_ops::add;
+use epiphyte_ops::{add, fork};
 use serde_json::{Value, json};
 
 use crate::MethodError;
@@ -120,7 +120,6 @@ impl MethodConfig for KronaBConfig {
 
 impl MethodConfig for KronaBResConfig {
     const NAME: &'static str = "krona-b-res";
-    const TRAINS_ALONE: bool = true;
     const PEFT_TYPE: &'static str = "KRONA_B_RES";
     const IN_PEFT: bool = false;
     const SUMMARY: &'static str =
@@ -185,11 +184,12 @@ impl Adapter for KronaB {
             Block::SelfAttention | Block::CrossAttention => output,
             Block::FeedForward => {
                 let Parallel { product, residual } = &self.layers[sublayer.layer];
-                let output = add(output, product.forward(sublayer.input.clone()));
+                // With the feed-forward three read the input; behind a fork, two of them have one
+                // gradient, so that the order in which gradients are added is fixed.
+                let [x, _] = fork(sublayer.input.clone());
+                let output = add(output, product.forward(x.clone()));
                 match residual {
-                    Some(factor) => {
-                        output + sublayer.input.clone() * factor.flat().unsqueeze::<2>()
-                    }
+                    Some(factor) => output + x * factor.flat().unsqueeze::<2>(),
                     None => output,
                 }
             }

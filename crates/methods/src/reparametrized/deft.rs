@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use burn::tensor::{Tensor, TensorData, activation::relu};
 use epiphyte_models::{Base, LazyLinear, LinearInfo};
-use epiphyte_ops::{Dropout, FrozenMatrix, LowRank, add_low_rank};
+use epiphyte_ops::{Dropout, FrozenMatrix, LowRank, add_low_rank, fork};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -84,7 +84,6 @@ impl DeftConfig {
 
 impl MethodConfig for DeftConfig {
     const NAME: &'static str = "deft";
-    const TRAINS_ALONE: bool = true;
     const PEFT_TYPE: &'static str = "DEFT";
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str =
@@ -198,11 +197,11 @@ impl MethodConfig for DeftConfig {
 /// `Q` and `D` of `P`.
 fn bases(method: Decomposition, p: Tensor<2>) -> [Tensor<2>; 2] {
     match method {
-        Decomposition::Relu => [p.clone(), relu(p)],
-        Decomposition::Qr => {
-            let q = orthonormal(p);
-            [q.clone(), q]
+        Decomposition::Relu => {
+            let [q, d] = fork(p);
+            [q, relu(d)]
         }
+        Decomposition::Qr => fork(orthonormal(p)),
     }
 }
 
@@ -263,7 +262,7 @@ impl Deft {
     /// `Q`, `[out, r]`, and what is taken out, `-Dᵀ W`, `[r, in]`.
     fn removal(&self) -> [Tensor<2>; 2] {
         let [q, d] = match &self.q {
-            Some(q) => [q.get(), q.get()],
+            Some(q) => fork(q.get()),
             None => bases(Decomposition::Relu, self.p.get()),
         };
         let removed = d.transpose().matmul(self.weight.to_tensor());
@@ -303,8 +302,11 @@ impl Change for Deft {
             (Some(injected), None) => product.add_low_rank(path(injected + removed, q, None)),
             // Only what is put in has dropout.
             (Some(injected), dropout) => {
-                let x = product.input().clone();
-                let y = product.add_low_rank(path(removed, q.clone(), None));
+                // The product and both paths read the input; behind a fork, the paths have one
+                // gradient, so that the order in which gradients are added is fixed.
+                let [x, _] = fork(product.input().clone());
+                let removal = path(removed, q.clone(), None);
+                let y = add_low_rank(product.compute(), x.clone(), removal);
                 add_low_rank(y, x, path(injected, q, dropout))
             }
         }

@@ -187,10 +187,7 @@ impl MethodConfig for DeloraConfig {
     const TRAINING_ONLY: &'static [&'static str] = &["module_dropout"];
 
     fn peft_defaults() -> Map<String, Value> {
-        Map::from_iter([
-            ("bias".to_owned(), json!("none")),
-            ("modules_to_save".to_owned(), Value::Null),
-        ])
+        Selection::peft_defaults()
     }
 }
 

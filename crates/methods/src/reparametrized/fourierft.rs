@@ -150,10 +150,7 @@ impl MethodConfig for FourierFtConfig {
     }
 
     fn peft_defaults() -> Map<String, Value> {
-        Map::from_iter([
-            ("bias".to_owned(), json!("none")),
-            ("modules_to_save".to_owned(), Value::Null),
-        ])
+        Selection::peft_defaults()
     }
 }
 

@@ -19,7 +19,7 @@
 
 use burn::tensor::Tensor;
 use epiphyte_models::{Base, ForwardContext, LazyLinear, LinearInfo, Site};
-use epiphyte_ops::{Dropout, LowRank, add_low_rank};
+use epiphyte_ops::{Dropout, LowRank, add_low_rank, fork};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -64,7 +64,6 @@ impl Default for Penalties {
 
 impl MethodConfig for KasaConfig {
     const NAME: &'static str = "kasa";
-    const TRAINS_ALONE: bool = true;
     const PEFT_TYPE: &'static str = "LORA";
     const PEFT_VARIANT: Option<(&'static str, bool)> = Some(("kasa_config", true));
     const IN_PEFT: bool = true;
@@ -225,13 +224,16 @@ impl Kasa {
 
 impl Delta for Kasa {
     fn output(&self, site: &Site, product: LazyLinear, cx: &ForwardContext<'_>) -> Tensor<2> {
-        let x = product.input().clone();
-        let output = product.add_low_rank(LowRank {
+        // The product and both paths read the input; behind a fork, the paths have one gradient, so
+        // that the order in which gradients are added is fixed.
+        let [x, _] = fork(product.input().clone());
+        let path = LowRank {
             a: self.scaled(),
             b: self.b.get(),
             scale: self.scaling,
             dropout: Dropout::new(self.dropout, !site.id(), cx.rows),
-        });
+        };
+        let output = add_low_rank(product.compute(), x.clone(), path);
         let [a, b] = self.dropped().clone();
         let path = LowRank {
             a,
@@ -253,8 +255,9 @@ impl Delta for Kasa {
         if beta == 0.0 && gamma == 0.0 {
             return None;
         }
-        let diagonal = self.diagonal.flat();
-        let (a, b) = (self.a.get::<2>(), self.b.get::<2>());
+        // The layer reads them too; behind a fork, the readers here have one gradient.
+        let [diagonal, _] = fork(self.diagonal.flat());
+        let ([a, _], [b, _]) = (fork(self.a.get::<2>()), fork(self.b.get::<2>()));
         let rank = self.diagonal.count();
         let distance = |gram: Tensor<2>| {
             let eye = Tensor::<2>::eye(rank, &self.diagonal.flat().inner().device());

@@ -29,9 +29,6 @@
 //! Where `B₀ A₀` follows from data or random draws, the file is plain LoRA of twice the rank, with
 //! `[A; A₀]` and `[B, -B₀]`, PEFT's conversion for sharing such adapters.
 //!
-//! *Limitation:* with `corda` and `lora_ga` a run that is trained beside others does not yet have
-//! the bytes that it has alone; they are not among the examples that tests train.
-//!
 //! | | |
 //! | --- | --- |
 //! | trains | `Σ r (in + out)` over the targets, `out` more for `lora_bias`; `Σ r in` for `mica` |
@@ -45,7 +42,7 @@ use std::sync::Mutex;
 use burn::tensor::{Device, Tensor, TensorData};
 use epiphyte_models::adapter::name_id;
 use epiphyte_models::{Adapter, Base, ForwardContext, Hook, LazyLinear, LinearInfo, Site, StandIn};
-use epiphyte_ops::{Dropout, FrozenMatrix, LowRank, add_low_rank};
+use epiphyte_ops::{Dropout, FrozenMatrix, LowRank, add_low_rank, fork};
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -642,6 +639,8 @@ impl MethodConfig for LoraConfig {
             json!({ "r": 2, "bias": "lora_only", "loraplus_lr_ratio": 4 }),
             json!({ "r": 2, "init_lora_weights": "pissa", "bias": "all" }),
             json!({ "r": 2, "init_lora_weights": "mica" }),
+            json!({ "r": 2, "init_lora_weights": "corda" }),
+            json!({ "r": 2, "init_lora_weights": "lora_ga" }),
         ]
     }
 
@@ -874,16 +873,20 @@ impl Delta for Lora {
                 b,
                 ..self.own_path(None)
             }),
-            // What is taken out of the base sees all of the input.
+            // What is taken out of the base sees all of the input. The product and both paths read
+            // it; behind a fork, the paths have one gradient, so that the order in which gradients
+            // are added is fixed.
             (Some(_), Some([a, b])) => {
-                let input = product.input().clone();
+                let [input, _] = fork(product.input().clone());
                 let path = LowRank {
                     a: a.clone(),
                     b: b.clone(),
                     scale: -self.scaling,
                     dropout: None,
                 };
-                add_low_rank(product.add_low_rank(self.own_path(dropout)), input, path)
+                let own = self.own_path(dropout);
+                let output = add_low_rank(product.compute(), input.clone(), own);
+                add_low_rank(output, input, path)
             }
             _ => product.add_low_rank(self.own_path(dropout)),
         };

@@ -222,10 +222,7 @@ impl MethodConfig for MissConfig {
     const TRAINING_ONLY: &'static [&'static str] = &["miss_dropout"];
 
     fn peft_defaults() -> Map<String, Value> {
-        Map::from_iter([
-            ("bias".to_owned(), json!("none")),
-            ("modules_to_save".to_owned(), Value::Null),
-        ])
+        Selection::peft_defaults()
     }
 }
 

@@ -21,7 +21,7 @@
 use burn::tensor::activation::sigmoid;
 use burn::tensor::{Tensor, TensorData};
 use epiphyte_models::{Base, ForwardContext, LazyLinear, LinearInfo, Site};
-use epiphyte_ops::{Sequences, add, expand_rows, random};
+use epiphyte_ops::{Sequences, add, expand_rows, fork, random, split_off};
 use serde_json::{Map, Value, json};
 
 use crate::MethodError;
@@ -81,7 +81,6 @@ impl PolyConfig {
 
 impl MethodConfig for PolyConfig {
     const NAME: &'static str = "poly";
-    const TRAINS_ALONE: bool = true;
     const PEFT_TYPE: &'static str = "POLY";
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str = "an inventory of low-rank paths that each task mixes";
@@ -187,7 +186,10 @@ impl Poly {
     }
 
     /// `x A B / r`, with the shares of each row.
-    fn path(&self, x: Tensor<2>, shares: Tensor<2>) -> Tensor<2> {
+    ///
+    /// Each term reads `x` and what is low by a fork of its own, so that the order in which their
+    /// gradients are added is fixed.
+    fn path(&self, mut x: Tensor<2>, shares: Tensor<2>) -> Tensor<2> {
         let [splits, skills, inputs, r, outputs] = self.sizes();
         let (a, b) = (self.a.get::<4>(), self.b.get::<4>());
         let block = |of: &Tensor<4>, split, skill, shape: [usize; 2]| {
@@ -201,13 +203,14 @@ impl Poly {
         };
         let pairs = (0..splits).flat_map(|split| (0..skills).map(move |skill| (split, skill)));
         let low = pairs.map(|(split, skill)| {
-            let x = x.clone().narrow(1, split * inputs, inputs);
+            let x = split_off(&mut x).narrow(1, split * inputs, inputs);
             x.matmul(block(&a, split, skill, [inputs, r])) * share(split, skill)
         });
-        let low = sum(low.collect());
+        let mut low = sum(low.collect());
         let blocks = (0..splits).map(|split| {
             let skills = (0..skills).map(|skill| {
-                low.clone().matmul(block(&b, split, skill, [r, outputs])) * share(split, skill)
+                split_off(&mut low).matmul(block(&b, split, skill, [r, outputs]))
+                    * share(split, skill)
             });
             sum(skills.collect())
         });
@@ -236,7 +239,7 @@ impl Poly {
 
 impl Delta for Poly {
     fn output(&self, site: &Site, product: LazyLinear, cx: &ForwardContext<'_>) -> Tensor<2> {
-        let x = product.input().clone();
+        let [x, _] = fork(product.input().clone());
         let path = self.path(x, self.shares(self.noise(site, cx.rows)));
         add(product.compute(), path)
     }

@@ -19,7 +19,7 @@ use std::sync::OnceLock;
 
 use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
 use epiphyte_models::{Base, LazyLinear, LinearInfo};
-use epiphyte_ops::{Dropout, FrozenMatrix, LowRank, Weight, add, add_low_rank, linear};
+use epiphyte_ops::{Dropout, FrozenMatrix, LowRank, Weight, add, add_low_rank, fork, linear};
 use serde_json::{Map, Value, json};
 
 use crate::MethodError;
@@ -86,7 +86,6 @@ impl SuperTuningConfig {
 
 impl MethodConfig for SuperTuningConfig {
     const NAME: &'static str = "super-tuning";
-    const TRAINS_ALONE: bool = true;
     const PEFT_TYPE: &'static str = "SUPERTUNING";
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str = "the largest entries of the weights of chosen linear layers";
@@ -260,7 +259,8 @@ impl Change for Super {
     }
 
     fn add_to(&self, product: LazyLinear, dropout: Option<Dropout>) -> Tensor<2> {
-        let x = product.input().clone();
+        // The product reads the input too; behind a fork, the others have one gradient.
+        let [x, _] = fork(product.input().clone());
         let sparse = linear(x.clone(), &Weight::Trained(self.sparse()), None);
         let y = add(product.compute(), sparse);
         match &self.lora {

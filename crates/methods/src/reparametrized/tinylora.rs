@@ -219,10 +219,7 @@ impl MethodConfig for TinyLoraConfig {
     }
 
     fn peft_defaults() -> Map<String, Value> {
-        Map::from_iter([
-            ("bias".to_owned(), json!("none")),
-            ("modules_to_save".to_owned(), Value::Null),
-        ])
+        Selection::peft_defaults()
     }
 }
 

@@ -145,13 +145,13 @@ impl World {
         }
     }
 
-    /// A short run of every method with each of its example settings, for every task on the first
-    /// example of each [structure](structure), wherever they fit together; with dropout wherever
-    /// there is any.
+    /// A short run of every method for every task on the first example of each
+    /// [structure](structure), wherever they fit together, with each of the method's example
+    /// settings on one of them; with dropout wherever there is any.
     pub(crate) fn matrix(&self, name: &str) -> Vec<RunConfig> {
         let configs = FAMILIES.iter().flat_map(|family| (family.examples)());
         let (mut runs, mut seen) = (Vec::new(), BTreeMap::new());
-        let mut of_task = BTreeMap::new();
+        let (mut of_task, mut tried) = (BTreeMap::new(), BTreeSet::new());
         for (number, config) in configs.enumerate() {
             for task in epiphyte_train::tasks::names() {
                 let task: TaskKind = task.parse().expect("a task of the table");
@@ -184,7 +184,8 @@ impl World {
                     write_model(&model, &config, head);
                 }
                 let name = format!("{name}/{number}");
-                runs.extend(self.methods_on(&parsed, task, &model, &name, methods));
+                let tried = &mut tried;
+                runs.extend(self.methods_on(&parsed, task, &model, &name, methods, tried));
             }
         }
         assert!(runs.len() >= METHODS.len(), "{} runs", runs.len());
@@ -199,6 +200,7 @@ impl World {
         model: &Path,
         name: &str,
         methods: &[Definition],
+        tried: &mut BTreeSet<(&'static str, usize)>,
     ) -> Vec<RunConfig> {
         let device = Device::default();
         let small = random_model(config, task.head(2), &device, Precision::F32, 0);
@@ -231,12 +233,8 @@ impl World {
             return Vec::new();
         }
         let mut runs = Vec::new();
-        let is_first = model.ends_with("model-0-false");
         for method in methods {
-            // Every example on the first structure, where whatever a method does is reached; the
-            // first example on the others.
-            let examples = (method.examples)().into_iter().enumerate();
-            for (example, mut settings) in examples.take(if is_first { usize::MAX } else { 1 }) {
+            for (example, mut settings) in (method.examples)().into_iter().enumerate() {
                 for flag in method.flags.iter().filter(|it| it.key.ends_with("dropout")) {
                     settings[flag.key] = json!(0.2);
                 }
@@ -249,6 +247,10 @@ impl World {
                     Ok(_) => {}
                     Err(MethodError::NotApplicable { .. }) => continue,
                     Err(error) => panic!("{} on {task}: {error}", method.name),
+                }
+                // The first example on every structure, each other on the first that takes it.
+                if !tried.insert((method.name, example)) && example > 0 {
+                    continue;
                 }
                 let name = format!("{name}/{task}/{}-{example}", method.name);
                 let run = self.run(&name, method.name, &settings);
