@@ -66,7 +66,7 @@ def main() -> None:
         bar = ["█", "12/12", "loss ", "tokens/s", " left", "evaluating ", "step 6: ", "step 12: "]
         check(on_terminal([*train, "drawn"], here), bar, ["loss NaN"], "training on a terminal")
         lines = ["step 12 of 12: ", "loss ", "tokens/s", " left", "step 6: "]
-        check(in_pipe([*train, "piped"], here), lines, ["█", "\x1b", "loss NaN"], "training in a pipe")
+        check(in_pipe([*train, "piped"], here), lines, ["\r", "\x1b", "loss NaN"], "training in a pipe")
         check(in_pipe([*train, "quiet", "--quiet"], here), [], ["tokens/s", "step"], "training with --quiet")
         evaluate = [epiphyte, "eval", "--model", "q/base", "--adapter", "drawn", "--data", "q/train.jsonl"]
         check(on_terminal(evaluate, here), ["█", "tokens/s", " left"], [], "evaluating on a terminal")
