@@ -87,7 +87,7 @@ fn memory(row: &Row, claims: Option<Claims>, full: Option<u64>) -> Cell {
     let claim = claims.map(|claims| match claims.saves_memory {
         Some(true) => "less than full",
         Some(false) => "no less than full",
-        None => "depends",
+        None => "depends, or not said",
     });
     let measured = match full.filter(|_| row.method != "full") {
         Some(full) => format!(

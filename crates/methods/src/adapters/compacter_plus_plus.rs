@@ -36,6 +36,7 @@ impl MethodConfig for CompacterPlusPlusConfig {
     const IN_PEFT: bool = false;
     const SUMMARY: &'static str = "bottlenecks of low-rank Kronecker products after feed-forwards";
     const PAPER: &'static str = "Karimi Mahabadi et al. 2021, arXiv 2106.04647";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::survey("extra feed-forward"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 1e-2;
     const MERGES: bool = false;

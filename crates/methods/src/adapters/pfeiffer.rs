@@ -42,6 +42,7 @@ impl MethodConfig for PfeifferConfig {
     const IN_PEFT: bool = false;
     const SUMMARY: &'static str = "a bottleneck after the feed-forward of each layer";
     const PAPER: &'static str = "Pfeiffer et al. 2021, arXiv 2005.00247";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::survey("extra feed-forward"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 3e-3;
     const MERGES: bool = false;

@@ -54,6 +54,7 @@ impl MethodConfig for ScaledParallelConfig {
     const SUMMARY: &'static str =
         "a scaled bottleneck in parallel to the feed-forward of each layer";
     const PAPER: &'static str = "He et al. 2022, arXiv 2110.04366";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::survey("extra feed-forward"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 5e-4;
     const MERGES: bool = false;

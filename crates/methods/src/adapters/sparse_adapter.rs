@@ -220,6 +220,7 @@ impl MethodConfig for SparseAdapterConfig {
     const IN_PEFT: bool = false;
     const SUMMARY: &'static str = "bottlenecks of which most weights are pruned before training";
     const PAPER: &'static str = "He et al. 2022, arXiv 2210.04284";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::survey("extra feed-forward"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 3e-3;
     const MERGES: bool = false;

@@ -60,11 +60,12 @@ pub struct Claims {
     pub source: &'static str,
     /// Whether a stored adapter is much smaller than the base.
     pub saves_storage: bool,
-    /// Whether training takes less memory than full fine-tuning; none if it depends.
+    /// Whether training takes less memory than full fine-tuning; none if it depends, or is not
+    /// said.
     pub saves_memory: Option<bool>,
     /// Whether gradients pass through the base.
     pub gradients_through_base: bool,
-    /// What inference costs more than the base: `none`, `extra input`, ...
+    /// What inference costs more than the base: `none`, `extra input`, ..., or `not said`.
     pub inference: &'static str,
 }
 
@@ -76,6 +77,18 @@ impl Claims {
             source: "Lialin et al. 2023, arXiv 2303.15647",
             saves_storage: true,
             saves_memory: Some(true),
+            gradients_through_base: true,
+            inference,
+        }
+    }
+
+    /// What a method's own paper or documentation says: few values are stored, gradients pass
+    /// through the base. Of memory this says nothing.
+    pub const fn paper(source: &'static str, inference: &'static str) -> Self {
+        Self {
+            source,
+            saves_storage: true,
+            saves_memory: None,
             gradients_through_base: true,
             inference,
         }

@@ -381,6 +381,8 @@ impl MethodConfig for S4Config {
     const SUMMARY: &'static str =
         "groups of layers with adapters, prefixes, biases and LoRA as a search has found them";
     const PAPER: &'static str = "Chen et al. 2023, arXiv 2301.01821";
+    const CLAIMS: Option<crate::Claims> =
+        Some(crate::Claims::survey("extra feed-forward and input"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 3e-3;
     const MERGES: bool = false;

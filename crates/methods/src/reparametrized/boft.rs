@@ -125,6 +125,7 @@ impl MethodConfig for BoftConfig {
     const SUMMARY: &'static str =
         "products of sparse rotations of the inputs of chosen linear layers, and output scales";
     const PAPER: &'static str = "Liu et al. 2024, arXiv 2311.06243";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::paper(Self::PAPER, "none"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 5e-3;
     const MERGES: bool = true;

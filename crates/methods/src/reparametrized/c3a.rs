@@ -140,6 +140,10 @@ impl MethodConfig for C3aConfig {
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str = "circular convolutions, added to chosen linear layers";
     const PAPER: &'static str = "Chen et al. 2024, arXiv 2407.19342";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims {
+        saves_memory: Some(true),
+        ..crate::Claims::paper(Self::PAPER, "not said")
+    });
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 1e-1;
     const MERGES: bool = true;

@@ -89,6 +89,7 @@ impl MethodConfig for DeftConfig {
     const SUMMARY: &'static str =
         "subspaces of chosen linear layers' outputs, taken out and put in anew";
     const PAPER: &'static str = "HF PEFT; with --para, PaRa, Chen et al. 2025";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::paper(Self::PAPER, "none"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 1e-3;
     const MERGES: bool = true;

@@ -44,6 +44,7 @@ impl MethodConfig for DoraConfig {
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str = "LoRA for the rows' directions, and the rows' lengths";
     const PAPER: &'static str = "Liu et al. 2024, arXiv 2402.09353";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::paper(Self::PAPER, "none"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 3e-3;
     const MERGES: bool = true;

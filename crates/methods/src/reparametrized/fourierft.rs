@@ -77,6 +77,7 @@ impl MethodConfig for FourierFtConfig {
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str = "Fourier coefficients of changes of chosen linear layers";
     const PAPER: &'static str = "Gao et al. 2024, arXiv 2405.03003";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::paper(Self::PAPER, "not said"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 5e-2;
     const MERGES: bool = true;

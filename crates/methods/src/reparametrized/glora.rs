@@ -104,6 +104,7 @@ impl MethodConfig for GLoraConfig {
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str = "matrices of few parameters that scale and shift weight and bias";
     const PAPER: &'static str = "Chavan et al. 2023, arXiv 2306.07967";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::paper(Self::PAPER, "none"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 3e-3;
     const MERGES: bool = true;

@@ -87,6 +87,7 @@ impl MethodConfig for GraLoraConfig {
     const SUMMARY: &'static str =
         "a low-rank path for each block of the weight of chosen linear layers";
     const PAPER: &'static str = "Jung et al. 2025, arXiv 2505.20355";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::paper(Self::PAPER, "not said"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 3e-3;
     const MERGES: bool = true;

@@ -52,6 +52,7 @@ impl MethodConfig for KronaConfig {
     const IN_PEFT: bool = false;
     const SUMMARY: &'static str = "a Kronecker product added to chosen linear layers";
     const PAPER: &'static str = "Edalati et al. 2022, arXiv 2212.10650";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::survey("none"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 2e-2;
     const MERGES: bool = true;

@@ -43,6 +43,10 @@ impl MethodConfig for LoraFaConfig {
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str = "LoRA of which the second matrix alone is trained";
     const PAPER: &'static str = "Zhang et al. 2023, arXiv 2308.03303";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims {
+        saves_memory: Some(true),
+        ..crate::Claims::paper(Self::PAPER, "none")
+    });
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 1e-2;
     const MERGES: bool = true;

@@ -146,6 +146,10 @@ impl MethodConfig for MissConfig {
     const SUMMARY: &'static str =
         "one small matrix for all groups of inputs, added to chosen linear layers";
     const PAPER: &'static str = "Kang and Yin 2024, arXiv 2409.15371";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims {
+        saves_memory: Some(true),
+        ..crate::Claims::paper(Self::PAPER, "not said")
+    });
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 1e-3;
     const MERGES: bool = true;

@@ -124,6 +124,7 @@ impl MethodConfig for OftConfig {
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str = "rotations of the inputs of chosen linear layers, in blocks";
     const PAPER: &'static str = "Qiu et al. 2023, arXiv 2306.07280";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::paper(Self::PAPER, "none"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 3e-3;
     const MERGES: bool = true;

@@ -133,6 +133,10 @@ impl MethodConfig for PsoftConfig {
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str = "rotations among the largest singular directions of weights";
     const PAPER: &'static str = "openreview FSHrinMArK";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims {
+        saves_memory: Some(true),
+        ..crate::Claims::paper(Self::PAPER, "not said")
+    });
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 1e-2;
     const MERGES: bool = true;

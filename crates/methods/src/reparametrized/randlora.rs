@@ -188,6 +188,10 @@ impl MethodConfig for RandLoraConfig {
     const SUMMARY: &'static str =
         "vectors that scale shared random bases of full rank, for chosen linear layers";
     const PAPER: &'static str = "Albert et al. 2025, arXiv 2502.00987";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims {
+        saves_memory: Some(true),
+        ..crate::Claims::paper(Self::PAPER, "none")
+    });
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 1e-3;
     const MERGES: bool = true;

@@ -79,6 +79,11 @@ impl MethodConfig for SaidConfig {
     const IN_PEFT: bool = false;
     const SUMMARY: &'static str = "all of the base, within a random space of few dimensions";
     const PAPER: &'static str = "Aghajanyan et al. 2021, arXiv 2012.13255";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims {
+        saves_storage: false,
+        saves_memory: Some(false),
+        ..crate::Claims::survey("none")
+    });
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 2e-3;
     const MERGES: bool = true;

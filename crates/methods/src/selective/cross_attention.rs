@@ -99,6 +99,7 @@ impl MethodConfig for CrossAttentionConfig {
     const IN_PEFT: bool = false;
     const SUMMARY: &'static str = "the attention of a decoder over its encoder's output";
     const PAPER: &'static str = "Gheini et al. 2021, arXiv 2104.08771";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::survey("none"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 3e-4;
     const MERGES: bool = true;

@@ -98,6 +98,10 @@ impl MethodConfig for DiffPruningConfig {
     const IN_PEFT: bool = false;
     const SUMMARY: &'static str = "a sparse difference to the base, found by trained gates";
     const PAPER: &'static str = "Guo et al. 2021, arXiv 2012.07463";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims {
+        saves_memory: Some(false),
+        ..crate::Claims::survey("none")
+    });
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 5e-4;
     const MERGES: bool = true;

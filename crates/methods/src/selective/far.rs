@@ -73,6 +73,10 @@ impl MethodConfig for FarConfig {
     const IN_PEFT: bool = false;
     const SUMMARY: &'static str = "the nodes of the feed-forwards that move farthest at first";
     const PAPER: &'static str = "Vucetic et al. 2022, arXiv 2205.01541";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims {
+        saves_memory: None,
+        ..crate::Claims::survey("none")
+    });
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 1e-3;
     const MERGES: bool = true;

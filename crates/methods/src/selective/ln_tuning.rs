@@ -89,6 +89,10 @@ impl MethodConfig for LnTuningConfig {
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str = "the scales and biases of the norms";
     const PAPER: &'static str = "Zhao et al. 2024, arXiv 2312.11420";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims {
+        saves_memory: Some(true),
+        ..crate::Claims::paper(Self::PAPER, "not said")
+    });
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 5e-3;
     const MERGES: bool = true;

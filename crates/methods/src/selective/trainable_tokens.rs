@@ -122,6 +122,10 @@ impl MethodConfig for TrainableTokensConfig {
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str = "the embeddings of chosen tokens";
     const PAPER: &'static str = "HF PEFT";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims {
+        saves_memory: Some(true),
+        ..crate::Claims::paper(Self::PAPER, "not said")
+    });
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 1e-2;
     const MERGES: bool = true;

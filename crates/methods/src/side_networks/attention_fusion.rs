@@ -90,6 +90,10 @@ impl MethodConfig for AttentionFusionConfig {
     const SUMMARY: &'static str =
         "a trained query over the states of all layers; no gradient in the base";
     const PAPER: &'static str = "Cao et al. 2022, NAACL Findings (a reconstruction)";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims {
+        gradients_through_base: false,
+        ..crate::Claims::survey("extra decoder")
+    });
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 1e-2;
     const MERGES: bool = false;

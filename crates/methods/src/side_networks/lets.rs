@@ -140,6 +140,10 @@ impl MethodConfig for LetsConfig {
     const SUMMARY: &'static str =
         "a vector of its own through sparsely changed layers; no gradient in the base";
     const PAPER: &'static str = "Fu et al. 2021, ICML (a reconstruction)";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims {
+        gradients_through_base: false,
+        ..crate::Claims::survey("extra feed-forward")
+    });
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 3e-3;
     const MERGES: bool = false;

@@ -152,6 +152,7 @@ impl MethodConfig for CptConfig {
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str = "examples in front of the input, whose embeddings move a little";
     const PAPER: &'static str = "Blau et al. 2024, arXiv 2410.17222";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::paper(Self::PAPER, "extra input"));
     const KEYS: KeyStyle = KeyStyle::PromptLearning;
     const MERGES: bool = false;
     const COMPUTED: &'static [&'static str] = &[

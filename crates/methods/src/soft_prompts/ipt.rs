@@ -209,6 +209,8 @@ impl MethodConfig for IptConfig {
     const IN_PEFT: bool = false;
     const SUMMARY: &'static str = "a prompt out of a few numbers, in a subspace that tasks share";
     const PAPER: &'static str = "Qin et al. 2021, arXiv 2110.07867";
+    const CLAIMS: Option<crate::Claims> =
+        Some(crate::Claims::survey("extra feed-forward and input"));
     const KEYS: KeyStyle = KeyStyle::PromptLearning;
     const LEARNING_RATE: f64 = 1e-2;
     const MERGES: bool = false;

@@ -198,6 +198,7 @@ impl MethodConfig for MultitaskPromptTuningConfig {
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str = "a prompt of several tasks, fitted to each by a low-rank product";
     const PAPER: &'static str = "Wang et al. 2023, arXiv 2303.02861";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::paper(Self::PAPER, "extra input"));
     const KEYS: KeyStyle = KeyStyle::PromptLearning;
     const LEARNING_RATE: f64 = 3e-2;
     const MERGES: bool = false;

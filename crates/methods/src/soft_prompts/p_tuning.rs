@@ -80,6 +80,7 @@ impl MethodConfig for PTuningConfig {
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str = "virtual tokens that a small network computes while it trains";
     const PAPER: &'static str = "Liu et al. 2021, arXiv 2103.10385";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::survey("extra input"));
     const KEYS: KeyStyle = KeyStyle::PromptLearning;
     const MERGES: bool = false;
     const COMPUTED: &'static [&'static str] = virtual_tokens::COMPUTED;

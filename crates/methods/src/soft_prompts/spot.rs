@@ -161,6 +161,7 @@ impl MethodConfig for SpotConfig {
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str = "prompt tuning that starts from the prompts of other tasks";
     const PAPER: &'static str = "Vu et al. 2022, arXiv 2110.07904";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::survey("extra input"));
     const KEYS: KeyStyle = KeyStyle::PromptLearning;
     const LEARNING_RATE: f64 = 3e-2;
     const MERGES: bool = false;
