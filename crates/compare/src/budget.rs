@@ -2,8 +2,11 @@
 
 use std::str::FromStr;
 
+use epiphyte_train::RunPlan;
 use serde::Serialize;
 
+use crate::report::bytes;
+use crate::result::Status;
 use crate::summary::{Row, Summary};
 
 /// Limits, such as `1MB,4GB,30min`: bytes of an adapter on disk, bytes in use while it is trained,
@@ -72,53 +75,164 @@ pub struct Choice {
     pub name: Option<String>,
     /// Its score.
     pub score: Option<f64>,
-    /// The methods that score more, with what they would need.
+    /// Why it is chosen: how many were within the budget, what it needs, what comes next.
+    pub why: Vec<String>,
+    /// The methods that score more, with what they would need, and those that were not run because
+    /// they would need too much.
     pub beyond: Vec<String>,
 }
+
+/// Plans are true to this share: what may be within the budget is run.
+const PLANNED: f64 = 1.2;
+
+/// A difference with a larger probability may be chance.
+const LIKELY: f64 = 0.05;
 
 impl Budget {
     /// The best method within the budget for each task on each model.
     pub fn choose(&self, summary: &Summary) -> Vec<Choice> {
-        let places = summary.places().into_iter();
-        let choices = places.map(|place| {
+        let mut places = summary.places();
+        for it in &summary.absent {
+            let place = (&it.model[..], &it.task[..]);
+            if !places.contains(&place) {
+                places.push(place);
+            }
+        }
+        let choices = places.into_iter().map(|place| {
             let rows = summary.of_place(place);
-            let chosen = rows.iter().position(|row| self.lacks(row).is_empty());
-            let better = &rows[..chosen.unwrap_or(rows.len())];
+            let within = rows.iter().filter(|row| self.lacks(row).is_empty());
+            let within: Vec<&Row> = within.copied().collect();
+            let chosen = within.first();
+            let at = rows.iter().position(|row| Some(row) == chosen);
+            let better = &rows[..at.unwrap_or(rows.len())];
+            let mut beyond: Vec<String> = better
+                .iter()
+                .map(|row| format!("better: {} needs {}", row.name, self.lacks(row).join(", ")))
+                .collect();
+            let not_run = summary.absent.iter().filter(|it| {
+                it.status == Status::BeyondBudget && (&it.model[..], &it.task[..]) == place
+            });
+            beyond.extend(not_run.map(|it| format!("not run: {} {}", it.name, it.reason)));
             Choice {
                 model: place.0.to_owned(),
                 task: place.1.to_owned(),
-                name: chosen.map(|at| rows[at].name.clone()),
-                score: chosen.map(|at| rows[at].score.mean),
-                beyond: better
-                    .iter()
-                    .map(|row| format!("{} needs {}", row.name, self.lacks(row).join(", ")))
-                    .collect(),
+                name: chosen.map(|row| row.name.clone()),
+                score: chosen.map(|row| row.score.mean),
+                why: why(&within),
+                beyond,
             }
         });
         choices.collect()
     }
 
-    /// What a method needs beyond the budget. What was not measured is not within it.
+    /// What a method needs beyond the budget.
     fn lacks(&self, row: &Row) -> Vec<String> {
-        let mut lacks = Vec::new();
+        let needs = Needs {
+            stored_bytes: row.stored_bytes,
+            peak_bytes: row.peak_bytes,
+            seconds: row.seconds,
+        };
+        self.exceeded(&needs, 1.0)
+    }
+
+    /// Why a run of this plan would be beyond the budget, if it would.
+    pub(crate) fn excludes(&self, plan: &RunPlan) -> Option<String> {
+        let needs = Needs {
+            stored_bytes: plan.stored_bytes,
+            peak_bytes: plan.memory.map(|memory| memory.peak),
+            seconds: plan.seconds,
+        };
+        let exceeded = self.exceeded(&needs, PLANNED);
+        (!exceeded.is_empty()).then(|| format!("is planned to need {}", exceeded.join(", ")))
+    }
+
+    /// What is beyond the budget, where figures may be larger than the truth by a factor. What was
+    /// not measured is not within it.
+    fn exceeded(&self, needs: &Needs, factor: f64) -> Vec<String> {
+        let is_beyond = |need: f64, most: f64| need > most * factor;
+        let mut exceeded = Vec::new();
+        // Storage follows from the settings.
         if self
             .stored_bytes
-            .is_some_and(|most| row.stored_bytes > most)
+            .is_some_and(|most| needs.stored_bytes > most)
         {
-            lacks.push(format!("{} bytes of storage", row.stored_bytes));
+            exceeded.push(format!("{} of storage", bytes(needs.stored_bytes)));
         }
         if let Some(most) = self.peak_bytes {
-            match row.peak_bytes {
-                Some(peak) if peak <= most => {}
-                Some(peak) => lacks.push(format!("{peak} bytes of memory")),
-                None => lacks.push("memory that was not measured".to_owned()),
+            match needs.peak_bytes {
+                Some(peak) if !is_beyond(peak as f64, most as f64) => {}
+                Some(peak) => exceeded.push(format!("{} of memory", bytes(peak))),
+                None => exceeded.push("memory that was not measured".to_owned()),
             }
         }
-        if self.seconds.is_some_and(|most| row.seconds > most) {
-            lacks.push(format!("{:.1} s", row.seconds));
+        if self
+            .seconds
+            .is_some_and(|most| is_beyond(needs.seconds, most))
+        {
+            exceeded.push(format!("{:.1} s", needs.seconds));
         }
-        lacks
+        exceeded
     }
+}
+
+/// What a run takes.
+struct Needs {
+    stored_bytes: u64,
+    peak_bytes: Option<u64>,
+    seconds: f64,
+}
+
+/// Why the first of these, in the order of their scores, is chosen.
+fn why(within: &[&Row]) -> Vec<String> {
+    let Some((chosen, others)) = within.split_first() else {
+        return Vec::new();
+    };
+    let needs = |row: &Row| {
+        let memory = row
+            .peak_bytes
+            .map(|peak| format!("{} of memory, ", bytes(peak)));
+        format!(
+            "{} of storage, {}{:.1} s a run",
+            bytes(row.stored_bytes),
+            memory.unwrap_or_default(),
+            row.seconds
+        )
+    };
+    let mut why = vec![
+        format!(
+            "the best {} of {} within the budget",
+            chosen.score_name,
+            within.len()
+        ),
+        format!("it needs {}", needs(chosen)),
+    ];
+    let Some(next) = others.first() else {
+        return why;
+    };
+    let mut line = format!("next is {}, {:.4}", next.name, next.score.mean);
+    let probability = chosen.probability_of_equality(next);
+    if let Some(p) = probability {
+        line += &format!(", p = {p:.2} (paired t-test over seeds)");
+    }
+    why.push(line);
+    // With one seed, nothing says that a difference is more than chance.
+    let as_good = |row: &&&Row| {
+        let p = chosen.probability_of_equality(row);
+        p.is_some_and(|p| p >= LIKELY) && row.stored_bytes < chosen.stored_bytes
+    };
+    let smallest = others
+        .iter()
+        .filter(as_good)
+        .min_by_key(|row| row.stored_bytes);
+    why.extend(smallest.map(|row| {
+        format!(
+            "smaller, and no worse beyond chance: {}, {:.4}, {}",
+            row.name,
+            row.score.mean,
+            needs(row)
+        )
+    }));
+    why
 }
 
 #[cfg(test)]

@@ -50,6 +50,17 @@ pub enum CompareError {
         /// The other.
         other: PathBuf,
     },
+    /// A file is no published result.
+    #[error(
+        "`{}` is no result of HF PEFT's method_comparison: {reason}; give one of its `results/*.json`",
+        path.display()
+    )]
+    Published {
+        /// The file.
+        path: PathBuf,
+        /// What is missing.
+        reason: String,
+    },
     /// A directory has no results.
     #[error("`{}` holds no {what}: give {give}", path.display())]
     Empty {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use epiphyte_io::FileError;
 use serde::Serialize;
 
+use crate::published::Published;
 use crate::report::suite_report;
 use crate::result::{RESULT_FILE, RunResult};
 use crate::run::{RUNS, path_of};
@@ -27,15 +28,20 @@ struct Results<'a> {
     runs: &'a [RunResult],
     /// Means over seeds, and comparisons with the baseline.
     summary: &'a Summary,
+    /// Results of others.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    published: &'a [Published],
 }
 
-/// Writes the files of a comparison into `directory`, and returns its summary.
+/// Writes the files of a comparison into `directory`, with what others have published beside it,
+/// and returns its summary.
 ///
 /// # Errors
 /// If a file cannot be written.
 pub fn write(
     suite: &Suite,
     results: &[RunResult],
+    published: &[Published],
     directory: &Path,
 ) -> Result<Summary, CompareError> {
     let summary = Summary::of(results, &suite.baseline);
@@ -46,6 +52,7 @@ pub fn write(
         baseline: &suite.baseline,
         runs: results,
         summary: &summary,
+        published,
     };
     let json = serde_json::to_string_pretty(&json).expect("results are plain values");
     std::fs::create_dir_all(directory).map_err(FileError::at("create", directory))?;
@@ -53,7 +60,10 @@ pub fn write(
         ("results.json", json),
         ("results.csv", csv(results)),
         ("results.md", markdown(suite, &summary)),
-        ("report.html", suite_report(suite, results, &summary)),
+        (
+            "report.html",
+            suite_report(suite, results, published, &summary),
+        ),
     ] {
         epiphyte_io::write(&directory.join(name), text.as_bytes())?;
     }
@@ -150,6 +160,8 @@ fn csv(results: &[RunResult]) -> String {
         "seconds",
         "tokens_per_second",
         "slowdown",
+        "own_task_before",
+        "own_task_after",
     ]);
     let mut text = header.join(",") + "\n";
     for result in results {
@@ -188,6 +200,8 @@ fn csv(results: &[RunResult]) -> String {
             optional(cost.map(|it| it.seconds)),
             optional(cost.and_then(|it| it.tokens_per_second)),
             optional(cost.and_then(|it| Some(it.inference?.slowdown()))),
+            optional(cost.and_then(|it| Some(it.forgetting.as_ref()?.before))),
+            optional(cost.and_then(|it| it.forgetting.as_ref()?.after)),
         ]);
         let cells: Vec<String> = cells.iter().map(|cell| quoted(cell)).collect();
         text += &(cells.join(",") + "\n");
@@ -211,6 +225,7 @@ fn status(result: &RunResult) -> &'static str {
     match result.status {
         crate::Status::Finished => "finished",
         crate::Status::NotApplicable => "not_applicable",
+        crate::Status::BeyondBudget => "beyond_budget",
         crate::Status::Failed => "failed",
     }
 }

@@ -53,6 +53,9 @@ fn record(result: &RunResult, now: &str) -> Value {
         config
     };
     let batch_size = setting("batch_size").as_u64().unwrap_or(0);
+    // As PEFT has it, how much the loss on other texts rose.
+    let own_task = cost.forgetting.as_ref().filter(|it| it.score == "loss");
+    let forgetting = own_task.and_then(|it| Some(it.after? - it.before));
     let training = cost
         .tokens_per_second
         .map_or(cost.seconds, |speed| cost.tokens as f64 / speed);
@@ -94,6 +97,7 @@ fn record(result: &RunResult, now: &str) -> Value {
                 "train loss": result.losses.last().map(|last| last.1),
                 "train samples": cost.steps * batch_size,
                 "train total tokens": cost.tokens,
+                "forgetting": forgetting,
             }],
         },
         "meta_info": {

@@ -22,10 +22,20 @@ pub(crate) const RESULT_FILE: &str = "result.json";
 pub enum Status {
     /// It was trained and scored.
     Finished,
-    /// The method cannot act on the model or for the task.
+    /// The method cannot act on the model or for the task, or its defaults do not fit and the suite
+    /// gives no others.
     NotApplicable,
+    /// It was not run, because it would need more than a budget allows.
+    BeyondBudget,
     /// It went wrong.
     Failed,
+}
+
+impl Status {
+    /// Whether a run that ended so is not made again.
+    pub(crate) fn is_final(self) -> bool {
+        matches!(self, Self::Finished | Self::NotApplicable)
+    }
 }
 
 /// The result of a run.
@@ -45,6 +55,12 @@ pub struct RunResult {
     pub point: String,
     /// Whether it was run to choose settings, and does not count.
     pub trial: bool,
+    /// The optimizer steps of a trial that has a part of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trial_steps: Option<u64>,
+    /// Whether it had the settings of the method's example, because its defaults do not fit.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub used_example: bool,
     /// How it ended.
     pub status: Status,
     /// Why it did not finish.
@@ -72,8 +88,8 @@ pub struct RunResult {
 }
 
 impl RunResult {
-    /// A run of a group that has not ended yet.
-    pub(crate) fn new(group: &Group, point: &str, seed: u64, trial: bool) -> Self {
+    /// A run of a group that has not ended yet; a trial with its steps, if it has a part of them.
+    pub(crate) fn new(group: &Group, point: &str, seed: u64, trial: Option<Option<u64>>) -> Self {
         Self {
             method: group.method.clone(),
             name: group.name.clone(),
@@ -81,7 +97,9 @@ impl RunResult {
             task: group.task.clone(),
             seed,
             point: point.to_owned(),
-            trial,
+            trial: trial.is_some(),
+            trial_steps: trial.flatten(),
+            used_example: false,
             status: Status::Failed,
             reason: None,
             score_name: group.score.clone(),
@@ -121,6 +139,8 @@ impl RunResult {
             seed: 0,
             point: String::new(),
             trial: false,
+            trial_steps: None,
+            used_example: false,
             status: Status::Finished,
             reason: None,
             score_name: String::new(),
@@ -154,7 +174,7 @@ impl RunResult {
                 Record::Step(_) => {}
                 Record::Evaluation(evaluation) => {
                     if self.score_name.is_empty() {
-                        self.score_name = leading_score(&evaluation.metrics);
+                        self.score_name = evaluation.metrics.leading().to_owned();
                     }
                     let score = evaluation.metrics.get(&self.score_name);
                     let score = score.filter(|score| score.is_finite());
@@ -170,7 +190,7 @@ impl RunResult {
     /// The one whose result is known.
     pub(crate) fn identity(&self) -> [String; 6] {
         let seed = self.seed.to_string();
-        let trial = self.trial.to_string();
+        let trial = format!("{} {:?}", self.trial, self.trial_steps);
         [
             &self.model,
             &self.task,
@@ -210,6 +230,15 @@ impl RunResult {
         )?)
     }
 
+    /// The settings of its method that are not defaults: `rank 8, alpha 16`.
+    pub(crate) fn method_settings(&self) -> String {
+        let flags = by_name(&self.method).map_or(&[][..], |method| method.flags);
+        let is_own = |key: &str| flags.iter().any(|flag| flag.is_called(key));
+        let own = self.settings.iter().filter(|(key, _)| is_own(key));
+        let texts = own.map(|(key, value)| format!("{key} {value}"));
+        texts.collect::<Vec<String>>().join(", ")
+    }
+
     /// The bytes in use at the peak of training.
     pub fn peak_bytes(&self) -> Option<u64> {
         Some(self.cost.as_ref()?.memory?.peak)
@@ -219,11 +248,4 @@ impl RunResult {
     pub fn merges(&self) -> bool {
         by_name(&self.method).is_ok_and(|method| method.merges)
     }
-}
-
-/// The score that says most of a run outside of a suite: the first that is no loss.
-fn leading_score(metrics: &Metrics) -> String {
-    let mut names = metrics.iter().map(|(name, _)| name);
-    let telling = names.find(|name| !matches!(*name, "loss" | "perplexity"));
-    telling.unwrap_or("loss").to_owned()
 }

@@ -10,16 +10,20 @@ use epiphyte_io::FileError;
 use epiphyte_methods::MethodError;
 use epiphyte_train::training::checkpoints::Checkpoints;
 use epiphyte_train::{
-    Interrupt, Observer, RunConfig, RunOptions, SharedBase, TrainError, holds_run, train,
+    Interrupt, Observer, RunConfig, RunOptions, SharedBase, TrainError, holds_run, plan, train,
 };
 use serde_json::{Map, Value};
 
 use crate::CompareError;
+use crate::budget::Budget;
 use crate::result::{RunResult, Status};
 use crate::suite::{Group, Suite};
 
 /// The directory of all runs, in the output directory.
 pub(crate) const RUNS: &str = "runs";
+
+/// Optimizer steps from which a plan takes its figures.
+const PLANNED_STEPS: usize = 2;
 
 /// A part of a suite's methods, for several machines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +70,8 @@ pub struct RunSuite<'a> {
     pub overwrite: bool,
     /// Keep adapters and checkpoints of finished runs.
     pub keep_adapters: bool,
+    /// What a run may need: a method that is planned to need more is not run.
+    pub budget: Option<Budget>,
     /// Where tensors live.
     pub options: RunOptions,
 }
@@ -150,48 +156,101 @@ struct Runner<'a> {
 impl Runner<'_> {
     /// Runs a group; false if it was interrupted.
     fn group(&mut self, group: &Group) -> Result<bool, CompareError> {
+        if let Some(reason) = self.beyond_budget(group)? {
+            for (seed, run) in &group.points[0].runs {
+                let mut result = RunResult::new(group, "", *seed, None);
+                result.settings = settings(run);
+                result.status = Status::BeyondBudget;
+                result.reason = Some(reason.clone());
+                self.observer.ended(&result);
+                self.results.push(result);
+            }
+            self.number += self.suite.suite.runs_of(group);
+            return Ok(true);
+        }
         let Some(chosen) = self.choose(self.suite.suite.chooser(group))? else {
             return Ok(false);
         };
         let chosen = &group.points[chosen];
         for seed in &self.suite.suite.seeds {
-            let run = &chosen.runs[seed];
-            if self.one(group, &chosen.name, *seed, false, run)?.is_none() {
+            let new = RunResult::new(group, &chosen.name, *seed, None);
+            let (run, example) = (&chosen.runs[seed], chosen.examples.get(seed));
+            if self.one(new, run, example)?.is_none() {
                 return Ok(false);
             }
         }
         Ok(true)
     }
 
-    /// The number of the point with the best trial; none if it was interrupted.
-    fn choose(&mut self, group: &Group) -> Result<Option<usize>, CompareError> {
-        let (mut chosen, mut best) = (0, None);
-        for (at, point) in group.points.iter().enumerate() {
-            let Some(run) = &point.trial else {
-                continue;
-            };
-            let Some(trial) = self.one(group, &point.name, run.seed, true, run)? else {
-                return Ok(None);
-            };
-            let sign = if group.greater_is_better() { 1.0 } else { -1.0 };
-            let score = trial.score.map(|score| sign * score);
-            if score > best {
-                (best, chosen) = (score, at);
-            }
+    /// What a group's runs would need beyond the budget, by the plan of its first; none if they
+    /// have results, or there is no budget.
+    fn beyond_budget(&mut self, group: &Group) -> Result<Option<String>, CompareError> {
+        let Some(budget) = self.suite.budget else {
+            return Ok(None);
+        };
+        let point = &group.points[0];
+        let (seed, run) = point.runs.first_key_value().expect("a suite has seeds");
+        let directory = |seed| {
+            let first = RunResult::new(group, &point.name, seed, None);
+            self.suite.output.join(RUNS).join(path_of(&first))
+        };
+        let known = RunResult::read(&directory(*seed))?;
+        if known.is_some_and(|known| known.status.is_final()) {
+            return Ok(None);
         }
-        Ok(Some(chosen))
+        let planned = |run: &RunConfig| {
+            let run = RunConfig {
+                output: directory(*seed),
+                ..run.clone()
+            };
+            plan(&run, &self.options, PLANNED_STEPS, None)
+        };
+        let mut found = planned(run);
+        if let (Some(example), true) = (
+            point.examples.get(seed),
+            defaults_do_not_fit(run, found.as_ref().err()),
+        ) {
+            found = planned(example);
+        }
+        // What is wrong with a run is told when it is made.
+        Ok(found.ok().and_then(|plan| budget.excludes(&plan)))
     }
 
-    /// The result of a run, which is made if there is none; none if it was interrupted.
+    /// The number of the point that does best in the last round of trials; none if it was
+    /// interrupted.
+    fn choose(&mut self, group: &Group) -> Result<Option<usize>, CompareError> {
+        let mut left: Vec<usize> = (0..group.points.len()).collect();
+        let rounds = group.rounds();
+        for (round, &points) in rounds.iter().enumerate() {
+            left.truncate(points);
+            let mut scored = Vec::new();
+            for &at in &left {
+                let point = &group.points[at];
+                let run = &point.trials[round];
+                let part = run.max_steps.filter(|_| round + 1 < rounds.len());
+                let new = RunResult::new(group, &point.name, run.seed, Some(part));
+                let Some(trial) = self.one(new, run, None)? else {
+                    return Ok(None);
+                };
+                let sign = if group.greater_is_better() { 1.0 } else { -1.0 };
+                let score = trial.score.map_or(f64::NEG_INFINITY, |score| sign * score);
+                scored.push((at, score));
+            }
+            // Of equal ones the first stays first.
+            scored.sort_by(|one, other| other.1.total_cmp(&one.1));
+            left = scored.into_iter().map(|(at, _)| at).collect();
+        }
+        Ok(Some(left[0]))
+    }
+
+    /// The result of a run, which is made if there is none; none if it was interrupted. `example`
+    /// takes the run's place if the method's defaults do not fit.
     fn one(
         &mut self,
-        group: &Group,
-        point: &str,
-        seed: u64,
-        trial: bool,
+        new: RunResult,
         run: &RunConfig,
+        example: Option<&RunConfig>,
     ) -> Result<Option<RunResult>, CompareError> {
-        let new = RunResult::new(group, point, seed, trial);
         // Trials choose for several tasks.
         let identity = new.identity();
         if let Some(known) = self
@@ -203,18 +262,19 @@ impl Runner<'_> {
         }
         self.number += 1;
         let directory = self.suite.output.join(RUNS).join(path_of(&new));
-        let known = RunResult::read(&directory)?;
-        let result = match known {
-            Some(known) if known.settings == settings(run) && known.status != Status::Failed => {
-                known
-            }
-            Some(known) if known.settings != settings(run) && !self.suite.overwrite => {
+        let is_own = |known: &RunResult| {
+            known.settings == settings(run)
+                || example.is_some_and(|example| known.settings == settings(example))
+        };
+        let result = match RunResult::read(&directory)? {
+            Some(known) if is_own(&known) && known.status.is_final() => known,
+            Some(known) if !is_own(&known) && !self.suite.overwrite => {
                 return Err(CompareError::OtherSettings {
                     path: directory,
                     difference: difference(&known.settings, &settings(run)),
                 });
             }
-            _ => match self.make(new, run, &directory)? {
+            _ => match self.make(new, run, example, &directory)? {
                 Some(made) => made,
                 None => return Ok(None),
             },
@@ -228,13 +288,10 @@ impl Runner<'_> {
         &mut self,
         mut result: RunResult,
         run: &RunConfig,
+        example: Option<&RunConfig>,
         directory: &Path,
     ) -> Result<Option<RunResult>, CompareError> {
         result.settings = settings(run);
-        let run = RunConfig {
-            output: directory.to_owned(),
-            ..run.clone()
-        };
         let has_checkpoint =
             directory.is_dir() && !Checkpoints::inspect(directory).list()?.is_empty();
         let options = RunOptions {
@@ -248,7 +305,19 @@ impl Runner<'_> {
             std::fs::remove_file(&old).map_err(FileError::at("remove", &old))?;
         }
         let mut observer = self.observer.run(self.number, self.total, &result);
-        let trained = train(&run, &options, self.interrupt, &mut *observer);
+        let mut train = |run: &RunConfig| {
+            let run = RunConfig {
+                output: directory.to_owned(),
+                ..run.clone()
+            };
+            train(&run, &options, self.interrupt, &mut *observer)
+        };
+        let mut trained = train(run);
+        if let (Some(example), true) = (example, defaults_do_not_fit(run, trained.as_ref().err())) {
+            trained = train(example);
+            result.settings = settings(example);
+            result.used_example = true;
+        }
         drop(observer);
         match trained {
             Ok(report) if report.status == "interrupted" => return Ok(None),
@@ -270,6 +339,13 @@ impl Runner<'_> {
                 result.status = Status::NotApplicable;
                 result.reason = Some(format!("{method}: {reason}"));
             }
+            Err(error) if !result.used_example && defaults_do_not_fit(run, Some(&error)) => {
+                result.status = Status::NotApplicable;
+                result.reason = Some(format!(
+                    "its defaults do not fit, and the suite gives no others: {}",
+                    message(&error)
+                ));
+            }
             // What concerns one run is told with its result; what concerns all of them ends here.
             Err(error @ (TrainError::Hub(_) | TrainError::Data(_) | TrainError::File(_))) => {
                 return Err(error.into());
@@ -289,6 +365,21 @@ impl Runner<'_> {
         self.observer.ended(&result);
         Ok(Some(result))
     }
+}
+
+/// Whether a run failed because settings that its method has by default do not fit, or have to be
+/// given.
+fn defaults_do_not_fit(run: &RunConfig, error: Option<&TrainError>) -> bool {
+    let concerns_settings = matches!(
+        error,
+        Some(TrainError::Method(
+            MethodError::Configuration { .. }
+                | MethodError::Setting { .. }
+                | MethodError::Value { .. }
+                | MethodError::NoTarget { .. }
+        ))
+    );
+    concerns_settings && run.method_settings.is_empty()
 }
 
 /// An error with its causes.
@@ -329,8 +420,11 @@ fn difference(one: &Map<String, Value>, other: &Map<String, Value>) -> String {
 
 /// The path of a run's directory below that of all runs.
 pub(crate) fn path_of(result: &RunResult) -> PathBuf {
-    let kind = if result.trial { "trial" } else { "seed" };
-    let seed = format!("{kind}-{}", result.seed);
+    let seed = match (result.trial, result.trial_steps) {
+        (false, _) => format!("seed-{}", result.seed),
+        (true, None) => format!("trial-{}", result.seed),
+        (true, Some(steps)) => format!("trial-{}-{steps}-steps", result.seed),
+    };
     let parts = [
         &result.model,
         &result.task,

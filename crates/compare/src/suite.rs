@@ -28,19 +28,29 @@
 //! [[methods]]
 //! method = "*"                # every other method that there is
 //!
+//! use_examples = true         # its first example's settings where its defaults do not fit a model
+//!
 //! [tuning]                    # the same choice of learning rates for every method
 //! learning_rate_factors = [0.3, 1, 3]
 //! seed = 100
 //! task = "rte"                # choose on one task for all; on each for itself if not said
+//! halving = 3                 # successive halving: a third goes on, with three times the steps
 //! ```
 //!
 //! Keys of `[settings]`, models, tasks and methods are those of a run's file; what stands further
 //! down in this list overrides what stands before it. Where a method has several points to choose
 //! from, each is run once with the seed of `[tuning]`, and the best is run with every seed.
+//!
+//! Points are every combination of a method's `grid` with the learning rates, or, with
+//! `draws = 8`, as many drawn at random: values of the grid, and learning rates between the ends of
+//! `learning_rate_factors`, uniform in their logarithm. With `halving`, all points are tried with a
+//! part of `max_steps`, and the best of them with more, the last with all (Jamieson and Talwalkar
+//! 2016). What each method's search took is in the report.
 
 use std::collections::BTreeMap;
 
-use epiphyte_methods::{METHODS, by_name};
+use epiphyte_methods::{Definition, METHODS, by_name};
+use epiphyte_ops::random;
 use epiphyte_train::RunConfig;
 use epiphyte_train::training::early_stopping::Selection;
 use serde::Deserialize;
@@ -87,9 +97,28 @@ pub struct Group {
     pub score: String,
     /// What is chosen from.
     pub points: Vec<Point>,
+    /// Which part of the points goes on from one trial to the next: one in this many.
+    pub halving: usize,
 }
 
 impl Group {
+    /// The number of points in each round of trials.
+    pub(crate) fn rounds(&self) -> Vec<usize> {
+        let rounds = self.points.first().map_or(0, |point| point.trials.len());
+        let points = |round: u32| self.points.len().div_ceil(self.halving.pow(round));
+        (0..rounds as u32).map(points).collect()
+    }
+
+    /// What the choice of settings takes: runs, and optimizer steps where `max_steps` says them.
+    pub fn tuning_budget(&self) -> (usize, Option<u64>) {
+        let rounds = self.rounds();
+        let steps = rounds.iter().enumerate().map(|(round, &points)| {
+            let steps = self.points[0].trials[round].max_steps?;
+            Some(steps * points as u64)
+        });
+        (rounds.iter().sum(), steps.sum())
+    }
+
     /// Whether more of the score is better.
     pub fn greater_is_better(&self) -> bool {
         Selection::by(&self.score).greater_is_better
@@ -103,8 +132,11 @@ pub struct Point {
     pub name: String,
     /// The run of each seed, without its output directory.
     pub runs: BTreeMap<u64, RunConfig>,
-    /// The run by which it is chosen; none if there is no choice.
-    pub trial: Option<RunConfig>,
+    /// The run of each seed with the settings of the method's example, which takes the place of
+    /// one whose defaults do not fit the model; none if the suite does not ask for it.
+    pub examples: BTreeMap<u64, RunConfig>,
+    /// The runs by which it is chosen, the last with all steps; none if there is no choice.
+    pub trials: Vec<RunConfig>,
 }
 
 /// The file.
@@ -152,6 +184,8 @@ struct Method {
     name: Option<String>,
     #[serde(default)]
     grid: BTreeMap<String, Vec<Value>>,
+    #[serde(default)]
+    use_examples: bool,
     #[serde(flatten)]
     settings: Table,
 }
@@ -164,6 +198,24 @@ struct Tuning {
     #[serde(default)]
     seed: u64,
     task: Option<String>,
+    draws: Option<usize>,
+    halving: Option<usize>,
+}
+
+impl Tuning {
+    /// What is wrong with it, if anything is.
+    fn problem(&self) -> Option<&'static str> {
+        let factors = &self.learning_rate_factors;
+        let is_wrong = |factor: &f64| !(*factor > 0.0 && factor.is_finite());
+        if factors.iter().any(is_wrong) {
+            return Some("`learning_rate_factors` must be greater than 0");
+        }
+        match (self.draws, self.halving) {
+            (Some(0), _) => Some("`tuning.draws` must be at least 1"),
+            (_, Some(0 | 1)) => Some("`tuning.halving` must be at least 2: one in two goes on"),
+            _ => None,
+        }
+    }
 }
 
 impl Suite {
@@ -193,12 +245,7 @@ impl Suite {
                 return Err(wrong(format!("`{key}` is empty: name at least one")));
             }
         }
-        let factors = &file.tuning.learning_rate_factors;
-        if factors
-            .iter()
-            .any(|factor| !(*factor > 0.0 && factor.is_finite()))
-        {
-            let problem = "`learning_rate_factors` must be greater than 0";
+        if let Some(problem) = file.tuning.problem() {
             return Err(wrong(problem.to_owned()));
         }
         file.methods = with_all_others(file.methods);
@@ -246,6 +293,7 @@ impl Suite {
                         method: method.method.clone(),
                         score: task.score.clone(),
                         points: Vec::new(),
+                        halving: file.tuning.halving.unwrap_or(1),
                     };
                     let context = Context {
                         layers: &layers,
@@ -288,10 +336,10 @@ impl Suite {
             .tuning_task
             .as_ref()
             .is_none_or(|task| *task == group.task);
-        let trials = match group.points.len() {
-            1 => 0,
-            points if is_chosen_here => points,
-            _ => 0,
+        let trials = if is_chosen_here {
+            group.tuning_budget().0
+        } else {
+            0
         };
         trials + self.seeds.len()
     }
@@ -329,6 +377,16 @@ fn with_all_others(methods: Vec<Method>) -> Vec<Method> {
     all
 }
 
+/// The first example of a method that a suite's file could have.
+fn example(method: &Definition) -> Result<Table, String> {
+    let is_flag = |key: &String| method.flags.iter().any(|flag| flag.is_called(key));
+    let examples = (method.examples)().into_iter();
+    let examples = examples.map(|example| Table::try_from(example).map_err(|it| it.to_string()));
+    let examples = examples.collect::<Result<Vec<Table>, String>>()?;
+    let mut sayable = examples.into_iter().filter(|it| it.keys().all(is_flag));
+    Ok(sayable.next().unwrap_or_default())
+}
+
 /// What the runs of a method are made of.
 struct Context<'a> {
     /// Settings, from general to special.
@@ -350,13 +408,44 @@ impl Context<'_> {
         (self.configure)(&layers)
     }
 
-    /// The run by which these settings are chosen.
-    fn trial(&self, own: &Table) -> Result<RunConfig, String> {
+    /// The settings with the learning rate that these have, times a factor.
+    fn with_rate(&self, table: &Table, factor: f64) -> Result<Table, String> {
+        let run = self.run(table, self.tuning.seed)?;
+        let rate = run.peak_learning_rate().expect("the method is registered");
+        // As a person would write it.
+        let rate = format!("{:.2e}", rate * factor).parse();
+        let rate: f64 = rate.expect("a number that was printed");
+        let mut table = table.clone();
+        table.insert(LEARNING_RATE.to_owned(), Value::Float(rate));
+        Ok(table)
+    }
+
+    /// The runs by which these settings are chosen among `points`.
+    fn trials(&self, own: &Table, points: usize) -> Result<Vec<RunConfig>, String> {
         let mut own = own.clone();
         if let Some(data) = self.tuning_eval_data {
             own.insert("eval_data".to_owned(), Value::String(data.to_owned()));
         }
-        self.run(&own, self.tuning.seed)
+        let whole = self.run(&own, self.tuning.seed)?;
+        let Some(halving) = self.tuning.halving else {
+            return Ok(vec![whole]);
+        };
+        let Some(steps) = whole.max_steps else {
+            let problem =
+                "`tuning.halving` needs `max_steps`, of which the first trials have a part";
+            return Err(problem.to_owned());
+        };
+        let mut rounds = vec![whole.clone()];
+        let mut part = 1;
+        while points > halving.pow(rounds.len() as u32) {
+            part *= halving as u64;
+            rounds.push(RunConfig {
+                max_steps: Some((steps / part).max(1)),
+                ..whole.clone()
+            });
+        }
+        rounds.reverse();
+        Ok(rounds)
     }
 }
 
@@ -373,15 +462,49 @@ impl Method {
         settings
     }
 
-    /// What is chosen from: every combination of the grid's values, with every learning rate where
-    /// the grid says none.
+    /// What is chosen from.
     fn points(&self, context: &Context<'_>) -> Result<Vec<Point>, String> {
-        by_name(&self.method).map_err(|error| error.to_string())?;
+        let method = by_name(&self.method).map_err(|error| error.to_string())?;
+        if let Some((key, _)) = self.grid.iter().find(|(_, values)| values.is_empty()) {
+            return Err(format!("`grid.{key}` is empty: name its values"));
+        }
+        let settings = match context.tuning.draws {
+            None => self.combinations(context)?,
+            Some(draws) => self.draws(draws, context)?,
+        };
+        let example = match self.use_examples {
+            true => example(method)?,
+            false => Table::new(),
+        };
+        let of_seeds = |table: &Table| -> Result<BTreeMap<u64, RunConfig>, String> {
+            let seeds = context.seeds.iter();
+            seeds
+                .map(|&seed| Ok((seed, context.run(table, seed)?)))
+                .collect()
+        };
+        let points = settings.iter().map(|table| {
+            let mut with_example = example.clone();
+            with_example.extend(table.clone());
+            Ok(Point {
+                name: point_name(table),
+                runs: of_seeds(table)?,
+                examples: match example.is_empty() {
+                    true => BTreeMap::new(),
+                    false => of_seeds(&with_example)?,
+                },
+                trials: match settings.len() {
+                    1 => Vec::new(),
+                    points => context.trials(table, points)?,
+                },
+            })
+        });
+        points.collect()
+    }
+
+    /// Every combination of the grid's values, with every learning rate where the grid says none.
+    fn combinations(&self, context: &Context<'_>) -> Result<Vec<Table>, String> {
         let mut settings = vec![Table::new()];
         for (key, values) in &self.grid {
-            if values.is_empty() {
-                return Err(format!("`grid.{key}` is empty: name its values"));
-            }
             let with = |table: &Table| {
                 let table = table.clone();
                 values.iter().map(move |value| {
@@ -393,35 +516,47 @@ impl Method {
             settings = settings.iter().flat_map(with).collect();
         }
         let factors = &context.tuning.learning_rate_factors;
-        if !factors.is_empty() && !self.grid.contains_key(LEARNING_RATE) {
-            let mut with_rates = Vec::new();
-            for table in &settings {
-                let run = context.run(table, context.tuning.seed)?;
-                let rate = run.peak_learning_rate().expect("the method is registered");
-                for factor in factors {
-                    // As a person would write it.
-                    let rate = format!("{:.2e}", rate * factor).parse();
-                    let rate: f64 = rate.expect("a number that was printed");
-                    let mut table = table.clone();
-                    table.insert(LEARNING_RATE.to_owned(), Value::Float(rate));
-                    with_rates.push(table);
-                }
-            }
-            settings = with_rates;
+        if factors.is_empty() || self.grid.contains_key(LEARNING_RATE) {
+            return Ok(settings);
         }
-        let is_choice = settings.len() > 1;
-        let points = settings.iter().map(|table| {
-            let runs = context
-                .seeds
-                .iter()
-                .map(|&seed| Ok((seed, context.run(table, seed)?)));
-            Ok(Point {
-                name: point_name(table),
-                runs: runs.collect::<Result<_, String>>()?,
-                trial: is_choice.then(|| context.trial(table)).transpose()?,
-            })
-        });
-        points.collect()
+        let mut with_rates = Vec::new();
+        for table in &settings {
+            for factor in factors {
+                with_rates.push(context.with_rate(table, *factor)?);
+            }
+        }
+        Ok(with_rates)
+    }
+
+    /// Settings drawn at random: each value of the grid, and the learning rate's logarithm, with
+    /// equal probability. Every method has the same draws of its learning rate's factor.
+    fn draws(&self, draws: usize, context: &Context<'_>) -> Result<Vec<Table>, String> {
+        let factors = &context.tuning.learning_rate_factors;
+        let ends = factors.iter().copied().reduce(f64::min);
+        let ends = ends.zip(factors.iter().copied().reduce(f64::max));
+        let ends = ends.filter(|_| !self.grid.contains_key(LEARNING_RATE));
+        // A key of its own for each setting, so that one more does not move the others.
+        let uniform = |key: &str| {
+            let letters = key.bytes().map(u64::from);
+            let key = letters.fold(context.tuning.seed, random::derive_key);
+            random::uniform(key, draws, 0.0, 1.0)
+        };
+        let mut settings = vec![Table::new(); draws];
+        for (key, values) in &self.grid {
+            for (table, at) in settings.iter_mut().zip(uniform(key)) {
+                let at = (at * values.len() as f32) as usize;
+                table.insert(key.clone(), values[at.min(values.len() - 1)].clone());
+            }
+        }
+        let Some((low, high)) = ends else {
+            return Ok(settings);
+        };
+        let factors = uniform(LEARNING_RATE).into_iter();
+        let factors = factors.map(|at| low * (high / low).powf(f64::from(at)));
+        let tables = settings.iter().zip(factors);
+        tables
+            .map(|(table, factor)| context.with_rate(table, factor))
+            .collect()
     }
 }
 
@@ -540,12 +675,61 @@ mod tests {
         // Three tenths of the method's own rate.
         assert_eq!(names[0], "learning_rate 9e-4, rank 2");
         assert_eq!(points[0].runs.keys().collect::<Vec<_>>(), [&5, &7]);
-        let trial = points[0].trial.as_ref().unwrap();
+        let [trial] = &points[0].trials[..] else {
+            panic!("{points:?}")
+        };
         assert_eq!(trial.seed, 9);
         assert!((trial.learning_rate.unwrap() - 9e-4).abs() < 1e-12);
         assert_eq!(suite.runs(), 2 * (4 + 2));
         let own = format!("{SUITE}{lora}grid.learning_rate = [1e-3, 2e-3, 3e-3]\n{tuning}");
         assert_eq!(parse(&own).unwrap().groups[0].points.len(), 3);
+    }
+
+    #[test]
+    fn draws_are_the_same_for_every_method_and_halved_by_rounds() {
+        let tuning = "[tuning]\nlearning_rate_factors = [0.1, 10]\ndraws = 9\nhalving = 3\n";
+        let methods = "[[methods]]\nmethod = \"lora\"\ngrid.rank = [2, 4]\n\
+                       [[methods]]\nmethod = \"ia3\"\n";
+        let text = SUITE.replace("epochs = 2", "max_steps = 90") + methods + tuning;
+        let suite = parse(&text).unwrap();
+        let [lora, ia3] = [0, 1].map(|at| &suite.groups[at]);
+        for group in [lora, ia3] {
+            assert_eq!(group.rounds(), [9, 3]);
+            assert_eq!(group.tuning_budget(), (12, Some(9 * 30 + 3 * 90)));
+        }
+        assert_eq!(suite.runs(), 4 * (12 + 2));
+        let factors = |group: &super::Group| -> Vec<f64> {
+            let default = METHODS.iter().find(|it| it.name == group.method).unwrap();
+            let rates = group.points.iter().map(|point| &point.trials[0]);
+            let factors = rates.map(|run| run.learning_rate.unwrap() / default.learning_rate);
+            factors.collect()
+        };
+        let (of_lora, of_ia3) = (factors(lora), factors(ia3));
+        assert!(of_lora.iter().all(|factor| (0.099..10.1).contains(factor)));
+        assert!(of_lora.iter().any(|factor| *factor < 0.8) && of_lora.iter().any(|it| *it > 1.2));
+        for (one, other) in of_lora.iter().zip(&of_ia3) {
+            assert!((one / other - 1.0).abs() < 0.01, "{one} {other}");
+        }
+        let ranks = lora
+            .points
+            .iter()
+            .map(|it| &it.trials[0].method_settings["rank"]);
+        assert!((1..9).contains(&ranks.filter(|rank| **rank == 2).count()));
+        let again = parse(&text).unwrap();
+        assert_eq!(again.groups[0].points[3].name, lora.points[3].name);
+    }
+
+    #[test]
+    fn examples_stand_by_where_defaults_do_not_fit() {
+        let method = "[[methods]]\nmethod = \"alora\"\nuse_examples = true\n";
+        let suite = parse(&format!("{SUITE}{method}")).unwrap();
+        let point = &suite.groups[0].points[0];
+        assert!(point.runs[&5].method_settings.is_empty());
+        assert!(
+            point.examples[&5]
+                .method_settings
+                .contains_key("alora_invocation_tokens")
+        );
     }
 
     #[test]
@@ -570,6 +754,14 @@ mod tests {
                 "`$sets` is not known: pass --sets",
             ),
             (SUITE.replace("[5, 7]", "[]") + lora, "`seeds` is empty"),
+            (
+                format!("{SUITE}{lora}[tuning]\nhalving = 1"),
+                "`tuning.halving` must be at least 2",
+            ),
+            (
+                format!("{SUITE}{lora}[tuning]\nlearning_rate_factors = [1, 2]\nhalving = 2"),
+                "`tuning.halving` needs `max_steps`",
+            ),
             (
                 format!("{SUITE}models = [\"x\"]\n{lora}"),
                 "names model `x`, which is none",

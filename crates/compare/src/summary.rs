@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 
 use epiphyte_methods::{Kind, ParameterCounts, by_name};
+use epiphyte_train::scoring::forgetting::Forgetting;
+use epiphyte_train::scoring::inference::Inference;
 use epiphyte_train::training::early_stopping::Selection;
 use serde::Serialize;
 
@@ -26,8 +28,10 @@ pub struct Row {
     pub score_name: String,
     /// The settings that were chosen; empty if there was no choice.
     pub point: String,
-    /// The number of settings that were tried.
+    /// The number of runs that chose the settings; 1 if there was no choice.
     pub tried: usize,
+    /// The score of each seed.
+    pub scores: Vec<(u64, f64)>,
     /// The score over seeds.
     pub score: Mean,
     /// The method's parameter counts.
@@ -50,6 +54,10 @@ pub struct Row {
     pub tokens_per_second: Option<f64>,
     /// How many times longer a forward pass takes than the base's.
     pub slowdown: Option<f64>,
+    /// The pass of the run in which that was least.
+    pub inference: Option<Inference>,
+    /// The score of the base's own task before and after, the latter the mean over seeds.
+    pub forgetting: Option<Forgetting>,
     /// How it compares with the baseline; none for the baseline itself.
     pub comparison: Option<Comparison>,
 }
@@ -130,9 +138,16 @@ impl Summary {
                 status: run.status,
                 reason: run.reason.clone().unwrap_or_default(),
             }));
-            let is_trial = |it: &&RunResult| it.trial && [&it.model, &it.task, &it.name] == *key;
-            let tried = results.iter().filter(is_trial).count().max(1);
-            summary.rows.extend(Row::of(runs, tried));
+            let trials = results.iter().filter(|it| it.trial);
+            let mut trials: Vec<&str> = trials
+                .filter(|it| [&it.model[..], &it.name] == [key[0], key[2]])
+                .map(|it| &it.task[..])
+                .collect();
+            // Settings may have been chosen on another task for all of them.
+            if trials.contains(&key[1]) {
+                trials.retain(|task| *task == key[1]);
+            }
+            summary.rows.extend(Row::of(runs, trials.len().max(1)));
         }
         for (model, task) in &places {
             compare(&mut summary.rows, &groups, [model, task, baseline]);
@@ -183,7 +198,9 @@ impl Row {
         let finished = runs.iter().filter(|run| run.status == Status::Finished);
         let runs: Vec<&RunResult> = finished.copied().collect();
         let first = *runs.first()?;
-        let scores: Vec<f64> = runs.iter().filter_map(|run| run.score).collect();
+        let scores = runs.iter().filter_map(|run| Some((run.seed, run.score?)));
+        let scores: Vec<(u64, f64)> = scores.collect();
+        let of_seeds: Vec<f64> = scores.iter().map(|(_, score)| *score).collect();
         let costs: Vec<_> = runs.iter().filter_map(|run| run.cost.as_ref()).collect();
         let mean = |values: Vec<f64>| Mean::of(&values).map(|mean| mean.mean);
         let memory = || costs.iter().filter_map(|cost| cost.memory);
@@ -192,9 +209,15 @@ impl Row {
             .as_ref()
             .and_then(|change| change.merged.as_ref());
         let cost = *costs.first()?;
-        let slowdowns = costs
-            .iter()
-            .filter_map(|cost| Some(cost.inference?.slowdown()));
+        let inferences = costs.iter().filter_map(|cost| cost.inference);
+        let least = |one: Inference, other: Inference| match other.slowdown() < one.slowdown() {
+            true => other,
+            false => one,
+        };
+        let inference = inferences.reduce(least);
+        let forgotten = costs.iter().filter_map(|cost| cost.forgetting.as_ref());
+        let after = mean(forgotten.filter_map(|it| it.after).collect());
+        let forgetting = cost.forgetting.clone().map(|it| Forgetting { after, ..it });
         Some(Self {
             model: first.model.clone(),
             task: first.task.clone(),
@@ -202,9 +225,13 @@ impl Row {
             method: first.method.clone(),
             kind: by_name(&first.method).map_or(Kind::Other, |method| (method.kind)()),
             score_name: first.score_name.clone(),
-            point: first.point.clone(),
+            point: match first.used_example {
+                true => first.method_settings(),
+                false => first.point.clone(),
+            },
             tried,
-            score: Mean::of(&scores)?,
+            score: Mean::of(&of_seeds)?,
+            scores,
             declared: first.declared?,
             largest_rank: merged.and_then(|merged| merged.largest_rank()),
             measured_changed: merged.map(|merged| merged.changed_parameters),
@@ -214,9 +241,21 @@ impl Row {
             gradient_layers: [cost.gradient_layers, cost.layers],
             seconds: mean(costs.iter().map(|cost| cost.seconds).collect())?,
             tokens_per_second: mean(costs.iter().filter_map(|it| it.tokens_per_second).collect()),
-            slowdown: slowdowns.reduce(f64::min),
+            slowdown: inference.map(|it| it.slowdown()),
+            inference,
+            forgetting,
             comparison: None,
         })
+    }
+
+    /// The probability of their difference by chance, of the seeds that both have; none for fewer
+    /// than two.
+    pub(crate) fn probability_of_equality(&self, other: &Self) -> Option<f64> {
+        let other: BTreeMap<u64, f64> = other.scores.iter().copied().collect();
+        let pairs = self.scores.iter();
+        let pairs = pairs.filter_map(|(seed, score)| Some((*score, *other.get(seed)?)));
+        let (own, other): (Vec<f64>, Vec<f64>) = pairs.unzip();
+        paired_t_test(&own, &other)
     }
 
     /// Whether more of the score is better.

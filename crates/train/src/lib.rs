@@ -27,6 +27,7 @@ pub mod scoring {
     pub(crate) mod answers;
     pub mod embeddings;
     pub mod evaluate;
+    pub mod forgetting;
     pub mod inference;
     pub(crate) mod majority;
     pub mod metrics;

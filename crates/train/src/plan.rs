@@ -151,6 +151,8 @@ fn probe(
         max_eval_rows: evaluates.then_some(rows),
         early_stopping_patience: None,
         load_best_model_at_end: false,
+        forgetting_data: None,
+        max_forgetting_rows: None,
         save_steps: Some(u64::MAX),
         ..run.clone()
     };

@@ -21,6 +21,7 @@ use crate::report::run_card::card;
 use crate::report::settings::resolved_settings;
 use crate::run_directory::{CARD_FILE, RunDirectory, Start};
 use crate::scoring::evaluate::Evaluation;
+use crate::scoring::forgetting::OwnTask;
 use crate::scoring::inference::Inference;
 use crate::scoring::majority::Majority;
 use crate::scoring::metrics::Metrics;
@@ -53,8 +54,8 @@ pub struct RunOptions {
     pub measure_inference: bool,
 }
 
-/// A base that stays in memory from one run to the next. Runs with another base, precision or
-/// dropout read their own, which then takes its place.
+/// A base that stays in memory from one run to the next. Runs with another base, precision,
+/// quantization or dropout read their own, which then takes its place.
 #[derive(Clone, Debug, Default)]
 pub struct SharedBase(Arc<Mutex<Option<KeptBase>>>);
 
@@ -63,6 +64,7 @@ pub struct SharedBase(Arc<Mutex<Option<KeptBase>>>);
 struct KeptBase {
     directory: PathBuf,
     precision: Precision,
+    quantization: Option<Quantization>,
     dropout: Option<f64>,
     base: Base,
 }
@@ -74,6 +76,7 @@ impl SharedBase {
         let kept = kept.as_ref().filter(|kept| {
             kept.directory == directory
                 && kept.precision == load.precision
+                && kept.quantization == load.quantization
                 && kept.dropout == load.base_dropout
         });
         Some(kept?.base.clone())
@@ -83,6 +86,7 @@ impl SharedBase {
         let kept = KeptBase {
             directory: directory.to_owned(),
             precision: load.precision,
+            quantization: load.quantization,
             dropout: load.base_dropout,
             base: base.without_head(),
         };
@@ -240,6 +244,8 @@ pub(crate) struct Prepared<'a> {
     pub(crate) eval: Option<Encoded>,
     /// The rows of the evaluation data, which some scores read.
     eval_table: Option<Table>,
+    /// The base's own task.
+    own_task: Option<OwnTask>,
 }
 
 /// The examples of a file, in batches.
@@ -350,12 +356,17 @@ impl<'a> Prepared<'a> {
             }
             None => (None, None),
         };
+        let own_task = run.forgetting_data.as_ref().map(|data| {
+            let base = task_model.loaded.model.base().without_head();
+            OwnTask::open(run, data, model_dir, &base, device, &module)
+        });
         let prepared = Self {
             run,
             task_model,
             train,
             eval,
             eval_table,
+            own_task: own_task.transpose()?,
         };
         Ok((prepared, module))
     }
@@ -474,6 +485,16 @@ impl<'a> Prepared<'a> {
             }
             false => None,
         };
+        let forgetting = match (&self.own_task, outcome.end) {
+            (None, _) | (_, End::Interrupted) => None,
+            // The run is trained: what the base has forgotten is no part of its result.
+            (Some(own), _) => own
+                .score(module, run.micro_batch_tokens)
+                .inspect_err(|error| {
+                    tracing::warn!("what the base has forgotten is not scored: {error}")
+                })
+                .ok(),
+        };
         let cost = Cost {
             stored_bytes: bytes,
             layers: model.layers(),
@@ -485,6 +506,7 @@ impl<'a> Prepared<'a> {
             steps: outcome.steps,
             seconds: outcome.seconds,
             inference,
+            forgetting,
         };
         let change = match outcome.end {
             End::Interrupted => None,

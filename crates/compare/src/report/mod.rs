@@ -7,12 +7,15 @@ mod taxonomy;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use epiphyte_methods::Kind;
+use epiphyte_methods::{Kind, by_name};
 use epiphyte_train::report::journal::{self, Record, StepRecord};
+use epiphyte_train::scoring::inference::Pass;
 
 use self::chart::{Axis, Curve, Dot, curves, scatter};
-use self::page::{Cell, Section, Table, bytes, count, escape, page, percent, prose, short};
+pub(crate) use self::page::bytes;
+use self::page::{Cell, Section, Table, count, escape, page, percent, prose, short};
 use crate::CompareError;
+use crate::published::Published;
 use crate::result::{RunResult, Status};
 use crate::suite::Suite;
 use crate::summary::{Row, Summary};
@@ -42,7 +45,12 @@ fn style(kind: Kind) -> usize {
 }
 
 /// The report of a suite.
-pub(crate) fn suite_report(suite: &Suite, results: &[RunResult], summary: &Summary) -> String {
+pub(crate) fn suite_report(
+    suite: &Suite,
+    results: &[RunResult],
+    published: &[Published],
+    summary: &Summary,
+) -> String {
     let methods = {
         let mut names: Vec<&str> = summary.rows.iter().map(|row| &row.name[..]).collect();
         names.sort_unstable();
@@ -77,6 +85,10 @@ pub(crate) fn suite_report(suite: &Suite, results: &[RunResult], summary: &Summa
     if !places.is_empty() {
         sections.push(Section::new("Claims and measurements", claims(summary)));
         sections.push(Section::new("Parameters", parameters(summary)));
+        sections.push(Section::new("Inference", inference(summary)));
+    }
+    if summary.rows.iter().any(|row| row.forgetting.is_some()) {
+        sections.push(Section::new("Forgetting", forgetting(summary)));
     }
     if places
         .iter()
@@ -84,6 +96,10 @@ pub(crate) fn suite_report(suite: &Suite, results: &[RunResult], summary: &Summa
         .any(|model| model != places[0].0)
     {
         sections.push(Section::new("Size of the base", sizes(summary)));
+    }
+    if !published.is_empty() {
+        let title = "Published results of HF PEFT";
+        sections.push(Section::new(title, of_others(published, summary)));
     }
     if !summary.absent.is_empty() {
         sections.push(Section::new("Without a score", absent(summary)));
@@ -328,6 +344,92 @@ fn parameters(summary: &Summary) -> String {
     html
 }
 
+fn inference(summary: &Summary) -> String {
+    let mut html = "<p>Forward passes over one micro-batch, with the base alone and with the adapter in turn; the \
+                    shortest of five counts. Memory is what a pass needs beyond the weights. A method that can be \
+                    merged leaves the base's own computation, with other values: its pass is then that of the \
+                    base.</p>\n"
+        .to_owned();
+    for place in summary.places() {
+        let mut table = Table::new(
+            format!("Inference: {} on {}", place.1, place.0),
+            &[
+                ("method", false),
+                ("tokens", true),
+                ("base, ms", true),
+                ("with adapter, ms", true),
+                ("times", true),
+                ("base, memory", true),
+                ("with adapter, memory", true),
+                ("merged", false),
+            ],
+        );
+        for row in summary.of_place(place) {
+            let Some(it) = row.inference else {
+                continue;
+            };
+            let memory = |pass: Pass| pass.bytes.map_or(String::new(), bytes);
+            table.row([
+                row.name.clone(),
+                count(it.tokens),
+                format!("{:.2}", 1e3 * it.base.seconds),
+                format!("{:.2}", 1e3 * it.adapter.seconds),
+                format!("{:.2}", it.slowdown()),
+                memory(it.base),
+                memory(it.adapter),
+                match row.measured_changed {
+                    Some(_) => "as the base",
+                    None => "cannot be",
+                }
+                .to_owned(),
+            ]);
+        }
+        html += &table.html();
+    }
+    html
+}
+
+/// Scores of the base's own task, before and after.
+fn forgetting(summary: &Summary) -> String {
+    let mut html = "<p>The score of the task whose head the base has, such as language modeling, on the suite's \
+                    <code>forgetting_data</code>: without the adapter, and with it. The head that was trained for the \
+                    suite's task takes no part.</p>\n"
+        .to_owned();
+    for place in summary.places() {
+        let rows = summary.of_place(place).into_iter();
+        let rows: Vec<_> = rows
+            .filter_map(|row| Some((row, row.forgetting.as_ref()?)))
+            .collect();
+        let Some((_, first)) = rows.first() else {
+            continue;
+        };
+        let mut table = Table::new(
+            format!(
+                "{} of {} before and after: {} on {}",
+                first.score, first.task, place.1, place.0
+            ),
+            &[
+                ("method", false),
+                ("before", true),
+                ("after", true),
+                ("difference", true),
+            ],
+        );
+        for (row, it) in rows {
+            table.row([
+                row.name.clone(),
+                format!("{:.4}", it.before),
+                it.after
+                    .map_or("cannot act".to_owned(), |after| format!("{after:.4}")),
+                it.after
+                    .map_or(String::new(), |after| format!("{:+.4}", after - it.before)),
+            ]);
+        }
+        html += &table.html();
+    }
+    html
+}
+
 /// Scores against the size of the base, a curve for each method.
 fn sizes(summary: &Summary) -> String {
     let mut tasks: Vec<&str> = summary.rows.iter().map(|row| &row.task[..]).collect();
@@ -364,9 +466,96 @@ fn sizes(summary: &Summary) -> String {
     html
 }
 
+/// What others have published, with what the same methods came to here.
+fn of_others(published: &[Published], summary: &Summary) -> String {
+    let mut html = "<p>Runs that the authors of HF PEFT made and published, with their bases and data, and next to each \
+                    what the same method came to in this suite. Bases, data and machines differ, so the order of \
+                    methods may be compared, figures may not.</p>\n<div class=\"charts\">\n"
+        .to_owned();
+    let kind = |it: &Published| {
+        let method = it.method.and_then(|method| by_name(method).ok());
+        method.map_or(Kind::Other, |method| (method.kind)())
+    };
+    let styles: Vec<(usize, &str)> = KINDS
+        .iter()
+        .map(|kind| (style(*kind), kind.name()))
+        .collect();
+    type Figure = fn(&Published) -> u64;
+    let figures: [(&str, &str, Figure); 2] = [
+        ("trainable parameters", "", |it| it.trainable_parameters),
+        ("peak memory of training", " (bytes)", |it| it.peak_bytes),
+    ];
+    for (what, unit, figure) in figures {
+        let dots = published.iter().map(|it| Dot {
+            name: it.experiment.clone(),
+            x: figure(it).max(1) as f64,
+            y: it.score,
+            style: style(kind(it)),
+            is_marked: published.len() <= FEW,
+        });
+        let axes = [
+            &Axis::logarithmic(format!("{what}{unit}")),
+            &Axis::linear("test accuracy (more is better)"),
+        ];
+        let caption = format!("Test accuracy against {what}, published by HF PEFT");
+        html += &scatter(&caption, axes, &dots.collect::<Vec<_>>(), &styles, false);
+    }
+    html += "</div>\n";
+    let mut table = Table::new(
+        "Published by HF PEFT, and the same methods here",
+        &[
+            ("experiment", false),
+            ("method", false),
+            ("base", false),
+            ("test accuracy", true),
+            ("forgetting", true),
+            ("trainable", true),
+            ("adapter file", true),
+            ("peak memory", true),
+            ("seconds", true),
+            ("here", false),
+        ],
+    );
+    let mut sorted: Vec<&Published> = published.iter().collect();
+    sorted.sort_by(|one, other| other.score.total_cmp(&one.score));
+    for it in sorted {
+        let own = summary.rows.iter();
+        let own = own.filter(|row| it.method == Some(&row.method[..]));
+        let own = own.map(|row| {
+            let Row {
+                name,
+                task,
+                model,
+                score_name,
+                ..
+            } = row;
+            format!(
+                "{name}, {task} on {model}: {score_name} {:.4}",
+                row.score.mean
+            )
+        });
+        let own: Vec<String> = own.collect();
+        table.row([
+            Cell::from(it.experiment.clone()),
+            it.method.unwrap_or(&it.peft_type).into(),
+            it.model.clone().into(),
+            format!("{:.4}", it.score).into(),
+            it.forgetting
+                .map_or(String::new(), |it| format!("{it:+.4}"))
+                .into(),
+            count(it.trainable_parameters as usize).into(),
+            bytes(it.stored_bytes).into(),
+            bytes(it.peak_bytes).into(),
+            format!("{:.1}", it.seconds).into(),
+            Cell::of_class(own.join("; "), "wrap"),
+        ]);
+    }
+    html + &table.html()
+}
+
 fn absent(summary: &Summary) -> String {
     let mut table = Table::new(
-        "Methods that cannot act on a model or for a task, and runs that failed",
+        "Methods that cannot act on a model or for a task, are beyond a budget, or failed",
         &[
             ("method", false),
             ("task", false),
@@ -378,6 +567,7 @@ fn absent(summary: &Summary) -> String {
     for it in &summary.absent {
         let status = match it.status {
             Status::Failed => Cell::of_class("failed", "differs"),
+            Status::BeyondBudget => "beyond the budget".into(),
             _ => "does not apply".into(),
         };
         table.row([

@@ -188,7 +188,7 @@ pub(super) fn short(number: f64) -> String {
 }
 
 /// Bytes with three significant digits: `1.23 MB`, of 10⁶ bytes.
-pub(super) fn bytes(number: u64) -> String {
+pub(crate) fn bytes(number: u64) -> String {
     let text = short(number as f64);
     match text.contains(' ') {
         true => format!("{text}B"),

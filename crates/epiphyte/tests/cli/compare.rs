@@ -178,7 +178,7 @@ fn a_suite_makes_a_report_of_every_run() {
     assert_eq!(choices["choices"][0]["name"], least["name"], "{choices}");
     let text = here.succeed("compare suite.toml --output out --budget 1B,-,-");
     assert!(
-        text.contains("no method") && text.contains("bytes of storage"),
+        text.contains("no method") && text.contains("of storage"),
         "{text}"
     );
 
@@ -241,8 +241,22 @@ fn check_report(html: &str, names: &[&str]) {
 #[test]
 fn a_suite_that_is_killed_or_divided_gives_the_same_results() {
     let here = suite();
+    // Four learning rates drawn at random, the better half of them again with all steps.
+    here.write("suite.toml", SUITE.to_owned() + "draws = 4\nhalving = 2\n");
     here.succeed("compare suite.toml --output whole");
     let whole = runs(&here, "whole");
+    for method in ["bitfit", "lora, rank 2", "prefix-tuning"] {
+        let own = whole.iter().filter(|run| run["name"] == method);
+        let steps = own.map(|run| (run["trial"] == true, run["trial_steps"].as_u64()));
+        let mut steps: Vec<_> = steps.collect();
+        steps.sort();
+        let [seed, half, all] = [(false, None), (true, Some(3)), (true, None)];
+        assert_eq!(
+            steps,
+            [seed, seed, all, all, half, half, half, half],
+            "{method}"
+        );
+    }
 
     let mut killed = here.command("compare suite.toml --output killed");
     let mut killed = killed
@@ -287,6 +301,170 @@ fn a_suite_that_is_killed_or_divided_gives_the_same_results() {
     assert_eq!(runs(&here, "merged"), whole);
     let error = here.fail(2, "compare suite.toml --merge bert --output merged");
     assert!(error.contains("holds no results"), "{error}");
+}
+
+#[test]
+fn published_results_are_shown_and_what_the_base_forgets_is_scored() {
+    let here = Workplace::new();
+    let record = |experiment: &str, peft_type: &str, accuracy: f64| {
+        serde_json::json!({
+            "run_info": {
+                "experiment_name": experiment,
+                "train_config": { "model_id": "some/base" },
+                "peft_config": { "peft_type": peft_type },
+            },
+            "train_info": {
+                "status": "success", "accelerator_memory_max": 22_292_725_760_u64,
+                "train_time": 941.9, "file_size": 36_715_216, "num_trainable_params": 9_175_040,
+                "num_total_params": 3_221_924_864_u64,
+                "metrics": [{ "step": 5000, "test accuracy": accuracy, "forgetting": 0.05 }],
+            },
+        })
+    };
+    std::fs::create_dir(here.path("published")).unwrap();
+    here.write(
+        "published/a.json",
+        record("lora/rank32", "LORA", 0.478).to_string(),
+    );
+    here.write(
+        "published/b.json",
+        record("new/one", "NEW", 0.5).to_string(),
+    );
+    let compare = "compare smoke --methods prompt-tuning,unipelt --output out";
+    let summary = here.json(&format!("{compare} --published published"));
+    let report = here.read("out/report.html");
+    check_report(
+        &report,
+        &["lora/rank32", "new/one", "Published results of HF PEFT"],
+    );
+    assert!(report.contains("lora, messages on quickstart: accuracy"));
+    let results: Value = serde_json::from_str(&here.read("out/results.json")).unwrap();
+    assert_eq!(results["published"][1]["method"], Value::Null);
+    here.write("published/c.json", "{}");
+    let error = here.fail(1, &format!("{compare} --published published"));
+    assert!(
+        error.contains("c.json") && error.contains("`run_info`"),
+        "{error}"
+    );
+
+    // The base's own task is the language modeling of the log; the gates of UniPELT cannot act
+    // there, wherever they were trained.
+    let rows = summary["rows"].as_array().unwrap();
+    let own = |name: &str, task: &str| {
+        let row = rows
+            .iter()
+            .find(|row| row["name"] == name && row["task"] == task);
+        row.unwrap_or_else(|| panic!("{name} {task}: {summary}"))["forgetting"].clone()
+    };
+    let (messages, log) = (own("lora", "messages"), own("lora", "log"));
+    assert_eq!(
+        (&messages["task"], &messages["score"]),
+        (&"causal-lm".into(), &"loss".into())
+    );
+    assert_eq!(messages["examples"], log["examples"].clone());
+    assert!(
+        messages["after"].is_f64() && messages["after"] != messages["before"],
+        "{messages}"
+    );
+    assert!(
+        log["after"].as_f64().unwrap() < log["before"].as_f64().unwrap(),
+        "{log}"
+    );
+    assert!(own("prompt-tuning", "log")["after"].is_f64());
+    assert!(own("unipelt", "messages")["after"].is_null());
+    // With the base, and with the adapter, as `eval` scores them.
+    let base = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/quickstart");
+    let log = format!(
+        "--task causal-lm --text-columns text --max-length 64 --batch-size 8 --data {base}/eval.jsonl"
+    );
+    let data = format!("--eval-data {base}/eval.jsonl --forgetting-data {base}/eval.jsonl");
+    here.succeed(&format!(
+        "train --model {base}/base --task causal-lm --text-columns text --train-data \
+         {base}/train.jsonl {data} --max-length 64 --method lora --max-steps 2 --batch-size 8 \
+         --output adapter"
+    ));
+    let account: Value = serde_json::from_str(&here.read("adapter/account.json")).unwrap();
+    let forgetting = &account["cost"]["forgetting"];
+    for (key, adapter) in [("before", ""), ("after", "--adapter adapter")] {
+        let scores = here.json(&format!("eval --model {base}/base {adapter} {log}"));
+        assert_eq!(
+            scores["loss"], forgetting[key],
+            "{key}: {scores} {forgetting}"
+        );
+    }
+    let error = here.fail(
+        2,
+        &format!("{CLASSIFY} --forgetting-data dev.jsonl --output x"),
+    );
+    assert!(
+        error.contains("`forgetting_data`") && error.contains("`architectures`"),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_is_beyond_a_budget_is_not_run() {
+    let here = suite();
+    let compare = "compare suite.toml --methods prefix-tuning --output out";
+    let text = here.succeed(&format!("{compare} --budget 1B,-,-"));
+    assert!(text.contains("no method"), "{text}");
+    assert!(
+        text.contains("not run: prefix-tuning is planned to need"),
+        "{text}"
+    );
+    let all = runs(&here, "out");
+    assert_eq!(all.len(), 4);
+    assert!(
+        all.iter().all(|run| run["status"] == "beyond_budget"),
+        "{all:?}"
+    );
+    assert!(!here.path("out/runs").exists());
+    // With more, what fits is run and chosen.
+    let summary = here.json(&format!("{compare} --budget 1MB,1GB,1h"));
+    let choice = &summary["choices"][0];
+    assert_eq!(choice["beyond"], Value::Array(Vec::new()), "{choice}");
+    let why = choice["why"].to_string();
+    for words in [
+        "the best accuracy of 2 within the budget",
+        "of memory",
+        "next is",
+        "p = ",
+    ] {
+        assert!(why.contains(words), "{words}: {why}");
+    }
+}
+
+#[test]
+fn a_method_whose_defaults_do_not_fit_has_its_example() {
+    let here = suite();
+    let vblora = "[[methods]]\nmethod = \"vblora\"\n[tuning]";
+    let compare = "compare suite.toml --methods vblora --output";
+    let tuning = "learning_rate_factors = [0.5, 2]";
+    let text = SUITE.replace("[tuning]", vblora).replace(tuning, "");
+    here.write("suite.toml", &text);
+    let summary = here.json(&format!("{compare} without"));
+    let absent = summary["absent"].to_string();
+    assert!(
+        absent.contains("not_applicable") && absent.contains("`vector_length`"),
+        "{absent}"
+    );
+    here.write(
+        "suite.toml",
+        text.replace("\"vblora\"\n", "\"vblora\"\nuse_examples = true\n"),
+    );
+    let summary = here.json(&format!("{compare} with"));
+    let rows = summary["rows"].as_array().unwrap();
+    let vblora = rows.iter().find(|row| row["name"] == "vblora").unwrap();
+    assert!(
+        vblora["point"]
+            .as_str()
+            .unwrap()
+            .contains("vector_length 4"),
+        "{vblora}"
+    );
+    let all = runs(&here, "with");
+    let used = all.iter().filter(|run| run["used_example"] == true);
+    assert_eq!(used.count(), 2);
 }
 
 #[test]

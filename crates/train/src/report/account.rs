@@ -7,6 +7,8 @@
 //! | rank of the change | | of each matrix that merging changes |
 //! | gradients through the base | | layers whose input got a gradient |
 //! | memory | | bytes in use during optimizer steps, by what needs them |
+//! | inference | | time and memory of a forward pass with the adapter and without |
+//! | forgetting | | the score of the base's own task with the adapter and without |
 //!
 //! A declaration that the measurement contradicts is an error of the method, and the run fails.
 
@@ -19,6 +21,7 @@ use epiphyte_ops::random;
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
+use crate::scoring::forgetting::Forgetting;
 use crate::scoring::inference::Inference;
 
 /// The file of a run's account, in its output directory.
@@ -107,6 +110,9 @@ pub struct Cost {
     /// Forward passes with the adapter and without, where they were asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inference: Option<Inference>,
+    /// The score of the base's own task before and after, where there are data for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forgetting: Option<Forgetting>,
 }
 
 /// Bytes in use at the peak of an optimizer step, by what needs them.

@@ -11,7 +11,13 @@ use crate::tasks::TaskSpec;
 use crate::training::config::RunConfig;
 
 /// Settings that are paths of this machine: the card says what matters of them elsewhere.
-const PATHS: [&str; 4] = ["model", "output", "train_data", "eval_data"];
+const PATHS: [&str; 5] = [
+    "model",
+    "output",
+    "train_data",
+    "eval_data",
+    "forgetting_data",
+];
 
 /// The card of a run that wrote `report`.
 pub(crate) fn card(

@@ -77,6 +77,14 @@ impl Metrics {
         self.0.get(name).copied()
     }
 
+    /// The score that says most: the first that is no loss.
+    #[must_use]
+    pub fn leading(&self) -> &str {
+        let mut names = self.0.keys().map(String::as_str);
+        let telling = names.find(|name| !matches!(*name, "loss" | "perplexity"));
+        telling.unwrap_or("loss")
+    }
+
     /// Adds a score, or replaces the one of that name.
     pub fn insert(&mut self, name: &str, value: f64) {
         self.0.insert(name.to_owned(), value);

@@ -89,6 +89,12 @@ epiphyte_methods::settings! {
         max_train_rows: Option<usize> = None, in Positive;
         /// Use only N evaluation rows: a random sample by --seed, in the order of the file.
         max_eval_rows: Option<usize> = None, in Positive;
+        /// Data of the task whose head the base has, such as texts for a language model: it is
+        /// scored with the trained adapter and without, so that the account says what the base has
+        /// forgotten.
+        forgetting_data: Option<PathBuf> = None;
+        /// Use only N rows of the forgetting data: a random sample, the same for every run.
+        max_forgetting_rows: Option<usize> = None, in Positive;
         /// Plain text: join all rows and cut the result into examples of max-length tokens; false
         /// makes each row an example and cuts its end off.
         packing: bool = true;
@@ -230,6 +236,11 @@ impl RunConfig {
                     "`{key}` needs evaluations: pass --eval-data"
                 )));
             }
+        }
+        if self.forgetting_data.is_none() && self.max_forgetting_rows.is_some() {
+            return Err(TrainError::Config(
+                "`max_forgetting_rows` needs data: pass --forgetting-data".to_owned(),
+            ));
         }
         self.check_use()
     }

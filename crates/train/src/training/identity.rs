@@ -23,6 +23,8 @@ const NOT_IDENTITY: &[&str] = &[
     "output",
     "train_data",
     "eval_data",
+    "forgetting_data",
+    "max_forgetting_rows",
     "format",
     "delimiter",
     "epochs",

@@ -11,7 +11,7 @@ use epiphyte::train::display::shell_command;
 use epiphyte::train::observer::Silent;
 use epiphyte::train::{Observer, RunOptions};
 use epiphyte_compare::{
-    Budget, Carried, Choice, CompareError, RunResult, RunSuite, Shard, Status, Suite,
+    Budget, Carried, Choice, CompareError, Published, RunResult, RunSuite, Shard, Status, Suite,
     SuiteObserver, Summary, merge_shards, write,
 };
 use serde::Serialize;
@@ -101,9 +101,14 @@ pub(crate) struct Arguments {
         conflicts_with = "shard"
     )]
     merge: Vec<PathBuf>,
-    /// Say what to choose with these limits on storage, memory and time of a run; - is no limit
+    /// Run what fits into these limits on storage, memory and time of a run, by plans of a few
+    /// steps, and say what to choose and why; - is no limit
     #[arg(long, value_name = "1MB,4GB,30min")]
     budget: Option<Budget>,
+    /// Show these results of HF PEFT's method_comparison with those of the suite: files, or
+    /// directories of them
+    #[arg(long, value_name = "FILE,DIR", value_delimiter = ',')]
+    published: Vec<PathBuf>,
     /// Make runs again whose settings are no longer those of their result
     #[arg(long)]
     overwrite: bool,
@@ -122,6 +127,9 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     };
     let suite = parse(&name, &text, &output, &arguments)?;
+    let published = arguments.published.iter().map(|path| Published::read(path));
+    let published = published.collect::<Result<Vec<_>, _>>().map_err(plain)?;
+    let published = published.concat();
     if !global.hides_progress() {
         let (runs, output) = (output::count(suite.runs() as u64), output.display());
         output::note(&format!("{}: {runs} runs, in `{output}`", suite.title));
@@ -136,6 +144,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         shard: arguments.shard,
         overwrite: arguments.overwrite,
         keep_adapters: arguments.keep_adapters,
+        budget: arguments.budget,
         options: RunOptions {
             device: global.device()?,
             ..RunOptions::default()
@@ -150,7 +159,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         ));
         return Ok(ExitCode::from(INTERRUPTED));
     };
-    let summary = write(&suite, &results, &output).map_err(plain)?;
+    let summary = write(&suite, &results, &published, &output).map_err(plain)?;
     let choices = arguments.budget.map(|budget| budget.choose(&summary));
     if global.json {
         output::json(&Shown {
@@ -288,6 +297,13 @@ impl SuiteObserver for Lines<'_> {
             (Status::Finished, Some(score), Some(cost)) => {
                 format!("  {} {score:.4}, {:.1} s", result.score_name, cost.seconds)
             }
+            (Status::BeyondBudget, ..) => {
+                let reason = result.reason.as_deref().unwrap_or_default();
+                format!(
+                    "{}, {}: {} {reason}",
+                    result.model, result.task, result.name
+                )
+            }
             (Status::NotApplicable, ..) => {
                 format!(
                     "  does not apply: {}",
@@ -354,6 +370,9 @@ fn print(suite: &Suite, summary: &Summary, directory: &Path) -> Result<()> {
     ))
 }
 
+/// Methods beyond a budget that are said in a terminal.
+const MOST_BEYOND: usize = 5;
+
 /// Says what a budget comes to, and what more would buy.
 fn print_choice(choice: &Choice) -> Result<()> {
     let place = format!("{} on {}", choice.task, choice.model);
@@ -361,11 +380,17 @@ fn print_choice(choice: &Choice) -> Result<()> {
         (Some(name), Some(score)) => format!("Within the budget, {place}: {name}, {score:.4}"),
         _ => format!("Within the budget, {place}: no method"),
     })?;
-    // What needs least more is said by few.
-    let beyond = choice.beyond.iter().rev().take(5);
-    beyond
-        .map(|it| format!("  better: {it}"))
-        .try_for_each(|line| output::print(&line))
+    let lines = choice
+        .why
+        .iter()
+        .chain(choice.beyond.iter().take(MOST_BEYOND));
+    lines
+        .map(|line| format!("  {line}"))
+        .try_for_each(|line| output::print(&line))?;
+    match choice.beyond.len().saturating_sub(MOST_BEYOND) {
+        0 => Ok(()),
+        more => output::print(&format!("  and {more} more, with --json")),
+    }
 }
 
 #[cfg(test)]
@@ -388,6 +413,7 @@ mod tests {
                 shard: None,
                 merge: Vec::new(),
                 budget: None,
+                published: Vec::new(),
                 overwrite: false,
                 keep_adapters: false,
                 show: false,
