@@ -361,7 +361,6 @@ fn published_results_are_shown_and_what_the_base_forgets_is_scored() {
         (&messages["task"], &messages["score"]),
         (&"causal-lm".into(), &"loss".into())
     );
-    assert_eq!(messages["examples"], log["examples"].clone());
     assert!(
         messages["after"].is_f64() && messages["after"] != messages["before"],
         "{messages}"
