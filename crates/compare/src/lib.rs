@@ -10,6 +10,7 @@
 
 mod budget;
 mod error;
+mod findings;
 mod output;
 mod peft;
 mod published;

@@ -1,5 +1,5 @@
-//! The files of a comparison: `results.json`, `results.csv`, `results.md` and `report.html`, and in
-//! `peft/` a file a run as HF PEFT's `method_comparison` has them.
+//! The files of a comparison: `results.json`, `results.csv`, `results.md`, `findings.md` and
+//! `report.html`, and in `peft/` a file a run as HF PEFT's `method_comparison` has them.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use epiphyte_io::FileError;
 use serde::Serialize;
 
+use crate::findings::findings;
 use crate::published::Published;
 use crate::report::suite_report;
 use crate::result::{RESULT_FILE, RunResult};
@@ -60,6 +61,7 @@ pub fn write(
         ("results.json", json),
         ("results.csv", csv(results)),
         ("results.md", markdown(suite, &summary)),
+        ("findings.md", findings(suite, results, &summary)),
         (
             "report.html",
             suite_report(suite, results, published, &summary),

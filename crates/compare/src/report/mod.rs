@@ -14,6 +14,7 @@ use epiphyte_train::scoring::inference::Pass;
 use self::chart::{Axis, Curve, Dot, curves, scatter};
 pub(crate) use self::page::bytes;
 use self::page::{Cell, Section, Table, count, escape, page, percent, prose, short};
+pub(crate) use self::taxonomy::{Judgment, claims_of, judge, peak_of_full};
 use crate::CompareError;
 use crate::published::Published;
 use crate::result::{RunResult, Status};
@@ -583,11 +584,34 @@ fn absent(summary: &Summary) -> String {
 
 fn made(suite: &Suite) -> String {
     let threads = std::thread::available_parallelism().map_or(0, usize::from);
+    let mut budgets: Vec<(String, &str)> = Vec::new();
+    for group in &suite.groups {
+        let (trials, steps) = group.tuning_budget();
+        let steps = steps.map_or(String::new(), |steps| {
+            format!(" of {steps} optimizer steps together")
+        });
+        let budget = format!("{trials} trials{steps}");
+        if trials > 0 && !budgets.iter().any(|(known, _)| *known == budget) {
+            budgets.push((budget, &group.name));
+        }
+    }
+    let tuning = match &budgets[..] {
+        [] => "No settings were chosen by trials.".to_owned(),
+        [(budget, _)] => format!(
+            "Settings were chosen by {budget} for every method, with the seed of <code>[tuning]</code>."
+        ),
+        several => {
+            let several = several.iter();
+            let several = several.map(|(budget, name)| format!("{budget} ({}, ...)", escape(name)));
+            format!(
+                "Methods had different tuning budgets: {}.",
+                several.collect::<Vec<String>>().join("; ")
+            )
+        }
+    };
     format!(
         "<p>Runs were made one after another on a machine with {threads} cores. Time and memory are those of each run \
-         alone: memory counts the bytes that the program has in use during optimizer steps, base included. Settings \
-         that were chosen among several were chosen by one run each with the seed of <code>[tuning]</code>, scored on \
-         the suite's evaluation data. Every figure is in <code>results.json</code> and <code>results.csv</code> beside \
+         alone: memory counts the bytes that the program has in use during optimizer steps, base included. {tuning} Every figure is in <code>results.json</code> and <code>results.csv</code> beside \
          this file.</p>\n<details><summary>The suite</summary>\n<pre class=\"scroll\" tabindex=\"0\">{}</pre></details>\n",
         escape(suite.text.trim())
     )

@@ -15,8 +15,7 @@ const NOTICEABLE: f64 = 1.1;
 /// The rows of a task: each method's claims with the measured figures, disagreements marked.
 pub(super) fn table(summary: &Summary, place: (&str, &str)) -> Table {
     let rows = summary.of_place(place);
-    let full = rows.iter().find(|row| row.method == "full");
-    let full_peak = full.and_then(|row| row.peak_bytes);
+    let full_peak = peak_of_full(&rows);
     let mut table = Table::new(
         format!("Claimed and measured costs: {} on {}", place.1, place.0),
         &[
@@ -34,34 +33,72 @@ pub(super) fn table(summary: &Summary, place: (&str, &str)) -> Table {
         by_kind.entry(row.kind).or_default().push(row);
     }
     for row in by_kind.into_values().flatten() {
-        let claims = by_name(&row.method).ok().and_then(|method| method.claims);
+        let source = claims_of(row).map_or("", |claims| claims.source);
+        let [storage, memory, gradients, inference] = judge(row, full_peak);
         table.row([
             Cell::from(row.name.clone()),
             row.kind.name().into(),
-            storage(row, claims),
-            memory(row, claims, full_peak),
-            gradients(row, claims),
-            inference(row, claims),
-            Cell::of_class(claims.map_or("", |claims| claims.source), "wrap"),
+            storage.cell(),
+            memory.cell(),
+            gradients.cell(),
+            inference.cell(),
+            Cell::of_class(source, "wrap"),
         ]);
     }
     table
 }
 
-/// A measured figure with the claim, marked if they disagree.
-fn beside(measured: String, claim: Option<&str>, agrees: Option<bool>) -> Cell {
-    let text = match claim {
-        Some(claim) => format!("{measured} (claimed: {claim})"),
-        None => measured,
-    };
-    match agrees {
-        Some(true) => Cell::of_class(format!("✓ {text}"), "wrap agrees"),
-        Some(false) => Cell::of_class(format!("✗ {text}"), "wrap differs"),
-        None => Cell::of_class(text, "wrap"),
+/// A cost of a method as it is claimed and as it was measured.
+#[derive(Clone, Debug)]
+pub(crate) struct Judgment {
+    /// Which cost.
+    pub(crate) cost: &'static str,
+    /// The measured figure.
+    pub(crate) measured: String,
+    /// The claim; none if none is known.
+    pub(crate) claimed: Option<&'static str>,
+    /// Whether they agree; none if nothing can be said.
+    pub(crate) agrees: Option<bool>,
+}
+
+impl Judgment {
+    /// The measured figure with the claim, marked if they disagree.
+    fn cell(&self) -> Cell {
+        let text = match self.claimed {
+            Some(claim) => format!("{} (claimed: {claim})", self.measured),
+            None => self.measured.clone(),
+        };
+        match self.agrees {
+            Some(true) => Cell::of_class(format!("✓ {text}"), "wrap agrees"),
+            Some(false) => Cell::of_class(format!("✗ {text}"), "wrap differs"),
+            None => Cell::of_class(text, "wrap"),
+        }
     }
 }
 
-fn storage(row: &Row, claims: Option<Claims>) -> Cell {
+/// What is claimed of a row's method.
+pub(crate) fn claims_of(row: &Row) -> Option<Claims> {
+    by_name(&row.method).ok()?.claims
+}
+
+/// The peak memory of full fine-tuning among these rows.
+pub(crate) fn peak_of_full(rows: &[&Row]) -> Option<u64> {
+    rows.iter().find(|row| row.method == "full")?.peak_bytes
+}
+
+/// Storage, training memory, gradients and inference of a method. `full_peak` is the peak memory of
+/// full fine-tuning.
+pub(crate) fn judge(row: &Row, full_peak: Option<u64>) -> [Judgment; 4] {
+    let claims = claims_of(row);
+    [
+        storage(row, claims),
+        memory(row, claims, full_peak),
+        gradients(row, claims),
+        inference(row, claims),
+    ]
+}
+
+fn storage(row: &Row, claims: Option<Claims>) -> Judgment {
     let base = row.declared.base_parameters * size_of::<f32>();
     let share = percent(row.stored_bytes as usize, base);
     let saves = (row.stored_bytes as f64) < SMALL * base as f64;
@@ -73,16 +110,18 @@ fn storage(row: &Row, claims: Option<Claims>) -> Cell {
         }
     });
     let agrees = claims.map(|claims| claims.saves_storage == saves);
-    beside(
-        format!("{}, {share} of the base", bytes(row.stored_bytes)),
-        claim,
+    Judgment {
+        cost: "storage",
+        measured: format!("{}, {share} of the base", bytes(row.stored_bytes)),
+        claimed: claim,
         agrees,
-    )
+    }
 }
 
-fn memory(row: &Row, claims: Option<Claims>, full: Option<u64>) -> Cell {
+fn memory(row: &Row, claims: Option<Claims>, full: Option<u64>) -> Judgment {
+    let cost = "training memory";
     let Some(peak) = row.peak_bytes else {
-        return "not measured".into();
+        return not_measured(cost);
     };
     let claim = claims.map(|claims| match claims.saves_memory {
         Some(true) => "less than full",
@@ -101,10 +140,15 @@ fn memory(row: &Row, claims: Option<Claims>, full: Option<u64>) -> Cell {
     let agrees = claimed
         .zip(full)
         .map(|(saves, full)| saves == (peak < full));
-    beside(measured, claim, agrees)
+    Judgment {
+        cost,
+        measured,
+        claimed: claim,
+        agrees,
+    }
 }
 
-fn gradients(row: &Row, claims: Option<Claims>) -> Cell {
+fn gradients(row: &Row, claims: Option<Claims>) -> Judgment {
     let [through, layers] = row.gradient_layers;
     let measured = match through {
         0 => "none".to_owned(),
@@ -118,12 +162,18 @@ fn gradients(row: &Row, claims: Option<Claims>) -> Cell {
         }
     });
     let agrees = claims.map(|claims| claims.gradients_through_base == (through > 0));
-    beside(measured, claim, agrees)
+    Judgment {
+        cost: "gradients through the base",
+        measured,
+        claimed: claim,
+        agrees,
+    }
 }
 
-fn inference(row: &Row, claims: Option<Claims>) -> Cell {
+fn inference(row: &Row, claims: Option<Claims>) -> Judgment {
+    let cost = "inference";
     let Some(slowdown) = row.slowdown else {
-        return "not measured".into();
+        return not_measured(cost);
     };
     let merged = row.measured_changed.is_some();
     let measured = match merged {
@@ -135,5 +185,19 @@ fn inference(row: &Row, claims: Option<Claims>) -> Cell {
         "none" => Some(merged || slowdown < NOTICEABLE),
         _ => None,
     });
-    beside(measured, claims.map(|claims| claims.inference), agrees)
+    Judgment {
+        cost,
+        measured,
+        claimed: claims.map(|claims| claims.inference),
+        agrees,
+    }
+}
+
+fn not_measured(cost: &'static str) -> Judgment {
+    Judgment {
+        cost,
+        measured: "not measured".to_owned(),
+        claimed: None,
+        agrees: None,
+    }
 }

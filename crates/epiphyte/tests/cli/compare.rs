@@ -146,8 +146,23 @@ fn a_suite_makes_a_report_of_every_run() {
     assert!(here.read("out/results.md").contains("| lora, rank 2 |"));
     check_report(
         &here.read("out/report.html"),
-        &["lora, rank 2", "bitfit", "prefix-tuning"],
+        &[
+            "lora, rank 2",
+            "bitfit",
+            "prefix-tuning",
+            "2 trials of 12 optimizer steps",
+        ],
     );
+    let findings = here.read("out/findings.md");
+    for words in [
+        "from 12 finished runs",
+        "- The best accuracy of 3 methods has `",
+        "claims that could be checked held",
+        "2 trials of 12 optimizer steps together",
+        "- Runs differ in 2 seeds",
+    ] {
+        assert!(findings.contains(words), "{words}: {findings}");
+    }
     // Adapters and checkpoints are not kept, logs are.
     let files = files(&here.path("out/runs"));
     assert!(

@@ -43,8 +43,8 @@ Examples:
     epiphyte compare mine.toml --shard 2/2 --output part-2
     epiphyte compare mine.toml --merge part-1,part-2 --output mine
 
-  The same command goes on where one was stopped. DIR then holds report.html, results.json,
-  results.csv and results.md.";
+  The same command goes on where one was stopped. DIR then holds report.html, findings.md,
+  results.json, results.csv and results.md.";
 
 /// The suites that ship, by name.
 const SUITES: [(&str, &str); 6] = [
