@@ -57,10 +57,10 @@ fn scores(rows: &[&Row], suite: &Suite, text: &mut String) {
     });
     let _ = writeln!(
         text,
-        "- The best {} of {} methods has `{}`: {:.4}{interval}, with {} trainable parameters.",
+        "- `{}` has the best {} of {} methods: {:.4}{interval}, with {} trainable parameters.",
+        best.name,
         best.score_name,
         rows.len(),
-        best.name,
         best.score.mean,
         best.declared.trainable_parameters
     );
@@ -86,7 +86,7 @@ fn scores(rows: &[&Row], suite: &Suite, text: &mut String) {
             ),
             false => writeln!(
                 text,
-                "- {word} than `{}` beyond chance: {names}.",
+                "- Methods {word} than `{}` beyond chance: {names}.",
                 suite.baseline
             ),
         };
@@ -206,7 +206,10 @@ fn overall(summary: &Summary, text: &mut String) {
                 |row: &&&crate::Overall| row.comparison.is_some_and(|it| is_found(&it, sign));
             let names = listed(rows.iter().filter(is_so).map(|row| &row.name[..]));
             if !names.is_empty() {
-                let _ = writeln!(text, "- {word} than the baseline over all tasks: {names}.");
+                let _ = writeln!(
+                    text,
+                    "- Methods {word} than the baseline over all tasks: {names}."
+                );
             }
         }
     }
@@ -282,13 +285,8 @@ fn limits(suite: &Suite, summary: &Summary, text: &mut String) {
     let _ = writeln!(text, "- {tuning}");
     let _ = writeln!(
         text,
-        "- Runs differ in {} {}; intervals say nothing of other data or bases.",
-        suite.seeds.len(),
-        if suite.seeds.len() == 1 {
-            "seed"
-        } else {
-            "seeds"
-        }
+        "- Seeds: {}. Intervals over seeds say nothing of other data or bases.",
+        suite.seeds.len()
     );
     let steps = suite.groups.iter().flat_map(|group| &group.points);
     let steps = steps.flat_map(|point| point.runs.values().filter_map(|run| run.max_steps));
@@ -308,7 +306,7 @@ fn limits(suite: &Suite, summary: &Summary, text: &mut String) {
         names.dedup();
         let _ = writeln!(
             text,
-            "- Somewhere without a score, for reasons in the report: {}.",
+            "- Without a score somewhere, for the reasons in the report: {}.",
             listed(names.into_iter())
         );
     }

@@ -55,7 +55,9 @@ impl OwnTask {
         adapter: &dyn Adapter,
     ) -> Result<Self, TrainError> {
         let config = ModelConfig::open(model)?;
-        let task = TaskKind::of_base(&config).ok_or_else(|| TrainError::Setting {
+        // Embeddings need no head: a base without one says nothing of how its own were made.
+        let own = TaskKind::of_base(&config).filter(|task| *task != TaskKind::embedding());
+        let task = own.ok_or_else(|| TrainError::Setting {
             key: "forgetting_data".to_owned(),
             problem: format!(
                 "`{}` names no head of a task in `architectures` ({}): only a base with a head of \
