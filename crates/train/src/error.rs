@@ -121,6 +121,15 @@ pub enum TrainError {
         /// What is wrong with its value.
         problem: String,
     },
+    /// Neither the method nor a head of the task has a parameter to train.
+    #[error(
+        "{method} trains nothing with these settings, and the task has no head of its own to train; \
+         choose what is trained with the method's settings"
+    )]
+    NothingToTrain {
+        /// The method.
+        method: &'static str,
+    },
     /// Which class is which output of the head is not known, or said in two ways.
     #[error("{0}")]
     ClassOrder(String),

@@ -225,6 +225,17 @@ fn values_that_do_not_fit_the_model() {
 }
 
 #[test]
+fn nothing_to_train() {
+    let here = Workplace::new();
+    let errors = here.fail(
+        1,
+        &format!("{SPEAK} --method freeze --freeze-trainable-layers 0 --output nothing"),
+    );
+    assert!(errors.contains("freeze trains nothing"), "{errors}");
+    assert!(!here.path("nothing").exists());
+}
+
+#[test]
 fn a_loss_that_is_not_finite() {
     let here = Workplace::new();
     let errors = here.fail(

@@ -354,3 +354,16 @@ fn a_label_of_signs_is_trained_with_a_warning() {
     );
     assert!(!train("train.jsonl").contains("trained as a class"));
 }
+
+#[test]
+fn a_head_is_trained_alone() {
+    let here = Workplace::new();
+    let train = format!("{CLASSIFY} --method freeze --freeze-trainable-layers 0");
+    let report = here.json(&format!("{train} --epochs 8 --seed 3 --output adapter"));
+    assert_eq!(report["trainable_parameters"], 0);
+    let scores = here.json("eval --model bert --adapter adapter --data dev.jsonl");
+    assert_eq!(scores["loss"], report["metrics"]["loss"]);
+    here.succeed("merge --model bert --adapter adapter --output merged");
+    let merged = here.json("eval --model merged --text-columns text --data dev.jsonl");
+    assert_eq!(merged["accuracy"], scores["accuracy"]);
+}

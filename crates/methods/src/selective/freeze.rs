@@ -3,6 +3,8 @@
 //! Lee, Tang, Lin, "What Would Elsa Do? Freezing Layers During Transformer Fine-Tuning", 2019,
 //! arXiv 1911.03090. As surveys define the method, the feed-forwards of the last `k` layers are
 //! trained; `freeze_trainable_modules` = `all` trains those layers whole. Keys are LLaMA-Factory's.
+//! With no layer at all, the task's head is trained alone: a linear probe, the baseline that every
+//! method has to beat.
 //!
 //! | | |
 //! | --- | --- |
@@ -25,8 +27,8 @@ crate::settings! {
     /// The settings of Freeze, under LLaMA-Factory's names.
     #[derive(Copy, Eq)]
     pub struct FreezeConfig {
-        /// Number of layers to train, counted from the last.
-        freeze_trainable_layers: usize = 2, in AtLeastOne;
+        /// Number of layers to train, counted from the last; 0 trains the task's head alone.
+        freeze_trainable_layers: usize = 2;
         /// Parts of these layers to train: feed-forward or all.
         freeze_trainable_modules: TrainableModules = TrainableModules::FeedForward, as Text;
     }
@@ -109,12 +111,12 @@ impl MethodConfig for FreezeConfig {
 
     fn count(&self, base: &Base) -> Result<usize, MethodError> {
         let layers = base.dimensions.layers;
-        if !(1..=layers).contains(&self.freeze_trainable_layers) {
+        if self.freeze_trainable_layers > layers {
             return Err(MethodError::Value {
                 method: Self::NAME,
                 key: "freeze_trainable_layers",
                 value: self.freeze_trainable_layers.to_string(),
-                expected: format!("it must be from 1 to the model's {layers} layers"),
+                expected: format!("it must be from 0 to the model's {layers} layers"),
             });
         }
         if let Some(shared) = base.shared_across(self.first(base)) {

@@ -16,6 +16,8 @@ pub struct Preset {
     pub task: &'static str,
     /// The column of the text, or two.
     pub text_columns: &'static [&'static str],
+    /// The columns of the choices, where the right one is asked for.
+    pub choice_columns: &'static [&'static str],
     /// The column of the class or the number.
     pub label_column: &'static str,
     /// The names of the classes as files have them, in the order of their ids.
@@ -35,6 +37,7 @@ const TSV: Preset = Preset {
     name: "",
     task: CLASSES,
     text_columns: &["sentence1", "sentence2"],
+    choice_columns: &[],
     label_column: "label",
     labels: &["0", "1"],
     no_header: false,
@@ -45,6 +48,11 @@ const TSV: Preset = Preset {
 const JSONL: Preset = Preset {
     train: &["train.jsonl"],
     eval: &["val.jsonl"],
+    ..TSV
+};
+const FEWCLUE: Preset = Preset {
+    train: &["train_few_all.json"],
+    eval: &["dev_few_all.json"],
     ..TSV
 };
 
@@ -114,6 +122,24 @@ pub static PRESETS: &[Preset] = &[
         ..JSONL
     },
     Preset {
+        name: "superglue/copa",
+        task: "multiple-choice",
+        text_columns: &["premise", "question"],
+        choice_columns: &["choice1", "choice2"],
+        labels: &[],
+        ..JSONL
+    },
+    Preset {
+        name: "fewclue/bustm",
+        ..FEWCLUE
+    },
+    Preset {
+        name: "fewclue/eprstmt",
+        text_columns: &["sentence"],
+        labels: &["Negative", "Positive"],
+        ..FEWCLUE
+    },
+    Preset {
         name: "chnsenticorp",
         text_columns: &["text_a"],
         ..TSV
@@ -132,6 +158,9 @@ impl Preset {
         settings.insert("task".to_owned(), json!(self.task));
         settings.insert("text_columns".to_owned(), json!(self.text_columns));
         settings.insert("label_column".to_owned(), json!(self.label_column));
+        if !self.choice_columns.is_empty() {
+            settings.insert("choice_columns".to_owned(), json!(self.choice_columns));
+        }
         if !self.labels.is_empty() {
             settings.insert("labels".to_owned(), json!(self.labels));
         }
@@ -202,6 +231,9 @@ mod tests {
                 Some(32),
                 277,
             ),
+            ("superglue/copa", "superglue_copa", Some(400), 100),
+            ("fewclue/bustm", "fewclue/bustm", Some(160), 160),
+            ("fewclue/eprstmt", "fewclue/eprstmt", Some(160), 160),
             ("chnsenticorp", "chnsenticorp", Some(9_600), 1_200),
         ];
         for (name, folder, train, eval) in cases {
@@ -219,7 +251,7 @@ mod tests {
                 let run = RunConfig::parse(&preset.settings()).unwrap();
                 let table = epiphyte_data::Table::read(&file, &run.reading().unwrap()).unwrap();
                 assert_eq!(table.len(), rows, "{}", file.display());
-                for column in preset.text_columns {
+                for column in preset.text_columns.iter().chain(preset.choice_columns) {
                     assert_eq!(table.texts(column).unwrap().len(), rows);
                 }
                 match preset.labels {

@@ -134,6 +134,11 @@ impl Plan {
         let plan = Self::new(run, train.per_epoch());
         run.warmup().steps(plan.total)?;
         module.check_steps(plan.total)?;
+        if module.trained().next().is_none() {
+            return Err(TrainError::NothingToTrain {
+                method: module.config().definition().name,
+            });
+        }
         Ok(plan)
     }
 }
