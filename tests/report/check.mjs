@@ -1,6 +1,6 @@
 // Opens a report of `epiphyte compare` or `epiphyte report` in headless Chromium: no errors on the
 // console, nothing loaded from elsewhere, every chart has data and its table, nothing is wider than
-// a window of 400 pixels, axe-core finds nothing, in light and in dark.
+// a window of 400 pixels or than paper, axe-core finds nothing, in light and in dark.
 //
 //     npm install playwright-core axe-core
 //     node check.mjs report.html [DIRECTORY_FOR_SCREENSHOTS]
@@ -62,6 +62,17 @@ for (const colorScheme of ["light", "dark"]) {
     await page.evaluate(() => document.querySelectorAll("details").forEach((it) => (it.open = false)));
     if (screenshots) {
       await page.screenshot({ path: `${screenshots}/${colorScheme}-${width}.png`, fullPage: true });
+    }
+    if (width === 1280) {
+      // Between the margins of A4, a pixel of CSS being 1/96 inch.
+      await page.setViewportSize({ width: 700, height: 900 });
+      await page.emulateMedia({ media: "print", colorScheme });
+      const wide = await page.evaluate(() =>
+        [...document.querySelectorAll("table, svg")]
+          .filter((it) => it.getBoundingClientRect().right > innerWidth + 1)
+          .map((it) => it.caption?.textContent ?? it.getAttribute("aria-label")),
+      );
+      for (const name of wide) problems.push(`print, ${colorScheme}: "${name}" is wider than the paper`);
     }
     if (width === 1280) console.log(`${where}: ${found.charts} charts`);
     await page.close();
