@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor};
 use epiphyte_data::{Batches, Day, Order, ReadOptions, Table};
 use epiphyte_hub::Hub;
 use epiphyte_methods::file::{self, AdapterFile, AdapterMetadata, Provenance, TrainingExtent};
 use epiphyte_methods::{AdapterModule, ParameterCounts, StoredValues, by_name};
 use epiphyte_models::{Base, LoadOptions, ModelConfig};
-use epiphyte_ops::{Precision, Quantization};
+use epiphyte_ops::{Precision, Quantization, allocator};
 use serde::Serialize;
 
 use crate::interrupt::Interrupt;
@@ -57,7 +57,14 @@ pub struct RunOptions {
 /// A base that stays in memory from one run to the next. Runs with another base, precision,
 /// quantization or dropout read their own, which then takes its place.
 #[derive(Clone, Debug, Default)]
-pub struct SharedBase(Arc<Mutex<Option<KeptBase>>>);
+pub struct SharedBase(Arc<Mutex<Shared>>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    base: Option<KeptBase>,
+    /// Bytes in use between runs, when there was the base and nothing else to speak of.
+    held: Option<u64>,
+}
 
 /// A base with what it was read from.
 #[derive(Debug)]
@@ -69,28 +76,49 @@ struct KeptBase {
     base: Base,
 }
 
+impl KeptBase {
+    /// Whether it is that of `directory` as `load` asks for it.
+    fn is(&self, directory: &Path, load: &LoadOptions) -> bool {
+        self.directory == directory
+            && self.precision == load.precision
+            && self.quantization == load.quantization
+            && self.dropout == load.base_dropout
+    }
+}
+
 impl SharedBase {
     /// The base, if it is that of `directory` as `load` asks for it.
     fn of(&self, directory: &Path, load: &LoadOptions) -> Option<Base> {
-        let kept = self.0.lock().expect("no holder of the lock panics");
-        let kept = kept.as_ref().filter(|kept| {
-            kept.directory == directory
-                && kept.precision == load.precision
-                && kept.quantization == load.quantization
-                && kept.dropout == load.base_dropout
-        });
-        Some(kept?.base.clone())
+        let shared = self.0.lock().expect("no holder of the lock panics");
+        let kept = shared.base.as_ref();
+        Some(kept.filter(|kept| kept.is(directory, load))?.base.clone())
     }
 
     fn keep(&self, directory: &Path, load: &LoadOptions, base: &Base) {
-        let kept = KeptBase {
+        let mut shared = self.0.lock().expect("no holder of the lock panics");
+        if !(shared.base.as_ref()).is_some_and(|kept| kept.is(directory, load)) {
+            shared.held = None;
+        }
+        shared.base = Some(KeptBase {
             directory: directory.to_owned(),
             precision: load.precision,
             quantization: load.quantization,
             dropout: load.base_dropout,
             base: base.without_head(),
-        };
-        *self.0.lock().expect("no holder of the lock panics") = Some(kept);
+        });
+    }
+
+    /// Bytes that earlier runs have left in memory beside the base, which are none of the next
+    /// run's.
+    fn left_over(&self, device: &Device) -> u64 {
+        // A backward pass frees graphs that nothing refers to any more.
+        let value = Tensor::<1>::zeros([1], device).autodiff().require_grad();
+        let _ = value.backward();
+        let mut shared = self.0.lock().expect("no holder of the lock panics");
+        match allocator::live_bytes().filter(|_| shared.base.is_some()) {
+            Some(now) => now.saturating_sub(*shared.held.get_or_insert(now)),
+            None => 0,
+        }
     }
 }
 
@@ -173,6 +201,8 @@ pub fn train_several(
     observer: &mut dyn Observer,
 ) -> Result<Vec<Report>, TrainError> {
     check_runs(runs)?;
+    let left_over = options.shared_base.as_ref();
+    let left_over = left_over.map_or(0, |shared| shared.left_over(&options.device));
     let claim = |run: &RunConfig| RunDirectory::claim(&run.output, options.start());
     let mut directories = runs.iter().map(claim).collect::<Result<Vec<_>, _>>()?;
     let prepared = Prepared::all(runs, options)?;
@@ -184,8 +214,13 @@ pub fn train_several(
     interrupt.begin();
     let outcomes = train_runs(&mut trainers, interrupt, observer)?;
     let ends = prepared.iter().zip(&mut trainers).zip(outcomes);
-    ends.map(|((prepared, trainer), outcome)| prepared.finish(trainer, outcome, options, observer))
-        .collect()
+    ends.map(|((prepared, trainer), mut outcome)| {
+        if let Some(memory) = &mut outcome.memory {
+            memory.peak = memory.peak.saturating_sub(left_over);
+        }
+        prepared.finish(trainer, outcome, options, observer)
+    })
+    .collect()
 }
 
 /// Checks what can be checked of runs over one base before anything is read: each by itself, that

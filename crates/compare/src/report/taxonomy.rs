@@ -154,14 +154,13 @@ fn gradients(row: &Row, claims: Option<Claims>) -> Judgment {
         0 => "none".to_owned(),
         through => format!("{through} of {layers} layers"),
     };
-    let claim = claims.map(|claims| {
-        if claims.gradients_through_base {
-            "yes"
-        } else {
-            "no"
-        }
+    let claimed = claims.map(|claims| claims.gradients_through_base);
+    let claim = claimed.map(|claimed| match claimed {
+        Some(true) => "yes",
+        Some(false) => "no",
+        None => "not said",
     });
-    let agrees = claims.map(|claims| claims.gradients_through_base == (through > 0));
+    let agrees = claimed.flatten().map(|claimed| claimed == (through > 0));
     Judgment {
         cost: "gradients through the base",
         measured,

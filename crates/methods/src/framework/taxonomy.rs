@@ -63,8 +63,8 @@ pub struct Claims {
     /// Whether training takes less memory than full fine-tuning; none if it depends, or is not
     /// said.
     pub saves_memory: Option<bool>,
-    /// Whether gradients pass through the base.
-    pub gradients_through_base: bool,
+    /// Whether gradients pass through the base; none if it is not said.
+    pub gradients_through_base: Option<bool>,
     /// What inference costs more than the base: `none`, `extra input`, ..., or `not said`.
     pub inference: &'static str,
 }
@@ -77,19 +77,19 @@ impl Claims {
             source: "Lialin et al. 2023, arXiv 2303.15647",
             saves_storage: true,
             saves_memory: Some(true),
-            gradients_through_base: true,
+            gradients_through_base: Some(true),
             inference,
         }
     }
 
-    /// What a method's own paper or documentation says: few values are stored, gradients pass
-    /// through the base. Of memory this says nothing.
+    /// What a method's own paper or documentation says: few values are stored. Of memory and
+    /// gradients this says nothing.
     pub const fn paper(source: &'static str, inference: &'static str) -> Self {
         Self {
             source,
             saves_storage: true,
             saves_memory: None,
-            gradients_through_base: true,
+            gradients_through_base: None,
             inference,
         }
     }

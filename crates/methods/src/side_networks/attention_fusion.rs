@@ -91,7 +91,7 @@ impl MethodConfig for AttentionFusionConfig {
         "a trained query over the states of all layers; no gradient in the base";
     const PAPER: &'static str = "Cao et al. 2022, NAACL Findings (a reconstruction)";
     const CLAIMS: Option<crate::Claims> = Some(crate::Claims {
-        gradients_through_base: false,
+        gradients_through_base: Some(false),
         ..crate::Claims::survey("extra decoder")
     });
     const KEYS: KeyStyle = KeyStyle::WeightSpace;

@@ -214,7 +214,7 @@ impl MethodConfig for LadderSideTuningConfig {
         "a small transformer that reads the base's states; no gradient in the base";
     const PAPER: &'static str = "Sung et al. 2022, arXiv 2206.06522";
     const CLAIMS: Option<Claims> = Some(Claims {
-        gradients_through_base: false,
+        gradients_through_base: Some(false),
         ..Claims::survey("extra decoder")
     });
     const KEYS: KeyStyle = KeyStyle::WeightSpace;

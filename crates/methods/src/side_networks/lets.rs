@@ -141,7 +141,7 @@ impl MethodConfig for LetsConfig {
         "a vector of its own through sparsely changed layers; no gradient in the base";
     const PAPER: &'static str = "Fu et al. 2021, ICML (a reconstruction)";
     const CLAIMS: Option<crate::Claims> = Some(crate::Claims {
-        gradients_through_base: false,
+        gradients_through_base: Some(false),
         ..crate::Claims::survey("extra feed-forward")
     });
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
