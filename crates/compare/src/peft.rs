@@ -52,6 +52,11 @@ fn record(result: &RunResult, now: &str) -> Value {
     } else {
         config
     };
+    // PyTorch's class where it is one.
+    let optimizer = match setting("optimizer") {
+        Value::String(name) if name != "adamw" => name,
+        _ => "AdamW".to_owned(),
+    };
     let batch_size = setting("batch_size").as_u64().unwrap_or(0);
     // As PEFT has it, how much the loss on other texts rose.
     let own_task = cost.forgetting.as_ref().filter(|it| it.score == "loss");
@@ -74,7 +79,7 @@ fn record(result: &RunResult, now: &str) -> Value {
                 "max_steps": cost.steps,
                 "seed": result.seed,
                 "grad_norm_clip": setting("max_grad_norm"),
-                "optimizer_type": "AdamW",
+                "optimizer_type": optimizer,
                 "optimizer_kwargs": { "lr": setting("learning_rate"), "weight_decay": setting("weight_decay") },
                 "lr_scheduler": setting("lr_scheduler_type"),
             },

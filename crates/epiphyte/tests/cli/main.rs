@@ -17,6 +17,7 @@ mod language;
 mod methods;
 mod model_card;
 mod mutated;
+mod optimizers;
 mod outputs;
 mod predictions;
 mod prompts;

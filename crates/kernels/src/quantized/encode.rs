@@ -229,7 +229,7 @@ fn nested(mut scales: Vec<f32>) -> Nested {
         count => pytorch_sum(&scales) / count as f32,
     };
     scales.iter_mut().for_each(|scale| *scale -= offset);
-    let map = dynamic_map();
+    let map = dynamic_map(true);
     let bounds: Vec<f32> = map
         .windows(2)
         .map(|pair| 0.5 * (pair[0] + pair[1]))
@@ -266,12 +266,13 @@ fn code_of(value: f32, bounds: &[f32]) -> u8 {
     bounds.partition_point(|&bound| bound < nearest) as u8
 }
 
-/// bitsandbytes' signed dynamic map: of each power of ten from 1e-6 to 1, twice as many numbers as
-/// of the one below, at equal distances from 0.1 to 1; the same negative; 0 and 1.
-fn dynamic_map() -> Vec<f32> {
+/// bitsandbytes' dynamic map: of each power of ten from 1e-6 to 1, twice as many numbers as of the
+/// one below, at equal distances from 0.1 to 1; the same negative, or without a sign twice as many;
+/// 0 and 1.
+pub fn dynamic_map(signed: bool) -> Vec<f32> {
     let mut map = vec![0.0, 1.0];
     for exponent in 0..7 {
-        let items = 1 << exponent;
+        let items = 1 << if signed { exponent } else { exponent + 1 };
         let power = 10.0_f64.powi(exponent - 6) as f32;
         let step = (1.0 - 0.1_f32) / items as f32;
         // As `torch.linspace`, from both ends.
@@ -281,7 +282,10 @@ fn dynamic_map() -> Vec<f32> {
         };
         for item in 0..items {
             let mean = (boundary(item) + boundary(item + 1)) / 2.0;
-            map.extend([power * mean, -power * mean]);
+            map.push(power * mean);
+            if signed {
+                map.push(-power * mean);
+            }
         }
     }
     map.sort_by(f32::total_cmp);

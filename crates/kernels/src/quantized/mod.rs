@@ -24,6 +24,7 @@ use std::sync::Arc;
 
 use half::f16;
 
+pub use self::encode::dynamic_map;
 use crate::KernelError;
 
 /// How the values of a weight are coded.

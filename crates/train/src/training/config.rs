@@ -19,6 +19,7 @@ use crate::tasks::class_order::{self, BaseClasses, ClassOrder};
 use crate::tasks::{TaskKind, TaskSpec};
 use crate::training::activation_cache::ActivationCacheKind;
 use crate::training::early_stopping::Selection;
+use crate::training::optimizer::OptimizerKind;
 use crate::training::schedule::{ScheduleKind, Warmup};
 
 epiphyte_methods::settings! {
@@ -128,7 +129,21 @@ epiphyte_methods::settings! {
         warmup_ratio: f64 = 0.06, in Fraction;
         /// Linear warm-up steps; overrides --warmup-ratio.
         warmup_steps: Option<u64> = None;
-        /// Decoupled weight decay of AdamW; biases and norms are not decayed.
+        /// Optimizer: adamw; adamw-8bit, with its state in 8 bits; adafactor; galore, AdamW in a
+        /// subspace of each weight's gradient, and lisa, AdamW on a few layers at a time, both for
+        /// --method full.
+        optimizer: OptimizerKind = OptimizerKind::AdamW, alias "optim", as Text;
+        /// GaLore: dimensions of the subspace.
+        galore_rank: usize = 128, in Positive;
+        /// GaLore: steps after which the subspace is computed anew.
+        galore_update_proj_gap: u64 = 200, in Positive;
+        /// GaLore: what a step in the subspace is multiplied by.
+        galore_scale: f64 = 0.25, in Positive;
+        /// LISA: layers that are trained at a time.
+        lisa_activated_layers: usize = 2, in Positive;
+        /// LISA: steps after which layers are drawn anew.
+        lisa_interval_steps: u64 = 20, in Positive;
+        /// Decoupled weight decay; biases and norms are not decayed.
         weight_decay: f64 = 0.0, in NotNegative;
         /// AdamW's beta1: decay of the running mean of gradients.
         adam_beta1: f64 = 0.9, in Fraction;
@@ -256,6 +271,42 @@ impl RunConfig {
         if let Some(alpha) = alpha.and_then(Value::as_f64).filter(|alpha| *alpha <= 0.0) {
             let problem = format!("it is {alpha}, but training needs a number greater than 0");
             return Err(unused("lora_alpha", problem));
+        }
+        let defaults = Self::default();
+        for (kind, key, is_set) in [
+            (
+                OptimizerKind::Galore,
+                "galore_rank",
+                self.galore_rank != defaults.galore_rank,
+            ),
+            (
+                OptimizerKind::Galore,
+                "galore_update_proj_gap",
+                self.galore_update_proj_gap != defaults.galore_update_proj_gap,
+            ),
+            (
+                OptimizerKind::Galore,
+                "galore_scale",
+                self.galore_scale != defaults.galore_scale,
+            ),
+            (
+                OptimizerKind::Lisa,
+                "lisa_activated_layers",
+                self.lisa_activated_layers != defaults.lisa_activated_layers,
+            ),
+            (
+                OptimizerKind::Lisa,
+                "lisa_interval_steps",
+                self.lisa_interval_steps != defaults.lisa_interval_steps,
+            ),
+        ] {
+            if is_set && self.optimizer != kind {
+                let problem = format!(
+                    "it is for --optimizer {kind}, and this is {}",
+                    self.optimizer
+                );
+                return Err(unused(key, problem));
+            }
         }
         if self.activation_cache_budget == 0.0 && self.activation_cache != ActivationCacheKind::Off
         {

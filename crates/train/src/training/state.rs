@@ -17,6 +17,7 @@ use epiphyte_io::{FileError, sha256, sha256_of_file};
 use epiphyte_methods::{AdapterModule, MethodError, StoredTensors, StoredValues};
 use epiphyte_models::checkpoint::TensorView;
 use epiphyte_models::{Checkpoint, ModelError};
+use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
@@ -114,6 +115,10 @@ impl RunState {
             let tensor = param.flat().inner();
             (format!("{VALUE}{}", param.key()), tensor)
         });
+        let codes = optimizer.codes.into_iter().map(|(key, codes)| {
+            let shape = vec![codes.len()];
+            (key, shape, Values::Bytes(Dtype::U8, codes.into()))
+        });
         let tensors = values.chain(optimizer.tensors).map(|(key, tensor)| {
             let shape = tensor.dims().to_vec();
             let values = move || {
@@ -133,7 +138,8 @@ impl RunState {
             (format!("{METHOD}{}", stored.key), stored.shape, values)
         });
         let tensors_path = dir.join(TENSORS_FILE);
-        write_values(&tensors_path, tensors.chain(method)).map_err(ModelError::from)?;
+        write_values(&tensors_path, tensors.chain(codes).chain(method))
+            .map_err(ModelError::from)?;
         let mut state = Self {
             optimizer_steps: optimizer.steps,
             tensors_sha256: sha256_of_file(&tensors_path)?,
@@ -205,8 +211,17 @@ impl RunState {
                 of_optimizer && kind_and_key.is_some_and(|(_, key)| key == param.key())
             });
             for name in others {
-                let tensor = read(name, param.count())?;
-                of_optimizer.tensors.insert(name.to_owned(), tensor);
+                let Some(view) = file.tensor(name) else {
+                    continue;
+                };
+                if view.dtype == Dtype::U8 {
+                    of_optimizer
+                        .codes
+                        .insert(name.to_owned(), view.bytes.to_vec());
+                } else {
+                    let tensor = read(name, view.shape.iter().product())?;
+                    of_optimizer.tensors.insert(name.to_owned(), tensor);
+                }
             }
         }
         optimizer.restore(&params.iter().collect::<Vec<_>>(), of_optimizer);

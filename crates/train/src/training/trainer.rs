@@ -31,7 +31,7 @@ use crate::training::config::RunConfig;
 use crate::training::early_stopping::{EarlyStopping, Verdict};
 use crate::training::identity::Identity;
 use crate::training::micro_batch::{GradientAccumulator, RunBatch};
-use crate::training::optimizer::{AdamW, Optimizer};
+use crate::training::optimizer::Optimizer;
 use crate::training::resume::{continues, newest_state};
 use crate::training::schedule::Schedule;
 use crate::training::state::RunState;
@@ -258,17 +258,13 @@ impl<'a> Trainer<'a> {
             );
         }
         let stages = module.stages(plan.total);
-        let mut optimizer = AdamW::new(epiphyte_ops::AdamW {
-            beta1: run.adam_beta1,
-            beta2: run.adam_beta2,
-            epsilon: run.adam_epsilon,
-            weight_decay: run.weight_decay,
-        });
+        let base = work.model.base();
+        let mut optimizer = run.optimizer.build(run, &module, base)?;
         let checkpoints = Checkpoints::inspect(&run.output);
         let saved = match resume {
             true => newest_state(&checkpoints, &mut |state, path| {
                 continues(state, &work.identity, plan.total, &stages, path)?;
-                state.restore(path, &mut module, &mut optimizer, work.device)
+                state.restore(path, &mut module, &mut *optimizer, work.device)
             })?,
             false => None,
         };
@@ -290,7 +286,7 @@ impl<'a> Trainer<'a> {
         }
         Ok(Self {
             epochs: work.train.epochs(),
-            optimizer: Box::new(optimizer),
+            optimizer,
             clock: Clock::new(state.elapsed),
             // A run that goes on after its end ends as it did.
             end: match state.finished && state.step < plan.total {
@@ -433,12 +429,7 @@ impl<'a> Trainer<'a> {
     /// Bytes of the optimizer's state.
     fn optimizer_bytes(&self) -> u64 {
         let trained: Vec<&Param> = self.module.trained().collect();
-        let state = self.optimizer.state(&trained);
-        let bytes = state
-            .tensors
-            .values()
-            .map(|it| it.dims()[0] * size_of::<f32>());
-        bytes.sum::<usize>() as u64
+        self.optimizer.state(&trained).bytes()
     }
 
     /// The mean loss since the last log record.
@@ -629,6 +620,8 @@ impl<'a> Trainer<'a> {
     /// If a gradient is not finite.
     pub(crate) fn clip_gradients(&mut self) -> Result<(), TrainError> {
         let gradients = &mut self.accumulator.gradients;
+        let trained: Vec<&Param> = self.module.trained().collect();
+        self.optimizer.select(gradients, &trained, self.state.step);
         let mut sum = 0.0;
         for param in self.module.trained() {
             let Some(gradient) = gradients.get(param) else {

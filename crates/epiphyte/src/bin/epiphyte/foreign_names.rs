@@ -190,7 +190,6 @@ const NAMES: &[(&[&str], &str)] = &[
 const OTHERWISE: &[(&[&str], &str)] = &[
     (&["overwrite_output_dir"], "pass --overwrite"),
     (&["resume_from_checkpoint"], "pass --resume"),
-    (&["optim", "optimizer"], "the optimizer is AdamW"),
     (
         &["report_to", "logging_dir", "run_name"],
         "the log is OUTPUT/log.jsonl, TensorBoard's events are in OUTPUT/runs",
