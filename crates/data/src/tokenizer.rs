@@ -369,6 +369,24 @@ impl Tokenizer {
         self.model_max_length
     }
 
+    /// The tokenizer as `tokenizer.json` has it, also if it was read from older files.
+    ///
+    /// # Errors
+    /// [`DataError::TokenizerInvalid`] if it cannot be written.
+    pub fn to_json(&self) -> Result<String, DataError> {
+        self.inner
+            .to_string(false)
+            .map_err(|error| DataError::TokenizerInvalid {
+                path: self.path.clone(),
+                reason: error.to_string(),
+            })
+    }
+
+    /// The source of the chat template, if there is one.
+    pub fn chat_template_source(&self) -> Option<&str> {
+        self.chat_template.as_deref()
+    }
+
     /// The special tokens by their Hugging Face names (`bos_token`, `eos_token`, `pad_token`, …).
     pub fn special_tokens(&self) -> &IndexMap<String, String> {
         &self.special_tokens

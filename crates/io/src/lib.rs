@@ -2,12 +2,13 @@
 //!
 //! Every crate of the project that writes a file writes it with [`write`](write()),
 //! [`write_atomically`], [`write_output`], [`PendingFile`], [`write_directory`] or the functions of
-//! [`safetensors_file`]; what only the process itself reads lies in a [`ScratchFile`].
+//! [`safetensors_file`] and [`gguf`]; what only the process itself reads lies in a [`ScratchFile`].
 
 mod atomic_file;
 mod directory;
 mod error;
 mod file_kind;
+pub mod gguf;
 mod paths;
 pub mod safetensors_file;
 mod scratch;

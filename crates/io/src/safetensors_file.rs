@@ -116,6 +116,8 @@ pub enum Values<'a> {
     Rounded(Dtype, Box<dyn FnOnce() -> Vec<f32> + 'a>),
     /// The bytes as they are, of this type.
     Bytes(Dtype, Cow<'a, [u8]>),
+    /// The same, made when the tensor is written.
+    Made(Dtype, Box<dyn FnOnce() -> Vec<u8> + 'a>),
 }
 
 /// Writes tensors of any of these types, each a name, a shape and its values, as [`write_f32`].
@@ -172,24 +174,16 @@ pub fn prepare_values<'a, N: AsRef<str>>(
                     if values.len() != count {
                         return wrong_count(values.len());
                     }
-                    match dtype {
-                        Dtype::F16 => write_elements(
-                            &values,
-                            |value| f16::from_f32(value).to_le_bytes(),
-                            file,
-                        ),
-                        Dtype::BF16 => write_elements(
-                            &values,
-                            |value| bf16::from_f32(value).to_le_bytes(),
-                            file,
-                        ),
-                        Dtype::F64 => {
-                            write_elements(&values, |value| f64::from(value).to_le_bytes(), file)
-                        }
-                        _ => write_elements(&values, |value| value.to_le_bytes(), file),
-                    }
+                    write_floats(dtype, &values, file)
                 }
                 Values::Bytes(_, bytes) => file.write_all(&bytes),
+                Values::Made(_, bytes) => {
+                    let bytes = bytes();
+                    match bytes.len() == dtype.bitsize() * count / 8 {
+                        true => file.write_all(&bytes),
+                        false => wrong_count(bytes.len() * 8 / dtype.bitsize()),
+                    }
+                }
             }
         },
     )
@@ -201,8 +195,18 @@ impl Values<'_> {
         match self {
             Self::Rounded(dtype @ (Dtype::F16 | Dtype::BF16 | Dtype::F64), _) => *dtype,
             Self::F32(_) | Self::Rounded(..) => Dtype::F32,
-            Self::Bytes(dtype, _) => *dtype,
+            Self::Bytes(dtype, _) | Self::Made(dtype, _) => *dtype,
         }
+    }
+}
+
+/// Writes values, rounded to a type; F32 if it is neither F16, BF16 nor F64.
+pub(crate) fn write_floats(dtype: Dtype, values: &[f32], file: &mut dyn Write) -> io::Result<()> {
+    match dtype {
+        Dtype::F16 => write_elements(values, |value| f16::from_f32(value).to_le_bytes(), file),
+        Dtype::BF16 => write_elements(values, |value| bf16::from_f32(value).to_le_bytes(), file),
+        Dtype::F64 => write_elements(values, |value| f64::from(value).to_le_bytes(), file),
+        _ => write_elements(values, |value| value.to_le_bytes(), file),
     }
 }
 

@@ -162,6 +162,17 @@ impl AdapterModule {
         (stored.chain(copies).collect(), &self.whole.file.settings)
     }
 
+    /// This module with the method of another one over the same base in place of its own.
+    #[must_use]
+    pub fn with_method_of(self, other: Self) -> Self {
+        Self {
+            config: other.config,
+            method: other.method,
+            parameters: other.parameters,
+            ..self
+        }
+    }
+
     /// The configuration.
     pub fn config(&self) -> &dyn AnyConfig {
         &*self.config

@@ -96,6 +96,12 @@ pub enum MethodError {
         /// What it adds beside the weights.
         reason: &'static str,
     },
+    /// A change of a base cannot be expressed as LoRA.
+    #[error("the change cannot be converted to LoRA: {reason}")]
+    NotLora {
+        /// What LoRA has no place for.
+        reason: String,
+    },
     /// The training data cannot be run before training.
     #[error("the training data cannot be run before training: {0}")]
     Calibration(String),

@@ -181,6 +181,39 @@ pub enum TrainError {
         /// What is wrong.
         reason: String,
     },
+    /// A model or a delta was not trained from the base that is given.
+    #[error("`{}` does not fit the base: {reason}", path.display())]
+    OfOtherBase {
+        /// The directory or file.
+        path: PathBuf,
+        /// What does not fit.
+        reason: String,
+    },
+    /// llama.cpp would compute something else than the model.
+    #[error("the model cannot be exported to GGUF: {reason}")]
+    NotGguf {
+        /// What llama.cpp does not have.
+        reason: String,
+    },
+    /// A file is no patch of a merged model.
+    #[error("`{}` is no patch: pass the file that `epiphyte merge --patch` wrote", path.display())]
+    NoPatch {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A patch was written with another merged model.
+    #[error(
+        "`{}` is not the model that the patch `{}` was written with, or was changed since: pass that \
+         model and its own patch",
+        path.display(),
+        patch.display()
+    )]
+    OtherMerged {
+        /// The model's directory.
+        path: PathBuf,
+        /// The patch.
+        patch: PathBuf,
+    },
     /// The output directory holds another run.
     #[error(
         "`{}` belongs to another run: {}; give it what it had, or choose another --output",

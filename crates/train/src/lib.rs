@@ -64,11 +64,13 @@ pub mod training {
 }
 
 mod classifier;
+mod convert;
 pub mod display;
 mod dry_run;
 mod embedder;
 pub mod error;
 mod generate;
+mod gguf;
 pub mod interrupt;
 mod lock;
 pub mod memory;
@@ -82,14 +84,21 @@ mod sentence_transformers;
 pub mod tasks;
 
 pub use classifier::{Classifier, Prediction};
+pub use convert::{
+    Changes, Delta, convert_adapter, delta_of_adapter, delta_of_model, extract_lora,
+};
 pub use dry_run::{DataSummary, DryRun, LengthRange, dry_run};
 pub use embedder::Embedder;
 pub use error::TrainError;
 pub use generate::{
     Generated, Generation, GenerationEnd, Sampling, generate, generate_all, generate_batch,
 };
+pub use gguf::{Exported, export_adapter, export_model};
 pub use interrupt::Interrupt;
-pub use merge::{MergeOptions, Merged, WeightType, WithoutHead, merge};
+pub use merge::{
+    CombinedModels, MergeOptions, Merged, Patch, Unmerged, WeightType, WithoutHead, combine_models,
+    merge, unmerge, write_patch,
+};
 pub use observer::Observer;
 pub use plan::{Limit, Remedy, RunPlan, plan};
 pub use quantize::{Quantized, quantize};

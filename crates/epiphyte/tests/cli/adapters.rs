@@ -1,8 +1,10 @@
 //! Adapter files that were edited or say no task, and merged models' directories.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::process::Stdio;
 
+use epiphyte::models::Checkpoint;
 use serde_json::{Value, json};
 
 use crate::workplace::{CLASSIFY, SPEAK, Workplace};
@@ -216,4 +218,223 @@ fn names_that_match_nothing_stop_training() {
     here.succeed(&format!(
         "{train} --target-modules ^(?!.*pooler).*(query|value)$"
     ));
+}
+
+/// What a merged model's patch restores has the base's tensors and files, byte for byte: of dense
+/// changes, of a few entries, of weights in another type, and of a base with its own head.
+#[test]
+fn a_merge_is_taken_back_to_the_bit() {
+    let here = Workplace::new();
+    here.write("bert/LICENSE", "of the base");
+    let hash = |model: &str| {
+        let tensors = Checkpoint::open(&here.path(model)).unwrap();
+        tensors.content_hash().to_owned()
+    };
+    for (number, (base, method, flags)) in [
+        ("bert", "lora", ""),
+        ("bert", "bitfit", ""),
+        ("bert", "fish-mask --keep-ratio 0.05", ""),
+        ("bert-head", "full", ""),
+        ("bert", "lora", "--dtype bf16"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = |what: &str| format!("{what}-{number}");
+        let train = CLASSIFY.replace("--model bert", &format!("--model {base} --method {method}"));
+        let adapter = name("adapter");
+        here.succeed(&format!("{train} --max-steps 2 --output {adapter}"));
+        let (merged, patch, restored) = (name("merged"), name("patch"), name("restored"));
+        let made = here.json(&format!(
+            "merge --model {base} --adapter {adapter} --output {merged} --patch {patch} {flags}"
+        ));
+        assert_ne!(hash(base), hash(&merged), "{method}");
+        let unmerge = format!("unmerge {merged} --patch {patch} --output {restored}");
+        let report = here.json(&unmerge);
+        assert_eq!(report["restored_tensors"], made["patch"]["changed_tensors"]);
+        assert_eq!(hash(base), hash(&restored), "{method}");
+        assert_eq!(report["sha256"], hash(base));
+        let files = fs::read_dir(here.path(base)).unwrap();
+        let files: Vec<_> = files.map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(
+            fs::read_dir(here.path(&restored)).unwrap().count(),
+            files.len()
+        );
+        for file in files.iter().filter(|file| *file != "model.safetensors") {
+            let read = |model: &str| fs::read(here.path(model).join(file)).unwrap();
+            assert_eq!(read(base), read(&restored), "{method}: {file:?}");
+        }
+        let errors = here.fail(1, &unmerge);
+        assert!(errors.contains("--overwrite"), "{errors}");
+        here.succeed(&format!("{unmerge} --overwrite"));
+    }
+    // Few entries changed: the patch is small, because it has no whole matrix for them.
+    let sparse = Checkpoint::open_file(&here.path("patch-2")).unwrap();
+    assert!(sparse.names().any(|name| name.starts_with("indices.")));
+    let size = Checkpoint::open(&here.path("bert")).unwrap().total_bytes();
+    let entries = sparse.names().filter(|name| !name.starts_with("file."));
+    let entries = entries.map(|name| sparse.tensor(name).unwrap().bytes.len());
+    assert!(entries.sum::<usize>() * 2 < size);
+}
+
+#[test]
+fn a_patch_restores_nothing_but_its_own_base() {
+    let here = classifier();
+    let merge = "merge --model bert --adapter adapter --output";
+    here.succeed(&format!("{merge} merged --patch patch"));
+    let errors = here.fail(2, &format!("{merge} other --patch patch"));
+    assert!(errors.contains("exists already"), "{errors}");
+    let errors = here.fail(2, &format!("{merge} other --patch bert/patch"));
+    assert!(errors.contains("file of an input"), "{errors}");
+    here.succeed(&format!("{merge} other --dtype f16"));
+    let errors = here.fail(1, "unmerge other --patch patch --output base");
+    assert!(
+        errors.contains("is not the model that the patch"),
+        "{errors}"
+    );
+    let errors = here.fail(
+        1,
+        "unmerge merged --patch bert/model.safetensors --output base",
+    );
+    assert!(errors.contains("is no patch"), "{errors}");
+    let errors = here.fail(2, "unmerge merged --patch patch --output merged");
+    assert!(
+        errors.contains("--output is the merged model itself"),
+        "{errors}"
+    );
+    // A name in the patch that leads out of the directory, and a hash that does not come out.
+    let whole = fs::read(here.path("patch")).unwrap();
+    let edited = |from: &str, to: &str| {
+        assert_eq!(from.len(), to.len());
+        let at = whole
+            .windows(from.len())
+            .position(|it| it == from.as_bytes());
+        let mut bytes = whole.clone();
+        bytes[at.unwrap()..][..to.len()].copy_from_slice(to.as_bytes());
+        here.write("edited", bytes);
+        here.fail(1, "unmerge merged --patch edited --output base")
+    };
+    let errors = edited("tokenizer.json", "../../new.json");
+    assert!(
+        errors.contains("`../../new.json` is no name of a file"),
+        "{errors}"
+    );
+    let sha256 = here.record("adapter")["base_sha256"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let errors = edited(&sha256, &"0".repeat(64));
+    assert!(errors.contains("does not restore the base"), "{errors}");
+    assert!(!here.path("base").exists());
+}
+
+/// The values of all tensors of a model, by name.
+fn values(here: &Workplace, model: &str) -> BTreeMap<String, Vec<f32>> {
+    let checkpoint = Checkpoint::open(&here.path(model)).unwrap();
+    let names = checkpoint.names();
+    let values = |name: &str| checkpoint.tensor(name).unwrap().to_f32().unwrap();
+    names.map(|name| (name.to_owned(), values(name))).collect()
+}
+
+/// LT-SFT's masks, such as those of a language and of a task, compose by addition, in either
+/// order; a weight of -1 is the negation; a classifier is the first model's.
+#[test]
+fn changes_of_models_are_added() {
+    let here = Workplace::new();
+    let train = "train --method lt-sft --train-data train.jsonl --eval-data dev.jsonl \
+        --text-columns text --batch-size 16 --max-length 16 --learning-rate 1e-2 --max-steps 4";
+    let task = "--task sequence-classification --label-column label";
+    here.succeed(&format!("{train} {task} --model bert --output task"));
+    here.succeed(&format!(
+        "{train} {task} --seed 1 --model bert --output language"
+    ));
+    for name in ["task", "language"] {
+        here.succeed(&format!(
+            "merge --model bert --adapter {name} --output merged-{name}"
+        ));
+    }
+    let merge = "merge --model bert --models";
+    let report = here.json(&format!(
+        "{merge} merged-task,merged-language --output both"
+    ));
+    let classifier = ["classifier.bias", "classifier.weight"];
+    assert_eq!(report["new_tensors"], json!(classifier));
+    let [base, task, language, both] =
+        ["bert", "merged-task", "merged-language", "both"].map(|it| values(&here, it));
+    let mut changed = [0, 0];
+    for (name, both) in &both {
+        if classifier.contains(&name.as_str()) {
+            assert_eq!(both, &task[name]);
+            continue;
+        }
+        let [base, task, language] = [&base, &task, &language].map(|it| &it[name]);
+        for at in 0..both.len() {
+            let (task, language) = (task[at] - base[at], language[at] - base[at]);
+            assert!(
+                (both[at] - base[at] - task - language).abs() < 1e-6,
+                "{name}"
+            );
+            changed[0] += usize::from(task != 0.0);
+            changed[1] += usize::from(language != 0.0);
+        }
+    }
+    assert!(changed.iter().all(|count| *count > 0), "{changed:?}");
+    here.succeed("eval --model both --text-columns text --data dev.jsonl");
+    // Added to the negation of one, the other is left.
+    here.succeed(&format!(
+        "{merge} both,merged-language --weights 1,-1 --output taken-back"
+    ));
+    for (name, found) in values(&here, "taken-back") {
+        let differences = found.iter().zip(&task[&name]).map(|(a, b)| (a - b).abs());
+        assert!(differences.fold(0.0, f32::max) < 1e-6, "{name}");
+    }
+    let norms = &report["norms"];
+    let expected = base
+        .iter()
+        .flat_map(|(name, base)| base.iter().zip(&task[name]));
+    let expected: f64 = expected.map(|(a, b)| f64::from(b - a).powi(2)).sum();
+    assert!((norms[0].as_f64().unwrap() - expected.sqrt()).abs() < 1e-6);
+    assert!((report["cosines"][1][1].as_f64().unwrap() - 1.0).abs() < 1e-9);
+    // Half of the values are drawn, and doubled.
+    here.succeed(&format!(
+        "{merge} merged-task --combination dare_linear --output drawn"
+    ));
+    let drawn = values(&here, "drawn");
+    let (mut kept, mut changed) = (0, 0);
+    for (name, base) in &base {
+        for at in 0..base.len() {
+            let (whole, drawn) = (task[name][at] - base[at], drawn[name][at] - base[at]);
+            changed += usize::from(whole.abs() > 1e-4);
+            kept += usize::from(whole.abs() > 1e-4 && drawn != 0.0);
+            assert!(drawn == 0.0 || (drawn - 2.0 * whole).abs() < 1e-5);
+        }
+    }
+    assert!(
+        kept * 3 > changed && kept * 3 < changed * 2,
+        "{kept} of {changed}"
+    );
+}
+
+#[test]
+fn models_that_do_not_fit_are_not_added() {
+    let here = Workplace::new();
+    let merge = "merge --model bert --output sum --models";
+    for (code, flags, words) in [
+        (1, "llama", "it is a llama, and the base a bert"),
+        (
+            2,
+            "bert-head --weights 1,2",
+            "--weights has 2 numbers, but --models names 1",
+        ),
+        (
+            1,
+            "bert-head --combination cat",
+            "of models it must be one of linear, ties",
+        ),
+        (2, "bert-head --adapters one", "cannot be used with"),
+    ] {
+        let errors = here.fail(code, &format!("{merge} {flags}"));
+        assert!(errors.contains(words), "{errors}");
+    }
+    assert!(!here.path("sum").exists());
 }

@@ -7,8 +7,10 @@ mod adapters;
 mod bad_input;
 mod classes;
 mod compare;
+mod conversions;
 mod data;
 mod dry_run;
+mod exports;
 #[cfg(target_os = "linux")]
 mod faults;
 mod interruptions;
@@ -23,5 +25,6 @@ mod predictions;
 mod prompts;
 mod scores;
 mod settings;
+mod stages;
 mod tasks;
 mod workplace;

@@ -74,6 +74,15 @@ pub const KINDS: [&str; 11] = [
     "magnitude_prune_svd",
 ];
 
+/// Those that combine whole models.
+pub const MODEL_KINDS: [&str; 5] = [
+    "linear",
+    "ties",
+    "dare_linear",
+    "dare_ties",
+    "magnitude_prune",
+];
+
 /// The two matrices of a module in one adapter.
 struct Part {
     a: Tensor<2>,
@@ -92,20 +101,7 @@ pub fn combine(
     how: &Combination,
     dir: &Path,
 ) -> Result<(), MethodError> {
-    let wrong = |key: &'static str, value: String, expected: String| MethodError::Value {
-        method: LoraConfig::NAME,
-        key,
-        value,
-        expected,
-    };
-    if !KINDS.contains(&how.kind.as_str()) {
-        let expected = format!("it must be one of {}", KINDS.join(", "));
-        return Err(wrong("combination", how.kind.clone(), expected));
-    }
-    if !(0.0..=1.0).contains(&how.density) {
-        let expected = "it must be from 0 to 1".to_owned();
-        return Err(wrong("density", how.density.to_string(), expected));
-    }
+    how.check()?;
     let Some((first, _)) = adapters.first() else {
         let expected = "there must be an adapter".to_owned();
         return Err(wrong("adapters", "empty".to_owned(), expected));
@@ -154,6 +150,55 @@ pub fn combine(
     write(first, rank, &targets, tensors, dir)
 }
 
+/// A setting of a combination that is out of range.
+fn wrong(key: &'static str, value: String, expected: String) -> MethodError {
+    MethodError::Value {
+        method: LoraConfig::NAME,
+        key,
+        value,
+        expected,
+    }
+}
+
+/// The change of one module by an adapter of LoRA: `scaling * B A`.
+#[derive(Clone, Debug)]
+pub struct LowRankChange {
+    /// The module's path, as the file has it.
+    pub path: String,
+    /// Whether it is a table, whose change is the transpose.
+    pub is_table: bool,
+    /// `[rank, in]`.
+    pub a: Tensor<2>,
+    /// `[out, rank]`.
+    pub b: Tensor<2>,
+    /// What the product is multiplied by.
+    pub scaling: f64,
+}
+
+/// Alpha and the changes of an adapter that is plain LoRA.
+///
+/// # Errors
+/// If it is of another method, or holds more than that.
+pub fn low_rank_changes(file: &AdapterFile) -> Result<(f64, Vec<LowRankChange>), MethodError> {
+    let mut parts = BTreeMap::new();
+    read(file, 1.0, &mut parts, &mut BTreeSet::new())?;
+    let changes = parts.into_iter().flat_map(|((path, ending), own)| {
+        own.into_iter().map(move |part| LowRankChange {
+            path: path.strip_prefix(PREFIX).unwrap_or(&path).to_owned(),
+            is_table: ending > 0,
+            a: part.a,
+            b: part.b,
+            scaling: part.scaling,
+        })
+    });
+    let alpha = file
+        .config()
+        .settings()
+        .get("lora_alpha")
+        .and_then(Value::as_f64);
+    Ok((alpha.unwrap_or(1.0), changes.collect()))
+}
+
 /// Checks that two adapters are of one base, if both say of which.
 fn check_same_base(first: &AdapterFile, other: &AdapterFile) -> Result<(), MethodError> {
     match (first.provenance(), other.provenance()) {
@@ -181,7 +226,7 @@ fn read(
     let config = file.config();
     if config.definition().name != LoraConfig::NAME {
         return Err(malformed(format!(
-            "only adapters of lora can be combined, and this one is of {}",
+            "only adapters of lora have such matrices, and this one is of {}",
             config.definition().name
         )));
     }
@@ -229,6 +274,45 @@ fn read(
 }
 
 impl Combination {
+    /// Checks that whole models can be combined so.
+    ///
+    /// # Errors
+    /// [`MethodError::Value`] for kinds that need matrices of low rank, and values out of range.
+    pub fn check_models(&self) -> Result<(), MethodError> {
+        self.check()?;
+        match MODEL_KINDS.contains(&self.kind.as_str()) {
+            true => Ok(()),
+            false => Err(wrong(
+                "combination",
+                self.kind.clone(),
+                format!("of models it must be one of {}", MODEL_KINDS.join(", ")),
+            )),
+        }
+    }
+
+    /// Checks the values.
+    fn check(&self) -> Result<(), MethodError> {
+        if !KINDS.contains(&self.kind.as_str()) {
+            let expected = format!("it must be one of {}", KINDS.join(", "));
+            return Err(wrong("combination", self.kind.clone(), expected));
+        }
+        if !(0.0..=1.0).contains(&self.density) {
+            let expected = "it must be from 0 to 1".to_owned();
+            return Err(wrong("density", self.density.to_string(), expected));
+        }
+        Ok(())
+    }
+
+    /// The weighted sum of changes of the tensor `name`, one for each model; of a kind that
+    /// [`Combination::check_models`] accepts.
+    pub fn sum_of_vectors(&self, name: &str, vectors: Vec<Vec<f32>>, weights: &[f64]) -> Vec<f32> {
+        let rows = vectors.into_iter().map(|values| {
+            let shape = [1, values.len()];
+            Tensor::from_data(TensorData::new(values, shape), &Device::flex())
+        });
+        to_vec(self.sum(&self.kind, name, rows.collect(), weights))
+    }
+
     /// The two matrices of a module.
     fn combined(
         &self,

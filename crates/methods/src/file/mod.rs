@@ -10,7 +10,9 @@
 //! wrong shape is an error that names it. Tensors that are whole tensors of the base stand in for
 //! them.
 
+pub mod changes;
 pub mod combine;
+pub mod convert;
 mod matcher;
 mod record;
 
@@ -120,6 +122,22 @@ pub fn save(
     base: &Base,
     metadata: &AdapterMetadata,
 ) -> Result<(), MethodError> {
+    let named = [&*metadata.base_model, &*metadata.task_type];
+    save_as(dir, module, base, named, Some(&metadata.provenance))
+}
+
+/// As [`save`], of a base and PEFT's `task_type` with these names; without what only our files say,
+/// where that is not known.
+///
+/// # Errors
+/// As [`save`].
+pub fn save_as(
+    dir: &Path,
+    module: &AdapterModule,
+    base: &Base,
+    named: [&str; 2],
+    provenance: Option<&Provenance>,
+) -> Result<(), MethodError> {
     fs::create_dir_all(dir).map_err(|source| MethodError::File {
         action: "create",
         path: dir.to_owned(),
@@ -145,17 +163,18 @@ pub fn save(
         (format!("{prefix}{key}"), stored.shape, stored.values)
     });
     let tensors: Tensors = tensors.collect();
-    let config = config_json(module, base, metadata);
-    let record = Record {
-        provenance: metadata.provenance.clone(),
+    let config = config_json(module, base, named);
+    let record = provenance.map(|provenance| Record {
+        provenance: provenance.clone(),
         settings_sha256: Some(record::settings_sha256(&config)),
         tensors_sha256: Some(record::tensors_sha256(&tensors)),
-    };
-    let record = serde_json::to_string(&record).expect("a record is plain values");
+    });
+    let record = record.map(|it| serde_json::to_string(&it).expect("a record is plain values"));
+    let record = record.iter().map(|record| (record::KEY, record.as_str()));
     let tensors = prepare_values(
         &dir.join(TENSORS_FILE),
         record::to_write(tensors),
-        &[(record::KEY, &record)],
+        &record.collect::<Vec<_>>(),
     );
     let tensors = tensors.map_err(ModelError::from)?;
     let text = serde_json::to_string_pretty(&config).expect("JSON values print");
@@ -179,7 +198,7 @@ pub fn is_own(dir: &Path) -> bool {
 fn config_json(
     module: &AdapterModule,
     base: &Base,
-    metadata: &AdapterMetadata,
+    [base_model, task_type]: [&str; 2],
 ) -> Map<String, Value> {
     let config = module.config();
     let definition = config.definition();
@@ -209,13 +228,13 @@ fn config_json(
     let modules = (!modules.is_empty()).then_some(json!(modules));
     let common = json!({
         "auto_mapping": null,
-        "base_model_name_or_path": metadata.base_model,
+        "base_model_name_or_path": base_model,
         "inference_mode": true,
         "modules_to_save": modules,
         "peft_type": definition.peft_type,
         "peft_version": "0.21.2",
         "revision": null,
-        "task_type": Some(&metadata.task_type).filter(|it| !it.is_empty()),
+        "task_type": Some(task_type).filter(|it| !it.is_empty()),
     });
     if let Value::Object(common) = common {
         all.extend(common);

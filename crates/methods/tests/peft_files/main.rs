@@ -6,6 +6,7 @@
 #![expect(clippy::print_stdout, reason = "a test says what it covered")]
 
 mod combined;
+mod converted;
 mod edited;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -3,9 +3,24 @@
 //! The directory appears whole or not at all. Where it exists already, only what an earlier merge
 //! wrote there is replaced, and `config.json`, without which no program takes it for a model, goes
 //! first and comes last.
+//!
+//! A merged model is a base like any other, which is how training goes by stages: full
+//! fine-tuning, then LoRA over its result, or LoRA over a merged LoRA (as Sun et al. 2023, arXiv
+//! 2304.08109, compare them). Each stage leaves its adapter, its merged model and, with a patch,
+//! what leads back to the base that it began with:
+//!
+//! ```sh
+//! epiphyte train --model base --method full --output stage-1 ...
+//! epiphyte merge --model base --adapter stage-1 --output merged-1 --patch patch-1.safetensors
+//! epiphyte train --model merged-1 --method lora --output stage-2 ...
+//! epiphyte merge --model merged-1 --adapter stage-2 --output merged-2 --patch patch-2.safetensors
+//! epiphyte unmerge merged-2 --patch patch-2.safetensors --output merged-1-again
+//! ```
 
 pub(crate) mod config;
 pub(crate) mod files;
+mod models;
+mod patch;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -29,6 +44,8 @@ use epiphyte_models::{
 use epiphyte_ops::Sequences;
 use serde::Serialize;
 
+pub use self::models::{CombinedModels, combine_models};
+pub use self::patch::{Patch, Unmerged, unmerge, write_patch};
 use crate::lock::Lock;
 use crate::run::{LoadedAdapter, warn_if_interrupted, warn_if_otherwise_quantized, write_files};
 use crate::{TaskSpec, TrainError};
@@ -61,7 +78,7 @@ pub enum WeightType {
 }
 
 impl WeightType {
-    fn of_file(self) -> safetensors::Dtype {
+    pub(crate) fn of_file(self) -> safetensors::Dtype {
         match self {
             Self::F32 => safetensors::Dtype::F32,
             Self::F16 => safetensors::Dtype::F16,
@@ -253,6 +270,11 @@ impl WithoutHead {
     /// The adapter.
     pub fn module(&self) -> &AdapterModule {
         &self.module
+    }
+
+    /// The adapter, without the base.
+    pub fn into_module(self) -> AdapterModule {
+        self.module
     }
 
     /// Writes the base's files with the adapter folded in to `output`: what the adapter does not

@@ -3,8 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    compare, data, eval, generate, inspect, merge, methods, plan, predict, prompts, quantize,
-    quickstart, report, shell, train,
+    compare, convert, data, eval, export, generate, inspect, intrinsic_dimension, merge, methods,
+    plan, predict, prompts, quantize, quickstart, report, shell, train, unmerge,
 };
 use crate::global::Global;
 
@@ -58,6 +58,9 @@ pub(crate) enum Command {
     /// Compare methods: scores, parameters, memory and time over models, tasks and seeds
     #[command(after_help = compare::EXAMPLES)]
     Compare(compare::Arguments),
+    /// Search for the smallest random space in which a task can be learned
+    #[command(after_help = intrinsic_dimension::EXAMPLES)]
+    IntrinsicDimension(intrinsic_dimension::Arguments),
     /// Draw the curves and costs of training runs as one HTML file
     #[command(after_help = report::EXAMPLES)]
     Report(report::Arguments),
@@ -70,6 +73,15 @@ pub(crate) enum Command {
     /// Fold an adapter into its base
     #[command(after_help = merge::EXAMPLES)]
     Merge(merge::Arguments),
+    /// Turn the changes of an adapter, a fine-tuned model or a delta into LoRA or a delta
+    #[command(after_help = convert::EXAMPLES)]
+    Convert(convert::Arguments),
+    /// Write a model or an adapter as a file of another program: GGUF, which llama.cpp reads
+    #[command(after_help = export::EXAMPLES)]
+    Export(export::Arguments),
+    /// Restore the base of a merged model to the bit, from the patch of its merge
+    #[command(after_help = unmerge::EXAMPLES)]
+    Unmerge(unmerge::Arguments),
     /// Write a base model with its linear layers in 4 or 8 bits
     #[command(after_help = quantize::EXAMPLES)]
     Quantize(quantize::Arguments),

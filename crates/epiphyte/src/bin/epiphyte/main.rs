@@ -74,10 +74,16 @@ fn main() -> ExitCode {
         Command::Data(command) => commands::data::run(command, &global),
         Command::Methods(arguments) => commands::methods::run(&arguments, &global),
         Command::Compare(arguments) => commands::compare::run(arguments, &global),
+        Command::IntrinsicDimension(arguments) => {
+            commands::intrinsic_dimension::run(arguments, &global)
+        }
         Command::Report(arguments) => commands::report::run(&arguments, &global),
         Command::Inspect(arguments) => commands::inspect::run(arguments, &global),
         Command::Prompts(command) => commands::prompts::run(command, &global),
         Command::Merge(arguments) => commands::merge::run(arguments, &global),
+        Command::Convert(arguments) => commands::convert::run(arguments, &global),
+        Command::Export(arguments) => commands::export::run(arguments, &global),
+        Command::Unmerge(arguments) => commands::unmerge::run(arguments, &global),
         Command::Quantize(arguments) => commands::quantize::run(arguments, &global),
         Command::Doctor => commands::doctor::run(&global),
         Command::Completions(arguments) => commands::shell::completions(&arguments),

@@ -7,8 +7,9 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 use epiphyte::Device;
-use epiphyte::methods::ParameterCounts;
+use epiphyte::methods::file::changes::{TensorChange, tensor_changes};
 use epiphyte::methods::file::{AdapterFile, CONFIG_FILE, TENSORS_FILE, TrainingExtent};
+use epiphyte::methods::{AdapterModule, ParameterCounts};
 use epiphyte::models::{
     Base, Checkpoint, HeadKind, LinearInfo, LoadOptions, ModelConfig, Role, load,
 };
@@ -27,6 +28,7 @@ pub(crate) const EXAMPLES: &str = "\
 Examples:
   epiphyte inspect adapter
   epiphyte inspect peft-adapter --model bert-base-uncased
+  epiphyte inspect adapter --model bert-base-uncased --changes   # which biases BitFit moved
   epiphyte inspect bert-base-uncased        # the linear layers that --target-modules may name
   epiphyte inspect --shape llama-7b         # what each method would train, without any weights
   epiphyte inspect --shape bert-base-uncased --method lora --rank 16";
@@ -39,6 +41,10 @@ pub(crate) struct Arguments {
     /// The adapter's base model, for parameter counts that an adapter of HF PEFT does not record
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
+    /// Show how far each tensor of the base --model moves in each layer: the mean magnitude of its
+    /// change
+    #[arg(long, requires = "model")]
+    changes: bool,
     #[command(flatten)]
     shape: shape::Shape,
 }
@@ -53,7 +59,10 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         _ => given.clone(),
     };
     if path.join(CONFIG_FILE).exists() {
-        adapter(&path, arguments.model.as_deref(), global)?;
+        adapter(&path, arguments.model.as_deref(), arguments.changes, global)?;
+    } else if arguments.changes {
+        let problem = "--changes are those of an adapter: pass its directory";
+        return Err(UsageError::Other(problem.to_owned()).into());
     } else if given.exists() && !path.join("config.json").exists() {
         let problem = format!(
             "`{}` is neither an adapter nor a model: it has no {CONFIG_FILE} and no config.json",
@@ -112,15 +121,24 @@ struct AdapterSummary {
     bytes: u64,
     settings: Value,
     tensors: Vec<TensorSummary>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    changes: Option<Vec<TensorChange>>,
 }
 
-fn adapter(dir: &Path, model: Option<&Path>, global: &Global) -> Result<()> {
+fn adapter(dir: &Path, model: Option<&Path>, changes: bool, global: &Global) -> Result<()> {
     let file = AdapterFile::open_edited(dir)?;
     if let Err(problem) = file.check_files() {
         output::note(&format!("warning: {problem}"));
     }
     let tensors = tensors(file.tensors());
     let account = account(&file, model, global)?;
+    let changes = match model.filter(|_| changes) {
+        Some(model) => {
+            let (base, module) = opened(&file, &hub::resolve(model)?)?;
+            Some(tensor_changes(&module, &base)?)
+        }
+        None => None,
+    };
     let definition = file.config().definition();
     let task = match file.provenance() {
         Some(ours) => Some(ours.task.clone()),
@@ -143,6 +161,7 @@ fn adapter(dir: &Path, model: Option<&Path>, global: &Global) -> Result<()> {
         bytes: fs::metadata(dir.join(TENSORS_FILE))?.len(),
         settings: Value::Object(file.config().settings()),
         tensors,
+        changes,
     };
     if global.json {
         return output::json(&summary);
@@ -180,7 +199,21 @@ fn adapter(dir: &Path, model: Option<&Path>, global: &Global) -> Result<()> {
         ("tensors", output::count(summary.tensors.len() as u64)),
     ]);
     output::pairs(&rows)?;
-    print_tensors(&summary.tensors)
+    print_tensors(&summary.tensors)?;
+    match &summary.changes {
+        Some(changes) => print_changes(changes),
+        None => Ok(()),
+    }
+}
+
+/// One row a tensor, with a column for each layer.
+fn print_changes(changes: &[TensorChange]) -> Result<()> {
+    output::print("mean change, by layer:")?;
+    let rows = changes.iter().map(|TensorChange { name, mean_change }| {
+        let means = mean_change.iter().map(|(_, mean)| format!("{mean:.2e}"));
+        [format!("  {name}")].into_iter().chain(means).collect()
+    });
+    output::table(&rows.collect::<Vec<_>>(), &[])
 }
 
 fn print_tensors(tensors: &[TensorSummary]) -> Result<()> {
@@ -212,15 +245,22 @@ fn account(
         }
         return Ok(None);
     };
+    let (base, module) = opened(file, &model)?;
+    Ok(Some(module.counts(&base)))
+}
+
+/// The base in `model`, and the adapter over it.
+fn opened(file: &AdapterFile, model: &Path) -> Result<(Base, AdapterModule)> {
     let device = Device::flex();
-    let Some(spec) = spec_of_adapter(file, &model, &[])? else {
-        let opened = WithoutHead::open(&model, file, true, &LoadOptions::default())?;
-        return Ok(Some(opened.module().counts(opened.base())));
+    let Some(spec) = spec_of_adapter(file, model, &[])? else {
+        let opened = WithoutHead::open(model, file, true, &LoadOptions::default())?;
+        let base = opened.base().clone();
+        return Ok((base, opened.into_module()));
     };
-    let task = spec.head();
-    let loaded = load(&model, task, &device, &LoadOptions::default())?;
-    let module = file.load(loaded.model.base(), &device)?;
-    Ok(Some(module.counts(loaded.model.base())))
+    let loaded = load(model, spec.head(), &device, &LoadOptions::default())?;
+    let base = loaded.model.base().clone();
+    let module = file.load(&base, &device)?;
+    Ok((base, module))
 }
 
 /// The result with `--json` for a base model.

@@ -1,0 +1,282 @@
+//! Changes of a base from one form into another: an adapter, a model that was fine-tuned whole, or
+//! a plain file of differences (a delta) becomes LoRA or a delta.
+//!
+//! A delta is a safetensors file with `θ' − θ` in f32 for each tensor that changed, under the name
+//! that the tensor has in the base's files. `merge --models` adds deltas to a base again.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+use epiphyte_io::safetensors_file::{Values, prepare_values};
+use epiphyte_methods::file::convert::{Conversion, RankRule, adapter_to_lora, change, to_lora};
+use epiphyte_methods::file::{AdapterFile, Provenance, save_as};
+use epiphyte_methods::{AdapterModule, MethodError};
+use epiphyte_models::keys::TensorReader;
+use epiphyte_models::{Base, Checkpoint, HeadKind, LoadOptions, ModelConfig, ModelError, load};
+use serde::Serialize;
+
+use crate::TrainError;
+use crate::merge::head_of_files;
+
+/// What the metadata of a delta has, so that it is known for what it is.
+pub(crate) const DELTA: (&str, &str) = ("epiphyte", "delta");
+
+/// Whose changes of a base are converted, if they are not an adapter's.
+#[derive(Clone, Debug)]
+pub enum Changes {
+    /// Those of a model's directory.
+    Model(PathBuf),
+    /// Those in a delta.
+    Delta(PathBuf),
+}
+
+/// A delta that was written.
+#[derive(Clone, Debug, Serialize)]
+pub struct Delta {
+    /// Tensors that change.
+    pub tensors: usize,
+    /// Values that the file holds.
+    pub values: usize,
+    /// The Euclidean norm of the change.
+    pub norm: f64,
+}
+
+/// Writes an adapter over `base` as LoRA to `output`; `file` is where it was read.
+///
+/// # Errors
+/// As [`adapter_to_lora`]; if a file cannot be written.
+pub fn convert_adapter(
+    module: AdapterModule,
+    base: &Base,
+    file: &AdapterFile,
+    rule: RankRule,
+    output: &Path,
+) -> Result<Conversion, TrainError> {
+    let (lora, conversion) = adapter_to_lora(module, base, &Device::flex(), rule)?;
+    let provenance = file.provenance().map(|provenance| Provenance {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        method: lora.config().definition().name.to_owned(),
+        account: Some(lora.counts(base)),
+        ..provenance.clone()
+    });
+    let named = [
+        file.base_model().unwrap_or_default(),
+        file.task_type().unwrap_or_default(),
+    ];
+    save_as(output, &lora, base, named, provenance.as_ref())?;
+    Ok(conversion)
+}
+
+/// Writes the changes of the base in `model_dir` as LoRA to `output`.
+///
+/// # Errors
+/// As [`to_lora`]; if `changes` has a tensor that the base lacks, or in another shape; if a file
+/// cannot be read or written.
+pub fn extract_lora(
+    model_dir: &Path,
+    changes: &Changes,
+    rule: RankRule,
+    output: &Path,
+) -> Result<Conversion, TrainError> {
+    let device = Device::flex();
+    let source = Source::open(model_dir, changes)?;
+    let head = head_of_files(model_dir, &source.config)?;
+    let loaded = load(model_dir, head, &device, &LoadOptions::default())?;
+    let (base, task_type) = match head {
+        HeadKind::LanguageModel => {
+            let base = loaded.model.base();
+            (base.clone(), language_task(base))
+        }
+        _ => (loaded.model.base().without_head(), ""),
+    };
+    source.check_names(&base)?;
+    let (lora, conversion) = to_lora(&base, &device, rule, &|name| source.change(&base, name))?;
+    let named = model_dir.display().to_string();
+    save_as(output, &lora, &base, [&named, task_type], None)?;
+    Ok(conversion)
+}
+
+/// Writes what an adapter adds to the base in `model_dir` to the file `path`. A head that the base
+/// lacks is no change of it: the file is refused rather than to leave it out.
+///
+/// # Errors
+/// [`MethodError::NotMergeable`]; [`TrainError::Config`] if a head was trained with it that the
+/// base lacks.
+pub fn delta_of_adapter(
+    model_dir: &Path,
+    base: &Base,
+    module: &AdapterModule,
+    path: &Path,
+) -> Result<Delta, TrainError> {
+    let config = ModelConfig::open(model_dir)?;
+    let checkpoint = Checkpoint::open(model_dir)?;
+    let rules = config
+        .family()
+        .key_rules(head_of_files(model_dir, &config)?);
+    let reader = TensorReader::new(&checkpoint, rules);
+    write_delta(
+        path,
+        base.tensors().keys().chain(base.tied_head().iter()),
+        &|name| {
+            let Some(change) = change(module, base, name)? else {
+                return Ok(None);
+            };
+            match reader.stored_name(name) {
+                Some(stored) => {
+                    let shape = base.tensor(name).map(|tensor| tensor.shape());
+                    Ok(Some((stored, shape.unwrap_or_default(), change)))
+                }
+                None => Err(TrainError::Config(format!(
+                    "`{name}` is not in the base's files, so that a delta cannot hold it: merge the \
+                 adapter, or convert it to lora"
+                ))),
+            }
+        },
+    )
+}
+
+/// Writes the difference between the model in `tuned` and the base in `model_dir` to the file
+/// `path`.
+///
+/// # Errors
+/// If the model has a tensor that the base lacks, or in another shape.
+pub fn delta_of_model(model_dir: &Path, tuned: &Path, path: &Path) -> Result<Delta, TrainError> {
+    let source = Source::open(model_dir, &Changes::Model(tuned.to_owned()))?;
+    let base = Checkpoint::open(model_dir)?;
+    let names: Vec<String> = source.checkpoint.names().map(str::to_owned).collect();
+    let reader = TensorReader::new(&base, source.rules());
+    write_delta(path, names.iter(), &|name| {
+        let view = source
+            .checkpoint
+            .tensor(name)
+            .expect("the checkpoint lists it");
+        let stored = reader.stored_name(name);
+        let stored = stored.ok_or_else(|| source.lacks(name))?;
+        if !view.is_float() {
+            return Ok(None);
+        }
+        let before = base.to_f32(&stored, view.shape)?;
+        let after = view.to_f32().expect("the type was checked");
+        let change = after
+            .iter()
+            .zip(&before)
+            .map(|(after, before)| after - before);
+        Ok(Some((stored, view.shape.to_vec(), change.collect())))
+    })
+}
+
+/// Name, shape and values of a tensor of a delta.
+type Change = (String, Vec<usize>, Vec<f32>);
+
+/// Writes those tensors of a delta in which anything changes.
+fn write_delta<'a>(
+    path: &Path,
+    names: impl Iterator<Item = &'a String>,
+    change: &dyn Fn(&str) -> Result<Option<Change>, TrainError>,
+) -> Result<Delta, TrainError> {
+    let mut tensors = Vec::new();
+    let (mut values, mut squares) = (0, 0.0);
+    for name in names {
+        let Some((stored, shape, change)) = change(name)? else {
+            continue;
+        };
+        if change.iter().any(|value| !value.is_finite()) {
+            return Err(TrainError::NotFinite {
+                what: format!("the change of `{name}`"),
+            });
+        }
+        if change.iter().any(|value| *value != 0.0) {
+            squares += change.iter().map(|it| f64::from(*it).powi(2)).sum::<f64>();
+            values += change.len();
+            tensors.push((stored, shape, Values::F32(Box::new(|| change))));
+        }
+    }
+    let count = tensors.len();
+    let pending = prepare_values(path, tensors, &[DELTA]).map_err(ModelError::from)?;
+    pending.put_in_place()?;
+    Ok(Delta {
+        tensors: count,
+        values,
+        norm: squares.sqrt(),
+    })
+}
+
+/// PEFT's task of a base with a language-model head; none for masked language models.
+fn language_task(base: &Base) -> &'static str {
+    let causal = base.layer_shapes().iter().any(|it| it.attention.causal);
+    match (base.dimensions.encoder_layers > 0, causal) {
+        (true, true) => "SEQ_2_SEQ_LM",
+        (false, true) => "CAUSAL_LM",
+        (_, false) => "",
+    }
+}
+
+/// A file or directory that changes a base.
+struct Source {
+    checkpoint: Checkpoint,
+    /// Of the base.
+    config: ModelConfig,
+    head: HeadKind,
+    is_delta: bool,
+}
+
+impl Source {
+    fn open(model_dir: &Path, changes: &Changes) -> Result<Self, TrainError> {
+        let config = ModelConfig::open(model_dir)?;
+        let head = head_of_files(model_dir, &config)?;
+        let (checkpoint, is_delta) = match changes {
+            Changes::Model(dir) => (Checkpoint::open(dir)?, false),
+            Changes::Delta(path) => (Checkpoint::open_file(path)?, true),
+        };
+        Ok(Self {
+            checkpoint,
+            config,
+            head,
+            is_delta,
+        })
+    }
+
+    fn rules(&self) -> epiphyte_models::keys::KeyRules {
+        self.config.family().key_rules(self.head)
+    }
+
+    fn lacks(&self, name: &str) -> TrainError {
+        TrainError::OfOtherBase {
+            path: self.checkpoint.path().to_owned(),
+            reason: format!(
+                "the base has no tensor `{name}`; pass what was trained from this base"
+            ),
+        }
+    }
+
+    /// Checks that each tensor is one of the base's.
+    fn check_names(&self, base: &Base) -> Result<(), TrainError> {
+        let mut reader = TensorReader::new(&self.checkpoint, self.rules());
+        base.tensors().keys().for_each(|name| reader.skip(name));
+        if let Some([copy, original]) = self.config.family().tied() {
+            reader.is_tied(copy, original);
+        }
+        match reader.extra().next() {
+            Some(extra) => Err(self.lacks(extra)),
+            None => Ok(()),
+        }
+    }
+
+    /// The change of a tensor of the base.
+    fn change(&self, base: &Base, name: &str) -> Result<Option<Vec<f32>>, MethodError> {
+        let reader = TensorReader::new(&self.checkpoint, self.rules());
+        let (Some(tensor), Some(stored)) = (base.tensor(name), reader.stored_name(name)) else {
+            return Ok(None);
+        };
+        let values = self.checkpoint.to_f32(&stored, &tensor.shape())?;
+        if self.is_delta {
+            return Ok(Some(values));
+        }
+        let before = tensor.to_vec();
+        let change = values
+            .iter()
+            .zip(&before)
+            .map(|(after, before)| after - before);
+        Ok(Some(change.collect()))
+    }
+}

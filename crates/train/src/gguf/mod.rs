@@ -1,0 +1,282 @@
+//! Models and LoRA adapters as GGUF files, which llama.cpp reads.
+//!
+//! The layout is that of llama.cpp's own converters (`convert_hf_to_gguf.py` and
+//! `convert_lora_to_gguf.py`): its names of tensors ([`architecture`]), its metadata, its
+//! vocabulary ([`vocabulary`]). Two things are more than names:
+//!
+//! | | |
+//! | --- | --- |
+//! | Llama, Mistral | llama.cpp turns neighboring dimensions of a head, Hugging Face the two halves: the rows of queries and keys are put in that order |
+//! | Gemma | llama.cpp multiplies by the stored scale of a norm, Hugging Face by 1 more: 1 is added |
+//!
+//! An adapter has `lora_a [r, in]` and `lora_b [out, r]` of each layer and one alpha for all; where
+//! layers differ in their scaling (`alpha_pattern`, `use_rslora`), B is multiplied by the rest.
+
+mod architecture;
+mod vocabulary;
+
+use std::path::Path;
+
+use burn::tensor::Tensor;
+use epiphyte_data::Tokenizer;
+use epiphyte_io::gguf::{GgufTensor, GgufValue, prepare_gguf};
+use epiphyte_methods::file::AdapterFile;
+use epiphyte_methods::file::combine::{LowRankChange, low_rank_changes};
+use epiphyte_models::families::decoder::DecoderConfig;
+use epiphyte_models::keys::TensorReader;
+use epiphyte_models::quantized::is_beside_weight;
+use epiphyte_models::{Checkpoint, HeadKind, ModelConfig};
+use safetensors::Dtype;
+use serde::Serialize;
+
+use self::architecture::Architecture;
+use crate::{TrainError, WeightType};
+
+/// A file that was written.
+#[derive(Clone, Debug, Serialize)]
+pub struct Exported {
+    /// llama.cpp's name of the architecture.
+    pub architecture: &'static str,
+    /// Tensors in the file.
+    pub tensors: usize,
+    /// Values of all tensors.
+    pub values: usize,
+}
+
+/// Writes the model in `model_dir` to `path`, its matrices as `dtype` or in the type of its files.
+///
+/// # Errors
+/// [`TrainError::NotGguf`] if llama.cpp computes something else than the model, or reads its texts
+/// otherwise; if a file cannot be read or written.
+pub fn export_model(
+    model_dir: &Path,
+    path: &Path,
+    dtype: Option<WeightType>,
+) -> Result<Exported, TrainError> {
+    let (config, decoder) = open(model_dir)?;
+    let architecture = Architecture::of(&decoder)?;
+    let checkpoint = Checkpoint::open(model_dir)?;
+    if checkpoint.names().any(is_beside_weight) {
+        return Err(refused(
+            "its weights are quantized: export the model in full precision",
+        ));
+    }
+    if let Some(name) = checkpoint.non_finite().first() {
+        return Err(TrainError::NotFinite {
+            what: format!("`{name}`"),
+        });
+    }
+    let tokenizer = Tokenizer::load(model_dir)?;
+    let rules = config.family().key_rules(HeadKind::LanguageModel);
+    let mut reader = TensorReader::new(&checkpoint, rules);
+    if let Some([head, words]) = config.family().tied() {
+        if !reader.is_tied(head, words) {
+            return Err(refused(
+                "its head is not the table of words, and its config.json says so",
+            ));
+        }
+        reader.stand_in(words, &[head]);
+    }
+    let floats = checkpoint
+        .names()
+        .filter_map(|name| checkpoint.tensor(name));
+    let own = floats.map(|view| view.dtype).find(|it| *it != Dtype::F32);
+    let matrices = match dtype.map(WeightType::of_file).or(own) {
+        Some(dtype @ (Dtype::F16 | Dtype::BF16)) => dtype,
+        _ => Dtype::F32,
+    };
+    let mut tensors = Vec::new();
+    let wanted = architecture.names();
+    for name in &wanted {
+        let view = reader.tensor(&name.hugging_face);
+        let Some(view) = view.filter(|view| view.is_float()) else {
+            match name.optional {
+                true => continue,
+                false => return Err(refused(&format!("`{}` is not there", name.hugging_face))),
+            }
+        };
+        reader.skip(&name.hugging_face);
+        let (shape, name) = (view.shape.to_vec(), name.clone());
+        let rows = architecture.row_order(&name.hugging_face, shape[0]);
+        let offset = architecture.norm_offset(&name.hugging_face);
+        tensors.push(GgufTensor {
+            name: name.gguf,
+            dtype: if shape.len() == 1 {
+                Dtype::F32
+            } else {
+                matrices
+            },
+            shape,
+            values: Box::new(move || {
+                let values = view.to_f32().expect("the type was checked");
+                let values = in_order(values, rows.as_deref());
+                values.into_iter().map(|value| value + offset).collect()
+            }),
+        });
+    }
+    if let Some(extra) = reader.extra().next() {
+        return Err(refused(&format!("llama.cpp has no place for `{extra}`")));
+    }
+    if let Some(factors) = architecture.rope_factors() {
+        tensors.push(GgufTensor {
+            name: "rope_freqs.weight".to_owned(),
+            shape: vec![factors.len()],
+            dtype: Dtype::F32,
+            values: Box::new(|| factors),
+        });
+    }
+    let mut metadata = vec![
+        text("general.architecture", architecture.name),
+        text("general.type", "model"),
+        text("general.name", &name_of(model_dir)),
+    ];
+    metadata.extend(architecture.metadata());
+    metadata.extend(file_type(matrices));
+    metadata.push(("general.quantization_version".to_owned(), GgufValue::U32(2)));
+    metadata.extend(vocabulary::metadata(&tokenizer, &decoder)?);
+    write(path, architecture.name, &metadata, tensors)
+}
+
+/// Writes an adapter of LoRA over the base in `model_dir` to `path`.
+///
+/// # Errors
+/// As [`export_model`]; if the adapter is not plain LoRA, or holds more than that.
+pub fn export_adapter(
+    model_dir: &Path,
+    adapter: &AdapterFile,
+    path: &Path,
+    dtype: Option<WeightType>,
+) -> Result<Exported, TrainError> {
+    let (_, decoder) = open(model_dir)?;
+    let architecture = Architecture::of(&decoder)?;
+    let (alpha, changes) = low_rank_changes(adapter)?;
+    let matrices = dtype.map_or(Dtype::F32, WeightType::of_file);
+    let mut names = architecture.names();
+    names.retain(|name| name.hugging_face.ends_with(".weight"));
+    let mut tensors = Vec::new();
+    for change in changes {
+        let LowRankChange { path, a, b, .. } = &change;
+        let weight = format!("{path}.weight");
+        // PEFT's paths of a bare base lack the prefix.
+        let is_it =
+            |wanted: &str| wanted == weight || wanted.strip_prefix("model.") == Some(&weight);
+        let Some(name) = names.iter().find(|name| is_it(&name.hugging_face)) else {
+            return Err(refused(&format!(
+                "llama.cpp has no place for LoRA of `{path}`"
+            )));
+        };
+        let [rank, _] = a.dims();
+        let rest = change.scaling * rank as f64 / alpha;
+        let a = if change.is_table {
+            a.clone().transpose()
+        } else {
+            a.clone()
+        };
+        let [outputs, _] = b.dims();
+        let rows = architecture.row_order(&name.hugging_face, outputs);
+        let b = in_order_of_rows(b.clone() * rest, rows.as_deref());
+        for (end, matrix) in [("lora_a", a), ("lora_b", b)] {
+            tensors.push(GgufTensor {
+                name: format!("{}.{end}", name.gguf),
+                shape: matrix.dims().to_vec(),
+                dtype: matrices,
+                values: Box::new(move || {
+                    let values = matrix.into_data().try_into_vec_as::<f32>();
+                    values.expect("matrices are f32")
+                }),
+            });
+        }
+    }
+    let mut metadata = vec![
+        text("general.architecture", architecture.name),
+        text("general.type", "adapter"),
+        text("general.name", &name_of(adapter.directory())),
+        text("adapter.type", "lora"),
+        (
+            "adapter.lora.alpha".to_owned(),
+            GgufValue::F32(alpha as f32),
+        ),
+    ];
+    metadata.extend(file_type(matrices));
+    write(path, architecture.name, &metadata, tensors)
+}
+
+fn open(model_dir: &Path) -> Result<(ModelConfig, DecoderConfig), TrainError> {
+    let config = ModelConfig::open(model_dir)?;
+    let decoder = config.of_family::<DecoderConfig>().cloned();
+    let decoder = decoder.ok_or_else(|| {
+        let model_type = &config.facts().model_type;
+        refused(&format!(
+            "`{model_type}` is none of the Llama, Qwen and Gemma families"
+        ))
+    })?;
+    Ok((config, decoder))
+}
+
+fn write(
+    path: &Path,
+    architecture: &'static str,
+    metadata: &[(String, GgufValue)],
+    tensors: Vec<GgufTensor<'_>>,
+) -> Result<Exported, TrainError> {
+    let count = tensors.len();
+    let sizes = tensors
+        .iter()
+        .map(|tensor| tensor.shape.iter().product::<usize>());
+    let values = sizes.sum();
+    prepare_gguf(path, metadata, tensors)?.put_in_place()?;
+    Ok(Exported {
+        architecture,
+        tensors: count,
+        values,
+    })
+}
+
+/// Why something is not exported.
+fn refused(reason: &str) -> TrainError {
+    TrainError::NotGguf {
+        reason: reason.to_owned(),
+    }
+}
+
+fn text(key: &str, value: &str) -> (String, GgufValue) {
+    (key.to_owned(), GgufValue::String(value.to_owned()))
+}
+
+/// llama.cpp's number for the type of most matrices.
+fn file_type(dtype: Dtype) -> [(String, GgufValue); 1] {
+    let number = match dtype {
+        Dtype::F16 => 1,
+        Dtype::BF16 => 32,
+        _ => 0,
+    };
+    [("general.file_type".to_owned(), GgufValue::U32(number))]
+}
+
+/// The last part of a directory's path.
+fn name_of(dir: &Path) -> String {
+    let whole = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+    whole
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned()
+}
+
+/// Values with their rows in another order: row i is row `rows[i]` of before.
+fn in_order(values: Vec<f32>, rows: Option<&[usize]>) -> Vec<f32> {
+    let Some(rows) = rows else {
+        return values;
+    };
+    let columns = values.len() / rows.len().max(1);
+    let row = |at: &usize| &values[at * columns..(at + 1) * columns];
+    rows.iter().flat_map(|at| row(at).iter().copied()).collect()
+}
+
+fn in_order_of_rows(matrix: Tensor<2>, rows: Option<&[usize]>) -> Tensor<2> {
+    let Some(rows) = rows else {
+        return matrix;
+    };
+    let rows = rows.iter().map(|&row| matrix.clone().narrow(0, row, 1));
+    Tensor::cat(rows.collect(), 0)
+}
