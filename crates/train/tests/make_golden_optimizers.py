@@ -38,7 +38,9 @@ def run(shape, build):
 
 def adafactor(parameter):
     options = dict(scale_parameter=False, relative_step=False, warmup_init=False)
-    return Adafactor([parameter], lr=RATE, weight_decay=DECAY, **options).step
+    # As `Trainer` groups parameters: vectors are not decayed.
+    decay = DECAY if parameter.dim() > 1 else 0.0
+    return Adafactor([parameter], lr=RATE, weight_decay=decay, **options).step
 
 
 def adamw_8bit(parameter):
@@ -79,8 +81,7 @@ def main():
         "adafactor matrix": run((24, 40), adafactor),
         "adafactor vector": run((300,), adafactor),
         "adamw-8bit": run((64, 70), adamw_8bit),
-        "galore tall": run((40, 24), galore),
-        "galore wide": run((24, 40), galore),
+        "galore": run((40, 24), galore),
     }
     path = Path(__file__).parent / "golden_optimizers.json"
     path.write_text(json.dumps(golden, indent=1) + "\n")
