@@ -32,6 +32,9 @@ pub struct RunPlan {
     pub timed_steps: usize,
     /// Seconds of an optimizer step.
     pub seconds_per_step: f64,
+    /// Seconds until the first step is done: what the method computes before training, and reading
+    /// the base.
+    pub first_step_seconds: f64,
     /// Seconds of an epoch's optimizer steps.
     pub seconds_per_epoch: f64,
     /// Seconds of all evaluations.
@@ -71,6 +74,7 @@ pub struct Remedy {
 struct Probe {
     report: Report,
     seconds_per_step: f64,
+    first_step_seconds: f64,
     timed: usize,
 }
 
@@ -92,6 +96,7 @@ pub fn plan(
     let Probe {
         report,
         seconds_per_step,
+        first_step_seconds,
         timed,
     } = probe(run)?;
     let seconds_per_epoch = seconds_per_step * dry_run.steps_per_epoch as f64;
@@ -120,11 +125,14 @@ pub fn plan(
         }
     });
     Ok(RunPlan {
-        seconds: seconds_per_step * dry_run.steps as f64 + evaluation_seconds,
+        seconds: first_step_seconds
+            + seconds_per_step * dry_run.steps.saturating_sub(1) as f64
+            + evaluation_seconds,
         stored_bytes: report.bytes,
         memory,
         timed_steps: timed,
         seconds_per_step,
+        first_step_seconds,
         seconds_per_epoch,
         evaluation_seconds,
         limit,
@@ -166,6 +174,7 @@ fn probe(
     let mut clock = StopAfter {
         steps,
         interrupt: interrupt.clone(),
+        first: None,
         last: None,
         times: Vec::new(),
     };
@@ -178,6 +187,9 @@ fn probe(
             0 => report.seconds,
             timed => seconds / timed as f64,
         },
+        first_step_seconds: clock
+            .first
+            .map_or(report.seconds, |first| first.as_secs_f64()),
         report,
         timed,
     })
@@ -188,13 +200,15 @@ fn probe(
 struct StopAfter {
     steps: usize,
     interrupt: Interrupt,
+    first: Option<Duration>,
     last: Option<Instant>,
     times: Vec<Duration>,
 }
 
 impl Observer for StopAfter {
-    fn step(&mut self, _progress: &TrainingProgress) {
+    fn step(&mut self, progress: &TrainingProgress) {
         let now = Instant::now();
+        self.first.get_or_insert(progress.elapsed);
         self.times.extend(self.last.map(|last| now - last));
         self.last = Some(now);
         if self.times.len() >= self.steps {

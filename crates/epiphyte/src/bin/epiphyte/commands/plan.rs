@@ -126,6 +126,7 @@ fn print(plan: &RunPlan) -> Result<()> {
             "  a step",
             format!("{:.3} s, from {}", plan.seconds_per_step, plan.timed_steps),
         ),
+        ("  the first step", seconds(plan.first_step_seconds)),
         ("  an epoch", seconds(plan.seconds_per_epoch)),
         ("  evaluations", seconds(plan.evaluation_seconds)),
         ("  the run", seconds(plan.seconds)),
