@@ -3,8 +3,8 @@
 //! Reads a base's directory, and a file with the rows that it is run on: `{"input_ids": [[..]],
 //! "token_type_ids": [[..]], "labels": [[..]], "classes": 3}`, of which the second is for pairs,
 //! the third for a decoder's targets, and the last for a classifier. Prints one JSON object a line
-//! for each adapter, with the logits of all rows or what is wrong with it. With `--save DIR` each
-//! adapter that loads is written again, as `DIR/<its name>`.
+//! for each adapter that the file of `--list` names, one a line, with the logits of all rows or what
+//! is wrong with it. With `--save DIR` each adapter that loads is written again, as `DIR/<its name>`.
 
 use std::fs;
 use std::path::Path;
@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use crate::arguments::Arguments;
 use crate::print;
 
-/// Runs `adapter-logits --base DIR --rows FILE [--save DIR] ADAPTER...`.
+/// Runs `adapter-logits --base DIR --rows FILE --list FILE [--save DIR]`.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let flags = Arguments(arguments);
     let base = flags.value("--base").context("pass --base DIR")?;
@@ -36,10 +36,8 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let device = Device::default();
     let options = LoadOptions::default();
     let loaded = load(Path::new(base), head, &device, &options)?;
-    let is_value = |at: &usize| *at > 0 && arguments[at - 1].starts_with("--");
-    let adapters = (0..arguments.len()).filter(|at| !is_value(at));
-    let adapters = adapters.map(|at| &arguments[at]);
-    for adapter in adapters.filter(|it| !it.starts_with("--")) {
+    let adapters = flags.value("--list").context("pass --list FILE")?;
+    for adapter in fs::read_to_string(adapters)?.lines() {
         let dir = Path::new(adapter);
         let line = match one(&loaded.model, &rows, dir, flags.value("--save"), &device) {
             Ok(logits) => json!({ "adapter": adapter, "logits": logits }),

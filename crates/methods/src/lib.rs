@@ -38,6 +38,7 @@ pub mod parts {
     pub mod experts;
     pub(crate) mod fastfood;
     pub mod kronecker;
+    pub(crate) mod lora_files;
     pub(crate) mod low_rank;
     pub mod low_rank_start;
     pub(crate) mod lstm;

@@ -215,6 +215,8 @@ pub struct Base {
     pub prefix: &'static str,
     /// Path of the task's head, trained and saved with every adapter; none for language models.
     pub task_head: Option<String>,
+    /// Whether the checkpoint brought the task's head, instead of its starting at random.
+    pub has_head: bool,
     /// Paths of modules that the checkpoint lacks, such as BERT's pooler after masked language
     /// modeling. They start at random, and are trained and saved with the head, as a part of it.
     pub new_modules: Vec<String>,
@@ -331,6 +333,7 @@ impl Base {
         base.linears
             .retain(|linear| !self.is_of_head(&format!("{}.weight", linear.site.path)));
         (base.task_head, base.new_modules) = (None, Vec::new());
+        base.has_head = false;
         base
     }
 

@@ -319,6 +319,7 @@ impl<'a> Builder<'a> {
             word_embeddings: summary.word_embeddings.to_owned(),
             prefix: summary.prefix,
             task_head: summary.task_head.map(str::to_owned),
+            has_head: false,
             new_modules: summary.new_modules.into_iter().map(str::to_owned).collect(),
             is_bare: false,
             tensors: self.tensors,

@@ -154,7 +154,7 @@ fn read(
     let builder = Builder::new(&mut source, device, options.precision)
         .quantized(options.quantization)
         .sharing(shared, prefix);
-    let model = family.build(head, tied, builder)?;
+    let mut model = family.build(head, tied, builder)?;
     let quantized = || {
         model
             .base()
@@ -172,6 +172,7 @@ fn read(
         });
     }
     let has_head = source.replaced.is_empty() && source.absent.is_empty();
+    model.set_has_head(has_head);
     let mut notes = source.notes(dir);
     let used = source.reader.used();
     let non_finite = checkpoint.non_finite().iter();

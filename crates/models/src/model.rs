@@ -142,6 +142,11 @@ impl Model {
         }
     }
 
+    /// Says that the checkpoint brought the task's head.
+    pub(crate) fn set_has_head(&mut self, has_head: bool) {
+        self.base.has_head = has_head;
+    }
+
     /// The frozen tensors.
     pub fn base(&self) -> &Base {
         &self.base

@@ -220,9 +220,11 @@ fn config_json(
     let own_modules = all.get("modules_to_save").and_then(Value::as_array);
     let own_modules = own_modules.into_iter().flatten().filter_map(Value::as_str);
     let mut modules: Vec<&str> = own_modules.collect();
-    for module in saved_modules(base.task_head.as_deref(), base) {
-        if !modules.contains(&module) {
-            modules.push(module);
+    if module.head_parameters().trained().next().is_some() {
+        for module in saved_modules(base.task_head.as_deref(), base) {
+            if !modules.contains(&module) {
+                modules.push(module);
+            }
         }
     }
     let modules = (!modules.is_empty()).then_some(json!(modules));
@@ -454,6 +456,14 @@ impl AdapterFile {
         if self.strict {
             self.check_files()?;
         }
+        let without_head;
+        let base = match self.leaves_head(base) {
+            true => {
+                without_head = base.without_head();
+                &without_head
+            }
+            false => base,
+        };
         for (key, expected) in self.config.computed(base) {
             // As in PEFT, what the base's layers are decides.
             if key != FAN_IN_FAN_OUT
@@ -501,6 +511,18 @@ impl AdapterFile {
         let module = AdapterModule::load(&*self.config, base, device, 0, in_file, files)?;
         matcher.into_inner().finish(&self.dir.join(TENSORS_FILE))?;
         Ok(module)
+    }
+
+    /// Whether the adapter left the head as the base has it: it names none and holds none.
+    fn leaves_head(&self, base: &Base) -> bool {
+        let prefix = self.config.definition().keys.head_prefix();
+        let of_head = |name: &str| {
+            let name = name.strip_prefix(prefix);
+            name.is_some_and(|name| base.is_of_head(name))
+        };
+        base.has_head
+            && !is_on(self.json.get("modules_to_save"))
+            && !self.tensors.names().any(of_head)
     }
 
     /// Where the file has whole tensors of the base, and its settings about them.

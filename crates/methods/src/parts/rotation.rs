@@ -1,4 +1,4 @@
-//! Rotations of a layer's input: what OFT, BOFT and HRA share.
+//! Orthogonal matrices: what OFT, BOFT, HRA and PSOFT share.
 //!
 //! A skew-symmetric matrix S gives an orthogonal one, `(I - S)(I + S)⁻¹` (Cayley 1846). The inverse
 //! is computed on the processor in f64 and counts as a constant X there; one step of Newton's
@@ -33,6 +33,26 @@ pub(crate) fn skew_symmetric(upper: Tensor<2>, size: usize) -> Tensor<3> {
 pub(crate) fn cayley(skew: Tensor<3>) -> Tensor<3> {
     let one = identity_like(&skew);
     (one.clone() - skew.clone()).matmul(inverse(one + skew))
+}
+
+/// The first `terms` of a series for `(I + S)(I - S)⁻¹`, as HF PEFT cuts it: the last power counts
+/// once, the others twice, and there are no fewer than four of more than two.
+pub(crate) fn cayley_series(skew: Tensor<3>, terms: usize) -> Tensor<3> {
+    let one = identity_like(&skew);
+    if terms == 1 {
+        return skew * 0.0 + one;
+    }
+    let mut sum = one + skew.clone() * 2.0;
+    if terms == 2 {
+        return sum;
+    }
+    let mut power = skew.clone().matmul(skew.clone());
+    sum = sum + power.clone() * 2.0;
+    for _ in 4..terms {
+        power = power.matmul(skew.clone());
+        sum = sum + power.clone() * 2.0;
+    }
+    sum + power.matmul(skew)
 }
 
 /// The inverses of matrices, `[blocks, size, size]`, that have one.
@@ -123,7 +143,7 @@ mod tests {
     use burn::tensor::{Device, Tensor, TensorData};
     use epiphyte_ops::random;
 
-    use super::{cayley, identity_like, inverse, skew_symmetric};
+    use super::{cayley, cayley_series, identity_like, inverse, skew_symmetric};
 
     fn draw<const D: usize>(shape: [usize; D]) -> Tensor<D> {
         let values = random::normal(5, shape.iter().product(), 1.0);
@@ -161,5 +181,26 @@ mod tests {
         let rotation = cayley(skew);
         let product = rotation.clone().matmul(rotation.clone().swap_dims(1, 2));
         assert!(largest(product - identity_like(&rotation)) < 1e-5);
+    }
+
+    /// HF PEFT's loop, written out for a number.
+    #[test]
+    fn the_series_ends_as_in_peft() {
+        let q = 0.1_f32;
+        for (terms, expected) in [
+            (1, 1.0),
+            (2, 1.0 + 2.0 * q),
+            (3, 1.0 + 2.0 * q + 2.0 * q * q + q * q * q),
+            (4, 1.0 + 2.0 * q + 2.0 * q * q + q * q * q),
+            (
+                5,
+                1.0 + 2.0 * q + 2.0 * q * q + 2.0 * q * q * q + q * q * q * q,
+            ),
+        ] {
+            let matrix = TensorData::new(vec![q], [1, 1, 1]);
+            let matrix = Tensor::<3>::from_data(matrix, &Default::default());
+            let found = cayley_series(matrix, terms).into_scalar::<f32>();
+            assert!((found - expected).abs() < 1e-6, "{terms}: {found}");
+        }
     }
 }

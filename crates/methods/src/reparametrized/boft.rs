@@ -277,6 +277,7 @@ struct Boft {
     /// `[out, 1]`
     scales: Param,
     permutations: Vec<Permutation>,
+    /// The base's own.
     bias: Option<Tensor<1>>,
     dropout: f64,
 }
@@ -335,10 +336,11 @@ impl Delta for Boft {
 
     fn output(&self, _site: &Site, product: LazyLinear, _cx: &ForwardContext<'_>) -> Tensor<2> {
         let scales = self.scales.flat();
+        let bias = product.bias().or(self.bias.as_ref()).cloned();
         let y = scale_columns(product.compute(), scales.clone());
         // The product has the bias in it, which is not scaled.
-        match &self.bias {
-            Some(bias) => y + (bias.clone() - bias.clone() * scales).unsqueeze::<2>(),
+        match bias {
+            Some(bias) => y + (bias.clone() - bias * scales).unsqueeze::<2>(),
             None => y,
         }
     }

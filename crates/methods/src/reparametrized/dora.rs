@@ -94,25 +94,7 @@ impl MethodConfig for DoraConfig {
         }
     }
 
-    fn file_defaults() -> Map<String, Value> {
-        LoraConfig::file_defaults()
-    }
-
-    const SPARES_BIASES: bool = true;
-
-    const TRAINING_ONLY: &'static [&'static str] = LoraConfig::TRAINING_ONLY;
-
-    const IGNORED: &'static [&'static str] = LoraConfig::IGNORED;
-
-    const OWN: &'static [&'static str] = LoraConfig::OWN;
-
-    const REFUSED: &'static [(&'static str, &'static str)] = LoraConfig::REFUSED;
-
-    const COMPUTED: &'static [&'static str] = LoraConfig::COMPUTED;
-
-    fn computed(&self, base: &Base) -> Map<String, Value> {
-        self.lora.computed(base)
-    }
+    crate::parts::lora_files::rules!();
 
     fn peft_defaults() -> Map<String, Value> {
         let mut defaults = LoraConfig::peft_defaults();

@@ -248,6 +248,7 @@ struct GLora {
     /// `A` to `E`.
     matrices: [Matrix; 5],
     weight: FrozenMatrix,
+    /// The base's own.
     bias: Option<Tensor<1>>,
 }
 
@@ -258,10 +259,9 @@ impl GLora {
         Some(self.weight.to_tensor() * a.get()? + b.get()?)
     }
 
-    /// `b ⊙ D + E + W C`, `[out]` or `[1]`; none if the layer has no bias, or all are zero.
-    fn shift(&self) -> Option<Tensor<1>> {
+    /// `b ⊙ D + E + W C`, `[out]` or `[1]`; none if all are zero.
+    fn shift(&self, bias: &Tensor<1>) -> Option<Tensor<1>> {
         let [_, _, c, d, e] = &self.matrices;
-        let bias = self.bias.as_ref()?;
         let product = c.vector().map(|c| {
             let product = linear(c.unsqueeze(), &Weight::Frozen(self.weight.clone()), None);
             product.flatten::<1>(0, 1)
@@ -277,11 +277,13 @@ impl Delta for GLora {
 
     fn output(&self, _site: &Site, product: LazyLinear, _cx: &ForwardContext<'_>) -> Tensor<2> {
         let x = product.input().clone();
+        let bias = product.bias().or(self.bias.as_ref());
+        let shift = bias.and_then(|bias| self.shift(bias));
         let mut y = product.compute();
         if let Some(change) = self.change() {
             y = add(y, linear(x, &Weight::Trained(change), None));
         }
-        match self.shift() {
+        match shift {
             Some(shift) => y + shift.unsqueeze::<2>(),
             None => y,
         }
@@ -295,7 +297,7 @@ impl Delta for GLora {
     }
 
     fn bias(&self, bias: Tensor<1>) -> Tensor<1> {
-        match self.shift() {
+        match self.shift(&bias) {
             Some(shift) => bias + shift.inner(),
             None => bias,
         }

@@ -31,7 +31,7 @@ use crate::framework::parameters::{Init, Param, ParameterSet};
 use crate::framework::targets::{Selection, Targets};
 use crate::parts::delta::{Delta, Deltas};
 use crate::parts::rotation::{
-    cayley, identity_like, multiply_blocks, rotated_weight, skew_symmetric,
+    cayley, cayley_series, multiply_blocks, rotated_weight, skew_symmetric,
 };
 use crate::parts::start::Start;
 
@@ -226,26 +226,6 @@ impl MethodConfig for OftConfig {
             ("modules_to_save".to_owned(), Value::Null),
         ])
     }
-}
-
-/// The first `terms` of a series for `(I + S)(I - S)⁻¹`, as HF PEFT cuts it: the last power counts
-/// once, the others twice.
-fn cayley_series(skew: Tensor<3>, terms: usize) -> Tensor<3> {
-    let mut sum = identity_like(&skew);
-    if terms < 2 {
-        return sum;
-    }
-    sum = sum + skew.clone() * 2.0;
-    if terms < 3 {
-        return sum;
-    }
-    let mut power = skew.clone().matmul(skew.clone());
-    sum = sum + power.clone() * 2.0;
-    for _ in 3..terms - 1 {
-        power = power.matmul(skew.clone());
-        sum = sum + power.clone() * 2.0;
-    }
-    sum + power.matmul(skew)
 }
 
 /// Blocks whose skew-symmetric matrices are no longer than `radius`, `[blocks, entries]`. To the

@@ -16,7 +16,9 @@
 //! | file | `<path>.peanut_A.weight`, `.peanut_B.weight`, `.peanut_encoders.<i>.weight`, `.peanut_decoders.<i>.weight` |
 //! | merges | `W + s · B hᵀ` |
 
-use burn::tensor::Tensor;
+use std::f64::consts::{FRAC_1_SQRT_2, SQRT_2};
+
+use burn::tensor::{Tensor, activation};
 use epiphyte_models::{Base, LazyLinear};
 use epiphyte_ops::{Activation, Dropout, FrozenMatrix, LowRank, Weight, linear};
 use serde_json::{Map, Value, json};
@@ -34,7 +36,7 @@ crate::settings! {
         r: usize = 32, flag "rank", in Size;
         /// Number of hidden layers of each of encoder and decoder.
         depth: usize = 0;
-        /// Activation function: relu, gelu, silu, ...
+        /// Activation function, by the name that transformers has for it: relu, gelu, silu, ...
         act_fn: String = "relu".to_owned();
         /// Factor on the update.
         scaling: f64 = 1.0, in SinglePrecision;
@@ -48,7 +50,59 @@ impl PeanutConfig {
         self.targets
             .selection(Self::NAME, |base| base.default_targets.lora)
     }
+
+    /// The activation function.
+    fn function(&self) -> Result<Function, MethodError> {
+        let found = FUNCTIONS.iter().find(|(name, _)| *name == self.act_fn);
+        found.map(|(_, function)| *function).ok_or_else(|| {
+            let known: Vec<_> = FUNCTIONS.iter().map(|(name, _)| *name).collect();
+            MethodError::Value {
+                method: Self::NAME,
+                key: "act_fn",
+                value: self.act_fn.clone(),
+                expected: format!(
+                    "known are {}; those of transformers that have parameters of their own, \
+                     prelu and xielu, are not",
+                    known.join(", ")
+                ),
+            }
+        })
+    }
 }
+
+/// An activation function.
+type Function = fn(Tensor<2>) -> Tensor<2>;
+
+/// Those of transformers without parameters, by its names.
+const FUNCTIONS: &[(&str, Function)] = &[
+    ("gelu", |x| Activation::Gelu.apply(x)),
+    ("gelu_10", |x| Activation::Gelu.apply(x).clamp(-10.0, 10.0)),
+    ("gelu_accurate", |x| Activation::GeluTanh.apply(x)),
+    ("gelu_fast", |x| Activation::GeluTanh.apply(x)),
+    ("gelu_new", |x| Activation::GeluTanh.apply(x)),
+    ("gelu_python", |x| Activation::Gelu.apply(x)),
+    ("gelu_python_tanh", |x| Activation::GeluTanh.apply(x)),
+    ("gelu_pytorch_tanh", |x| Activation::GeluTanh.apply(x)),
+    ("hardswish", |x| x.clone() * (x + 3.0).clamp(0.0, 6.0) / 6.0),
+    ("laplace", |x| {
+        (((x - FRAC_1_SQRT_2) / (0.282095 * SQRT_2)).erf() + 1.0) * 0.5
+    }),
+    ("leaky_relu", |x| activation::leaky_relu(x, 0.01)),
+    ("linear", |x| x),
+    ("mish", activation::mish),
+    ("quick_gelu", |x| x.clone() * activation::sigmoid(x * 1.702)),
+    ("relu", |x| Activation::Relu.apply(x)),
+    ("relu2", |x| {
+        let x = Activation::Relu.apply(x);
+        x.clone() * x
+    }),
+    ("relu6", |x| x.clamp(0.0, 6.0)),
+    ("sigmoid", activation::sigmoid),
+    ("silu", |x| Activation::Silu.apply(x)),
+    ("sqrtsoftplus", |x| activation::softplus(x, 1.0).sqrt()),
+    ("swish", |x| Activation::Silu.apply(x)),
+    ("tanh", |x| Activation::Tanh.apply(x)),
+];
 
 impl MethodConfig for PeanutConfig {
     const NAME: &'static str = "peanut";
@@ -80,11 +134,7 @@ impl MethodConfig for PeanutConfig {
         base: &Base,
         parameters: &mut ParameterSet,
     ) -> Result<Box<dyn Method>, MethodError> {
-        let activation = self.act_fn.parse();
-        let activation: Activation = activation.map_err(|error| MethodError::Configuration {
-            method: Self::NAME,
-            reason: format!("`act_fn`: {error}"),
-        })?;
+        let activation = self.function()?;
         let targets = self.selection().of(base)?.into_iter();
         let deltas = targets.map(|linear| {
             let mut declare = |name: &str, shape: [usize; 2], init| {
@@ -148,7 +198,7 @@ struct Peanut {
     encoders: Vec<Param>,
     decoders: Vec<Param>,
     weight: FrozenMatrix,
-    activation: Activation,
+    activation: Function,
     scaling: f32,
 }
 
@@ -157,7 +207,7 @@ impl Peanut {
     fn hidden(&self) -> Tensor<2> {
         let layer = |x: Tensor<2>, weight: &Param| {
             let product = linear(x, &Weight::Trained(weight.get()), None);
-            self.activation.apply(product)
+            (self.activation)(product)
         };
         let mut h = layer(self.weight.to_tensor().transpose(), &self.a);
         let mut inputs = Vec::new();
@@ -205,7 +255,7 @@ mod tests {
 
     #[test]
     fn unknown_activation_functions_are_refused_by_name() {
-        let settings = json!({ "act_fn": "cube" }).as_object().unwrap().clone();
+        let settings = json!({ "act_fn": "prelu" }).as_object().unwrap().clone();
         let config = crate::by_name("peanut")
             .unwrap()
             .configure(settings)

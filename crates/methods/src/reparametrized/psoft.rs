@@ -24,7 +24,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
+use burn::tensor::Tensor;
 use epiphyte_models::{Base, LazyLinear, LinearInfo};
 use epiphyte_ops::{Dropout, FrozenMatrix, LowRank};
 use serde::{Deserialize, Serialize};
@@ -35,7 +35,8 @@ use crate::framework::method::{KeyStyle, Method, MethodConfig, StoredTensors};
 use crate::framework::parameters::{Init, Param, ParameterSet};
 use crate::framework::targets::{Selection, Targets, check_rank};
 use crate::parts::delta::{Change, Deltas, frozen_weight};
-use crate::parts::svd::{Svd, solution};
+use crate::parts::rotation::{cayley, cayley_series, skew_symmetric};
+use crate::parts::svd::Svd;
 
 crate::settings! {
     /// The settings of PSOFT, under HF PEFT's names.
@@ -268,8 +269,8 @@ impl Rotation {
         let size = self.rank;
         let mut r = match (self.orthogonal, self.terms) {
             (false, _) => self.weight.get(),
-            (true, None) => cayley(self.skew()),
-            (true, Some(terms)) => series(self.bounded(), terms),
+            (true, None) => cayley(-self.skew()).reshape([size, size]),
+            (true, Some(terms)) => cayley_series(self.bounded(), terms).reshape([size, size]),
         };
         if let Some(vector) = &self.vector_b {
             r = r * vector.flat().reshape([size, 1]);
@@ -280,64 +281,25 @@ impl Rotation {
         r
     }
 
-    /// `Q`, `[r, r]`.
-    fn skew(&self) -> Tensor<2> {
-        let size = self.rank;
+    /// `Q`, `[1, r, r]`.
+    fn skew(&self) -> Tensor<3> {
         let weight = self.weight.flat();
-        let device = weight.device();
-        let above = (0..size).flat_map(|row| (row + 1..size).map(move |column| (row, column)));
-        let places: Vec<i64> = above
-            .map(|(row, column)| (row * size + column) as i64)
-            .collect();
-        let count = places.len();
-        let places = Tensor::<1, Int>::from_data(TensorData::new(places, [count]), &device);
-        let zeros = Tensor::<1>::zeros([size * size], &device);
-        let upper = zeros.select_assign(0, places, weight, IndexingUpdateOp::Add);
-        let upper: Tensor<2> = upper.reshape([size, size]);
-        upper.clone() - upper.transpose()
+        let [count] = weight.dims();
+        skew_symmetric(weight.reshape([1, count]), self.rank)
     }
 
     /// `Q`, scaled down to the largest norm that is allowed.
-    fn bounded(&self) -> Tensor<2> {
+    fn bounded(&self) -> Tensor<3> {
         let q = self.skew();
         let Some(largest) = self.largest else {
             return q;
         };
         let norm = (q.clone() * q.clone()).sum().sqrt();
         match f64::from(norm.clone().inner().into_scalar::<f32>()) > largest {
-            true => q * ((norm + 1e-12).recip() * largest).unsqueeze::<2>(),
+            true => q * ((norm + 1e-12).recip() * largest).unsqueeze::<3>(),
             false => q,
         }
     }
-}
-
-/// `(1 + Q)(1 - Q)⁻¹`. The inverse counts as a constant X; one step of Newton's iteration, `X (2 -
-/// (1 - Q) X)`, is again the inverse, and has its gradient.
-fn cayley(q: Tensor<2>) -> Tensor<2> {
-    let one = Tensor::<2>::eye(q.dims()[0], &q.device().inner());
-    let inverse = solution(one.clone() - q.clone().inner(), one.clone());
-    let residual = one.clone() * 2.0 - (one.clone() - q.clone()).matmul(inverse.clone());
-    (one + q).matmul(inverse.matmul(residual))
-}
-
-/// `1 + 2 Q + 2 Q² + ... + Qⁿ`, with `n + 1` terms; HF PEFT has no fewer than four of more than
-/// two.
-fn series(q: Tensor<2>, terms: usize) -> Tensor<2> {
-    let one = Tensor::eye(q.dims()[0], &q.device().inner());
-    if terms == 1 {
-        return q * 0.0 + one;
-    }
-    let mut sum = q.clone() * 2.0 + one;
-    if terms == 2 {
-        return sum;
-    }
-    let mut power = q.clone().matmul(q.clone());
-    sum = sum + power.clone() * 2.0;
-    for _ in 4..terms {
-        power = power.matmul(q.clone());
-        sum = sum + power.clone() * 2.0;
-    }
-    sum + power.matmul(q)
 }
 
 /// PSOFT on one linear layer.
@@ -394,10 +356,8 @@ impl Change for Psoft {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::{Tensor, TensorData};
     use serde_json::json;
 
-    use super::series;
     use crate::small_bert::{bert, bert_base_count, module, set_random, values};
 
     #[test]
@@ -423,24 +383,15 @@ mod tests {
         }
     }
 
-    /// HF PEFT's loop, written out for a number.
+    /// There is one skew-symmetric matrix of one row, zero, so the vectors alone act.
     #[test]
-    fn the_series_ends_as_in_peft() {
-        let q = 0.1_f32;
-        for (terms, expected) in [
-            (1, 1.0),
-            (2, 1.0 + 2.0 * q),
-            (3, 1.0 + 2.0 * q + 2.0 * q * q + q * q * q),
-            (4, 1.0 + 2.0 * q + 2.0 * q * q + q * q * q),
-            (
-                5,
-                1.0 + 2.0 * q + 2.0 * q * q + 2.0 * q * q * q + q * q * q * q,
-            ),
-        ] {
-            let matrix = TensorData::new(vec![q], [1, 1]);
-            let matrix = Tensor::<2>::from_data(matrix, &Default::default());
-            let found = series(matrix, terms).into_scalar::<f32>();
-            assert!((found - expected).abs() < 1e-6, "{terms}: {found}");
-        }
+    fn a_single_direction_is_scaled_alone() {
+        let (model, path) = (bert(), "bert.encoder.layer.0.attention.self.query");
+        let module = module(&model, "psoft", json!({ "r": 1 }));
+        let a = set_random(&module, &format!("{path}.psoft_R.vector_a"))[0];
+        let b = set_random(&module, &format!("{path}.psoft_R.vector_b"))[0];
+        module.parameters().derive(false);
+        let change = values(&module, &format!("{path}.psoft_change"));
+        assert!((change[0] - (a * b - 1.0)).abs() < 1e-6, "{change:?}");
     }
 }

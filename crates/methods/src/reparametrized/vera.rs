@@ -209,6 +209,8 @@ impl MethodConfig for VeraConfig {
         }
     }
 
+    const SPARES_BIASES: bool = true;
+
     const TRAINING_ONLY: &'static [&'static str] = &["vera_dropout", "d_initial"];
 
     const COMPUTED: &'static [&'static str] = Selection::COMPUTED;

@@ -127,6 +127,42 @@ fn what_only_the_start_of_training_obeys_is_passed_over() {
     }
 }
 
+/// As HF PEFT's trainable tokens: it trains no head with them, so a classifier has the base's.
+#[test]
+fn a_file_that_names_no_head_leaves_that_of_the_base() {
+    let nameless = || {
+        let adapter = Golden::new("bert", "lora").without(&["classifier"]);
+        adapter.with(json!({ "modules_to_save": null }))
+    };
+    let adapter = nameless();
+    let module = adapter.load().unwrap();
+    assert_eq!(module.head_parameters().count(), 0);
+    let head = ["classifier.bias", "classifier.weight"].map(|name| {
+        let tensor = adapter.model.base().tensor(name).unwrap();
+        let shape = match name {
+            "classifier.bias" => vec![3],
+            _ => vec![3, tensor.count() / 3],
+        };
+        (format!("base_model.model.{name}"), shape, tensor.to_vec())
+    });
+    let head = head.each_ref();
+    let named = nameless().and(&head.map(|(name, shape, it)| (&**name, shape.clone(), it.clone())));
+    let expected = named.output(&named.load().unwrap());
+    assert_eq!(adapter.output(&module), expected);
+    let again = tempfile::tempdir().unwrap();
+    save(
+        again.path(),
+        &module,
+        adapter.model.base(),
+        &metadata("lora"),
+    )
+    .unwrap();
+    assert!(json_of(again.path())["modules_to_save"].is_null());
+    // One that it names must be there.
+    let absent = Golden::new("bert", "lora").without(&["classifier"]);
+    assert!(absent.problem().contains("classifier.bias"));
+}
+
 #[test]
 fn one_layer_is_a_list_of_one() {
     let adapter = Golden::new("bert", "lora").with(json!({ "layers_to_transform": 1 }));
