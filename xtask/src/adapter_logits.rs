@@ -3,8 +3,9 @@
 //! Reads a base's directory, and a file with the rows that it is run on: `{"input_ids": [[..]],
 //! "token_type_ids": [[..]], "labels": [[..]], "classes": 3}`, of which the second is for pairs,
 //! the third for a decoder's targets, and the last for a classifier. Prints one JSON object a line
-//! for each adapter that the file of `--list` names, one a line, with the logits of all rows or what
-//! is wrong with it. With `--save DIR` each adapter that loads is written again, as `DIR/<its name>`.
+//! for each adapter that the file of `--list` names, one a line, with the logits of all rows or
+//! what is wrong with it. With `--save DIR` each adapter that loads is written again, as `DIR/<its
+//! name>`.
 
 use std::fs;
 use std::path::Path;

@@ -1,8 +1,8 @@
 //! Lowpass filters of orthogonal wavelets: Daubechies, symlets, coiflets.
 //!
 //! The numbers are PyWavelets' (Lee et al., "PyWavelets: A Python package for wavelet analysis",
-//! 2019, MIT license): its reconstruction filters, whose values add up to `√2`. `coif4` is HF PEFT's,
-//! some digits of which are other than PyWavelets', so that it is not quite orthogonal.
+//! 2019, MIT license): its reconstruction filters, whose values add up to `√2`. `coif4` is HF
+//! PEFT's, which has some other digits and is not quite orthogonal.
 
 /// The reconstruction lowpass filter of a wavelet, by PyWavelets' name.
 pub(crate) fn lowpass(name: &str) -> Option<&'static [f64]> {
