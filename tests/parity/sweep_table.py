@@ -16,8 +16,10 @@ HEAD = """# HF PEFT's adapters
 
 What of HF PEFT {peft}'s adapters this project reads and writes. For every type and every key of its
 configuration that changes the result, PEFT itself makes an adapter with random values on tiny
-{bases}, saves it and loads it again. The file is read here and must give the same logits
-(within 2e-4); what is written here again must give PEFT the same logits too. The tables are made by
+{bases},
+saves it and loads it again. The file is read here and must give the same logits (within 2e-4); what
+is written here again must give PEFT the same logits too. A type that is not in the table was not
+run. The tables are made by
 
 ```sh
 cargo build --workspace
@@ -26,8 +28,8 @@ python sweep.py --xtask ../../target/debug/xtask --results golden/peft_sweep.jso
 python sweep_table.py golden/peft_sweep.json ../../docs/peft-adapters.md
 ```
 
-Of {counted} adapters {equal} are equal ({share:.1%}), {refused} are refused with a reason, {differs} differ.
-{skipped} more PEFT itself cannot make, or does not load as it saved them.
+Of {counted} adapters {equal} are equal ({share:.1%}), {refused} are refused with a reason, {differs}
+differ. {skipped} more PEFT itself cannot make, or does not load as it saved them.
 
 ## Types and families
 
@@ -80,8 +82,8 @@ def document(found: dict) -> str:
         lines.append(f"| `{kind}` | {settings} | {reason} |")
     lines += ["", "## What is written otherwise", ""]
     lines += [
-        "These are equal in both directions, but what is written again has other tensors than PEFT's own file: copies of the",
-        "head's biases that PEFT leaks into it, and what only training reads.",
+        "These are equal in both directions, but what is written again has other tensors than PEFT's own",
+        "file: copies of the head's biases that PEFT leaks into it, and what only training reads.",
         "",
         "| type | settings |",
         "| --- | --- |",
