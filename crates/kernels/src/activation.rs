@@ -36,6 +36,8 @@ pub enum Activation {
     Silu,
     /// `tanh`.
     Tanh,
+    /// `e^x`, which is no activation there.
+    Exp,
 }
 
 /// An activation as a type, so that loops are compiled with it inside.
@@ -49,6 +51,7 @@ struct GeluTanh;
 struct Relu;
 struct Silu;
 struct Tanh;
+struct Exp;
 
 impl Curve for GeluErf {
     #[inline(always)]
@@ -128,6 +131,18 @@ impl Curve for Tanh {
     }
 }
 
+impl Curve for Exp {
+    #[inline(always)]
+    fn value<S: Simd>(x: f32) -> f32 {
+        exp::<S>(x)
+    }
+
+    #[inline(always)]
+    fn slope<S: Simd>(x: f32) -> f32 {
+        exp::<S>(x)
+    }
+}
+
 /// Calls a kernel with the activation as its type.
 macro_rules! by_curve {
     ($activation:expr, $kernel:ident($($argument:expr),*)) => {
@@ -137,6 +152,7 @@ macro_rules! by_curve {
             Activation::Relu => $kernel::<Relu>($($argument),*),
             Activation::Silu => $kernel::<Silu>($($argument),*),
             Activation::Tanh => $kernel::<Tanh>($($argument),*),
+            Activation::Exp => $kernel::<Exp>($($argument),*),
         }
     };
 }

@@ -143,6 +143,7 @@ pub mod reparametrized {
     pub mod peanut;
     pub mod poly;
     pub mod psoft;
+    pub mod pvera;
     pub mod randlora;
     pub mod road;
     pub mod said;

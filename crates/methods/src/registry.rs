@@ -31,6 +31,7 @@ pub static METHODS: &[Definition] = &[
     Definition::of::<reparametrized::kasa::KasaConfig>(),
     Definition::of::<reparametrized::bdlora::BdLoraConfig>(),
     Definition::of::<reparametrized::vera::VeraConfig>(),
+    Definition::of::<reparametrized::pvera::PveraConfig>(),
     Definition::of::<reparametrized::hira::HiraConfig>(),
     Definition::of::<reparametrized::gralora::GraLoraConfig>(),
     Definition::of::<reparametrized::glora::GLoraConfig>(),

@@ -81,6 +81,21 @@ impl Activation {
     }
 }
 
+/// `e^x` of every element, whose bytes do not depend on the elements around it.
+///
+/// # Shapes
+/// - `x`, result: `[tokens, hidden]`
+pub fn exp(x: Tensor<2>) -> Tensor<2> {
+    if uses_fused(&x) {
+        let op = Elementwise {
+            curve: kernels::Activation::Exp,
+            shape: x.dims(),
+        };
+        return apply(op, [x.into()]);
+    }
+    x.exp()
+}
+
 /// `f(x)`, or over two operands `f(gate) ⊙ up`.
 #[derive(Clone, Debug)]
 struct Elementwise {

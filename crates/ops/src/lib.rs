@@ -37,7 +37,7 @@ mod residual;
 mod rope;
 mod sequences;
 
-pub use activation::Activation;
+pub use activation::{Activation, exp};
 pub use attention::{Attention, Keys, Prefix, attention};
 pub use columns::scale_columns;
 pub use dropout::{Dropout, dropout};

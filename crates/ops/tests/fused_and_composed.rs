@@ -5,7 +5,7 @@
 use burn::tensor::{Device, Tensor, TensorData};
 use epiphyte_ops::{
     Activation, AdamW, Angles, Attention, Dropout, FrozenMatrix, IGNORED, Keys, LowRank, Moments,
-    Precision, Prefix, Sequences, Weight, add, add_layer_norm, attention, composed, dropout,
+    Precision, Prefix, Sequences, Weight, add, add_layer_norm, attention, composed, dropout, exp,
     expand_rows, hadamard, language_model_loss, layer_norm, linear, low_rank_linear, mean_rows,
     random, rms_norm, rotate, scale, scale_columns, square_sum,
 };
@@ -328,6 +328,7 @@ fn activations() {
             activation.gate(x[0].clone(), x[1].clone())
         });
     }
+    agree("exp", &[[11, 13]], 1e-5, |x| exp(x[0].clone()));
 }
 
 #[test]

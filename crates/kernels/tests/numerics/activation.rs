@@ -6,12 +6,13 @@ use proptest::prelude::*;
 
 use crate::support::*;
 
-const ALL: [Activation; 5] = [
+const ALL: [Activation; 6] = [
     Activation::GeluErf,
     Activation::GeluTanh,
     Activation::Relu,
     Activation::Silu,
     Activation::Tanh,
+    Activation::Exp,
 ];
 
 fn value(activation: Activation, x: f64) -> f64 {
@@ -24,6 +25,7 @@ fn value(activation: Activation, x: f64) -> f64 {
         Activation::Relu => x.max(0.0),
         Activation::Silu => x / (1.0 + (-x).exp()),
         Activation::Tanh => x.tanh(),
+        Activation::Exp => x.exp(),
     }
 }
 
@@ -45,6 +47,7 @@ fn slope(activation: Activation, x: f64) -> f64 {
             sigmoid * (1.0 + x * (1.0 - sigmoid))
         }
         Activation::Tanh => 1.0 - x.tanh().powi(2),
+        Activation::Exp => x.exp(),
     }
 }
 
@@ -77,10 +80,12 @@ proptest! {
 
     #[test]
     fn all_lengths(length in 0..20_000usize, seed in 0..1000u64) {
-        let x = inputs(length, seed);
-        let n = x.len();
-        let (up, dy) = (normals(n, seed + 1), normals(n, seed + 2));
         for activation in ALL {
+            let mut x = inputs(length, seed);
+            // Where the result is a number in single precision.
+            x.retain(|x| activation != Activation::Exp || x.abs() < 80.0);
+            let n = x.len();
+            let (up, dy) = (normals(n, seed + 1), normals(n, seed + 2));
             let values: Vec<f64> = x.iter().map(|&x| value(activation, f64::from(x))).collect();
             let slopes: Vec<f64> = x.iter().map(|&x| slope(activation, f64::from(x))).collect();
             let times = |a: &[f64], b: &[f32]| -> Vec<f64> {
@@ -122,6 +127,10 @@ proptest! {
 fn extremes_stay_finite_and_nan_stays() {
     let x = [f32::MAX, f32::MIN, 1e20, -1e20, f32::NAN];
     for activation in ALL {
+        // It has no finite extreme; `math.rs` tests all of its range.
+        if activation == Activation::Exp {
+            continue;
+        }
         for (isa, results) in on_every_path(0.0, || {
             let (mut y, mut dx) = (vec![0.0; 5], vec![1.0; 5]);
             activation.forward(&x, &mut y).unwrap();

@@ -54,6 +54,7 @@ fn in_activations() {
         Activation::Relu,
         Activation::Silu,
         Activation::Tanh,
+        Activation::Exp,
     ] {
         reaches_results(&format!("{activation:?}"), &[n], |operands| {
             let mut y = vec![0.0; n];
