@@ -171,6 +171,7 @@ def adapt(model, base: Base, method: str, directory: Path) -> dict[str, torch.nn
             value.requires_grad_(selected(base, method, name))
         live = {name: value for name, value in model.named_parameters() if value.requires_grad}
         return model, {name_in_file(base, name): value for name, value in live.items()}
+    CASES[method].prepare(model)
     model = get_peft_model(model, config)
     live = {name: value for name, value in model.named_parameters() if value.requires_grad}
     randomise(live.items(), seeded(base.name, method), method)
@@ -179,7 +180,10 @@ def adapt(model, base: Base, method: str, directory: Path) -> dict[str, torch.nn
     if extra := CASES[method].extra:
         file = directory / "adapter_model.safetensors"
         write_tensors(file, load_file(file) | extra(model))
-    sort_targets(directory / "adapter_config.json")
+    for folder in filter(Path.is_dir, directory.iterdir()):
+        # Adapters of which this one is made; nothing reads them there.
+        shutil.rmtree(folder)
+    sort_targets(directory / "adapter_config.json", CASES[method].settings(model))
     trainable = {saved_key(name, method): value for name, value in live.items()}
     stored = load_file(directory / "adapter_model.safetensors")
     on_disk = {key for key in stored if not key.endswith(CASES[method].frozen)}
@@ -188,9 +192,9 @@ def adapt(model, base: Base, method: str, directory: Path) -> dict[str, torch.nn
     return model, trainable
 
 
-def sort_targets(path: Path) -> None:
+def sort_targets(path: Path, more: dict) -> None:
     """Sort the target lists of an adapter_config.json: PEFT writes sets, whose order changes from run to run."""
-    config = json.loads(path.read_text())
+    config = json.loads(path.read_text()) | more
     for key in ("target_modules", "feedforward_modules"):
         if isinstance(config.get(key), list):
             config[key].sort()
@@ -220,6 +224,10 @@ def read_base(base: Base, directory: Path):
 
 def ready(model, base: Base):
     """In float64. In evaluation bitsandbytes rounds what a quantized layer reads; no tiny model has dropout."""
+    for module in model.modules():
+        # Some of PEFT's layers remember the type of their base.
+        if isinstance(vars(module).get("dtype"), torch.dtype):
+            module.dtype = torch.float64
     return model.double().train(bool(base.quantization))
 
 
@@ -315,7 +323,9 @@ def zero_parts(where: torch.Tensor) -> list[list[int]]:
 def check_reload(base: Base, method: str, batch: dict, directory: Path, logits: torch.Tensor) -> None:
     """The saved folder, read again by PEFT, gives the same logits; for networks this checks their folding."""
     # With an AdaLoRA that is not trainable PEFT cannot compute a loss: its penalty names the trainable adapter.
-    model = PeftModel.from_pretrained(read_base(base, directory.parent), directory, is_trainable=method == "adalora")
+    model = read_base(base, directory.parent)
+    CASES[method].prepare(model)
+    model = PeftModel.from_pretrained(model, directory, is_trainable=method == "adalora")
     ready(model, base)
     with torch.no_grad():
         difference = (forward(model, base, method, batch)[1] - logits).abs().max()

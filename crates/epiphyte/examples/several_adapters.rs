@@ -62,6 +62,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         adapter,
         tokens: &tokens,
         mode: Mode::Evaluation,
+        streams: &[],
     }));
     let together = model.batch_logits(&batch).inner();
 

@@ -465,7 +465,7 @@ impl Adapter for AdapterModule {
         self.method.adapts_language_head()
     }
 
-    fn needs_base_pass(&self) -> bool {
-        self.method.needs_base_pass()
+    fn first_pass(&self) -> Option<&dyn Adapter> {
+        self.method.first_pass()
     }
 }

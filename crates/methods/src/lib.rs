@@ -154,6 +154,7 @@ pub mod reparametrized {
     pub mod vblora;
     pub mod vera;
     pub mod waveft;
+    pub mod x_lora;
 }
 
 /// Networks of their own that read the states of the frozen base.

@@ -28,6 +28,7 @@ pub static METHODS: &[Definition] = &[
     Definition::of::<reparametrized::adalora::AdaLoraConfig>(),
     Definition::of::<reparametrized::dora::DoraConfig>(),
     Definition::of::<reparametrized::alora::ALoraConfig>(),
+    Definition::of::<reparametrized::x_lora::XLoraConfig>(),
     Definition::of::<reparametrized::kasa::KasaConfig>(),
     Definition::of::<reparametrized::bdlora::BdLoraConfig>(),
     Definition::of::<reparametrized::vera::VeraConfig>(),

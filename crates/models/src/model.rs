@@ -8,9 +8,7 @@ use epiphyte_ops::{
     span_cross_entropy, symmetric_divergence,
 };
 
-use crate::adapter::{
-    Adapter, AdapterBatch, BASE_STREAM, Entry, Hidden, Identity, Owner, Stream, VirtualTargets,
-};
+use crate::adapter::{Adapter, AdapterBatch, Entry, FIRST_PASS, Hidden, Stream, VirtualTargets};
 use crate::backbone::Backbone;
 use crate::base::Base;
 use crate::heads::{
@@ -219,20 +217,24 @@ impl Model {
         self.embedding_head().is_some()
     }
 
-    /// The input of the first layer, for one adapter's sequences; with the base's own final states
-    /// as a stream where the adapter needs them.
+    /// The input of the first layer, for one adapter's sequences; with the final states of the
+    /// adapter's [first pass](Adapter::first_pass) as a stream, if it has one.
     pub fn embed(&self, entry: &Entry<'_>) -> Hidden {
         let mut hidden = self.backbone.embed(entry);
-        if entry.adapter.needs_base_pass() {
-            let base = self.hidden(entry.tokens, &Identity);
-            hidden.carried.push(Stream {
-                name: BASE_STREAM,
-                owner: Owner::Adapter(0),
-                states: base.states,
-                rows: base.rows,
-            });
-        }
+        hidden.carried.extend(self.first_pass(entry));
         hidden
+    }
+
+    /// The final states of the adapter's [first pass](Adapter::first_pass).
+    pub fn first_pass(&self, entry: &Entry<'_>) -> Option<Stream> {
+        let first = entry.adapter.first_pass()?;
+        // Keys and values of this pass are not those that a text goes on with.
+        let tokens = Tokens {
+            cache: None,
+            ..entry.tokens.clone()
+        };
+        let Hidden { states, rows, .. } = self.hidden(&tokens, first);
+        Some(Stream::of_adapter(FIRST_PASS, states.inner(), rows))
     }
 
     /// Some layers, each after the adapters' [`hidden`](Adapter::hidden) hook. With `selected`,
@@ -248,6 +250,8 @@ impl Model {
         let mut hidden = hidden;
         for index in layers.clone() {
             hidden = batch.hidden(index, hidden);
+            let streams = batch.streams(&hidden.carried);
+            let batch = &batch.with_streams(&streams);
             if let Some(selected) = selected.filter(|_| index + 1 == last) {
                 return self.last_layer(hidden, selected, batch);
             }
@@ -524,6 +528,7 @@ impl Model {
             adapter,
             tokens,
             mode: Mode::Evaluation,
+            streams: &[],
         };
         let batch = AdapterBatch::new([entry]);
         let hidden = self.embed(&entry);

@@ -26,6 +26,10 @@ class Case:
     alone: bool = False
     # What the file holds besides what PEFT stores, from the adapted model.
     extra: Callable | None = None
+    # What the configuration holds besides what PEFT writes, from the adapted model.
+    settings: Callable = lambda _model: {}
+    # What a model needs before PEFT takes it.
+    prepare: Callable = lambda _model: None
     # A value as if trained, from the parameter's name and normal noise of its shape, where 0.15 times the noise will
     # not do; None for the parameters of which it will.
     value: Callable[[str, torch.Tensor], torch.Tensor | None] = lambda _name, _noise: None

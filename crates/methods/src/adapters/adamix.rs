@@ -212,6 +212,7 @@ mod tests {
                 step_key,
                 view,
             },
+            streams: &[],
         };
         let batch = AdapterBatch::new([entry]);
         let hidden = model.embed(&entry);

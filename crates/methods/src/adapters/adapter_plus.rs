@@ -173,6 +173,7 @@ mod tests {
                 rows,
                 tokens: &tokens,
                 mode: Mode::Evaluation,
+                streams: &[],
             };
             let u = kept.branch(z, &cx);
             u.try_into_vec_as::<f32>().unwrap()

@@ -194,8 +194,8 @@ impl<L: Adapters> Adapter for Chain<L> {
             .any(|adapter| adapter.adapts_language_head())
     }
 
-    fn needs_base_pass(&self) -> bool {
-        self.0.adapters().any(|adapter| adapter.needs_base_pass())
+    fn first_pass(&self) -> Option<&dyn Adapter> {
+        self.0.adapters().find_map(|adapter| adapter.first_pass())
     }
 }
 

@@ -73,10 +73,8 @@ impl MethodConfig for PveraConfig {
     fn examples() -> Vec<Value> {
         vec![
             json!({ "r": 5 }),
-            json!({
-                "r": 4, "target_modules": "all-linear", "save_projection": false,
-                "init_weights": "random",
-            }),
+            json!({ "r": 4, "target_modules": "all-linear", "save_projection": false }),
+            json!({ "r": 3, "init_weights": "random" }),
         ]
     }
 

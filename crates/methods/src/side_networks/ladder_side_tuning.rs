@@ -530,6 +530,7 @@ impl LadderSideTuning {
             adapter: &self.side_tensors,
             tokens: cx.tokens,
             mode: cx.mode,
+            streams: cx.streams,
         }])
     }
 }

@@ -300,6 +300,7 @@ impl Lets {
             adapter: &copies,
             tokens: cx.tokens,
             mode: cx.mode,
+            streams: cx.streams,
         }]);
         let layer = &self.layers[layer];
         let output = layer.forward(input, LayerInput::default(), Some(firsts), &batch);

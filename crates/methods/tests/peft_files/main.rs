@@ -108,6 +108,7 @@ const EXPECTED: &[(&str, Expect)] = &[
     ("llama_osf", Loads(LLAMA)),
     ("llama_peanut", Loads(LLAMA)),
     ("llama_prefix", Loads(LLAMA)),
+    ("llama_pvera", Loads(LLAMA)),
     ("llama_prefixproj", Loads(LLAMA)),
     ("llama_prompt", Loads(LLAMA)),
     ("llama_ptuning", Loads(LLAMA)),

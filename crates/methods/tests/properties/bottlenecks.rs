@@ -118,6 +118,7 @@ fn check_with(
             rows: &rows,
             tokens: &tokens,
             mode: Mode::Evaluation,
+            streams: &[],
         },
     );
     let wide = |row: &[f32]| {
@@ -229,6 +230,7 @@ fn adapter_plus_adds_after_the_block() {
         rows: &rows,
         tokens: &tokens,
         mode: Mode::Evaluation,
+        streams: &[],
     };
     let after = |block| to_vec(module.after_block(1, block, states.clone(), &cx));
     let scaling = module.parameters().get(&format!("{FEED_FORWARD}.scaling"));

@@ -204,8 +204,8 @@ impl Adapter for NoPromises<'_> {
         self.0.final_norm(states, norm, cx)
     }
 
-    fn needs_base_pass(&self) -> bool {
-        self.0.needs_base_pass()
+    fn first_pass(&self) -> Option<&dyn Adapter> {
+        self.0.first_pass()
     }
 
     fn uses(&self, _hook: Hook<'_>) -> bool {

@@ -1,9 +1,9 @@
-//! Adapters that read the base's own final states before they act.
+//! Adapters that read the final states of a first pass before they act.
 
 use std::sync::Mutex;
 
 use burn::tensor::Tensor;
-use epiphyte_models::adapter::BASE_STREAM;
+use epiphyte_models::adapter::FIRST_PASS;
 use epiphyte_models::{Adapter, AdapterBatch, Entry, ForwardContext, Hidden, Identity, Mode};
 
 use crate::support::{TestBatch, models, to_vec};
@@ -14,14 +14,14 @@ struct ReadsBase(Mutex<Vec<Vec<f32>>>);
 
 impl Adapter for ReadsBase {
     fn hidden(&self, _layer: usize, hidden: Hidden, _cx: &ForwardContext<'_>) -> Hidden {
-        let base = hidden.stream(BASE_STREAM).expect("the stream travels on");
+        let base = hidden.stream(FIRST_PASS).expect("the stream travels on");
         assert_eq!(base.rows.tokens(), base.states.dims()[0]);
         self.0.lock().unwrap().push(to_vec(base.states.clone()));
         hidden.with(hidden.states.clone() * 2.0)
     }
 
-    fn needs_base_pass(&self) -> bool {
-        true
+    fn first_pass(&self) -> Option<&dyn Adapter> {
+        Some(&Identity)
     }
 }
 
@@ -53,6 +53,7 @@ fn the_base_stream_belongs_to_its_adapter_alone() {
             adapter,
             tokens: &tokens,
             mode: Mode::Evaluation,
+            streams: &[],
         });
         let hidden = entries.iter().enumerate();
         let hidden: Vec<Hidden> = hidden

@@ -1,11 +1,11 @@
 //! What every registered method must satisfy on every family: a method joins by being registered.
 
-mod base_pass;
 mod bottlenecks;
 mod counts;
 mod decoding;
 mod equivalence;
 mod finite_differences;
+mod first_pass;
 mod gradients;
 mod quantized;
 mod support;

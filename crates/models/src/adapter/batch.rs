@@ -22,6 +22,8 @@ pub struct Entry<'a> {
     pub tokens: &'a Tokens<'a>,
     /// Why the pass is made.
     pub mode: Mode,
+    /// The adapter's own streams that travel with the layer.
+    pub streams: &'a [Stream],
 }
 
 impl<'a> Entry<'a> {
@@ -34,6 +36,7 @@ impl<'a> Entry<'a> {
             rows,
             tokens: self.tokens,
             mode: self.mode,
+            streams: self.streams,
         }
     }
 }
@@ -61,6 +64,7 @@ impl<'a> AdapterBatch<'a> {
             adapter,
             tokens,
             mode: Mode::Evaluation,
+            streams: &[],
         }])
     }
 
@@ -72,6 +76,29 @@ impl<'a> AdapterBatch<'a> {
     /// The adapters.
     pub fn entries(&self) -> &[Entry<'a>] {
         &self.entries
+    }
+
+    /// Each adapter's own streams, out of all that travel.
+    pub(crate) fn streams(&self, all: &[Stream]) -> Vec<Vec<Stream>> {
+        let of = |number| {
+            let own = all
+                .iter()
+                .filter(move |it| it.owner == Owner::Adapter(number));
+            own.cloned().collect()
+        };
+        (0..self.entries.len()).map(of).collect()
+    }
+
+    /// The same adapters, which see these streams of theirs.
+    pub(crate) fn with_streams<'s>(&self, streams: &'s [Vec<Stream>]) -> AdapterBatch<'s>
+    where
+        'a: 's,
+    {
+        let entries = self.entries.iter().zip(streams);
+        AdapterBatch::new(entries.map(|(entry, own)| Entry {
+            streams: own,
+            ..*entry
+        }))
     }
 
     /// Whether any adapter does anything at a hook.

@@ -19,10 +19,10 @@
 //! | [`Adapter::after_block`] | Adapter+ |
 //! | [`Adapter::hidden`] | side networks, Attention Fusion, ReFT |
 //! | [`Adapter::final_norm`] | side networks with a norm of their own |
+//! | [`Adapter::first_pass`] | X-LoRA, which reads final states before it acts |
 //!
-//! Five more functions are promises that save work and change no result: [`Adapter::uses`],
-//! [`Adapter::first_layer`], [`Adapter::mixes_rows`], [`Adapter::needs_base_pass`] and
-//! [`Adapter::reads_whole_sequences`]. A test runs every method with the first three set to their
+//! Four more functions are promises that save work and change no result: [`Adapter::uses`],
+//! [`Adapter::first_layer`], [`Adapter::mixes_rows`] and [`Adapter::reads_whole_sequences`]. A test runs every method with the first three set to their
 //! most pessimistic answer and expects the same bytes; another lets every method decode with a
 //! cache and without.
 
@@ -50,6 +50,27 @@ pub struct ForwardContext<'a> {
     pub tokens: &'a Tokens<'a>,
     /// Training or evaluation, with the step's random key.
     pub mode: Mode,
+    /// The adapter's own streams, as they enter the layer; none outside of the layers.
+    pub streams: &'a [Stream],
+}
+
+impl ForwardContext<'_> {
+    /// The states of the adapter's stream `name` for the hook's rows, `[tokens, any size]`; none
+    /// if no such stream travels with the layer. It has all rows of the sequences.
+    pub fn stream(&self, name: &str) -> Option<Tensor<2>> {
+        let mut streams = self.streams.iter();
+        let stream = streams.find(|stream| stream.name == name)?;
+        if stream.rows.tokens() == self.rows.tokens() {
+            return Some(stream.states.clone());
+        }
+        let positions: Vec<usize> = stream.rows.positions().collect();
+        let sequences = self.rows.lengths().zip(stream.rows.firsts());
+        let firsts = sequences.flat_map(|(length, &first)| std::iter::repeat_n(first, length));
+        let rows = firsts.zip(self.rows.positions());
+        let rows = rows.map(|(first, position)| first + position - positions[first]);
+        let rows: Vec<usize> = rows.collect();
+        Some(epiphyte_ops::rows(stream.states.clone(), &rows))
+    }
 }
 
 /// What stands in for a tensor of the base.
@@ -278,15 +299,17 @@ pub trait Adapter: Send + Sync {
         false
     }
 
-    /// Whether the base must be run first: its final states then travel as the stream `base`.
-    fn needs_base_pass(&self) -> bool {
-        false
+    /// The adapter under which the model is run first, in evaluation mode and without gradients:
+    /// [`Identity`] for the base as it is. Its final states, `[tokens, hidden]`, then travel as the
+    /// stream [`FIRST_PASS`].
+    fn first_pass(&self) -> Option<&dyn Adapter> {
+        None
     }
 }
 
-/// The name of the stream that holds the base's own final states, where an adapter
-/// [needs them](Adapter::needs_base_pass).
-pub const BASE_STREAM: &str = "base";
+/// The name of the stream that holds the final states of an adapter's
+/// [first pass](Adapter::first_pass).
+pub const FIRST_PASS: &str = "first pass";
 
 /// The adapter that does nothing: the base model as it is.
 #[derive(Clone, Copy, Debug, Default)]

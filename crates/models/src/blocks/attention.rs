@@ -252,6 +252,7 @@ impl Attention {
             adapter,
             tokens: cx.tokens,
             mode: cx.mode,
+            streams: cx.streams,
         }]);
         let [to_keys, to_queries] = fork(table);
         let [key, query] = self.projections_of_positions();

@@ -37,7 +37,7 @@ impl<'a> Text<'a> {
         how: &'a Generation,
         room: Room,
     ) -> Self {
-        let whole = adapter.reads_whole_sequences() || adapter.needs_base_pass();
+        let whole = adapter.reads_whole_sequences() || adapter.first_pass().is_some();
         let ids = match room.start {
             Some(start) => vec![start],
             None => prompt.to_vec(),
@@ -183,6 +183,7 @@ pub(super) fn next_logits(
         adapter,
         tokens,
         mode: Mode::Evaluation,
+        streams: &[],
     });
     let logits = model.batch_logits(&AdapterBatch::new(entries));
     let vocabulary = logits.dims()[1];

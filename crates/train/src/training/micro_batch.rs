@@ -48,6 +48,7 @@ impl<'a> RunBatch<'a> {
             adapter: self.module,
             tokens,
             mode,
+            streams: &[],
         })
     }
 }
@@ -83,7 +84,11 @@ pub(crate) fn forward_backward(
         };
         for entry in run.entries() {
             let hidden = match &mut cache {
-                Some(cache) => cache.states(run.model, &entry)?,
+                Some(cache) => {
+                    let mut hidden = cache.states(run.model, &entry)?;
+                    hidden.carried.extend(run.model.first_pass(&entry));
+                    hidden
+                }
                 None => run.model.embed(&entry),
             };
             let rows = run.model.final_rows(&hidden);
