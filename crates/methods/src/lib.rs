@@ -37,6 +37,7 @@ pub mod parts {
     pub(crate) mod dense;
     pub mod experts;
     pub(crate) mod fastfood;
+    pub mod kmeans;
     pub mod kronecker;
     pub(crate) mod lora_files;
     pub(crate) mod low_rank;
@@ -117,6 +118,7 @@ pub mod selective {
 /// Changes of a weight that are expressed by few parameters.
 pub mod reparametrized {
     pub mod adalora;
+    pub mod adamss;
     pub mod alora;
     pub mod bdlora;
     pub mod boft;

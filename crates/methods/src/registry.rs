@@ -26,6 +26,7 @@ pub static METHODS: &[Definition] = &[
     Definition::of::<reparametrized::lora::LoraConfig>(),
     Definition::of::<reparametrized::lora_fa::LoraFaConfig>(),
     Definition::of::<reparametrized::adalora::AdaLoraConfig>(),
+    Definition::of::<reparametrized::adamss::AdaMssConfig>(),
     Definition::of::<reparametrized::dora::DoraConfig>(),
     Definition::of::<reparametrized::alora::ALoraConfig>(),
     Definition::of::<reparametrized::x_lora::XLoraConfig>(),

@@ -100,6 +100,12 @@ pub(crate) fn pissa(svd: &Svd, rank: usize, scaling: f64) -> Pair {
 pub(crate) fn randomized_svd(matrix: Tensor<2>, rank: usize, iterations: usize, key: u64) -> Svd {
     let [_, columns] = matrix.dims();
     let random = normal(key, [columns, rank], &matrix.device());
+    subspace_svd(matrix, random, iterations)
+}
+
+/// The largest singular values of a matrix `[rows, columns]` from iterations on a random subspace,
+/// `random: [columns, rank]` (Halko, Martinsson, Tropp 2011, as `torch.svd_lowrank` has it).
+pub(crate) fn subspace_svd(matrix: Tensor<2>, random: Tensor<2>, iterations: usize) -> Svd {
     let [mut q, _] = qr(matrix.clone().matmul(random));
     for _ in 0..iterations {
         let [other, _] = qr(matrix.clone().transpose().matmul(q));

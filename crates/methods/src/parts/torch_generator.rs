@@ -107,6 +107,12 @@ impl TorchGenerator {
         values
     }
 
+    /// `numpy.random.RandomState(seed).random_sample()`, whose generator is the same.
+    pub fn random_sample(&mut self) -> f64 {
+        let (high, low) = (self.next_bits() >> 5, self.next_bits() >> 6);
+        (f64::from(high) * 67_108_864.0 + f64::from(low)) / 9_007_199_254_740_992.0
+    }
+
     /// A number in `[0, 1)` of 24 bits.
     fn share(&mut self) -> f32 {
         (self.next_bits() & 0x00ff_ffff) as f32 * 2.0_f32.powi(-24)
@@ -172,6 +178,14 @@ mod tests {
         assert_eq!(sum, -4.601762771606445);
         let below = values.iter().filter(|it| **it == values[337]).count();
         assert_eq!(below, 7);
+    }
+
+    /// Written by NumPy 2.4.6.
+    #[test]
+    fn samples_are_those_of_numpy() {
+        let mut generator = TorchGenerator::new(123_456_789);
+        assert_eq!(generator.random_sample(), 0.532833024789759);
+        assert_eq!(generator.random_sample(), 0.5341366008904166);
     }
 
     #[test]

@@ -87,6 +87,7 @@ const EXPECTED: &[(&str, Expect)] = &[
     ("gpt2_prefixproj", Loads(GPT2)),
     ("gpt2_prompt", Loads(GPT2)),
     ("gpt2_ptuning", Loads(GPT2)),
+    ("llama_adamss", Loads(LLAMA)),
     ("llama_adaption", Loads(LLAMA)),
     ("llama_beft", Loads(LLAMA)),
     ("llama_cartridge", Loads(LLAMA)),

@@ -1,0 +1,28 @@
+"""AdaMSS."""
+
+from peft import AdamssConfig
+
+from .case import Case
+
+
+def adamss(base, common):
+    return AdamssConfig(r=8, num_subspaces=3, subspace_rank=2, random_seed=3, target_modules=base.names.lora, **common)
+
+
+def adamss_dynamic(base, common):
+    """All directions of layers of different shapes, with ranks that singular values decide."""
+    return AdamssConfig(
+        r=100,
+        num_subspaces=2,
+        subspace_rank=4,
+        use_dynamic_rank=True,
+        svd_threshold=0.4,
+        target_modules=base.names.ia3_feedforward,
+        **common,
+    )
+
+
+CASES = {
+    "adamss": Case(adamss, bases=("bert",), frozen=("adamss_newB",)),
+    "adamss_dynamic": Case(adamss_dynamic, bases=("llama",), frozen=("adamss_newB",)),
+}
