@@ -36,19 +36,26 @@
 //! | file | `<path>.lora_A.weight` `[r, in]`, `<path>.lora_B.weight` `[out, r]`, `<path>.lora_B.bias` `[out]`; `<words>.lora_embedding_A`, `<words>.lora_embedding_B`; biases and modules that are trained whole |
 //! | merges | `W + s B A`, `b + s c`, `E + s (B A)ᵀ` |
 
-use std::collections::BTreeMap;
-use std::sync::Mutex;
+mod alpha;
+mod data_start;
+mod init;
+mod layer;
+mod variant;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use std::collections::BTreeMap;
+
+use burn::tensor::{Tensor, TensorData};
 use epiphyte_models::adapter::name_id;
 use epiphyte_models::{Adapter, Base, ForwardContext, Hook, LazyLinear, LinearInfo, Site, StandIn};
-use epiphyte_ops::{Dropout, FrozenMatrix, LowRank, add_low_rank, fork};
 use indexmap::IndexMap;
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+pub(crate) use self::alpha::{alpha, alphas, optional_alpha};
+pub use self::init::LoraInit;
+use self::init::written_init;
+pub(crate) use self::layer::Lora;
 use crate::MethodError;
-use crate::framework::calibration::{CalibrationData, Each};
+use crate::framework::calibration::CalibrationData;
 use crate::framework::method::{
     KeyStyle, Method, MethodConfig, Stored, StoredTensors, load_stored,
 };
@@ -59,11 +66,11 @@ use crate::framework::targets::{
 };
 use crate::framework::taxonomy::Claims;
 use crate::framework::whole::WholeTensors;
-use crate::parts::delta::{Delta, Deltas};
+use crate::parts::delta::Deltas;
 use crate::parts::low_rank::{LowRankLayers, WordPath};
-use crate::parts::low_rank_start::{self as start, CordaConfig, LoraGaConfig, Pair, Start, to_vec};
+use crate::parts::low_rank_start::{self as start, CordaConfig, LoraGaConfig, Start, to_vec};
 use crate::parts::replace::Replaced;
-use crate::parts::svd::{Svd, eigenvectors};
+use crate::parts::svd::Svd;
 
 crate::settings! {
     /// The settings of LoRA, under HF PEFT's names.
@@ -100,133 +107,6 @@ crate::settings! {
     }
 }
 
-/// An alpha as HF PEFT writes it: without a point where it is a whole number.
-pub(crate) fn alpha<S: serde::Serializer>(alpha: &f64, serializer: S) -> Result<S::Ok, S::Error> {
-    written(*alpha).serialize(serializer)
-}
-
-/// The same of an alpha that may not be given.
-pub(crate) fn optional_alpha<S: serde::Serializer>(
-    alpha: &Option<f64>,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    alpha.map(written).serialize(serializer)
-}
-
-pub(crate) fn alphas<S: serde::Serializer>(
-    alphas: &IndexMap<String, f64>,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    serializer.collect_map(alphas.iter().map(|(key, alpha)| (key, written(*alpha))))
-}
-
-fn written(alpha: f64) -> Value {
-    let whole = alpha as i64;
-    if whole as f64 == alpha {
-        json!(whole)
-    } else {
-        json!(alpha)
-    }
-}
-
-/// How the two matrices start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum LoraInit {
-    /// `A` uniform in `±1/√in`, `B` zero; `true` in the file.
-    #[default]
-    Kaiming,
-    /// `A` normal with standard deviation `1/r`, `B` zero.
-    Gaussian,
-    /// Both uniform; `false` in the file.
-    Random,
-    /// Both at random with `B A = 0`.
-    Orthogonal,
-    /// The largest singular values of the weight.
-    Pissa,
-    /// The same, from this number of random subspace iterations.
-    PissaIterations(usize),
-    /// The QR decomposition of the weight.
-    Olora,
-    /// `B` the last left singular vectors, frozen, `A` zero.
-    Mica,
-    /// `A` the first right singular vectors of the layer's inputs, `B` zero.
-    Eva,
-    /// Singular values of the weight times the covariance of its inputs.
-    Corda,
-    /// Singular vectors of the weight's gradient.
-    LoraGa,
-}
-
-impl LoraInit {
-    /// Names in files, apart from `true` and `false`.
-    const NAMES: [(&str, Self); 8] = [
-        ("gaussian", Self::Gaussian),
-        ("orthogonal", Self::Orthogonal),
-        ("pissa", Self::Pissa),
-        ("olora", Self::Olora),
-        ("mica", Self::Mica),
-        ("eva", Self::Eva),
-        ("corda", Self::Corda),
-        ("lora_ga", Self::LoraGa),
-    ];
-
-    /// Whether the training data decides the start.
-    fn reads_data(self) -> bool {
-        matches!(self, Self::Eva | Self::Corda | Self::LoraGa)
-    }
-
-    /// Whether the start is taken out of the base and cannot be computed from it again, so that
-    /// files hold plain LoRA of twice the rank.
-    fn is_stored_plain(self) -> bool {
-        matches!(self, Self::PissaIterations(_) | Self::Corda | Self::LoraGa)
-    }
-}
-
-impl Serialize for LoraInit {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Kaiming => serializer.serialize_bool(true),
-            Self::Random => serializer.serialize_bool(false),
-            Self::PissaIterations(number) => {
-                serializer.serialize_str(&format!("pissa_niter_{number}"))
-            }
-            named => {
-                let mut names = Self::NAMES.iter();
-                let name = names.find(|(_, init)| init == named);
-                serializer.serialize_str(name.map_or("", |(name, _)| name))
-            }
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for LoraInit {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let value = Value::deserialize(deserializer)?;
-        let text = match &value {
-            Value::Bool(true) => return Ok(Self::Kaiming),
-            Value::Bool(false) => return Ok(Self::Random),
-            text => text.as_str().unwrap_or_default(),
-        };
-        let iterations = text.strip_prefix("pissa_niter_");
-        let iterations = iterations.and_then(|number| number.parse().ok());
-        let named = Self::NAMES.iter().find(|(name, _)| *name == text);
-        match (text, iterations, named) {
-            ("kaiming" | "true", ..) => Ok(Self::Kaiming),
-            ("false", ..) => Ok(Self::Random),
-            (_, Some(iterations), _) => Ok(Self::PissaIterations(iterations)),
-            (_, _, Some((_, init))) => Ok(*init),
-            ("loftq", ..) => Err(serde::de::Error::custom(
-                "\"loftq\" starts from a base that it quantizes itself, which is not supported; \
-                 train with true, over a quantized base",
-            )),
-            _ => Err(serde::de::Error::custom(format!(
-                "{value} is not known; kaiming (true in a file), gaussian, false, orthogonal, \
-                 pissa, pissa_niter_N, olora, mica, eva, corda and lora_ga are"
-            ))),
-        }
-    }
-}
-
 /// Linear layers, each with its rank and scaling, and the word embeddings if they are a target.
 type Anywhere<'b> = (Vec<(&'b LinearInfo, usize, f64)>, Option<TableInfo<'b>>);
 
@@ -240,28 +120,6 @@ impl LoraConfig {
     fn anywhere<'b>(&self, base: &'b Base) -> Result<Anywhere<'b>, MethodError> {
         let (linears, words) = self.selection(Self::NAME).anywhere(base)?;
         Ok((self.scaled(Self::NAME, linears)?, words))
-    }
-
-    /// The targets, each with its rank and scaling; `method` is the method of LoRA's kind whose
-    /// settings these are.
-    pub(crate) fn targets<'b>(
-        &self,
-        method: &'static str,
-        base: &'b Base,
-    ) -> Result<Vec<(&'b LinearInfo, usize, f64)>, MethodError> {
-        self.scaled(method, self.selection(method).of(base)?)
-    }
-
-    /// The initial values of a target's `A` that starts without reading the weight.
-    pub(crate) fn initial_a(&self, linear: &LinearInfo, rank: usize) -> Init {
-        match self.init_lora_weights {
-            LoraInit::Gaussian => Init::Normal {
-                std: 1.0 / rank as f64,
-            },
-            _ => Init::Uniform {
-                bound: 1.0 / (linear.inputs as f64).sqrt(),
-            },
-        }
     }
 
     /// Linear layers, each with its rank and scaling.
@@ -483,52 +341,6 @@ impl LoraConfig {
         }
     }
 
-    /// The layers of a variant of LoRA whose delta of a linear layer `build` returns.
-    pub(crate) fn layers<D: Delta>(
-        &self,
-        method: &'static str,
-        base: &Base,
-        parameters: &mut ParameterSet,
-        mut build: impl FnMut(&LinearInfo, (usize, f64), &mut ParameterSet) -> D,
-    ) -> Result<LowRankLayers<D>, MethodError> {
-        let targets = self.targets(method, base)?;
-        let linears = targets
-            .iter()
-            .map(|&(linear, rank, scaling)| (linear, build(linear, (rank, scaling), parameters)));
-        let linears = Deltas::new(base, linears.collect::<Vec<_>>());
-        let names = self.whole.names(base, &Self::wraps(&targets, None));
-        Ok(LowRankLayers {
-            linears,
-            words: None,
-            whole: Replaced::with_keys(names, base, parameters),
-        })
-    }
-
-    /// How many values a variant of LoRA trains on `base`; `of_linear` are those of a linear layer.
-    pub(crate) fn count_of(
-        &self,
-        method: &'static str,
-        base: &Base,
-        of_linear: impl Fn(&LinearInfo, usize) -> usize,
-    ) -> Result<usize, MethodError> {
-        let targets = self.targets(method, base)?;
-        let own = targets
-            .iter()
-            .map(|(linear, rank, _)| of_linear(linear, *rank));
-        Ok(own.sum::<usize>() + self.whole.count(base, &Self::wraps(&targets, None)))
-    }
-
-    /// As [`MethodConfig::check_start`], for the method of LoRA's kind whose settings these are.
-    pub(crate) fn check_start_as(
-        &self,
-        method: &'static str,
-        base: &Base,
-    ) -> Result<(), MethodError> {
-        let selection = self.selection(method);
-        selection.check_start(base)?;
-        self.check_patterns(method, &selection.of(base)?, None, base)
-    }
-
     /// Checks that each name of a module or a pattern matches something.
     fn check_patterns(
         &self,
@@ -553,57 +365,6 @@ impl LoraConfig {
         check_keys_of(method, "rank_pattern", &self.rank_pattern, &paths)?;
         check_keys_of(method, "alpha_pattern", &self.alpha_pattern, &paths)
     }
-
-    /// The settings with the target modules that are left to the base, for the file.
-    pub(crate) fn resolved_as(&self, method: &'static str, base: &Base) -> Self {
-        Self {
-            targets: self.targets.resolved(self.selection(method).targets(base)),
-            ..self.clone()
-        }
-    }
-
-    /// Checks that the file's two matrices are the whole change of the base.
-    pub(crate) fn check_plain_base(&self) -> Result<(), String> {
-        let init = self.init_lora_weights;
-        let takes = matches!(init, LoraInit::Pissa | LoraInit::Olora) || init.is_stored_plain();
-        match takes || self.lora_bias {
-            false => Ok(()),
-            true => Err(format!(
-                "with init_lora_weights = {} or lora_bias the two matrices are not the whole \
-                 change; convert it to plain LoRA first, with HF PEFT: save_pretrained(..., \
-                 path_initial_model_for_weight_conversion=...)",
-                written_init(init)
-            )),
-        }
-    }
-
-    /// Checks the settings that not every variant of LoRA has: starts that read the weight, and
-    /// the bias of B. Beside kaiming and gaussian, a variant may have some starts.
-    pub(crate) fn check_variant(
-        &self,
-        method: &'static str,
-        starts: &[LoraInit],
-    ) -> Result<(), MethodError> {
-        let init = self.init_lora_weights;
-        let plain = [LoraInit::Kaiming, LoraInit::Gaussian, LoraInit::Eva];
-        let (key, value) = match plain.contains(&init) || starts.contains(&init) {
-            false => ("init_lora_weights", written_init(init)),
-            true if self.lora_bias => ("lora_bias", "true".to_owned()),
-            true => return Ok(()),
-        };
-        Err(MethodError::Value {
-            method,
-            key,
-            value,
-            expected: "that is a setting of plain LoRA only; leave it out".to_owned(),
-        })
-    }
-}
-
-/// A start as a file has it.
-fn written_init(init: LoraInit) -> String {
-    let init = json!(init);
-    init.as_str().map_or(init.to_string(), str::to_owned)
 }
 
 /// The name of a linear layer's weight: of a head that is tied to them, the word embeddings.
@@ -822,101 +583,6 @@ impl MethodConfig for LoraConfig {
     }
 }
 
-/// LoRA on one linear layer.
-#[derive(Debug)]
-pub(crate) struct Lora {
-    pub(crate) a: Param,
-    pub(crate) b: Param,
-    pub(crate) bias: Option<Param>,
-    pub(crate) scaling: f32,
-    pub(crate) dropout: f64,
-    /// What is taken out of the base.
-    pub(crate) taken: Option<Start>,
-}
-
-impl Lora {
-    fn taken(&self) -> Option<&Pair> {
-        self.taken.as_ref()?.pair()
-    }
-
-    /// `[A; A₀]` and `[B, -B₀]`: the same change by plain LoRA of twice the rank.
-    fn joined(&self) -> Option<Pair> {
-        let (own_a, own_b) = (self.a.get::<2>(), self.b.get::<2>());
-        let [a, b] = self.taken()?.clone();
-        let [a, b] = match own_a.is_autodiff() {
-            true => [a.autodiff(), b.autodiff()],
-            false => [a, b],
-        };
-        Some([
-            Tensor::cat(vec![own_a, a], 0),
-            Tensor::cat(vec![own_b, -b], 1),
-        ])
-    }
-
-    /// The path of `A` and `B` alone.
-    fn own_path(&self, dropout: Option<Dropout>) -> LowRank {
-        LowRank {
-            a: self.a.get(),
-            b: self.b.get(),
-            scale: self.scaling,
-            dropout,
-        }
-    }
-}
-
-impl Delta for Lora {
-    fn output(&self, site: &Site, product: LazyLinear, cx: &ForwardContext<'_>) -> Tensor<2> {
-        let dropout = Dropout::new(self.dropout, !site.id(), cx.rows);
-        let output = match (self.joined(), self.taken()) {
-            (Some([a, b]), _) if dropout.is_none() => product.add_low_rank(LowRank {
-                a,
-                b,
-                ..self.own_path(None)
-            }),
-            // What is taken out of the base sees all of the input. The product and both paths read
-            // it; behind a fork, the paths have one gradient, so that the order in which gradients
-            // are added is fixed.
-            (Some(_), Some([a, b])) => {
-                let [input, _] = fork(product.input().clone());
-                let path = LowRank {
-                    a: a.clone(),
-                    b: b.clone(),
-                    scale: -self.scaling,
-                    dropout: None,
-                };
-                let own = self.own_path(dropout);
-                let output = add_low_rank(product.compute(), input.clone(), own);
-                add_low_rank(output, input, path)
-            }
-            _ => product.add_low_rank(self.own_path(dropout)),
-        };
-        match &self.bias {
-            Some(bias) => output + (bias.flat() * self.scaling).unsqueeze::<2>(),
-            None => output,
-        }
-    }
-
-    fn weight(&self, weight: Tensor<2>) -> Tensor<2> {
-        let product = self.b.get::<2>().inner().matmul(self.a.get::<2>().inner());
-        let change = match self.taken() {
-            Some([a, b]) => product - b.clone().matmul(a.clone()),
-            None => product,
-        };
-        weight + change * self.scaling
-    }
-
-    fn changes_bias(&self) -> bool {
-        self.bias.is_some()
-    }
-
-    fn bias(&self, bias: Tensor<1>) -> Tensor<1> {
-        match &self.bias {
-            Some(own) => bias + own.flat().inner() * self.scaling,
-            None => bias,
-        }
-    }
-}
-
 /// LoRA on a base.
 #[derive(Debug)]
 struct LoraModel {
@@ -929,9 +595,6 @@ struct LoraModel {
     seed: u64,
 }
 
-/// How many training examples are run for a start that they decide; CorDA's authors name 256.
-const START_EXAMPLES: usize = 256;
-
 /// Tensors of HF PEFT's VeLoRA and MonteCLoRA that only training reads.
 const TRAINING_TENSORS: [&str; 5] = [
     "lora_velora_embed",
@@ -940,124 +603,6 @@ const TRAINING_TENSORS: [&str; 5] = [
     "lora_monteclora_sampler.gaussian_var_prior",
     "lora_monteclora_sampler.expert_weights",
 ];
-
-impl LoraModel {
-    /// The weights of the targets whose start the data decides.
-    fn weights(base: &Base, paths: &BTreeMap<String, (usize, f64)>) -> Vec<(String, FrozenMatrix)> {
-        let weights = paths.keys().filter_map(|path| {
-            let name = weight_name(base, path);
-            Some((path.clone(), base.tensor(&name)?.matrix()?.clone()))
-        });
-        weights.collect()
-    }
-
-    /// Sums of `xᵀ x` over the inputs of each target, `[in, in]`, and their number.
-    fn inputs(&self, data: &mut dyn CalibrationData) -> Result<Inputs, MethodError> {
-        let inputs = Inputs {
-            paths: self.sources.keys().cloned().collect(),
-            divides: self.config.init_lora_weights == LoraInit::Corda,
-            sums: Mutex::default(),
-        };
-        data.forward(START_EXAMPLES.min(data.examples()), &inputs)?;
-        Ok(inputs)
-    }
-
-    /// The mean gradients of the targets' weights, `[out, in]`.
-    fn gradients(
-        &self,
-        base: &Base,
-        data: &mut dyn CalibrationData,
-    ) -> Result<BTreeMap<String, Tensor<2>>, MethodError> {
-        let names = self
-            .sources
-            .keys()
-            .map(|path| (path, weight_name(base, path)));
-        let names: Vec<(&String, String)> = names.collect();
-        let mut parameters = ParameterSet::new(&device_of(base), 0);
-        let with_keys = names.iter().map(|(_, name)| (&**name, name.clone()));
-        let mut with_keys: Vec<(&str, String)> = with_keys.collect();
-        with_keys.dedup();
-        let weights = Replaced::with_keys(with_keys, base, &mut parameters);
-        parameters.track(true);
-        let params: Vec<Param> = weights.params().cloned().collect();
-        let mut sums: BTreeMap<String, Tensor<1>> = BTreeMap::new();
-        let examples = START_EXAMPLES.min(data.examples());
-        let mut calls = 0;
-        data.gradients(examples, Each::Batch, &params, &weights, &mut |gradients| {
-            calls += 1;
-            for param in &params {
-                if let Some(gradient) = gradients.get(param) {
-                    let gradient = gradient.clone();
-                    let sum = match sums.remove(param.key()) {
-                        Some(sum) => sum + gradient,
-                        None => gradient,
-                    };
-                    sums.insert(param.key().to_owned(), sum);
-                }
-            }
-        })?;
-        let means = names.into_iter().filter_map(|(path, name)| {
-            let mean = sums.get(&name)?.clone() / f64::from(calls.max(1));
-            let tensor = base.with_values(&name, mean);
-            Some((path.clone(), tensor.tensor(&name)?.to_matrix()?))
-        });
-        Ok(means.collect())
-    }
-
-    /// Sets the start of a target.
-    fn start(&self, path: &str, pair: Pair) {
-        let Some(lora) = self.layers.linears.get(path) else {
-            return;
-        };
-        lora.a.set_values(to_vec(pair[0].clone()));
-        lora.b.set_values(to_vec(pair[1].clone()));
-        if let Some(taken) = &lora.taken {
-            taken.set(pair);
-        }
-    }
-}
-
-/// Where the tensors of a base are.
-fn device_of(base: &Base) -> Device {
-    base.word_embedding_table().device().clone()
-}
-
-/// Collects the inputs of linear layers.
-#[derive(Debug)]
-struct Inputs {
-    paths: Vec<String>,
-    /// Whether the inputs of each text are divided by their largest value, as in CorDA.
-    divides: bool,
-    sums: Mutex<BTreeMap<String, (Tensor<2>, usize)>>,
-}
-
-impl Adapter for Inputs {
-    fn linear_input(&self, site: &Site, x: Tensor<2>, cx: &ForwardContext<'_>) -> Tensor<2> {
-        if !self.paths.contains(&site.path) {
-            return x;
-        }
-        let mut sums = self.sums.lock().expect("no holder of the lock panics");
-        for ends in cx
-            .rows
-            .boundaries()
-            .windows(2)
-            .filter(|ends| ends[0] < ends[1])
-        {
-            let mut own = x.clone().inner().narrow(0, ends[0], ends[1] - ends[0]);
-            if self.divides {
-                let largest = own.clone().max().into_scalar::<f32>().abs();
-                own = own / largest.max(f32::MIN_POSITIVE);
-            }
-            let square = own.clone().transpose().matmul(own);
-            let (sum, count) = match sums.remove(&site.path) {
-                Some((sum, count)) => (sum + square, count + 1),
-                None => (square, 1),
-            };
-            sums.insert(site.path.clone(), (sum, count));
-        }
-        x
-    }
-}
 
 impl Adapter for LoraModel {
     fn parameter(&self, name: &str) -> Option<StandIn> {
@@ -1098,47 +643,7 @@ impl Method for LoraModel {
         _head: &ParameterSet,
         data: &mut dyn CalibrationData,
     ) -> Result<(), MethodError> {
-        let Some(base) = &self.base else {
-            return Ok(());
-        };
-        let weights = Self::weights(base, &self.sources);
-        if self.config.init_lora_weights == LoraInit::LoraGa {
-            let settings = self.config.lora_ga_config.clone().unwrap_or_default();
-            let mut gradients = self.gradients(base, data)?;
-            for (path, weight) in weights {
-                let (rank, scaling) = self.sources[&path];
-                if let Some(gradient) = gradients.remove(&path) {
-                    let key = self.seed ^ name_id(&path);
-                    let pair = settings.pair(gradient, &weight, rank, (scaling, key));
-                    self.start(&path, pair);
-                }
-            }
-            return Ok(());
-        }
-        let inputs = self.inputs(data)?.sums.into_inner();
-        let mut inputs = inputs.expect("no holder of the lock panics");
-        for (path, weight) in weights {
-            let (rank, scaling) = self.sources[&path];
-            let Some((sum, count)) = inputs.remove(&path) else {
-                continue;
-            };
-            if self.config.init_lora_weights == LoraInit::Corda {
-                let settings = self.config.corda_config.clone().unwrap_or_default();
-                self.start(
-                    &path,
-                    settings.pair(&(sum / count as f64), &weight, rank, scaling),
-                );
-            } else if let Some(lora) = self.layers.linears.get(&path) {
-                let [size, _] = sum.dims();
-                let rows = to_vec(sum);
-                let rows = rows.chunks(size);
-                let rows = rows.map(|row| row.iter().copied().map(f64::from).collect());
-                let (_, vectors) = eigenvectors(rows.collect());
-                let first = vectors.into_iter().take(rank).flatten();
-                lora.a.set_values(first.map(|value| value as f32).collect());
-            }
-        }
-        Ok(())
+        self.start_from(data)
     }
 
     fn state(&self) -> Vec<Stored> {
