@@ -10,9 +10,9 @@ def adamss(base, common):
 
 
 def adamss_dynamic(base, common):
-    """All directions of layers of different shapes, with ranks that singular values decide."""
+    """Ranks that singular values decide. With all directions of a layer its rows are as far apart as any."""
     return AdamssConfig(
-        r=100,
+        r=12,
         num_subspaces=2,
         subspace_rank=4,
         use_dynamic_rank=True,

@@ -23,7 +23,8 @@
 //!
 //! Files hold N, and not which rows form a group: HF PEFT runs k-means again, and so does this.
 //! Where the rounding of its single precision would decide where a row belongs, such a file is
-//! refused. Ours hold the group of each row too, which PEFT passes over.
+//! refused: with all directions of a layer (`q = out`) all rows of U are equally far apart. Ours
+//! hold the group of each row too, which PEFT passes over.
 //!
 //! | | |
 //! | --- | --- |

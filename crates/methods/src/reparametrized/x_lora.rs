@@ -348,8 +348,10 @@ impl MethodConfig for XLoraConfig {
                 "enable_softmax": false, "enable_softmax_topk": true, "layerwise_scalings": true,
             }),
             json!({
-                "xlora_experts": { "0": { "r": 2 }, "1": { "r": 2 } },
-                "use_trainable_adapters": true, "global_scaling_weight": 2.0,
+                "xlora_experts": {
+                    "0": { "r": 2, "lora_alpha": 1 }, "1": { "r": 2, "lora_alpha": 1 },
+                },
+                "use_trainable_adapters": true, "global_scaling_weight": 0.5,
             }),
             json!({
                 "xlora_experts": { "0": { "r": 2 }, "1": { "r": 2 } },

@@ -22,9 +22,9 @@
 //! | [`Adapter::first_pass`] | X-LoRA, which reads final states before it acts |
 //!
 //! Four more functions are promises that save work and change no result: [`Adapter::uses`],
-//! [`Adapter::first_layer`], [`Adapter::mixes_rows`] and [`Adapter::reads_whole_sequences`]. A test runs every method with the first three set to their
-//! most pessimistic answer and expects the same bytes; another lets every method decode with a
-//! cache and without.
+//! [`Adapter::first_layer`], [`Adapter::mixes_rows`] and [`Adapter::reads_whole_sequences`]. A test
+//! runs every method with the first three set to their most pessimistic answer and expects the same
+//! bytes; another lets every method decode with a cache and without.
 
 mod batch;
 mod hidden;
