@@ -158,8 +158,8 @@ mod tests {
     fn rows(seed: u64, rows: usize, columns: usize) -> Vec<Vec<f64>> {
         let mut generator = TorchGenerator::new(seed);
         let mut value = || f64::from(generator.random_sample() as f32);
-        let mut row = |_| (0..columns).map(|_| value()).collect();
-        (0..rows).map(|at| row(at)).collect()
+        let row = |_| (0..columns).map(|_| value()).collect();
+        (0..rows).map(row).collect()
     }
 
     /// Written by scikit-learn 1.9.1: `KMeans(n, init="random", n_init=1, max_iter=10,

@@ -194,7 +194,7 @@ impl Delta for Pvera {
 /// none outside of training.
 fn noise(columns: usize, site: u64, rows: &Sequences) -> Option<TensorData> {
     let keys = rows.keys()?;
-    let positions: Vec<usize> = rows.positions().map(|it| it as usize).collect();
+    let positions: Vec<usize> = rows.positions().collect();
     let mut values = Vec::with_capacity(positions.len() * columns);
     for (key, pair) in keys.iter().zip(rows.boundaries().windows(2)) {
         let key = random::derive_key(*key, site);
