@@ -807,18 +807,20 @@ mod tests {
         );
         let expected = logits(&model, &adapter);
         let base = logits(&model, &epiphyte_models::Identity);
-        assert!(distance(&expected, &base) > 1e-4);
+        // What the expert changes.
+        let effect = distance(&expected, &base);
+        assert!(effect > 0.0);
         for more in [
             json!({}),
             json!({ "layerwise_scalings": true, "scaling_pass_value": 0.5 }),
         ] {
             let mixture = mixture(&model, &[&dir], more);
-            assert!(distance(&logits(&model, &mixture), &expected) < 1e-6);
+            assert!(distance(&logits(&model, &mixture), &expected) < 1e-3 * effect);
         }
         // At half of the weight it is the expert at half of its alpha.
         let half = mixture(&model, &[&dir], json!({ "global_scaling_weight": 0.5 }));
         let (_, halved) = expert(&model, json!({ "r": 2, "lora_alpha": 8 }));
-        assert!(distance(&logits(&model, &half), &logits(&model, &halved)) < 1e-6);
+        assert!(distance(&logits(&model, &half), &logits(&model, &halved)) < 1e-3 * effect);
     }
 
     /// Two that are alike add up to one, whatever their scores; of two, one alone is kept.
@@ -832,7 +834,7 @@ mod tests {
             json!({ "enable_softmax": false, "enable_softmax_topk": true, "top_k_lora": 1 }),
         ] {
             let twice = mixture(&model, &[&dir, &dir], more);
-            assert!(distance(&logits(&model, &twice), &expected) < 1e-6);
+            assert!(distance(&logits(&model, &twice), &expected) < 1e-5);
         }
         let kept = mixture(&model, &[&dir, &dir], json!({ "top_k_lora": 1 }));
         assert!(distance(&logits(&model, &kept), &expected) > 1e-4);
