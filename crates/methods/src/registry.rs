@@ -484,9 +484,9 @@ mod tests {
                 "ia3: `target_modules`: 3 is not a list of texts, or one text",
             ),
             (
-                "freeze",
-                json!({ "freeze_trainable_layers": 0 }),
-                "`freeze_trainable_layers` is 0",
+                "houlsby",
+                json!({ "reduction_factor": 0 }),
+                "`reduction_factor` is 0",
             ),
         ] {
             let error = error(method, settings);

@@ -86,6 +86,15 @@ impl PsoftConfig {
 
     /// The targets, which have as many singular values as the rank.
     fn targets<'b>(&self, base: &'b Base) -> Result<Vec<&'b LinearInfo>, MethodError> {
+        if self.psoft_orth && self.r < 2 {
+            return Err(MethodError::Value {
+                method: Self::NAME,
+                key: "r",
+                value: self.r.to_string(),
+                expected: "a rotation is among 2 directions at least; `psoft_orth` false has one"
+                    .to_owned(),
+            });
+        }
         let targets = self.selection().of(base)?;
         for linear in &targets {
             let sizes = [linear.inputs, linear.outputs];
@@ -383,15 +392,15 @@ mod tests {
         }
     }
 
-    /// There is one skew-symmetric matrix of one row, zero, so the vectors alone act.
     #[test]
-    fn a_single_direction_is_scaled_alone() {
-        let (model, path) = (bert(), "bert.encoder.layer.0.attention.self.query");
-        let module = module(&model, "psoft", json!({ "r": 1 }));
-        let a = set_random(&module, &format!("{path}.psoft_R.vector_a"))[0];
-        let b = set_random(&module, &format!("{path}.psoft_R.vector_b"))[0];
-        module.parameters().derive(false);
-        let change = values(&module, &format!("{path}.psoft_change"));
-        assert!((change[0] - (a * b - 1.0)).abs() < 1e-6, "{change:?}");
+    fn a_single_direction_is_not_rotated() {
+        let count = |settings: serde_json::Value| {
+            let config = crate::by_name("psoft").unwrap();
+            let config = config.configure(settings.as_object().unwrap().clone());
+            config.unwrap().count(bert().base())
+        };
+        let error = count(json!({ "r": 1 })).unwrap_err();
+        assert!(error.to_string().contains("`psoft_orth`"), "{error}");
+        assert!(count(json!({ "r": 1, "psoft_orth": false })).is_ok());
     }
 }

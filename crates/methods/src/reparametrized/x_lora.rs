@@ -819,7 +819,10 @@ mod tests {
         }
         // At half of the weight it is the expert at half of its alpha.
         let half = mixture(&model, &[&dir], json!({ "global_scaling_weight": 0.5 }));
-        let (_, halved) = expert(&model, json!({ "r": 2, "lora_alpha": 8 }));
+        let (_, halved) = expert(
+            &model,
+            json!({ "r": 2, "lora_alpha": 8, "target_modules": ["key", "query"] }),
+        );
         assert!(distance(&logits(&model, &half), &logits(&model, &halved)) < 1e-3 * effect);
     }
 
