@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::workplace::{CLASSIFY, Workplace};
 
 /// A run of many short steps, with everything on that a resume has to bring back.
-const LONG: &str = "--max-steps 150 --eval-steps 25 --save-steps 5 --gradient-accumulation-steps 2 \
+const LONG: &str = "--max-steps 600 --eval-steps 100 --save-steps 20 --gradient-accumulation-steps 2 \
     --logging-steps 3 --dropout 0.1 --rank 4 --load-best-model-at-end --seed 3";
 
 pub(crate) fn start(here: &Workplace, arguments: &str) -> Child {
@@ -146,9 +146,9 @@ fn an_adapter_of_an_interrupted_run_says_so() {
     assert_eq!(ended.status.code(), Some(130));
     let record = here.record("adapter")["training"].clone();
     let steps = record["steps"].as_u64().unwrap();
-    assert!((1..150).contains(&steps), "{record}");
-    assert_eq!(record["total_steps"], 150);
-    let extent = format!("{steps} of 150 steps");
+    assert!((1..600).contains(&steps), "{record}");
+    assert_eq!(record["total_steps"], 600);
+    let extent = format!("{steps} of 600 steps");
     let card = here.read("adapter/README.md");
     assert!(card.contains(&format!("interrupted, {extent}")), "{card}");
     let base = "--model bert --adapter adapter";

@@ -25,11 +25,10 @@ fn flags(here: &Workplace, method: &Definition) -> String {
                 let items: Vec<String> = items.iter().map(Value::to_string).collect();
                 items.join(",").replace('"', "")
             }
-            Value::Object(items) => {
+            Value::Object(_) => {
                 let file = format!("{}-{key}.toml", method.name);
-                let items = items.iter().map(|(name, it)| format!("{name:?} = {it}"));
-                let items = items.collect::<Vec<String>>().join(", ");
-                fs::write(here.path(&file), format!("{key} = {{ {items} }}\n")).unwrap();
+                let table = toml::Table::from_iter([(key.clone(), toml_value(value))]);
+                fs::write(here.path(&file), table.to_string()).unwrap();
                 return format!("--config {file}");
             }
             other => other.to_string(),
@@ -37,6 +36,11 @@ fn flags(here: &Workplace, method: &Definition) -> String {
         format!("--{flag}={text}")
     });
     flags.collect::<Vec<String>>().join(" ")
+}
+
+/// The same in TOML.
+fn toml_value(value: &Value) -> toml::Value {
+    toml::Value::try_from(value).expect("settings of examples have no null")
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Optimizers: what moves parameters along their gradients.
 //!
-//! A file each: AdamW ([`adamw`]), the same with its state in 8 bits ([`adamw_8bit`]), Adafactor
-//! ([`adafactor`]), GaLore ([`galore`]) and LISA ([`lisa`]). GaLore and LISA save memory where
+//! A file each: AdamW (`adamw`), the same with its state in 8 bits (`adamw_8bit`), Adafactor
+//! (`adafactor`), GaLore (`galore`) and LISA (`lisa`). GaLore and LISA save memory where
 //! weights themselves are trained (`--method full`), as in the papers; they are optimizers here and
 //! not methods, because what they store is what the method stores.
 
