@@ -58,7 +58,7 @@ impl MethodConfig for AdaMixConfig {
     const PAPER: &'static str = "Wang et al. 2022, arXiv 2205.12410";
     const CLAIMS: Option<crate::Claims> = Some(crate::Claims::survey("extra feed-forward"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
-    const LEARNING_RATE: f64 = 3e-3;
+    const LEARNING_RATE: f64 = 9e-3;
     const MERGES: bool = false;
 
     fn starts_as_identity(&self) -> bool {

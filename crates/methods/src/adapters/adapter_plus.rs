@@ -53,7 +53,7 @@ impl MethodConfig for AdapterPlusConfig {
     const SUMMARY: &'static str = "a bottleneck with a factor for each channel after each layer";
     const PAPER: &'static str = "Steitz and Roth 2024, arXiv 2406.06820";
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
-    const LEARNING_RATE: f64 = 1e-2;
+    const LEARNING_RATE: f64 = 3e-3;
     const MERGES: bool = false;
 
     fn starts_as_identity(&self) -> bool {

@@ -157,7 +157,7 @@ impl MethodConfig for AdaLoraConfig {
     const SUMMARY: &'static str = "LoRA as a singular value decomposition with allocated ranks";
     const PAPER: &'static str = "Zhang et al. 2023, arXiv 2303.10512";
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
-    const LEARNING_RATE: f64 = 3e-3;
+    const LEARNING_RATE: f64 = 3e-2;
     const MERGES: bool = true;
 
     fn starts_as_identity(&self) -> bool {

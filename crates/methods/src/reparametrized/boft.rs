@@ -127,7 +127,7 @@ impl MethodConfig for BoftConfig {
     const PAPER: &'static str = "Liu et al. 2024, arXiv 2311.06243";
     const CLAIMS: Option<crate::Claims> = Some(crate::Claims::paper(Self::PAPER, "none"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
-    const LEARNING_RATE: f64 = 5e-3;
+    const LEARNING_RATE: f64 = 1.5e-2;
     const MERGES: bool = true;
 
     fn starts_as_identity(&self) -> bool {

@@ -91,7 +91,7 @@ impl MethodConfig for DeftConfig {
     const PAPER: &'static str = "HF PEFT; with --para, PaRa, Chen et al. 2025";
     const CLAIMS: Option<crate::Claims> = Some(crate::Claims::paper(Self::PAPER, "none"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
-    const LEARNING_RATE: f64 = 1e-3;
+    const LEARNING_RATE: f64 = 3e-3;
     const MERGES: bool = true;
 
     /// Dividing by a power of two and multiplying by it again gives the same bits.

@@ -89,7 +89,7 @@ impl MethodConfig for HiraConfig {
         "a low-rank matrix that multiplies the weight of chosen linear layers";
     const PAPER: &'static str = "Huang et al. 2025, ICLR";
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
-    const LEARNING_RATE: f64 = 3e-3;
+    const LEARNING_RATE: f64 = 1e-2;
     const MERGES: bool = true;
 
     fn starts_as_identity(&self) -> bool {

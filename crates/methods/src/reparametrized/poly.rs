@@ -86,7 +86,7 @@ impl MethodConfig for PolyConfig {
     const SUMMARY: &'static str = "an inventory of low-rank paths that each task mixes";
     const PAPER: &'static str = "Ponti et al. 2022, arXiv 2202.13914";
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
-    const LEARNING_RATE: f64 = 3e-3;
+    const LEARNING_RATE: f64 = 1e-2;
     const MERGES: bool = true;
 
     fn starts_as_identity(&self) -> bool {

@@ -63,7 +63,7 @@ impl MethodConfig for PveraConfig {
     const SUMMARY: &'static str = "VeRA whose low-rank states are drawn at random in training";
     const PAPER: &'static str = "Fillioux et al. 2025, arXiv 2512.07703";
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
-    const LEARNING_RATE: f64 = 2e-2;
+    const LEARNING_RATE: f64 = 5e-2;
     const MERGES: bool = true;
 
     fn starts_as_identity(&self) -> bool {

@@ -91,7 +91,7 @@ impl MethodConfig for SuperTuningConfig {
     const SUMMARY: &'static str = "the largest entries of the weights of chosen linear layers";
     const PAPER: &'static str = "arXiv 2607.09287";
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
-    const LEARNING_RATE: f64 = 3e-3;
+    const LEARNING_RATE: f64 = 3e-2;
     const MERGES: bool = true;
 
     fn starts_as_identity(&self) -> bool {

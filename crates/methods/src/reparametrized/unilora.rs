@@ -86,7 +86,7 @@ impl MethodConfig for UniLoraConfig {
         "one vector from which the entries of low-rank matrices are taken";
     const PAPER: &'static str = "Li et al. 2025, arXiv 2506.00799";
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
-    const LEARNING_RATE: f64 = 1e-2;
+    const LEARNING_RATE: f64 = 1e-1;
     const MERGES: bool = true;
 
     fn starts_as_identity(&self) -> bool {
