@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::report::bytes;
 use crate::result::Status;
+use crate::statistics::UNLIKELY;
 use crate::summary::{Row, Summary};
 
 /// Limits, such as `1MB,4GB,30min`: bytes of an adapter on disk, bytes in use while it is trained,
@@ -84,9 +85,6 @@ pub struct Choice {
 
 /// Plans are true to this share: what may be within the budget is run.
 const PLANNED: f64 = 1.2;
-
-/// A difference with a larger probability may be chance.
-const LIKELY: f64 = 0.05;
 
 impl Budget {
     /// The best method within the budget for each task on each model.
@@ -218,7 +216,7 @@ fn why(within: &[&Row]) -> Vec<String> {
     // With one seed, nothing says that a difference is more than chance.
     let as_good = |row: &&&Row| {
         let p = chosen.probability_of_equality(row);
-        p.is_some_and(|p| p >= LIKELY) && row.stored_bytes < chosen.stored_bytes
+        p.is_some_and(|p| p >= UNLIKELY) && row.stored_bytes < chosen.stored_bytes
     };
     let smallest = others
         .iter()

@@ -6,11 +6,9 @@ use epiphyte_train::scoring::metrics::regression;
 
 use crate::report::{Judgment, bytes, claims_of, judge, peak_of_full};
 use crate::result::{RunResult, Status};
+use crate::statistics::UNLIKELY;
 use crate::suite::Suite;
 use crate::summary::{Comparison, Row, Summary};
-
-/// A corrected probability below this is a finding.
-const UNLIKELY: f64 = 0.05;
 
 /// The page of findings.
 pub(crate) fn findings(suite: &Suite, results: &[RunResult], summary: &Summary) -> String {

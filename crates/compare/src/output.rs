@@ -17,6 +17,24 @@ use crate::suite::Suite;
 use crate::summary::{Row, Summary};
 use crate::{CompareError, peft};
 
+const FILES: [&str; 5] = [
+    "results.json",
+    "results.csv",
+    "results.md",
+    "findings.md",
+    "report.html",
+];
+const PEFT: &str = "peft";
+
+/// Whether a comparison writes a file or directory of this name into its directory. A directory
+/// with such names, but without runs or their results, is not that of a comparison.
+pub fn is_of_comparison(directory: &Path, name: &str) -> bool {
+    let results = std::fs::read(directory.join(FILES[0])).unwrap_or_default();
+    let results: serde_json::Value = serde_json::from_slice(&results).unwrap_or_default();
+    let begun = directory.join(RUNS).is_dir() || results.get("baseline").is_some();
+    begun && FILES.iter().chain([&PEFT, &RUNS]).any(|own| *own == name)
+}
+
 /// What `results.json` holds.
 #[derive(Serialize)]
 struct Results<'a> {
@@ -57,19 +75,17 @@ pub fn write(
     };
     let json = serde_json::to_string_pretty(&json).expect("results are plain values");
     std::fs::create_dir_all(directory).map_err(FileError::at("create", directory))?;
-    for (name, text) in [
-        ("results.json", json),
-        ("results.csv", csv(results)),
-        ("results.md", markdown(suite, &summary)),
-        ("findings.md", findings(suite, results, &summary)),
-        (
-            "report.html",
-            suite_report(suite, results, published, &summary),
-        ),
-    ] {
+    let texts = [
+        json,
+        csv(results),
+        markdown(suite, &summary),
+        findings(suite, results, &summary),
+        suite_report(suite, results, published, &summary),
+    ];
+    for (name, text) in FILES.iter().zip(texts) {
         epiphyte_io::write(&directory.join(name), text.as_bytes())?;
     }
-    peft::write(results, &directory.join("peft"))?;
+    peft::write(results, &directory.join(PEFT))?;
     Ok(summary)
 }
 

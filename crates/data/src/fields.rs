@@ -10,7 +10,6 @@ use crate::error::DataError;
 use crate::labels::LabelSet;
 use crate::messages::SYSTEM;
 use crate::prompt::Prompt;
-use crate::table::Table;
 
 /// Column names as a user configures them (`--text-columns`, `--label-column`, …).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -189,6 +188,18 @@ impl Columns {
     pub fn texts(&self, label: LabelField) -> Result<Fields, DataError> {
         let needed = "one text column or two (`text_columns`), and a `label_column`";
         self.only(&["text_columns", "label_column"], needed)?;
+        let predicted = match &label {
+            LabelField::Class { column, .. } | LabelField::Number { column } => Some(column),
+            LabelField::ClassSet { .. } | LabelField::Absent => None,
+        };
+        if let Some(label) = predicted.filter(|label| self.text_columns.contains(label)) {
+            return Err(DataError::Columns {
+                reason: format!(
+                    "`{label}` is a text and the label: a model that reads the label learns \
+                     nothing else"
+                ),
+            });
+        }
         self.texts_with(label, needed)
     }
 
@@ -392,52 +403,7 @@ impl Columns {
         }
     }
 
-    /// The columns of documents as a table has them, if none is configured: those of the one layout
-    /// that is there. A layout other than plain text is said in the log.
-    ///
-    /// # Errors
-    /// [`DataError::Columns`] if the table has the columns of several layouts.
-    pub fn recognized(&self, table: &Table) -> Result<Self, DataError> {
-        if *self != Self::default() {
-            return Ok(self.clone());
-        }
-        let is_there = |layout: &&Layout| layout.columns.iter().all(|it| table.has_column(it));
-        let found: Vec<&Layout> = LAYOUTS.iter().filter(is_there).collect();
-        match found.as_slice() {
-            [] => Ok(self.clone()),
-            [layout] => {
-                let mut columns = self.clone();
-                (layout.configure)(&mut columns);
-                if columns.text_columns.is_empty() {
-                    let used = columns.named()?;
-                    let unused = table.column_names();
-                    let unused = unused.filter(|name| !used.iter().any(|used| used == name));
-                    tracing::info!(
-                        file = %table.path().display(),
-                        unused_columns = ?unused.collect::<Vec<_>>(),
-                        "no columns are named; the file is read as {} ({})",
-                        layout.name,
-                        layout.settings
-                    );
-                }
-                Ok(columns)
-            }
-            several => {
-                let several = several.iter();
-                let several = several.map(|it| format!("{} ({})", it.name, it.settings));
-                Err(DataError::Columns {
-                    reason: format!(
-                        "`{}` may be read in several ways, so say how: {}",
-                        table.path().display(),
-                        several.collect::<Vec<_>>().join("; ")
-                    ),
-                })
-            }
-        }
-    }
-
-    /// The configured columns by name, a default label included; none if documents are still to be
-    /// recognized, which may need any of [`Columns::of_documents`].
+    /// The configured columns by name, a default label included.
     ///
     /// # Errors
     /// [`DataError::Columns`] if the prompt template is invalid.
@@ -465,13 +431,6 @@ impl Columns {
         }
         names.push(self.label().to_owned());
         Ok(names)
-    }
-
-    /// The columns that documents of any known layout have.
-    pub fn of_documents() -> Vec<String> {
-        let columns = LAYOUTS.iter().flat_map(|layout| layout.columns);
-        let columns = columns.chain(&["input", SYSTEM]);
-        columns.map(|&name| name.to_owned()).collect()
     }
 
     /// A source and a target text.
@@ -515,57 +474,6 @@ impl Columns {
         }
     }
 }
-
-/// A layout of documents that public data sets have.
-struct Layout {
-    /// What it is called.
-    name: &'static str,
-    /// The columns by which it is known.
-    columns: &'static [&'static str],
-    /// The settings that say the same.
-    settings: &'static str,
-    configure: fn(&mut Columns),
-}
-
-/// The layouts that are recognized.
-static LAYOUTS: &[Layout] = &[
-    Layout {
-        name: "plain text",
-        columns: &["text"],
-        settings: "--text-columns text",
-        configure: |columns| columns.text_columns = vec!["text".to_owned()],
-    },
-    Layout {
-        name: "chat messages",
-        columns: &["messages"],
-        settings: "--messages-column messages",
-        configure: |columns| columns.messages_column = Some("messages".to_owned()),
-    },
-    Layout {
-        name: "ShareGPT's conversations",
-        columns: &["conversations"],
-        settings: "--messages-column conversations",
-        configure: |columns| columns.messages_column = Some("conversations".to_owned()),
-    },
-    Layout {
-        name: "Alpaca's instructions with their prompt",
-        columns: &["instruction", "output"],
-        settings: "--prompt-template alpaca --completion-column output",
-        configure: |columns| {
-            columns.prompt_template = Some(Prompt::ALPACA.to_owned());
-            columns.completion_column = Some("output".to_owned());
-        },
-    },
-    Layout {
-        name: "prompts and completions",
-        columns: &["prompt", "completion"],
-        settings: "--prompt-column prompt --completion-column completion",
-        configure: |columns| {
-            columns.prompt_column = vec!["prompt".to_owned()];
-            columns.completion_column = Some("completion".to_owned());
-        },
-    },
-];
 
 fn unsuitable(needed: &str) -> DataError {
     DataError::Columns {
@@ -675,48 +583,6 @@ mod tests {
             assert!(matches!(error, DataError::Columns { .. }), "{error}");
             assert!(error.to_string().contains(word), "{error}");
         }
-    }
-
-    #[test]
-    fn layouts_are_recognized_by_their_columns() {
-        use crate::table::Value;
-
-        let table = |names: &[&str]| {
-            let cells = names
-                .iter()
-                .map(|name| ((*name).to_owned(), vec![Value::Null]));
-            Table::from_columns("d.jsonl", cells).unwrap()
-        };
-        let fields = |names: &[&str]| {
-            let columns = Columns::default().recognized(&table(names))?;
-            columns.documents()
-        };
-        assert_eq!(
-            fields(&["id", "conversations"]).unwrap(),
-            Fields::Messages {
-                messages: "conversations".into()
-            }
-        );
-        let alpaca = Fields::PromptCompletion {
-            prompt: Prompt::Alpaca,
-            completion: "output".into(),
-        };
-        assert_eq!(fields(&["instruction", "input", "output"]).unwrap(), alpaca);
-        assert_eq!(fields(&["output", "instruction"]).unwrap(), alpaca);
-        let template = columns(&[], &[("template", "alpaca")]);
-        assert_eq!(template.documents().unwrap(), alpaca);
-        assert_eq!(
-            template.named().unwrap(),
-            ["instruction", "input", "output", "label"]
-        );
-        let error = fields(&["text", "instruction", "output"]).unwrap_err();
-        assert!(error.to_string().contains("--text-columns text"), "{error}");
-        // What is configured is not replaced.
-        let configured = columns(&["b"], &[]);
-        assert_eq!(
-            configured.recognized(&table(&["text"])).unwrap(),
-            configured
-        );
     }
 
     #[test]

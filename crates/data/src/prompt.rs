@@ -302,6 +302,18 @@ impl<'t> Source<'t> {
     }
 }
 
+/// What a model reads of a prompt before it writes: all but one blank after a word at its end.
+///
+/// Most tokenizers make one token of a word and the blank before it, so that in training the blank is
+/// part of what follows the prompt. A prompt whose tokens end in a blank of its own is one that the
+/// model has not seen.
+pub fn before_blank(prompt: &str) -> &str {
+    match prompt.strip_suffix(' ') {
+        Some(words) if !words.is_empty() && !words.ends_with(char::is_whitespace) => words,
+        _ => prompt,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -319,6 +331,14 @@ mod tests {
         let text = prompt.of_rows(&table).unwrap();
         let rows = 0..table.len();
         rows.map(|row| text(row).unwrap().into_owned()).collect()
+    }
+
+    #[test]
+    fn one_blank_after_a_word_is_not_read() {
+        assert_eq!(before_blank("A: "), "A:");
+        for whole in ["", " ", "A:", "A:\n", "if x:\n    ", "A:\n ", "A:  "] {
+            assert_eq!(before_blank(whole), whole);
+        }
     }
 
     #[test]

@@ -472,6 +472,15 @@ impl<'de> Visitor<'de> for EntriesVisitor {
     }
 }
 
+/// Whether a value is finite once it is rounded to `dtype`.
+pub fn is_finite_as(value: f32, dtype: Dtype) -> bool {
+    match dtype {
+        Dtype::F16 => half::f16::from_f32(value).is_finite(),
+        Dtype::BF16 => half::bf16::from_f32(value).is_finite(),
+        _ => value.is_finite(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

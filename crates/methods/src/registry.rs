@@ -316,6 +316,16 @@ pub trait AnyConfig: std::fmt::Debug + Send + Sync {
     fn stored(&self) -> Box<dyn AnyConfig>;
 }
 
+/// How many times the parameters of the base a method may train; sizes come from flags and from
+/// files of strangers, and become allocations.
+const TIMES_THE_BASE: usize = 16;
+/// What it may train besides, for bases that are tiny.
+const ADDED: usize = 1 << 24;
+
+fn most_parameters(base: &Base) -> usize {
+    base.count() * TIMES_THE_BASE + ADDED
+}
+
 impl<C: MethodConfig> AnyConfig for C {
     fn definition(&self) -> &'static Definition {
         const { &Definition::of::<C>() }
@@ -343,6 +353,17 @@ impl<C: MethodConfig> AnyConfig for C {
         parameters: &mut ParameterSet,
     ) -> Result<Box<dyn Method>, MethodError> {
         self.check().map_err(wrong::<C>)?;
+        let count = MethodConfig::count(self, base)?;
+        let most = most_parameters(base);
+        if count > most {
+            return Err(MethodError::Configuration {
+                method: C::NAME,
+                reason: format!(
+                    "with these settings it would train {count} parameters, and at most {most} make \
+                     sense over this base ({TIMES_THE_BASE} times its own and {ADDED} more)"
+                ),
+            });
+        }
         MethodConfig::build(self, base, parameters)
     }
 

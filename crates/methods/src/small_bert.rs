@@ -1,10 +1,13 @@
 //! A small BERT for the tests of methods, and what they do with it.
 
+use std::path::Path;
+
 use burn::tensor::{Device, Tensor};
 use epiphyte_models::{Adapter, HeadKind, Model, ModelConfig, Targets, Tokens, random_model};
 use epiphyte_ops::{Precision, Sequences, random};
 use serde_json::{Value, json};
 
+use crate::file::{self, AdapterMetadata, Provenance};
 use crate::{AdapterModule, Gradients, by_name};
 
 fn model(hidden_size: usize, intermediate_size: usize, layers: usize, heads: usize) -> Model {
@@ -36,6 +39,26 @@ pub(crate) fn module(model: &Model, method: &str, settings: Value) -> AdapterMod
     let settings = settings.as_object().unwrap().clone();
     let config = by_name(method).unwrap().configure(settings).unwrap();
     AdapterModule::new(config, model.base(), &Device::default(), 0).unwrap()
+}
+
+/// Saves a method at work as an adapter.
+pub(crate) fn save(model: &Model, adapter: &AdapterModule, dir: &Path) {
+    let metadata = AdapterMetadata {
+        base_model: "tiny".to_owned(),
+        task_type: "SEQ_CLS".to_owned(),
+        provenance: Provenance {
+            version: "0".to_owned(),
+            method: adapter.config().definition().name.to_owned(),
+            base_sha256: "0".repeat(64),
+            base_config: None,
+            base_quantization: None,
+            tokenizer_sha256: "0".repeat(64),
+            task: Value::Null,
+            account: None,
+            training: None,
+        },
+    };
+    file::save(dir, adapter, model.base(), &metadata).unwrap();
 }
 
 /// A parameter's values.

@@ -22,6 +22,7 @@ use crate::ModelError;
 use crate::error::{TensorProblems, WrongDtype, WrongShape};
 use crate::json::JsonObject;
 use crate::mapped_file::MappedFile;
+use crate::quantized::is_beside_weight;
 
 /// The single-file checkpoint's name.
 const SINGLE_FILE: &str = "model.safetensors";
@@ -400,6 +401,11 @@ impl Checkpoint {
     /// second and more; the result is kept for the next.
     pub fn content_hash(&self) -> &str {
         &self.content().hash
+    }
+
+    /// Whether any weight is quantized.
+    pub fn is_quantized(&self) -> bool {
+        self.names().any(is_beside_weight)
     }
 
     /// The names of the tensors that hold a NaN or an infinity, sorted. Found while the content is

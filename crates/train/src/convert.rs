@@ -20,6 +20,27 @@ use crate::merge::head_of_files;
 
 /// What the metadata of a delta has, so that it is known for what it is.
 pub(crate) const DELTA: (&str, &str) = ("epiphyte", "delta");
+/// The key of the metadata with the SHA-256 of the base's tensors.
+const BASE_SHA256: &str = "base_sha256";
+
+/// Checks that a delta is of the base with this hash, if it says of which.
+///
+/// # Errors
+/// [`TrainError::OfOtherBase`].
+pub(crate) fn check_base_of_delta(
+    delta: &Checkpoint,
+    path: &Path,
+    base_sha256: &str,
+) -> Result<(), TrainError> {
+    match delta.metadata().get(BASE_SHA256) {
+        Some(own) if own != base_sha256 => Err(TrainError::OfOtherBase {
+            path: path.to_owned(),
+            reason: "it is the delta of another base; --allow-other-base takes it all the same"
+                .to_owned(),
+        }),
+        _ => Ok(()),
+    }
+}
 
 /// Whose changes of a base are converted, if they are not an adapter's.
 #[derive(Clone, Debug)]
@@ -41,28 +62,44 @@ pub struct Delta {
     pub norm: f64,
 }
 
-/// Writes an adapter over `base` as LoRA to `output`; `file` is where it was read.
+/// What an adapter's file says of where the adapter comes from.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    base_model: String,
+    task_type: String,
+    provenance: Option<Provenance>,
+}
+
+impl Origin {
+    /// That of an adapter's file.
+    pub fn of(file: &AdapterFile) -> Self {
+        Self {
+            base_model: file.base_model().unwrap_or_default().to_owned(),
+            task_type: file.task_type().unwrap_or_default().to_owned(),
+            provenance: file.provenance().cloned(),
+        }
+    }
+}
+
+/// Writes an adapter over `base` as LoRA to `output`; `origin` is what its own file says.
 ///
 /// # Errors
 /// As [`adapter_to_lora`]; if a file cannot be written.
 pub fn convert_adapter(
     module: AdapterModule,
     base: &Base,
-    file: &AdapterFile,
+    origin: &Origin,
     rule: RankRule,
     output: &Path,
 ) -> Result<Conversion, TrainError> {
     let (lora, conversion) = adapter_to_lora(module, base, &Device::flex(), rule)?;
-    let provenance = file.provenance().map(|provenance| Provenance {
+    let provenance = origin.provenance.as_ref().map(|provenance| Provenance {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         method: lora.config().definition().name.to_owned(),
         account: Some(lora.counts(base)),
         ..provenance.clone()
     });
-    let named = [
-        file.base_model().unwrap_or_default(),
-        file.task_type().unwrap_or_default(),
-    ];
+    let named = [&*origin.base_model, &*origin.task_type];
     save_as(output, &lora, base, named, provenance.as_ref())?;
     Ok(conversion)
 }
@@ -70,13 +107,14 @@ pub fn convert_adapter(
 /// Writes the changes of the base in `model_dir` as LoRA to `output`.
 ///
 /// # Errors
-/// As [`to_lora`]; if `changes` has a tensor that the base lacks, or in another shape; if a file
-/// cannot be read or written.
+/// As [`to_lora`]; if `changes` has a tensor that the base lacks, or in another shape, or is a delta
+/// of another base and `allow_other_base` is false; if a file cannot be read or written.
 pub fn extract_lora(
     model_dir: &Path,
     changes: &Changes,
     rule: RankRule,
     output: &Path,
+    allow_other_base: bool,
 ) -> Result<Conversion, TrainError> {
     let device = Device::flex();
     let source = Source::open(model_dir, changes)?;
@@ -89,7 +127,11 @@ pub fn extract_lora(
         }
         _ => (loaded.model.base().without_head(), ""),
     };
-    source.check_names(&base)?;
+    let files = Checkpoint::open(model_dir)?;
+    source.check_names(&base, &files)?;
+    if let (Changes::Delta(path), false) = (changes, allow_other_base) {
+        check_base_of_delta(&source.checkpoint, path, files.content_hash())?;
+    }
     let (lora, conversion) = to_lora(&base, &device, rule, &|name| source.change(&base, name))?;
     let named = model_dir.display().to_string();
     save_as(output, &lora, &base, [&named, task_type], None)?;
@@ -116,6 +158,7 @@ pub fn delta_of_adapter(
     let reader = TensorReader::new(&checkpoint, rules);
     write_delta(
         path,
+        checkpoint.content_hash(),
         base.tensors().keys().chain(base.tied_head().iter()),
         &|name| {
             let Some(change) = change(module, base, name)? else {
@@ -145,7 +188,7 @@ pub fn delta_of_model(model_dir: &Path, tuned: &Path, path: &Path) -> Result<Del
     let base = Checkpoint::open(model_dir)?;
     let names: Vec<String> = source.checkpoint.names().map(str::to_owned).collect();
     let reader = TensorReader::new(&base, source.rules());
-    write_delta(path, names.iter(), &|name| {
+    write_delta(path, base.content_hash(), names.iter(), &|name| {
         let view = source
             .checkpoint
             .tensor(name)
@@ -171,6 +214,7 @@ type Change = (String, Vec<usize>, Vec<f32>);
 /// Writes those tensors of a delta in which anything changes.
 fn write_delta<'a>(
     path: &Path,
+    base_sha256: &str,
     names: impl Iterator<Item = &'a String>,
     change: &dyn Fn(&str) -> Result<Option<Change>, TrainError>,
 ) -> Result<Delta, TrainError> {
@@ -192,7 +236,8 @@ fn write_delta<'a>(
         }
     }
     let count = tensors.len();
-    let pending = prepare_values(path, tensors, &[DELTA]).map_err(ModelError::from)?;
+    let pending = prepare_values(path, tensors, &[DELTA, (BASE_SHA256, base_sha256)])
+        .map_err(ModelError::from)?;
     pending.put_in_place()?;
     Ok(Delta {
         tensors: count,
@@ -249,17 +294,28 @@ impl Source {
         }
     }
 
-    /// Checks that each tensor is one of the base's.
-    fn check_names(&self, base: &Base) -> Result<(), TrainError> {
+    /// Checks that each tensor is one of the base's that LoRA can change, or the base's own.
+    fn check_names(&self, base: &Base, files: &Checkpoint) -> Result<(), TrainError> {
         let mut reader = TensorReader::new(&self.checkpoint, self.rules());
         base.tensors().keys().for_each(|name| reader.skip(name));
         if let Some([copy, original]) = self.config.family().tied() {
             reader.is_tied(copy, original);
         }
-        match reader.extra().next() {
-            Some(extra) => Err(self.lacks(extra)),
-            None => Ok(()),
+        for extra in reader.extra() {
+            let [own, changed] = [files, &self.checkpoint].map(|it| it.tensor(extra));
+            match (own, changed) {
+                (Some(own), Some(changed)) if !self.is_delta && own.bytes == changed.bytes => {}
+                (Some(_), _) => {
+                    return Err(TrainError::Config(format!(
+                        "`{}` changes `{extra}`, which is of the head, and LoRA has no place for \
+                         it: convert to a delta",
+                        self.checkpoint.path().display()
+                    )));
+                }
+                (None, _) => return Err(self.lacks(extra)),
+            }
         }
+        Ok(())
     }
 
     /// The change of a tensor of the base.

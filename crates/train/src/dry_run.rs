@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::TrainError;
 use crate::report::settings::{ResolvedSetting, resolved_settings};
 use crate::run::{Encoded, Prepared, RunOptions, check_runs};
+use crate::run_directory;
 use crate::tasks::TaskSpec;
 use crate::training::config::RunConfig;
 use crate::training::trainer::Plan;
@@ -83,6 +84,9 @@ pub struct LengthRange {
 /// As [`train_several`](crate::train_several) before its first step.
 pub fn dry_run(runs: &[RunConfig], options: &RunOptions) -> Result<Vec<DryRun>, TrainError> {
     check_runs(runs)?;
+    for run in runs {
+        run_directory::check(&run.output, options.start())?;
+    }
     let prepared = Prepared::all(runs, options)?;
     let runs = prepared.iter();
     runs.map(|(prepared, module)| of_run(prepared, module))

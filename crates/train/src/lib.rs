@@ -85,7 +85,7 @@ pub mod tasks;
 
 pub use classifier::{Classifier, Prediction};
 pub use convert::{
-    Changes, Delta, convert_adapter, delta_of_adapter, delta_of_model, extract_lora,
+    Changes, Delta, Origin, convert_adapter, delta_of_adapter, delta_of_model, extract_lora,
 };
 pub use dry_run::{DataSummary, DryRun, LengthRange, dry_run};
 pub use embedder::Embedder;

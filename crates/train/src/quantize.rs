@@ -6,7 +6,6 @@ use std::path::Path;
 use burn::tensor::Device;
 use epiphyte_io::safetensors_file::{Values, prepare_values};
 use epiphyte_models::keys::TensorReader;
-use epiphyte_models::quantized::is_beside_weight;
 use epiphyte_models::{Base, BaseTensor, Checkpoint, LoadOptions, ModelConfig, ModelError, load};
 use epiphyte_ops::Quantization;
 use epiphyte_ops::quantized::{QuantizedWeight, Scales};
@@ -59,7 +58,7 @@ pub fn quantize(
     let written = written.chain(copied.iter().map(|file| &**file));
     merge::check_output(output, written, overwrite)?;
     let checkpoint = Checkpoint::open(model_dir)?;
-    if checkpoint.names().any(is_beside_weight) {
+    if checkpoint.is_quantized() {
         let problem = format!("`{}` is quantized already", model_dir.display());
         return Err(TrainError::Config(problem));
     }

@@ -124,7 +124,7 @@ impl SharedBase {
 
 impl RunOptions {
     /// What to do with an output directory that holds a run.
-    fn start(&self) -> Start {
+    pub(crate) fn start(&self) -> Start {
         match (self.resume, self.overwrite) {
             (true, _) => Start::Resume,
             (false, true) => Start::Overwrite,
@@ -149,7 +149,8 @@ pub struct Report {
     /// Mean training loss over the last logged steps.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub train_loss: Option<f64>,
-    /// Scores of the saved adapter on the evaluation data.
+    /// Scores of the saved adapter on the evaluation data; none of an interrupted run, unless it had
+    /// just been evaluated.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics: Option<Metrics>,
     /// Parameters.
@@ -479,7 +480,9 @@ impl<'a> Prepared<'a> {
             metrics = None;
         }
         let (model, module) = (&task_model.loaded.model, trainer.module());
-        if let (None, Some(eval)) = (&metrics, self.evaluation_data()) {
+        // Who interrupts a run does not wait for an evaluation.
+        let unmeasured = metrics.is_none() && outcome.end != End::Interrupted;
+        if let (true, Some(eval)) = (unmeasured, self.evaluation_data()) {
             let evaluation = Evaluation {
                 micro_batch_tokens: run.micro_batch_tokens,
                 ..Evaluation::new(model, module, eval.batches)

@@ -91,6 +91,17 @@ fn lock(output: &Path) -> Result<(Vec<PathBuf>, Lock), TrainError> {
     }
 }
 
+/// Checks that a run could take the directory `output`, without making or taking it.
+///
+/// # Errors
+/// As [`RunDirectory::claim`], but for another process that trains there.
+pub(crate) fn check(output: &Path, start: Start) -> Result<(), TrainError> {
+    match output.exists() {
+        true => Contents::of(output)?.check(output, start),
+        false => Ok(()),
+    }
+}
+
 /// Whether a directory is that of a run: a process trains in it, or it has the log, the adapter or
 /// a checkpoint of one.
 #[must_use]

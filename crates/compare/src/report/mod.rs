@@ -18,6 +18,7 @@ pub(crate) use self::taxonomy::{Judgment, claims_of, judge, peak_of_full};
 use crate::CompareError;
 use crate::published::Published;
 use crate::result::{RunResult, Status};
+use crate::statistics::UNLIKELY;
 use crate::suite::Suite;
 use crate::summary::{Row, Summary};
 
@@ -26,9 +27,6 @@ const COLORED: usize = 14;
 
 /// All points of a chart of at most this many have their names, where there is room.
 const FEW: usize = 24;
-
-/// A probability below this is marked in tables.
-const UNLIKELY: f64 = 0.05;
 
 const KINDS: [Kind; 7] = [
     Kind::Adapters,

@@ -12,6 +12,9 @@ use self::distributions::{normal_tail, t_quantile, t_tail};
 /// Up to this many pairs the signed-rank test has its exact distribution.
 const MOST_EXACT_PAIRS: usize = 50;
 
+/// A difference whose probability by chance is below this is called one.
+pub(crate) const UNLIKELY: f64 = 0.05;
+
 /// A mean over runs that differ in their seed alone.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Mean {

@@ -1,7 +1,8 @@
 //! Documents with a label per token: plain text, prompt and completion, conversations.
 //!
 //! A prompt and its completion are tokenized as one text, because the model reads them as one text
-//! when it generates; a token counts for the loss if any of its bytes lies in the part to learn.
+//! when it generates; a token counts for the loss if any of its bytes lies in the part to learn. A
+//! blank at the end of a prompt belongs to the part to learn, as for [`before_blank`].
 //! Plain text and completions end with `eos_token`, so that the model learns to stop; the end of a
 //! conversation is the chat template's matter.
 
@@ -14,7 +15,7 @@ use crate::error::DataError;
 use crate::example::{Example, IGNORED, Target};
 use crate::examples::{Examples, GrowingExamples, chunks};
 use crate::messages::messages;
-use crate::prompt::Prompt;
+use crate::prompt::{Prompt, before_blank};
 use crate::table::Table;
 use crate::tokenizer::{Alignment, Tokenizer};
 
@@ -157,7 +158,7 @@ pub(super) fn completions(
     Examples::of_rows(table, |row| {
         let (prompt, completion) = (prompts(row)?, completions.get(row));
         let text = format!("{prompt}{completion}");
-        let counted = prompt.len()..text.len();
+        let counted = before_blank(&prompt).len()..text.len();
         let labeled = Labeled::within(tokenizer.align(&text, true)?, &[counted]).ended(eos);
         Ok(labeled.example(max_length))
     })

@@ -157,8 +157,8 @@ fn completions_count_without_their_prompt() {
     let texts: Vec<String> = examples.iter().map(|example| counted(&example)).collect();
     assert_eq!(
         texts,
-        ["····· A: 4</s>", "····x</s>"],
-        "an end that the text brings along is not doubled"
+        ["····· A: 4</s>", "··· x</s>"],
+        "a blank at the end of a prompt counts, an end that the text brings along is not doubled"
     );
     assert_eq!(
         (examples.truncated, examples.dropped),

@@ -297,6 +297,25 @@ fn a_patch_restores_nothing_but_its_own_base() {
         "unmerge merged --patch bert/model.safetensors --output base",
     );
     assert!(errors.contains("is no patch"), "{errors}");
+    // Files are the base's too, and a model of a stranger leads to nothing of the user's.
+    let tokenizer = here.read("merged/tokenizer.json");
+    here.write("merged/tokenizer.json", tokenizer.replace("film", "fin"));
+    let errors = here.fail(1, "unmerge merged --patch patch --output base");
+    assert!(errors.contains("of `tokenizer.json` is not"), "{errors}");
+    #[cfg(unix)]
+    {
+        here.write("secret", &tokenizer);
+        fs::remove_file(here.path("merged/tokenizer.json")).unwrap();
+        std::os::unix::fs::symlink("../secret", here.path("merged/tokenizer.json")).unwrap();
+        let errors = here.fail(1, "unmerge merged --patch patch --output base");
+        assert!(
+            errors.contains("outside of the model's directory"),
+            "{errors}"
+        );
+        fs::remove_file(here.path("merged/tokenizer.json")).unwrap();
+    }
+    here.write("merged/tokenizer.json", tokenizer);
+    assert!(!here.path("base/model.safetensors").exists());
     let errors = here.fail(2, "unmerge merged --patch patch --output merged");
     assert!(
         errors.contains("--output is the merged model itself"),

@@ -383,7 +383,12 @@ fn hints_for_columns() {
         "{errors}"
     );
     assert!(!errors.contains("--no-header"), "{errors}");
-    let errors = here.fail_any(&format!("eval {head} --data dev.jsonl"));
+    here.write(
+        "other.jsonl",
+        here.read("dev.jsonl").replace("text", "body"),
+    );
+    let errors = here.fail_any(&format!("eval {head} --data other.jsonl"));
+    assert!(errors.contains("or another task with --task"), "{errors}");
     assert!(
         errors.contains("name the columns with --text-columns and --label-column"),
         "{errors}"

@@ -121,6 +121,18 @@ fn a_fine_tuned_model_becomes_a_delta_and_lora() {
             "{model}: {found}, {expected}"
         );
     }
+    // A delta is of its base, unless another is meant.
+    let other = "merge --model tuned --models tuned.delta --output twice";
+    let errors = here.fail(1, other);
+    assert!(errors.contains("the delta of another base"), "{errors}");
+    here.succeed(&format!("{other} --allow-other-base"));
+    let errors = here.fail(
+        1,
+        "convert --model tuned --delta tuned.delta --to lora --rank 2 --output no",
+    );
+    assert!(errors.contains("the delta of another base"), "{errors}");
+    let errors = here.fail(1, "inspect adapter --model tuned --changes");
+    assert!(errors.contains("another base"), "{errors}");
     // Half of the change, twice.
     here.succeed(
         "merge --model llama --models tuned.delta,tuned --weights 0.5,0.5 --output halves",
@@ -186,4 +198,18 @@ fn what_cannot_be_converted_is_refused() {
     assert_eq!(here.read("notes/mine.txt"), "mine");
     let errors = here.fail(2, &format!("{convert} delta --output out"));
     assert!(errors.contains("is not in the base's files"), "{errors}");
+}
+
+/// The head of a classifier that the base has stays; LoRA has no place for another.
+#[test]
+fn a_base_with_a_head_is_converted_while_its_head_stays() {
+    let here = Workplace::new();
+    let train = CLASSIFY.replace("--model bert", "--model bert-head");
+    here.succeed(&format!("{train} --max-steps 2 --output adapter"));
+    here.succeed("merge --model bert-head --adapter adapter --output tuned");
+    let convert = "convert --model bert-head --to lora --rank 2 --output lora --tuned";
+    let errors = here.fail(2, &format!("{convert} tuned"));
+    assert!(errors.contains("which is of the head"), "{errors}");
+    let errors = here.fail(1, &format!("{convert} bert-head"));
+    assert!(errors.contains("no tensor of the base changes"), "{errors}");
 }

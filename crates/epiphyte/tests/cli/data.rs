@@ -334,7 +334,13 @@ fn a_data_set_by_name_stands_for_its_settings_and_files() {
         sets.contains("glue/cola") && sets.contains("matthews"),
         "{sets}"
     );
-    assert!(here.json("data sets").as_array().unwrap().len() > 5);
+    assert!(
+        here.json("data sets")["data_sets"]
+            .as_array()
+            .unwrap()
+            .len()
+            > 5
+    );
 }
 
 #[test]

@@ -67,7 +67,7 @@ fn the_plan_is_that_of_the_run() {
     ] {
         assert_eq!(plan[key], report[key], "{key}");
     }
-    let text = here.succeed(&format!("{run} --dry-run"));
+    let text = here.succeed(&format!("{run} --overwrite --dry-run"));
     for words in [
         "max_length",
         "examples of each class",

@@ -66,6 +66,11 @@ fn what_llama_cpp_does_not_have_is_refused() {
     let scaling = json!({ "rope_type": "dynamic", "factor": 2.0 });
     let errors = with("rope_scaling", scaling);
     assert!(errors.contains("scaling of rotary positions"), "{errors}");
+    // What config.json says of sizes is what the tensors have, and values stay finite.
+    let errors = with("num_key_value_heads", json!(1));
+    assert!(errors.contains("by config.json"), "{errors}");
+    let errors = with("head_dim", json!(6));
+    assert!(errors.contains("by config.json"), "{errors}");
     here.write("llama/config.json", &config);
     here.succeed(&format!("{CLASSIFY} --max-steps 1 --output classifier"));
     here.succeed(&format!("{SPEAK} --method ia3 --max-steps 1 --output ia3"));

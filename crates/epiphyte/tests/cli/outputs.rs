@@ -364,3 +364,71 @@ fn a_run_writes_beside_what_it_reads() {
     );
     assert!(!here.path("o").exists());
 }
+
+/// Reports, comparisons, searches and conversions, which have names of their own for what they write.
+#[test]
+fn no_command_writes_over_what_another_wrote() {
+    let here = Workplace::new();
+    here.succeed(&format!("{CLASSIFY} --max-steps 2 --output run"));
+    let before = fs::read(here.path("run/adapter_model.safetensors")).unwrap();
+    for output in [
+        "run/log.jsonl",
+        "run/adapter_model.safetensors",
+        "bert/config.json",
+    ] {
+        let errors = here.fail(2, &format!("report run --output {output} --overwrite"));
+        assert!(errors.contains("choose another file"), "{errors}");
+    }
+    here.write("mine/results.json", "mine");
+    for directory in ["mine", "bert", "run"] {
+        let errors = here.fail(2, &format!("compare smoke --output {directory}"));
+        assert!(errors.contains("is not a comparison's"), "{errors}");
+        let search = CLASSIFY.replace("train --model", "intrinsic-dimension --model");
+        let search = search.replace("--method lora", "");
+        let errors = here.fail(
+            2,
+            &format!(
+                "{search} --method said --metric-for-best-model accuracy --output {directory}"
+            ),
+        );
+        assert!(errors.contains("choose an empty directory"), "{errors}");
+        assert!(!here.path(directory).join("full").exists());
+    }
+    assert_eq!(here.read("mine/results.json"), "mine");
+    let errors = here.fail(
+        2,
+        "convert --model bert --adapter run --to lora --rank 2 --output run --overwrite",
+    );
+    assert!(errors.contains("--output is"), "{errors}");
+    here.succeed(&format!("{CLASSIFY} --max-steps 2 --output other"));
+    let errors = here.fail(
+        2,
+        "convert --model bert --adapter run --to lora --rank 2 --output other --overwrite",
+    );
+    assert!(errors.contains("is the directory of a run"), "{errors}");
+    assert!(fs::read(here.path("run/adapter_model.safetensors")).unwrap() == before);
+}
+
+/// Nothing is trained where a real run would be refused.
+#[test]
+fn a_dry_run_looks_at_its_directory() {
+    let here = Workplace::new();
+    let train = format!("{CLASSIFY} --max-steps 2 --output run");
+    here.succeed(&format!("{train} --dry-run"));
+    here.succeed(&train);
+    let errors = here.fail_any(&format!("{train} --dry-run"));
+    assert!(errors.contains("already holds a run"), "{errors}");
+}
+
+#[cfg(unix)]
+#[test]
+fn arguments_need_not_be_unicode() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let here = Workplace::new();
+    let mut command = here.command("inspect");
+    let output = command.arg(OsStr::from_bytes(b"\xff")).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(!errors.contains("panicked"), "{errors}");
+    assert!(matches!(output.status.code(), Some(1 | 2)), "{errors}");
+}

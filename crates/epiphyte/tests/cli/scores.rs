@@ -75,11 +75,18 @@ fn an_adapter_of_peft_needs_only_its_columns() {
     let here = trained();
     let ours = here.json("eval --model bert --adapter adapter --data dev.jsonl");
     here.as_of_peft("adapter");
-    let errors = here.fail(1, "eval --model bert --adapter adapter --data dev.jsonl");
+    here.write(
+        "other.jsonl",
+        here.read("dev.jsonl").replace("text", "body"),
+    );
+    let errors = here.fail(1, "eval --model bert --adapter adapter --data other.jsonl");
     assert!(errors.contains("text_columns"), "{errors}");
     let theirs =
+        here.json("eval --model bert --adapter adapter --data other.jsonl --text-columns body");
+    let named =
         here.json("eval --model bert --adapter adapter --data dev.jsonl --text-columns text");
-    assert_eq!(ours, theirs);
+    assert_eq!(ours, named);
+    assert_eq!(ours["metrics"], theirs["metrics"]);
 
     let inspected = here.json("inspect adapter");
     assert!(inspected["trainable_parameters"].as_u64().unwrap() > 0);

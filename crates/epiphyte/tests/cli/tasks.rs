@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::workplace::Workplace;
+use crate::workplace::{CLASSIFY, Workplace};
 
 /// Flags of a short run.
 const TRAIN: &str = "train --model bert --method full --batch-size 8 --learning-rate 1e-2 \
@@ -371,4 +371,32 @@ fn sets_of_classes_are_trained_scored_and_written() {
     );
     let error = here.fail(1, "eval --model bert --adapter out --data bad.jsonl");
     assert!(error.contains("`ugly`"), "{error}");
+}
+
+/// Columns that are called as in well-known data sets need no flag, and the log says which were read.
+#[test]
+fn columns_of_texts_are_recognized() {
+    let here = Workplace::new();
+    let train = CLASSIFY.replace("--text-columns text", "");
+    let output = here.run(&format!("{train} --max-steps 2 --output adapter"));
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{log}");
+    assert!(
+        log.contains("read as plain text (--text-columns text)"),
+        "{log}"
+    );
+    here.succeed(&format!("{CLASSIFY} --max-steps 2 --output named"));
+    let weights = |run: &str| std::fs::read(here.path(run).join("adapter_model.safetensors"));
+    assert!(weights("adapter").unwrap() == weights("named").unwrap());
+    here.write(
+        "both.jsonl",
+        "{\"text\": \"a\", \"sentence\": \"b\", \"label\": \"x\"}\n",
+    );
+    let errors = here.fail_any(&format!(
+        "{} --output other",
+        train.replace("train.jsonl", "both.jsonl")
+    ));
+    assert!(errors.contains("may be read in several ways"), "{errors}");
+    let errors = here.fail_any(&format!("{CLASSIFY} --label-column text --output other"));
+    assert!(errors.contains("is a text and the label"), "{errors}");
 }

@@ -230,10 +230,7 @@ fn nested(mut scales: Vec<f32>) -> Nested {
     };
     scales.iter_mut().for_each(|scale| *scale -= offset);
     let map = dynamic_map(true);
-    let bounds: Vec<f32> = map
-        .windows(2)
-        .map(|pair| 0.5 * (pair[0] + pair[1]))
-        .collect();
+    let bounds = bounds_between(&map);
     let mut codes = vec![0; scales.len()];
     let blocks = scales
         .chunks(NESTED_BLOCK)
@@ -290,6 +287,14 @@ pub fn dynamic_map(signed: bool) -> Vec<f32> {
     }
     map.sort_by(f32::total_cmp);
     map
+}
+
+/// What lies half way between each number of a map and the next: as many bounds are below a value
+/// as the number of the nearest.
+pub fn bounds_between(map: &[f32]) -> Vec<f32> {
+    map.windows(2)
+        .map(|pair| 0.5 * (pair[0] + pair[1]))
+        .collect()
 }
 
 /// The sum as PyTorch computes it on one thread of an x86-64 processor, so that means of scales

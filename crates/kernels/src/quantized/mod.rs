@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use half::f16;
 
-pub use self::encode::dynamic_map;
+pub use self::encode::{bounds_between, dynamic_map};
 use crate::KernelError;
 
 /// How the values of a weight are coded.

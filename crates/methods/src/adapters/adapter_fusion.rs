@@ -362,8 +362,10 @@ mod tests {
     use serde_json::{Value, json};
 
     use crate::AdapterModule;
-    use crate::file::{AdapterFile, AdapterMetadata, Provenance, save};
-    use crate::small_bert::{bert, bert_base_count, distance, logits, module, set_random, values};
+    use crate::file::AdapterFile;
+    use crate::small_bert::{
+        bert, bert_base_count, distance, logits, module, save, set_random, values,
+    };
 
     /// Saves an adapter of Pfeiffer's with other values than it starts with.
     fn trained(model: &Model, dim: usize, seed: f32) -> (tempfile::TempDir, AdapterModule) {
@@ -373,27 +375,8 @@ mod tests {
             param.set_values(drawn.iter().map(|value| seed * value).collect());
         }
         let dir = tempfile::tempdir().unwrap();
-        write(model, &adapter, dir.path(), "pfeiffer");
+        save(model, &adapter, dir.path());
         (dir, adapter)
-    }
-
-    fn write(model: &Model, adapter: &AdapterModule, dir: &std::path::Path, method: &str) {
-        let metadata = AdapterMetadata {
-            base_model: "tiny".to_owned(),
-            task_type: "SEQ_CLS".to_owned(),
-            provenance: Provenance {
-                version: "0".to_owned(),
-                method: method.to_owned(),
-                base_sha256: "0".repeat(64),
-                base_config: None,
-                base_quantization: None,
-                tokenizer_sha256: "0".repeat(64),
-                task: Value::Null,
-                account: None,
-                training: None,
-            },
-        };
-        save(dir, adapter, model.base(), &metadata).unwrap();
     }
 
     fn fusion(model: &Model, directories: &[&tempfile::TempDir]) -> AdapterModule {
@@ -455,7 +438,7 @@ mod tests {
         let (second, _) = trained(&model, 2, 0.5);
         let fusion = fusion(&model, &[&first, &second]);
         let dir = tempfile::tempdir().unwrap();
-        write(&model, &fusion, dir.path(), "adapter-fusion");
+        save(&model, &fusion, dir.path());
         drop((first, second));
         let file = AdapterFile::open(dir.path()).unwrap();
         let loaded = file.load(model.base(), &Device::default()).unwrap();
@@ -493,7 +476,7 @@ mod tests {
         assert!(config(json!({})).contains("--fusion-adapters"));
         let houlsby = module(&model, "houlsby", json!({ "bottleneck_dim": 2 }));
         let dir = tempfile::tempdir().unwrap();
-        write(&model, &houlsby, dir.path(), "houlsby");
+        save(&model, &houlsby, dir.path());
         let error = config(json!({ "fusion_adapters": [dir.path().to_str().unwrap()] }));
         assert!(error.contains("an adapter of `houlsby`"), "{error}");
     }

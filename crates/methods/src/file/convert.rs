@@ -84,8 +84,7 @@ struct Pair {
 /// it; none where the tensor stays.
 pub type ChangeOf<'a> = dyn Fn(&str) -> Result<Option<Vec<f32>>, MethodError> + 'a;
 
-/// LoRA over `base` that changes its tensors as `change` says, or nearly so: for each tensor's name
-/// the difference from the base, in the order in which Hugging Face stores it; none where it stays.
+/// LoRA over `base` that changes its tensors as `change` says, or nearly so.
 ///
 /// # Errors
 /// [`MethodError::NotLora`] if something changes that LoRA has no place for, or nothing does;

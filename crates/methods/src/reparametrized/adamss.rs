@@ -132,15 +132,7 @@ struct Division {
 
 impl Division {
     fn new(config: &AdaMssConfig, base: &Base, linear: &LinearInfo) -> Result<Self, MethodError> {
-        if linear.transposed {
-            return Err(MethodError::NotApplicable {
-                method: AdaMssConfig::NAME,
-                model_type: base.dimensions.model_type.clone(),
-                reason: "HF PEFT has no AdaMSS of layers that are stored transposed (Conv1D); \
-                         use another method"
-                    .to_owned(),
-            });
-        }
+        let size = config.directions(base, linear)?;
         let weight = frozen_weight(base, linear).to_tensor();
         let bias = base.tensor(&format!("{}.bias", linear.site.path));
         let matrix = match bias.filter(|_| linear.bias) {
@@ -148,18 +140,6 @@ impl Division {
             None => weight,
         };
         let [rows, columns] = matrix.dims();
-        let size = config.r.min(rows).min(columns);
-        if config.subspace_rank > size {
-            return Err(MethodError::Value {
-                method: AdaMssConfig::NAME,
-                key: "subspace_rank",
-                value: config.subspace_rank.to_string(),
-                expected: format!(
-                    "`{}` has {size} singular directions; lower it or raise r",
-                    linear.site.path
-                ),
-            });
-        }
         let is_wide = rows < columns;
         let tall = if is_wide { matrix.transpose() } else { matrix };
         let shape = [rows.min(columns), size];
@@ -175,9 +155,8 @@ impl Division {
         let in_double = |row: &Vec<f32>| row.iter().map(|&value| f64::from(value)).collect();
         let points: Vec<Vec<f64>> = left.iter().map(in_double).collect();
         let (seed, iterations) = KMEANS;
-        let count = config.num_subspaces.min(rows);
         Ok(Self {
-            clusters: kmeans(&points, count, iterations, seed),
+            clusters: kmeans(&points, config.groups(linear), iterations, seed),
             left,
             right,
         })
@@ -218,6 +197,38 @@ impl AdaMssConfig {
             .selection(Self::NAME, |base| base.default_targets.lora)
     }
 
+    /// `q`, the singular directions of a linear layer.
+    fn directions(&self, base: &Base, linear: &LinearInfo) -> Result<usize, MethodError> {
+        if linear.transposed {
+            return Err(MethodError::NotApplicable {
+                method: Self::NAME,
+                model_type: base.dimensions.model_type.clone(),
+                reason: "HF PEFT has no AdaMSS of layers that are stored transposed (Conv1D); \
+                         use another method"
+                    .to_owned(),
+            });
+        }
+        let columns = linear.inputs + usize::from(linear.bias);
+        let size = self.r.min(linear.outputs).min(columns);
+        if self.subspace_rank > size {
+            return Err(MethodError::Value {
+                method: Self::NAME,
+                key: "subspace_rank",
+                value: self.subspace_rank.to_string(),
+                expected: format!(
+                    "`{}` has {size} singular directions; lower it or raise r",
+                    linear.site.path
+                ),
+            });
+        }
+        Ok(size)
+    }
+
+    /// `K`, the groups of a linear layer's rows.
+    fn groups(&self, linear: &LinearInfo) -> usize {
+        self.num_subspaces.min(linear.outputs)
+    }
+
     /// Declares the change of a linear layer.
     fn declare(
         &self,
@@ -229,6 +240,10 @@ impl AdaMssConfig {
         let division = Division::new(self, base, linear)?;
         let [size, columns] = division.right.dims();
         let groups = division.groups();
+        let mut places = vec![0; linear.outputs];
+        for (place, &row) in groups.iter().flatten().enumerate() {
+            places[row] = place as i32;
+        }
         let (mut a, mut b) = (Vec::new(), Vec::new());
         for (number, group) in groups.iter().enumerate() {
             let (rank, start) = division.start(self, group);
@@ -247,7 +262,7 @@ impl AdaMssConfig {
             a,
             b,
             directions: parameters.constant(key, &[size, columns], right),
-            groups,
+            places,
             clusters: division.clusters,
             inputs: linear.inputs,
             rows_key: Some(format!("{path}.adamss_rows")),
@@ -321,10 +336,16 @@ impl MethodConfig for AdaMssConfig {
         self.selection().check_start(base)
     }
 
-    /// Groups are as large as k-means makes them, which this runs.
+    /// Groups of rank one have as many values however many rows each has. Those of other ranks are
+    /// as large as k-means makes them, which this runs.
     fn count(&self, base: &Base) -> Result<usize, MethodError> {
         let mut count = 0;
         for linear in self.selection().of(base)? {
+            if self.subspace_rank == 1 {
+                let size = self.directions(base, linear)?;
+                count += self.groups(linear) * size + linear.outputs;
+                continue;
+            }
             let division = Division::new(self, base, linear)?;
             let size = division.right.dims()[0];
             let groups = division.groups();
@@ -369,8 +390,8 @@ struct Subspaces {
     b: Vec<Param>,
     /// `[q, in]` or `[q, in + 1]`
     directions: Param,
-    /// The rows of each group.
-    groups: Vec<Vec<usize>>,
+    /// Where each row lies among the rows of all groups, one group after another.
+    places: Vec<i32>,
     clusters: Clusters,
     inputs: usize,
     /// The key of the rows' groups in the file, if it holds them.
@@ -396,12 +417,7 @@ impl Subspaces {
             Tensor::cat(parts.collect(), 1)
         });
         let blocks: Tensor<2> = Tensor::cat(blocks.collect(), 0);
-        // Where each row lies among the groups.
-        let mut places = vec![0i32; blocks.dims()[0]];
-        for (place, &row) in self.groups.iter().flatten().enumerate() {
-            places[row] = place as i32;
-        }
-        let places = Tensor::<1, Int>::from_ints(places.as_slice(), &blocks.device());
+        let places = Tensor::<1, Int>::from_ints(self.places.as_slice(), &blocks.device());
         [Tensor::cat(a, 0), blocks.select(0, places)]
     }
 
@@ -729,6 +745,10 @@ mod tests {
         // Two targets in each of two layers, of eight outputs in two groups.
         let counts = module.counts(model.base());
         assert_eq!(counts.trainable_parameters, 4 * (2 * 6 + 8));
+        assert_eq!(
+            module.config().count(model.base()).unwrap(),
+            counts.trainable_parameters
+        );
         // Weight and bias are one matrix.
         let path = "bert.encoder.layer.0.attention.self.query";
         let directions = module.parameters().get(&format!("{path}.adamss_newB"));

@@ -396,14 +396,12 @@ mod tests {
         let after = module.merged(&name, model.base()).unwrap().unwrap();
         let after = after.try_into_vec_as::<f32>().unwrap();
         let length = |row: &[f32]| row.iter().map(|it| it * it).sum::<f32>().sqrt();
-        let mut turned = 0;
         for ((before, after), scale) in before.chunks(8).zip(after.chunks(8)).zip(scales) {
             assert!((length(after) - scale.abs() * length(before)).abs() < 1e-5);
-            let is_turned = |(a, b): (&f32, &f32)| (a * scale - b).abs() > 1e-4;
-            turned += usize::from(before.iter().zip(after).any(is_turned));
+            // A row of a small scale is short.
+            let is_turned = |(a, b): (&f32, &f32)| (a * scale - b).abs() > 1e-4 * scale.abs();
+            assert!(before.iter().zip(after).any(is_turned));
         }
-        // A row of a scale near zero is too short to tell.
-        assert!(turned >= 6, "{turned} of 8 rows");
     }
 
     #[test]

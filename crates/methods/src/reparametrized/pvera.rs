@@ -15,7 +15,7 @@
 //! | changes | `Σ in · out`, by a matrix of rank `≤ r` each |
 //! | file | `<path>.pvera_lambda_d` `[2 r]`, `<path>.pvera_lambda_b` `[out]`, once `pvera_A`, `pvera_B` |
 //! | merges | `W + diag(λ_b) B diag(λ_d[:r]) A[:r]`: the mean |
-//!
+
 use burn::tensor::{Tensor, TensorData};
 use epiphyte_models::{Base, ForwardContext, LazyLinear, LinearInfo, Site};
 use epiphyte_ops::{Sequences, Weight, add, dropout, exp, linear, random, scale_columns};

@@ -356,7 +356,7 @@ mod tests {
         let change = module.parameters().get(&format!("{path}.randlora_change"));
         let singular = Svd::new(change.unwrap().get()).values;
         // Of a rank of three the others would be f32's rounding, 1e-7.
-        assert!(singular[7] > 1e-5 * singular[0], "{singular:?}");
+        assert!(singular[7] > 1e-4 * singular[0], "{singular:?}");
     }
 
     #[test]

@@ -735,8 +735,8 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::largest;
-    use crate::file::{AdapterFile, AdapterMetadata, Provenance, save};
-    use crate::small_bert::{bert, bert_base_count, distance, logits, module, set_random};
+    use crate::file::AdapterFile;
+    use crate::small_bert::{bert, bert_base_count, distance, logits, module, save, set_random};
     use crate::{AdapterModule, MethodError};
 
     /// Saves a LoRA adapter with random matrices.
@@ -746,27 +746,8 @@ mod tests {
             set_random(&adapter, param.key());
         }
         let dir = tempfile::tempdir().unwrap();
-        write(model, &adapter, dir.path(), "lora");
+        save(model, &adapter, dir.path());
         (dir, adapter)
-    }
-
-    fn write(model: &Model, adapter: &AdapterModule, dir: &std::path::Path, method: &str) {
-        let metadata = AdapterMetadata {
-            base_model: "tiny".to_owned(),
-            task_type: "SEQ_CLS".to_owned(),
-            provenance: Provenance {
-                version: "0".to_owned(),
-                method: method.to_owned(),
-                base_sha256: "0".repeat(64),
-                base_config: None,
-                base_quantization: None,
-                tokenizer_sha256: "0".repeat(64),
-                task: Value::Null,
-                account: None,
-                training: None,
-            },
-        };
-        save(dir, adapter, model.base(), &metadata).unwrap();
     }
 
     fn mixture(model: &Model, directories: &[&tempfile::TempDir], more: Value) -> AdapterModule {
@@ -868,7 +849,7 @@ mod tests {
         let (second, _) = expert(&model, json!({ "r": 3, "lora_alpha": 5 }));
         let mixture = mixture(&model, &[&first, &second], json!({}));
         let dir = tempfile::tempdir().unwrap();
-        write(&model, &mixture, dir.path(), "x-lora");
+        save(&model, &mixture, dir.path());
         drop((first, second));
         let file = AdapterFile::open(dir.path()).unwrap();
         let loaded = file.load(model.base(), &Device::default()).unwrap();
@@ -909,7 +890,7 @@ mod tests {
         assert!(of(&pooler, json!({})).contains("outside of the layers"));
         let vera = module(&model, "vera", json!({ "r": 2 }));
         let dir = tempfile::tempdir().unwrap();
-        write(&model, &vera, dir.path(), "vera");
+        save(&model, &vera, dir.path());
         assert!(of(&dir, json!({})).contains("an adapter of `vera`"));
         let both = json!({
             "xlora_experts": { "0": {}, "1": {} }, "top_k_lora": 1, "scaling_pass_value": 1.0,

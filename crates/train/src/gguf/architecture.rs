@@ -187,6 +187,30 @@ impl<'a> Architecture<'a> {
         all
     }
 
+    /// The shape that the configuration gives a tensor of [`Architecture::names`].
+    pub(super) fn shape(&self, name: &str) -> Vec<usize> {
+        let config = self.config;
+        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        let queries = config.num_attention_heads * config.head_dim;
+        let keys = config.num_key_value_heads * config.head_dim;
+        let parts: Vec<&str> = name.rsplit('.').collect();
+        let (parameter, module) = (parts[0], parts[1]);
+        let [outputs, inputs] = match module {
+            "embed_tokens" | "lm_head" => [config.vocab_size, hidden],
+            "q_proj" => [queries, hidden],
+            "k_proj" | "v_proj" => [keys, hidden],
+            "o_proj" => [hidden, queries],
+            "gate_proj" | "up_proj" => [inner, hidden],
+            "down_proj" => [hidden, inner],
+            "q_norm" | "k_norm" => return vec![config.head_dim],
+            _ => return vec![hidden],
+        };
+        match parameter {
+            "bias" => vec![outputs],
+            _ => vec![outputs, inputs],
+        }
+    }
+
     /// The order of the rows of a tensor: row i of the file is row `order[i]`. None if they stay.
     pub(super) fn row_order(&self, name: &str, rows: usize) -> Option<Vec<usize>> {
         let turned = [".q_proj.", ".k_proj."].iter().any(|it| name.contains(it));

@@ -17,14 +17,13 @@ mod vocabulary;
 
 use std::path::Path;
 
-use burn::tensor::Tensor;
 use epiphyte_data::Tokenizer;
 use epiphyte_io::gguf::{GgufTensor, GgufValue, prepare_gguf};
+use epiphyte_io::safetensors_file::is_finite_as;
 use epiphyte_methods::file::AdapterFile;
 use epiphyte_methods::file::combine::{LowRankChange, low_rank_changes};
 use epiphyte_models::families::decoder::DecoderConfig;
 use epiphyte_models::keys::TensorReader;
-use epiphyte_models::quantized::is_beside_weight;
 use epiphyte_models::{Checkpoint, HeadKind, ModelConfig};
 use safetensors::Dtype;
 use serde::Serialize;
@@ -56,7 +55,7 @@ pub fn export_model(
     let (config, decoder) = open(model_dir)?;
     let architecture = Architecture::of(&decoder)?;
     let checkpoint = Checkpoint::open(model_dir)?;
-    if checkpoint.names().any(is_beside_weight) {
+    if checkpoint.is_quantized() {
         return Err(refused(
             "its weights are quantized: export the model in full precision",
         ));
@@ -97,15 +96,30 @@ pub fn export_model(
         };
         reader.skip(&name.hugging_face);
         let (shape, name) = (view.shape.to_vec(), name.clone());
+        let expected = architecture.shape(&name.hugging_face);
+        if shape != expected {
+            return Err(refused(&format!(
+                "`{}` has the shape {shape:?}, and {expected:?} by config.json",
+                name.hugging_face
+            )));
+        }
+        let dtype = match shape.len() {
+            1 => Dtype::F32,
+            _ => matrices,
+        };
+        if dtype != view.dtype {
+            let values = view.to_f32().expect("the type was checked");
+            if !values.iter().all(|value| is_finite_as(*value, dtype)) {
+                return Err(TrainError::NotFinite {
+                    what: format!("`{}` as {dtype}", name.hugging_face),
+                });
+            }
+        }
         let rows = architecture.row_order(&name.hugging_face, shape[0]);
         let offset = architecture.norm_offset(&name.hugging_face);
         tensors.push(GgufTensor {
             name: name.gguf,
-            dtype: if shape.len() == 1 {
-                Dtype::F32
-            } else {
-                matrices
-            },
+            dtype,
             shape,
             values: Box::new(move || {
                 let values = view.to_f32().expect("the type was checked");
@@ -174,15 +188,15 @@ pub fn export_adapter(
         };
         let [outputs, _] = b.dims();
         let rows = architecture.row_order(&name.hugging_face, outputs);
-        let b = in_order_of_rows(b.clone() * rest, rows.as_deref());
-        for (end, matrix) in [("lora_a", a), ("lora_b", b)] {
+        let b = b.clone() * rest;
+        for (end, matrix, rows) in [("lora_a", a, None), ("lora_b", b, rows)] {
             tensors.push(GgufTensor {
                 name: format!("{}.{end}", name.gguf),
                 shape: matrix.dims().to_vec(),
                 dtype: matrices,
                 values: Box::new(move || {
                     let values = matrix.into_data().try_into_vec_as::<f32>();
-                    values.expect("matrices are f32")
+                    in_order(values.expect("matrices are f32"), rows.as_deref())
                 }),
             });
         }
@@ -271,12 +285,4 @@ fn in_order(values: Vec<f32>, rows: Option<&[usize]>) -> Vec<f32> {
     let columns = values.len() / rows.len().max(1);
     let row = |at: &usize| &values[at * columns..(at + 1) * columns];
     rows.iter().flat_map(|at| row(at).iter().copied()).collect()
-}
-
-fn in_order_of_rows(matrix: Tensor<2>, rows: Option<&[usize]>) -> Tensor<2> {
-    let Some(rows) = rows else {
-        return matrix;
-    };
-    let rows = rows.iter().map(|&row| matrix.clone().narrow(0, row, 1));
-    Tensor::cat(rows.collect(), 0)
 }

@@ -93,15 +93,18 @@ pub(crate) fn files_of(base: &Path) -> Result<Vec<PathBuf>, TrainError> {
 pub(crate) fn copy_tokenizer(base: &Path, to: &Path) -> Result<(), TrainError> {
     for name in names_in(base)? {
         if TOKENIZER_FILES.contains(&name.as_str()) {
-            check(base, &base.join(&name))?;
             copy(base, Path::new(&name), to)?;
         }
     }
     Ok(())
 }
 
-/// Copies a file of [`files_of`].
+/// Copies a file of the model in `base`.
+///
+/// # Errors
+/// [`TrainError::NotCopied`] if it is no regular file of the model's; if it cannot be written.
 pub(crate) fn copy(base: &Path, file: &Path, to: &Path) -> Result<(), TrainError> {
+    check(base, &base.join(file))?;
     let target = to.join(file);
     if let Some(parent) = target.parent() {
         fs::create_dir_all(parent).map_err(FileError::at("create", parent))?;

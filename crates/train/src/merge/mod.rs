@@ -64,6 +64,8 @@ pub struct MergeOptions {
     pub dtype: Option<WeightType>,
     /// Replace an earlier merged model in the output directory.
     pub overwrite: bool,
+    /// Take deltas of another base.
+    pub allow_other_base: bool,
 }
 
 /// A type of weights in a file.

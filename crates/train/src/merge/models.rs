@@ -14,11 +14,10 @@
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
-use epiphyte_io::safetensors_file::{Values, prepare_values};
+use epiphyte_io::safetensors_file::{Values, is_finite_as, prepare_values};
 use epiphyte_methods::file::combine::Combination;
 use epiphyte_models::checkpoint::TensorView;
 use epiphyte_models::keys::TensorReader;
-use epiphyte_models::quantized::is_beside_weight;
 use epiphyte_models::{Checkpoint, ModelConfig, ModelError};
 use serde::Serialize;
 
@@ -27,7 +26,7 @@ use super::{
     write_model,
 };
 use crate::TrainError;
-use crate::convert::DELTA;
+use crate::convert::{DELTA, check_base_of_delta};
 
 /// What combining models did.
 #[derive(Clone, Debug, Serialize)]
@@ -106,8 +105,7 @@ pub fn combine_models(
             true => open_delta(dir)?,
             false => Checkpoint::open(dir)?,
         };
-        let quantized = checkpoint.names().any(is_beside_weight);
-        match quantized {
+        match checkpoint.is_quantized() {
             true => Err(TrainError::Config(format!(
                 "`{}` is quantized: combine the models in full precision",
                 dir.display()
@@ -133,9 +131,13 @@ pub fn combine_models(
     });
     let members: Vec<Member<'_>> = members.collect();
     let first = first.map_or(base.checkpoint, |first| &checkpoints[first]);
-    members
-        .iter()
-        .try_for_each(|member| member.check_delta(&base))?;
+    for member in members.iter().filter(|member| member.is_delta) {
+        member.check_delta(&base)?;
+        if !options.allow_other_base {
+            let base_sha256 = base.checkpoint.content_hash();
+            check_base_of_delta(member.checkpoint, member.path, base_sha256)?;
+        }
+    }
     let weights: Vec<f64> = models.iter().map(|(_, weight)| *weight).collect();
     let sums = RefCell::new(Sums {
         changed: 0,
@@ -148,6 +150,15 @@ pub fn combine_models(
     for name in first.names() {
         let own = first.tensor(name).expect("the checkpoint lists it");
         let of_base = base.tensor(name);
+        if of_base.is_some_and(|of_base| of_base.is_float() != own.is_float()) {
+            return Err(TrainError::OfOtherBase {
+                path: first_dir.to_owned(),
+                reason: format!(
+                    "`{name}` is of type {}; combine models that were trained from one base",
+                    own.dtype
+                ),
+            });
+        }
         let values = match of_base.filter(|_| own.is_float()) {
             None => {
                 if of_base.is_none() {
@@ -163,6 +174,7 @@ pub fn combine_models(
                 let views = members.iter().map(|member| member.fitting(name, &own));
                 let views: Vec<Option<TensorView<'_>>> = views.collect::<Result<_, _>>()?;
                 let (sums, weights, members) = (&sums, &weights, &members);
+                let dtype = dtype.unwrap_or(own.dtype);
                 let sum = move || {
                     let base = to_f32(&of_base);
                     let vector = |(member, view): (&Member<'_>, &Option<TensorView<'_>>)| {
@@ -180,12 +192,12 @@ pub fn combine_models(
                     let change = how.sum_of_vectors(name, vectors, weights);
                     let sum = base.iter().zip(&change).map(|(a, b)| a + b);
                     let sum: Vec<f32> = sum.collect();
-                    if sum.iter().any(|value| !value.is_finite()) {
+                    if sum.iter().any(|value| !is_finite_as(*value, dtype)) {
                         sums.borrow_mut().not_finite.get_or_insert(name.to_owned());
                     }
                     sum
                 };
-                Values::Rounded(dtype.unwrap_or(own.dtype), Box::new(sum))
+                Values::Rounded(dtype, Box::new(sum))
             }
         };
         tensors.push((name.to_owned(), own.shape.to_vec(), values));
@@ -280,8 +292,11 @@ impl Member<'_> {
 
     /// Checks that a delta changes tensors of the base alone.
     fn check_delta(&self, base: &Member<'_>) -> Result<(), TrainError> {
-        let mut names = self.checkpoint.names().filter(|_| self.is_delta);
-        match names.find(|name| base.tensor(name).is_none()) {
+        match self
+            .checkpoint
+            .names()
+            .find(|name| base.tensor(name).is_none())
+        {
             None => Ok(()),
             Some(name) => Err(TrainError::OfOtherBase {
                 path: self.path.to_owned(),

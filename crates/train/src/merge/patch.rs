@@ -9,9 +9,9 @@
 //! | `indices.<name>`, `values.<name>` | the entries of a tensor that differ, where they are few: positions (u32, row-major) and the base's values |
 //! | `file.<path>` | the bytes of a file of the base, such as `config.json`, that differs or is missing |
 //!
-//! The metadata says which tensors of the merged model the others are, which files the base had,
-//! and the hashes of both models' tensors: a patch is applied to the model that it was written
-//! with, and what comes out has the base's hash, or nothing is written.
+//! The metadata says which tensors of the merged model the others are, which files the base had with
+//! their hashes, and the hashes of both models' tensors: a patch is applied to the model that it was
+//! written with, and what comes out has the base's hashes, or nothing is written.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,8 +41,8 @@ struct Record {
     /// Tensors of the base that the merged model has, but for the entries in the patch, each with
     /// its name there.
     kept: BTreeMap<String, String>,
-    /// Files of the base.
-    files: Vec<String>,
+    /// Files of the base, each with its SHA-256.
+    files: BTreeMap<String, String>,
 }
 
 /// What a patch holds.
@@ -76,7 +76,7 @@ pub fn write_patch(model_dir: &Path, merged: &Path, path: &Path) -> Result<Patch
         base_sha256: base.content_hash().to_owned(),
         merged_sha256: other.content_hash().to_owned(),
         kept: BTreeMap::new(),
-        files: Vec::new(),
+        files: BTreeMap::new(),
     };
     let mut tensors: Vec<(String, Vec<usize>, Values<'_>)> = Vec::new();
     let mut changed_tensors = 0;
@@ -120,7 +120,7 @@ pub fn write_patch(model_dir: &Path, merged: &Path, path: &Path) -> Result<Patch
             let bytes = Values::Bytes(Dtype::U8, Cow::Owned(own.clone()));
             tensors.push((format!("file.{name}"), vec![own.len()], bytes));
         }
-        record.files.push(name);
+        record.files.insert(name, epiphyte_io::sha256(&own));
     }
     let bytes = tensors.iter().map(|(_, _, values)| match values {
         Values::Bytes(_, bytes) => bytes.len(),
@@ -166,12 +166,15 @@ pub fn unmerge(
         let mut parts = Path::new(file.as_str()).components();
         !parts.all(|part| matches!(part, Component::Normal(_)))
     };
-    if let Some(file) = record.files.iter().find(leads_out) {
+    if let Some(file) = record.files.keys().find(leads_out) {
         return Err(damaged(format!(
             "`{file}` is no name of a file in a model's directory"
         )));
     }
-    let files = record.files.iter().map(Path::new);
+    if !record.files.contains_key(config::FILE) {
+        return Err(damaged(format!("it has no `{}` of the base", config::FILE)));
+    }
+    let files = record.files.keys().map(Path::new);
     check_output(output, files.chain([Path::new(WEIGHTS_FILE)]), overwrite)?;
     let model = Checkpoint::open(merged)?;
     if model.content_hash() != record.merged_sha256 {
@@ -231,7 +234,7 @@ pub fn unmerge(
                 "it does not restore the base that it names".to_owned(),
             ));
         }
-        for file in &record.files {
+        for (file, sha256) in &record.files {
             let target = directory.join(file);
             match patch.tensor(&format!("file.{file}")) {
                 Some(view) => {
@@ -241,6 +244,12 @@ pub fn unmerge(
                     epiphyte_io::write(&target, view.bytes)?;
                 }
                 None => files::copy(merged, Path::new(file), directory)?,
+            }
+            let restored = fs::read(&target).map_err(FileError::at("read", &target))?;
+            if epiphyte_io::sha256(&restored) != *sha256 {
+                return Err(damaged(format!(
+                    "what it and the merged model have of `{file}` is not the base's file"
+                )));
             }
         }
         Ok(())

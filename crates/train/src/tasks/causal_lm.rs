@@ -1,6 +1,6 @@
 //! Causal language modeling: the next token of a text, of a completion, or of a chat's answers.
 
-use epiphyte_data::{Columns, DataError, Fields, Table};
+use epiphyte_data::{DOCUMENTS, DataError, Fields, Layout};
 use epiphyte_models::HeadKind;
 
 use super::{Task, TaskRows, TaskSpec};
@@ -54,15 +54,8 @@ impl Task for CausalLm {
          --messages-column"
     }
 
-    fn columns(&self, columns: &Columns, table: &Table) -> Result<Columns, DataError> {
-        columns.recognized(table)
-    }
-
-    fn columns_to_read(&self, columns: &Columns) -> Result<Vec<String>, DataError> {
-        match *columns == Columns::default() {
-            true => Ok(Columns::of_documents()),
-            false => columns.named(),
-        }
+    fn layouts(&self) -> &'static [Layout] {
+        DOCUMENTS
     }
 
     fn fields(&self, spec: &TaskSpec, _labelled: bool) -> Result<Fields, DataError> {

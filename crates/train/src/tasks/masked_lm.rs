@@ -3,7 +3,8 @@
 //! In training other tokens are hidden in each epoch; an evaluation always hides the same.
 
 use epiphyte_data::{
-    Columns, DataError, Fields, LabelField, Masking, OutputColumn, OutputFormat, Table, Tokenizer,
+    DataError, Fields, LabelField, Layout, Masking, OutputColumn, OutputFormat, PLAIN_TEXT,
+    Tokenizer,
 };
 use epiphyte_models::HeadKind;
 
@@ -45,22 +46,8 @@ impl Task for MaskedLm {
         "--text-columns"
     }
 
-    fn columns(&self, columns: &Columns, table: &Table) -> Result<Columns, DataError> {
-        let is_plain = *columns == Columns::default() && table.has_column("text");
-        Ok(match is_plain {
-            true => Columns {
-                text_columns: vec!["text".to_owned()],
-                ..Columns::default()
-            },
-            false => columns.clone(),
-        })
-    }
-
-    fn columns_to_read(&self, columns: &Columns) -> Result<Vec<String>, DataError> {
-        match *columns == Columns::default() {
-            true => Ok(vec!["text".to_owned()]),
-            false => columns.named(),
-        }
+    fn layouts(&self) -> &'static [Layout] {
+        &[PLAIN_TEXT]
     }
 
     fn fields(&self, spec: &TaskSpec, _labelled: bool) -> Result<Fields, DataError> {

@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use epiphyte_data::{
-    Columns, DataError, Fields, Masking, OutputColumn, OutputFormat, Table, Tokenizer,
+    Columns, DataError, Fields, Layout, Masking, OutputColumn, OutputFormat, Table, Tokenizer,
 };
 use epiphyte_models::config::ProblemType;
 use epiphyte_models::{HeadKind, Model, ModelConfig};
@@ -152,13 +152,27 @@ pub trait Task: fmt::Debug + Sync {
         "--text-columns and --label-column"
     }
 
+    /// The layouts by which the task recognizes its data, where no input is named.
+    fn layouts(&self) -> &'static [Layout] {
+        &[]
+    }
+
+    /// The names that the label's column may have, where none is named, besides `label`.
+    fn label_names(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// The columns by name: those configured, or where there are none those by which the task
     /// recognizes its data.
     ///
     /// # Errors
     /// If the data may be read in several ways.
-    fn columns(&self, columns: &Columns, _table: &Table) -> Result<Columns, DataError> {
-        Ok(columns.clone())
+    fn columns(&self, columns: &Columns, table: &Table) -> Result<Columns, DataError> {
+        let mut columns = columns.recognized(table, self.layouts())?;
+        if columns.label_column.is_none() {
+            columns.label_column = table.first_of(self.label_names()).map(str::to_owned);
+        }
+        Ok(columns)
     }
 
     /// The columns that are to be read from a file before [`Task::columns`] is known.
@@ -166,7 +180,9 @@ pub trait Task: fmt::Debug + Sync {
     /// # Errors
     /// If the prompt template is invalid.
     fn columns_to_read(&self, columns: &Columns) -> Result<Vec<String>, DataError> {
-        columns.named()
+        let mut names = columns.to_read(self.layouts())?;
+        names.extend(self.label_names().iter().map(|&name| name.to_owned()));
+        Ok(names)
     }
 
     /// The names of the classes that a column has, sorted; none if the task has no classes.

@@ -1,7 +1,8 @@
 //! Multi-label classification: any number of classes for a text or a pair of texts.
 
 use epiphyte_data::{
-    Columns, DataError, Fields, LabelSet, OutputColumn, OutputFormat, Table, Target, Value,
+    Columns, DataError, Fields, LabelSet, Layout, OutputColumn, OutputFormat, TEXTS_AND_PAIRS,
+    Table, Target, Value,
 };
 use epiphyte_models::HeadKind;
 use epiphyte_models::config::ProblemType;
@@ -61,6 +62,10 @@ impl Task for MultiLabelClassification {
 
     fn has_classes(&self) -> bool {
         true
+    }
+
+    fn layouts(&self) -> &'static [Layout] {
+        TEXTS_AND_PAIRS
     }
 
     fn fields(&self, spec: &TaskSpec, labelled: bool) -> Result<Fields, DataError> {

@@ -1,8 +1,8 @@
 //! Extractive question answering: the part of a text that answers a question.
 
 use epiphyte_data::{
-    Columns, DataError, Fields, OutputColumn, OutputFormat, Table, Target, Value, Window, Windows,
-    windows_of_row,
+    Columns, DataError, Fields, Layout, OutputColumn, OutputFormat, Table, Target, Value, Window,
+    Windows, windows_of_row,
 };
 use epiphyte_models::HeadKind;
 
@@ -13,10 +13,6 @@ use crate::scoring::answers::{AnswerRules, FoundAnswer, best_answer};
 use crate::scoring::evaluate::{Evaluation, negative_log_likelihood, predict};
 use crate::scoring::metrics::{AnswerPair, DetailedScores, answer_scores};
 use crate::scoring::predictions;
-
-/// The columns of SQuAD.
-const TEXTS: [&str; 2] = ["question", "context"];
-const ANSWERS: &str = "answers";
 
 /// The longest answer in tokens, if nothing is set: that of transformers' `run_qa.py`.
 const MAX_ANSWER_LENGTH: usize = 30;
@@ -53,21 +49,15 @@ impl Task for QuestionAnswering {
         384
     }
 
-    fn columns(&self, columns: &Columns, table: &Table) -> Result<Columns, DataError> {
-        let mut columns = columns.clone();
-        if columns.text_columns.is_empty() && TEXTS.iter().all(|name| table.has_column(name)) {
-            columns.text_columns = TEXTS.map(str::to_owned).into();
-        }
-        if columns.label_column.is_none() && table.has_column(ANSWERS) {
-            columns.label_column = Some(ANSWERS.to_owned());
-        }
-        Ok(columns)
+    fn layouts(&self) -> &'static [Layout] {
+        &[Layout {
+            name: "questions and their texts",
+            columns: || Columns::of_texts(&["question", "context"]),
+        }]
     }
 
-    fn columns_to_read(&self, columns: &Columns) -> Result<Vec<String>, DataError> {
-        let mut names = columns.named()?;
-        names.extend(TEXTS.iter().chain([&ANSWERS]).map(|&name| name.to_owned()));
-        Ok(names)
+    fn label_names(&self) -> &'static [&'static str] {
+        &["answers"]
     }
 
     fn complete(&self, spec: &mut TaskSpec, train: &Table) -> Result<(), DataError> {

@@ -1,6 +1,8 @@
 //! Regression: a number for a text or a pair of texts.
 
-use epiphyte_data::{DataError, Fields, LabelField, OutputColumn, OutputFormat, Target};
+use epiphyte_data::{
+    DataError, Fields, LabelField, Layout, OutputColumn, OutputFormat, TEXTS_AND_PAIRS, Target,
+};
 use epiphyte_models::HeadKind;
 use epiphyte_models::config::ProblemType;
 
@@ -45,6 +47,10 @@ impl Task for Regression {
 
     fn head(&self, _labels: usize) -> HeadKind {
         HeadKind::Classification { labels: 1 }
+    }
+
+    fn layouts(&self) -> &'static [Layout] {
+        TEXTS_AND_PAIRS
     }
 
     fn fields(&self, spec: &TaskSpec, labelled: bool) -> Result<Fields, DataError> {

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Tensor, TensorData};
 use epiphyte_data::{
-    Columns, DataError, Examples, Fields, OutputColumn, OutputFormat, Table, Target,
+    Columns, DataError, Examples, Fields, Layout, OutputColumn, OutputFormat, Target,
 };
 use epiphyte_models::HeadKind;
 use epiphyte_models::heads::{EmbeddingHead, EmbeddingLoss};
@@ -38,14 +38,31 @@ const QUERIES: usize = 64;
 #[derive(Debug)]
 pub(super) struct SentenceEmbedding;
 
-/// The columns of well-known data sets, and the setting of each.
-const LAYOUTS: [(&[&str], Option<&str>); 6] = [
-    (&["anchor", "positive", "negative"], None),
-    (&["anchor", "positive"], None),
-    (&["query", "positive", "negative"], None),
-    (&["query", "positive"], None),
-    (&["sentence1", "sentence2"], Some("score")),
-    (&["sentence1", "sentence2"], Some("label")),
+static LAYOUTS: &[Layout] = &[
+    Layout {
+        name: "anchors, positives and negatives",
+        columns: || Columns::of_texts(&["anchor", "positive", "negative"]),
+    },
+    Layout {
+        name: "anchors and positives",
+        columns: || Columns::of_texts(&["anchor", "positive"]),
+    },
+    Layout {
+        name: "queries, positives and negatives",
+        columns: || Columns::of_texts(&["query", "positive", "negative"]),
+    },
+    Layout {
+        name: "queries and positives",
+        columns: || Columns::of_texts(&["query", "positive"]),
+    },
+    Layout {
+        name: "pairs of sentences with a score",
+        columns: || Columns::of_texts(&["sentence1", "sentence2"]).with_label("score"),
+    },
+    Layout {
+        name: "pairs of sentences with a score",
+        columns: || Columns::of_texts(&["sentence1", "sentence2"]).with_label("label"),
+    },
 ];
 
 impl Task for SentenceEmbedding {
@@ -87,32 +104,8 @@ impl Task for SentenceEmbedding {
          and --label-column with a score"
     }
 
-    fn columns(&self, columns: &Columns, table: &Table) -> Result<Columns, DataError> {
-        if *columns != Columns::default() {
-            return Ok(columns.clone());
-        }
-        let is_there = |(texts, score): &&(&[&str], Option<&str>)| {
-            let mut names = texts.iter().chain(score);
-            names.all(|name| table.has_column(name))
-        };
-        let Some((texts, score)) = LAYOUTS.iter().find(is_there) else {
-            return Ok(columns.clone());
-        };
-        Ok(Columns {
-            text_columns: texts.iter().map(|&text| text.to_owned()).collect(),
-            label_column: score.map(str::to_owned),
-            ..Columns::default()
-        })
-    }
-
-    fn columns_to_read(&self, columns: &Columns) -> Result<Vec<String>, DataError> {
-        let known = LAYOUTS
-            .iter()
-            .flat_map(|(texts, score)| texts.iter().chain(score));
-        match *columns == Columns::default() {
-            true => Ok(known.map(|&name| name.to_owned()).collect()),
-            false => columns.named(),
-        }
+    fn layouts(&self) -> &'static [Layout] {
+        LAYOUTS
     }
 
     fn fields(&self, spec: &TaskSpec, labelled: bool) -> Result<Fields, DataError> {

@@ -1,7 +1,7 @@
 //! Sequence-to-sequence language modeling: a target text for a source text, with an
 //! encoder-decoder.
 
-use epiphyte_data::{DataError, Fields};
+use epiphyte_data::{Columns, DataError, Fields, Layout};
 use epiphyte_models::HeadKind;
 
 use super::{Task, TaskRows, TaskSpec};
@@ -12,6 +12,39 @@ use crate::scoring::metrics::DetailedScores;
 
 #[derive(Debug)]
 pub(super) struct Seq2Seq;
+
+fn pairs(source: &str, target: &str) -> Columns {
+    Columns {
+        source_column: Some(source.to_owned()),
+        target_column: Some(target.to_owned()),
+        ..Columns::default()
+    }
+}
+
+/// Besides `source` and `target`, the summarization data sets of `summarization_name_mapping` in the
+/// example `run_summarization.py` of `transformers`.
+static LAYOUTS: &[Layout] = &[
+    Layout {
+        name: "sources and targets",
+        columns: || pairs("source", "target"),
+    },
+    Layout {
+        name: "articles and highlights",
+        columns: || pairs("article", "highlights"),
+    },
+    Layout {
+        name: "dialogues and summaries",
+        columns: || pairs("dialogue", "summary"),
+    },
+    Layout {
+        name: "documents and summaries",
+        columns: || pairs("document", "summary"),
+    },
+    Layout {
+        name: "texts and summaries",
+        columns: || pairs("text", "summary"),
+    },
+];
 
 impl Task for Seq2Seq {
     fn name(&self) -> &'static str {
@@ -48,6 +81,10 @@ impl Task for Seq2Seq {
 
     fn column_flags(&self) -> &'static str {
         "--source-column and --target-column"
+    }
+
+    fn layouts(&self) -> &'static [Layout] {
+        LAYOUTS
     }
 
     fn fields(&self, spec: &TaskSpec, _labelled: bool) -> Result<Fields, DataError> {

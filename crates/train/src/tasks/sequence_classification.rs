@@ -1,7 +1,8 @@
 //! Sequence classification: one of several labels for a text or a pair of texts.
 
 use epiphyte_data::{
-    Columns, DataError, Fields, LabelField, LabelSet, OutputColumn, OutputFormat, Table, Target,
+    Columns, DataError, Fields, LabelField, LabelSet, Layout, OutputColumn, OutputFormat,
+    TEXTS_AND_PAIRS, Table, Target,
 };
 use epiphyte_models::HeadKind;
 use epiphyte_models::config::ProblemType;
@@ -61,6 +62,10 @@ impl Task for SequenceClassification {
 
     fn has_classes(&self) -> bool {
         true
+    }
+
+    fn layouts(&self) -> &'static [Layout] {
+        TEXTS_AND_PAIRS
     }
 
     fn fields(&self, spec: &TaskSpec, labelled: bool) -> Result<Fields, DataError> {

@@ -1,8 +1,8 @@
 //! Token classification: a tag for each word of a text, such as the names in it.
 
 use epiphyte_data::{
-    Columns, DataError, Example, Fields, LabelSet, OutputColumn, OutputFormat, Table, Target,
-    UNKNOWN, Value,
+    Columns, DataError, Example, Fields, LabelSet, Layout, OutputColumn, OutputFormat, Table,
+    Target, UNKNOWN, Value,
 };
 use epiphyte_models::HeadKind;
 use serde_json::Value as Json;
@@ -14,8 +14,16 @@ use crate::scoring::evaluate::{Evaluation, argmax, negative_log_likelihood, pred
 use crate::scoring::metrics::{DetailedScores, span_scores};
 
 /// Columns that data sets have for words, and for tags.
-const WORDS: [&str; 2] = ["tokens", "words"];
-const TAGS: [&str; 3] = ["tags", "ner_tags", "labels"];
+static LAYOUTS: &[Layout] = &[
+    Layout {
+        name: "lists of words",
+        columns: || Columns::of_texts(&["tokens"]),
+    },
+    Layout {
+        name: "lists of words",
+        columns: || Columns::of_texts(&["words"]),
+    },
+];
 
 #[derive(Debug)]
 pub(super) struct TokenClassification;
@@ -45,23 +53,12 @@ impl Task for TokenClassification {
         HeadKind::TokenClassification { labels }
     }
 
-    fn columns(&self, columns: &Columns, table: &Table) -> Result<Columns, DataError> {
-        let mut columns = columns.clone();
-        if columns.text_columns.is_empty() {
-            columns
-                .text_columns
-                .extend(table.first_of(&WORDS).map(str::to_owned));
-        }
-        if columns.label_column.is_none() {
-            columns.label_column = table.first_of(&TAGS).map(str::to_owned);
-        }
-        Ok(columns)
+    fn layouts(&self) -> &'static [Layout] {
+        LAYOUTS
     }
 
-    fn columns_to_read(&self, columns: &Columns) -> Result<Vec<String>, DataError> {
-        let mut names = columns.named()?;
-        names.extend(WORDS.iter().chain(&TAGS).map(|&name| name.to_owned()));
-        Ok(names)
+    fn label_names(&self) -> &'static [&'static str] {
+        &["tags", "ner_tags", "labels"]
     }
 
     fn classes(&self, columns: &Columns, table: &Table) -> Result<Vec<String>, DataError> {

@@ -669,6 +669,8 @@ impl<'a> Trainer<'a> {
         }
         self.module.after_step(gradients, info);
         self.state.step += 1;
+        // The last scores were those of the parameters before this step.
+        self.metrics = None;
         self.state.stage_step += 1;
         let recent = &mut self.state.recent;
         recent.loss += self.accumulator.loss / self.accumulator.targets as f64;

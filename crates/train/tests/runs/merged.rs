@@ -83,6 +83,7 @@ fn a_merged_model_has_the_types_of_its_base() {
         let options = MergeOptions {
             dtype,
             overwrite: false,
+            ..MergeOptions::default()
         };
         let output = run.output.with_extension(format!("{expected}"));
         let merged = merge(&run.model, &open(), &output, &options).unwrap();

@@ -95,3 +95,8 @@ pub(crate) enum Command {
     #[command(after_help = shell::MAN_EXAMPLES)]
     Man(shell::Manual),
 }
+
+/// The words of the command line; what is not UTF-8 in them is replaced, for help and messages.
+pub(crate) fn words() -> impl Iterator<Item = String> {
+    std::env::args_os().map(|word| word.to_string_lossy().into_owned())
+}

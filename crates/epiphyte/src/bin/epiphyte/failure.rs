@@ -6,7 +6,8 @@ use std::process::ExitCode;
 
 use epiphyte::data::{DataError, Format, nearest_name};
 use epiphyte::hub::HubError;
-use epiphyte::methods::MethodError;
+use epiphyte::methods::file::CONFIG_FILE;
+use epiphyte::methods::{METHODS, MethodError};
 use epiphyte::train::TrainError;
 use epiphyte_compare::CompareError;
 
@@ -172,7 +173,19 @@ fn hint(error: &anyhow::Error, resumable: bool) -> Option<String> {
         (Some(MethodError::NoTarget { .. }), _) => {
             "`epiphyte inspect MODEL` lists the linear layers; --target-modules all-linear selects every one"
         }
-        (Some(MethodError::UnknownMethod { .. }), _) => "`epiphyte methods` describes them",
+        (Some(MethodError::UnknownMethod { name, .. }), _) => {
+            let near = nearest_name(name, METHODS.iter().map(|method| method.name));
+            let near = near.map(|near| format!("did you mean `{near}`? "));
+            return Some(format!(
+                "{}`epiphyte methods` describes them",
+                near.unwrap_or_default()
+            ));
+        }
+        (Some(MethodError::File { path, .. }), _)
+            if path.ends_with(CONFIG_FILE) && path.with_file_name("config.json").exists() =>
+        {
+            "this directory holds a model, not an adapter: pass it as --model"
+        }
         (
             _,
             Some(DataError::MissingColumn {
@@ -185,7 +198,10 @@ fn hint(error: &anyhow::Error, resumable: bool) -> Option<String> {
             "--format json, jsonl, csv, tsv, parquet or text says what the data are"
         }
         (_, Some(DataError::Columns { .. })) => {
-            return Some(format!("name the columns with {}", column_flags(error)));
+            return Some(format!(
+                "name the columns with {}, or another task with --task",
+                column_flags(error)
+            ));
         }
         (_, Some(DataError::RaggedRow { .. } | DataError::UnclosedQuote { .. })) => {
             "--quoting true or false says whether \" quotes fields, --delimiter what is between them"
@@ -222,8 +238,13 @@ fn missing_column(error: &anyhow::Error, path: &Path, available: &[String]) -> S
     }
     let flags = column_flags(error);
     match Format::of(path) {
-        Ok(Format::Json | Format::Parquet) => format!("name the columns with {flags}"),
-        _ => format!("name the columns with {flags}; --no-header for files without names"),
+        Ok(Format::Json | Format::Parquet) => {
+            format!("name the columns with {flags}, or another task with --task")
+        }
+        _ => format!(
+            "name the columns with {flags}, or another task with --task; --no-header for files \
+             without names"
+        ),
     }
 }
 

@@ -106,6 +106,25 @@ pub(crate) fn check_file(
     Ok(Destination::File)
 }
 
+/// As [`check_file`], for what cannot go to standard output or a stream; `flag` names it.
+///
+/// # Errors
+/// As [`check_file`]; if it is no file.
+pub(crate) fn check_plain_file(
+    flag: &str,
+    output: &Path,
+    inputs: &[Input<'_>],
+    overwrite: bool,
+) -> Result<()> {
+    match check_file(output, inputs, overwrite)? {
+        Destination::File => Ok(()),
+        Destination::StandardOutput | Destination::Stream => {
+            let problem = format!("{flag} `{}` is no file", output.display());
+            Err(UsageError::Other(problem).into())
+        }
+    }
+}
+
 /// The path of an output file, and its other names in the directories of the inputs, such as a hard
 /// link of a weight file.
 struct Names {
@@ -200,6 +219,58 @@ pub(crate) fn check_directory(output: &Path, inputs: &[Input<'_>]) -> Result<()>
             continue;
         };
         return Err(UsageError::Other(problem).into());
+    }
+    Ok(())
+}
+
+/// Checks that a directory for what a command writes under several names has nothing else in it;
+/// `is_own` knows these names, `what` says whose they are.
+///
+/// # Errors
+/// If there is something else, named by the error.
+pub(crate) fn check_own_directory(
+    output: &Path,
+    what: &str,
+    is_own: impl Fn(&str) -> bool,
+) -> Result<()> {
+    if !output.exists() {
+        return Ok(());
+    }
+    let cannot_read = || format!("--output `{}` cannot be read", output.display());
+    for entry in output.read_dir().with_context(cannot_read)? {
+        let name = entry.with_context(cannot_read)?.file_name();
+        let name = name.to_string_lossy();
+        if !name.starts_with('.') && !is_own(&name) {
+            let problem = format!(
+                "--output `{}` holds `{name}`, which is not {what}'s: choose an empty directory, so \
+                 that nothing of yours is replaced",
+                output.display()
+            );
+            return Err(UsageError::Other(problem).into());
+        }
+    }
+    Ok(())
+}
+
+/// Checks the directory of an adapter that is made without training: empty, or with an adapter that
+/// `overwrite` allows to replace, but not with a run.
+///
+/// # Errors
+/// If there is anything else.
+pub(crate) fn check_adapter_directory(output: &Path, overwrite: bool) -> Result<()> {
+    let problem = |problem: &str| {
+        let problem = format!("`{}` {problem}", output.display());
+        Err(UsageError::Other(problem).into())
+    };
+    let occupied = output.is_dir() && output.read_dir()?.next().is_some();
+    if occupied && !(overwrite && output.join(ADAPTER_CONFIG).exists()) {
+        return problem(
+            "is not empty: choose another directory, or pass --overwrite to replace an adapter",
+        );
+    }
+    let checkpoints = Checkpoints::inspect(output).list().unwrap_or_default();
+    if output.join(LOG).exists() || !checkpoints.is_empty() {
+        return problem("is the directory of a run: choose another directory");
     }
     Ok(())
 }

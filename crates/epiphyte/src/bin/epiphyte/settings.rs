@@ -129,7 +129,7 @@ impl clap::FromArgMatches for MethodFlags {
 
 /// Adds the flags of all methods; help shows those of the method on the command line.
 fn with_method_flags(command: Command) -> Command {
-    let shown = method_of_help(std::env::args());
+    let shown = method_of_help(crate::arguments::words());
     method_flags().into_iter().fold(command, |command, owners| {
         let own = shown.and_then(|shown| owners.iter().find(|(it, _)| it.name == shown.name));
         let (flag, help) = match own {
@@ -183,7 +183,7 @@ fn method_of_help(mut arguments: impl Iterator<Item = String>) -> Option<&'stati
 /// The help of a flag with its default.
 pub(crate) fn with_default(flag: &Flag, defaults: &Map<String, Value>) -> String {
     let default = match flag.key {
-        LEARNING_RATE => Some(learning_rate(method_of_help(std::env::args()))),
+        LEARNING_RATE => Some(learning_rate(method_of_help(crate::arguments::words()))),
         _ => flag.default_text(defaults),
     };
     let help = match flag.key {

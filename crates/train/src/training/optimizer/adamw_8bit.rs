@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use burn::tensor::Tensor;
 use epiphyte_methods::{Param, ParamId};
-use epiphyte_ops::quantized::dynamic_map;
+use epiphyte_ops::quantized::{bounds_between, dynamic_map};
 
 use super::{AdamW, Optimizer, OptimizerState, to_vec, update_values};
 
@@ -28,8 +28,23 @@ pub struct AdamW8Bit {
     /// For parameters that are too small, and the settings.
     whole: AdamW,
     /// The maps of both moments.
-    maps: [Vec<f32>; 2],
+    maps: [Map; 2],
     moments: BTreeMap<ParamId, State>,
+}
+
+/// The 256 numbers that codes stand for, and what lies between them.
+#[derive(Debug)]
+struct Map {
+    numbers: Vec<f32>,
+    bounds: Vec<f32>,
+}
+
+impl Map {
+    fn new(signed: bool) -> Self {
+        let numbers = dynamic_map(signed);
+        let bounds = bounds_between(&numbers);
+        Self { numbers, bounds }
+    }
 }
 
 /// The state of one parameter.
@@ -52,15 +67,16 @@ impl AdamW8Bit {
     pub fn new(whole: AdamW) -> Self {
         Self {
             whole,
-            maps: [dynamic_map(true), dynamic_map(false)],
+            maps: [Map::new(true), Map::new(false)],
             moments: BTreeMap::new(),
         }
     }
 }
 
 impl Quantized {
-    fn zeros(count: usize, map: &[f32]) -> Self {
+    fn zeros(count: usize, map: &Map) -> Self {
         let zero = map
+            .numbers
             .iter()
             .position(|value| *value == 0.0)
             .unwrap_or_default();
@@ -70,22 +86,18 @@ impl Quantized {
         }
     }
 
-    fn decode(&self, map: &[f32]) -> Vec<f32> {
+    fn decode(&self, map: &Map) -> Vec<f32> {
         let blocks = self.codes.chunks(BLOCK).zip(&self.scales);
         let values = blocks.flat_map(|(codes, scale)| {
             codes
                 .iter()
-                .map(move |&code| map[usize::from(code)] * scale)
+                .map(move |&code| map.numbers[usize::from(code)] * scale)
         });
         values.collect()
     }
 
-    fn encode(values: &[f32], map: &[f32]) -> Self {
-        // The nearest is the first above whose distance to the one before is not smaller.
-        let bounds: Vec<f32> = map
-            .windows(2)
-            .map(|pair| 0.5 * (pair[0] + pair[1]))
-            .collect();
+    fn encode(values: &[f32], map: &Map) -> Self {
+        let bounds = &map.bounds;
         let (mut codes, mut scales) = (Vec::with_capacity(values.len()), Vec::new());
         for block in values.chunks(BLOCK) {
             let largest = block

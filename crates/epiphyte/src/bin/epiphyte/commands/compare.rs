@@ -12,7 +12,7 @@ use epiphyte::train::observer::Silent;
 use epiphyte::train::{Observer, RunOptions};
 use epiphyte_compare::{
     Budget, Carried, Choice, CompareError, Published, RunResult, RunSuite, Shard, Status, Suite,
-    SuiteObserver, Summary, merge_shards, write,
+    SuiteObserver, Summary, is_of_comparison, merge_shards, write,
 };
 use serde::Serialize;
 
@@ -22,6 +22,7 @@ use crate::global::Global;
 use crate::hub;
 use crate::interrupt::{INTERRUPTED, on_signals};
 use crate::output::{self, Align};
+use crate::outputs;
 use crate::progress::Progress;
 use crate::settings::run_of_tables;
 
@@ -120,12 +121,18 @@ pub(crate) struct Arguments {
     show: bool,
 }
 
+/// The directory of the base that the suite `smoke` trains.
+const QUICKSTART: &str = "quickstart";
+
 pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let (name, text) = suite_text(&arguments.suite)?;
     let Some(output) = arguments.output.clone().filter(|_| !arguments.show) else {
         output::print(text.trim_end())?;
         return Ok(ExitCode::SUCCESS);
     };
+    outputs::check_own_directory(&output, "a comparison", |name| {
+        name == QUICKSTART || is_of_comparison(&output, name)
+    })?;
     let suite = parse(&name, &text, &output, &arguments)?;
     let published = arguments.published.iter().map(|path| Published::read(path));
     let published = published.collect::<Result<Vec<_>, _>>().map_err(plain)?;
@@ -152,7 +159,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     };
     let carried = runs.run(&interrupt, &mut Lines { global }).map_err(plain)?;
     let Carried::Out(results) = carried else {
-        let command: Vec<String> = std::env::args().collect();
+        let command: Vec<String> = crate::arguments::words().collect();
         output::note(&format!(
             "stopped; go on with:\n  {}",
             shell_command(&command)
@@ -234,7 +241,7 @@ fn parse(name: &str, text: &str, output: &Path, arguments: &Arguments) -> Result
         places.insert("model", text_of(&hub::resolve(model)?));
     }
     if text.contains("\"$quickstart/") {
-        let directory = output.join("quickstart");
+        let directory = output.join(QUICKSTART);
         quickstart::unpack_assets(&directory)?;
         places.insert("quickstart", text_of(&directory));
     }

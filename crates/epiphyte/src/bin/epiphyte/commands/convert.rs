@@ -6,21 +6,19 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{ArgGroup, Args, ValueEnum};
 use epiphyte::methods::AdapterModule;
-use epiphyte::methods::file::AdapterFile;
 use epiphyte::methods::file::convert::{Conversion, RankRule};
 use epiphyte::models::Base;
 use epiphyte::train::{
-    Changes, Delta, TrainError, WithoutHead, convert_adapter, delta_of_adapter, delta_of_model,
-    extract_lora,
+    Changes, Delta, Origin, TrainError, WithoutHead, convert_adapter, delta_of_adapter,
+    delta_of_model, extract_lora,
 };
 
-use super::merge::check_adapter_output;
 use crate::data_arguments::{ModelArguments, spec_of_adapter};
 use crate::failure::UsageError;
 use crate::global::Global;
 use crate::hub;
 use crate::output;
-use crate::outputs::{self, Destination, Input};
+use crate::outputs::{self, Input};
 
 pub(crate) const EXAMPLES: &str = "\
 Examples:
@@ -99,13 +97,10 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     match arguments.to {
         Form::Lora => {
             outputs::check_directory(output, &inputs)?;
-            check_adapter_output(output, arguments.overwrite)?;
+            outputs::check_adapter_directory(output, arguments.overwrite)?;
         }
         Form::Delta => {
-            if outputs::check_file(output, &inputs, arguments.overwrite)? != Destination::File {
-                let problem = format!("--output `{}` is no file", output.display());
-                return Err(UsageError::Other(problem).into());
-            }
+            outputs::check_plain_file("--output", output, &inputs, arguments.overwrite)?;
             if arguments.rank.is_some() {
                 return Err(UsageError::Other("--rank is for --to lora".to_owned()).into());
             }
@@ -114,10 +109,11 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let converted = match (&located.adapter, tuned, delta) {
         (Some(file), ..) => {
             let spec = spec_of_adapter(file, &model, &arguments.labels)?;
-            let convert = |module: AdapterModule, base: &Base, file: &AdapterFile| {
+            let origin = Origin::of(file);
+            let convert = |module: AdapterModule, base: &Base| {
                 let converted = match arguments.rank {
                     Some(rank) => {
-                        Converted::Lora(convert_adapter(module, base, file, rank, output)?)
+                        Converted::Lora(convert_adapter(module, base, &origin, rank, output)?)
                     }
                     None => Converted::Delta(delta_of_adapter(&model, base, &module, output)?),
                 };
@@ -125,18 +121,16 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
             };
             match spec {
                 Some(spec) => {
-                    let file = arguments.model.locate()?.adapter;
-                    let file = file.expect("it was there before");
                     let loaded = located.load(spec, global)?;
                     let module = loaded.module.expect("an adapter was given");
-                    convert(module, loaded.task_model.loaded.model.base(), &file)?
+                    convert(module, loaded.task_model.loaded.model.base())?
                 }
                 None => {
                     let load = arguments.model.load_options();
                     let allow_other_base = arguments.model.allow_other_base;
                     let opened = WithoutHead::open(&model, file, allow_other_base, &load)?;
                     let base = opened.base().clone();
-                    convert(opened.into_module(), &base, file)?
+                    convert(opened.into_module(), &base)?
                 }
             }
         }
@@ -148,7 +142,14 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
             };
             match (arguments.rank, changes) {
                 (Some(rank), changes) => {
-                    Converted::Lora(extract_lora(&model, &changes, rank, output)?)
+                    let allow_other_base = arguments.model.allow_other_base;
+                    Converted::Lora(extract_lora(
+                        &model,
+                        &changes,
+                        rank,
+                        output,
+                        allow_other_base,
+                    )?)
                 }
                 (None, Changes::Model(tuned)) => {
                     Converted::Delta(delta_of_model(&model, &tuned, output)?)

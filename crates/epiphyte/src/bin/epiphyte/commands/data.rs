@@ -354,7 +354,7 @@ fn sets(global: &Global) -> Result<()> {
             settings.insert("metric_for_best_model".to_owned(), preset.metric.into());
             Json::Object(settings)
         });
-        return output::json(&all.collect::<Vec<_>>());
+        return output::json(&json!({ "data_sets": all.collect::<Vec<_>>() }));
     }
     let header = [
         "--task", "task", "text", "label", "classes", "metric", "files",

@@ -8,11 +8,10 @@ use clap::{Args, ValueEnum};
 use epiphyte::methods::file::AdapterFile;
 use epiphyte::train::{WeightType, export_adapter, export_model};
 
-use crate::failure::UsageError;
 use crate::global::Global;
 use crate::hub;
 use crate::output;
-use crate::outputs::{self, Destination, Input};
+use crate::outputs::{self, Input};
 
 pub(crate) const EXAMPLES: &str = "\
 Examples:
@@ -57,10 +56,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let mut inputs = vec![Input::new("the model", &model)];
     inputs.extend(adapter.as_deref().map(|it| Input::new("the adapter", it)));
     let output = &arguments.output;
-    if outputs::check_file(output, &inputs, arguments.overwrite)? != Destination::File {
-        let problem = format!("--output `{}` is no file", output.display());
-        return Err(UsageError::Other(problem).into());
-    }
+    outputs::check_plain_file("--output", output, &inputs, arguments.overwrite)?;
     let Format::Gguf = arguments.to;
     let exported = match &adapter {
         Some(dir) => export_adapter(&model, &AdapterFile::open(dir)?, output, arguments.dtype)?,

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use epiphyte::data::{Columns, Prompt, Tokenizer};
+use epiphyte::data::{Columns, Prompt, Tokenizer, before_blank};
 use epiphyte::models::ModelConfig;
 use epiphyte::models::generation_config::GenerationConfig;
 use epiphyte::train::{GenerationEnd, TaskKind, TaskSpec, generate};
@@ -91,8 +91,11 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         Some(template) => in_template(&prompt, &template)?,
         None => prompt,
     };
+    let special = GenerationConfig::open(&model, &config)?;
     let loaded_adapter = located.load(spec, global)?;
     let tokenizer = &loaded_adapter.task_model.tokenizer;
+    let model = &loaded_adapter.task_model.loaded.model;
+    let is_encoder_decoder = model.base().dimensions.encoder_layers > 0;
     let ids = match arguments.chat {
         true => {
             let system = arguments.system.as_deref();
@@ -100,7 +103,8 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
                 .align(&conversation(tokenizer, system, &prompt)?, false)?
                 .ids
         }
-        false => tokenizer.encode(&prompt, None, None)?.ids,
+        false if is_encoder_decoder => tokenizer.encode(&prompt, None, None)?.ids,
+        false => tokenizer.encode(before_blank(&prompt), None, None)?.ids,
     };
     if ids.is_empty() {
         return Err(UsageError::Other(
@@ -108,15 +112,12 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         )
         .into());
     }
-    let special = GenerationConfig::open(&model, &config)?;
     let ends = || stop_tokens(&special, &config, tokenizer, arguments.chat);
     let how = arguments.decoding.how(&special, ends, max_length)?;
     if !global.quiet {
         arguments.decoding.say_defaults(&special);
     }
     let started = Instant::now();
-    let model = &loaded_adapter.task_model.loaded.model;
-    let is_encoder_decoder = model.base().dimensions.encoder_layers > 0;
     // An answer is printed without the conversation before it, and so is what an encoder-decoder
     // writes, a continued text with its prompt.
     let shown = match arguments.chat || is_encoder_decoder {

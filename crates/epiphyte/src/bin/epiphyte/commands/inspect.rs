@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 use epiphyte::Device;
+use epiphyte::data::Tokenizer;
 use epiphyte::methods::file::changes::{TensorChange, tensor_changes};
 use epiphyte::methods::file::{AdapterFile, CONFIG_FILE, TENSORS_FILE, TrainingExtent};
 use epiphyte::methods::{AdapterModule, ParameterCounts};
@@ -253,11 +254,17 @@ fn account(
 fn opened(file: &AdapterFile, model: &Path) -> Result<(Base, AdapterModule)> {
     let device = Device::flex();
     let Some(spec) = spec_of_adapter(file, model, &[])? else {
-        let opened = WithoutHead::open(model, file, true, &LoadOptions::default())?;
+        let opened = WithoutHead::open(model, file, false, &LoadOptions::default())?;
         let base = opened.base().clone();
         return Ok((base, opened.into_module()));
     };
     let loaded = load(model, spec.head(), &device, &LoadOptions::default())?;
+    let tokenizer = Tokenizer::load(model)?;
+    file.check_base(
+        &loaded.content_hash,
+        &loaded.config.computation(),
+        tokenizer.content_hash(),
+    )?;
     let base = loaded.model.base().clone();
     let module = file.load(&base, &device)?;
     Ok((base, module))

@@ -14,6 +14,7 @@ use crate::global::Global;
 use crate::hub;
 use crate::interrupt::{INTERRUPTED, on_signals};
 use crate::output::{self, Align};
+use crate::outputs;
 use crate::progress::Progress;
 use crate::settings::{self, GivenFlags};
 
@@ -65,6 +66,11 @@ struct Trial {
     output: PathBuf,
 }
 
+/// The directory of full fine-tuning.
+const FULL: &str = "full";
+/// What the directory of a dimension begins with.
+const DIMENSION: &str = "dimension-";
+
 pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let mut given = settings::run_configs(arguments.config.as_deref(), &arguments.settings)?;
     let usage = |problem: &str| Err(UsageError::Other(problem.to_owned()).into());
@@ -88,10 +94,15 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     if arguments.to < arguments.from {
         return usage("--to is less than --from");
     }
+    outputs::check_own_directory(
+        &run.output,
+        "a search for the intrinsic dimension",
+        |name| name == FULL || name.starts_with(DIMENSION),
+    )?;
     run.check()?;
     let mut search = Search {
         options: RunOptions {
-            command: std::env::args().collect(),
+            command: crate::arguments::words().collect(),
             model_dir: Some(hub::resolve(&run.model)?),
             device: global.device()?,
             shared_base: Some(SharedBase::default()),
@@ -204,13 +215,13 @@ impl Search {
                 let value = json!(dimension);
                 run.method_settings
                     .insert("intrinsic_dim".to_owned(), value);
-                format!("dimension-{dimension}")
+                format!("{DIMENSION}{dimension}")
             }
             None => {
                 run.method = "full".to_owned();
                 run.method_settings.clear();
                 run.learning_rate = self.full_learning_rate;
-                "full".to_owned()
+                FULL.to_owned()
             }
         };
         run.output = self.run.output.join(name);

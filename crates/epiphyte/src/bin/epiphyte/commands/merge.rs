@@ -1,12 +1,12 @@
 //! `epiphyte merge`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{ArgGroup, Args, ValueEnum};
+use epiphyte::methods::file::AdapterFile;
 use epiphyte::methods::file::combine::{Combination, combine};
-use epiphyte::methods::file::{AdapterFile, CONFIG_FILE};
 use epiphyte::train::{MergeOptions, WeightType, WithoutHead, combine_models, merge, write_patch};
 
 use crate::data_arguments::{ModelArguments, spec_of_adapter};
@@ -120,15 +120,12 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     outputs::check_directory(output, &arguments.model.inputs(&model))?;
     if let Some(patch) = &arguments.patch {
         let inputs = arguments.model.inputs(&model);
-        let destination = outputs::check_file(patch, &inputs, arguments.overwrite)?;
-        if destination != outputs::Destination::File {
-            let problem = format!("--patch `{}` is no file", patch.display());
-            return Err(UsageError::Other(problem).into());
-        }
+        outputs::check_plain_file("--patch", patch, &inputs, arguments.overwrite)?;
     }
     let options = MergeOptions {
         dtype: arguments.dtype,
         overwrite: arguments.overwrite,
+        allow_other_base: arguments.model.allow_other_base,
     };
     let merged = match spec_of_adapter(file, &model, &arguments.labels)? {
         Some(spec) => {
@@ -235,6 +232,7 @@ fn sum_of_models(arguments: &Arguments, global: &Global) -> Result<ExitCode> {
     let options = MergeOptions {
         dtype: arguments.dtype,
         overwrite: arguments.overwrite,
+        allow_other_base: arguments.model.allow_other_base,
     };
     let how = arguments.combination("linear");
     let models: Vec<(PathBuf, f64)> = models.into_iter().zip(weights).collect();
@@ -263,19 +261,6 @@ fn sum_of_models(arguments: &Arguments, global: &Global) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Checks that a directory for an adapter is empty, or has one that may be replaced.
-pub(crate) fn check_adapter_output(output: &Path, overwrite: bool) -> Result<()> {
-    let occupied = output.is_dir() && output.read_dir()?.next().is_some();
-    if occupied && !(overwrite && output.join(CONFIG_FILE).exists()) {
-        let problem = format!(
-            "`{}` is not empty: choose another directory, or pass --overwrite to replace an adapter",
-            output.display()
-        );
-        return Err(UsageError::Other(problem).into());
-    }
-    Ok(())
-}
-
 /// Combines several adapters into one.
 fn combined(arguments: &Arguments, global: &Global) -> Result<ExitCode> {
     let weights = arguments.weights_of("--adapters", arguments.adapters.len())?;
@@ -285,7 +270,7 @@ fn combined(arguments: &Arguments, global: &Global) -> Result<ExitCode> {
         .map(|it| Input::new("one of --adapters", it))
         .collect();
     outputs::check_directory(output, &inputs)?;
-    check_adapter_output(output, arguments.overwrite)?;
+    outputs::check_adapter_directory(output, arguments.overwrite)?;
     let files = arguments.adapters.iter().map(|dir| AdapterFile::open(dir));
     let files = files.collect::<Result<Vec<_>, _>>()?;
     let adapters: Vec<(AdapterFile, f64)> = files.into_iter().zip(weights).collect();

@@ -25,6 +25,10 @@ Examples:
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
     /// TOML file with the settings of a run
+    #[arg(value_name = "CONFIG")]
+    file: Option<PathBuf>,
+    /// The same, as `epiphyte train` takes it
+    #[arg(long, value_name = "FILE", conflicts_with = "file")]
     config: Option<PathBuf>,
     /// Number of optimizer steps that are timed
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
@@ -37,7 +41,8 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
-    let mut given = settings::run_configs(arguments.config.as_deref(), &arguments.settings)?;
+    let file = arguments.file.or(arguments.config);
+    let mut given = settings::run_configs(file.as_deref(), &arguments.settings)?;
     if given.len() > 1 {
         let problem = "the file has several runs: plan one at a time";
         return Err(UsageError::Other(problem.to_owned()).into());

@@ -436,7 +436,7 @@ fn train_command(config: &RunConfig) -> Vec<String> {
 
 /// The path by which the user called this program: after `cargo run` it is not on the search path.
 fn program() -> String {
-    std::env::args()
+    crate::arguments::words()
         .next()
         .unwrap_or_else(|| "epiphyte".to_owned())
 }

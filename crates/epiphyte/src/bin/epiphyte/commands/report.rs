@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::global::Global;
 use crate::output;
+use crate::outputs::{self, Destination, Input};
 
 pub(crate) const EXAMPLES: &str = "\
 Examples:
@@ -39,8 +40,15 @@ struct Written<'a> {
 }
 
 pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<ExitCode> {
+    let (output, overwrite) = (&arguments.output, arguments.overwrite);
+    let inputs = arguments.runs.iter();
+    let inputs: Vec<Input<'_>> = inputs.map(|run| Input::new("a run", run)).collect();
+    let destination = outputs::check_file(output, &inputs, overwrite)?;
     let html = run_report(&arguments.runs)?;
-    epiphyte::io::write_output(&arguments.output, html.as_bytes(), arguments.overwrite)?;
+    outputs::write(destination, output, html.as_bytes(), overwrite)?;
+    if destination == Destination::StandardOutput {
+        return Ok(ExitCode::SUCCESS);
+    }
     match global.json {
         true => output::json(&Written {
             output: &arguments.output,

@@ -88,7 +88,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let model = runs.first().map(|run| hub::resolve(&run.model));
     let model = model.transpose()?;
     check_outputs(&runs, model.as_deref())?;
-    let command: Vec<String> = std::env::args().collect();
+    let command: Vec<String> = crate::arguments::words().collect();
     let options = RunOptions {
         resume: arguments.resume,
         overwrite: arguments.overwrite,
