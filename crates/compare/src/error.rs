@@ -38,6 +38,19 @@ pub enum CompareError {
         /// What is wrong.
         reason: String,
     },
+    /// Runs of one model and task did not read the same.
+    #[error(
+        "the runs of `{}` and `{}` are of one model and task, but read other data or another base: merge \
+         the shards of one comparison",
+        one.display(),
+        other.display()
+    )]
+    OtherInputs {
+        /// A result.
+        one: PathBuf,
+        /// The other.
+        other: PathBuf,
+    },
     /// Directories whose results are to be merged hold different ones for a run.
     #[error(
         "`{}` and `{}` have different results of one run: merge the shards of one comparison",

@@ -11,6 +11,7 @@
 mod budget;
 mod error;
 mod findings;
+mod inputs;
 mod output;
 mod peft;
 mod published;

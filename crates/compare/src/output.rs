@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 
 use epiphyte_io::FileError;
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::findings::findings;
+use crate::inputs::INPUTS;
 use crate::published::Published;
 use crate::report::suite_report;
 use crate::result::{RESULT_FILE, RunResult};
@@ -92,8 +94,11 @@ pub fn write(
 /// Takes the results of the shards of a comparison into the runs of `output`.
 ///
 /// # Errors
-/// If a directory has no results, or two have different ones of the same run.
+/// If a directory has no results, two have different ones of the same run, or runs of one task read
+/// different data or bases.
 pub fn merge_shards(shards: &[PathBuf], output: &Path) -> Result<(), CompareError> {
+    // What was read, by model and task; trials may be scored on other data.
+    let mut inputs: BTreeMap<(String, String, bool), (PathBuf, Option<Value>)> = BTreeMap::new();
     for shard in shards {
         let mut found = Vec::new();
         collect(&shard.join(RUNS), &mut found)?;
@@ -106,6 +111,17 @@ pub fn merge_shards(shards: &[PathBuf], output: &Path) -> Result<(), CompareErro
         }
         for (path, result) in found {
             let directory = output.join(RUNS).join(path_of(&result));
+            let own = result.settings.get(INPUTS).cloned();
+            let of_task = (result.model.clone(), result.task.clone(), result.trial);
+            let (one, first) = inputs
+                .entry(of_task)
+                .or_insert_with(|| (path.clone(), own.clone()));
+            if *first != own {
+                return Err(CompareError::OtherInputs {
+                    one: one.clone(),
+                    other: path,
+                });
+            }
             match RunResult::read(&directory)? {
                 // Figures of time differ, scores do not.
                 Some(other) if other.metrics != result.metrics => {

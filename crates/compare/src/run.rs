@@ -4,6 +4,7 @@
 //! stopped, or whose machine lost power, goes on where it was: runs with a result are not made
 //! again, and a run with a checkpoint is continued, which ends with the same bytes.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use epiphyte_io::FileError;
@@ -16,6 +17,7 @@ use serde_json::{Map, Value};
 
 use crate::CompareError;
 use crate::budget::Budget;
+use crate::inputs::{INPUTS, Inputs};
 use crate::result::{RunResult, Status};
 use crate::suite::{Group, Suite};
 
@@ -110,6 +112,7 @@ impl RunSuite<'_> {
             measure_inference: true,
             ..self.options.clone()
         };
+        self.check_names()?;
         // A method's runs on a model are of one shard, because some choose the settings of others.
         let mut methods: Vec<(&str, &str)> = Vec::new();
         let mut groups: Vec<&Group> = Vec::new();
@@ -133,6 +136,7 @@ impl RunSuite<'_> {
             number: 0,
             total,
             results: Vec::new(),
+            inputs: Inputs::default(),
         };
         for group in groups {
             if !runner.group(group)? {
@@ -140,6 +144,31 @@ impl RunSuite<'_> {
             }
         }
         Ok(Carried::Out(runner.results))
+    }
+}
+
+impl RunSuite<'_> {
+    /// Checks that no two names lead to one directory.
+    fn check_names(&self) -> Result<(), CompareError> {
+        let mut names: HashMap<(&str, String), &str> = HashMap::new();
+        for group in &self.suite.groups {
+            for (what, name) in [
+                ("models", &group.model),
+                ("tasks", &group.task),
+                ("methods", &group.name),
+            ] {
+                let known = names.entry((what, file_name(name))).or_insert(name);
+                if known != name {
+                    return Err(CompareError::Suite {
+                        name: self.suite.name.clone(),
+                        problem: format!(
+                            "the {what} `{known}` and `{name}` have one name as directories: rename one"
+                        ),
+                    });
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -151,15 +180,26 @@ struct Runner<'a> {
     number: usize,
     total: usize,
     results: Vec<RunResult>,
+    inputs: Inputs,
 }
 
 impl Runner<'_> {
+    /// The settings that make a run what it is, with the hashes of what it reads.
+    fn settings(&mut self, run: &RunConfig) -> Result<Map<String, Value>, CompareError> {
+        let Ok(Value::Object(mut settings)) = serde_json::to_value(run) else {
+            unreachable!("a run is an object of plain values");
+        };
+        settings.remove("output");
+        settings.insert(INPUTS.to_owned(), self.inputs.of(run)?.into());
+        Ok(settings)
+    }
+
     /// Runs a group; false if it was interrupted.
     fn group(&mut self, group: &Group) -> Result<bool, CompareError> {
         if let Some(reason) = self.beyond_budget(group)? {
             for (seed, run) in &group.points[0].runs {
                 let mut result = RunResult::new(group, "", *seed, None);
-                result.settings = settings(run);
+                result.settings = self.settings(run)?;
                 result.status = Status::BeyondBudget;
                 result.reason = Some(reason.clone());
                 self.observer.ended(&result);
@@ -262,16 +302,17 @@ impl Runner<'_> {
         }
         self.number += 1;
         let directory = self.suite.output.join(RUNS).join(path_of(&new));
+        let settings = self.settings(run)?;
+        let of_example = example.map(|example| self.settings(example)).transpose()?;
         let is_own = |known: &RunResult| {
-            known.settings == settings(run)
-                || example.is_some_and(|example| known.settings == settings(example))
+            known.settings == settings || Some(&known.settings) == of_example.as_ref()
         };
         let result = match RunResult::read(&directory)? {
             Some(known) if is_own(&known) && known.status.is_final() => known,
             Some(known) if !is_own(&known) && !self.suite.overwrite => {
                 return Err(CompareError::OtherSettings {
                     path: directory,
-                    difference: difference(&known.settings, &settings(run)),
+                    difference: difference(&known.settings, &settings),
                 });
             }
             _ => match self.make(new, run, example, &directory)? {
@@ -291,7 +332,8 @@ impl Runner<'_> {
         example: Option<&RunConfig>,
         directory: &Path,
     ) -> Result<Option<RunResult>, CompareError> {
-        result.settings = settings(run);
+        result.settings = self.settings(run)?;
+        let of_example = example.map(|example| self.settings(example)).transpose()?;
         let has_checkpoint =
             directory.is_dir() && !Checkpoints::inspect(directory).list()?.is_empty();
         let options = RunOptions {
@@ -315,7 +357,7 @@ impl Runner<'_> {
         let mut trained = train(run);
         if let (Some(example), true) = (example, defaults_do_not_fit(run, trained.as_ref().err())) {
             trained = train(example);
-            result.settings = settings(example);
+            result.settings = of_example.unwrap_or_default();
             result.used_example = true;
         }
         drop(observer);
@@ -396,17 +438,6 @@ fn message(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// The settings that make a run what it is.
-fn settings(run: &RunConfig) -> Map<String, Value> {
-    match serde_json::to_value(run) {
-        Ok(Value::Object(mut settings)) => {
-            settings.remove("output");
-            settings
-        }
-        _ => unreachable!("a run is an object of plain values"),
-    }
-}
-
 /// The first setting in which two runs differ.
 fn difference(one: &Map<String, Value>, other: &Map<String, Value>) -> String {
     let keys = one.keys().chain(other.keys());
@@ -414,6 +445,14 @@ fn difference(one: &Map<String, Value>, other: &Map<String, Value>) -> String {
         .into_iter()
         .find(|key| one.get(*key) != other.get(*key));
     let key = key.map_or("", String::as_str);
+    if key == INPUTS {
+        let [was, is] = [one, other].map(|it| it.get(key).and_then(Value::as_object));
+        let names = was.into_iter().chain(is).flat_map(Map::keys);
+        let value = |it: Option<&Map<String, Value>>, name: &str| it?.get(name).cloned();
+        let mut changed = names.filter(|name| value(was, name) != value(is, name));
+        let name = changed.next().map_or(INPUTS, String::as_str);
+        return format!("the files that `{name}` names have changed since");
+    }
     let [one, other] = [one, other].map(|it| it.get(key).unwrap_or(&Value::Null).to_string());
     format!("`{key}` was {one} and is {other}")
 }

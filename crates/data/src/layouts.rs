@@ -19,8 +19,8 @@ pub struct Layout {
     pub columns: fn() -> Columns,
 }
 
-/// A text or a pair of texts: the columns of GLUE, by `task_to_keys` of the example `run_glue.py` of
-/// `transformers`, and `text`.
+/// A text or a pair of texts: the columns of GLUE, by `task_to_keys` of the example `run_glue.py`
+/// of `transformers`, and `text`.
 pub static TEXTS_AND_PAIRS: &[Layout] = &[
     PLAIN_TEXT,
     Layout {
@@ -102,9 +102,9 @@ impl Columns {
         self
     }
 
-    /// The columns as a table has them, if no input is named: those of the one layout that is there,
-    /// which is said in the log. Of a layout and a smaller one within it, the larger is taken. A
-    /// label that is named stays. If no layout is there, nothing is named either.
+    /// The columns as a table has them, if no input is named: those of the one layout that is
+    /// there, which is said in the log. Of a layout and a smaller one within it, the larger is
+    /// taken. A label that is named stays. If no layout is there, nothing is named either.
     ///
     /// # Errors
     /// [`DataError::Columns`] if the table has the columns of several layouts.

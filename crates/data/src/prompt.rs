@@ -304,9 +304,9 @@ impl<'t> Source<'t> {
 
 /// What a model reads of a prompt before it writes: all but one blank after a word at its end.
 ///
-/// Most tokenizers make one token of a word and the blank before it, so that in training the blank is
-/// part of what follows the prompt. A prompt whose tokens end in a blank of its own is one that the
-/// model has not seen.
+/// Most tokenizers make one token of a word and the blank before it, so that in training the blank
+/// is part of what follows the prompt. A prompt whose tokens end in a blank of its own is one that
+/// the model has not seen.
 pub fn before_blank(prompt: &str) -> &str {
     match prompt.strip_suffix(' ') {
         Some(words) if !words.is_empty() && !words.ends_with(char::is_whitespace) => words,

@@ -149,8 +149,8 @@ pub struct Report {
     /// Mean training loss over the last logged steps.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub train_loss: Option<f64>,
-    /// Scores of the saved adapter on the evaluation data; none of an interrupted run, unless it had
-    /// just been evaluated.
+    /// Scores of the saved adapter on the evaluation data; none of an interrupted run, unless it
+    /// had just been evaluated.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics: Option<Metrics>,
     /// Parameters.

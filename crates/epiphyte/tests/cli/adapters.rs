@@ -284,6 +284,14 @@ fn a_patch_restores_nothing_but_its_own_base() {
     here.succeed(&format!("{merge} merged --patch patch"));
     let errors = here.fail(2, &format!("{merge} other --patch patch"));
     assert!(errors.contains("exists already"), "{errors}");
+    for patch in ["other", "./other", "other/patch"] {
+        let errors = here.fail(2, &format!("{merge} other --patch {patch}"));
+        assert!(
+            errors.contains("--patch `") || errors.contains("no directory"),
+            "{errors}"
+        );
+        assert!(!here.path("other").exists());
+    }
     let errors = here.fail(2, &format!("{merge} other --patch bert/patch"));
     assert!(errors.contains("file of an input"), "{errors}");
     here.succeed(&format!("{merge} other --dtype f16"));
@@ -376,6 +384,24 @@ fn changes_of_models_are_added() {
     let report = here.json(&format!(
         "{merge} merged-task,merged-language --output both"
     ));
+    // The same classes in another order would be mixed up, and so would other computations.
+    let config = here.read("merged-language/config.json");
+    for (key, value, words) in [
+        (
+            "id2label",
+            json!({"0": "positive", "1": "negative"}),
+            "its classes are",
+        ),
+        ("hidden_act", json!("relu"), "its `hidden_act` is"),
+    ] {
+        here.edit("merged-language/config.json", |config| config[key] = value);
+        let errors = here.fail(
+            1,
+            &format!("{merge} merged-task,merged-language --output no"),
+        );
+        assert!(errors.contains(words), "{errors}");
+        here.write("merged-language/config.json", &config);
+    }
     let classifier = ["classifier.bias", "classifier.weight"];
     assert_eq!(report["new_tensors"], json!(classifier));
     let [base, task, language, both] =

@@ -197,6 +197,23 @@ fn a_suite_makes_a_report_of_every_run() {
         "{text}"
     );
 
+    // Over other data or another base they would be other runs.
+    for (file, change) in [
+        ("dev.jsonl", ("eval_data", "film", "play")),
+        ("bert/config.json", ("model", "0.2", "0.3")),
+    ] {
+        let (name, old, new) = change;
+        let before = here.read(file);
+        assert!(before.contains(old), "{before}");
+        here.write(file, before.replace(old, new));
+        let error = here.fail(2, "compare suite.toml --output out");
+        assert!(
+            error.contains(&format!("the files that `{name}` names have changed")),
+            "{error}"
+        );
+        here.write(file, before);
+    }
+
     // With other settings they would be other runs.
     here.write(
         "suite.toml",
@@ -314,6 +331,10 @@ fn a_suite_that_is_killed_or_divided_gives_the_same_results() {
     let notes = String::from_utf8_lossy(&merged.stderr);
     assert!(merged.status.success() && !notes.contains("[1/"), "{notes}");
     assert_eq!(runs(&here, "merged"), whole);
+    here.write("dev.jsonl", here.read("dev.jsonl").replace("film", "play"));
+    here.succeed("compare suite.toml --shard 2/2 --output part-3");
+    let error = here.fail(2, "compare suite.toml --merge part-1,part-3 --output other");
+    assert!(error.contains("read other data or another base"), "{error}");
     let error = here.fail(2, "compare suite.toml --merge bert --output merged");
     assert!(error.contains("holds no results"), "{error}");
 }

@@ -81,7 +81,10 @@ fn the_plan_is_that_of_the_run() {
         "{text}"
     );
     // What would stop the run stops the plan.
-    let errors = here.fail(1, &format!("{run} --dry-run --target-modules quary"));
+    let errors = here.fail(
+        1,
+        &format!("{run} --overwrite --dry-run --target-modules quary"),
+    );
     assert!(errors.contains("match nothing"), "{errors}");
 }
 

@@ -365,7 +365,8 @@ fn a_run_writes_beside_what_it_reads() {
     assert!(!here.path("o").exists());
 }
 
-/// Reports, comparisons, searches and conversions, which have names of their own for what they write.
+/// Reports, comparisons, searches and conversions, which have names of their own for what they
+/// write.
 #[test]
 fn no_command_writes_over_what_another_wrote() {
     let here = Workplace::new();

@@ -373,7 +373,8 @@ fn sets_of_classes_are_trained_scored_and_written() {
     assert!(error.contains("`ugly`"), "{error}");
 }
 
-/// Columns that are called as in well-known data sets need no flag, and the log says which were read.
+/// Columns that are called as in well-known data sets need no flag, and the log says which were
+/// read.
 #[test]
 fn columns_of_texts_are_recognized() {
     let here = Workplace::new();

@@ -50,7 +50,7 @@ crate::settings! {
     /// The settings of S4.
     pub struct S4Config {
         /// Share of the base's values that are trained at most.
-        s4_budget: f64 = 0.005, in Positive;
+        s4_budget: f64 = 0.005, in Fraction;
         /// Sizes of the groups of layers, from the first layer on.
         s4_groups: Option<Vec<usize>> = None, unset "a spindle of four";
         /// Strategies of each group: letters of a (adapter), p (prefix), b (biases) and l (LoRA).

@@ -89,14 +89,10 @@ pub fn combine_models(
     let of_base = ModelConfig::open(model_dir)?;
     for (path, _) in models.iter().filter(|(path, _)| path.is_dir()) {
         let config = ModelConfig::open(path)?;
-        let [own, base] = [&config, &of_base].map(|it| it.facts().model_type.clone());
-        if own != base {
+        if let Some(difference) = difference(&config, &of_base, &model_config) {
             return Err(TrainError::OfOtherBase {
                 path: path.clone(),
-                reason: format!(
-                    "it is a {own}, and the base a {base}; combine models that were trained from \
-                     one base"
-                ),
+                reason: format!("{difference}; combine models that were trained from one base"),
             });
         }
     }
@@ -245,6 +241,33 @@ pub fn combine_models(
         new_tensors,
         norms,
         cosines,
+    })
+}
+
+/// How a model computes otherwise than the base, or has the first model's classes in another order.
+fn difference(config: &ModelConfig, base: &ModelConfig, first: &ModelConfig) -> Option<String> {
+    let (own, of_base, of_first) = (config.facts(), base.facts(), first.facts());
+    if own.model_type != of_base.model_type {
+        let (own, base) = (&own.model_type, &of_base.model_type);
+        return Some(format!("it is a {own}, and the base a {base}"));
+    }
+    let [own_values, base_values] = [config, base].map(ModelConfig::computation);
+    for (key, value) in &own_values {
+        if base_values.get(key).is_some_and(|base| base != value) {
+            let base = &base_values[key];
+            return Some(format!("its `{key}` is {value}, and the base's {base}"));
+        }
+    }
+    let [own, first] = [&own.labels, &of_first.labels].map(|labels| labels.names().to_vec());
+    let sorted = |names: &[String]| {
+        let mut names = names.to_vec();
+        names.sort();
+        names
+    };
+    let exchanged = own != first && sorted(&own) == sorted(&first);
+    exchanged.then(|| {
+        let [own, first] = [own, first].map(|names| names.join(", "));
+        format!("its classes are {own}, and the first model's {first}")
     })
 }
 

@@ -9,9 +9,9 @@
 //! | `indices.<name>`, `values.<name>` | the entries of a tensor that differ, where they are few: positions (u32, row-major) and the base's values |
 //! | `file.<path>` | the bytes of a file of the base, such as `config.json`, that differs or is missing |
 //!
-//! The metadata says which tensors of the merged model the others are, which files the base had with
-//! their hashes, and the hashes of both models' tensors: a patch is applied to the model that it was
-//! written with, and what comes out has the base's hashes, or nothing is written.
+//! The metadata says which tensors of the merged model the others are, which files the base had
+//! with their hashes, and the hashes of both models' tensors: a patch is applied to the model that
+//! it was written with, and what comes out has the base's hashes, or nothing is written.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};

@@ -21,8 +21,8 @@ fn pairs(source: &str, target: &str) -> Columns {
     }
 }
 
-/// Besides `source` and `target`, the summarization data sets of `summarization_name_mapping` in the
-/// example `run_summarization.py` of `transformers`.
+/// Besides `source` and `target`, the summarization data sets of `summarization_name_mapping` in
+/// the example `run_summarization.py` of `transformers`.
 static LAYOUTS: &[Layout] = &[
     Layout {
         name: "sources and targets",

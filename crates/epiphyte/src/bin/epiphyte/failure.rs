@@ -118,6 +118,7 @@ fn is_usage(error: &anyhow::Error) -> bool {
                 | CompareError::OtherSettings { .. }
                 | CompareError::Empty { .. }
                 | CompareError::Conflict { .. }
+                | CompareError::OtherInputs { .. }
         )
     );
     let is_method = matches!(method(error), Some(MethodError::UnknownMethod { .. }));

@@ -121,6 +121,14 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     if let Some(patch) = &arguments.patch {
         let inputs = arguments.model.inputs(&model);
         outputs::check_plain_file("--patch", patch, &inputs, arguments.overwrite)?;
+        let [file, directory] = [patch, output].map(|path| epiphyte::io::resolve(path));
+        if file?.starts_with(directory?) {
+            let problem = format!(
+                "--patch `{}` is in the directory of the merged model: choose another file",
+                patch.display()
+            );
+            return Err(UsageError::Other(problem).into());
+        }
     }
     let options = MergeOptions {
         dtype: arguments.dtype,
