@@ -31,24 +31,27 @@ impl Inputs {
         ];
         for (name, path) in data {
             if let Some(path) = path {
-                inputs.insert(name.to_owned(), self.hash(path, files_of(path)?)?.into());
+                inputs.insert(name.to_owned(), self.hash(path, files_of)?.into());
             }
         }
         let model = Path::new(&run.model);
         if model.is_dir() {
-            let mut files = files_in(model)?;
-            files.retain(|file| is_of_model(file));
-            inputs.insert("model".to_owned(), self.hash(model, files)?.into());
+            inputs.insert("model".to_owned(), self.hash(model, files_of_model)?.into());
         }
         Ok(inputs)
     }
 
-    fn hash(&mut self, path: &Path, files: Vec<PathBuf>) -> Result<String, FileError> {
+    /// The hash of the files that a path stands for.
+    fn hash(
+        &mut self,
+        path: &Path,
+        files: fn(&Path) -> Result<Vec<PathBuf>, FileError>,
+    ) -> Result<String, FileError> {
         if let Some(hash) = self.known.get(path) {
             return Ok(hash.clone());
         }
         let mut hashes = String::new();
-        for file in files {
+        for file in files(path)? {
             hashes.push_str(&sha256_of_file(&file)?);
         }
         let hash = sha256(hashes.as_bytes());
@@ -97,8 +100,12 @@ fn files_in(directory: &Path) -> Result<Vec<PathBuf>, FileError> {
     Ok(files)
 }
 
-/// Whether a file of a model's directory decides what it computes.
-fn is_of_model(file: &Path) -> bool {
-    let name = file.file_name().unwrap_or_default().to_string_lossy();
-    name == "config.json" || name.contains("tokenizer") || name.ends_with(".safetensors")
+/// The files of a model's directory that decide what it computes.
+fn files_of_model(directory: &Path) -> Result<Vec<PathBuf>, FileError> {
+    let mut files = files_in(directory)?;
+    files.retain(|file| {
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        name == "config.json" || name.contains("tokenizer") || name.ends_with(".safetensors")
+    });
+    Ok(files)
 }

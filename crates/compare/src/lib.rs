@@ -24,7 +24,7 @@ mod summary;
 
 pub use budget::{Budget, Choice};
 pub use error::CompareError;
-pub use output::{is_of_comparison, merge_shards, write};
+pub use output::{merge_shards, names_of_comparison, write};
 pub use published::Published;
 pub use report::run_report;
 pub use result::{RunResult, Status};

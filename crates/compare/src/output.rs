@@ -28,13 +28,18 @@ const FILES: [&str; 5] = [
 ];
 const PEFT: &str = "peft";
 
-/// Whether a comparison writes a file or directory of this name into its directory. A directory
-/// with such names, but without runs or their results, is not that of a comparison.
-pub fn is_of_comparison(directory: &Path, name: &str) -> bool {
-    let results = std::fs::read(directory.join(FILES[0])).unwrap_or_default();
-    let results: serde_json::Value = serde_json::from_slice(&results).unwrap_or_default();
-    let begun = directory.join(RUNS).is_dir() || results.get("baseline").is_some();
-    begun && FILES.iter().chain([&PEFT, &RUNS]).any(|own| *own == name)
+/// The names of what a comparison has written into its directory, or may write again. None if there
+/// are neither runs nor their results: such names are then not those of a comparison.
+pub fn names_of_comparison(directory: &Path) -> Vec<&'static str> {
+    let has_results = || {
+        let results = std::fs::read(directory.join(FILES[0])).unwrap_or_default();
+        let results: Value = serde_json::from_slice(&results).unwrap_or_default();
+        results.get("baseline").is_some()
+    };
+    match directory.join(RUNS).is_dir() || has_results() {
+        true => [&FILES[..], &[PEFT, RUNS]].concat(),
+        false => Vec::new(),
+    }
 }
 
 /// What `results.json` holds.

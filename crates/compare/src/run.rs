@@ -315,25 +315,27 @@ impl Runner<'_> {
                     difference: difference(&known.settings, &settings),
                 });
             }
-            _ => match self.make(new, run, example, &directory)? {
-                Some(made) => made,
-                None => return Ok(None),
-            },
+            _ => {
+                let new = RunResult { settings, ..new };
+                match self.make(new, run, example.zip(of_example), &directory)? {
+                    Some(made) => made,
+                    None => return Ok(None),
+                }
+            }
         };
         self.results.push(result.clone());
         Ok(Some(result))
     }
 
-    /// Makes a run; none if it was interrupted.
+    /// Makes a run, or with the method's example where the defaults do not fit; none if it was
+    /// interrupted.
     fn make(
         &mut self,
         mut result: RunResult,
         run: &RunConfig,
-        example: Option<&RunConfig>,
+        example: Option<(&RunConfig, Map<String, Value>)>,
         directory: &Path,
     ) -> Result<Option<RunResult>, CompareError> {
-        result.settings = self.settings(run)?;
-        let of_example = example.map(|example| self.settings(example)).transpose()?;
         let has_checkpoint =
             directory.is_dir() && !Checkpoints::inspect(directory).list()?.is_empty();
         let options = RunOptions {
@@ -355,9 +357,11 @@ impl Runner<'_> {
             train(&run, &options, self.interrupt, &mut *observer)
         };
         let mut trained = train(run);
-        if let (Some(example), true) = (example, defaults_do_not_fit(run, trained.as_ref().err())) {
+        if let (Some((example, settings)), true) =
+            (example, defaults_do_not_fit(run, trained.as_ref().err()))
+        {
             trained = train(example);
-            result.settings = of_example.unwrap_or_default();
+            result.settings = settings;
             result.used_example = true;
         }
         drop(observer);

@@ -106,8 +106,9 @@ pub fn convert_adapter(
 
 /// Writes the changes of the base in `model_dir` as LoRA to `output`.
 ///
-/// # Errors As [`to_lora`]; if `changes` has a tensor that the base lacks, or in another shape, or
-/// is a delta of another base and `allow_other_base` is false; if a file cannot be read or written.
+/// # Errors
+/// As [`to_lora`]; if `changes` has a tensor that the base lacks, or in another shape, or is a
+/// delta of another base and `allow_other_base` is false; if a file cannot be read or written.
 pub fn extract_lora(
     model_dir: &Path,
     changes: &Changes,

@@ -12,7 +12,7 @@ use epiphyte::train::observer::Silent;
 use epiphyte::train::{Observer, RunOptions};
 use epiphyte_compare::{
     Budget, Carried, Choice, CompareError, Published, RunResult, RunSuite, Shard, Status, Suite,
-    SuiteObserver, Summary, is_of_comparison, merge_shards, write,
+    SuiteObserver, Summary, merge_shards, names_of_comparison, write,
 };
 use serde::Serialize;
 
@@ -130,8 +130,9 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         output::print(text.trim_end())?;
         return Ok(ExitCode::SUCCESS);
     };
+    let own = names_of_comparison(&output);
     outputs::check_own_directory(&output, "a comparison", |name| {
-        name == QUICKSTART || is_of_comparison(&output, name)
+        name == QUICKSTART || own.contains(&name)
     })?;
     let suite = parse(&name, &text, &output, &arguments)?;
     let published = arguments.published.iter().map(|path| Published::read(path));
