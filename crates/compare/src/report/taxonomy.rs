@@ -102,19 +102,17 @@ fn storage(row: &Row, claims: Option<Claims>) -> Judgment {
     let base = row.declared.base_parameters * size_of::<f32>();
     let share = percent(row.stored_bytes as usize, base);
     let saves = (row.stored_bytes as f64) < SMALL * base as f64;
-    let claim = claims.map(|claims| {
-        if claims.saves_storage {
-            "small"
-        } else {
-            "not small"
-        }
+    let claim = claims.map(|claims| match claims.saves_storage {
+        Some(true) => "small",
+        Some(false) => "not small",
+        None => "depends, or not said",
     });
-    let agrees = claims.map(|claims| claims.saves_storage == saves);
+    let claimed = claims.and_then(|claims| claims.saves_storage);
     Judgment {
         cost: "storage",
         measured: format!("{}, {share} of the base", bytes(row.stored_bytes)),
         claimed: claim,
-        agrees,
+        agrees: claimed.map(|claimed| claimed == saves),
     }
 }
 

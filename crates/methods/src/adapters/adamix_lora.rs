@@ -58,6 +58,7 @@ impl MethodConfig for AdaMixLoraConfig {
     const SUMMARY: &'static str =
         "LoRA of which each step trains one of several copies, averaged in the end";
     const PAPER: &'static str = "Wang et al. 2022, arXiv 2205.12410";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::paper(Self::PAPER, "none"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const MERGES: bool = true;
 

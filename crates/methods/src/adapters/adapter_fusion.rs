@@ -181,6 +181,10 @@ impl MethodConfig for AdapterFusionConfig {
     const IN_PEFT: bool = false;
     const SUMMARY: &'static str = "attention over trained adapters of Pfeiffer's kind";
     const PAPER: &'static str = "Pfeiffer et al. 2021, arXiv 2005.00247";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::paper(
+        "Rücklé et al. 2021, arXiv 2010.11918",
+        "slower: all adapters run",
+    ));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const MERGES: bool = false;
 

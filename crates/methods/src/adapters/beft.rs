@@ -1,7 +1,7 @@
 //! BEFT: a trained shift of chosen linear layers, of the value projections unless others are named.
 //!
-//! "BEFT: Bias-Efficient Fine-Tuning of Language Models in Low-Data Regimes", arXiv 2509.15974, as
-//! HF PEFT has it.
+//! Huang, Balashankar, Aminifar, "BEFT: Bias-Efficient Fine-Tuning of Language Models in Low-Data
+//! Regimes", arXiv 2509.15974, as HF PEFT has it.
 //!
 //! `y = x Wᵀ + b + s`, with `s: [out]`, which starts at zero, so nothing changes at first. A layer
 //! without bias gets a shift too, and can then not be merged.
@@ -70,7 +70,8 @@ impl MethodConfig for BeftConfig {
     const PEFT_TYPE: &'static str = "BEFT";
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str = "shifts of the value projections";
-    const PAPER: &'static str = "arXiv 2509.15974";
+    const PAPER: &'static str = "Huang et al. 2025, arXiv 2509.15974";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::paper(Self::PAPER, "not said"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 1e-2;
     const MERGES: bool = true;

@@ -125,6 +125,7 @@ impl MethodConfig for KronaBResConfig {
     const SUMMARY: &'static str =
         "a Kronecker product and a scaled residual in parallel to every feed-forward";
     const PAPER: &'static str = "Edalati et al. 2022, arXiv 2212.10650";
+    // The survey's row is that of the form with a residual.
     const CLAIMS: Option<crate::Claims> = Some(crate::Claims::survey("extra linear layer"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 2e-2;

@@ -245,6 +245,10 @@ impl MethodConfig for ReftConfig {
     const IN_PEFT: bool = false;
     const SUMMARY: &'static str = "low-rank changes of the states at the first or last positions";
     const PAPER: &'static str = "Wu et al. 2024, arXiv 2404.03592";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims {
+        saves_memory: Some(true),
+        ..crate::Claims::paper(Self::PAPER, "fixed cost on the prompt")
+    });
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 1e-2;
     const MERGES: bool = false;

@@ -58,8 +58,8 @@ impl Kind {
 pub struct Claims {
     /// Where it is said.
     pub source: &'static str,
-    /// Whether a stored adapter is much smaller than the base.
-    pub saves_storage: bool,
+    /// Whether a stored adapter is much smaller than the base; none if it depends, or is not said.
+    pub saves_storage: Option<bool>,
     /// Whether training takes less memory than full fine-tuning; none if it depends, or is not
     /// said.
     pub saves_memory: Option<bool>,
@@ -70,12 +70,13 @@ pub struct Claims {
 }
 
 impl Claims {
-    /// What Table 1 of Lialin et al. 2023 says of most methods: they save storage and memory, and
-    /// gradients pass through the base.
+    /// What Table 1 of Lialin et al. 2023, first version, says of most methods: they save storage
+    /// and memory, and gradients pass through the base. The rows of a method also stand for those
+    /// that the text names as its variants.
     pub const fn survey(inference: &'static str) -> Self {
         Self {
             source: "Lialin et al. 2023, arXiv 2303.15647",
-            saves_storage: true,
+            saves_storage: Some(true),
             saves_memory: Some(true),
             gradients_through_base: Some(true),
             inference,
@@ -87,7 +88,7 @@ impl Claims {
     pub const fn paper(source: &'static str, inference: &'static str) -> Self {
         Self {
             source,
-            saves_storage: true,
+            saves_storage: Some(true),
             saves_memory: None,
             gradients_through_base: None,
             inference,

@@ -156,6 +156,7 @@ impl MethodConfig for AdaLoraConfig {
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str = "LoRA as a singular value decomposition with allocated ranks";
     const PAPER: &'static str = "Zhang et al. 2023, arXiv 2303.10512";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::paper(Self::PAPER, "not said"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 3e-2;
     const MERGES: bool = true;

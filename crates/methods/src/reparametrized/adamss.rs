@@ -1,6 +1,6 @@
 //! AdaMSS: low-rank changes of groups of a weight's rows, inside its largest singular directions.
 //!
-//! Zheng, Lu, Dong, Zhang, Lin, "AdaMSS: Adaptive Multi-Subspace Approach for Parameter-Efficient
+//! Zheng, Lu, Dong, Ji, Cao, Lin, "AdaMSS: Adaptive Multi-Subspace Approach for Parameter-Efficient
 //! Fine-Tuning", NeurIPS 2025; the definition is HF PEFT's code.
 //!
 //! Let `[W | b] ≈ U Σ N` with `U: [out, q]` and `N: [q, in + 1]` be the `q = min(r, out, in + 1)`
@@ -277,6 +277,7 @@ impl MethodConfig for AdaMssConfig {
     const SUMMARY: &'static str =
         "low-rank changes of groups of rows, inside the weight's largest singular directions";
     const PAPER: &'static str = "Zheng et al. 2025, NeurIPS 2025";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::paper(Self::PAPER, "not said"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 1e-2;
     const MERGES: bool = true;

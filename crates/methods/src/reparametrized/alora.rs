@@ -42,6 +42,8 @@ impl MethodConfig for ALoraConfig {
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str = "LoRA that acts from the tokens on that invoke it";
     const PAPER: &'static str = "Greenewald et al. 2025, arXiv 2504.12397";
+    const CLAIMS: Option<crate::Claims> =
+        Some(crate::Claims::paper(Self::PAPER, "reuses the base's cache"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 3e-3;
     const MERGES: bool = false;

@@ -1,8 +1,8 @@
 //! BD-LoRA: LoRA of which one matrix has blocks on its diagonal and zeros elsewhere, so that
 //! servers that split the base's layers can split the adapter in the same way.
 //!
-//! Wang, Cong, Wei, Chen, Cheng et al., "Block-Diagonal LoRA for Eliminating Communication Overhead
-//! in Tensor Parallel LoRA Serving", 2025, arXiv 2510.23346; HF PEFT's `use_bdlora`.
+//! Wang, Kübler, Budhathoki, Wang, Kleindessner, "Block-Diagonal LoRA for Eliminating Communication
+//! Overhead in Tensor Parallel LoRA Serving", 2025, arXiv 2510.23346; HF PEFT's `use_bdlora`.
 //!
 //! As LoRA, with n blocks in `A: [r, in]` or in `B: [out, r]`. A file has the blocks only: those
 //! of A as `[r, in / n]`, of which the i-th `r / n` rows see the i-th of n parts of the input, and
@@ -148,6 +148,10 @@ impl MethodConfig for BdLoraConfig {
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str = "LoRA with blocks on the diagonal of one of its matrices";
     const PAPER: &'static str = "Wang et al. 2025, arXiv 2510.23346";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::paper(
+        Self::PAPER,
+        "extra low-rank path, without communication",
+    ));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 3e-3;
     const MERGES: bool = true;

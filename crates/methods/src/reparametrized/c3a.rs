@@ -1,7 +1,7 @@
 //! C3A: a weight's change is made of circulant blocks.
 //!
-//! Chen, Zhang, Gu, Kuang, Zhao, "Parameter-Efficient Fine-Tuning via Circular Convolution", ACL
-//! Findings 2025, arXiv 2407.19342, section 3.
+//! Chen, Cheng, Liu, Gao, Tsung, Li, Li, "Parameter-Efficient Fine-Tuning via Circular
+//! Convolution", ACL Findings 2025, arXiv 2407.19342, section 3.
 //!
 //! `y = x Wᵀ + b + x ΔWᵀ`, where `ΔW` has `out / b · in / b` blocks `[b, b]`, each with one trained
 //! kernel w of b values: entry `(p, q)` of a block is `w[(q - p) mod b] / in`. Kernels start

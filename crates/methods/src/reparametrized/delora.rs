@@ -1,7 +1,7 @@
 //! DeLoRA: a low-rank path whose terms have lengths of their own, bounded by one trained strength.
 //!
-//! Bini, Girrbach, Akata, "DeLoRA: Decoupled Low-rank Adaptation", ICLR 2025, arXiv 2503.18225,
-//! section 3; the form with the norms of single columns is HF PEFT's code.
+//! Bini, Girrbach, Akata, "Decoupling Angles and Strength in Low-rank Adaptation", ICLR 2025,
+//! arXiv 2503.18225, section 3; the form with the norms of single columns is HF PEFT's code.
 //!
 //! `y = x Wᵀ + b + (((d(x) ⊙ n) Aᵀ) ⊙ c) Bᵀ` with `A: [r, in]`, `B: [out, r]`, `n: [in]` the
 //! lengths of W's columns, kept as they were at first, `cᵢ = λ / (r |Aᵢ| |Bᵢ|)` for the rows of A
@@ -95,6 +95,7 @@ impl MethodConfig for DeloraConfig {
     const SUMMARY: &'static str =
         "a low-rank path of normalized terms with one strength, added to chosen linear layers";
     const PAPER: &'static str = "Bini et al. 2025, arXiv 2503.18225";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::paper(Self::PAPER, "not said"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 3e-3;
     const MERGES: bool = true;

@@ -1,6 +1,6 @@
 //! FourierFT: a weight's change is the inverse Fourier transform of a few trained coefficients.
 //!
-//! Gao, Wang, Chen, Liu, Wang, Guo, Zhang, "Parameter-Efficient Fine-Tuning with Discrete Fourier
+//! Gao, Wang, Chen, Liu, Wu, Chen, Li, "Parameter-Efficient Fine-Tuning with Discrete Fourier
 //! Transform", ICML 2024, arXiv 2405.03003, section 3.
 //!
 //! `y = x Wᵀ + b + x ΔWᵀ` with `ΔW = s Re(IDFT(F))`, where the spectrum F: `[out, in]` is zero but
@@ -77,7 +77,7 @@ impl MethodConfig for FourierFtConfig {
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str = "Fourier coefficients of changes of chosen linear layers";
     const PAPER: &'static str = "Gao et al. 2024, arXiv 2405.03003";
-    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::paper(Self::PAPER, "not said"));
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::paper(Self::PAPER, "none"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 5e-2;
     const MERGES: bool = true;

@@ -1,8 +1,8 @@
 //! FRoD: a weight in coordinates that its kind shares, with a trained diagonal and a few more
 //! entries.
 //!
-//! HF PEFT's `FROD`, "FRoD: Full-Rank Efficient Fine-Tuning with Rotational Degrees for Fast
-//! Convergence".
+//! Wan et al., "FRoD: Full-Rank Efficient Fine-Tuning with Rotational Degrees for Fast
+//! Convergence", AAAI 2026, arXiv 2512.23485; the definition is HF PEFT's code.
 //!
 //! `W = U diag(l₀) Vᵀ` becomes `W' = U (S + diag(l)) Vᵀ`, with `V: [in, in]` shared by the layers'
 //! weights of one kind (`self_query`), `l₀` the lengths of the columns of `W V⁻ᵀ` and `U` these
@@ -129,7 +129,11 @@ impl MethodConfig for FrodConfig {
     const PEFT_TYPE: &'static str = "FROD";
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str = "a diagonal and sparse entries in coordinates that layers share";
-    const PAPER: &'static str = "HF PEFT";
+    const PAPER: &'static str = "Wan et al. 2026, arXiv 2512.23485";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims {
+        saves_storage: None,
+        ..crate::Claims::paper(Self::PAPER, "not said")
+    });
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 1e-2;
     const MERGES: bool = true;

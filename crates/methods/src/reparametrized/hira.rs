@@ -88,6 +88,7 @@ impl MethodConfig for HiraConfig {
     const SUMMARY: &'static str =
         "a low-rank matrix that multiplies the weight of chosen linear layers";
     const PAPER: &'static str = "Huang et al. 2025, ICLR";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::paper(Self::PAPER, "none"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 1e-2;
     const MERGES: bool = true;

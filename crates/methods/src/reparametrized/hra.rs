@@ -76,6 +76,10 @@ impl MethodConfig for HraConfig {
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str = "a few reflections of the inputs of chosen linear layers";
     const PAPER: &'static str = "Yuan et al. 2024, arXiv 2405.17484";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims {
+        saves_memory: Some(true),
+        ..crate::Claims::paper(Self::PAPER, "none")
+    });
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 1e-2;
     const MERGES: bool = true;

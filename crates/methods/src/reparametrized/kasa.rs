@@ -1,7 +1,7 @@
 //! KaSA: LoRA in the form of a singular value decomposition, over a base without its smallest
 //! singular values.
 //!
-//! Wang, Jiang, Kang, Wang, Huang, Lin, Chen, "KaSA: Knowledge-Aware Singular-Value Adaptation of
+//! Wang, Jiang, Park, Kim, Tang, "KaSA: Knowledge-Aware Singular-Value Adaptation of
 //! Large Language Models", ICLR 2025, arXiv 2412.06071, equations 4 to 11.
 //!
 //! `y = x W'ᵀ + b + s ((dropout(x) Aᵀ) ⊙ d) Bᵀ`, where `W'` is W without its r smallest singular
@@ -69,6 +69,7 @@ impl MethodConfig for KasaConfig {
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str = "LoRA with singular values, in place of the base's smallest";
     const PAPER: &'static str = "Wang et al. 2025, arXiv 2412.06071";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::paper(Self::PAPER, "none"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 3e-3;
     const MERGES: bool = true;

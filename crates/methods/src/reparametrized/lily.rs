@@ -101,7 +101,10 @@ impl MethodConfig for LilyConfig {
     const SUMMARY: &'static str =
         "low-rank paths with matrices that layers share and a router mixes";
     const PAPER: &'static str = "Zhong et al. 2024, arXiv 2407.09946";
-    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::paper(Self::PAPER, "extra routers"));
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::paper(
+        "HF PEFT's documentation",
+        "extra routers",
+    ));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 3e-3;
     const MERGES: bool = false;

@@ -44,6 +44,7 @@ impl MethodConfig for LohaConfig {
     const SUMMARY: &'static str =
         "the elementwise product of two low-rank matrices, added to chosen linear layers";
     const PAPER: &'static str = "Hyeon-Woo et al. 2022, arXiv 2108.06098";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::paper(Self::PAPER, "none"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 5e-3;
     const MERGES: bool = true;

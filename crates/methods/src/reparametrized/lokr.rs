@@ -130,6 +130,7 @@ impl MethodConfig for LokrConfig {
     const SUMMARY: &'static str =
         "the Kronecker product of two small matrices, added to chosen linear layers";
     const PAPER: &'static str = "Yeh et al. 2024, arXiv 2309.14859";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::paper(Self::PAPER, "not said"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 1e-2;
     const MERGES: bool = true;

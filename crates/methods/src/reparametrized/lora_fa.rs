@@ -45,7 +45,7 @@ impl MethodConfig for LoraFaConfig {
     const PAPER: &'static str = "Zhang et al. 2023, arXiv 2308.03303";
     const CLAIMS: Option<crate::Claims> = Some(crate::Claims {
         saves_memory: Some(true),
-        ..crate::Claims::paper(Self::PAPER, "none")
+        ..crate::Claims::paper(Self::PAPER, "not said")
     });
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 1e-2;

@@ -1,7 +1,7 @@
 //! OSF: the small singular directions of a weight are trained, orthogonally to the large ones.
 //!
-//! "Sculpting Subspaces: Constrained Full Fine-Tuning in LLMs for Continual Learning", 2025, arXiv
-//! 2504.07097, as HF PEFT has it.
+//! Nayak et al., "Sculpting Subspaces: Constrained Full Fine-Tuning in LLMs for Continual
+//! Learning", 2025, arXiv 2504.07097, as HF PEFT has it.
 //!
 //! `W = U Σ V`, of which the `k` largest singular values stay (`effective_rank`; half of them
 //! unless it is set) and the others are trained: `W' = W - U₀ Σ₀ V₀ + U_l diag(S_l) V_l`, with
@@ -125,7 +125,11 @@ impl MethodConfig for OsfConfig {
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str =
         "the small singular directions of weights, orthogonal to the large ones";
-    const PAPER: &'static str = "arXiv 2504.07097";
+    const PAPER: &'static str = "Nayak et al. 2025, arXiv 2504.07097";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims {
+        saves_storage: Some(false),
+        ..crate::Claims::paper(Self::PAPER, "not said")
+    });
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 1e-3;
     const MERGES: bool = true;

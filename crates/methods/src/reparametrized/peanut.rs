@@ -110,8 +110,10 @@ impl MethodConfig for PeanutConfig {
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str = "small networks that compute changes of weights from the weights";
     const PAPER: &'static str = "Zhong et al. 2024, arXiv 2410.01870";
-    const CLAIMS: Option<crate::Claims> =
-        Some(crate::Claims::paper(Self::PAPER, "slower than LoRA"));
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::paper(
+        "HF PEFT's documentation",
+        "slower than LoRA",
+    ));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 3e-3;
     const MERGES: bool = true;

@@ -85,6 +85,7 @@ impl MethodConfig for PolyConfig {
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str = "an inventory of low-rank paths that each task mixes";
     const PAPER: &'static str = "Ponti et al. 2022, arXiv 2202.13914";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::paper(Self::PAPER, "not said"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 1e-2;
     const MERGES: bool = true;

@@ -1,7 +1,7 @@
 //! PSOFT: a rotation inside the space of a weight's largest singular directions.
 //!
-//! "Efficient Orthogonal Fine-Tuning with Principal Subspace Adaptation" (openreview FSHrinMArK),
-//! as HF PEFT has it.
+//! Wu, Hu, Min, Wang, "Efficient Orthogonal Fine-Tuning with Principal Subspace Adaptation", arXiv
+//! 2505.11235, as HF PEFT has it.
 //!
 //! `y = x Wᵀ + b + s · dropout(x) Aᵀ (R - 1)ᵀ Bᵀ`, with `s = α / r`. `A: [r, in]` and `B: [out, r]`
 //! are the weight's `r` largest singular directions, `s B A` its best approximation: `A = Vᵀ`, `B =
@@ -142,7 +142,7 @@ impl MethodConfig for PsoftConfig {
     const PEFT_TYPE: &'static str = "PSOFT";
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str = "rotations among the largest singular directions of weights";
-    const PAPER: &'static str = "openreview FSHrinMArK";
+    const PAPER: &'static str = "Wu et al. 2025, arXiv 2505.11235";
     const CLAIMS: Option<crate::Claims> = Some(crate::Claims {
         saves_memory: Some(true),
         ..crate::Claims::paper(Self::PAPER, "not said")

@@ -62,6 +62,8 @@ impl MethodConfig for PveraConfig {
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str = "VeRA whose low-rank states are drawn at random in training";
     const PAPER: &'static str = "Fillioux et al. 2025, arXiv 2512.07703";
+    const CLAIMS: Option<crate::Claims> =
+        Some(crate::Claims::paper("HF PEFT's documentation", "not said"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 5e-2;
     const MERGES: bool = true;

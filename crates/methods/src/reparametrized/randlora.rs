@@ -190,7 +190,7 @@ impl MethodConfig for RandLoraConfig {
     const PAPER: &'static str = "Albert et al. 2025, arXiv 2502.00987";
     const CLAIMS: Option<crate::Claims> = Some(crate::Claims {
         saves_memory: Some(true),
-        ..crate::Claims::paper(Self::PAPER, "none")
+        ..crate::Claims::paper("HF PEFT's documentation", "none")
     });
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 1e-3;

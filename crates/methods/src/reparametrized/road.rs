@@ -125,8 +125,7 @@ impl MethodConfig for RoadConfig {
     const SUMMARY: &'static str =
         "rotations and scales of pairs of outputs of chosen linear layers";
     const PAPER: &'static str = "Liao and Monz 2024, arXiv 2409.00119";
-    const CLAIMS: Option<crate::Claims> =
-        Some(crate::Claims::paper(Self::PAPER, "element-wise operations"));
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::paper(Self::PAPER, "none"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 1e-2;
     const MERGES: bool = true;

@@ -80,7 +80,7 @@ impl MethodConfig for SaidConfig {
     const SUMMARY: &'static str = "all of the base, within a random space of few dimensions";
     const PAPER: &'static str = "Aghajanyan et al. 2021, arXiv 2012.13255";
     const CLAIMS: Option<crate::Claims> = Some(crate::Claims {
-        saves_storage: false,
+        saves_storage: Some(false),
         saves_memory: Some(false),
         ..crate::Claims::survey("none")
     });

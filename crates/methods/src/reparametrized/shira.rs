@@ -71,7 +71,10 @@ impl MethodConfig for ShiraConfig {
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str = "entries of the weights of chosen linear layers, drawn at random";
     const PAPER: &'static str = "Bhardwaj et al. 2024, arXiv 2406.13175";
-    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::paper(Self::PAPER, "none"));
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims {
+        saves_memory: Some(true),
+        ..crate::Claims::paper(Self::PAPER, "none")
+    });
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 3e-3;
     const MERGES: bool = true;

@@ -1,6 +1,6 @@
 //! Super-Tuning: the weight's largest entries are trained; Supra has a LoRA on top.
 //!
-//! "Super-Tuning", arXiv 2607.09287, as HF PEFT has it.
+//! Ilin, Zmushko, Richtárik, "Super-Tuning", arXiv 2607.09287, as HF PEFT has it.
 //!
 //! `y = x (W + S)ᵀ + b`, where `S: [out, in]` is zero but at the `k` = ⌊out · in · (1 − sparsity)⌋
 //! positions at which `|W|` is largest (or smallest, with `select_top` false). With `r`, Supra adds
@@ -89,7 +89,8 @@ impl MethodConfig for SuperTuningConfig {
     const PEFT_TYPE: &'static str = "SUPERTUNING";
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str = "the largest entries of the weights of chosen linear layers";
-    const PAPER: &'static str = "arXiv 2607.09287";
+    const PAPER: &'static str = "Ilin et al. 2026, arXiv 2607.09287";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::paper(Self::PAPER, "not said"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 3e-2;
     const MERGES: bool = true;

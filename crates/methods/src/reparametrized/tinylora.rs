@@ -1,6 +1,7 @@
 //! TinyLoRA: a handful of numbers that combine random matrices between a weight's singular vectors.
 //!
-//! "Learning to Reason in 13 Parameters", 2026, arXiv 2602.04118, as HF PEFT has it.
+//! Morris, Mireshghallah, Ibrahim, Mahloujifar, "Learning to Reason in 13 Parameters", 2026, arXiv
+//! 2602.04118, as HF PEFT has it.
 //!
 //! `y = x Wᵀ + b + (dropout(x) Aᵀ) Rᵀ Bᵀ`, with `A = √Σ Vᵀ: [r, in]` and `B = U √Σ: [out, r]` of
 //! the weight's `r` largest singular values, and `R = Σ_i v_i P_i`, with random `P: [u, r, r]` and
@@ -124,7 +125,11 @@ impl MethodConfig for TinyLoraConfig {
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str =
         "a few numbers that combine random matrices between singular vectors";
-    const PAPER: &'static str = "arXiv 2602.04118";
+    const PAPER: &'static str = "Morris et al. 2026, arXiv 2602.04118";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims {
+        saves_memory: Some(true),
+        ..crate::Claims::paper(Self::PAPER, "not said")
+    });
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 1e-2;
     const MERGES: bool = true;

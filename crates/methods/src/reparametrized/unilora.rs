@@ -85,6 +85,7 @@ impl MethodConfig for UniLoraConfig {
     const SUMMARY: &'static str =
         "one vector from which the entries of low-rank matrices are taken";
     const PAPER: &'static str = "Li et al. 2025, arXiv 2506.00799";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::paper(Self::PAPER, "not said"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 1e-1;
     const MERGES: bool = true;

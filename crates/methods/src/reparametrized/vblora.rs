@@ -96,7 +96,10 @@ impl MethodConfig for VbLoraConfig {
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str = "low-rank matrices put together from a bank of vectors";
     const PAPER: &'static str = "Li et al. 2024, arXiv 2405.15179";
-    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::paper(Self::PAPER, "not said"));
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims {
+        saves_memory: Some(true),
+        ..crate::Claims::paper(Self::PAPER, "none")
+    });
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 1e-2;
     const MERGES: bool = true;

@@ -153,7 +153,10 @@ impl MethodConfig for VeraConfig {
     const SUMMARY: &'static str =
         "vectors that scale a frozen random low-rank path, shared by chosen linear layers";
     const PAPER: &'static str = "Kopiczko et al. 2024, arXiv 2310.11454";
-    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::paper(Self::PAPER, "none"));
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims {
+        saves_memory: Some(true),
+        ..crate::Claims::paper(Self::PAPER, "none")
+    });
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 2e-2;
     const MERGES: bool = true;

@@ -184,7 +184,8 @@ impl MethodConfig for WaveFtConfig {
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str = "wavelet coefficients of changes of chosen linear layers";
     const PAPER: &'static str = "Bilican et al. 2025, arXiv 2505.12532";
-    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::paper(Self::PAPER, "none"));
+    const CLAIMS: Option<crate::Claims> =
+        Some(crate::Claims::paper("HF PEFT's documentation", "none"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 1e-3;
     const MERGES: bool = true;

@@ -327,6 +327,10 @@ impl MethodConfig for XLoraConfig {
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str = "trained LoRA adapters, mixed for each token by a classifier";
     const PAPER: &'static str = "Buehler and Buehler 2024, arXiv 2402.07148";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::paper(
+        "HF PEFT's documentation",
+        "second forward pass",
+    ));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const MERGES: bool = false;
 

@@ -1,6 +1,6 @@
 //! LN tuning: the scales and biases of the norms are trained.
 //!
-//! Zhao, Tu, Zhang, Xiong, "Tuning LayerNorm in Attention: Towards Efficient Multi-Modal LLM
+//! Zhao, Tu, Wei, Mei, Xie, "Tuning LayerNorm in Attention: Towards Efficient Multi-Modal LLM
 //! Finetuning", ICLR 2024, arXiv 2312.11420; the file is HF PEFT's, which keeps a copy of each
 //! module. By default all norms are trained; HF PEFT's default for some families is a part of them.
 //!

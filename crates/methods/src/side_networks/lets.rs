@@ -7,8 +7,9 @@
 //! **A reconstruction**: there is no code of the authors, and the abstract is what could be read.
 //! It says that a frozen transformer's activations are reused by additive components of each task,
 //! that a differentiable search finds which computation a task shares, that weights are the base's
-//! plus a difference whose mask is pruned at the beginning of fine-tuning, and that no gradient
-//! passes the base. Decided here:
+//! plus a difference whose mask is pruned at the beginning of fine-tuning, and that tasks do not
+//! depend on each other's computation. That no gradient passes the base is the survey's word
+//! (Lialin et al. 2023). Decided here:
 //!
 //! - `c_0 [d]` is the base's state of the first token before the first layer. Layer `l` makes of it
 //!   the task's own `t_l`: the base's layer, with `W + δ ⊙ M` for the projections of queries and

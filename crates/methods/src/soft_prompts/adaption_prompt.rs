@@ -213,6 +213,7 @@ impl MethodConfig for AdaptionPromptConfig {
     const SUMMARY: &'static str =
         "tokens that upper layers attend to through a gate that starts at zero (LLaMA-Adapter)";
     const PAPER: &'static str = "Zhang et al. 2023, arXiv 2303.16199";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::paper(Self::PAPER, "extra input"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 1e-2;
     const MERGES: bool = false;

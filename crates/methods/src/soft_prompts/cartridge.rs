@@ -83,6 +83,7 @@ impl MethodConfig for CartridgeConfig {
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str = "a trained cache of keys and values that stands for a text";
     const PAPER: &'static str = "Eyuboglu et al. 2025, arXiv 2506.06266";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::paper(Self::PAPER, "extra input"));
     const KEYS: KeyStyle = KeyStyle::PromptLearning;
     const LEARNING_RATE: f64 = 2e-2;
     const MERGES: bool = false;

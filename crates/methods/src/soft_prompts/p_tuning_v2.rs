@@ -52,7 +52,10 @@ impl MethodConfig for PTuningV2Config {
     const SUMMARY: &'static str =
         "prefix tuning with a small start and dropout, for understanding tasks";
     const PAPER: &'static str = "Liu et al. 2022, arXiv 2110.07602";
-    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::survey("extra input"));
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims {
+        saves_memory: Some(true),
+        ..crate::Claims::paper(Self::PAPER, "not said")
+    });
     const KEYS: KeyStyle = KeyStyle::PromptLearning;
     const LEARNING_RATE: f64 = 3e-2;
     const MERGES: bool = false;
