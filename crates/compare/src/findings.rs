@@ -1,5 +1,6 @@
 //! What a comparison found, in sentences: `findings.md`. Every number in it follows from the runs.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use epiphyte_train::scoring::metrics::regression;
@@ -26,8 +27,18 @@ pub(crate) fn findings(suite: &Suite, results: &[RunResult], summary: &Summary) 
     for place in summary.places() {
         let rows = summary.of_place(place);
         let _ = writeln!(text, "\n## {} on {}\n", place.1, place.0);
-        scores(&rows, suite, &mut text);
-        sizes(&rows, &mut text);
+        let best = rows[0].score.mean;
+        if rows.len() > 1 && rows.iter().all(|row| row.score.mean == best) {
+            let _ = writeln!(
+                text,
+                "- All {} methods have the same {}: {best:.4}.",
+                rows.len(),
+                rows[0].score_name
+            );
+        } else {
+            scores(&rows, suite, &mut text);
+            sizes(&rows, &mut text);
+        }
         costs(&rows, &mut text);
         forgetting(&rows, &mut text);
     }
@@ -264,11 +275,23 @@ fn claims(summary: &Summary, text: &mut String) {
 }
 
 fn limits(suite: &Suite, summary: &Summary, text: &mut String) {
-    let budgets = suite.groups.iter().map(crate::Group::tuning_budget);
-    let mut budgets: Vec<(usize, Option<u64>)> = budgets.collect();
-    budgets.sort_unstable();
-    budgets.dedup();
+    let distinct = |mut budgets: Vec<(usize, Option<u64>)>| {
+        budgets.sort_unstable();
+        budgets.dedup();
+        budgets
+    };
+    let mut of_task = BTreeMap::<(&str, &str), Vec<(usize, Option<u64>)>>::new();
+    for group in &suite.groups {
+        let task = of_task.entry((&group.model, &group.task)).or_default();
+        task.push(group.tuning_budget());
+    }
+    let of_task: Vec<_> = of_task.into_values().map(distinct).collect();
+    let is_equal = of_task.iter().all(|budgets| budgets.len() == 1);
+    let budgets = distinct(of_task.concat());
     let tuning = match budgets[..] {
+        [(trials, _), .., (same, _)] if is_equal && trials == same => format!(
+            "The settings of every method were chosen by {trials} trials for each task, which all methods have alike."
+        ),
         [(0, _)] => "Every method has the settings that the suite gives it, mostly its defaults: another choice may \
                      change the order."
             .to_owned(),

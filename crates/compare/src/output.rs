@@ -32,7 +32,7 @@ const PEFT: &str = "peft";
 /// are neither runs nor their results: such names are then not those of a comparison.
 pub fn names_of_comparison(directory: &Path) -> Vec<&'static str> {
     let has_results = || {
-        let results = std::fs::read(directory.join(FILES[0])).unwrap_or_default();
+        let results = epiphyte_io::read_regular(&directory.join(FILES[0])).unwrap_or_default();
         let results: Value = serde_json::from_slice(&results).unwrap_or_default();
         results.get("baseline").is_some()
     };

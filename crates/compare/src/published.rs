@@ -98,7 +98,7 @@ impl Published {
     }
 
     fn of_file(path: &Path) -> Result<Option<Self>, CompareError> {
-        let text = std::fs::read(path).map_err(FileError::at("read", path))?;
+        let text = epiphyte_io::read_regular(path).map_err(FileError::at("read", path))?;
         Self::parse(&text).map_err(|reason| CompareError::Published {
             path: path.to_owned(),
             reason,

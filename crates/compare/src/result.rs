@@ -208,7 +208,7 @@ impl RunResult {
     /// [`CompareError::Damaged`].
     pub(crate) fn read(directory: &Path) -> Result<Option<Self>, CompareError> {
         let path = directory.join(RESULT_FILE);
-        let text = match std::fs::read(&path) {
+        let text = match epiphyte_io::read_regular(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(FileError::new("read", &path, error).into()),

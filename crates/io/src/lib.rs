@@ -10,6 +10,7 @@ mod error;
 mod file_kind;
 pub mod gguf;
 mod paths;
+mod read;
 pub mod safetensors_file;
 mod scratch;
 mod sha256;
@@ -21,5 +22,6 @@ pub use directory::{clean_up, clean_up_next_to, remove_directory, write_director
 pub use error::{FileError, HeaderProblem, SafetensorsError};
 pub use file_kind::mistaken_file;
 pub use paths::{is_in_directory, is_same_file, parent, refuse_link, resolve};
+pub use read::{check_regular, read_regular, read_text};
 pub use scratch::{ScratchFile, ScratchMap};
 pub use sha256::{Sha256Hasher, sha256, sha256_of_file};

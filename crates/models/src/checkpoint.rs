@@ -14,7 +14,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use epiphyte_io::safetensors_file::Header;
-use epiphyte_io::{HeaderProblem, Sha256Hasher};
+use epiphyte_io::{HeaderProblem, Sha256Hasher, check_regular};
 use half::{bf16, f16};
 use safetensors::Dtype;
 
@@ -611,6 +611,7 @@ fn map_file(path: &Path) -> Result<MappedFile, ModelError> {
             },
         }
     };
+    check_regular(path).map_err(failed("read"))?;
     let file = File::open(path).map_err(failed("read"))?;
     let length = file.metadata().map_err(failed("read"))?.len();
     if length < 8 {

@@ -25,7 +25,7 @@ pub(crate) struct JsonObject {
 impl JsonObject {
     /// Reads a file; `advice` says how to obtain it should it be missing.
     pub(crate) fn read(path: &Path, advice: &'static str) -> Result<Self, ModelError> {
-        let bytes = std::fs::read(path).map_err(|source| match source.kind() {
+        let bytes = epiphyte_io::read_regular(path).map_err(|source| match source.kind() {
             std::io::ErrorKind::NotFound => ModelError::MissingFile {
                 path: path.to_owned(),
                 advice,

@@ -38,7 +38,8 @@ pub struct Quantized {
 /// # Errors
 /// If a file cannot be read or written; [`TrainError::Config`] for int4, which bitsandbytes does
 /// not have, and for a base that is quantized already; [`TrainError::OutputNotMerged`] if `output`
-/// has anything in it that is not an earlier model written by merging or quantizing.
+/// has anything in it that is not an earlier model written by merging or quantizing;
+/// [`TrainError::NotFinite`] for weights that are too large.
 pub fn quantize(
     model_dir: &Path,
     output: &Path,
@@ -94,6 +95,11 @@ pub fn quantize(
     let kept = kept.filter_map(|name| checkpoint.tensor(name));
     let bytes_of_kept: usize = kept.map(|view| view.bytes.len()).sum();
     let relative_error = relative_error(weights.values().map(|(_, tensor)| *tensor));
+    if !relative_error.is_finite() {
+        return Err(TrainError::NotFinite {
+            what: format!("a weight in {quantization}"),
+        });
+    }
     let mut json = config::read(model_dir)?;
     let left = left_out(&checkpoint, &weights, base);
     json.insert(
@@ -225,11 +231,16 @@ fn bitsandbytes_config(quantization: Quantization, left_out: &BTreeSet<String>) 
 fn relative_error<'a>(tensors: impl Iterator<Item = &'a BaseTensor>) -> f64 {
     let (mut difference, mut whole) = (0.0, 0.0);
     for tensor in tensors {
-        let (before, after) = (tensor.to_unquantized_flat(), tensor.to_flat());
-        let sum =
-            |it: burn::tensor::Tensor<1>| f64::from(it.powi_scalar(2).sum().into_scalar::<f32>());
-        difference += sum(before.clone() - after);
-        whole += sum(before);
+        let values = |flat: burn::tensor::Tensor<1>| {
+            let values = flat.try_into_vec_as::<f32>();
+            values.expect("a base's values are numbers")
+        };
+        let before = values(tensor.to_unquantized_flat());
+        let after = values(tensor.to_flat());
+        for (before, after) in before.into_iter().zip(after) {
+            difference += (f64::from(before) - f64::from(after)).powi(2);
+            whole += f64::from(before).powi(2);
+        }
     }
     match whole > 0.0 {
         true => (difference / whole).sqrt(),

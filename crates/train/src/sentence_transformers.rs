@@ -9,7 +9,6 @@
 //! Both spellings are read: that of sentence-transformers 6 and that before it, which all of its
 //! releases read and which is written. Prompts are not added to texts.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use epiphyte_models::heads::EmbeddingPooling;
@@ -169,7 +168,7 @@ fn pooling(path: &Path) -> Result<EmbeddingPooling, TrainError> {
 
 /// A JSON file; none if it does not exist.
 fn read_json(path: &Path) -> Result<Option<Value>, TrainError> {
-    match fs::read(path) {
+    match epiphyte_io::read_regular(path) {
         Ok(bytes) => {
             let value = serde_json::from_slice(&bytes);
             value
@@ -190,6 +189,8 @@ fn unusable(path: &Path, reason: &str) -> TrainError {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn write(directory: &Path, files: &[(PathBuf, Value)]) {

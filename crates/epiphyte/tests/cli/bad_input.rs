@@ -397,3 +397,32 @@ fn hints_for_columns() {
     let errors = here.fail_any(&format!("eval {head} --text-columns text --data dev.data"));
     assert!(errors.contains("--format json, jsonl"), "{errors}");
 }
+
+/// Opening a pipe would wait for somebody who writes.
+#[test]
+#[cfg(unix)]
+fn a_pipe_among_a_models_files_is_refused() {
+    let here = Workplace::new();
+    for file in ["tokenizer.json", "config.json", "model.safetensors"] {
+        let here = Workplace::new();
+        let path = here.path("llama").join(file);
+        fs::remove_file(&path).unwrap();
+        let made = Command::new("mkfifo").arg(&path).status();
+        assert!(made.unwrap().success());
+        for command in [
+            "eval --model llama --text-columns text --data dev.jsonl",
+            "quantize llama --to nf4 --output quantized",
+            "export --to gguf --model llama --output llama.gguf",
+        ] {
+            let errors = here.fail_any(command);
+            let is_named = errors.contains(file) && errors.contains("regular file");
+            assert!(is_named, "{file}, {command}: {errors}");
+        }
+    }
+    let weights = "merge --model llama --models llama --weights nan --output merged";
+    let errors = here.fail(2, weights);
+    assert!(
+        errors.contains("--weights") && errors.contains("use a number"),
+        "{errors}"
+    );
+}

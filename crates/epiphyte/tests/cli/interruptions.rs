@@ -46,14 +46,14 @@ fn send(signal: &str, child: &Child) {
 fn signals_save_and_the_run_says_how_to_go_on() {
     let here = Workplace::new();
     here.json(&format!("{CLASSIFY} {LONG} --output whole"));
-    for signal in ["-INT", "-TERM", "-HUP"] {
+    for (signal, code) in [("-INT", 130), ("-TERM", 143), ("-HUP", 129)] {
         let command = format!("{CLASSIFY} {LONG} --output stopped{signal}");
         let child = start(&here, &command);
         wait_for_steps(&here, &format!("stopped{signal}"));
         send(signal, &child);
         let ended = child.wait_with_output().unwrap();
         let errors = String::from_utf8(ended.stderr).unwrap();
-        assert_eq!(ended.status.code(), Some(130), "{signal}: {errors}");
+        assert_eq!(ended.status.code(), Some(code), "{signal}: {errors}");
         assert!(
             errors.contains("go on with:") && errors.trim_end().ends_with("--resume"),
             "{signal}: {errors}"
@@ -87,7 +87,7 @@ fn a_run_that_has_not_begun_ends_at_once() {
     send("-TERM", &child);
     let ended = child.wait_with_output().unwrap();
     let errors = String::from_utf8(ended.stderr).unwrap();
-    assert_eq!(ended.status.code(), Some(130), "{errors}");
+    assert_eq!(ended.status.code(), Some(143), "{errors}");
     assert!(errors.contains("nothing to save"), "{errors}");
     assert!(!here.path("early/adapter_config.json").exists());
 }
@@ -143,7 +143,7 @@ fn an_adapter_of_an_interrupted_run_says_so() {
     wait_for_steps(&here, "adapter");
     send("-TERM", &child);
     let ended = child.wait_with_output().unwrap();
-    assert_eq!(ended.status.code(), Some(130));
+    assert_eq!(ended.status.code(), Some(143));
     let record = here.record("adapter")["training"].clone();
     let steps = record["steps"].as_u64().unwrap();
     assert!((1..600).contains(&steps), "{record}");

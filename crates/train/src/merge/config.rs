@@ -1,6 +1,5 @@
 //! A merged model's `config.json`: the base's, with what the task changed.
 
-use std::fs;
 use std::path::Path;
 
 use epiphyte_data::Tokenizer;
@@ -19,7 +18,7 @@ pub(crate) const QUANTIZATION: &str = "quantization_config";
 /// The base's `config.json`, parsed.
 pub(crate) fn read(base: &Path) -> Result<Map<String, Value>, TrainError> {
     let path = base.join(FILE);
-    let bytes = fs::read(&path).map_err(FileError::at("read", &path))?;
+    let bytes = epiphyte_io::read_regular(&path).map_err(FileError::at("read", &path))?;
     serde_json::from_slice(&bytes).map_err(|error| TrainError::State {
         path,
         reason: error.to_string(),

@@ -198,6 +198,7 @@ pub fn merge(
     let LoadedAdapter {
         task_model,
         module: Some(module),
+        ..
     } = loaded_adapter
     else {
         return Err(TrainError::Config(

@@ -18,8 +18,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Component, Path};
 
-use epiphyte_io::FileError;
 use epiphyte_io::safetensors_file::{Values, prepare_values};
+use epiphyte_io::{FileError, read_regular};
 use epiphyte_models::checkpoint::TensorView;
 use epiphyte_models::{Checkpoint, ModelError};
 use safetensors::Dtype;
@@ -113,10 +113,10 @@ pub fn write_patch(model_dir: &Path, merged: &Path, path: &Path) -> Result<Patch
     let mut names = files::files_of(model_dir)?;
     names.push(config::FILE.into());
     for name in names {
-        let read = |dir: &Path| fs::read(dir.join(&name));
+        let read = |dir: &Path| read_regular(&dir.join(&name));
         let own = read(model_dir).map_err(FileError::at("read", &model_dir.join(&name)))?;
         let name = name.to_string_lossy().into_owned();
-        if fs::read(merged.join(&name)).ok().as_ref() != Some(&own) {
+        if read_regular(&merged.join(&name)).ok().as_ref() != Some(&own) {
             let bytes = Values::Bytes(Dtype::U8, Cow::Owned(own.clone()));
             tensors.push((format!("file.{name}"), vec![own.len()], bytes));
         }
@@ -245,7 +245,7 @@ pub fn unmerge(
                 }
                 None => files::copy(merged, Path::new(file), directory)?,
             }
-            let restored = fs::read(&target).map_err(FileError::at("read", &target))?;
+            let restored = read_regular(&target).map_err(FileError::at("read", &target))?;
             if epiphyte_io::sha256(&restored) != *sha256 {
                 return Err(damaged(format!(
                     "what it and the merged model have of `{file}` is not the base's file"

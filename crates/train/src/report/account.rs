@@ -242,7 +242,7 @@ impl RunAccount {
     /// [`TrainError::State`] if the file is malformed.
     pub fn read(directory: &Path) -> Result<Option<Self>, TrainError> {
         let path = directory.join(ACCOUNT_FILE);
-        let Ok(text) = std::fs::read(&path) else {
+        let Ok(text) = epiphyte_io::read_regular(&path) else {
             return Ok(None);
         };
         serde_json::from_slice(&text).map_err(|error| TrainError::State {

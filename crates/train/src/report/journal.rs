@@ -13,7 +13,7 @@
 //!
 //! NaN and the infinities, which JSON does not have, are written as `null` and read back as NaN.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -170,7 +170,7 @@ pub fn read(path: &Path) -> Result<Vec<Record>, JournalError> {
 }
 
 fn read_text(path: &Path) -> Result<Vec<u8>, FileError> {
-    fs::read(path).map_err(FileError::at("read", path))
+    epiphyte_io::read_regular(path).map_err(FileError::at("read", path))
 }
 
 /// Walks the complete lines of a journal: for each, the offset of its end and its record.
@@ -213,6 +213,8 @@ impl Iterator for Lines<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use proptest::prelude::*;
 
     use super::*;

@@ -4,6 +4,7 @@
 //! adapter. Where a head was trained before, its order is what a file or the user says: the
 //! adapter's record, the base's `id2label`, or `--labels`. It is never guessed from data.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use epiphyte_models::config::{Labels, ProblemType};
@@ -303,12 +304,29 @@ fn shown(names: &[String]) -> String {
     }
 }
 
+/// Two labels that differ in case and blanks alone.
+pub(crate) fn nearly_same(labels: &[String]) -> Option<[&String; 2]> {
+    let mut seen = BTreeMap::new();
+    labels.iter().find_map(|label| {
+        let plain: String = label.split_whitespace().collect();
+        let before = seen.insert(plain.to_lowercase(), label);
+        before.map(|before| [before, label])
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn names(names: &[&str]) -> Vec<String> {
         names.iter().map(|&name| name.to_owned()).collect()
+    }
+
+    #[test]
+    fn labels_that_differ_in_case_or_blanks_are_noticed() {
+        let found = names(&["bad", "good", "Good "]);
+        assert_eq!(nearly_same(&found), Some([&found[1], &found[2]]));
+        assert_eq!(nearly_same(&names(&["bad", "good", "so so"])), None);
     }
 
     fn base(labels: &[&str], outputs: Option<usize>) -> BaseClasses {

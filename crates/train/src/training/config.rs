@@ -360,6 +360,13 @@ impl RunConfig {
         let columns = self.task.columns(&self.columns(), train);
         let columns = columns.map_err(of_columns)?;
         let found = self.task.classes(&columns, train).map_err(of_columns)?;
+        if let Some([one, other]) = class_order::nearly_same(&found) {
+            tracing::warn!(
+                file = %train.path().display(),
+                "the labels `{one}` and `{other}` differ in nothing but case and blanks, and are two \
+                 classes: make them one in the data if that is meant"
+            );
+        }
         let classes = match self.task.has_classes() {
             true => {
                 let base = BaseClasses::open(model, &ModelConfig::open(model)?, self.task)?;
@@ -379,7 +386,7 @@ impl RunConfig {
         };
         self.check_metric(Some(classes.names.len()))?;
         let chat_template = self.chat_template.as_ref().map(|path| {
-            std::fs::read_to_string(path).map_err(|source| DataError::Io {
+            epiphyte_io::read_text(path).map_err(|source| DataError::Io {
                 path: path.clone(),
                 source,
             })

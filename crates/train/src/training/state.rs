@@ -8,7 +8,6 @@
 //! edited is not taken for one that a run saved.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 
 use burn::tensor::{Device, Tensor, TensorData};
@@ -155,7 +154,7 @@ impl RunState {
     /// [`TrainError::State`] if the file is damaged or is that of another step.
     pub(crate) fn read(dir: &Path, step: u64) -> Result<Self, TrainError> {
         let path = dir.join(STATE_FILE);
-        let text = fs::read(&path).map_err(FileError::at("read", &path))?;
+        let text = epiphyte_io::read_regular(&path).map_err(FileError::at("read", &path))?;
         let damaged = |reason: String| TrainError::State {
             path: path.clone(),
             reason,

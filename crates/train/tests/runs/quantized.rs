@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use burn::tensor::Device;
-use epiphyte_io::safetensors_file::{Values, write_values};
+use epiphyte_io::safetensors_file::{Values, write_f32, write_values};
 use epiphyte_methods::file::AdapterFile;
 use epiphyte_models::{Checkpoint, LoadOptions};
 use epiphyte_ops::Quantization;
@@ -186,4 +186,36 @@ fn what_cannot_be_quantized_is_refused_with_the_reason() {
         2 * usize::from(name.ends_with("bitsandbytes__nf4"))
     });
     assert!(error.contains("quant_state"), "{error}");
+}
+
+/// Squares of such weights are beyond single precision.
+#[test]
+fn the_error_of_large_weights_is_a_number() {
+    let world = World::new();
+    let run = world.run("run", "lora", &json!({}));
+    let path = run.model.join("model.safetensors");
+    let file = Checkpoint::open_file(&path).unwrap();
+    let scaled = |name: &str| {
+        let tensor = file.tensor(name).unwrap();
+        let factor = if name.ends_with("query.weight") {
+            1e30
+        } else {
+            1.0
+        };
+        let values = tensor.to_f32().unwrap().into_iter();
+        let values: Vec<f32> = values.map(|value| value * factor).collect();
+        (name.to_owned(), tensor.shape.to_vec(), values)
+    };
+    let tensors: Vec<_> = file.names().map(scaled).collect();
+    let tensors = tensors
+        .iter()
+        .map(|(name, shape, values)| (name.as_str(), shape.clone(), move || values.clone()));
+    write_f32(&path, tensors).unwrap();
+    // Int8 goes by way of f16, as in bitsandbytes, which such weights are beyond too.
+    for (quantization, most) in [(Quantization::Nf4, 0.2), (Quantization::Int8, 1.0)] {
+        let output = run.output.with_extension(quantization.name());
+        let quantized = quantize(&run.model, &output, quantization, false).unwrap();
+        let error = quantized.relative_error;
+        assert!(error > 0.0 && error <= most, "{quantization}: {error}");
+    }
 }

@@ -228,7 +228,7 @@ fn beams(text: &str) -> Result<usize, String> {
     count.ok_or_else(|| format!("use a whole number from 1 to {MOST_BEAMS}"))
 }
 
-fn finite(text: &str) -> Result<f64, String> {
+pub(crate) fn finite(text: &str) -> Result<f64, String> {
     let value = text.parse::<f64>().ok().filter(|value| value.is_finite());
     value.ok_or_else(|| "use a number".to_owned())
 }

@@ -2,16 +2,31 @@
 //! closed terminals (SIGTERM, SIGHUP).
 
 use std::io;
+use std::process::ExitCode;
 #[cfg(unix)]
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use anyhow::{Context, Result};
 use epiphyte::train::Interrupt;
 
 use crate::output;
 
-/// The exit code of a process that a signal ended.
-pub(crate) const INTERRUPTED: u8 = 130;
+/// The number of Ctrl-C's signal, SIGINT.
+const CTRL_C: u8 = 2;
+
+/// The number of the last signal that was heard.
+static HEARD: AtomicU8 = AtomicU8::new(CTRL_C);
+
+/// The exit code of a process that a signal ended, as shells have it: 128 and the signal's number.
+fn code() -> u8 {
+    128 + HEARD.load(Ordering::Relaxed)
+}
+
+/// The exit code of a command that stopped for a signal.
+pub(crate) fn interrupted() -> ExitCode {
+    ExitCode::from(code())
+}
 
 /// Listens to signals: the first one asks the run to save and stop, the second ends the process, as
 /// the first one does before the first step.
@@ -21,7 +36,8 @@ pub(crate) const INTERRUPTED: u8 = 130;
 pub(crate) fn on_signals(quiet: bool) -> Result<Interrupt> {
     let interrupt = Interrupt::default();
     let requested = interrupt.clone();
-    let stop = move || {
+    let stop = move |signal| {
+        HEARD.store(signal, Ordering::Relaxed);
         if requested.request() {
             if !requested.has_begun() && !quiet {
                 output::note("stopped before the first step: there is nothing to save");
@@ -29,7 +45,7 @@ pub(crate) fn on_signals(quiet: bool) -> Result<Interrupt> {
             // The run has not begun or did not stop after the first one, so it is not waited for,
             // and `main` cannot return an exit code. Files are replaced atomically, so none is left
             // half-written.
-            std::process::exit(INTERRUPTED.into());
+            std::process::exit(code().into());
         }
         if !quiet {
             output::note("stopping after this step; Ctrl-C again to leave at once");
@@ -40,7 +56,7 @@ pub(crate) fn on_signals(quiet: bool) -> Result<Interrupt> {
 }
 
 #[cfg(unix)]
-fn listen(stop: impl Fn() + Send + 'static) -> io::Result<()> {
+fn listen(stop: impl Fn(u8) + Send + 'static) -> io::Result<()> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
     use signal_hook::iterator::Signals;
 
@@ -50,7 +66,7 @@ fn listen(stop: impl Fn() + Send + 'static) -> io::Result<()> {
     // A file over the limit of `ulimit -f` is then an error of its write and not the end of the
     // process.
     signal_hook::flag::register(SIGXFSZ, Arc::default())?;
-    std::thread::spawn(move || signals.forever().for_each(|_| stop()));
+    std::thread::spawn(move || signals.forever().for_each(|signal| stop(signal as u8)));
     Ok(())
 }
 
@@ -65,8 +81,8 @@ fn is_ignored(status: &str, signal: i32) -> bool {
 }
 
 #[cfg(not(unix))]
-fn listen(stop: impl Fn() + Send + 'static) -> io::Result<()> {
-    ctrlc::set_handler(stop).map_err(io::Error::other)
+fn listen(stop: impl Fn(u8) + Send + 'static) -> io::Result<()> {
+    ctrlc::set_handler(move || stop(CTRL_C)).map_err(io::Error::other)
 }
 
 #[cfg(all(test, unix))]

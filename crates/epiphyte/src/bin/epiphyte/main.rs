@@ -1,7 +1,8 @@
 //! The `epiphyte` command: parsing, dispatch and exit codes.
 //!
 //! Results go to standard output (a table, or one JSON object with `--json`), everything else to
-//! standard error. Exit codes: 0 success, 1 failure, 2 usage error, 130 interrupted.
+//! standard error. Exit codes: 0 success, 1 failure, 2 usage error; 130, 143 or 129 after
+//! SIGINT, SIGTERM or SIGHUP.
 
 mod arguments;
 mod commands;

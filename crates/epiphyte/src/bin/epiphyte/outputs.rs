@@ -195,7 +195,7 @@ fn directory_of(directory: &Path) -> Option<&'static str> {
     if has(ADAPTER_CONFIG) {
         return Some("an adapter");
     }
-    let config = std::fs::read(directory.join("config.json")).unwrap_or_default();
+    let config = epiphyte::io::read_regular(&directory.join("config.json")).unwrap_or_default();
     let config: serde_json::Value = serde_json::from_slice(&config).unwrap_or_default();
     let is_model = config.get("model_type").is_some() || has("model.safetensors");
     is_model.then_some("a model")

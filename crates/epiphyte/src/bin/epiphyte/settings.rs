@@ -5,7 +5,6 @@
 //! [`METHODS`]; a new one becomes a flag and a key of the file by being in its table.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::num::IntErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -461,8 +460,8 @@ struct Entry {
 
 /// The keys of a TOML file.
 fn read(path: &Path) -> Result<File> {
-    let text =
-        fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+    let text = epiphyte::io::read_text(path);
+    let text = text.with_context(|| format!("cannot read `{}`", path.display()))?;
     let mut table: toml::Table = toml::from_str(&text).map_err(|error| UsageError::Value {
         place: format!("`{}`", path.display()),
         problem: error.to_string(),

@@ -20,7 +20,7 @@ use crate::commands::quickstart;
 use crate::failure::UsageError;
 use crate::global::Global;
 use crate::hub;
-use crate::interrupt::{INTERRUPTED, on_signals};
+use crate::interrupt::{interrupted, on_signals};
 use crate::output::{self, Align};
 use crate::outputs;
 use crate::progress::Progress;
@@ -165,7 +165,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
             "stopped; go on with:\n  {}",
             shell_command(&command)
         ));
-        return Ok(ExitCode::from(INTERRUPTED));
+        return Ok(interrupted());
     };
     let summary = write(&suite, &results, &published, &output).map_err(plain)?;
     let choices = arguments.budget.map(|budget| budget.choose(&summary));
@@ -216,7 +216,7 @@ fn suite_text(suite: &str) -> Result<(String, String)> {
         return Ok(((*name).to_owned(), (*text).to_owned()));
     }
     let path = Path::new(suite);
-    match std::fs::read_to_string(path) {
+    match epiphyte::io::read_text(path) {
         Ok(text) => {
             let name = path.file_stem().unwrap_or_default();
             Ok((name.to_string_lossy().into_owned(), text))

@@ -1,6 +1,5 @@
 //! `epiphyte generate`.
 
-use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -190,7 +189,7 @@ impl Arguments {
         };
         let text = match path == Path::new("-") {
             true => std::io::read_to_string(std::io::stdin().lock()),
-            false => fs::read_to_string(path),
+            false => epiphyte::io::read_text(path),
         };
         text.with_context(|| format!("cannot read `{}`", path.display()))
     }

@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::failure::UsageError;
 use crate::global::Global;
 use crate::hub;
-use crate::interrupt::{INTERRUPTED, on_signals};
+use crate::interrupt::{interrupted, on_signals};
 use crate::output::{self, Align};
 use crate::outputs;
 use crate::progress::Progress;
@@ -116,7 +116,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let found = search.smallest(&arguments, global)?;
     let Some(found) = found else {
         output::note("stopped; the same command goes on");
-        return Ok(ExitCode::from(INTERRUPTED));
+        return Ok(interrupted());
     };
     search.trials[1..].sort_by_key(|trial| trial.dimension);
     if global.json {

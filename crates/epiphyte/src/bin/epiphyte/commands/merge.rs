@@ -10,6 +10,7 @@ use epiphyte::methods::file::combine::{Combination, combine};
 use epiphyte::train::{MergeOptions, WeightType, WithoutHead, combine_models, merge, write_patch};
 
 use crate::data_arguments::{ModelArguments, spec_of_adapter};
+use crate::decoding_arguments::finite;
 use crate::failure::UsageError;
 use crate::global::Global;
 use crate::hub;
@@ -66,6 +67,7 @@ pub(crate) struct Arguments {
         value_name = "X,..",
         value_delimiter = ',',
         allow_hyphen_values = true,
+        value_parser = finite,
         requires = "several"
     )]
     weights: Vec<f64>,

@@ -26,7 +26,7 @@ use serde::Serialize;
 
 use crate::failure::UsageError;
 use crate::global::Global;
-use crate::interrupt::{INTERRUPTED, on_signals};
+use crate::interrupt::{interrupted, on_signals};
 use crate::output::{self, Align};
 use crate::progress::Progress;
 use crate::settings::{GivenFlags, run_configs};
@@ -148,7 +148,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         let Some(row) = tune(method, &config, loss, global, &device, &interrupt)? else {
             let command = shell_command(&train_command(&config));
             output::note(&format!("stopped; go on with:\n  {command} --resume"));
-            return Ok(ExitCode::from(INTERRUPTED));
+            return Ok(interrupted());
         };
         note(&format!(
             "Loss {:.3}. The continuation is now:\n\n{}\n",

@@ -132,7 +132,10 @@ fn config(shape: &str) -> Result<ModelConfig> {
         return Ok(ModelConfig::open(path)?);
     }
     if path.is_file() {
-        return Ok(ModelConfig::parse(path, &std::fs::read(path)?)?);
+        return Ok(ModelConfig::parse(
+            path,
+            &epiphyte::io::read_regular(path)?,
+        )?);
     }
     let known = shapes::names().join(", ");
     let problem = format!("`{shape}` is no file, and none of the shapes that are known: {known}");

@@ -15,7 +15,7 @@ use crate::commands::dry;
 use crate::failure::UsageError;
 use crate::global::Global;
 use crate::hub;
-use crate::interrupt::{INTERRUPTED, on_signals};
+use crate::interrupt::{interrupted, on_signals};
 use crate::output::{self, Align};
 use crate::outputs::{self, Input};
 use crate::progress::Progress;
@@ -124,7 +124,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         report.steps,
         shell_command(&command)
     ));
-    Ok(ExitCode::from(INTERRUPTED))
+    Ok(interrupted())
 }
 
 /// Refuses packing where it was asked for and there is nothing to pack; it is the default of
