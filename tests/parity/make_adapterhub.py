@@ -2,7 +2,8 @@
 
 Tiny seeded bases are saved as Hugging Face directories. For every method, adapters with random
 weights are put into them by `adapters`; the files hold these weights under the keys of this project,
-and the last hidden states of a few texts, computed in float64.
+and the last hidden states of a few texts, computed in float64. `saved` has each adapter as the library
+saves it.
 
     pip install adapters==1.3.0
     python make_adapterhub.py
@@ -13,7 +14,16 @@ from pathlib import Path
 
 import adapters
 import torch
-from adapters import AdapterPlusConfig, BnConfig, CompacterConfig, DoubleSeqBnConfig, ParBnConfig, SeqBnConfig
+from adapters import (
+    AdapterPlusConfig,
+    BnConfig,
+    CompacterConfig,
+    DoubleSeqBnConfig,
+    LoRAConfig,
+    ParBnConfig,
+    SeqBnConfig,
+    SeqBnInvConfig,
+)
 from adapters.composition import Fuse
 from safetensors.torch import save_file
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
@@ -27,12 +37,19 @@ BASES = {
     "llama": lambda: LlamaModel(LlamaConfig(max_position_embeddings=32, num_key_value_heads=2, **SIZES)),
 }
 PREFIX = {"bert": "bert.", "llama": "model."}
+PARTS = [".adapters.", ".loras.", "shared_parameters", "adapter_fusion_layer", "invertible_adapters"]
+WITH_HEADS = {"bert": adapters.BertAdapterModel, "llama": adapters.LlamaAdapterModel}
 
 FROZEN = {"train_layer_norms": False}
 # Of each case AdapterHub's configuration, our method, and our settings.
 CASES = {
     "seq_bn": (SeqBnConfig(reduction_factor=4), "pfeiffer", {"reduction_factor": 4}),
     "seq_bn_leave_out": (SeqBnConfig(reduction_factor=4, leave_out=[0]), "pfeiffer", {"reduction_factor": 4, "leave_out": [0]}),
+    "seq_bn_inv": (
+        SeqBnInvConfig(reduction_factor=4),
+        "pfeiffer",
+        {"reduction_factor": 4, "inv_adapter": "nice"},
+    ),
     "double_seq_bn": (DoubleSeqBnConfig(reduction_factor=4), "houlsby", {"reduction_factor": 4, "non_linearity": "swish", **FROZEN}),
     "par_bn": (ParBnConfig(), "scaled-parallel", {"parallel_input": "residual"}),
     "scaled_par_bn": (ParBnConfig(scaling="learned"), "scaled-parallel", {"parallel_input": "residual", "learn_scaling": True}),
@@ -50,6 +67,11 @@ CASES = {
         "phm",
         {"reduction_factor": 2, "phm_dim": 2, "non_linearity": "gelu", **FROZEN},
     ),
+    "lora": (
+        LoRAConfig(r=4, alpha=6, attn_matrices=["q", "v"], leave_out=[0]),
+        "lora",
+        {"r": 4, "lora_alpha": 6, "layers_to_transform": [1], "target_modules": r".*(query|value|q_proj|v_proj)"},
+    ),
 }  # fmt: skip
 
 
@@ -63,12 +85,17 @@ def randomise(named, generator):
 
 def our_key(base: str, key: str, numbers: dict[str, int]) -> str | None:
     """The key of this project for one of AdapterHub's, of adapters with these names."""
+    if "invertible_adapters" in key:
+        return f"{PREFIX[base]}invertible_adapter.{key.split('.', 2)[2]}"
     if "shared_parameters" in key:
         return key.rsplit(".", 1)[1]
     if "adapter_fusion_layer" in key:
         module, rest = key.split(".adapter_fusion_layer.")
         rest = "adapter_fusion_layer." + rest.split(".", 1)[1]
     else:
+        if ".loras." in key:
+            linear, rest = key.split(".loras.")
+            return f"{PREFIX[base]}{linear}.{rest.split('.', 1)[1]}.weight"
         module, rest = key.split(".adapters.")
         name, rest = rest.split(".", 1)
         rest = rest.replace("adapter_down.0.", "adapter_down.")
@@ -113,9 +140,21 @@ def main():
             ours = [
                 (name, value)
                 for name, value in model.named_parameters()
-                if ".adapters." in name or "shared_parameters" in name or "adapter_fusion_layer" in name
+                if any(part in name for part in PARTS)
             ]
             randomise(ours, torch.Generator().manual_seed(len(case)))
+            if len(adapter_names) == 1:
+                saved = directory / "saved" / case
+                saved.mkdir(parents=True, exist_ok=True)
+                whole = model
+                if any("shared_parameters" in name for name, _ in ours):
+                    # The library leaves them out of the file of a model whose keys begin with them.
+                    whole = WITH_HEADS[base](model.config)
+                    whole.add_adapter("a", config=model.adapters_config.get("a"))
+                    state = whole.state_dict()
+                    for name, value in ours:
+                        state[f"{PREFIX[base]}{name}"].copy_(value.detach())
+                whole.save_adapter(str(saved), adapter_names[0], with_head=False, use_safetensors=True)
             model = model.double()
             for name, value in ours:
                 tensors[f"{case}/{our_key(base, name, numbers)}"] = value.detach().float().contiguous()

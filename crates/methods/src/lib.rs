@@ -32,11 +32,13 @@ pub mod framework {
 
 /// What methods of one kind share.
 pub mod parts {
+    pub(crate) mod adapterhub;
     pub mod bottleneck;
     pub mod delta;
     pub(crate) mod dense;
     pub mod experts;
     pub(crate) mod fastfood;
+    pub mod invertible;
     pub mod kmeans;
     pub mod kronecker;
     pub(crate) mod lora_files;

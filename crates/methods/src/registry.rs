@@ -141,6 +141,9 @@ pub(crate) fn is_on(value: Option<&Value>) -> bool {
 /// Makes a configuration of settings.
 type Configure = fn(Map<String, Value>) -> Result<Box<dyn AnyConfig>, MethodError>;
 
+/// Reads a configuration of AdapterHub's.
+type OfAdapterHub = fn(&Map<String, Value>, &Base) -> Option<Box<dyn AnyConfig>>;
+
 /// A method as the registry knows it: [`MethodConfig`] without the type.
 #[derive(Clone, Copy, Debug)]
 pub struct Definition {
@@ -193,6 +196,7 @@ pub struct Definition {
     /// As [`MethodConfig::TRAINS_ALONE`].
     pub trains_alone: bool,
     configure: Configure,
+    of_adapterhub: OfAdapterHub,
 }
 
 impl Definition {
@@ -224,6 +228,7 @@ impl Definition {
             refused: C::REFUSED,
             spares_biases: C::SPARES_BIASES,
             trains_alone: C::TRAINS_ALONE,
+            of_adapterhub: |config, base| Some(Box::new(C::of_adapterhub(config, base)?)),
             configure: |given| {
                 let config = settings::parse::<C>(&given).map_err(wrong::<C>)?;
                 config.check().map_err(wrong::<C>)?;
@@ -242,6 +247,15 @@ impl Definition {
         settings: Map<String, Value>,
     ) -> Result<Box<dyn AnyConfig>, MethodError> {
         (self.configure)(settings)
+    }
+
+    /// As [`MethodConfig::of_adapterhub`].
+    pub fn of_adapterhub(
+        &self,
+        config: &Map<String, Value>,
+        base: &Base,
+    ) -> Option<Box<dyn AnyConfig>> {
+        (self.of_adapterhub)(config, base)
     }
 }
 
@@ -311,6 +325,12 @@ pub trait AnyConfig: std::fmt::Debug + Send + Sync {
 
     /// The settings as they are.
     fn settings(&self) -> Map<String, Value>;
+
+    /// As [`MethodConfig::to_adapterhub`].
+    ///
+    /// # Errors
+    /// As there.
+    fn to_adapterhub(&self, base: &Base) -> Result<Option<Map<String, Value>>, MethodError>;
 
     /// The configuration under which what the file stores are the parameters.
     fn stored(&self) -> Box<dyn AnyConfig>;
@@ -382,6 +402,10 @@ impl<C: MethodConfig> AnyConfig for C {
 
     fn settings(&self) -> Map<String, Value> {
         object(self)
+    }
+
+    fn to_adapterhub(&self, base: &Base) -> Result<Option<Map<String, Value>>, MethodError> {
+        MethodConfig::to_adapterhub(self, base)
     }
 
     fn stored(&self) -> Box<dyn AnyConfig> {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 use epiphyte_io::safetensors_file::{Values, prepare_values};
 use epiphyte_methods::file::convert::{Conversion, RankRule, adapter_to_lora, change, to_lora};
-use epiphyte_methods::file::{AdapterFile, Provenance, save_as};
+use epiphyte_methods::file::{AdapterFile, Provenance, adapterhub, save_as};
 use epiphyte_methods::{AdapterModule, MethodError};
 use epiphyte_models::keys::TensorReader;
 use epiphyte_models::{Base, Checkpoint, HeadKind, LoadOptions, ModelConfig, ModelError, load};
@@ -102,6 +102,71 @@ pub fn convert_adapter(
     let named = [&*origin.base_model, &*origin.task_type];
     save_as(output, &lora, base, named, provenance.as_ref())?;
     Ok(conversion)
+}
+
+/// An adapter that was written in another library's form, or read of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Exchanged {
+    /// The method.
+    pub method: &'static str,
+    /// Values of the method.
+    pub values: usize,
+}
+
+impl Exchanged {
+    fn of(module: &AdapterModule) -> Self {
+        let stored = module.parameters().stored();
+        Self {
+            method: module.config().definition().name,
+            values: stored.map(|param| param.count()).sum(),
+        }
+    }
+}
+
+/// Writes an adapter of AdapterHub's over the base in `model_dir` as one of ours to `output`,
+/// without its head.
+///
+/// # Errors
+/// As [`adapterhub::read`]; if a file cannot be read or written.
+pub fn adapter_of_adapterhub(
+    model_dir: &Path,
+    adapter: &Path,
+    output: &Path,
+) -> Result<Exchanged, TrainError> {
+    let device = Device::flex();
+    let config = ModelConfig::open(model_dir)?;
+    let head = head_of_files(model_dir, &config)?;
+    let loaded = load(model_dir, head, &device, &LoadOptions::default())?;
+    let (base, task_type) = match head {
+        HeadKind::LanguageModel => {
+            let base = loaded.model.base();
+            (base.clone(), language_task(base))
+        }
+        _ => (loaded.model.base().without_head(), ""),
+    };
+    let module = adapterhub::read(adapter, &base, config.family(), &device)?;
+    let named = model_dir.display().to_string();
+    save_as(output, &module, &base, [&named, task_type], None)?;
+    Ok(Exchanged::of(&module))
+}
+
+/// Writes an adapter over `base`, which is of the model in `model_dir`, as AdapterHub's to
+/// `output`, without its head.
+///
+/// # Errors
+/// As [`adapterhub::write`].
+pub fn adapter_to_adapterhub(
+    model_dir: &Path,
+    base: &Base,
+    module: &AdapterModule,
+    output: &Path,
+) -> Result<Exchanged, TrainError> {
+    let config = ModelConfig::open(model_dir)?;
+    let name = output.file_name().unwrap_or_default().to_string_lossy();
+    // A dot in the name would end it in the keys of the file.
+    let name = name.replace('.', "-");
+    adapterhub::write(output, &name, module, base, config.family())?;
+    Ok(Exchanged::of(module))
 }
 
 /// Writes the changes of the base in `model_dir` as LoRA to `output`.

@@ -213,3 +213,38 @@ fn a_base_with_a_head_is_converted_while_its_head_stays() {
     let errors = here.fail(1, &format!("{convert} bert-head"));
     assert!(errors.contains("no tensor of the base changes"), "{errors}");
 }
+
+#[test]
+fn an_adapter_goes_to_adapterhub_and_comes_back() {
+    let here = Workplace::new();
+    here.succeed(&format!(
+        "{SPEAK} --method pfeiffer --max-steps 3 --output ours"
+    ));
+    let written = here.json("convert --model llama --adapter ours --to adapterhub --output theirs");
+    assert_eq!(written["method"], "pfeiffer");
+    let data = "--task causal-lm --text-columns text --data dev.jsonl --max-length 16 \
+                --packing=false";
+    let errors = here.fail_any(&format!("eval --model llama --adapter theirs {data}"));
+    assert!(errors.contains("convert --adapterhub"), "{errors}");
+    here.succeed("convert --model llama --adapterhub theirs --to adapter --output back");
+    let loss = |adapter: &str| {
+        here.json(&format!("eval --model llama --adapter {adapter} {data}"))["loss"].clone()
+    };
+    assert_eq!(loss("ours"), loss("back"));
+
+    here.succeed(&format!(
+        "{SPEAK} --max-steps 1 --output prompt --method prompt-tuning"
+    ));
+    for (arguments, words) in [
+        (
+            "--adapter prompt --to adapterhub",
+            "AdapterHub does not have",
+        ),
+        ("--adapter ours --to adapter", "is for --adapterhub"),
+        ("--adapterhub theirs --to delta", "--to adapter first"),
+        ("--adapterhub bert --to adapter", "adapter_config.json"),
+    ] {
+        let errors = here.fail_any(&format!("convert --model llama {arguments} --output other"));
+        assert!(errors.contains(words), "{words}: {errors}");
+    }
+}

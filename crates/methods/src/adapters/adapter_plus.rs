@@ -18,10 +18,11 @@ use burn::tensor::Tensor;
 use epiphyte_models::adapter::name_id;
 use epiphyte_models::{Base, ForwardContext, Role};
 use epiphyte_ops::{Sequences, dropout, expand_rows};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::framework::method::{KeyStyle, Method, MethodConfig};
 use crate::framework::parameters::Init;
+use crate::parts::adapterhub;
 use crate::parts::bottleneck::{
     Bottleneck, BottleneckConfig, Branch, InLayers, InitWeights, Placement, Scaling, Slot, Variant,
 };
@@ -46,12 +47,21 @@ const ADAPTER_PLUS: Variant = Variant {
     default_dim: |hidden_size| (hidden_size / 96).max(1),
 };
 
+/// What tells AdapterHub's `AdapterPlusConfig` from other bottlenecks.
+fn of_adapterhub() -> Value {
+    json!({
+        "mh_adapter": false, "output_adapter": true, "original_ln_before": true,
+        "original_ln_after": false, "residual_before_ln": false, "scaling": "channel",
+    })
+}
+
 impl MethodConfig for AdapterPlusConfig {
     const NAME: &'static str = "adapter-plus";
     const PEFT_TYPE: &'static str = "ADAPTER_PLUS";
     const IN_PEFT: bool = false;
     const SUMMARY: &'static str = "a bottleneck with a factor for each channel after each layer";
     const PAPER: &'static str = "Steitz and Roth 2024, arXiv 2406.06820";
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::paper(Self::PAPER, "not said"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
     const LEARNING_RATE: f64 = 3e-3;
     const MERGES: bool = false;
@@ -88,6 +98,19 @@ impl MethodConfig for AdapterPlusConfig {
         let count = self.count(base)?;
         let adapters = InLayers::new(&ADAPTER_PLUS, Placement::AfterBlock, layers, count);
         Ok(Box::new(adapters))
+    }
+
+    fn to_adapterhub(&self, base: &Base) -> Result<Option<Map<String, Value>>, MethodError> {
+        let mut own = of_adapterhub();
+        own["stochastic_depth"] = json!(self.stochastic_depth);
+        adapterhub::of_bottlenecks(&self.bottlenecks, &ADAPTER_PLUS, base, own).map(Some)
+    }
+
+    fn of_adapterhub(config: &Map<String, Value>, _base: &Base) -> Option<Self> {
+        Some(Self {
+            stochastic_depth: adapterhub::value(config, "stochastic_depth").as_f64()?,
+            bottlenecks: adapterhub::to_bottlenecks(config, &of_adapterhub())?,
+        })
     }
 
     fn count(&self, base: &Base) -> Result<usize, MethodError> {

@@ -21,10 +21,11 @@
 //! [`phm`](crate::adapters::phm) share with it is here as well.
 
 use epiphyte_models::{Base, Role};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::framework::method::{KeyStyle, Method, MethodConfig};
 use crate::framework::taxonomy::Claims;
+use crate::parts::adapterhub;
 use crate::parts::bottleneck::{BottleneckConfig, InLayers, Placement, Slot, Variant};
 use crate::parts::phm::PhmConfig;
 use crate::parts::replace;
@@ -69,6 +70,11 @@ impl Kind {
             attention,
         }
     }
+
+    /// Where AdapterHub's `config` says that there are adapters.
+    fn sites(&self) -> Value {
+        json!({ "mh_adapter": self.attention, "output_adapter": true })
+    }
 }
 
 impl CompacterSettings {
@@ -108,6 +114,38 @@ impl CompacterSettings {
         let count = in_layer * self.bottlenecks.layers(&kind.variant, base)?;
         let norms = replace::count(base, |name| self.trains(base, name));
         Ok(self.phm.count(&kind.variant, [width, dim], count)? + norms)
+    }
+
+    /// As [`MethodConfig::to_adapterhub`].
+    pub(crate) fn to_adapterhub(
+        &self,
+        kind: &Kind,
+        base: &Base,
+    ) -> Result<Option<Map<String, Value>>, MethodError> {
+        if self.train_layer_norms {
+            return Ok(None);
+        }
+        let own = adapterhub::of_phm(&self.phm, kind.sites());
+        adapterhub::of_bottlenecks(&self.bottlenecks, &kind.variant, base, own).map(Some)
+    }
+
+    /// As [`MethodConfig::of_adapterhub`], for factors of low rank or not.
+    pub(crate) fn of_adapterhub(
+        config: &Map<String, Value>,
+        kind: &Kind,
+        is_low_rank: bool,
+    ) -> Option<Self> {
+        if adapterhub::value(config, "phm_layer") != true {
+            return None;
+        }
+        let phm = adapterhub::to_phm(config)?;
+        let own = adapterhub::of_phm(&phm, kind.sites());
+        let bottlenecks = adapterhub::to_bottlenecks(config, &own)?;
+        (phm.phm_rank.is_some() == is_low_rank).then_some(Self {
+            train_layer_norms: false,
+            phm,
+            bottlenecks,
+        })
     }
 
     /// As [`MethodConfig::resolved`].
@@ -161,6 +199,15 @@ impl MethodConfig for CompacterConfig {
         parameters: &mut ParameterSet,
     ) -> Result<Box<dyn Method>, MethodError> {
         self.adapters.build(&COMPACTER, base, parameters)
+    }
+
+    fn to_adapterhub(&self, base: &Base) -> Result<Option<Map<String, Value>>, MethodError> {
+        self.adapters.to_adapterhub(&COMPACTER, base)
+    }
+
+    fn of_adapterhub(config: &Map<String, Value>, _base: &Base) -> Option<Self> {
+        let adapters = CompacterSettings::of_adapterhub(config, &COMPACTER, true)?;
+        Some(Self { adapters })
     }
 
     fn count(&self, base: &Base) -> Result<usize, MethodError> {

@@ -15,7 +15,7 @@
 //! | merges | no |
 
 use epiphyte_models::Base;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::adapters::compacter::{CompacterSettings, Kind};
 use crate::framework::method::{KeyStyle, Method, MethodConfig};
@@ -61,6 +61,15 @@ impl MethodConfig for CompacterPlusPlusConfig {
         parameters: &mut ParameterSet,
     ) -> Result<Box<dyn Method>, MethodError> {
         self.adapters.build(&COMPACTER_PLUS_PLUS, base, parameters)
+    }
+
+    fn to_adapterhub(&self, base: &Base) -> Result<Option<Map<String, Value>>, MethodError> {
+        self.adapters.to_adapterhub(&COMPACTER_PLUS_PLUS, base)
+    }
+
+    fn of_adapterhub(config: &Map<String, Value>, _base: &Base) -> Option<Self> {
+        let adapters = CompacterSettings::of_adapterhub(config, &COMPACTER_PLUS_PLUS, true)?;
+        Some(Self { adapters })
     }
 
     fn count(&self, base: &Base) -> Result<usize, MethodError> {

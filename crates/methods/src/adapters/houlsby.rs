@@ -12,16 +12,18 @@
 //!
 //! | | |
 //! | --- | --- |
-//! | trains, changes | `2 L (2 d m + m + d)`, and with the norms `(2 L + 1) 2 d` more on BERT, `(2 L + 1) d` on Llama |
+//! | trains, changes | `2 L (2 d m + m + d)` and an invertible adapter ([`crate::parts::invertible`]), and with the norms `(2 L + 1) 2 d` more on BERT, `(2 L + 1) d` on Llama |
 //! | file | `<module>.adapter_down.{weight,bias}`, `<module>.adapter_up.{weight,bias}`; each norm's tensors under their own names |
 //! | merges | no |
 
 use epiphyte_models::{Base, Role};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::framework::method::{KeyStyle, Method, MethodConfig};
 use crate::framework::taxonomy::Claims;
+use crate::parts::adapterhub;
 use crate::parts::bottleneck::{BottleneckConfig, InLayers, InitWeights, Placement, Variant};
+use crate::parts::invertible::InvertibleConfig;
 use crate::parts::replace;
 use crate::{MethodError, ParameterSet};
 
@@ -36,6 +38,7 @@ crate::settings! {
             init_weights: InitWeights::Houlsby,
             ..BottleneckConfig::default()
         };
+        ..invertible: InvertibleConfig = InvertibleConfig::default();
     }
 }
 
@@ -48,6 +51,11 @@ impl HoulsbyConfig {
     fn trains(&self, base: &Base, name: &str) -> bool {
         self.train_layer_norms && self.bottlenecks.trains_norm(base, name)
     }
+}
+
+/// What tells AdapterHub's `double_seq_bn` from other bottlenecks.
+fn double_seq_bn() -> Value {
+    json!({ "mh_adapter": true, "output_adapter": true })
 }
 
 impl MethodConfig for HoulsbyConfig {
@@ -64,6 +72,7 @@ impl MethodConfig for HoulsbyConfig {
 
     fn starts_as_identity(&self) -> bool {
         self.bottlenecks.init_weights == InitWeights::MamAdapter
+            && self.invertible.inv_adapter.is_none()
     }
 
     fn examples() -> Vec<Value> {
@@ -71,6 +80,7 @@ impl MethodConfig for HoulsbyConfig {
             json!({}),
             json!({ "bottleneck_dim": 3, "train_layer_norms": false, "init_weights": "mam_adapter" }),
             json!({ "bottleneck_dim": 4, "leave_out": [0], "train_layer_norms": false }),
+            json!({ "bottleneck_dim": 2, "train_layer_norms": false, "inv_adapter": "nice" }),
         ]
     }
 
@@ -83,10 +93,33 @@ impl MethodConfig for HoulsbyConfig {
         let attention = declare(Role::AttentionOutput)?;
         let feed_forward = declare(Role::FeedForwardOut)?;
         let count = self.count(base)?;
+        let activation = self.bottlenecks.activation(&HOULSBY)?;
+        let invertible = &self.invertible;
+        let invertible = invertible.declare(Self::NAME, base, activation, parameters)?;
         let adapters = InLayers::new(&HOULSBY, Placement::Sequential, feed_forward, count)
             .with_attention(attention)
+            .with_invertible(invertible)
             .with_norms(base, parameters, |name| self.trains(base, name));
         Ok(Box::new(adapters))
+    }
+
+    /// `double_seq_bn`, which does not train norms, or `double_seq_bn_inv`.
+    fn to_adapterhub(&self, base: &Base) -> Result<Option<Map<String, Value>>, MethodError> {
+        if self.train_layer_norms {
+            return Ok(None);
+        }
+        let own = adapterhub::of_invertible(&self.invertible, double_seq_bn());
+        adapterhub::of_bottlenecks(&self.bottlenecks, &HOULSBY, base, own).map(Some)
+    }
+
+    fn of_adapterhub(config: &Map<String, Value>, _base: &Base) -> Option<Self> {
+        let invertible = adapterhub::to_invertible(config)?;
+        let own = adapterhub::of_invertible(&invertible, double_seq_bn());
+        Some(Self {
+            train_layer_norms: false,
+            bottlenecks: adapterhub::to_bottlenecks(config, &own)?,
+            invertible,
+        })
     }
 
     fn count(&self, base: &Base) -> Result<usize, MethodError> {
@@ -94,7 +127,8 @@ impl MethodConfig for HoulsbyConfig {
             .bottlenecks
             .count(&HOULSBY, base.dimensions.hidden_size)?;
         let norms = replace::count(base, |name| self.trains(base, name));
-        Ok(2 * self.bottlenecks.layers(&HOULSBY, base)? * one + norms)
+        let in_layers = 2 * self.bottlenecks.layers(&HOULSBY, base)? * one;
+        Ok(in_layers + norms + self.invertible.count(base))
     }
 
     fn resolved(&self, base: &Base) -> Self {

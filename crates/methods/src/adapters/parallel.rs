@@ -16,12 +16,14 @@
 //! | file | `<module>.adapter_down.{weight,bias}`, `<module>.adapter_up.{weight,bias}` |
 //! | merges | no |
 
+use epiphyte_models::blocks::NormPlacement;
 use epiphyte_models::{Base, Role};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::framework::method::{KeyStyle, Method, MethodConfig};
 use crate::framework::taxonomy::Claims;
+use crate::parts::adapterhub;
 use crate::parts::bottleneck::{
     BottleneckConfig, InLayers, InitWeights, Placement, Scaling, Slot, Variant,
 };
@@ -84,6 +86,30 @@ impl ParallelSettings {
         Ok(self.bottlenecks.layers(variant, base)? * one)
     }
 
+    /// `par_bn` with this `scaling`, which reads the residual stream: where the norm comes after a
+    /// sub-layer, that is what the sub-layer reads.
+    pub(crate) fn to_adapterhub(
+        &self,
+        variant: &Variant,
+        base: &Base,
+        scaling: &Value,
+    ) -> Result<Option<Map<String, Value>>, MethodError> {
+        let mut layers = base.layer_shapes().iter();
+        let reads_same = layers.all(|layer| layer.placement == NormPlacement::After);
+        if self.parallel_input == ParallelInput::Normalized && !reads_same {
+            return Ok(None);
+        }
+        adapterhub::of_bottlenecks(&self.bottlenecks, variant, base, par_bn(scaling)).map(Some)
+    }
+
+    /// The settings of a `par_bn` with this `scaling`.
+    pub(crate) fn of_adapterhub(config: &Map<String, Value>, scaling: &Value) -> Option<Self> {
+        Some(Self {
+            parallel_input: ParallelInput::Residual,
+            bottlenecks: adapterhub::to_bottlenecks(config, &par_bn(scaling))?,
+        })
+    }
+
     /// As [`BottleneckConfig::resolved`].
     pub(crate) fn resolved(&self, variant: &Variant, base: &Base) -> Self {
         let hidden_size = base.dimensions.hidden_size;
@@ -105,6 +131,13 @@ const PARALLEL: Variant = Variant {
     method: ParallelConfig::NAME,
     default_dim: |hidden_size| (hidden_size / 2).max(1),
 };
+
+/// What tells AdapterHub's `par_bn` from other bottlenecks.
+fn par_bn(scaling: &Value) -> Value {
+    json!({
+        "mh_adapter": false, "output_adapter": true, "is_parallel": true, "scaling": scaling,
+    })
+}
 
 impl MethodConfig for ParallelConfig {
     const NAME: &'static str = "parallel";
@@ -140,6 +173,16 @@ impl MethodConfig for ParallelConfig {
     ) -> Result<Box<dyn Method>, MethodError> {
         self.parallel
             .build(&PARALLEL, base, parameters, |_, _| Scaling::One)
+    }
+
+    /// `par_bn` with a scaling of one.
+    fn to_adapterhub(&self, base: &Base) -> Result<Option<Map<String, Value>>, MethodError> {
+        self.parallel.to_adapterhub(&PARALLEL, base, &json!(1.0))
+    }
+
+    fn of_adapterhub(config: &Map<String, Value>, _base: &Base) -> Option<Self> {
+        let parallel = ParallelSettings::of_adapterhub(config, &json!(1.0))?;
+        Some(Self { parallel })
     }
 
     fn count(&self, base: &Base) -> Result<usize, MethodError> {

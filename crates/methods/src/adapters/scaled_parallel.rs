@@ -16,11 +16,12 @@
 //! | merges | no |
 
 use epiphyte_models::Base;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::adapters::parallel::ParallelSettings;
 use crate::framework::method::{KeyStyle, Method, MethodConfig};
 use crate::framework::parameters::Init;
+use crate::parts::adapterhub;
 use crate::parts::bottleneck::{BottleneckConfig, InitWeights, Scaling, Slot, Variant};
 use crate::{MethodError, ParameterSet};
 
@@ -87,6 +88,30 @@ impl MethodConfig for ScaledParallelConfig {
         };
         self.parallel
             .build(&SCALED_PARALLEL, base, parameters, scaling)
+    }
+
+    /// `par_bn`, or `scaled_par_bn` where the factor is trained.
+    fn to_adapterhub(&self, base: &Base) -> Result<Option<Map<String, Value>>, MethodError> {
+        let scaling = match self.learn_scaling {
+            true => json!("learned"),
+            false => json!(self.scaling),
+        };
+        self.parallel
+            .to_adapterhub(&SCALED_PARALLEL, base, &scaling)
+    }
+
+    fn of_adapterhub(config: &Map<String, Value>, _base: &Base) -> Option<Self> {
+        let scaling = adapterhub::value(config, "scaling");
+        let parallel = ParallelSettings::of_adapterhub(config, &scaling)?;
+        let learn_scaling = scaling == "learned";
+        Some(Self {
+            scaling: match learn_scaling {
+                true => 1.0,
+                false => scaling.as_f64()?,
+            },
+            learn_scaling,
+            parallel,
+        })
     }
 
     fn count(&self, base: &Base) -> Result<usize, MethodError> {

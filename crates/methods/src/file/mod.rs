@@ -10,6 +10,7 @@
 //! wrong shape is an error that names it. Tensors that are whole tensors of the base stand in for
 //! them.
 
+pub mod adapterhub;
 pub mod changes;
 pub mod combine;
 pub mod convert;
@@ -22,8 +23,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
-use epiphyte_io::PendingFile;
 use epiphyte_io::safetensors_file::prepare_values;
+use epiphyte_io::{PendingFile, read_regular};
 use epiphyte_models::{Base, Checkpoint, ModelError};
 use epiphyte_ops::Quantization;
 use serde::{Deserialize, Serialize};
@@ -189,7 +190,7 @@ pub fn save_as(
 pub fn is_own(dir: &Path) -> bool {
     let tensors = Checkpoint::open_file(&dir.join(TENSORS_FILE));
     let has_record = tensors.is_ok_and(|tensors| tensors.metadata().contains_key(record::KEY));
-    let config = fs::read(dir.join(CONFIG_FILE)).unwrap_or_default();
+    let config = read_regular(&dir.join(CONFIG_FILE)).unwrap_or_default();
     let config: Value = serde_json::from_slice(&config).unwrap_or_default();
     has_record || config.get(record::KEY).is_some()
 }
@@ -296,7 +297,7 @@ impl AdapterFile {
     /// As [`AdapterFile::open`], but for the last.
     pub fn open_edited(dir: &Path) -> Result<Self, MethodError> {
         let path = dir.join(CONFIG_FILE);
-        let text = fs::read_to_string(&path).map_err(|source| MethodError::File {
+        let text = read_regular(&path).map_err(|source| MethodError::File {
             action: "read",
             path: path.clone(),
             source,
@@ -306,7 +307,14 @@ impl AdapterFile {
             reason,
         };
         let json: Map<String, Value> =
-            serde_json::from_str(&text).map_err(|error| malformed(error.to_string()))?;
+            serde_json::from_slice(&text).map_err(|error| malformed(error.to_string()))?;
+        if adapterhub::is_written_by(&json) {
+            return Err(malformed(
+                "it is AdapterHub's: `epiphyte convert --adapterhub DIR --to adapter` makes it one \
+                 that is read here"
+                    .to_owned(),
+            ));
+        }
         let tensors = open_tensors(dir)?;
         let record = Record::read(&json, &path, &tensors)?;
         let peft_type = json.get("peft_type").and_then(Value::as_str);

@@ -453,6 +453,21 @@ pub trait MethodConfig: Settings {
     /// stand in for the base's.
     const SPARES_BIASES: bool = false;
 
+    /// The `config` of AdapterHub's file for these settings; none where AdapterHub does not have
+    /// them.
+    ///
+    /// # Errors
+    /// If a setting is out of range.
+    fn to_adapterhub(&self, _base: &Base) -> Result<Option<Map<String, Value>>, MethodError> {
+        Ok(None)
+    }
+
+    /// The settings that a `config` of AdapterHub's file means over this base; none if it is that
+    /// of another method.
+    fn of_adapterhub(_config: &Map<String, Value>, _base: &Base) -> Option<Self> {
+        None
+    }
+
     /// Declares the trained tensors and returns the method at work on `base`.
     ///
     /// # Errors

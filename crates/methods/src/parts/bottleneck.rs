@@ -18,7 +18,9 @@ use std::fmt::Debug;
 
 use burn::tensor::Tensor;
 use epiphyte_models::adapter::Block;
-use epiphyte_models::{Adapter, Base, BaseTensor, ForwardContext, Hook, Role, StandIn, Sublayer};
+use epiphyte_models::{
+    Adapter, Base, BaseTensor, ForwardContext, Hidden, Hook, Role, Site, StandIn, Sublayer,
+};
 use epiphyte_ops::{Activation, add, scale_columns};
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +28,7 @@ use crate::MethodError;
 use crate::framework::method::Method;
 use crate::framework::parameters::{Init, Param, ParameterSet};
 use crate::parts::dense::Dense;
+use crate::parts::invertible::Invertible;
 use crate::parts::replace::Replaced;
 
 /// How a bottleneck's matrices start; biases start at zero.
@@ -210,13 +213,7 @@ impl BottleneckConfig {
         self.layers(variant, base)?;
         let width = base.dimensions.hidden_size;
         let dim = self.dim(variant, width)?;
-        let activation: Activation =
-            self.non_linearity
-                .parse()
-                .map_err(|error| MethodError::Configuration {
-                    method: variant.method,
-                    reason: format!("`non_linearity`: {error}"),
-                })?;
+        let activation = self.activation(variant)?;
         let modules = modules(base, at, variant.method)?.into_iter().enumerate();
         let in_layer = |(layer, module)| {
             let slot = Slot {
@@ -252,6 +249,18 @@ impl BottleneckConfig {
         let mut kept = layers.filter(|layer| !self.leave_out.contains(layer));
         let lowest = kept.next().unwrap_or(0);
         base.tensor(name).is_some_and(BaseTensor::is_norm) && base.first_layer_of(name) >= lowest
+    }
+
+    /// `f`
+    ///
+    /// # Errors
+    /// If the activation function is unknown.
+    pub(crate) fn activation(&self, variant: &Variant) -> Result<Activation, MethodError> {
+        let activation = self.non_linearity.parse();
+        activation.map_err(|error| MethodError::Configuration {
+            method: variant.method,
+            reason: format!("`non_linearity`: {error}"),
+        })
     }
 
     /// The same with the size of the bottleneck in a model of this hidden size, for the file.
@@ -395,6 +404,8 @@ pub struct InLayers<B> {
     /// The branch of each layer's feed-forward.
     feed_forward: Vec<Option<B>>,
     norms: Replaced,
+    /// What changes the embeddings.
+    invertible: Option<Invertible>,
     changed: usize,
 }
 
@@ -412,8 +423,15 @@ impl<B: Branch> InLayers<B> {
             attention: Vec::new(),
             feed_forward,
             norms: Replaced::none(),
+            invertible: None,
             changed,
         }
+    }
+
+    /// The same with an invertible adapter, counted already.
+    #[must_use]
+    pub(crate) fn with_invertible(self, invertible: Option<Invertible>) -> Self {
+        Self { invertible, ..self }
     }
 
     /// The same with branches at self-attentions, counted already.
@@ -447,6 +465,25 @@ impl<B: Branch> InLayers<B> {
 impl<B: Branch> Adapter for InLayers<B> {
     fn parameter(&self, name: &str) -> Option<StandIn> {
         self.norms.parameter(name)
+    }
+
+    fn hidden(&self, layer: usize, mut hidden: Hidden, _cx: &ForwardContext<'_>) -> Hidden {
+        if let (0, Some(invertible)) = (layer, &self.invertible) {
+            hidden.states = invertible.forward(hidden.states);
+        }
+        hidden
+    }
+
+    fn linear_input(&self, site: &Site, x: Tensor<2>, _cx: &ForwardContext<'_>) -> Tensor<2> {
+        match &self.invertible {
+            Some(invertible) if invertible.is_before(site) => invertible.inverse(x),
+            _ => x,
+        }
+    }
+
+    fn adapts_language_head(&self) -> bool {
+        let invertible = self.invertible.as_ref();
+        invertible.is_some_and(Invertible::acts_on_output)
     }
 
     fn sublayer(
@@ -484,6 +521,9 @@ impl<B: Branch> Adapter for InLayers<B> {
     }
 
     fn first_layer(&self) -> usize {
+        if self.invertible.is_some() {
+            return 0;
+        }
         let lowest = |branches: &[Option<B>]| branches.iter().position(Option::is_some);
         let branches = [lowest(&self.attention), lowest(&self.feed_forward)];
         let lowest = branches.into_iter().flatten().min();
@@ -493,6 +533,11 @@ impl<B: Branch> Adapter for InLayers<B> {
     fn uses(&self, hook: Hook<'_>) -> bool {
         match hook {
             Hook::Sublayer(layer, block) => self.at(layer, block).is_some(),
+            Hook::Hidden(0) => self.invertible.is_some(),
+            Hook::Linear(site) => {
+                let invertible = self.invertible.as_ref();
+                invertible.is_some_and(|it| it.is_before(site))
+            }
             hook => self.norms.uses(hook),
         }
     }

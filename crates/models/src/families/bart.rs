@@ -252,6 +252,14 @@ impl FamilyConfig for BartConfig {
         head.class_of_encoder_decoder(stem)
     }
 
+    fn adapterhub_site(&self, module: &str) -> Option<String> {
+        match module.rsplit_once('.')? {
+            (layer, "self_attn") => Some(format!("{layer}.attention_adapters")),
+            (layer, "encoder_attn") => Some(format!("{layer}.cross_attention_adapters")),
+            _ => Some(format!("{module}.output_adapters")),
+        }
+    }
+
     fn task_head(&self, head: HeadKind) -> Option<&'static str> {
         head.outputs().map(|_| "classification_head")
     }

@@ -248,6 +248,10 @@ impl FamilyConfig for BertConfig {
         head.class_of("Bert")
     }
 
+    fn adapterhub_site(&self, module: &str) -> Option<String> {
+        Some(module.to_owned())
+    }
+
     fn task_head(&self, head: HeadKind) -> Option<&'static str> {
         head.path()
     }

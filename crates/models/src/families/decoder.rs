@@ -461,6 +461,15 @@ impl FamilyConfig for DecoderConfig {
         Some(class.to_owned())
     }
 
+    fn adapterhub_site(&self, module: &str) -> Option<String> {
+        let (layer, sublayer) = module.rsplit_once('.')?;
+        match (self.model_type(), sublayer) {
+            ("llama", "self_attn") => Some(format!("{layer}.attention_adapters")),
+            ("llama", "mlp") => Some(format!("{layer}.output_adapters")),
+            _ => None,
+        }
+    }
+
     fn task_head(&self, head: HeadKind) -> Option<&'static str> {
         head.outputs().map(|_| "score")
     }

@@ -230,6 +230,15 @@ impl FamilyConfig for Gpt2Config {
         Some(class.to_owned())
     }
 
+    fn adapterhub_site(&self, module: &str) -> Option<String> {
+        let (layer, sublayer) = module.rsplit_once('.')?;
+        match sublayer {
+            "attn" => Some(format!("{layer}.attention_adapters")),
+            "mlp" => Some(format!("{layer}.output_adapters")),
+            _ => None,
+        }
+    }
+
     fn task_head(&self, head: HeadKind) -> Option<&'static str> {
         head.outputs().map(|_| "score")
     }

@@ -103,6 +103,13 @@ pub trait FamilyConfig: Any + fmt::Debug + Send + Sync {
     /// Path of the head that a task trains; none where the head is the language model's.
     fn task_head(&self, head: HeadKind) -> Option<&'static str>;
 
+    /// The module at which AdapterHub's library has the adapters that stand here at the sub-layer
+    /// of `module`, the module that holds the sub-layer's last linear layer; none where the
+    /// library's names for the family are not known.
+    fn adapterhub_site(&self, _module: &str) -> Option<String> {
+        None
+    }
+
     /// Names of the language model's head and of the embeddings that it is tied to, where the
     /// configuration ties them.
     fn tied(&self) -> Option<[&'static str; 2]> {

@@ -191,6 +191,10 @@ impl FamilyConfig for RobertaConfig {
         })
     }
 
+    fn adapterhub_site(&self, module: &str) -> Option<String> {
+        Some(module.to_owned())
+    }
+
     fn task_head(&self, head: HeadKind) -> Option<&'static str> {
         head.path()
     }

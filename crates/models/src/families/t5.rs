@@ -322,6 +322,11 @@ impl FamilyConfig for T5Config {
         head.class_of_encoder_decoder(stem)
     }
 
+    fn adapterhub_site(&self, module: &str) -> Option<String> {
+        let (layer, _) = module.rsplit_once('.')?;
+        Some(layer.to_owned())
+    }
+
     fn task_head(&self, head: HeadKind) -> Option<&'static str> {
         head.outputs().map(|_| "classification_head")
     }

@@ -36,6 +36,7 @@
 //! | file | `<path>.lora_A.weight` `[r, in]`, `<path>.lora_B.weight` `[out, r]`, `<path>.lora_B.bias` `[out]`; `<words>.lora_embedding_A`, `<words>.lora_embedding_B`; biases and modules that are trained whole |
 //! | merges | `W + s B A`, `b + s c`, `E + s (B A)ᵀ` |
 
+mod adapterhub;
 mod alpha;
 mod data_start;
 mod init;
@@ -487,6 +488,14 @@ impl MethodConfig for LoraConfig {
             });
         }
         Ok(())
+    }
+
+    fn to_adapterhub(&self, base: &Base) -> Result<Option<Map<String, Value>>, MethodError> {
+        adapterhub::to_adapterhub(self, base)
+    }
+
+    fn of_adapterhub(config: &Map<String, Value>, base: &Base) -> Option<Self> {
+        adapterhub::of_adapterhub(config, base)
     }
 
     fn count(&self, base: &Base) -> Result<usize, MethodError> {

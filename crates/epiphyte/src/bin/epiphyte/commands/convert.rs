@@ -9,8 +9,8 @@ use epiphyte::methods::AdapterModule;
 use epiphyte::methods::file::convert::{Conversion, RankRule};
 use epiphyte::models::Base;
 use epiphyte::train::{
-    Changes, Delta, Origin, TrainError, WithoutHead, convert_adapter, delta_of_adapter,
-    delta_of_model, extract_lora,
+    Changes, Delta, Exchanged, Origin, TrainError, WithoutHead, adapter_of_adapterhub,
+    adapter_to_adapterhub, convert_adapter, delta_of_adapter, delta_of_model, extract_lora,
 };
 
 use crate::data_arguments::{ModelArguments, spec_of_adapter};
@@ -25,6 +25,8 @@ Examples:
   epiphyte convert --model bert-base-uncased --adapter loha --to lora --rank 8 --output as-lora
   epiphyte convert --model meta-llama/Llama-3.2-1B --tuned full --to lora --rank 0.9 --output as-lora
   epiphyte convert --model meta-llama/Llama-3.2-1B --tuned full --to delta --output delta.safetensors
+  epiphyte convert --model bert-base-uncased --adapterhub sst-2 --to adapter --output ours
+  epiphyte convert --model bert-base-uncased --adapter ours --to adapterhub --output theirs
   epiphyte merge --model meta-llama/Llama-3.2-1B --models delta.safetensors --weights 0.5 --output half";
 
 /// What changes are converted to.
@@ -34,10 +36,14 @@ enum Form {
     Lora,
     /// A safetensors file of differences from the base
     Delta,
+    /// An adapter of this program, from AdapterHub's
+    Adapter,
+    /// An adapter of AdapterHub's library `adapters`, without the head
+    Adapterhub,
 }
 
 #[derive(Args, Debug)]
-#[command(group(ArgGroup::new("source").required(true).args(["adapter", "tuned", "delta"])))]
+#[command(group(ArgGroup::new("source").required(true).args(["adapter", "tuned", "delta", "adapterhub"])))]
 pub(crate) struct Arguments {
     /// Directory of a model that was fine-tuned whole from --model, or its name on the hub
     #[arg(long, value_name = "DIR")]
@@ -45,6 +51,9 @@ pub(crate) struct Arguments {
     /// File of differences from --model
     #[arg(long, value_name = "FILE")]
     delta: Option<PathBuf>,
+    /// Directory of an adapter that AdapterHub's library `adapters` saved with use_safetensors
+    #[arg(long, value_name = "DIR")]
+    adapterhub: Option<PathBuf>,
     /// What to write
     #[arg(long, value_name = "FORM")]
     to: Form,
@@ -79,6 +88,7 @@ pub(crate) struct Arguments {
 enum Converted {
     Lora(Conversion),
     Delta(Delta),
+    Exchanged(Exchanged),
 }
 
 pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
@@ -94,28 +104,37 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     );
     let delta = arguments.delta.as_deref();
     inputs.extend(delta.map(|it| Input::new("the delta", it)));
+    let theirs = arguments.adapterhub.as_deref();
+    inputs.extend(theirs.map(|it| Input::new("the adapter", it)));
+    arguments.check_forms()?;
     match arguments.to {
-        Form::Lora => {
+        Form::Lora | Form::Adapter | Form::Adapterhub => {
             outputs::check_directory(output, &inputs)?;
             outputs::check_adapter_directory(output, arguments.overwrite)?;
         }
         Form::Delta => {
             outputs::check_plain_file("--output", output, &inputs, arguments.overwrite)?;
-            if arguments.rank.is_some() {
-                return Err(UsageError::Other("--rank is for --to lora".to_owned()).into());
-            }
         }
+    }
+    if let Some(theirs) = theirs {
+        let read = adapter_of_adapterhub(&model, theirs, output)?;
+        report(&arguments, &Converted::Exchanged(read), global)?;
+        return Ok(ExitCode::SUCCESS);
     }
     let converted = match (&located.adapter, tuned, delta) {
         (Some(file), ..) => {
             let spec = spec_of_adapter(file, &model, &arguments.labels)?;
             let origin = Origin::of(file);
             let convert = |module: AdapterModule, base: &Base| {
-                let converted = match arguments.rank {
-                    Some(rank) => {
+                let converted = match (arguments.rank, arguments.to) {
+                    (Some(rank), _) => {
                         Converted::Lora(convert_adapter(module, base, &origin, rank, output)?)
                     }
-                    None => Converted::Delta(delta_of_adapter(&model, base, &module, output)?),
+                    (None, Form::Adapterhub) => {
+                        let written = adapter_to_adapterhub(&model, base, &module, output)?;
+                        Converted::Exchanged(written)
+                    }
+                    (None, _) => Converted::Delta(delta_of_adapter(&model, base, &module, output)?),
                 };
                 Ok::<_, TrainError>(converted)
             };
@@ -164,12 +183,32 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+impl Arguments {
+    /// Refuses forms that do not follow from what is given.
+    fn check_forms(&self) -> Result<()> {
+        let is_theirs = self.adapterhub.is_some();
+        let problem = match self.to {
+            Form::Adapter if !is_theirs => "--to adapter is for --adapterhub",
+            Form::Lora | Form::Delta | Form::Adapterhub if is_theirs => {
+                "an adapter of AdapterHub's is converted --to adapter first"
+            }
+            Form::Adapterhub if self.model.adapter.is_none() => "--to adapterhub is for --adapter",
+            Form::Delta | Form::Adapter | Form::Adapterhub if self.rank.is_some() => {
+                "--rank is for --to lora"
+            }
+            _ => return Ok(()),
+        };
+        Err(UsageError::Other(problem.to_owned()).into())
+    }
+}
+
 fn report(arguments: &Arguments, converted: &Converted, global: &Global) -> Result<()> {
     let output = arguments.output.display().to_string();
     if global.json {
         let mut result = match converted {
             Converted::Lora(conversion) => serde_json::to_value(conversion)?,
             Converted::Delta(delta) => serde_json::to_value(delta)?,
+            Converted::Exchanged(exchanged) => serde_json::to_value(exchanged)?,
         };
         result["output"] = output.into();
         return output::json(&result);
@@ -203,6 +242,12 @@ fn report(arguments: &Arguments, converted: &Converted, global: &Global) -> Resu
             ("changed tensors", delta.tensors.to_string()),
             ("values", delta.values.to_string()),
             ("norm", format!("{:.3e}", delta.norm)),
+        ]),
+        Converted::Exchanged(exchanged) => output::pairs(&[
+            ("output", output),
+            ("method", exchanged.method.to_owned()),
+            ("values", exchanged.values.to_string()),
+            ("head", "left out".to_owned()),
         ]),
     }
 }
