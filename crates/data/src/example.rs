@@ -7,6 +7,10 @@ pub const IGNORED: i64 = -100;
 /// examples for prediction.
 pub const UNKNOWN: i64 = -1;
 
+/// The id of a soft token: one that stands for no word of the vocabulary, and whose embedding is a
+/// method's trained vector.
+pub const SOFT: u32 = u32::MAX;
+
 /// What is to be predicted for an example.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Target {

@@ -9,7 +9,7 @@ use epiphyte_io::Sha256Hasher;
 use rayon::prelude::*;
 
 use crate::error::DataError;
-use crate::example::{Example, Target, UNKNOWN};
+use crate::example::{Example, SOFT, Target, UNKNOWN};
 use crate::table::Table;
 use crate::values::{Growing, IN_MEMORY, Values};
 
@@ -448,14 +448,15 @@ impl Examples {
         }
     }
 
-    /// The largest token id, those of target sequences included.
+    /// The largest token id, those of target sequences included and soft tokens left out.
     pub fn largest_id(&self) -> Option<u32> {
         let target = match &self.targets {
             Targets::Sequences { labels, .. } => labels.iter().max().copied(),
             _ => None,
         };
         let target = target.and_then(|label| u32::try_from(label).ok());
-        self.ids.iter().max().copied().max(target)
+        let of_words = self.ids.iter().copied().filter(|&id| id != SOFT);
+        of_words.max().max(target)
     }
 
     /// The largest segment id.

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::cloze::Cloze;
+use crate::cloze::{Cloze, WordPlace};
 use crate::error::DataError;
 use crate::labels::LabelSet;
 use crate::messages::SYSTEM;
@@ -118,6 +118,8 @@ pub enum Fields {
     Cloze {
         /// The template.
         template: Cloze,
+        /// Where the model predicts the word.
+        place: WordPlace,
         /// What to predict.
         label: LabelField,
     },
@@ -301,14 +303,19 @@ impl Columns {
         })
     }
 
-    /// A template with a hidden word, and a label.
+    /// A template with a hidden word, which the model predicts at this place, and a label.
     ///
     /// # Errors
-    /// [`DataError::Columns`] if the template is invalid, or a column is configured that such an
-    /// example does not have.
-    pub fn cloze(&self, label: LabelField) -> Result<Fields, DataError> {
+    /// [`DataError::Columns`] if the template is invalid or does not fit the place, or a column is
+    /// configured that such an example does not have.
+    pub fn cloze(&self, place: WordPlace, label: LabelField) -> Result<Fields, DataError> {
         let template = self.cloze_template()?;
-        Ok(Fields::Cloze { template, label })
+        template.check_place(place)?;
+        Ok(Fields::Cloze {
+            template,
+            place,
+            label,
+        })
     }
 
     /// The template of [`Columns::cloze`].

@@ -74,10 +74,10 @@ mod order;
 
 pub use batch::{Batch, Batches, Epoch, Epochs, TargetSequences, Targets};
 pub use chat::{ChatTemplate, Day, TemplateLimit};
-pub use cloze::Cloze;
+pub use cloze::{Cloze, WordPlace};
 pub use encode::{EncodeOptions, windows_of_row};
 pub use error::DataError;
-pub use example::{Example, IGNORED, Target, UNKNOWN};
+pub use example::{Example, IGNORED, SOFT, Target, UNKNOWN};
 pub use examples::Examples;
 pub use fields::{Columns, Fields, LabelField};
 pub use labels::LabelSet;

@@ -209,8 +209,8 @@ impl Prompt {
     }
 }
 
-/// A template's text for each row, by its number from 0, with the byte ranges of its columns.
-/// `insert` are texts that stand for names instead of columns.
+/// A template's text for each row, by its number from 0, with the byte ranges of its columns and
+/// the places of what is inserted. `insert` are texts that stand for names instead of columns.
 ///
 /// # Errors
 /// As [`Prompt::of_rows`].
@@ -226,7 +226,7 @@ pub(crate) fn with_spans<'t>(
     });
     let columns = columns.collect::<Result<Vec<_>, _>>()?;
     Ok(Box::new(move |row| {
-        let (mut text, mut spans) = (String::new(), Vec::new());
+        let (mut text, mut spans, mut places) = (String::new(), Vec::new(), Vec::new());
         for (piece, column) in pieces.iter().zip(&columns) {
             match (piece, column) {
                 (_, Some(column)) => {
@@ -236,17 +236,32 @@ pub(crate) fn with_spans<'t>(
                 }
                 (Piece::Text(piece), None) => text += piece,
                 (Piece::Column(name), None) => {
-                    text += inserted(name).map_or("", |(_, text)| text);
+                    if let Some((known, own)) = inserted(name) {
+                        places.push((*known, text.len()));
+                        text += own;
+                    }
                 }
             }
         }
-        Ok((text, spans))
+        Ok(Spanned {
+            text,
+            columns: spans,
+            inserted: places,
+        })
     }))
 }
 
-/// A text for each row with the byte ranges of its columns.
-pub(crate) type WithSpans<'t> =
-    Box<dyn Fn(usize) -> Result<(String, Vec<Range<usize>>), DataError> + Sync + 't>;
+/// A text of a template.
+pub(crate) struct Spanned {
+    pub(crate) text: String,
+    /// The byte ranges of its columns.
+    pub(crate) columns: Vec<Range<usize>>,
+    /// The names that were inserted, each with the byte at which it begins.
+    pub(crate) inserted: Vec<(&'static str, usize)>,
+}
+
+/// A text for each row.
+pub(crate) type WithSpans<'t> = Box<dyn Fn(usize) -> Result<Spanned, DataError> + Sync + 't>;
 
 /// A text for each row, by its number from 0.
 pub(crate) type OfRows<'t> = Box<dyn Fn(usize) -> Result<Cow<'t, str>, DataError> + Sync + 't>;

@@ -15,11 +15,10 @@ mod windows;
 mod words;
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use epiphyte_io::{mistaken_file, sha256};
+use epiphyte_io::{mistaken_file, read_regular, sha256};
 use indexmap::IndexMap;
 use serde_json::{Map, Value as Json};
 use tokenizers::processors::template::TemplateProcessing;
@@ -59,6 +58,18 @@ pub struct Alignment {
     /// added.
     pub offsets: Vec<(usize, usize)>,
 }
+
+/// The token of a hidden word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mask<'a> {
+    /// Its id.
+    pub id: u32,
+    /// Its spelling.
+    pub token: &'a str,
+}
+
+/// The first of T5's sentinel tokens, each of which stands for words that are missing.
+const SENTINEL: &str = "<extra_id_0>";
 
 /// A tokenizer loaded from a model directory.
 #[derive(Clone)]
@@ -407,6 +418,40 @@ impl Tokenizer {
             })
     }
 
+    /// The token that stands for a hidden word: `mask_token`, or T5's first sentinel.
+    ///
+    /// # Errors
+    /// [`DataError::SpecialTokenMissing`] if there is neither.
+    pub fn mask(&self) -> Result<Mask<'_>, DataError> {
+        match (self.special_tokens.get("mask_token"), self.sentinel()) {
+            (None, Some(id)) => Ok(Mask {
+                id,
+                token: SENTINEL,
+            }),
+            (token, _) => Ok(Mask {
+                id: self.special_id("mask_token")?,
+                token: token.map_or("", String::as_str),
+            }),
+        }
+    }
+
+    /// The token with which the text of a hidden word begins in a decoder: T5's sentinel once more,
+    /// or the token that begins any text.
+    ///
+    /// # Errors
+    /// [`DataError::SpecialTokenMissing`] if there is neither.
+    pub fn begin_of_hidden(&self) -> Result<u32, DataError> {
+        let of_mask = self.special_tokens.contains_key("mask_token");
+        match self.sentinel().filter(|_| !of_mask) {
+            Some(sentinel) => Ok(sentinel),
+            None => self.special_id("bos_token"),
+        }
+    }
+
+    fn sentinel(&self) -> Option<u32> {
+        self.id(SENTINEL)
+    }
+
     /// The token of a word that stands behind a space, or not.
     ///
     /// # Errors
@@ -533,7 +578,7 @@ fn add_prefix_space(pre_tokenizer: &mut PreTokenizerWrapper) {
 
 /// The file's bytes, or `None` if it does not exist.
 fn read_optional(path: &Path) -> Result<Option<Vec<u8>>, DataError> {
-    match fs::read(path) {
+    match read_regular(path) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(DataError::Io {

@@ -405,6 +405,14 @@ impl Adapter for AdapterModule {
         self.method.virtual_tokens()
     }
 
+    fn soft_tokens(&self) -> usize {
+        self.method.soft_tokens()
+    }
+
+    fn pools_text(&self) -> bool {
+        self.method.pools_text()
+    }
+
     fn virtual_targets(&self) -> Option<VirtualTargets<'_>> {
         self.method.virtual_targets()
     }

@@ -56,4 +56,4 @@ pub use heads::HeadKind;
 pub use load::{LoadOptions, Loaded, RandomSource, head_outputs, load, load_sharing, random_model};
 pub use mapped_file::report_truncated_files;
 pub use model::{DECODER_STREAM, ENCODER_STREAM, Loss, LossRows, Model, Targets};
-pub use tokens::{DecoderTokens, Mode, Tokens};
+pub use tokens::{DecoderTokens, Mode, SOFT_TOKEN, Tokens};

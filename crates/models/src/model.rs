@@ -13,6 +13,7 @@ use crate::backbone::Backbone;
 use crate::base::Base;
 use crate::heads::{
     ClassificationHead, EmbeddingHead, Head, LanguageModelHead, MaskedLmHead, Pooling, Verbalizer,
+    WordPosition,
 };
 use crate::tokens::{Mode, Tokens};
 
@@ -195,11 +196,22 @@ impl Model {
         }
     }
 
-    /// Makes a masked language model one of classes: the words of each stand for it. Other models
-    /// stay as they are.
+    /// Makes a language model one of classes: the words of each stand for it. Other models stay as
+    /// they are.
     pub fn set_verbalizer(&mut self, verbalizer: Verbalizer) {
-        if let Head::MaskedLm(head) = &mut self.head {
-            head.verbalizer = Some(verbalizer);
+        match &mut self.head {
+            Head::MaskedLm(head) => head.verbalizer = Some(verbalizer),
+            Head::LanguageModel(head) => head.verbalizer = Some(verbalizer),
+            Head::Classification(_) | Head::Embedding(_) => {}
+        }
+    }
+
+    /// The tokens that an encoder-decoder's decoder reads before it predicts a word that stands for
+    /// a class; none without a verbalizer.
+    pub fn decoder_prompt(&self) -> Option<&[u32]> {
+        match &self.language_head()?.verbalizer.as_ref()?.position {
+            WordPosition::DecoderStart(tokens) => Some(tokens),
+            WordPosition::Mask(_) | WordPosition::TextEnd => None,
         }
     }
 
@@ -283,12 +295,21 @@ impl Model {
         self.backbone.finish(hidden, batch)
     }
 
-    /// The rows that the classification head reads, in ascending order.
-    pub fn head_rows(&self, tokens: &Tokens<'_>, rows: &Sequences) -> Vec<usize> {
+    /// The rows that the head reads, in ascending order.
+    pub fn head_rows(
+        &self,
+        tokens: &Tokens<'_>,
+        rows: &Sequences,
+        adapter: &dyn Adapter,
+    ) -> Vec<usize> {
+        let pooled = |pooling: Pooling| match pooling {
+            Pooling::First if adapter.pools_text() => Pooling::first_of_text(tokens, rows),
+            pooling => pooling.rows(tokens, rows),
+        };
         match &self.head {
-            Head::Classification(head) => head.pooling.rows(tokens, rows),
+            Head::Classification(head) => pooled(head.pooling),
             Head::MaskedLm(head) => head.rows(tokens, rows),
-            Head::Embedding(head) => Pooling::from(head.pooling).rows(tokens, rows),
+            Head::Embedding(head) => pooled(head.pooling.into()),
             Head::LanguageModel(_) => rows.lasts().collect(),
         }
     }
@@ -304,9 +325,9 @@ impl Model {
 
     /// Logits of a model with a classification head: of every sequence, `[sequences, labels]`, or
     /// of every token, `[tokens, labels]`. Of a language model those of the last token,
-    /// `[sequences, vocabulary]`, of a masked one those of every token or, with a verbalizer, of
-    /// the classes, `[sequences, classes]`. Of a model that makes embeddings these, `[sequences,
-    /// hidden]`.
+    /// `[sequences, vocabulary]`, of a masked one those of every token; of both, with a verbalizer,
+    /// those of the classes, `[sequences, classes]`. Of a model that makes embeddings these,
+    /// `[sequences, hidden]`.
     pub fn logits(&self, tokens: &Tokens<'_>, adapter: &dyn Adapter) -> Tensor<2> {
         self.batch_logits(&AdapterBatch::single(adapter, tokens))
     }
@@ -324,7 +345,7 @@ impl Model {
             assert_eq!(begins, first, "all texts of a batch begin, or all go on");
             let hidden = self.embed(entry).owned_by(number);
             let rows = self.final_rows(&hidden);
-            let read = self.head_rows(entry.tokens, &rows);
+            let read = self.head_rows(entry.tokens, &rows, entry.adapter);
             selected.extend(read.into_iter().map(|row| start + row));
             start += rows.tokens();
             embedded.push(hidden);
@@ -375,22 +396,22 @@ impl Model {
         };
         let loss_rows = match targets {
             Targets::Classes(classes) => LossRows {
-                rows: self.head_rows(tokens, run),
+                rows: self.head_rows(tokens, run, adapter),
                 labels: Labels::Classes(classes),
             },
             Targets::Values(values) => LossRows {
-                rows: self.head_rows(tokens, run),
+                rows: self.head_rows(tokens, run, adapter),
                 labels: Labels::Values(values),
             },
             Targets::ClassSets(sets) => LossRows {
-                rows: self.head_rows(tokens, run),
+                rows: self.head_rows(tokens, run, adapter),
                 labels: Labels::ClassSets {
                     sets,
                     sequences: run.count(),
                 },
             },
             Targets::TokenClasses(labels) => {
-                let mut rows = self.head_rows(tokens, run).into_iter();
+                let mut rows = self.head_rows(tokens, run, adapter).into_iter();
                 let (rows, labels) = counted(&mut rows, labels);
                 LossRows {
                     rows,
@@ -398,14 +419,14 @@ impl Model {
                 }
             }
             Targets::Spans { starts, ends } => LossRows {
-                rows: self.head_rows(tokens, run),
+                rows: self.head_rows(tokens, run, adapter),
                 labels: Labels::Spans {
                     ends: [starts, ends],
                     boundaries: tokens.sequences.boundaries().to_vec(),
                 },
             },
             Targets::Choices { chosen, choices } => LossRows {
-                rows: self.head_rows(tokens, run),
+                rows: self.head_rows(tokens, run, adapter),
                 labels: Labels::Choices { chosen, choices },
             },
             Targets::Tokens(labels) => {
@@ -420,7 +441,7 @@ impl Model {
                 next(labels, weights)
             }
             Targets::Texts { together, scores } => LossRows {
-                rows: self.head_rows(tokens, run),
+                rows: self.head_rows(tokens, run, adapter),
                 labels: Labels::Texts {
                     count: self.compared(together, scores) * tokens.sequences.count() / together,
                     together,
@@ -466,6 +487,10 @@ impl Model {
             }
             (Labels::Classes(classes), Head::MaskedLm(head)) => {
                 cross_entropy(head.forward(read, &batch), classes, label_smoothing)
+            }
+            (Labels::Classes(classes), Head::LanguageModel(head)) => {
+                let logits = head.forward(read.states, &read.rows, &batch);
+                cross_entropy(logits, classes, label_smoothing)
             }
             (Labels::Spans { ends, boundaries }, Head::Classification(head)) => {
                 span_cross_entropy(head.forward(read, &batch), boundaries, *ends)

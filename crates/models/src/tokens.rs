@@ -4,6 +4,10 @@ use epiphyte_ops::Sequences;
 
 use crate::cache::Cache;
 
+/// The id of a soft token, which is in no vocabulary: its embedding is an adapter's
+/// ([`crate::Adapter::soft_tokens`]).
+pub const SOFT_TOKEN: u32 = u32::MAX;
+
 /// Token sequences, concatenated without padding.
 #[derive(Clone, Debug)]
 pub struct Tokens<'a> {

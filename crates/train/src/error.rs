@@ -350,6 +350,17 @@ pub enum TrainError {
         /// The number of segments of the model.
         segments: usize,
     },
+    /// A template has soft tokens that the adapter has no vectors for, or not as many.
+    #[error(
+        "the prompt template has {template} soft tokens, and the adapter vectors for {adapter}: use \
+         `prompt-tuning`, `p-tuning` or `spot` with num_virtual_tokens {template}"
+    )]
+    SoftTokens {
+        /// Soft tokens of the template.
+        template: usize,
+        /// Vectors of the adapter.
+        adapter: usize,
+    },
     /// A file of sentence-transformers' layout cannot be used.
     #[error("`{}` {reason}", path.display())]
     SentenceTransformers {

@@ -72,6 +72,7 @@ pub mod error;
 mod generate;
 mod gguf;
 pub mod interrupt;
+mod label_words;
 mod lock;
 pub mod memory;
 mod merge;
@@ -82,10 +83,12 @@ mod run;
 mod run_directory;
 mod sentence_transformers;
 pub mod tasks;
+mod trigger_words;
 
 pub use classifier::{Classifier, Prediction};
 pub use convert::{
-    Changes, Delta, Origin, convert_adapter, delta_of_adapter, delta_of_model, extract_lora,
+    Changes, Delta, Exchanged, Origin, adapter_of_adapterhub, adapter_to_adapterhub,
+    convert_adapter, delta_of_adapter, delta_of_model, extract_lora,
 };
 pub use dry_run::{DataSummary, DryRun, LengthRange, dry_run};
 pub use embedder::Embedder;
@@ -95,6 +98,7 @@ pub use generate::{
 };
 pub use gguf::{Exported, export_adapter, export_model};
 pub use interrupt::Interrupt;
+pub use label_words::{LabelWordSearch, LabelWords, find_label_words};
 pub use merge::{
     CombinedModels, MergeOptions, Merged, Patch, Unmerged, WeightType, WithoutHead, combine_models,
     merge, unmerge, write_patch,
@@ -112,3 +116,4 @@ pub use training::activation_cache::ActivationCacheKind;
 pub use training::config::RunConfig;
 pub use training::train_loop::train_runs;
 pub use training::trainer::{End, EvaluationData, Outcome, Plan, Trainer, Workload};
+pub use trigger_words::{TRIGGER, TriggerSearch, TriggerStep, TriggerWords, find_trigger_words};

@@ -711,9 +711,42 @@ pub struct LoadedAdapter {
     pub task_model: TaskModel,
     /// The adapter.
     pub module: Option<AdapterModule>,
+    /// Other adapters for the same task, which vote with it.
+    pub voters: Vec<AdapterModule>,
 }
 
 impl LoadedAdapter {
+    /// Lets another adapter vote with the one that is loaded.
+    ///
+    /// # Errors
+    /// [`TrainError::Config`] if predictions of the task are no votes, or if the adapter is for
+    /// another task or other classes; as [`open_adapter`].
+    pub fn add_voter(
+        &mut self,
+        file: &AdapterFile,
+        allow_other_base: bool,
+    ) -> Result<(), TrainError> {
+        let spec = &self.task_model.spec;
+        if !spec.task.is_one_of_several() {
+            return Err(TrainError::Config(format!(
+                "adapters vote where one of several classes or choices is predicted, and the task is {}",
+                spec.task
+            )));
+        }
+        let other = recorded_task(file)?;
+        if other.is_none_or(|other| other.task != spec.task || other.labels != spec.labels) {
+            return Err(TrainError::Config(format!(
+                "the adapter `{}` does not record the same task and classes: it cannot vote",
+                file.directory().display()
+            )));
+        }
+        let table = self.task_model.loaded.model.base().word_embedding_table();
+        let device = table.device().clone();
+        let voter = load_module(file, &self.task_model, allow_other_base, &device)?;
+        self.voters.push(voter);
+        Ok(())
+    }
+
     /// The adapter, or one that does nothing.
     pub fn adapter(&self) -> &dyn epiphyte_models::Adapter {
         match &self.module {
@@ -729,11 +762,17 @@ impl LoadedAdapter {
             Some(module) => self.task_model.fit_max_length(module),
             None => self.task_model.fit_max_length(&epiphyte_models::Identity),
         }
+        for voter in &self.voters {
+            self.task_model.fit_max_length(voter);
+        }
     }
 
     /// An evaluation on examples of the task.
     pub fn evaluation<'a>(&'a self, batches: &'a Batches) -> Evaluation<'a> {
-        Evaluation::new(&self.task_model.loaded.model, self.adapter(), batches)
+        Evaluation {
+            voters: &self.voters,
+            ..Evaluation::new(&self.task_model.loaded.model, self.adapter(), batches)
+        }
     }
 }
 
@@ -812,20 +851,32 @@ pub fn open_adapter(
         })?,
     };
     let task_model = TaskModel::open(model, spec, device, load)?;
-    let module = match adapter {
-        Some(file) => {
-            warn_if_interrupted(&file);
-            if !allow_other_base {
-                file.check_base(
-                    &task_model.loaded.content_hash,
-                    &task_model.loaded.config.computation(),
-                    task_model.tokenizer.content_hash(),
-                )?;
-            }
-            warn_if_otherwise_quantized(&file, task_model.loaded.model.base());
-            Some(file.load(task_model.loaded.model.base(), device)?)
-        }
-        None => None,
-    };
-    Ok(LoadedAdapter { task_model, module })
+    let load = |file| load_module(&file, &task_model, allow_other_base, device);
+    let module = adapter.map(load).transpose()?;
+    Ok(LoadedAdapter {
+        task_model,
+        module,
+        voters: Vec::new(),
+    })
+}
+
+/// Loads an adapter over a base that is loaded.
+fn load_module(
+    file: &AdapterFile,
+    task_model: &TaskModel,
+    allow_other_base: bool,
+    device: &Device,
+) -> Result<AdapterModule, TrainError> {
+    warn_if_interrupted(file);
+    let loaded = &task_model.loaded;
+    if !allow_other_base {
+        let tokenizer = task_model.tokenizer.content_hash();
+        file.check_base(
+            &loaded.content_hash,
+            &loaded.config.computation(),
+            tokenizer,
+        )?;
+    }
+    warn_if_otherwise_quantized(file, loaded.model.base());
+    Ok(file.load(loaded.model.base(), device)?)
 }

@@ -1,43 +1,68 @@
 //! A template with texts and one hidden word.
 //!
-//! The whole text is tokenized at once, as the model reads it. What is too long loses tokens of its
-//! columns, from the end of the longest one first, and never of the template.
+//! The whole text is tokenized at once, as the model reads it: with a mask token in the word's
+//! place, or up to this place. Soft tokens stand in front of the token that follows theirs in the
+//! text. What is too long loses tokens of its columns, from the end of the
+//! longest one first, and never of the template.
 
 use std::ops::Range;
 
 use super::texts::target;
-use crate::cloze::Cloze;
+use crate::cloze::{Cloze, WordPlace};
 use crate::error::DataError;
-use crate::example::Example;
+use crate::example::{Example, SOFT};
 use crate::examples::Examples;
 use crate::fields::LabelField;
-use crate::prompt::with_spans;
+use crate::prompt::{Spanned, before_blank, with_spans};
 use crate::table::Table;
-use crate::tokenizer::{Alignment, Tokenizer};
+use crate::tokenizer::{Alignment, Mask, Tokenizer};
 
-/// Tokenizes each row with special tokens; exactly one of its tokens is the mask token.
+/// Tokenizes each row with special tokens; exactly one of its tokens is the mask token, if the
+/// model reads one.
 pub(super) fn encode(
     table: &Table,
-    template: &Cloze,
+    (template, place): (&Cloze, WordPlace),
     label: &LabelField,
     tokenizer: &Tokenizer,
     max_length: usize,
 ) -> Result<Examples, DataError> {
-    let mask = tokenizer.special_id("mask_token")?;
-    let insert = [(
-        Cloze::mask_name(),
-        tokenizer.special_tokens()["mask_token"].clone(),
-    )];
+    let mask = match place {
+        WordPlace::Mask | WordPlace::DecoderStart => Some(tokenizer.mask()?),
+        WordPlace::TextEnd => None,
+    };
+    let spelling = mask.as_ref().map_or("", |mask| mask.token);
+    let insert = [
+        (Cloze::mask_name(), spelling.to_owned()),
+        (Cloze::soft_name(), String::new()),
+    ];
     let text = with_spans(template.pieces(), table, &insert)?;
     let target = target(table, label)?;
     Examples::of_rows(table, |row| {
-        let (text, columns) = text(row)?;
-        let mut alignment = tokenizer.align(&text, true)?;
-        if alignment.ids.iter().filter(|&&id| id == mask).count() != 1 {
+        let Spanned {
+            text,
+            columns,
+            inserted,
+        } = text(row)?;
+        let read = match mask {
+            Some(_) => &text[..],
+            None => before_blank(&text),
+        };
+        let mut alignment = tokenizer.align(read, true)?;
+        let masks = |mask: &Mask<'_>| alignment.ids.iter().filter(|&&id| id == mask.id).count();
+        if mask.as_ref().is_some_and(|mask| masks(mask) != 1) {
             return Err(DataError::SeveralMasks {
                 path: table.path().to_owned(),
                 row: row + 1,
             });
+        }
+        if mask.is_none() {
+            remove_ending(&mut alignment);
+        }
+        let soft = inserted
+            .iter()
+            .filter(|(name, _)| *name == Cloze::soft_name());
+        for &(_, place) in soft.rev() {
+            put_soft_token(&mut alignment, place);
         }
         let removed = shorten(&mut alignment, &columns, max_length);
         if alignment.ids.len() > max_length {
@@ -55,6 +80,31 @@ pub(super) fn encode(
         };
         Ok((Some(example), removed))
     })
+}
+
+/// Removes what the tokenizer adds behind a text, since the word is to follow the text itself.
+fn remove_ending(alignment: &mut Alignment) {
+    let is_added = |&(start, end): &(usize, usize)| start == end;
+    while alignment.ids.len() > 1 && alignment.offsets.last().is_some_and(is_added) {
+        alignment.ids.pop();
+        alignment.offsets.pop();
+    }
+}
+
+/// Puts a soft token in front of the token in which, or before which, a byte of the text is; behind
+/// the text's last one if there is none.
+fn put_soft_token(alignment: &mut Alignment, place: usize) {
+    let is_of_text = |(start, end): (usize, usize)| start < end;
+    let offsets = alignment.offsets.iter().enumerate();
+    let mut of_text = offsets.filter(|(_, offsets)| is_of_text(**offsets));
+    let behind = of_text
+        .clone()
+        .next_back()
+        .map_or(0, |(token, _)| token + 1);
+    let at = of_text.find(|(_, (_, end))| *end > place);
+    let at = at.map_or(behind, |(token, _)| token);
+    alignment.ids.insert(at, SOFT);
+    alignment.offsets.insert(at, (place, place));
 }
 
 /// Removes tokens of the columns until `max_length` is reached or nothing of them is left; returns
@@ -90,6 +140,28 @@ fn shorten(alignment: &mut Alignment, columns: &[Range<usize>], max_length: usiz
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn soft_tokens_stand_where_the_template_has_them() {
+        // "ab cd", of which a tokenizer counts the blank to the second word.
+        let alignment = || Alignment {
+            ids: vec![1, 2, 3, 4],
+            offsets: vec![(0, 0), (0, 2), (2, 5), (0, 0)],
+        };
+        for (places, ids) in [
+            (vec![0], vec![1, SOFT, 2, 3, 4]),
+            (vec![2, 2], vec![1, 2, SOFT, SOFT, 3, 4]),
+            (vec![3], vec![1, 2, SOFT, 3, 4]),
+            (vec![0, 5], vec![1, SOFT, 2, 3, SOFT, 4]),
+        ] {
+            let mut found = alignment();
+            places
+                .iter()
+                .rev()
+                .for_each(|&place| put_soft_token(&mut found, place));
+            assert_eq!(found.ids, ids, "{places:?}");
+        }
+    }
 
     #[test]
     fn the_longest_column_is_shortened_and_the_template_never() {

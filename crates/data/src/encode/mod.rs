@@ -95,9 +95,11 @@ impl Examples {
             Fields::SeparateTexts { texts, score } => {
                 separate_texts::encode(table, texts, score.as_deref(), tokenizer, max_length)?
             }
-            Fields::Cloze { template, label } => {
-                cloze::encode(table, template, label, tokenizer, max_length)?
-            }
+            Fields::Cloze {
+                template,
+                place,
+                label,
+            } => cloze::encode(table, (template, *place), label, tokenizer, max_length)?,
             Fields::PlainText { text } if options.packing => {
                 language::packed(table, text, tokenizer, max_length)?
             }

@@ -118,6 +118,14 @@ impl<L: Adapters> Adapter for Chain<L> {
             .sum()
     }
 
+    fn soft_tokens(&self) -> usize {
+        self.0.adapters().map(|adapter| adapter.soft_tokens()).sum()
+    }
+
+    fn pools_text(&self) -> bool {
+        self.0.adapters().any(|adapter| adapter.pools_text())
+    }
+
     fn virtual_targets(&self) -> Option<VirtualTargets<'_>> {
         self.0
             .adapters()

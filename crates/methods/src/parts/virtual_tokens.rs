@@ -5,8 +5,9 @@
 //! writes into their configuration what it needs to know of the base.
 
 use burn::tensor::Tensor;
-use epiphyte_models::{Adapter, Base, Embedded, ForwardContext, Hook};
+use epiphyte_models::{Adapter, Base, Embedded, ForwardContext, Hook, SOFT_TOKEN};
 use epiphyte_ops::{FrozenMatrix, rows};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::MethodError;
@@ -39,8 +40,24 @@ crate::settings! {
         /// Prompts: 1, or 2 for an encoder-decoder, whose decoder then has one too in multitask
         /// prompt tuning; in other methods HF PEFT writes a second, which nothing reads.
         num_transformer_submodules: Option<usize> = None, in AtLeastOne, unset "1";
+        /// Which token's state the head of a classifier reads, where it reads the first one: that
+        /// of the prompt, as in HF PEFT, or the text's own, such as `[CLS]`.
+        pooled_token: PooledToken = PooledToken::Prompt, as Text;
     }
 }
+
+/// What is the first token to a classifier's head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PooledToken {
+    /// The first virtual token.
+    Prompt,
+    /// The text's own first token.
+    Text,
+}
+
+/// The key of [`PromptSettings::pooled_token`], which HF PEFT does not have.
+pub(crate) const POOLED_TOKEN: &str = "pooled_token";
 
 impl PromptSettings {
     /// How many prompts the file holds.
@@ -135,8 +152,28 @@ pub(crate) fn put_in_front(prompt: Tensor<2>, embedded: Embedded) -> Embedded {
     }
 }
 
+/// Puts the rows of `prompt` in the places of each sequence's soft tokens, in their order.
+fn put_in_places(prompt: Tensor<2>, ids: &[u32], embedded: Embedded) -> Embedded {
+    let count = prompt.dims()[0];
+    let mut order = Vec::with_capacity(ids.len());
+    for ends in embedded.rows.boundaries().windows(2) {
+        let mut next = 0;
+        order.extend((ends[0]..ends[1]).map(|row| match ids[row] {
+            SOFT_TOKEN => {
+                next += 1;
+                (next - 1) % count
+            }
+            _ => count + row,
+        }));
+    }
+    Embedded {
+        states: rows(Tensor::cat(vec![prompt, embedded.states], 0), &order),
+        ..embedded
+    }
+}
+
 /// A prompt at work: vectors in front of the input's embeddings, of an encoder-decoder in front of
-/// the encoder's.
+/// the encoder's; or in the places of a template's soft tokens, where the input has any.
 #[derive(Debug)]
 pub(crate) struct Prompt {
     /// The method's name.
@@ -145,6 +182,8 @@ pub(crate) struct Prompt {
     pub(crate) table: Param,
     /// Virtual tokens.
     pub(crate) length: usize,
+    /// What the head of a classifier reads.
+    pub(crate) pooled: PooledToken,
 }
 
 impl Adapter for Prompt {
@@ -152,7 +191,15 @@ impl Adapter for Prompt {
         self.length
     }
 
-    fn embeddings(&self, embedded: Embedded, _cx: &ForwardContext<'_>) -> Embedded {
+    fn soft_tokens(&self) -> usize {
+        self.length
+    }
+
+    fn pools_text(&self) -> bool {
+        self.pooled == PooledToken::Text
+    }
+
+    fn embeddings(&self, embedded: Embedded, cx: &ForwardContext<'_>) -> Embedded {
         if embedded.decoder {
             return embedded;
         }
@@ -161,7 +208,10 @@ impl Adapter for Prompt {
             true => table,
             false => table.narrow(0, 0, self.length),
         };
-        put_in_front(prompt, embedded)
+        match cx.tokens.ids.contains(&SOFT_TOKEN) {
+            true => put_in_places(prompt, cx.tokens.ids, embedded),
+            false => put_in_front(prompt, embedded),
+        }
     }
 
     fn uses(&self, _hook: Hook<'_>) -> bool {
@@ -226,4 +276,62 @@ pub(crate) fn start(rows: Tensor<2>) -> Init {
     let values = rows.reshape::<1, _>([count]).try_into_vec_as::<f32>();
     let values = values.expect("embeddings are f32 and on a device that can be read");
     Init::Values(values.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use epiphyte_models::{Identity, Tokens};
+    use epiphyte_ops::Sequences;
+
+    use super::*;
+    use crate::small_bert::{bert, module};
+
+    #[test]
+    fn a_classifier_reads_the_first_token_of_the_prompt_or_of_the_text() {
+        let model = bert();
+        let sequences = Sequences::new(vec![0, 2, 5]);
+        let tokens = Tokens::new(&[1, 2, 3, 4, 5], &[0; 5], sequences);
+        let with_prompt = tokens.sequences.prepended(4);
+        for method in [
+            "prompt-tuning",
+            "p-tuning",
+            "multitask-prompt-tuning",
+            "spot",
+        ] {
+            for (pooled, rows) in [("prompt", [0, 6]), ("text", [4, 10])] {
+                let settings = json!({ "num_virtual_tokens": 4, POOLED_TOKEN: pooled });
+                let module = module(&model, method, settings);
+                let read = model.head_rows(&tokens, &with_prompt, &module);
+                assert_eq!(read, rows, "{method}, {pooled}");
+            }
+        }
+    }
+
+    /// Vectors that are rows of the word embeddings are the words, wherever a template has them.
+    #[test]
+    fn soft_tokens_that_are_words_are_those_words() {
+        let model = bert();
+        let settings = json!({ "num_virtual_tokens": 2, "pooled_token": "text" });
+        let module = module(&model, "prompt-tuning", settings);
+        let table = model.base().word_embedding_table().gather(&[5, 2]);
+        let values = table.reshape::<1, _>([16]).try_into_vec_as::<f32>();
+        module
+            .parameters()
+            .get(KEY)
+            .unwrap()
+            .set_values(values.unwrap());
+        let logits = |ids: &[u32], adapter: &dyn Adapter| {
+            let tokens = Tokens::new(ids, &[0; 7], Sequences::new(vec![0, 3, 7]));
+            let logits = model.logits(&tokens, adapter);
+            logits.inner().try_into_vec_as::<f32>().unwrap()
+        };
+        let soft = [1, SOFT_TOKEN, SOFT_TOKEN, SOFT_TOKEN, 3, SOFT_TOKEN, 4];
+        let found = logits(&soft, &module);
+        let expected = logits(&[1, 5, 2, 5, 3, 2, 4], &Identity);
+        let pairs = found.iter().zip(&expected).map(|(a, b)| (a - b).abs());
+        assert!(
+            pairs.fold(0.0f32, f32::max) < 1e-6,
+            "{found:?}, {expected:?}"
+        );
+    }
 }

@@ -33,7 +33,7 @@ use crate::MethodError;
 use crate::framework::method::{KeyStyle, Method, MethodConfig};
 use crate::framework::parameters::{Init, Param, ParameterSet};
 use crate::parts::virtual_tokens::{
-    self, KEY, PromptSettings, check_ids, not_mergeable, put_in_front, repeated,
+    self, KEY, PooledToken, PromptSettings, check_ids, not_mergeable, put_in_front, repeated,
 };
 
 const COLUMNS: &str = "prefix_task_cols";
@@ -203,7 +203,7 @@ impl MethodConfig for MultitaskPromptTuningConfig {
     const LEARNING_RATE: f64 = 3e-2;
     const MERGES: bool = false;
     const COMPUTED: &'static [&'static str] = virtual_tokens::COMPUTED;
-    const OWN: &'static [&'static str] = &["task_id"];
+    const OWN: &'static [&'static str] = &["task_id", virtual_tokens::POOLED_TOKEN];
 
     fn starts_as_identity(&self) -> bool {
         false
@@ -260,6 +260,7 @@ impl MethodConfig for MultitaskPromptTuningConfig {
             of_task,
             length: self.prompt.num_virtual_tokens,
             prompts: self.prompt.prompts(),
+            pooled: self.prompt.pooled_token,
             count,
         }))
     }
@@ -306,6 +307,8 @@ struct MultitaskPrompt {
     length: usize,
     /// One, or a second for a decoder.
     prompts: usize,
+    /// What the head of a classifier reads.
+    pooled: PooledToken,
     /// Values of all tasks.
     count: usize,
 }
@@ -313,6 +316,10 @@ struct MultitaskPrompt {
 impl Adapter for MultitaskPrompt {
     fn virtual_tokens(&self) -> usize {
         self.length
+    }
+
+    fn pools_text(&self) -> bool {
+        self.pooled == PooledToken::Text
     }
 
     fn embeddings(&self, embedded: Embedded, _cx: &ForwardContext<'_>) -> Embedded {

@@ -80,10 +80,14 @@ impl MethodConfig for PTuningConfig {
     const IN_PEFT: bool = true;
     const SUMMARY: &'static str = "virtual tokens that a small network computes while it trains";
     const PAPER: &'static str = "Liu et al. 2021, arXiv 2103.10385";
-    const CLAIMS: Option<crate::Claims> = Some(crate::Claims::survey("extra input"));
+    const CLAIMS: Option<crate::Claims> = Some(crate::Claims {
+        saves_storage: None,
+        ..crate::Claims::paper(Self::PAPER, "not said")
+    });
     const KEYS: KeyStyle = KeyStyle::PromptLearning;
     const MERGES: bool = false;
     const COMPUTED: &'static [&'static str] = virtual_tokens::COMPUTED;
+    const OWN: &'static [&'static str] = &[virtual_tokens::POOLED_TOKEN];
     const TRAINING_ONLY: &'static [&'static str] = &[
         "encoder_dropout",
         "encoder_hidden_size",
@@ -150,6 +154,7 @@ impl MethodConfig for PTuningConfig {
                 method: Self::NAME,
                 table,
                 length: self.prompt.num_virtual_tokens,
+                pooled: self.prompt.pooled_token,
             },
             dropout,
         }))
@@ -276,6 +281,14 @@ struct PTuning {
 impl Adapter for PTuning {
     fn virtual_tokens(&self) -> usize {
         self.prompt.virtual_tokens()
+    }
+
+    fn soft_tokens(&self) -> usize {
+        self.prompt.soft_tokens()
+    }
+
+    fn pools_text(&self) -> bool {
+        self.prompt.pools_text()
     }
 
     fn embeddings(&self, embedded: Embedded, cx: &ForwardContext<'_>) -> Embedded {

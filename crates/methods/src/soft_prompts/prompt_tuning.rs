@@ -5,9 +5,10 @@
 //!
 //! `E' = [P; E(x)]` with `P: [p, d]`: the layers see `p` tokens more. They take the first positions
 //! and segment 0, as in HF PEFT, so the text's own tokens move `p` positions on, and BERT's pooler
-//! reads the first virtual token. Language models have no loss on them; the last one predicts the
-//! text's first token. An encoder-decoder has them in front of the encoder's input only, as in the
-//! paper and, with `num_transformer_submodules` 1, in PEFT.
+//! reads the first virtual token, or with `pooled_token` `text` the text's own `[CLS]`. Language
+//! models have no loss on them; the last one predicts the text's first token. An encoder-decoder
+//! has them in front of the encoder's input only, as in the paper and, with
+//! `num_transformer_submodules` 1, in PEFT.
 //!
 //! `P` starts normal with standard deviation one (`RANDOM`, far from real embeddings and slow to
 //! train), as rows of the word embeddings drawn with replacement (`SAMPLE_VOCAB`), as those of a
@@ -156,6 +157,7 @@ impl MethodConfig for PromptTuningConfig {
     const LEARNING_RATE: f64 = 3e-2;
     const MERGES: bool = false;
     const COMPUTED: &'static [&'static str] = virtual_tokens::COMPUTED;
+    const OWN: &'static [&'static str] = &[virtual_tokens::POOLED_TOKEN];
 
     fn starts_as_identity(&self) -> bool {
         false
@@ -165,6 +167,7 @@ impl MethodConfig for PromptTuningConfig {
         vec![
             json!({}),
             json!({ "num_virtual_tokens": 4, "prompt_tuning_init": "SAMPLE_VOCAB" }),
+            json!({ "num_virtual_tokens": 3, "pooled_token": "text" }),
         ]
     }
 
@@ -199,6 +202,7 @@ impl MethodConfig for PromptTuningConfig {
             method: Self::NAME,
             table: parameters.declare(KEY, &shape, init),
             length: self.prompt.num_virtual_tokens,
+            pooled: self.prompt.pooled_token,
         }))
     }
 

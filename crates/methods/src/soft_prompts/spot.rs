@@ -167,6 +167,7 @@ impl MethodConfig for SpotConfig {
     const MERGES: bool = false;
     const COMPUTED: &'static [&'static str] = virtual_tokens::COMPUTED;
     const OWN: &'static [&'static str] = &[
+        virtual_tokens::POOLED_TOKEN,
         "source_prompts",
         "target_prompt",
         "prompt_similarity",
@@ -198,6 +199,7 @@ impl MethodConfig for SpotConfig {
             method: Self::NAME,
             table: parameters.declare(KEY, &shape, init),
             length: self.prompt.num_virtual_tokens,
+            pooled: self.prompt.pooled_token,
         }))
     }
 

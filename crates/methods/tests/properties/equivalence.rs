@@ -164,6 +164,14 @@ impl Adapter for NoPromises<'_> {
         self.0.prefix_length(decoder)
     }
 
+    fn soft_tokens(&self) -> usize {
+        self.0.soft_tokens()
+    }
+
+    fn pools_text(&self) -> bool {
+        self.0.pools_text()
+    }
+
     fn virtual_tokens(&self) -> usize {
         self.0.virtual_tokens()
     }

@@ -17,7 +17,7 @@
 //! | [`Adapter::prefix`] | prefix tuning, P-tuning v2 |
 //! | [`Adapter::sublayer`] | Houlsby, Pfeiffer, parallel adapters, Compacter, AdaMix, adaption prompts |
 //! | [`Adapter::after_block`] | Adapter+ |
-//! | [`Adapter::hidden`] | side networks, Attention Fusion, ReFT |
+//! | [`Adapter::hidden`] | side networks, Attention Fusion, ReFT, invertible adapters |
 //! | [`Adapter::final_norm`] | side networks with a norm of their own |
 //! | [`Adapter::first_pass`] | X-LoRA, which reads final states before it acts |
 //!
@@ -207,6 +207,18 @@ pub trait Adapter: Send + Sync {
     /// How many virtual tokens [`Adapter::embeddings`] adds to each sequence.
     fn virtual_tokens(&self) -> usize {
         0
+    }
+
+    /// How many soft tokens of each sequence [`Adapter::embeddings`] gives vectors, in their order;
+    /// the ids of these are [`SOFT_TOKEN`](crate::SOFT_TOKEN).
+    fn soft_tokens(&self) -> usize {
+        0
+    }
+
+    /// Whether a head that reads the first token of a sequence reads the text's own first one,
+    /// such as `[CLS]`, and not the first virtual token.
+    fn pools_text(&self) -> bool {
+        false
     }
 
     /// What the loss of a language model reads of the virtual tokens, one label for each.

@@ -5,6 +5,7 @@ use epiphyte_ops::{Sequences, dropout};
 
 use super::{Linear, Matrix, Norm};
 use crate::adapter::{AdapterBatch, Embedded, Entry, name_id};
+use crate::tokens::SOFT_TOKEN;
 
 /// What a family adds up at the input.
 #[derive(Clone, Debug)]
@@ -80,7 +81,10 @@ impl Embeddings {
         input: EmbeddingInput<'_>,
         entry: &Entry<'_>,
     ) -> (Tensor<2>, Sequences) {
-        let words = self.words.look_up(input.ids, entry, input.rows);
+        // The adapter puts its own vectors in the places of soft tokens.
+        let in_vocabulary = |&id: &u32| if id == SOFT_TOKEN { 0 } else { id };
+        let ids: Vec<u32> = input.ids.iter().map(in_vocabulary).collect();
+        let words = self.words.look_up(&ids, entry, input.rows);
         let words = match self.scale {
             Some(scale) => words * scale,
             None => words,

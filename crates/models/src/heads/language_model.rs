@@ -6,6 +6,7 @@ use epiphyte_ops::{Sequences, cross_entropy, language_model_loss, linear, rows};
 use crate::adapter::{AdapterBatch, Entry, Role};
 use crate::blocks::{Linear, Matrix};
 use crate::builder::Builder;
+use crate::heads::Verbalizer;
 
 /// `output(scale · x)`: logits over the vocabulary.
 #[derive(Clone, Debug)]
@@ -16,6 +17,8 @@ pub struct LanguageModelHead {
     pub scale: Option<f64>,
     /// Bends logits into `(-softcap, softcap)`: Gemma 2.
     pub softcap: Option<f64>,
+    /// The words that stand for classes; none of a model that predicts any token.
+    pub verbalizer: Option<Verbalizer>,
 }
 
 impl LanguageModelHead {
@@ -37,17 +40,28 @@ impl LanguageModelHead {
             output,
             scale,
             softcap: None,
+            verbalizer: None,
         }
     }
 
-    /// Logits, `[tokens, vocabulary]`.
+    /// Logits, `[tokens, vocabulary]`, or `[tokens, classes]` of a model with a verbalizer.
     pub fn forward(
         &self,
         states: Tensor<2>,
         rows: &Sequences,
         batch: &AdapterBatch<'_>,
     ) -> Tensor<2> {
-        self.capped(self.output.forward(self.scaled(states), rows, batch))
+        let states = self.scaled(states);
+        let logits = |words: Option<&[u32]>| {
+            self.capped(match words {
+                None => self.output.forward(states, rows, batch),
+                Some(words) => self.output.forward_some(states, words, rows, batch),
+            })
+        };
+        match &self.verbalizer {
+            None => logits(None),
+            Some(verbalizer) => verbalizer.logits(logits),
+        }
     }
 
     /// Mean over the rows of the cross-entropy against their next tokens, each multiplied by its

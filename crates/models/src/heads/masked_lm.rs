@@ -1,11 +1,12 @@
 //! A masked language model's head: the words that stand where tokens are hidden.
 
-use burn::tensor::{Tensor, TensorData};
-use epiphyte_ops::{Activation, Sequences, Weight, linear};
+use burn::tensor::Tensor;
+use epiphyte_ops::{Activation, Sequences};
 
 use crate::adapter::{AdapterBatch, Hidden, Role};
 use crate::blocks::{Linear, Matrix, Norm, NormShape};
 use crate::builder::Builder;
+use crate::heads::{Verbalizer, WordPosition};
 use crate::tokens::Tokens;
 
 /// `decoder(norm(f(dense(x))))`, whose decoder is the word embeddings with a bias of its own.
@@ -21,19 +22,6 @@ pub struct MaskedLmHead {
     pub output: Linear,
     /// The words that stand for classes; none of a model that predicts any word.
     pub verbalizer: Option<Verbalizer>,
-}
-
-/// The words that stand for classes at a mask token.
-///
-/// The logit of a class is the mean of its words' logits: a class of one word is that of LM-BFF
-/// (Gao et al. 2021, arXiv 2012.15723), of several that of PET (Schick and Schütze 2021, arXiv
-/// 2001.07676). OpenPrompt's mean of log probabilities gives the classes the same probabilities.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Verbalizer {
-    /// The mask token, which each text has once.
-    pub mask: u32,
-    /// The words of each class, as token ids; at least one each.
-    pub words: Vec<Vec<u32>>,
 }
 
 /// How a family names and shapes such a head.
@@ -99,7 +87,9 @@ impl MaskedLmHead {
         let of_text = own.zip(ends).flat_map(|(own, &end)| {
             let (ids, first) = (&tokens.ids[own[0]..own[1]], end - (own[1] - own[0]));
             let mask = self.verbalizer.as_ref().map(|it| {
-                let mask = ids.iter().position(|&id| id == it.mask);
+                let mask = ids
+                    .iter()
+                    .position(|&id| it.position == WordPosition::Mask(id));
                 mask.unwrap_or(0)
             });
             match mask {
@@ -117,35 +107,13 @@ impl MaskedLmHead {
         let states = self.dense.forward(states, &rows, batch);
         let states = self.activation.apply(states);
         let states = self.norm.forward(states, &rows, batch);
-        match &self.verbalizer {
+        let logits = |words: Option<&[u32]>| match words {
             None => self.output.forward(states, &rows, batch),
-            Some(verbalizer) => verbalizer.classes(self, states, &rows, batch),
+            Some(words) => self.output.forward_some(states, words, &rows, batch),
+        };
+        match &self.verbalizer {
+            None => logits(None),
+            Some(verbalizer) => verbalizer.logits(logits),
         }
-    }
-}
-
-impl Verbalizer {
-    /// Logits of the classes, `[rows, classes]`. Of the decoder only the words' rows are read.
-    fn classes(
-        &self,
-        head: &MaskedLmHead,
-        states: Tensor<2>,
-        rows: &Sequences,
-        batch: &AdapterBatch<'_>,
-    ) -> Tensor<2> {
-        let words = self.words.concat();
-        let logits = head.output.forward_some(states, &words, rows, batch);
-        let (all, classes) = (words.len(), self.words.len());
-        let mut shares = vec![0.0; classes * all];
-        let mut word = 0;
-        for (class, words) in self.words.iter().enumerate() {
-            for _ in words {
-                shares[class * all + word] = 1.0 / words.len() as f32;
-                word += 1;
-            }
-        }
-        let shares = TensorData::new(shares, [classes, all]);
-        let shares = Tensor::from_data(shares, &logits.device().inner());
-        linear(logits, &Weight::Trained(shares), None)
     }
 }

@@ -4,6 +4,7 @@ mod classification;
 mod embedding;
 mod language_model;
 mod masked_lm;
+mod verbalizer;
 
 use std::fmt;
 
@@ -13,7 +14,8 @@ pub use self::classification::ClassificationHead;
 pub use self::embedding::{EmbeddingHead, EmbeddingLoss, EmbeddingPooling};
 pub use self::language_model::LanguageModelHead;
 pub(crate) use self::masked_lm::MaskedLmShape;
-pub use self::masked_lm::{MaskedLmHead, MaskedLmNames, Verbalizer};
+pub use self::masked_lm::{MaskedLmHead, MaskedLmNames};
+pub use self::verbalizer::{Verbalizer, WordPosition};
 use crate::ModelError;
 use crate::adapter::Role;
 use crate::blocks::Matrix;
@@ -221,6 +223,13 @@ pub enum Pooling {
 }
 
 impl Pooling {
+    /// The first row of each text, behind the virtual tokens.
+    pub fn first_of_text(tokens: &Tokens<'_>, rows: &Sequences) -> Vec<usize> {
+        let ends = rows.boundaries()[1..].iter();
+        let own = ends.zip(tokens.sequences.lengths());
+        own.map(|(&end, length)| end - length).collect()
+    }
+
     /// The rows that are read, in ascending order; `rows` are the sequences of the states, virtual
     /// tokens included.
     pub fn rows(self, tokens: &Tokens<'_>, rows: &Sequences) -> Vec<usize> {

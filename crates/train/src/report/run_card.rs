@@ -43,7 +43,7 @@ pub(crate) fn card(
     ModelCard {
         method: run.method.clone(),
         task: run.task.to_string(),
-        pipeline_tag: Some(run.task.pipeline_tag().to_owned()),
+        pipeline_tag: Some(run.task.pipeline_tag(spec).to_owned()),
         unfinished: (report.status == "interrupted").then(|| {
             let (done, total) = (report.steps, report.total_steps);
             format!("{done} of {total} steps")
@@ -133,7 +133,7 @@ fn usage(run: &RunConfig, spec: &TaskSpec, base: &str) -> Vec<Snippet> {
 fn peft(run: &RunConfig, spec: &TaskSpec, base: &str) -> String {
     // JSON's texts and maps of texts are Python's.
     let literal = |text: &str| serde_json::to_string(text).unwrap_or_default();
-    let class = run.task.auto_class();
+    let class = run.task.auto_class(spec);
     let arguments = match spec.head().outputs() {
         None => String::new(),
         Some(outputs) if spec.labels.is_empty() => format!(", num_labels={outputs}"),

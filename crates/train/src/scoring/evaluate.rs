@@ -2,6 +2,7 @@
 
 use burn::tensor::Tensor;
 use epiphyte_data::Batches;
+use epiphyte_methods::AdapterModule;
 use epiphyte_models::{Adapter, AdapterBatch, Hidden, Identity, Model};
 use epiphyte_ops::Sequences;
 
@@ -17,6 +18,8 @@ pub struct Evaluation<'a> {
     pub model: &'a Model,
     /// The adapter.
     pub adapter: &'a dyn Adapter,
+    /// Other adapters, which vote with it on what [`predict`] says.
+    pub voters: &'a [AdapterModule],
     /// The data set.
     pub batches: &'a Batches,
     /// About how many tokens a micro-batch holds; by default as many as in a run that does not say.
@@ -30,6 +33,7 @@ impl<'a> Evaluation<'a> {
         Self {
             model,
             adapter,
+            voters: &[],
             batches,
             micro_batch_tokens: None,
         }
@@ -58,12 +62,66 @@ impl std::fmt::Debug for Evaluation<'_> {
 /// `[tokens × outputs]` where the head reads each token, one of each choice. `observer` hears of
 /// every batch.
 ///
+/// Where several adapters vote, these are the logarithms of the shares that outputs have of the
+/// votes, with the mean of the adapters' probabilities counted as one vote more: what most adapters
+/// predict has the largest, and the mean decides between equals (Lester et al. 2021, arXiv
+/// 2104.08691, section 7).
+///
 /// # Errors
 /// If an example does not fit the model, or a logit is not finite.
 pub fn predict(
     evaluation: &Evaluation<'_>,
     observer: &mut dyn Observer,
 ) -> Result<Vec<Vec<f32>>, TrainError> {
+    let logits = predict_alone(evaluation, observer)?;
+    if evaluation.voters.is_empty() {
+        return Ok(logits);
+    }
+    let voters = evaluation.voters.len() as f64 + 1.0;
+    let mut shares: Vec<Vec<f64>> = logits.iter().map(|row| vec![0.0; row.len()]).collect();
+    let mut vote = |logits: &[Vec<f32>]| {
+        for (shares, row) in shares.iter_mut().zip(logits) {
+            shares[argmax(row)] += 1.0;
+            for (share, probability) in shares.iter_mut().zip(softmax(row)) {
+                *share += probability / voters;
+            }
+        }
+    };
+    vote(&logits);
+    for voter in evaluation.voters {
+        let own = Evaluation {
+            adapter: voter,
+            ..*evaluation
+        };
+        vote(&predict_alone(&own, observer)?);
+    }
+    let logit = |share: f64| (share / (voters + 1.0)).ln() as f32;
+    let row = |shares: Vec<f64>| shares.into_iter().map(logit).collect();
+    Ok(shares.into_iter().map(row).collect())
+}
+
+/// As [`predict`], of the evaluation's adapter alone.
+fn predict_alone(
+    evaluation: &Evaluation<'_>,
+    observer: &mut dyn Observer,
+) -> Result<Vec<Vec<f32>>, TrainError> {
+    let mut logits = Vec::with_capacity(evaluation.batches.examples().len());
+    each_row_of_logits(evaluation, observer, &mut |_, row| {
+        logits.push(row.to_vec());
+    })?;
+    Ok(logits)
+}
+
+/// As [`predict`], one example after the other: `see` gets the position of each, from 0, and its
+/// logits.
+///
+/// # Errors
+/// As [`predict`].
+pub(crate) fn each_row_of_logits(
+    evaluation: &Evaluation<'_>,
+    observer: &mut dyn Observer,
+    see: &mut dyn FnMut(usize, &[f32]),
+) -> Result<(), TrainError> {
     evaluation.check()?;
     let Evaluation {
         model,
@@ -72,7 +130,6 @@ pub fn predict(
         ..
     } = *evaluation;
     let mut meter = EvaluationMeter::new(observer, batches.examples().len());
-    let mut logits = Vec::with_capacity(batches.examples().len());
     for batch in batches.epoch(0).batches_from(0) {
         let batch = batch?;
         for part in batch.micro_batches(evaluation.micro_batch_tokens()) {
@@ -86,19 +143,19 @@ pub fn predict(
                 false => (0..=part.boundaries.len() - 1).collect(),
             };
             let ends: Vec<usize> = rows.into_iter().step_by(sequences).collect();
-            for (ends, position) in ends.windows(2).zip(&part.positions) {
+            for (ends, &position) in ends.windows(2).zip(&part.positions) {
                 let row = &values[ends[0] * outputs..ends[1] * outputs];
                 if row.iter().any(|value| !value.is_finite()) {
                     return Err(TrainError::NotFinite {
                         what: format!("a logit of example {}", position + 1),
                     });
                 }
-                logits.push(row.to_vec());
+                see(position, row);
             }
         }
         meter.advance(batch.examples(), batch.tokens());
     }
-    Ok(logits)
+    Ok(())
 }
 
 /// The mean loss over all target tokens of a data set, and its perplexity.
@@ -209,12 +266,15 @@ pub fn softmax(row: &[f32]) -> Vec<f64> {
 
 /// `-log softmax(row)[label]`.
 pub(crate) fn negative_log_likelihood(row: &[f32], label: usize) -> f64 {
-    let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = row
-        .iter()
-        .map(|&value| f64::from(value - largest).exp())
-        .sum();
+    let (largest, sum) = largest_and_sum(row);
     sum.ln() - f64::from(row[label] - largest)
+}
+
+/// The largest logit, and `Σ exp(logit - largest)`.
+pub(crate) fn largest_and_sum(row: &[f32]) -> (f32, f64) {
+    let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let powers = row.iter().map(|&value| f64::from(value - largest).exp());
+    (largest, powers.sum())
 }
 
 fn to_vec(tensor: Tensor<2>) -> Vec<f32> {

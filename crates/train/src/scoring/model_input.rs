@@ -1,7 +1,7 @@
 //! From a batch of the data to the input of a model.
 
 use burn::tensor::Device;
-use epiphyte_data::{Batch, Examples, Target, Targets, UNKNOWN};
+use epiphyte_data::{Batch, Examples, SOFT, Target, Targets, UNKNOWN};
 use epiphyte_models::{Adapter, DecoderTokens, Model, Tokens};
 use epiphyte_ops::{Sequences, on_processor};
 
@@ -9,6 +9,8 @@ use crate::TrainError;
 
 // The data and the losses name the label that does not count independently of each other.
 const _: () = assert!(epiphyte_data::IGNORED == epiphyte_ops::IGNORED);
+// As do the data and the models with the id of a soft token.
+const _: () = assert!(epiphyte_data::SOFT == epiphyte_models::SOFT_TOKEN);
 
 /// About how many tokens a micro-batch holds on a processor, if the run does not say. Products with
 /// this many rows are as fast as with more, and saved activations are in proportion to them.
@@ -45,11 +47,18 @@ impl<'a> ModelInput<'a> {
     }
 
     /// An encoder-decoder's decoder reads the target text shifted right; without a target text, as
-    /// in classification, the source text.
+    /// in classification, the source text, or what stands before a word that is the class.
     fn with_sequences(model: &Model, batch: &'a Batch, sequences: Sequences) -> Self {
-        let (labels, boundaries) = match &batch.targets {
-            Targets::Sequences(target) => (target.labels.clone(), target.boundaries.clone()),
-            _ => {
+        let (labels, boundaries) = match (&batch.targets, model.decoder_prompt()) {
+            (Targets::Sequences(target), _) => (target.labels.clone(), target.boundaries.clone()),
+            (_, Some(beginning)) => {
+                // The word behind it is not read.
+                let each = beginning.iter().map(|&id| i64::from(id)).chain([0]);
+                let (count, length) = (sequences.count(), beginning.len() + 1);
+                let labels = std::iter::repeat_n(each, count).flatten().collect();
+                (labels, (0..=count).map(|text| text * length).collect())
+            }
+            (_, None) => {
                 let ids = batch.ids.iter().map(|&id| i64::from(id));
                 (ids.collect(), batch.boundaries.clone())
             }
@@ -143,8 +152,8 @@ pub(crate) fn check_ids(model: &Model, ids: impl Iterator<Item = u32>) -> Result
 /// model's embeddings leads through here, and that of a prompt through [`check_ids`].
 ///
 /// # Errors
-/// [`TrainError::Vocabulary`], [`TrainError::ExampleTooLong`], [`TrainError::NoSuchSegment`],
-/// [`TrainError::NoDecoder`] or [`TrainError::NoTargetText`].
+/// [`TrainError::Vocabulary`], [`TrainError::ExampleTooLong`], [`TrainError::SoftTokens`],
+/// [`TrainError::NoSuchSegment`], [`TrainError::NoDecoder`] or [`TrainError::NoTargetText`].
 pub(crate) fn check_examples(
     model: &Model,
     adapter: &dyn Adapter,
@@ -160,6 +169,15 @@ pub(crate) fn check_examples(
             length: longest,
             added: added_positions(adapter),
             limit,
+        });
+    }
+    // Examples of one template have soft tokens alike.
+    let first = examples.get(0).map_or(Vec::new(), |example| example.ids);
+    let soft = first.iter().filter(|&&id| id == SOFT).count();
+    if soft > 0 && soft != adapter.soft_tokens() {
+        return Err(TrainError::SoftTokens {
+            template: soft,
+            adapter: adapter.soft_tokens(),
         });
     }
     let is_encoder_decoder = dimensions.encoder_layers > 0;

@@ -29,11 +29,11 @@ impl Task for CausalLm {
         "CAUSAL_LM"
     }
 
-    fn auto_class(&self) -> &'static str {
+    fn auto_class(&self, _spec: &TaskSpec) -> &'static str {
         "AutoModelForCausalLM"
     }
 
-    fn pipeline_tag(&self) -> &'static str {
+    fn pipeline_tag(&self, _spec: &TaskSpec) -> &'static str {
         "text-generation"
     }
 

@@ -1,19 +1,21 @@
-//! Cloze: one of several classes for a text, by the word that a masked language model puts in a
-//! template's place.
+//! Cloze: one of several classes for a text, by the word that a language model puts in a template's
+//! place.
 //!
 //! A template such as `{sentence} It was {mask}.` asks for a word, and a verbalizer has the words
 //! that stand for each class. The head of the base is left as it is, so that a class can be told
-//! without any training.
+//! without any training. A masked language model predicts the word at its mask token; a decoder
+//! after the text, since its template ends with the word; an encoder-decoder reads the text with
+//! its mask token, and its decoder predicts the word first, after T5's sentinel or `bos_token`.
 
-use std::fs;
 use std::path::Path;
 
 use epiphyte_data::{
     Cloze, Columns, DataError, Fields, LabelField, OutputColumn, OutputFormat, Table, Tokenizer,
+    WordPlace,
 };
 use epiphyte_io::FileError;
-use epiphyte_models::heads::Verbalizer;
-use epiphyte_models::{HeadKind, Model};
+use epiphyte_models::heads::{Verbalizer, WordPosition};
+use epiphyte_models::{HeadKind, Model, ModelConfig};
 use serde_json::{Map, Value};
 
 use super::sequence_classification::SequenceClassification;
@@ -39,12 +41,20 @@ impl Task for ClozeTask {
         ""
     }
 
-    fn auto_class(&self) -> &'static str {
-        "AutoModelForMaskedLM"
+    fn auto_class(&self, spec: &TaskSpec) -> &'static str {
+        match spec.word_place {
+            WordPlace::Mask => "AutoModelForMaskedLM",
+            WordPlace::TextEnd => "AutoModelForCausalLM",
+            WordPlace::DecoderStart => "AutoModelForSeq2SeqLM",
+        }
     }
 
-    fn pipeline_tag(&self) -> &'static str {
-        "fill-mask"
+    fn pipeline_tag(&self, spec: &TaskSpec) -> &'static str {
+        match spec.word_place {
+            WordPlace::Mask => "fill-mask",
+            WordPlace::TextEnd => "text-generation",
+            WordPlace::DecoderStart => "text2text-generation",
+        }
     }
 
     fn is_of_class(&self, _class: &str) -> bool {
@@ -53,6 +63,29 @@ impl Task for ClozeTask {
 
     fn head(&self, _labels: usize) -> HeadKind {
         HeadKind::MaskedLm
+    }
+
+    fn head_of(&self, spec: &TaskSpec) -> HeadKind {
+        match spec.word_place {
+            WordPlace::Mask => HeadKind::MaskedLm,
+            WordPlace::TextEnd | WordPlace::DecoderStart => HeadKind::LanguageModel,
+        }
+    }
+
+    fn of_directory(&self, spec: &mut TaskSpec, model: &Path) -> Result<(), TrainError> {
+        let config = ModelConfig::open(model)?;
+        let family = config.family();
+        let is_masked = family.class_name(HeadKind::MaskedLm).is_some();
+        spec.word_place = match family.class_name(HeadKind::LanguageModel) {
+            Some(class) if class.ends_with("ForConditionalGeneration") => WordPlace::DecoderStart,
+            Some(_) if !is_masked => WordPlace::TextEnd,
+            _ => WordPlace::Mask,
+        };
+        Ok(())
+    }
+
+    fn is_one_of_several(&self) -> bool {
+        true
     }
 
     fn column_flags(&self) -> &'static str {
@@ -92,7 +125,13 @@ impl Task for ClozeTask {
         let of_class = |words: &Vec<String>| words.iter().map(word).collect();
         let words = spec.verbalizer.iter().map(of_class);
         model.set_verbalizer(Verbalizer {
-            mask: tokenizer.special_id("mask_token")?,
+            position: match spec.word_place {
+                WordPlace::Mask => WordPosition::Mask(tokenizer.mask()?.id),
+                WordPlace::TextEnd => WordPosition::TextEnd,
+                WordPlace::DecoderStart => {
+                    WordPosition::DecoderStart(vec![tokenizer.begin_of_hidden()?])
+                }
+            },
             words: words.collect::<Result<_, DataError>>()?,
         });
         Ok(())
@@ -100,12 +139,13 @@ impl Task for ClozeTask {
 
     fn fields(&self, spec: &TaskSpec, labelled: bool) -> Result<Fields, DataError> {
         if !labelled {
-            return spec.columns.cloze(LabelField::Absent);
+            return spec.columns.cloze(spec.word_place, LabelField::Absent);
         }
-        spec.columns.cloze(LabelField::Class {
+        let label = LabelField::Class {
             column: spec.columns.label().to_owned(),
             labels: spec.label_set()?.in_order_of_ids(true),
-        })
+        };
+        spec.columns.cloze(spec.word_place, label)
     }
 
     fn scores(&self, classes: Option<usize>) -> Vec<&'static str> {
@@ -144,8 +184,8 @@ impl TaskSpec {
             path: path.to_owned(),
             reason,
         };
-        let bytes = fs::read(path).map_err(FileError::at("read", path))?;
-        let words: Map<String, Value> = serde_json::from_slice(&bytes)
+        let text = epiphyte_io::read_text(path).map_err(FileError::at("read", path))?;
+        let words: Map<String, Value> = serde_json::from_str(&text)
             .map_err(|error| invalid(format!("is no JSON object of classes: {error}")))?;
         let of_class = |(class, words): (&String, &Value)| {
             let words = match words {

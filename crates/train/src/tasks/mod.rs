@@ -68,10 +68,10 @@ pub trait Task: fmt::Debug + Sync {
     fn peft_task_type(&self) -> &'static str;
 
     /// The class of transformers that opens a base with its head, for the model card.
-    fn auto_class(&self) -> &'static str;
+    fn auto_class(&self, spec: &TaskSpec) -> &'static str;
 
     /// The hub's `pipeline_tag` for the model card.
-    fn pipeline_tag(&self) -> &'static str;
+    fn pipeline_tag(&self, spec: &TaskSpec) -> &'static str;
 
     /// Whether a class of transformers, as `architectures` names it, has its head.
     fn is_of_class(&self, class: &str) -> bool {
@@ -198,6 +198,12 @@ pub trait Task: fmt::Debug + Sync {
         false
     }
 
+    /// Whether the logits of an example are those of several classes or choices, of which the
+    /// largest is predicted.
+    fn is_one_of_several(&self) -> bool {
+        false
+    }
+
     /// Whether the model predicts text, token by token.
     fn predicts_text(&self) -> bool {
         self.head(0) == HeadKind::LanguageModel
@@ -287,6 +293,11 @@ impl TaskKind {
     /// The task of sentence embeddings.
     pub fn embedding() -> Self {
         Self(&sentence_embedding::SentenceEmbedding)
+    }
+
+    /// The task of words for a template.
+    pub fn cloze() -> Self {
+        Self(&cloze::ClozeTask)
     }
 
     /// The first task that predicts text.

@@ -31,11 +31,11 @@ impl Task for MultiLabelClassification {
         "SEQ_CLS"
     }
 
-    fn auto_class(&self) -> &'static str {
+    fn auto_class(&self, _spec: &TaskSpec) -> &'static str {
         "AutoModelForSequenceClassification"
     }
 
-    fn pipeline_tag(&self) -> &'static str {
+    fn pipeline_tag(&self, _spec: &TaskSpec) -> &'static str {
         "text-classification"
     }
 

@@ -33,16 +33,20 @@ impl Task for MultipleChoice {
         "SEQ_CLS"
     }
 
-    fn auto_class(&self) -> &'static str {
+    fn auto_class(&self, _spec: &TaskSpec) -> &'static str {
         "AutoModelForMultipleChoice"
     }
 
-    fn pipeline_tag(&self) -> &'static str {
+    fn pipeline_tag(&self, _spec: &TaskSpec) -> &'static str {
         "text-classification"
     }
 
     fn head(&self, _labels: usize) -> HeadKind {
         HeadKind::MultipleChoice
+    }
+
+    fn is_one_of_several(&self) -> bool {
+        true
     }
 
     fn column_flags(&self) -> &'static str {

@@ -33,11 +33,11 @@ impl Task for QuestionAnswering {
         "QUESTION_ANS"
     }
 
-    fn auto_class(&self) -> &'static str {
+    fn auto_class(&self, _spec: &TaskSpec) -> &'static str {
         "AutoModelForQuestionAnswering"
     }
 
-    fn pipeline_tag(&self) -> &'static str {
+    fn pipeline_tag(&self, _spec: &TaskSpec) -> &'static str {
         "question-answering"
     }
 

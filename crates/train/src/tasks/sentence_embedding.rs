@@ -78,11 +78,11 @@ impl Task for SentenceEmbedding {
         "FEATURE_EXTRACTION"
     }
 
-    fn auto_class(&self) -> &'static str {
+    fn auto_class(&self, _spec: &TaskSpec) -> &'static str {
         "AutoModel"
     }
 
-    fn pipeline_tag(&self) -> &'static str {
+    fn pipeline_tag(&self, _spec: &TaskSpec) -> &'static str {
         "sentence-similarity"
     }
 

@@ -59,11 +59,11 @@ impl Task for Seq2Seq {
         "SEQ_2_SEQ_LM"
     }
 
-    fn auto_class(&self) -> &'static str {
+    fn auto_class(&self, _spec: &TaskSpec) -> &'static str {
         "AutoModelForSeq2SeqLM"
     }
 
-    fn pipeline_tag(&self) -> &'static str {
+    fn pipeline_tag(&self, _spec: &TaskSpec) -> &'static str {
         "text2text-generation"
     }
 

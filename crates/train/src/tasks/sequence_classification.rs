@@ -30,11 +30,11 @@ impl Task for SequenceClassification {
         "SEQ_CLS"
     }
 
-    fn auto_class(&self) -> &'static str {
+    fn auto_class(&self, _spec: &TaskSpec) -> &'static str {
         "AutoModelForSequenceClassification"
     }
 
-    fn pipeline_tag(&self) -> &'static str {
+    fn pipeline_tag(&self, _spec: &TaskSpec) -> &'static str {
         "text-classification"
     }
 
@@ -66,6 +66,10 @@ impl Task for SequenceClassification {
 
     fn layouts(&self) -> &'static [Layout] {
         TEXTS_AND_PAIRS
+    }
+
+    fn is_one_of_several(&self) -> bool {
+        true
     }
 
     fn fields(&self, spec: &TaskSpec, labelled: bool) -> Result<Fields, DataError> {

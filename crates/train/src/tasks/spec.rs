@@ -5,7 +5,7 @@ use std::path::Path;
 use burn::tensor::Device;
 use epiphyte_data::{
     Batches, Columns, DataError, Day, EncodeOptions, Examples, Fields, LabelSet, Order,
-    ReadOptions, Table, Tokenizer, WritingPrompt, check_max_length,
+    ReadOptions, Table, Tokenizer, WordPlace, WritingPrompt, check_max_length,
 };
 use epiphyte_methods::file::AdapterFile;
 use epiphyte_models::heads::EmbeddingHead;
@@ -37,6 +37,9 @@ pub struct TaskSpec {
     /// The words that stand for each class in a cloze template, in the order of the classes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub verbalizer: Vec<Vec<String>>,
+    /// Where the model predicts the word of a cloze template.
+    #[serde(default, skip_serializing_if = "is_mask")]
+    pub word_place: WordPlace,
     /// Longest example in tokens.
     pub max_length: usize,
     /// Question answering: how many tokens neighboring windows of a text share.
@@ -78,6 +81,7 @@ impl TaskSpec {
             labels_by_id: false,
             embedding: None,
             verbalizer: Vec::new(),
+            word_place: WordPlace::default(),
             max_length,
             doc_stride: None,
             max_answer_length: None,
@@ -169,6 +173,10 @@ impl TaskSpec {
         let examples = Examples::encode(table, &fields, tokenizer, &options);
         examples.map_err(|error| TrainError::of_columns(self.task, error))
     }
+}
+
+fn is_mask(place: &WordPlace) -> bool {
+    *place == WordPlace::Mask
 }
 
 /// The rows of a data set, with what turned them into examples.

@@ -41,11 +41,11 @@ impl Task for TokenClassification {
         "TOKEN_CLS"
     }
 
-    fn auto_class(&self) -> &'static str {
+    fn auto_class(&self, _spec: &TaskSpec) -> &'static str {
         "AutoModelForTokenClassification"
     }
 
-    fn pipeline_tag(&self) -> &'static str {
+    fn pipeline_tag(&self, _spec: &TaskSpec) -> &'static str {
         "token-classification"
     }
 

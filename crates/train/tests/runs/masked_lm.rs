@@ -1,4 +1,5 @@
-//! Masked language models: hidden tokens are learned, and words of a template tell classes.
+//! Masked language models, in which hidden tokens are learned, and classes that are told by words
+//! of a template.
 
 use epiphyte_models::HeadKind;
 use epiphyte_train::observer::Silent;
@@ -78,6 +79,83 @@ fn classes_are_told_by_their_words() {
     };
     let metrics = trained(&run).unwrap().metrics.unwrap();
     assert!(metrics.get("accuracy").unwrap() > 0.9, "{metrics:?}");
+}
+
+/// A decoder says the word behind the text; the decoder of an encoder-decoder as its first.
+#[test]
+fn models_that_write_tell_classes_by_their_words() {
+    let world = World::new();
+    let words = json!({ "good": ["w0", "w1"], "bad": "w6" });
+    let base = RunConfig {
+        epochs: 10.0,
+        ..cloze(&world, "writing", &words)
+    };
+    let named = |run: RunConfig, name: &str| RunConfig {
+        model: run.model,
+        output: base.output.with_extension(name),
+        ..base.clone()
+    };
+    let runs = [
+        named(
+            world.language_run("of-decoder", "full", &json!({})),
+            "decoder",
+        ),
+        named(world.seq2seq_run("of-both", "full", &json!({})), "both"),
+    ];
+    for run in runs {
+        let metrics = trained(&run).unwrap().metrics.unwrap();
+        let model = run.model.display();
+        assert!(
+            metrics.get("accuracy").unwrap() > 0.9,
+            "{model}: {metrics:?}"
+        );
+    }
+    // What stands behind the word is not read.
+    let behind = RunConfig {
+        prompt_template: Some("{mask} {text}".to_owned()),
+        ..named(world.language_run("behind", "full", &json!({})), "behind")
+    };
+    let error = message(&trained(&behind).unwrap_err());
+    assert!(error.contains("end it with `{mask}`"), "{error}");
+}
+
+/// P-tuning as its paper has it: vectors between the words of a template.
+#[test]
+fn soft_tokens_of_a_template_are_learned() {
+    let world = World::new();
+    let words = json!({ "good": ["w0", "w1"], "bad": "w6" });
+    let learned = |name: &str, method: &str, settings: &Value| {
+        let base = cloze(&world, name, &words);
+        let method = world.run(name, method, settings);
+        RunConfig {
+            prompt_template: Some("{soft} {text} {soft:2} {mask}".to_owned()),
+            epochs: 20.0,
+            learning_rate: Some(5e-2),
+            method: method.method,
+            method_settings: method.method_settings,
+            output: method.output,
+            ..base
+        }
+    };
+    for method in ["prompt-tuning", "p-tuning"] {
+        let run = learned(method, method, &json!({ "num_virtual_tokens": 3 }));
+        let first = RunConfig {
+            max_steps: Some(1),
+            learning_rate: Some(1e-9),
+            output: run.output.with_extension("first"),
+            ..run.clone()
+        };
+        let loss = |run: &RunConfig| trained(run).unwrap().metrics.unwrap().get("loss").unwrap();
+        let (before, after) = (loss(&first), loss(&run));
+        assert!(after < before - 0.05, "{method}: {before}, {after}");
+    }
+    for (name, method, settings) in [
+        ("fewer", "prompt-tuning", json!({ "num_virtual_tokens": 2 })),
+        ("none", "lora", json!({ "r": 2 })),
+    ] {
+        let error = message(&trained(&learned(name, method, &settings)).unwrap_err());
+        assert!(error.contains("has 3 soft tokens"), "{error}");
+    }
 }
 
 #[test]

@@ -380,7 +380,8 @@ fn write_tokenizer(dir: &Path) {
     });
     fs::write(dir.join("tokenizer.json"), tokenizer.to_string()).expect("a tokenizer");
     // What is unknown serves as what is hidden.
-    let special = json!({ "eos_token": "[SEP]", "mask_token": "[UNK]" }).to_string();
+    let special = json!({ "bos_token": "[CLS]", "eos_token": "[SEP]", "mask_token": "[UNK]" });
+    let special = special.to_string();
     fs::write(dir.join("tokenizer_config.json"), special).expect("its configuration");
 }
 

@@ -34,6 +34,14 @@ pub(crate) struct DataArguments {
     /// Sequences in a batch
     #[arg(long, value_name = "N", default_value_t = 32)]
     batch_size: usize,
+    /// Adapters of the same task that vote with --adapter: what most of them predict is predicted
+    #[arg(
+        long,
+        value_name = "DIR,DIR",
+        value_delimiter = ',',
+        requires = "adapter"
+    )]
+    ensemble: Vec<PathBuf>,
     #[command(flatten)]
     model: ModelArguments,
     #[command(flatten)]
@@ -248,6 +256,11 @@ pub(crate) struct Unencoded {
 }
 
 impl DataArguments {
+    /// Takes this task, whatever `--task` names.
+    pub(crate) fn set_task(&mut self, kind: TaskKind) {
+        self.task.task = Some(NamedTask { kind, preset: None });
+    }
+
     /// How many sequences are in a batch.
     pub(crate) fn batch_size(&self) -> usize {
         self.batch_size
@@ -272,6 +285,8 @@ impl DataArguments {
     /// What the command reads, with the base model in `model` and the data in `files`.
     pub(crate) fn inputs<'a>(&'a self, model: &'a Path, files: &'a [PathBuf]) -> Vec<Input<'a>> {
         let mut inputs = self.model.inputs(model);
+        let voters = self.ensemble.iter();
+        inputs.extend(voters.map(|voter| Input::new("an adapter", voter)));
         inputs.extend(files.iter().map(|file| Input::new("the data", file)));
         inputs
     }
@@ -334,6 +349,10 @@ impl DataArguments {
         }
         let model = located.model.clone();
         let mut loaded_adapter = located.load(spec, global)?;
+        for voter in &self.ensemble {
+            let file = AdapterFile::open(&hub::resolve_adapter(voter)?)?;
+            loaded_adapter.add_voter(&file, self.model.allow_other_base)?;
+        }
         if self.task.max_length.is_none() {
             loaded_adapter.fit_max_length();
         }
@@ -520,7 +539,7 @@ fn parse_pooling(name: &str) -> Result<EmbeddingPooling, String> {
 
 /// The source of a chat template.
 pub(crate) fn read_template(path: &Path) -> Result<String> {
-    let text = std::fs::read_to_string(path);
+    let text = epiphyte::io::read_text(path);
     text.with_context(|| format!("cannot read `{}`", path.display()))
 }
 
