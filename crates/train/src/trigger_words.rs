@@ -3,11 +3,12 @@
 //! Shin, Razeghi, Logan, Wallace, Singh, "AutoPrompt: Eliciting Knowledge from Language Models with
 //! Automatically Generated Prompts", EMNLP 2020, arXiv 2010.15980, section 2.2, equation 1.
 //!
-//! A template such as `{sentence} {trigger} {trigger} {mask}.` asks for a word for each `{trigger}`.
-//! Each step takes one of them in turn and a batch of examples. With g the gradient of the batch's
-//! loss with respect to the trigger's embedding, the candidates are the k words w with the largest
-//! `-e_w · g`, to first order those with which the loss falls most. Of these, the one with the least
-//! loss on another batch takes the word's place, if that loss is less than with the present word.
+//! A template such as `{sentence} {trigger} {trigger} {mask}.` asks for a word for each
+//! `{trigger}`. Each step takes one of them in turn and a batch of examples. With g the gradient of
+//! the batch's loss with respect to the trigger's embedding, the candidates are the k words w with
+//! the largest `-e_w · g`, to first order those with which the loss falls most. Of these, the one
+//! with the least loss on another batch takes the word's place, if that loss is less than with the
+//! present word.
 //!
 //! The paper's triggers are any tokens; here they are words of letters that are one token each, so
 //! that the template can be written down and read again. All start as the same word.

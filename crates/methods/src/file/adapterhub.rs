@@ -1,8 +1,9 @@
 //! AdapterHub's files: an adapter of its library `adapters` as one of ours, and one of ours as the
 //! library's.
 //!
-//! Poth et al., "Adapters: A Unified Library for Parameter-Efficient and Modular Transfer Learning",
-//! EMNLP 2023, arXiv 2311.11077; files as version 1.3.0 writes them with `use_safetensors`:
+//! Poth et al., "Adapters: A Unified Library for Parameter-Efficient and Modular Transfer
+//! Learning", EMNLP 2023, arXiv 2311.11077; files as version 1.3.0 writes them with
+//! `use_safetensors`:
 //!
 //! | | |
 //! | --- | --- |

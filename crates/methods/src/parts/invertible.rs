@@ -1,15 +1,15 @@
 //! Invertible adapters: a reversible change of the embeddings, undone before a language model's
 //! output layer.
 //!
-//! Pfeiffer, Vulić, Gurevych, Ruder, "MAD-X: An Adapter-Based Framework for Multi-Task Cross-Lingual
-//! Transfer", EMNLP 2020, arXiv 2005.00052, section 3.4, after NICE (Dinh, Krueger, Bengio 2014,
-//! arXiv 1410.8516); places and sizes are AdapterHub's.
+//! Pfeiffer, Vulić, Gurevych, Ruder, "MAD-X: An Adapter-Based Framework for Multi-Task
+//! Cross-Lingual Transfer", EMNLP 2020, arXiv 2005.00052, section 3.4, after NICE (Dinh, Krueger,
+//! Bengio 2014, arXiv 1410.8516); places and sizes are AdapterHub's.
 //!
-//! The states after the embeddings, their norm included, have two halves, `x₁` of ⌊d/2⌋ channels and
-//! `x₂` of the others. `y₁ = x₁ + F(x₂)` and `y₂ = x₂ + G(y₁)` stand in for them, and in front of the
-//! output layer of a language model `x₂ = y₂ - G(y₁)`, `x₁ = y₁ - F(x₂)` undo it. F and G narrow
-//! their input by a factor, apply the bottlenecks' activation and widen it again; matrices start
-//! normal with standard deviation 0.02.
+//! The states after the embeddings, their norm included, have two halves, `x₁` of ⌊d/2⌋ channels
+//! and `x₂` of the others. `y₁ = x₁ + F(x₂)` and `y₂ = x₂ + G(y₁)` stand in for them, and in front
+//! of the output layer of a language model `x₂ = y₂ - G(y₁)`, `x₁ = y₁ - F(x₂)` undo it. F and G
+//! narrow their input by a factor, apply the bottlenecks' activation and widen it again; matrices
+//! start normal with standard deviation 0.02.
 //!
 //! | | |
 //! | --- | --- |
