@@ -67,7 +67,7 @@ impl MethodConfig for HoulsbyConfig {
     const PAPER: &'static str = "Houlsby et al. 2019, arXiv 1902.00751";
     const CLAIMS: Option<Claims> = Some(Claims::survey("extra feed-forward"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
-    const LEARNING_RATE: f64 = 3e-3;
+    const LEARNING_RATE: f64 = 1e-3;
     const MERGES: bool = false;
 
     fn starts_as_identity(&self) -> bool {

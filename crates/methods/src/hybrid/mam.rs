@@ -96,7 +96,7 @@ impl MethodConfig for MamConfig {
     const PAPER: &'static str = "He et al. 2022, arXiv 2110.04366";
     const CLAIMS: Option<Claims> = Some(Claims::survey("extra feed-forward and input"));
     const KEYS: KeyStyle = KeyStyle::WeightSpace;
-    const LEARNING_RATE: f64 = 5e-4;
+    const LEARNING_RATE: f64 = 1.5e-4;
     const MERGES: bool = false;
 
     fn starts_as_identity(&self) -> bool {
