@@ -104,6 +104,22 @@ pub fn convert_adapter(
     Ok(conversion)
 }
 
+/// The base in `model_dir` with HF's task type of an adapter over it: a language model keeps its
+/// head, another model is read without one and has no task type.
+fn open_base(
+    model_dir: &Path,
+    config: &ModelConfig,
+    device: &Device,
+) -> Result<(Base, &'static str), TrainError> {
+    let head = head_of_files(model_dir, config)?;
+    let loaded = load(model_dir, head, device, &LoadOptions::default())?;
+    let base = loaded.model.base();
+    Ok(match head {
+        HeadKind::LanguageModel => (base.clone(), language_task(base)),
+        _ => (base.without_head(), ""),
+    })
+}
+
 /// An adapter that was written in another library's form, or read of it.
 #[derive(Clone, Debug, Serialize)]
 pub struct Exchanged {
@@ -135,15 +151,7 @@ pub fn adapter_of_adapterhub(
 ) -> Result<Exchanged, TrainError> {
     let device = Device::flex();
     let config = ModelConfig::open(model_dir)?;
-    let head = head_of_files(model_dir, &config)?;
-    let loaded = load(model_dir, head, &device, &LoadOptions::default())?;
-    let (base, task_type) = match head {
-        HeadKind::LanguageModel => {
-            let base = loaded.model.base();
-            (base.clone(), language_task(base))
-        }
-        _ => (loaded.model.base().without_head(), ""),
-    };
+    let (base, task_type) = open_base(model_dir, &config, &device)?;
     let module = adapterhub::read(adapter, &base, config.family(), &device)?;
     let named = model_dir.display().to_string();
     save_as(output, &module, &base, [&named, task_type], None)?;
@@ -183,15 +191,7 @@ pub fn extract_lora(
 ) -> Result<Conversion, TrainError> {
     let device = Device::flex();
     let source = Source::open(model_dir, changes)?;
-    let head = head_of_files(model_dir, &source.config)?;
-    let loaded = load(model_dir, head, &device, &LoadOptions::default())?;
-    let (base, task_type) = match head {
-        HeadKind::LanguageModel => {
-            let base = loaded.model.base();
-            (base.clone(), language_task(base))
-        }
-        _ => (loaded.model.base().without_head(), ""),
-    };
+    let (base, task_type) = open_base(model_dir, &source.config, &device)?;
     let files = Checkpoint::open(model_dir)?;
     source.check_names(&base, &files)?;
     if let (Changes::Delta(path), false) = (changes, allow_other_base) {

@@ -2,8 +2,8 @@
 //!
 //! The whole text is tokenized at once, as the model reads it: with a mask token in the word's
 //! place, or up to this place. Soft tokens stand in front of the token that follows theirs in the
-//! text. What is too long loses tokens of its columns, from the end of the
-//! longest one first, and never of the template.
+//! text. What is too long loses tokens of its columns, from the end of the longest one first, and
+//! never of the template.
 
 use std::ops::Range;
 

@@ -44,8 +44,8 @@ pub(super) fn is_written_by(json: &Map<String, Value>) -> bool {
 /// Reads an adapter of AdapterHub's over `base`, whose family is `family`.
 ///
 /// # Errors
-/// If a file is missing or malformed; [`MethodError::Malformed`] if it is of another base, if no
-/// method computes what it says, or if it lacks a tensor or has one more.
+/// If a file is missing or malformed; [`MethodError::Malformed`] if the adapter is of another base,
+/// if no method here computes its configuration, or if a tensor is missing or unexpected.
 pub fn read(
     dir: &Path,
     base: &Base,

@@ -236,11 +236,11 @@ impl Pooling {
         match self {
             Self::First => rows.firsts().to_vec(),
             Self::Mean => (0..rows.tokens()).collect(),
-            Self::EachToken => {
-                let ends = rows.boundaries()[1..].iter();
-                let own = ends.zip(tokens.sequences.lengths());
-                own.flat_map(|(&end, length)| end - length..end).collect()
-            }
+            Self::EachToken => Self::first_of_text(tokens, rows)
+                .into_iter()
+                .zip(&rows.boundaries()[1..])
+                .flat_map(|(first, &end)| first..end)
+                .collect(),
             Self::Last {
                 padding: Some(padding),
             } if rows.boundaries() == tokens.sequences.boundaries() => rows
