@@ -1,6 +1,7 @@
 //! Flags with values, by name.
 
 use anyhow::Result;
+use epiphyte_ops::Quantization;
 
 /// The arguments of a program.
 pub(crate) struct Arguments<'a>(pub(crate) &'a [String]);
@@ -23,6 +24,15 @@ impl Arguments<'_> {
     /// Whether a flag is there.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.0.iter().any(|argument| argument == name)
+    }
+
+    /// In which format the base is quantized, by `--quantization`.
+    ///
+    /// # Errors
+    /// If there is no such format.
+    pub(crate) fn quantization(&self) -> Result<Option<Quantization>> {
+        let name = self.value("--quantization");
+        Ok(name.map(str::parse).transpose()?)
     }
 
     /// Computes with as many threads as `--threads` says.

@@ -37,6 +37,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
             .value("--dtype")
             .unwrap_or("bf16")
             .parse::<Precision>()?,
+        quantization: arguments.quantization()?,
         ..LoadOptions::default()
     };
     let began = Instant::now();

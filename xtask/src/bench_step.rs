@@ -1,9 +1,10 @@
 //! One measurement of training steps: the Rust side of `benches/against_pytorch`.
 //!
-//! Random weights in the shape that `--work` names, fixed tokens, no dropout, AdamW over what the
-//! method trains. Prints one JSON object with the median time of a step after warm-up, processor
-//! seconds a step (of all threads, the first step and the final checkpoint included), tokens a
-//! second, peak memory, and the time from the start of the process to the end of the first step.
+//! The shape that `--work` names, with random weights or those of `--model DIR`, quantized if
+//! `--quantization` says so; fixed tokens, no dropout, AdamW over what the method trains. Prints
+//! one JSON object with the median time of a step after warm-up, processor seconds a step (of all
+//! threads, the first step and the final checkpoint included), tokens a second, peak memory, and
+//! the time from the start of the process to the end of the first step.
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -11,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use burn::tensor::Device;
 use epiphyte_data::{Batches, Example, Order, Target};
 use epiphyte_methods::{AdapterModule, by_name};
-use epiphyte_models::{HeadKind, ModelConfig, random_model};
+use epiphyte_models::{HeadKind, LoadOptions, ModelConfig, load, random_model};
 use epiphyte_ops::{Precision, allocator};
 use epiphyte_train::observer::Silent;
 use epiphyte_train::report::journal::{self, Record};
@@ -77,7 +78,18 @@ pub(crate) fn run(arguments: &[String], started: Instant) -> Result<()> {
         ..RunConfig::default()
     };
     let device = Device::default();
-    let model = random_model(&config, task, &device, precision, 0)?;
+    let model = match arguments.value("--model") {
+        Some(directory) => {
+            let options = LoadOptions {
+                precision,
+                quantization: arguments.quantization()?,
+                ..LoadOptions::default()
+            };
+            load(directory.as_ref(), task, &device, &options)?.model
+        }
+        None if arguments.quantization()?.is_some() => bail!("--quantization needs --model"),
+        None => random_model(&config, task, &device, precision, 0)?,
+    };
     let config = by_name(method)?.configure(settings)?;
     let module = AdapterModule::new(config, model.base(), &device, 0)?;
     let batches = Batches::new(examples, batch_size, Order::Sequential)?;

@@ -155,21 +155,28 @@ fn values_are_decoded_from_any_place() {
 #[test]
 fn products_are_those_of_the_decoded_weight() {
     for (name, format) in FORMATS {
-        for [out, input] in [[64, 128], [33, 45], [7, 1100], [1090, 5], [1, 1]] {
+        for [out, input] in [
+            [64, 128],
+            [33, 45],
+            [7, 1100],
+            [40, 1056],
+            [1090, 5],
+            [1, 1],
+        ] {
             let quantized = quantize(&values(out * input, 11), [out, input], format);
             let dense = decoded(&quantized);
             for precision in [Precision::F32, Precision::Bf16] {
                 for isa in Isa::available() {
                     isa.with(|| {
                         let packed = PackedWeight::pack(&dense, out, input, precision).unwrap();
-                        let quantized = PackedWeight::quantized(quantized.clone(), precision);
+                        let quantized = PackedWeight::quantized(&quantized, precision);
                         let what = format!("{name} [{out}, {input}] {precision:?} {isa:?}");
                         assert_eq!(bits(&quantized.unpack()), bits(&packed.unpack()), "{what}");
                         let mut rows = [vec![0.0; input], vec![0.0; input]];
                         quantized.row(out - 1, &mut rows[0]).unwrap();
                         packed.row(out - 1, &mut rows[1]).unwrap();
                         assert_eq!(bits(&rows[0]), bits(&rows[1]), "{what}: a row");
-                        for tokens in [1, 5, 40] {
+                        for tokens in [1, 2, 3, 5, 8, 9, 40] {
                             let x = values(tokens * input, 12);
                             let products = [&quantized, &packed].map(|weight| {
                                 let mut y = vec![f32::NAN; tokens * out];
@@ -197,7 +204,7 @@ fn a_weight_takes_its_bits_and_its_scales() {
     let shape = [256, 1024];
     let weight = values(shape[0] * shape[1], 1);
     let bits_of = |format| {
-        let packed = PackedWeight::quantized(quantize(&weight, shape, format), Precision::Bf16);
+        let packed = PackedWeight::quantized(&quantize(&weight, shape, format), Precision::Bf16);
         (packed.bytes() * 8) as f64 / weight.len() as f64
     };
     assert!(bits_of(Format::Nf4) < 4.17);
@@ -242,7 +249,7 @@ fn a_weight_without_rows_or_columns_has_products() {
     for (_, format) in FORMATS {
         for [out, input] in [[0, 5], [5, 0], [0, 0]] {
             let weight =
-                PackedWeight::quantized(quantize(&[], [out, input], format), Precision::F32);
+                PackedWeight::quantized(&quantize(&[], [out, input], format), Precision::F32);
             let mut y = vec![f32::NAN; 2 * out];
             weight
                 .forward(&vec![1.0; 2 * input], Epilogue::default(), &mut y)

@@ -185,9 +185,25 @@ impl FrozenMatrix {
     }
 
     /// The quantized weight, if the matrix is quantized.
-    pub fn as_quantized(&self) -> Option<&QuantizedWeight> {
-        self.quantization?;
-        self.packed()?.as_quantized()
+    pub fn to_quantized(&self) -> Option<QuantizedWeight> {
+        match &self.source {
+            Origin::Quantized(weight) => Some(weight.clone()),
+            Origin::Values(source) => {
+                let values = |range: Range<usize>| source(range);
+                Some(self.quantize(values, self.quantization?))
+            }
+        }
+    }
+
+    /// `values`, as [`FrozenMatrix::packed_from`] has them, in `format`.
+    fn quantize<V: AsRef<[f32]>>(
+        &self,
+        values: impl Fn(Range<usize>) -> V + Sync,
+        format: Quantization,
+    ) -> QuantizedWeight {
+        let columns = self.shape[1];
+        let of_rows = |rows: Range<usize>| values(rows.start * columns..rows.end * columns);
+        QuantizedWeight::quantize(of_rows, self.shape, format.into())
     }
 
     /// The values as a tensor `[rows, columns]` as they are before they are quantized, if the
@@ -240,7 +256,7 @@ impl FrozenMatrix {
             Origin::Values(source) => self.packed_from(|range| source(range)),
             Origin::Quantized(weight) => {
                 let precision = self.precision.into();
-                Values::Packed(PackedWeight::quantized(weight.clone(), precision))
+                Values::Packed(PackedWeight::quantized(weight, precision))
             }
         }
     }
@@ -249,14 +265,14 @@ impl FrozenMatrix {
     fn packed_from<V: AsRef<[f32]>>(&self, values: impl Fn(Range<usize>) -> V + Sync) -> Values {
         let [rows, columns] = self.shape;
         if on_processor(&self.device) {
-            let of_rows = |rows: Range<usize>| values(rows.start * columns..rows.end * columns);
             let precision = self.precision.into();
             return Values::Packed(match self.quantization {
-                Some(format) => {
-                    let weight = QuantizedWeight::quantize(of_rows, self.shape, format.into());
-                    PackedWeight::quantized(weight, precision)
+                Some(format) => PackedWeight::quantized(&self.quantize(values, format), precision),
+                None => {
+                    let of_rows =
+                        |rows: Range<usize>| values(rows.start * columns..rows.end * columns);
+                    PackedWeight::pack_rows(of_rows, rows, columns, precision)
                 }
-                None => PackedWeight::pack_rows(of_rows, rows, columns, precision),
             });
         }
         let values = values(0..rows * columns);

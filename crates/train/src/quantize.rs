@@ -6,9 +6,9 @@ use std::path::Path;
 use burn::tensor::Device;
 use epiphyte_io::safetensors_file::{Values, prepare_values};
 use epiphyte_models::keys::TensorReader;
-use epiphyte_models::{Base, BaseTensor, Checkpoint, LoadOptions, ModelConfig, ModelError, load};
-use epiphyte_ops::Quantization;
+use epiphyte_models::{Base, Checkpoint, LoadOptions, ModelConfig, ModelError, load};
 use epiphyte_ops::quantized::{QuantizedWeight, Scales};
+use epiphyte_ops::{FrozenMatrix, Quantization};
 use safetensors::Dtype;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -73,10 +73,10 @@ pub fn quantize(
     let base = loaded.model.base();
     let reader = TensorReader::new(&checkpoint, model_config.family().key_rules(head));
     let weights = base.tensors().iter().filter_map(|(name, tensor)| {
-        let weight = tensor.matrix()?.as_quantized()?;
-        Some((reader.stored_name(name)?, (weight, tensor)))
+        let matrix = tensor.matrix()?;
+        Some((reader.stored_name(name)?, (matrix.to_quantized()?, matrix)))
     });
-    let weights: BTreeMap<String, (&QuantizedWeight, &BaseTensor)> = weights.collect();
+    let weights: BTreeMap<String, (QuantizedWeight, &FrozenMatrix)> = weights.collect();
     let mut tensors = Vec::new();
     for name in checkpoint.names() {
         let view = checkpoint.tensor(name).expect("the checkpoint lists it");
@@ -94,7 +94,7 @@ pub fn quantize(
         .filter(|name| !weights.contains_key(*name));
     let kept = kept.filter_map(|name| checkpoint.tensor(name));
     let bytes_of_kept: usize = kept.map(|view| view.bytes.len()).sum();
-    let relative_error = relative_error(weights.values().map(|(_, tensor)| *tensor));
+    let relative_error = relative_error(weights.values());
     if !relative_error.is_finite() {
         return Err(TrainError::NotFinite {
             what: format!("a weight in {quantization}"),
@@ -197,7 +197,7 @@ fn parts<'a>(
 /// Modules that transformers must leave as they are: those with a matrix that is not quantized.
 fn left_out(
     checkpoint: &Checkpoint,
-    weights: &BTreeMap<String, (&QuantizedWeight, &BaseTensor)>,
+    weights: &BTreeMap<String, (QuantizedWeight, &FrozenMatrix)>,
     base: &Base,
 ) -> BTreeSet<String> {
     let matrices = checkpoint.names().filter(|name| {
@@ -228,15 +228,15 @@ fn bitsandbytes_config(quantization: Quantization, left_out: &BTreeSet<String>) 
 }
 
 /// The norm of what quantization changed, over the norm of the weights.
-fn relative_error<'a>(tensors: impl Iterator<Item = &'a BaseTensor>) -> f64 {
+fn relative_error<'a>(
+    weights: impl Iterator<Item = &'a (QuantizedWeight, &'a FrozenMatrix)>,
+) -> f64 {
     let (mut difference, mut whole) = (0.0, 0.0);
-    for tensor in tensors {
-        let values = |flat: burn::tensor::Tensor<1>| {
-            let values = flat.try_into_vec_as::<f32>();
-            values.expect("a base's values are numbers")
-        };
-        let before = values(tensor.to_unquantized_flat());
-        let after = values(tensor.to_flat());
+    for (weight, matrix) in weights {
+        let before = matrix.to_unquantized_tensor().try_into_vec_as::<f32>();
+        let before = before.expect("a base's values are numbers");
+        let mut after = vec![0.0; before.len()];
+        weight.decode(0, &mut after);
         for (before, after) in before.into_iter().zip(after) {
             difference += (f64::from(before) - f64::from(after)).powi(2);
             whole += f64::from(before).powi(2);

@@ -29,6 +29,9 @@ const PANELS: usize = 24;
 /// longer.
 const SMALL: usize = 1 << 17;
 
+/// The most rows for which [`Right::multiply`] is asked.
+pub(super) const FEW: usize = 8;
+
 /// Panels whose columns are passed to `finish` together, while they are still in a cache.
 const FINISHED: usize = 4;
 
@@ -48,6 +51,19 @@ pub(super) trait Right: Sync {
         words: Range<usize>,
         scratch: &'a mut [u32],
     ) -> Matrix<&'a [u32]>;
+
+    /// The products of few packed rows of the left operand, [`ROW`] words apart, and `words` of a
+    /// panel, for operands that have a quicker way to them than [`Right::panel`] and the same
+    /// bytes. False if there is none.
+    fn multiply(
+        &self,
+        _panel: usize,
+        _words: Range<usize>,
+        _left: &[u32],
+        _rows: &mut [[f32; PANEL]],
+    ) -> bool {
+        false
+    }
 }
 
 /// `result (+)= scale * left * right`.
@@ -138,15 +154,13 @@ impl<L: Left, R: Right> Product<L, R> {
                     for group in panels.clone().step_by(FINISHED) {
                         let group = group..panels.end.min(group + FINISHED);
                         for panel in group.clone() {
+                            let columns = columns_of(panel..panel + 1);
+                            if self.few(panel, rows.clone(), columns.clone(), &words, left, result)
+                            {
+                                continue;
+                            }
                             let right = self.right.panel(panel, words.clone(), right);
-                            self.strip(
-                                rows.clone(),
-                                columns_of(panel..panel + 1),
-                                &words,
-                                left,
-                                &right,
-                                result,
-                            );
+                            self.strip(rows.clone(), columns, &words, left, &right, result);
                         }
                         if start == last {
                             rows.clone()
@@ -156,6 +170,38 @@ impl<L: Left, R: Right> Product<L, R> {
                 }
             });
         });
+    }
+
+    /// [`Product::strip`] in the quicker way of few rows, if there is one.
+    fn few(
+        &self,
+        panel: usize,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        words: &Range<usize>,
+        left: &[u32],
+        result: &Shared<'_>,
+    ) -> bool {
+        let mut products = [[0.0; PANEL]; FEW];
+        let Some(products) = products.get_mut(..rows.len()) else {
+            return false;
+        };
+        if !self.right.multiply(panel, words.clone(), left, products) {
+            return false;
+        }
+        for (row, products) in rows.zip(products) {
+            let piece = row * self.columns + columns.start..row * self.columns + columns.end;
+            // SAFETY: a piece of this task's rectangle, which no other task touches.
+            let piece = unsafe { result.piece(piece) };
+            for (to, product) in piece.iter_mut().zip(products) {
+                let before = match self.accumulate || words.start > 0 {
+                    true => *to,
+                    false => 0.0,
+                };
+                *to = before + self.scale * *product;
+            }
+        }
+        true
     }
 
     /// Multiplies the packed rows by one panel, over one block of the reduction (one KC step).

@@ -27,6 +27,8 @@
 //! # Ok::<(), epiphyte_kernels::KernelError>(())
 //! ```
 
+#[cfg(target_arch = "x86_64")]
+mod coded;
 mod lanes;
 mod macrokernel;
 mod matmul;

@@ -32,10 +32,15 @@ kernel! {
 }
 
 kernel! {
-    /// Rounds the words of two rows, which are f32, to bf16, and pairs those at the same place.
-    pub(super) fn pair<S>(first: &[u32], second: &[u32], pairs: &mut [u32]) {
-        for ((pair, &first), &second) in pairs.iter_mut().zip(first).zip(second) {
-            *pair = rounded(f32::from_bits(first)) >> 16 | rounded(f32::from_bits(second));
+    /// Rounds the values of a square to bf16, and pairs those of neighboring rows: `[32, 32]`
+    /// becomes `[16 pairs, 32]`.
+    pub(super) fn pair_rows<S>(rows: &[f32], pairs: &mut [u32]) {
+        let (rows, _) = rows.as_chunks::<{ 2 * PANEL }>();
+        let (pairs, _) = pairs.as_chunks_mut::<PANEL>();
+        for (rows, pairs) in rows.iter().zip(pairs) {
+            for i in 0..PANEL {
+                pairs[i] = rounded(rows[i]) >> 16 | rounded(rows[PANEL + i]);
+            }
         }
     }
 }

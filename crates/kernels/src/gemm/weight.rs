@@ -4,13 +4,15 @@ use std::ops::Range;
 
 use bytemuck::Zeroable;
 
+#[cfg(target_arch = "x86_64")]
+use super::coded::{self, Factors};
 use super::macrokernel::{Left, Product, Right, block_of};
 use super::microkernel::{Kernel, PANEL, ROW};
 use super::packing::{
-    Matrix, pair, prefetch, repair, round, round_in_place, round_pairs, rows_ahead, transpose,
+    Matrix, pair_rows, prefetch, repair, round, round_in_place, round_pairs, rows_ahead, transpose,
     widen,
 };
-use crate::quantized::QuantizedWeight;
+use crate::quantized::{self, QuantizedWeight};
 use crate::scratch::{self, Line};
 use crate::simd::kernel;
 use crate::{Isa, KernelError, threads};
@@ -115,8 +117,9 @@ pub struct Epilogue<'a> {
 /// instruction sets share the layout; those without bf16 products widen the block to f32 while they
 /// copy it.
 ///
-/// A [`QuantizedWeight`] stays as it is: both products decode a block of a panel when they come to
-/// it. Their results have the bytes of those over the decoded values, packed.
+/// The codes of a [`QuantizedWeight`] are put in the same order: both products decode the squares
+/// of a block when they come to it. Their results have the bytes of those over the decoded values,
+/// packed.
 pub struct PackedWeight {
     values: Stored,
     out: usize,
@@ -126,10 +129,10 @@ pub struct PackedWeight {
 
 /// The values of a packed weight.
 enum Stored {
-    /// In the order in which products read them.
+    /// As they are multiplied.
     Squares(Vec<Line>),
     /// In 4 or 8 bits.
-    Quantized(QuantizedWeight),
+    Quantized(quantized::Squares),
 }
 
 impl std::fmt::Debug for PackedWeight {
@@ -217,10 +220,10 @@ impl PackedWeight {
 
     /// A weight that stays in 4 or 8 bits; products decode it as they go. In bf16, what is decoded
     /// is rounded.
-    pub fn quantized(weight: QuantizedWeight, precision: Precision) -> Self {
+    pub fn quantized(weight: &QuantizedWeight, precision: Precision) -> Self {
         let [out, input] = weight.shape();
         Self {
-            values: Stored::Quantized(weight),
+            values: Stored::Quantized(quantized::Squares::new(weight)),
             out,
             input,
             precision,
@@ -232,9 +235,9 @@ impl PackedWeight {
         let mut weight = vec![0.0; self.out * self.input];
         let lines = match &self.values {
             Stored::Squares(lines) => lines,
-            Stored::Quantized(quantized) => {
-                let rows = weight.chunks_mut(self.input.max(1)).enumerate();
-                threads::for_each(rows, |(row, to)| self.decode_row(quantized, row, to));
+            Stored::Quantized(squares) => {
+                squares.unpack(&mut weight);
+                self.round(&mut weight);
                 return weight;
             }
         };
@@ -296,8 +299,9 @@ impl PackedWeight {
         }
         let lines = match &self.values {
             Stored::Squares(lines) => lines,
-            Stored::Quantized(quantized) => {
-                self.decode_row(quantized, index, to);
+            Stored::Quantized(squares) => {
+                squares.row(index, to);
+                self.round(to);
                 return Ok(());
             }
         };
@@ -340,14 +344,6 @@ impl PackedWeight {
         match &self.values {
             Stored::Squares(lines) => size_of_val(&lines[..]),
             Stored::Quantized(quantized) => quantized.bytes(),
-        }
-    }
-
-    /// The weight in 4 or 8 bits, if it is.
-    pub fn as_quantized(&self) -> Option<&QuantizedWeight> {
-        match &self.values {
-            Stored::Squares(_) => None,
-            Stored::Quantized(quantized) => Some(quantized),
         }
     }
 
@@ -423,11 +419,16 @@ impl PackedWeight {
         &bytemuck::cast_slice(lines)[panel * length..][..length]
     }
 
-    /// Decodes a row to the numbers that are multiplied.
-    fn decode_row(&self, quantized: &QuantizedWeight, row: usize, to: &mut [f32]) {
-        quantized.decode(row * self.input, to);
+    /// The square at `place` of 32 outputs.
+    fn square_words<'a>(&self, lines: &'a [Line], panel: usize, place: usize) -> &'a [u32] {
+        let length = square_words(self.precision);
+        &self.panel_words(lines, panel)[place * length..][..length]
+    }
+
+    /// Rounds decoded values to the numbers that are multiplied.
+    fn round(&self, values: &mut [f32]) {
         if self.precision == Precision::Bf16 {
-            round_in_place(bytemuck::cast_slice_mut(to));
+            round_in_place(bytemuck::cast_slice_mut(values));
         }
     }
 
@@ -576,20 +577,11 @@ impl Right for Panels<'_> {
         words: Range<usize>,
         scratch: &'a mut [u32],
     ) -> Matrix<&'a [u32]> {
-        let lines = match &self.weight.values {
-            Stored::Squares(lines) => lines,
-            Stored::Quantized(quantized) => {
-                match self.direction {
-                    Direction::Forward => self.decoded_outputs(quantized, panel, words, scratch),
-                    Direction::Backward => self.decoded_inputs(quantized, panel, words, scratch),
-                }
-                return Matrix {
-                    words: scratch,
-                    stride: PANEL,
-                };
-            }
-        };
-        if let (Direction::Forward, Words::F32 | Words::Pairs) = (self.direction, self.words) {
+        let in_place = matches!(
+            (self.direction, self.words),
+            (Direction::Forward, Words::F32 | Words::Pairs)
+        );
+        if let (Stored::Squares(lines), true) = (&self.weight.values, in_place) {
             let panel = self.weight.panel_words(lines, panel);
             let words = &panel[words.start * PANEL..words.end * PANEL];
             return Matrix {
@@ -604,31 +596,24 @@ impl Right for Panels<'_> {
             PANEL
         };
         let squares = words.start / depth..words.end.div_ceil(depth);
-        let length = square_words(self.weight.precision);
-        let square_of = |square: usize| {
-            let (panel, square) = match self.direction {
-                Direction::Forward => (panel, square),
-                Direction::Backward => (square, panel),
-            };
-            &self.weight.panel_words(lines, panel)[square * length..][..length]
+        let place_of = |square: usize| match self.direction {
+            Direction::Forward => (panel, square),
+            Direction::Backward => (square, panel),
         };
         for (square, to) in squares.clone().zip(scratch.chunks_exact_mut(depth * PANEL)) {
-            if square + 1 < squares.end {
-                prefetch(square_of(square + 1));
-            }
-            let from = square_of(square);
-            match (self.words, self.direction) {
-                (Words::F32, _) => transpose_square(PANEL, from, to),
-                (Words::Pairs, _) => {
-                    let mut rows = [0; PANEL * PANEL / 2];
-                    transpose_square(PANEL / 2, from, &mut rows);
-                    repair(&rows, to);
+            let (panel, place) = place_of(square);
+            match &self.weight.values {
+                Stored::Squares(lines) => {
+                    if square + 1 < squares.end {
+                        let (panel, place) = place_of(square + 1);
+                        prefetch(self.weight.square_words(lines, panel, place));
+                    }
+                    self.turn(self.weight.square_words(lines, panel, place), to);
                 }
-                (Words::Widened, Direction::Forward) => widen(from, to),
-                (Words::Widened, Direction::Backward) => {
-                    let mut columns = [0; PANEL * PANEL];
-                    widen(from, &mut columns);
-                    transpose_square(PANEL, &columns, to);
+                Stored::Quantized(squares) => {
+                    let mut values = [0.0; PANEL * PANEL];
+                    squares.decode(panel, place, &mut values);
+                    self.order(values, to);
                 }
             }
         }
@@ -637,82 +622,69 @@ impl Right for Panels<'_> {
             stride: PANEL,
         }
     }
+
+    #[cfg(target_arch = "x86_64")]
+    fn multiply(
+        &self,
+        panel: usize,
+        words: Range<usize>,
+        left: &[u32],
+        rows: &mut [[f32; PANEL]],
+    ) -> bool {
+        let (Stored::Quantized(squares), Direction::Forward) =
+            (&self.weight.values, self.direction)
+        else {
+            return false;
+        };
+        let factors = match (Isa::current(), self.words) {
+            (Isa::Avx512 | Isa::Avx512Bf16, Words::F32) => Factors::F32,
+            (Isa::Avx512 | Isa::Avx512Bf16, Words::Widened) => Factors::Rounded,
+            (Isa::Avx512Bf16, Words::Pairs) => Factors::Pairs,
+            _ => return false,
+        };
+        coded::multiply(squares, panel, self.inputs(words), factors, left, rows)
+    }
 }
 
 impl Panels<'_> {
-    /// Decodes `words` of 32 outputs, each output's inputs being a word column of the panel.
-    fn decoded_outputs(
-        &self,
-        quantized: &QuantizedWeight,
-        panel: usize,
-        words: Range<usize>,
-        to: &mut [u32],
-    ) {
-        let [out, input] = quantized.shape();
-        let outputs = panel * PANEL..out.min((panel + 1) * PANEL);
-        let inputs = match self.words {
+    /// The inputs that are `words` of the forward product.
+    #[cfg(target_arch = "x86_64")]
+    fn inputs(&self, words: Range<usize>) -> Range<usize> {
+        let input = self.weight.input;
+        match self.words {
             Words::Pairs => 2 * words.start..input.min(2 * words.end),
-            Words::F32 | Words::Widened => words.clone(),
-        };
-        let (count, length) = (outputs.len(), words.len());
-        scratch::with(count * length + inputs.len(), |rows| {
-            let (rows, values) = rows.split_at_mut(count * length);
-            for (output, row) in outputs.zip(rows.chunks_mut(length.max(1))) {
-                let first = output * input + inputs.start;
-                match self.words {
-                    Words::Pairs => {
-                        let values = bytemuck::cast_slice_mut(values);
-                        quantized.decode(first, values);
-                        round_pairs(values, row);
-                    }
-                    Words::F32 => quantized.decode(first, bytemuck::cast_slice_mut(row)),
-                    Words::Widened => {
-                        quantized.decode(first, bytemuck::cast_slice_mut(row));
-                        round_in_place(row);
-                    }
-                }
-            }
-            let from = Matrix {
-                words: &*rows,
-                stride: length,
-            };
-            let to = Matrix {
-                words: to,
-                stride: PANEL,
-            };
-            transpose(count, length, from, to);
-        });
+            Words::F32 | Words::Widened => words,
+        }
     }
 
-    /// Decodes 32 inputs of the outputs that are `words`, each output a word row of the panel.
-    fn decoded_inputs(
-        &self,
-        quantized: &QuantizedWeight,
-        panel: usize,
-        words: Range<usize>,
-        to: &mut [u32],
-    ) {
-        let [out, input] = quantized.shape();
-        let inputs = panel * PANEL..input.min((panel + 1) * PANEL);
-        let decode = |output: usize, values: &mut [u32]| {
-            let values = bytemuck::cast_slice_mut(&mut values[..inputs.len()]);
-            quantized.decode(output * input + inputs.start, values);
-        };
-        for (word, to) in words.zip(to.chunks_exact_mut(PANEL)) {
-            match self.words {
-                Words::F32 => decode(word, to),
-                Words::Widened => {
-                    decode(word, to);
-                    round_in_place(to);
-                }
-                Words::Pairs => {
-                    let mut rows = [[0; PANEL]; 2];
-                    for (output, row) in (2 * word..out).zip(&mut rows) {
-                        decode(output, row);
-                    }
-                    let [first, second] = &rows;
-                    pair(first, second, to);
-                }
+    /// Decoded values `[inputs, outputs]` become a square of a panel.
+    fn order(&self, mut values: [f32; PANEL * PANEL], to: &mut [u32]) {
+        if let Direction::Backward = self.direction {
+            let inputs = values;
+            let outputs = bytemuck::cast_slice_mut(&mut values);
+            transpose_square(PANEL, bytemuck::cast_slice(&inputs), outputs);
+        }
+        match self.words {
+            Words::F32 => to.copy_from_slice(bytemuck::cast_slice(&values)),
+            Words::Widened => round(&values, to),
+            Words::Pairs => pair_rows(&values, to),
+        }
+    }
+
+    /// A square as it is stored becomes a square of a panel.
+    fn turn(&self, from: &[u32], to: &mut [u32]) {
+        match (self.words, self.direction) {
+            (Words::F32, _) => transpose_square(PANEL, from, to),
+            (Words::Pairs, _) => {
+                let mut rows = [0; PANEL * PANEL / 2];
+                transpose_square(PANEL / 2, from, &mut rows);
+                repair(&rows, to);
+            }
+            (Words::Widened, Direction::Forward) => widen(from, to),
+            (Words::Widened, Direction::Backward) => {
+                let mut columns = [0; PANEL * PANEL];
+                widen(from, &mut columns);
+                transpose_square(PANEL, &columns, to);
             }
         }
     }

@@ -17,14 +17,17 @@
 
 mod decode;
 mod encode;
+mod squares;
 
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 
 pub use self::encode::{bounds_between, dynamic_map};
+pub(crate) use self::squares::Squares;
 use crate::KernelError;
 
 /// How the values of a weight are coded.
@@ -109,7 +112,12 @@ impl Nested {
     #[inline]
     fn scale(&self, index: usize) -> f32 {
         let code = usize::from(self.codes[index]);
-        self.map[code] * self.scales[index / self.block] + self.offset
+        // A division takes longer than all else here.
+        let block = match self.block.is_power_of_two() {
+            true => index >> self.block.trailing_zeros(),
+            false => index / self.block,
+        };
+        self.map[code] * self.scales[block] + self.offset
     }
 }
 
@@ -122,6 +130,37 @@ impl Scales {
             Self::F16(scales) => scales[index].to_f32(),
             Self::Of127(largest) => largest[index] * (1.0 / 127.0),
             Self::Nested(nested) => nested.scale(index),
+        }
+    }
+
+    /// The scales of blocks `first`, `first + step` and so on.
+    fn get_every(&self, first: usize, step: usize, to: &mut [f32]) {
+        let every = (first..).step_by(step.max(1));
+        match self {
+            Self::F32(scales) => to
+                .iter_mut()
+                .zip(every)
+                .for_each(|(to, at)| *to = scales[at]),
+            Self::F16(scales) => {
+                // Converted together, which the processor does eight at a time.
+                let mut halves = [f16::ZERO; 32];
+                for (to, every) in to.chunks_mut(32).zip(every.step_by(32)) {
+                    let halves = &mut halves[..to.len()];
+                    for (index, half) in halves.iter_mut().enumerate() {
+                        *half = scales[every + index * step];
+                    }
+                    halves.convert_to_f32_slice(to);
+                }
+            }
+            Self::Of127(largest) => {
+                let scale = |(to, at): (&mut f32, usize)| *to = largest[at] * (1.0 / 127.0);
+                to.iter_mut().zip(every).for_each(scale);
+            }
+            Self::Nested(nested) => {
+                to.iter_mut()
+                    .zip(every)
+                    .for_each(|(to, at)| *to = nested.scale(at));
+            }
         }
     }
 
