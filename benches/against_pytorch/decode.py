@@ -80,4 +80,5 @@ def main():
             print(json.dumps({"side": side, "batch": batch, **result}), flush=True)
 
 
-main()
+if __name__ == "__main__":
+    main()

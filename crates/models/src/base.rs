@@ -137,6 +137,14 @@ impl BaseTensor {
         self.matrix()?.quantization()
     }
 
+    /// Bytes of memory that the values take; none of a matrix before it is used.
+    pub fn bytes(&self) -> usize {
+        match &self.values {
+            BaseValues::Vector(vector) => vector.dims()[0] * size_of::<f32>(),
+            BaseValues::Matrix { matrix, .. } => matrix.bytes(),
+        }
+    }
+
     /// Where in the model it is used first.
     pub fn depth(&self) -> Depth {
         self.depth
@@ -334,6 +342,19 @@ impl Base {
             .retain(|linear| !self.is_of_head(&format!("{}.weight", linear.site.path)));
         (base.task_head, base.new_modules) = (None, Vec::new());
         base.has_head = false;
+        base
+    }
+
+    /// The base as it is before its matrices are first used: those of one are in memory apart from
+    /// those of the other.
+    #[must_use]
+    pub fn unread(&self) -> Self {
+        let mut base = self.clone();
+        for tensor in base.tensors.values_mut() {
+            if let BaseValues::Matrix { matrix, .. } = &mut tensor.values {
+                *matrix = matrix.unread();
+            }
+        }
         base
     }
 

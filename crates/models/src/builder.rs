@@ -5,13 +5,13 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use epiphyte_ops::quantized::QuantizedWeight;
 use epiphyte_ops::{FrozenMatrix, Precision, Quantization, Source as Values};
 
 use crate::ModelError;
 use crate::adapter::{Role, Site};
 use crate::base::{Base, BaseTensor, BaseValues, DefaultTargets, Depth, Dimensions, LinearInfo};
 use crate::blocks::{LayerNames, LayerShape, Linear, Matrix, Vector};
+use crate::quantized::Stored;
 use crate::rope::RotaryEmbedding;
 
 /// Where the values of a base come from: a checkpoint, or an initializer.
@@ -22,15 +22,11 @@ pub trait Source {
     /// If the source has no such tensor, or has it in another shape or type.
     fn open(&mut self, name: &str, shape: &[usize]) -> Result<Arc<Values>, ModelError>;
 
-    /// The weight `[out, in]` of a linear layer, if the source has it in 4 or 8 bits.
+    /// The weight `[out, in]` of a linear layer, if the source has it in fewer bits.
     ///
     /// # Errors
     /// If parts of it are missing or do not fit.
-    fn quantized(
-        &mut self,
-        _name: &str,
-        _shape: [usize; 2],
-    ) -> Result<Option<QuantizedWeight>, ModelError> {
+    fn quantized(&mut self, _name: &str, _shape: [usize; 2]) -> Result<Option<Stored>, ModelError> {
         Ok(None)
     }
 
@@ -219,23 +215,30 @@ impl<'a> Builder<'a> {
     fn read_matrix(&mut self, name: &str, shape: [usize; 2], kind: MatrixKind) -> FrozenMatrix {
         const CHECKED: &str = "precision and quantization were checked";
         let is_linear = kind != MatrixKind::Table;
+        let mut unpacked = None;
         if is_linear {
             match self.source.quantized(name, shape) {
-                Ok(Some(weight)) => {
+                Ok(Some(Stored::Quantized(weight))) => {
                     let matrix = FrozenMatrix::from_quantized(weight, self.precision, &self.device);
                     return matrix.expect(CHECKED);
                 }
+                Ok(Some(Stored::Values(values))) => unpacked = Some(values),
                 Ok(None) => {}
-                Err(failure) => self.failures.push(failure),
+                Err(failure) => {
+                    self.failures.push(failure);
+                    let nothing: Arc<Values> = Arc::new(|range| vec![0.0; range.len()]);
+                    unpacked = Some(nothing);
+                }
             }
         }
         let [rows, columns] = shape;
-        let source = match kind {
-            MatrixKind::Conv1d => {
+        let source = match (unpacked, kind) {
+            (Some(values), _) => values,
+            (None, MatrixKind::Conv1d) => {
                 let stored = self.open(name, &[columns, rows]);
                 Arc::new(move |range| transpose(&*stored, [columns, rows], range)) as Arc<Values>
             }
-            MatrixKind::Table | MatrixKind::Linear => self.open(name, &shape),
+            (None, MatrixKind::Table | MatrixKind::Linear) => self.open(name, &shape),
         };
         let matrix = FrozenMatrix::from_source(source, shape, self.precision, &self.device);
         match self.quantization {

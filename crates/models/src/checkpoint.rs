@@ -27,7 +27,7 @@ use crate::quantized::is_beside_weight;
 /// The single-file checkpoint's name.
 const SINGLE_FILE: &str = "model.safetensors";
 /// The name of the list of shards.
-const INDEX_FILE: &str = "model.safetensors.index.json";
+pub const INDEX_FILE: &str = "model.safetensors.index.json";
 
 const ADVICE: &str = "place the model's weights there (model.safetensors, or \
     model.safetensors.index.json with all its shards), from the model's page on huggingface.co or a \
@@ -235,6 +235,17 @@ impl Checkpoint {
             map,
         });
         Ok(())
+    }
+
+    /// The files, each with its first bytes: the length of the header, and the header. The data of
+    /// the tensors follow, in the order of their offsets.
+    pub fn headers(&self) -> impl Iterator<Item = (&Path, &[u8])> {
+        self.shards.iter().map(|shard| {
+            let bytes: &[u8] = &shard.map;
+            let length = bytes.first_chunk().map_or(0, |it| u64::from_le_bytes(*it));
+            let end = size_of::<u64>().saturating_add(length as usize);
+            (&*shard.path, bytes.get(..end).unwrap_or(bytes))
+        })
     }
 
     /// The directory or file that was opened.

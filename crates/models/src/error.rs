@@ -422,6 +422,17 @@ impl fmt::Display for TensorProblems {
             wrong_dtype,
             extra,
         } = self;
+        let is_head = |name: &String| name.ends_with("lm_head.weight");
+        let lacks_head = !missing.is_empty() && missing.iter().all(is_head);
+        if lacks_head && wrong_shape.is_empty() && wrong_dtype.is_empty() && extra.is_empty() {
+            return write!(
+                f,
+                "`{}`: this checkpoint has no language-model head (`{}`): take the checkpoint with \
+                 its head, or train another task",
+                path.display(),
+                missing[0]
+            );
+        }
         write!(
             f,
             "`{}`: loaded {loaded} of {wanted} tensors",

@@ -21,6 +21,10 @@ const LEGACY_SPELLINGS: [(&str, &str); 2] = [
     ("LayerNorm.bias", "LayerNorm.beta"),
 ];
 
+/// What precedes the base's tensors in the checkpoints of some heads, whatever the family's prefix:
+/// those of `LlamaForQuestionAnswering` and `T5ForSequenceClassification`.
+const OTHER_PREFIX: &str = "transformer.";
+
 /// How the checkpoints of a family name their tensors.
 ///
 /// # Example
@@ -61,7 +65,9 @@ impl KeyRules {
     /// The names under which a wanted tensor may be stored, the most likely first.
     fn spellings(&self, wanted: &str) -> Vec<String> {
         let mut names = vec![wanted.to_owned()];
-        names.extend(wanted.strip_prefix(self.base_prefix).map(str::to_owned));
+        let bare = wanted.strip_prefix(self.base_prefix);
+        names.extend(bare.map(str::to_owned));
+        names.push(format!("{OTHER_PREFIX}{}", bare.unwrap_or(wanted)));
         for (today, then) in LEGACY_SPELLINGS {
             if wanted.ends_with(today) {
                 let old: Vec<_> = names.iter().map(|name| name.replace(today, then)).collect();

@@ -4,7 +4,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use burn::tensor::Device;
-use epiphyte_ops::quantized::QuantizedWeight;
 use epiphyte_ops::{Precision, Quantization, Source as Values, random};
 
 use crate::ModelError;
@@ -17,7 +16,7 @@ use crate::families::ModelConfig;
 use crate::heads::HeadKind;
 use crate::keys::{TensorReader, is_below};
 use crate::model::Model;
-use crate::quantized;
+use crate::quantized::{self, Packing, Stored};
 
 /// A model read from a directory.
 #[derive(Debug)]
@@ -124,6 +123,7 @@ fn read(
     let mut source = FromCheckpoint {
         checkpoint: checkpoint.clone(),
         reader: TensorReader::new(&checkpoint, rules),
+        packing: config.packing(),
         task_head: family.task_head(head),
         outputs: head.outputs(),
         new_head: options.new_head || config.is_for_another_task(head),
@@ -270,6 +270,7 @@ pub fn random_model(
 struct FromCheckpoint<'c> {
     checkpoint: Arc<Checkpoint>,
     reader: TensorReader<'c>,
+    packing: Option<Packing>,
     task_head: Option<&'static str>,
     outputs: Option<usize>,
     new_head: bool,
@@ -347,14 +348,16 @@ impl Source for FromCheckpoint<'_> {
         }))
     }
 
-    fn quantized(
-        &mut self,
-        name: &str,
-        shape: [usize; 2],
-    ) -> Result<Option<QuantizedWeight>, ModelError> {
+    fn quantized(&mut self, name: &str, shape: [usize; 2]) -> Result<Option<Stored>, ModelError> {
         match is_below(self.task_head, name) {
             true => Ok(None),
-            false => quantized::open(&self.checkpoint, &mut self.reader, name, shape),
+            false => quantized::open(
+                &self.checkpoint,
+                &mut self.reader,
+                self.packing,
+                name,
+                shape,
+            ),
         }
     }
 

@@ -69,6 +69,8 @@ pub struct FrozenMatrix {
 /// Where the values of a frozen matrix come from.
 #[derive(Clone)]
 enum Origin {
+    /// They were given, and are in memory.
+    Given,
     Values(Arc<Source>),
     Quantized(QuantizedWeight),
 }
@@ -105,6 +107,7 @@ impl FrozenMatrix {
         let matrix = Self::from_source(Arc::new(|_| Vec::new()), shape, precision, device)?;
         let ordered = matrix.packed_from(|range| &values[range]);
         Ok(Self {
+            source: Origin::Given,
             values: Arc::new(ordered.into()),
             ..matrix
         })
@@ -141,6 +144,14 @@ impl FrozenMatrix {
         Self::new(values, shape, Precision::F32, &device).expect("f32 values of this shape")
     }
 
+    /// A frozen matrix of other values, in the number format of this one and not quantized.
+    pub fn with_values(&self, values: Tensor<2>) -> Self {
+        let (shape, tensor) = (values.dims(), values.inner());
+        let values = tensor.try_into_vec_as::<f32>();
+        let values = values.expect("an f32 tensor on a device that can be read");
+        Self::new(values, shape, self.precision, &self.device).expect("a format of this device")
+    }
+
     /// A frozen matrix that is quantized already.
     ///
     /// # Errors
@@ -169,19 +180,53 @@ impl FrozenMatrix {
     /// As [`Quantization::check`].
     pub fn quantized(self, quantization: Quantization) -> Result<Self, OpsError> {
         quantization.check(&self.device)?;
-        Ok(match self.source {
-            Origin::Quantized(_) => self,
-            Origin::Values(_) => Self {
-                quantization: Some(quantization),
-                values: Arc::default(),
-                ..self
-            },
+        let source = match &self.source {
+            Origin::Quantized(_) => return Ok(self),
+            Origin::Values(source) => Arc::clone(source),
+            Origin::Given => {
+                let values = self.to_tensor().try_into_vec_as::<f32>();
+                let values = values.expect("an f32 tensor on a device that can be read");
+                Arc::new(move |range: Range<usize>| values[range].to_vec()) as Arc<Source>
+            }
+        };
+        Ok(Self {
+            source: Origin::Values(source),
+            quantization: Some(quantization),
+            values: Arc::default(),
+            ..self
         })
+    }
+
+    /// The matrix as it is before it is first used: it takes memory of its own when it is. One of
+    /// given values stays as it is.
+    #[must_use]
+    pub fn unread(&self) -> Self {
+        match self.source {
+            Origin::Given => self.clone(),
+            Origin::Values(_) | Origin::Quantized(_) => Self {
+                values: Arc::default(),
+                ..self.clone()
+            },
+        }
+    }
+
+    /// Bytes of memory that the values take; none before they are used.
+    pub fn bytes(&self) -> usize {
+        match self.values.get() {
+            None => 0,
+            Some(Values::Packed(packed)) => packed.bytes(),
+            Some(Values::Dense(dense)) => dense.dims().iter().product::<usize>() * size_of::<f32>(),
+        }
     }
 
     /// In which format the matrix is quantized, if it is.
     pub fn quantization(&self) -> Option<Quantization> {
         self.quantization
+    }
+
+    /// Whether it is quantized and its values before that are known.
+    pub fn was_quantized_here(&self) -> bool {
+        self.quantization.is_some() && matches!(self.source, Origin::Values(_))
     }
 
     /// The quantized weight, if the matrix is quantized.
@@ -192,6 +237,7 @@ impl FrozenMatrix {
                 let values = |range: Range<usize>| source(range);
                 Some(self.quantize(values, self.quantization?))
             }
+            Origin::Given => None,
         }
     }
 
@@ -253,6 +299,7 @@ impl FrozenMatrix {
     /// The values in the form in which products read them.
     fn ordered(&self) -> Values {
         match &self.source {
+            Origin::Given => unreachable!("values that were given are in memory"),
             Origin::Values(source) => self.packed_from(|range| source(range)),
             Origin::Quantized(weight) => {
                 let precision = self.precision.into();

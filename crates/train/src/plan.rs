@@ -7,6 +7,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use epiphyte_io::FileError;
+use epiphyte_methods::by_name;
+use epiphyte_ops::{Precision, Quantization};
 use serde::Serialize;
 
 use crate::TrainError;
@@ -28,6 +30,9 @@ pub struct RunPlan {
     /// Bytes in use at the peak of a step, by what needs them; none if the program does not count
     /// them.
     pub memory: Option<MemoryUse>,
+    /// The most memory that this process held meanwhile: with the program, and with pages of mapped
+    /// files, which the system takes back where it needs them.
+    pub resident_bytes: Option<u64>,
     /// Optimizer steps that were timed, after one that was not.
     pub timed_steps: usize,
     /// Seconds of an optimizer step.
@@ -89,7 +94,13 @@ pub fn plan(
     steps: usize,
     limit: Option<u64>,
 ) -> Result<RunPlan, TrainError> {
-    let dry_run = dry_run(std::slice::from_ref(run), options)?.remove(0);
+    // Nothing is written to the run's directory, whatever it holds.
+    let looking = RunOptions {
+        resume: false,
+        overwrite: true,
+        ..options.clone()
+    };
+    let dry_run = dry_run(std::slice::from_ref(run), &looking)?.remove(0);
     let failed = FileError::at("create", Path::new("a temporary directory"));
     let directory = tempfile::tempdir().map_err(failed)?;
     let probe = |run: &RunConfig| probe(run, options, steps, directory.path());
@@ -130,6 +141,7 @@ pub fn plan(
             + evaluation_seconds,
         stored_bytes: report.bytes,
         memory,
+        resident_bytes: report.peak_memory_bytes,
         timed_steps: timed,
         seconds_per_step,
         first_step_seconds,
@@ -233,45 +245,61 @@ fn evaluation_seconds(run: &RunConfig, dry_run: &DryRun, report: &Report) -> f64
 
 /// Runs that take less memory, with the flags that make them so: alone, and all together.
 fn remedies(run: &RunConfig) -> Vec<(String, RunConfig)> {
-    let tokens = run.micro_batch_tokens.unwrap_or(512);
-    let smaller = (tokens / 4).max(1);
-    type Remedy = (String, Box<dyn Fn(RunConfig) -> RunConfig>);
-    let all: [Remedy; 3] = [
+    let tokens = (run.micro_batch_tokens.unwrap_or(512) / 4).max(1);
+    let mut new = vec![
         (
-            format!("--micro-batch-tokens {smaller}"),
-            Box::new(move |run| RunConfig {
-                micro_batch_tokens: Some(smaller),
-                ..run
-            }),
+            format!("--micro-batch-tokens {tokens}"),
+            Change(Box::new(move |run| run.micro_batch_tokens = Some(tokens))),
         ),
         (
             "--gradient-checkpointing".to_owned(),
-            Box::new(|run| RunConfig {
-                gradient_checkpointing: true,
-                ..run
-            }),
+            Change(Box::new(|run| run.gradient_checkpointing = true)),
         ),
         (
             "--precision bf16".to_owned(),
-            Box::new(|run| RunConfig {
-                precision: epiphyte_ops::Precision::Bf16,
-                ..run
-            }),
+            Change(Box::new(|run| run.precision = Precision::Bf16)),
+        ),
+        (
+            "--quantization nf4".to_owned(),
+            Change(Box::new(|run| {
+                run.quantization.get_or_insert(Quantization::Nf4);
+            })),
         ),
     ];
-    let new: Vec<&Remedy> = all
+    if let Some(rank) = rank(run).filter(|rank| *rank > 1) {
+        let less = (rank / 4).max(1);
+        let change = move |run: &mut RunConfig| {
+            run.method_settings.insert(RANK.to_owned(), less.into());
+        };
+        new.push((format!("--rank {less}"), Change(Box::new(change))));
+    }
+    let changed = |changes: &[&Change]| {
+        let mut run = run.clone();
+        changes.iter().for_each(|change| change.0(&mut run));
+        run
+    };
+    new.retain(|(_, change)| changed(&[change]) != *run);
+    let alone = new
         .iter()
-        .filter(|(_, change)| change(run.clone()) != *run)
-        .collect();
-    let mut tried: Vec<(String, RunConfig)> = Vec::new();
-    tried.extend(
-        new.iter()
-            .map(|(flags, change)| (flags.clone(), change(run.clone()))),
-    );
+        .map(|(flags, change)| (flags.clone(), changed(&[change])));
+    let mut tried: Vec<(String, RunConfig)> = alone.collect();
     if new.len() > 1 {
         let flags: Vec<&str> = new.iter().map(|(flags, _)| &flags[..]).collect();
-        let together = new.iter().fold(run.clone(), |run, (_, change)| change(run));
-        tried.push((flags.join(" "), together));
+        let changes: Vec<&Change> = new.iter().map(|(_, change)| change).collect();
+        tried.push((flags.join(" "), changed(&changes)));
     }
     tried
+}
+
+/// What other settings make of a run.
+struct Change(Box<dyn Fn(&mut RunConfig)>);
+
+/// The key of a method's rank, whose flag is `--rank`.
+const RANK: &str = "r";
+
+/// The rank of a method that has one.
+fn rank(run: &RunConfig) -> Option<u64> {
+    let config = by_name(&run.method).ok()?;
+    let config = config.configure(run.method_settings.clone()).ok()?;
+    config.settings().get(RANK)?.as_u64()
 }

@@ -14,6 +14,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::TrainError;
+use crate::lock::lock_output;
 use crate::merge::{self, MARK, WEIGHTS_FILE, config, files};
 
 /// Heads that transformers would quantize if it were not told to leave them.
@@ -53,7 +54,7 @@ pub fn quantize(
                 .to_owned(),
         ));
     }
-    let _lock = merge::lock(output)?;
+    let _lock = lock_output(output)?;
     let copied = files::files_of(model_dir)?;
     let written = [config::FILE, WEIGHTS_FILE].map(Path::new).into_iter();
     let written = written.chain(copied.iter().map(|file| &**file));

@@ -54,7 +54,8 @@ pub struct RunOptions {
     pub measure_inference: bool,
 }
 
-/// A base that stays in memory from one run to the next. Runs with another base, precision,
+/// A base that is read from its files once for several runs. Each puts its matrices in order as a
+/// run alone does, so that its time and memory are its own. Runs with another base, precision,
 /// quantization or dropout read their own, which then takes its place.
 #[derive(Clone, Debug, Default)]
 pub struct SharedBase(Arc<Mutex<Shared>>);
@@ -91,7 +92,7 @@ impl SharedBase {
     fn of(&self, directory: &Path, load: &LoadOptions) -> Option<Base> {
         let shared = self.0.lock().expect("no holder of the lock panics");
         let kept = shared.base.as_ref();
-        Some(kept.filter(|kept| kept.is(directory, load))?.base.clone())
+        Some(kept.filter(|kept| kept.is(directory, load))?.base.unread())
     }
 
     fn keep(&self, directory: &Path, load: &LoadOptions, base: &Base) {
@@ -104,7 +105,7 @@ impl SharedBase {
             precision: load.precision,
             quantization: load.quantization,
             dropout: load.base_dropout,
-            base: base.without_head(),
+            base: base.without_head().unread(),
         });
     }
 
@@ -519,7 +520,10 @@ impl<'a> Prepared<'a> {
             true => {
                 let batches = self.eval.as_ref().map_or(&self.train, |eval| eval);
                 let (batches, device) = (&batches.batches, &options.device);
-                Inference::measure(model, module, batches, run.micro_batch_tokens, device)?
+                // A plan, which is an interrupted run, takes no memory for a second base.
+                let merges = outcome.end != End::Interrupted;
+                let tokens = run.micro_batch_tokens;
+                Inference::measure(model, module, merges, batches, tokens, device)?
             }
             false => None,
         };

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use burn::tensor::{Device, Tensor, TensorData};
 use epiphyte_methods::AdapterModule;
 use epiphyte_models::families::FAMILIES;
+use epiphyte_models::quantized::Stored;
 use epiphyte_models::{Base, Builder, ModelConfig, ModelError, Source};
 use epiphyte_ops::quantized::{Format, QuantizedWeight};
 
@@ -55,12 +56,9 @@ impl Source for Quantized<'_> {
         Ok(Arc::new(move |range| values[range].to_vec()))
     }
 
-    fn quantized(
-        &mut self,
-        name: &str,
-        _shape: [usize; 2],
-    ) -> Result<Option<QuantizedWeight>, ModelError> {
-        Ok(self.weight(name).filter(|_| !self.decoded))
+    fn quantized(&mut self, name: &str, _shape: [usize; 2]) -> Result<Option<Stored>, ModelError> {
+        let weight = self.weight(name).filter(|_| !self.decoded);
+        Ok(weight.map(Stored::Quantized))
     }
 }
 

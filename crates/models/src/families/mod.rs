@@ -41,6 +41,7 @@ use crate::heads::{HeadKind, MaskedLmNames};
 use crate::json::JsonObject;
 use crate::keys::KeyRules;
 use crate::model::Model;
+use crate::quantized::Packing;
 
 /// The families there are.
 pub static FAMILIES: &[Family] = &[
@@ -197,6 +198,8 @@ pub struct ConfigFacts {
 pub struct ModelConfig {
     facts: ConfigFacts,
     family: Arc<dyn FamilyConfig>,
+    /// How its weights are packed, if they are.
+    packing: Option<Packing>,
 }
 
 /// The file's name in a model directory.
@@ -236,13 +239,15 @@ impl ModelConfig {
 
     fn from_json(json: &JsonObject) -> Result<Self, ModelError> {
         let model_type: Option<String> = json.get("model_type", None)?;
+        let mut packing = None;
         if let Some(quantization) = json.object("quantization_config")? {
             let method: String = quantization.get("quant_method", String::new())?;
-            if method != "bitsandbytes" {
+            packing = Packing::parse(&quantization)?;
+            if packing.is_none() && method != "bitsandbytes" {
                 return Err(json.unsupported(
                     "quantization_config",
                     format!("a base that was saved quantized ({method})"),
-                    "bitsandbytes, and F64, F32, F16 and BF16 weights",
+                    "bitsandbytes, gptq, awq, and F64, F32, F16 and BF16 weights",
                 ));
             }
         }
@@ -260,14 +265,23 @@ impl ModelConfig {
                 supported: supported().join(", "),
             });
         };
-        Ok(Self::new((family.parse)(json, &model_type)?.into()))
+        Ok(Self::new(
+            (family.parse)(json, &model_type)?.into(),
+            packing,
+        ))
     }
 
-    fn new(family: Arc<dyn FamilyConfig>) -> Self {
+    fn new(family: Arc<dyn FamilyConfig>, packing: Option<Packing>) -> Self {
         Self {
             facts: family.facts(),
             family,
+            packing,
         }
+    }
+
+    /// How the checkpoint's weights are packed, if they are.
+    pub(crate) fn packing(&self) -> Option<Packing> {
+        self.packing
     }
 
     /// What all families' configurations say.
@@ -313,7 +327,7 @@ impl ModelConfig {
     /// A copy in which every dropout of the base is `p`.
     #[must_use]
     pub fn with_dropout(&self, p: f64) -> Self {
-        Self::new(self.family.with_dropout(p).into())
+        Self::new(self.family.with_dropout(p).into(), self.packing)
     }
 }
 

@@ -390,3 +390,43 @@ fn robertas_positions_pass_over_padding_tokens() {
     let without = logits(&model, &[5, 6, 6]);
     assert!(one.iter().zip(&without).any(|(a, b)| (a - b).abs() > 1e-3));
 }
+
+/// `LlamaForQuestionAnswering` and `T5ForSequenceClassification` keep the base under another name
+/// than the family's other models.
+#[test]
+fn a_base_under_another_prefix_is_the_same_base() {
+    let mut t5 = json!({
+        "model_type": "t5", "vocab_size": 20, "d_model": 8, "d_kv": 4, "d_ff": 12, "num_layers": 1,
+        "num_heads": 2,
+    });
+    t5["initializer_factor"] = json!(0.5);
+    for (config, prefix) in [(llama(), "model."), (t5, "")] {
+        let own = tensors(&config, HeadKind::LanguageModel);
+        let renamed = own.iter().map(|(name, tensor)| {
+            let bare = name.strip_prefix(prefix).unwrap_or(name);
+            (format!("transformer.{bare}"), tensor.clone())
+        });
+        let renamed: Tensors = renamed.collect();
+        let [own, renamed] = [own, renamed].map(|tensors| {
+            let dir = directory(&config, &tensors);
+            open(&dir, HeadKind::LanguageModel).unwrap()
+        });
+        for name in own.model.base().tensors().keys() {
+            assert_eq!(values(&own, name), values(&renamed, name), "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_checkpoint_without_a_language_model_head_says_so() {
+    let mut config = llama();
+    config["tie_word_embeddings"] = json!(false);
+    let mut own = tensors(&config, HeadKind::LanguageModel);
+    own.remove("lm_head.weight");
+    let dir = directory(&config, &own);
+    let error = open(&dir, HeadKind::LanguageModel).unwrap_err().to_string();
+    assert!(
+        error.contains("this checkpoint has no language-model head (`lm_head.weight`)"),
+        "{error}"
+    );
+}

@@ -5,5 +5,6 @@ mod company;
 mod config;
 mod keys;
 mod loading;
+mod packed;
 mod real;
 mod rope;

@@ -13,7 +13,7 @@ use epiphyte_data::{Batch, Batches, Epochs};
 use epiphyte_methods::{AdapterModule, OptimizerState, Param, Stage, StepInfo};
 use epiphyte_models::adapter::name_id;
 use epiphyte_models::{Mode, Model, Tokens};
-use epiphyte_ops::{Precision, square_sum};
+use epiphyte_ops::square_sum;
 
 use crate::TrainError;
 use crate::interrupt::Interrupt;
@@ -402,14 +402,6 @@ impl<'a> Trainer<'a> {
         let base = self.work.model.base();
         let tensors = base.tensors().iter();
         let frozen = tensors.filter(|(name, _)| !base.is_of_head(name));
-        let matrix = match self.work.run.precision {
-            Precision::F32 => value,
-            Precision::Bf16 => value / 2,
-        };
-        let frozen = frozen.map(|(_, tensor)| match tensor.matrix() {
-            Some(_) => tensor.count() * matrix,
-            None => tensor.count() * value,
-        });
         let (own, head) = (self.module.parameters(), self.module.head_parameters());
         let own = own
             .stored()
@@ -417,7 +409,7 @@ impl<'a> Trainer<'a> {
             .chain(own.detached_params());
         let adapter = own.chain(head.stored()).map(|param| param.count() * value);
         (steps > 0).then(|| MemoryUse {
-            base: frozen.sum::<usize>() as u64,
+            base: frozen.map(|(_, tensor)| tensor.bytes() as u64).sum(),
             adapter: adapter.sum::<usize>() as u64,
             gradients,
             optimizer: self.optimizer_bytes(),

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor};
 use epiphyte_io::safetensors_file::{Values, write_f32, write_values};
 use epiphyte_methods::file::AdapterFile;
 use epiphyte_models::{Checkpoint, LoadOptions};
@@ -13,7 +13,7 @@ use epiphyte_train::{
     Interrupt, LoadedAdapter, MergeOptions, RunConfig, RunOptions, merge, open_adapter, quantize,
     train,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::world::World;
 
@@ -128,6 +128,63 @@ fn a_quantized_directory_is_the_base_quantized_when_it_is_loaded() {
                 .all(|name| !name.contains("absmax") && !name.contains("SCB"))
         );
     }
+}
+
+/// Over as many directions as a weight has, LoftQ gives back all that quantization took; over one,
+/// a part, whatever the scaling.
+#[test]
+fn loftq_gives_back_what_quantization_took() {
+    let world = World::new();
+    let left = |name: &str, settings: Value| {
+        let run = RunConfig {
+            quantization: Some(Quantization::Nf4),
+            max_steps: Some(1),
+            learning_rate: Some(1e-12),
+            ..world.run(name, "lora", &settings)
+        };
+        start(&run);
+        let file = AdapterFile::open(&run.output).unwrap();
+        assert_eq!(file.config().settings()["init_lora_weights"], json!(true));
+        let loaded = open(&run.model, &run.output, run.quantization);
+        let base = loaded.task_model.loaded.model.base();
+        let module = loaded.module.as_ref().unwrap();
+        let values = |flat: Tensor<1>| flat.try_into_vec_as::<f32>().unwrap();
+        let norm = |one: &[f32], other: &[f32]| {
+            let squares = one
+                .iter()
+                .zip(other)
+                .map(|(one, other)| (one - other).powi(2));
+            squares.sum::<f32>().sqrt()
+        };
+        let mut shares = Vec::new();
+        let quantized = base
+            .tensors()
+            .iter()
+            .filter(|(_, it)| it.quantization().is_some());
+        for (name, tensor) in quantized {
+            if let Some(merged) = module.merged(name, base).unwrap() {
+                let before = values(tensor.to_unquantized_flat());
+                let lost = norm(&before, &values(tensor.to_flat()));
+                shares.push(norm(&before, &values(merged)) / lost);
+            }
+        }
+        assert!(!shares.is_empty());
+        shares
+    };
+    let all = json!({ "init_lora_weights": "loftq", "r": 16, "alpha": 48 });
+    let shares = left("all", all);
+    assert!(shares.iter().all(|share| *share < 1e-3), "{shares:?}");
+    let one = json!({ "init_lora_weights": "loftq", "r": 1, "alpha": 3 });
+    let shares = left("one", one);
+    assert!(
+        shares.iter().all(|share| (0.1..0.99).contains(share)),
+        "{shares:?}"
+    );
+
+    let run = world.run("f32", "lora", &json!({ "init_lora_weights": "loftq" }));
+    let (options, interrupt) = (RunOptions::default(), Interrupt::default());
+    let error = train(&run, &options, &interrupt, &mut Silent).unwrap_err();
+    assert!(error.to_string().contains("--quantization nf4"), "{error}");
 }
 
 #[test]

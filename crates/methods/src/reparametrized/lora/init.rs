@@ -29,11 +29,13 @@ pub enum LoraInit {
     Corda,
     /// Singular vectors of the weight's gradient.
     LoraGa,
+    /// The largest singular values of what quantization has changed.
+    Loftq,
 }
 
 impl LoraInit {
     /// Names in files, apart from `true` and `false`.
-    const NAMES: [(&str, Self); 8] = [
+    const NAMES: [(&str, Self); 9] = [
         ("gaussian", Self::Gaussian),
         ("orthogonal", Self::Orthogonal),
         ("pissa", Self::Pissa),
@@ -42,6 +44,7 @@ impl LoraInit {
         ("eva", Self::Eva),
         ("corda", Self::Corda),
         ("lora_ga", Self::LoraGa),
+        ("loftq", Self::Loftq),
     ];
 
     /// Whether the training data decides the start.
@@ -89,13 +92,9 @@ impl<'de> Deserialize<'de> for LoraInit {
             ("false", ..) => Ok(Self::Random),
             (_, Some(iterations), _) => Ok(Self::PissaIterations(iterations)),
             (_, _, Some((_, init))) => Ok(*init),
-            ("loftq", ..) => Err(serde::de::Error::custom(
-                "\"loftq\" starts from a base that it quantizes itself, which is not supported; \
-                 train with true, over a quantized base",
-            )),
             _ => Err(serde::de::Error::custom(format!(
                 "{value} is not known; kaiming (true in a file), gaussian, false, orthogonal, \
-                 pissa, pissa_niter_N, olora, mica, eva, corda and lora_ga are"
+                 pissa, pissa_niter_N, olora, mica, eva, corda, lora_ga and loftq are"
             ))),
         }
     }

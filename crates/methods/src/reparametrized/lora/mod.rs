@@ -23,11 +23,17 @@
 //! | `eva` | `A` the first singular vectors of the layer's inputs (Paischer et al. 2024, arXiv 2410.07170), `B` zero |
 //! | `corda` | W seen through the covariance of its inputs (Yang et al. 2024, arXiv 2406.05223) |
 //! | `lora_ga` | singular vectors of W's gradient (Wang et al. 2024, arXiv 2407.05000) |
+//! | `loftq` | the largest singular values of `W - Q`, what quantization to Q has changed (Li et al. 2023, arXiv 2310.08659) |
 //!
 //! What is not zero at first is taken out of W, as in HF PEFT: `W - s B₀ A₀`. With `pissa` and
 //! `olora` the file has `A` and `B`, and who reads it computes `B₀ A₀` from W again, as PEFT does.
 //! Where `B₀ A₀` follows from data or random draws, the file is plain LoRA of twice the rank, with
 //! `[A; A₀]` and `[B, -B₀]`, PEFT's conversion for sharing such adapters.
+//!
+//! LoftQ takes nothing out: it gives back a part of what quantization took. It is one iteration of
+//! the paper's algorithm, after which the base is quantized as any is; more of them would quantize
+//! `W - s B A`, another base for each adapter. Unlike HF PEFT's, `s B₀ A₀` is the approximation,
+//! whatever the scaling. Its file is plain LoRA: in PEFT `loftq` would quantize the base again.
 //!
 //! | | |
 //! | --- | --- |
@@ -48,6 +54,7 @@ use std::collections::BTreeMap;
 use burn::tensor::{Tensor, TensorData};
 use epiphyte_models::adapter::name_id;
 use epiphyte_models::{Adapter, Base, ForwardContext, Hook, LazyLinear, LinearInfo, Site, StandIn};
+use epiphyte_ops::FrozenMatrix;
 use indexmap::IndexMap;
 use serde_json::{Map, Value, json};
 
@@ -94,7 +101,7 @@ crate::settings! {
         #[serde(serialize_with = "alphas")]
         alpha_pattern: IndexMap<String, f64> = IndexMap::new();
         /// How A and B start: kaiming, gaussian, false, orthogonal, pissa, pissa_niter_N, olora,
-        /// mica, eva, corda or lora_ga.
+        /// mica, eva, corda, lora_ga or, over a quantized base, loftq.
         init_lora_weights: LoraInit = LoraInit::Kaiming, as Text, unset "kaiming";
         /// What the learning rate of B is multiplied by (LoRA+).
         loraplus_lr_ratio: f64 = 1.0, in Positive;
@@ -251,7 +258,14 @@ impl LoraConfig {
             LoraInit::Corda | LoraInit::LoraGa => Some(Start::of_data()),
             _ => None,
         };
-        let [a, b] = match (&taken, self.init_lora_weights) {
+        let given = (self.init_lora_weights == LoraInit::Loftq).then(|| {
+            let weight = weight.clone();
+            Start::computed(move || {
+                let lost = weight.to_unquantized_tensor() - weight.to_tensor();
+                start::pissa(&Svd::new(lost), rank, scaling)
+            })
+        });
+        let [a, b] = match (taken.as_ref().or(given.as_ref()), self.init_lora_weights) {
             (Some(_), init) if init.reads_data() => {
                 self.declare_with(linear, rank, [Init::Zeros, Init::Zeros], parameters)
             }
@@ -465,6 +479,21 @@ impl MethodConfig for LoraConfig {
                 value: rank.to_string(),
                 expected: "init_lora_weights = orthogonal needs an even rank".to_owned(),
             });
+        }
+        if self.init_lora_weights == LoraInit::Loftq {
+            let weights = targets.iter().filter_map(|(linear, ..)| {
+                base.tensor(&weight_name(base, &linear.site.path))?.matrix()
+            });
+            if !weights.into_iter().all(FrozenMatrix::was_quantized_here) {
+                return Err(MethodError::Value {
+                    method: Self::NAME,
+                    key: "init_lora_weights",
+                    value: written_init(self.init_lora_weights),
+                    expected: "it starts from what quantization changes: pass --quantization nf4 \
+                               with a base whose files are not quantized"
+                        .to_owned(),
+                });
+            }
         }
         let has_patterns = !self.rank_pattern.is_empty() || !self.alpha_pattern.is_empty();
         if self.init_lora_weights.is_stored_plain() && self.use_rslora && has_patterns {
@@ -714,6 +743,16 @@ impl Method for LoraModel {
         file: &mut dyn StoredTensors,
     ) -> Result<(), MethodError> {
         let init = self.config.init_lora_weights;
+        if init == LoraInit::Loftq {
+            return Err(MethodError::Value {
+                method: LoraConfig::NAME,
+                key: "init_lora_weights",
+                value: written_init(init),
+                expected: "HF PEFT quantizes the base by itself for it, and the file does not say \
+                           to what; train here with loftq over a quantized base"
+                    .to_owned(),
+            });
+        }
         if init.is_stored_plain() {
             return Err(MethodError::Value {
                 method: LoraConfig::NAME,
@@ -738,6 +777,9 @@ impl Method for LoraModel {
     }
 
     fn saved_settings(&self, mut settings: Map<String, Value>) -> Map<String, Value> {
+        if self.config.init_lora_weights == LoraInit::Loftq {
+            settings.insert("init_lora_weights".to_owned(), json!(true));
+        }
         if !self.config.init_lora_weights.is_stored_plain() {
             return settings;
         }

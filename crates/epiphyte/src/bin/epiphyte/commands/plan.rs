@@ -124,6 +124,12 @@ fn print(plan: &RunPlan) -> Result<()> {
         let rows = parts.map(|(name, size)| vec![name.to_owned(), output::bytes(size)]);
         output::table(&rows, &[Align::Left, Align::Right])?;
     }
+    if let Some(resident) = plan.resident_bytes {
+        output::print(&format!(
+            "resident, with the program and pages of files: {}",
+            output::bytes(resident)
+        ))?;
+    }
     output::print("time:")?;
     output::pairs(&[
         ("  steps", output::count(plan.dry_run.steps)),
@@ -160,7 +166,9 @@ fn print(plan: &RunPlan) -> Result<()> {
     let align = [Align::Left, Align::Right, Align::Right];
     output::table(&rows.collect::<Vec<_>>(), &align)?;
     if limit.remedies.iter().all(|remedy| !remedy.fits) {
-        output::print("What is left is a smaller base, or a method that trains less.")?;
+        output::print(
+            "What is left is a smaller base, shorter texts, or a method that trains less.",
+        )?;
     }
     Ok(())
 }

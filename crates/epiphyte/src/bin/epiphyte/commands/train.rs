@@ -223,11 +223,11 @@ fn print(report: &Report) -> Result<()> {
     ]);
     let speed = report.tokens_per_second;
     rows.extend(speed.map(|speed| ("speed", format!("{speed:.0} tokens/s"))));
-    rows.extend(
-        report
-            .peak_memory_bytes
-            .map(|peak| ("peak memory", output::bytes(peak))),
-    );
+    // What `epiphyte plan` says before, and what the system says of the process.
+    let in_use = report.cost.memory.map(|memory| memory.peak);
+    rows.extend(in_use.map(|peak| ("memory of a step", output::bytes(peak))));
+    let resident = report.peak_memory_bytes;
+    rows.extend(resident.map(|peak| ("resident, with program and files", output::bytes(peak))));
     output::pairs(&rows)
 }
 

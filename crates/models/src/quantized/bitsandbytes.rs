@@ -35,8 +35,8 @@ const BESIDE_8_BITS: [&str; 2] = ["SCB", "weight_format"];
 const STATE_NF4: &str = ".quant_state.bitsandbytes__nf4";
 const STATE_FP4: &str = ".quant_state.bitsandbytes__fp4";
 
-/// Whether a checkpoint's tensor belongs to a quantized weight and is not its codes.
-pub fn is_beside_weight(name: &str) -> bool {
+/// Whether a checkpoint's tensor belongs to a weight and is not its codes.
+pub(super) fn is_beside_weight(name: &str) -> bool {
     let of_4_bits = |end: &&str| {
         let weight = name.strip_suffix(*end);
         weight.is_some_and(|weight| weight.ends_with(".weight"))
@@ -62,7 +62,7 @@ struct State {
 ///
 /// # Errors
 /// [`ModelError::Quantized`] if parts of it are missing or do not fit.
-pub(crate) fn open(
+pub(super) fn open(
     checkpoint: &Arc<Checkpoint>,
     reader: &mut TensorReader<'_>,
     name: &str,

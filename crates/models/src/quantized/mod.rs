@@ -1,0 +1,48 @@
+//! Weights that a checkpoint has in fewer bits: as [`bitsandbytes`] serializes them, or as programs
+//! that quantize a model for inference do, GPTQ and AWQ ([`packed`]).
+
+mod bitsandbytes;
+mod packed;
+
+use std::sync::Arc;
+
+use epiphyte_ops::Source as Values;
+use epiphyte_ops::quantized::QuantizedWeight;
+
+pub(crate) use self::packed::Packing;
+use crate::ModelError;
+use crate::checkpoint::Checkpoint;
+use crate::keys::TensorReader;
+
+/// Whether a checkpoint's tensor belongs to a quantized weight and has another name than the weight.
+pub fn is_beside_weight(name: &str) -> bool {
+    bitsandbytes::is_beside_weight(name) || packed::is_part(name)
+}
+
+/// A weight of fewer bits.
+pub enum Stored {
+    /// It stays as it is.
+    Quantized(QuantizedWeight),
+    /// No kernel multiplies it so: its values, row-major, which are read when they are used.
+    Values(Arc<Values>),
+}
+
+/// The wanted weight `[out, in]`, if the checkpoint has it in fewer bits.
+///
+/// # Errors
+/// [`ModelError::Quantized`] if parts of it are missing or do not fit.
+pub(crate) fn open(
+    checkpoint: &Arc<Checkpoint>,
+    reader: &mut TensorReader<'_>,
+    packing: Option<Packing>,
+    name: &str,
+    shape: [usize; 2],
+) -> Result<Option<Stored>, ModelError> {
+    if let Some(packing) = packing
+        && let Some(stored) = packed::open(checkpoint, reader, packing, name, shape)?
+    {
+        return Ok(Some(stored));
+    }
+    let weight = bitsandbytes::open(checkpoint, reader, name, shape)?;
+    Ok(weight.map(Stored::Quantized))
+}
