@@ -51,12 +51,17 @@ from transformers import (
     GlmForCausalLM,
     GPT2Config,
     GPT2ForSequenceClassification,
+    GPT2ForTokenClassification,
+    GPT2ForQuestionAnswering,
     GPT2LMHeadModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    GPTNeoXForTokenClassification,
+    GPTNeoXForQuestionAnswering,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
+    LlamaForTokenClassification,
     MBartConfig,
     MBartForConditionalGeneration,
     MistralConfig,
@@ -321,6 +326,14 @@ def relative(model_class, config_class, **changes):
     return decoder(model_class, config_class, **(settings | changes))
 
 
+def small_decoder(config_class, **settings):
+    """`relative` for classes of one configuration."""
+    return lambda model_class, **changes: relative(model_class, config_class, **settings, **changes)
+
+
+small_gpt_neox = small_decoder(GPTNeoXConfig, rotary_pct=0.5, head_dim=4)
+
+
 def scaled_llama(**rope):
     """A still smaller Llama whose rotary embedding is scaled as `rope` says; forward only."""
     return decoder(
@@ -385,15 +398,17 @@ def bart(model_class, config_class=BartConfig, **changes):
     return lambda: model_class(config_class(**settings))
 
 
+HEAD_LENGTHS = [9, 6, 11, 4]
+HEAD_LABELS = {
+    "tokens": [[-100, 2, 0, -100, 1, 1, 0, 2, -100], [0, -100, 1, 1, 2, -100], [-100] * 4 + [1] * 7, [2, 0, 1, 2]],
+    "answers": [[2, 4], [0, 0], [10, 10], [1, 3]],
+    "choices": [1, 0],
+}
+HEAD_TASKS = {"tokens": "TOKEN_CLS", "answers": "QUESTION_ANS", "choices": "SEQ_CLS"}
+
+
 def with_other_heads(name, names, config_class, classes, **changes):
     """The encoder of a family, still smaller, with the heads for tokens, answers and choices."""
-    lengths = [9, 6, 11, 4]
-    labels = {
-        "tokens": [[-100, 2, 0, -100, 1, 1, 0, 2, -100], [0, -100, 1, 1, 2, -100], [-100] * 4 + [1] * 7, [2, 0, 1, 2]],
-        "answers": [[2, 4], [0, 0], [10, 10], [1, 3]],
-        "choices": [1, 0],
-    }
-    tasks = {"tokens": "TOKEN_CLS", "answers": "QUESTION_ANS", "choices": "SEQ_CLS"}
     small = {
         "vocab_size": 26,
         "hidden_size": 8,
@@ -407,13 +422,13 @@ def with_other_heads(name, names, config_class, classes, **changes):
             f"{name}_{reads}",
             encoder(model_class, config_class, **(small | changes | {"num_labels": 3 if reads == "tokens" else 2})),
             names,
-            tasks[reads],
-            lengths,
-            labels=labels[reads],
+            HEAD_TASKS[reads],
+            HEAD_LENGTHS,
+            labels=HEAD_LABELS[reads],
             reads=reads,
             methods=["lora", "full"] if name == "bert" else ["full"],
         )
-        for reads, model_class in zip(tasks, classes)
+        for reads, model_class in zip(HEAD_TASKS, classes)
     ]
 
 
@@ -805,6 +820,25 @@ BASES = [
         labels=[0, 2, 1, 2],
         methods=["lora", "ia3", "prompt_tuning", "prefix_tuning"],
     ),
+    *[
+        Base(
+            f"{name}_{reads}",
+            make(model_class, classifier_dropout=0.0, num_labels=3 if reads == "tokens" else 2),
+            names,
+            HEAD_TASKS[reads],
+            HEAD_LENGTHS,
+            labels=HEAD_LABELS[reads],
+            reads=reads,
+            methods=["lora", "full"],
+        )
+        for name, reads, make, model_class, names in [
+            ("llama", "tokens", small_decoder(LlamaConfig), LlamaForTokenClassification, LLAMA),
+            ("gpt2", "tokens", gpt2, GPT2ForTokenClassification, GPT2),
+            ("gpt2", "answers", gpt2, GPT2ForQuestionAnswering, GPT2),
+            ("gpt_neox", "tokens", small_gpt_neox, GPTNeoXForTokenClassification, GPT_NEOX),
+            ("gpt_neox", "answers", small_gpt_neox, GPTNeoXForQuestionAnswering, GPT_NEOX),
+        ]
+    ],
     Base(
         "t5",
         t5(T5ForConditionalGeneration),

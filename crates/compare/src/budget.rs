@@ -1,18 +1,20 @@
 //! What to choose with limits on storage, memory and time.
 
+use std::fmt;
 use std::str::FromStr;
 
 use epiphyte_train::RunPlan;
 use serde::Serialize;
 
+use crate::markdown::{code, text};
 use crate::report::bytes;
 use crate::result::Status;
 use crate::statistics::UNLIKELY;
-use crate::summary::{Row, Summary};
+use crate::summary::{Row, Summary, probability as shown};
 
 /// Limits, such as `1MB,4GB,30min`: bytes of an adapter on disk, bytes in use while it is trained,
 /// and the time of a run. `-` is no limit.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Budget {
     /// Bytes of an adapter.
     pub stored_bytes: Option<u64>,
@@ -28,9 +30,10 @@ impl FromStr for Budget {
     fn from_str(text: &str) -> Result<Self, String> {
         let parts: Vec<&str> = text.split(',').map(str::trim).collect();
         let [stored, peak, time] = parts[..] else {
-            let problem =
-                "is not a budget such as 1MB,4GB,30min: storage, memory, time, - for no limit";
-            return Err(format!("`{text}` {problem}"));
+            return Err(format!(
+                "`{text}` is not a budget: give the limits on storage, memory and time, - where there is none, as in \
+                 1MB,4GB,30min; for one limit alone `1MB,-,-`, `-,4GB,-` or `-,-,30min`"
+            ));
         };
         let size = |text| limit(text, &SIZES).map(|size| size.map(|size| size as u64));
         Ok(Self {
@@ -38,6 +41,22 @@ impl FromStr for Budget {
             peak_bytes: size(peak)?,
             seconds: limit(time, &TIMES)?,
         })
+    }
+}
+
+impl fmt::Display for Budget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let limits = [
+            self.stored_bytes
+                .map(|it| format!("{} of storage", bytes(it))),
+            self.peak_bytes.map(|it| format!("{} of memory", bytes(it))),
+            self.seconds.map(|it| format!("{it:.1} s a run")),
+        ];
+        let limits: Vec<String> = limits.into_iter().flatten().collect();
+        match limits.is_empty() {
+            true => f.write_str("no limit"),
+            false => write!(f, "at most {}", limits.join(", ")),
+        }
     }
 }
 
@@ -81,6 +100,29 @@ pub struct Choice {
     /// The methods that score more, with what they would need, and those that were not run because
     /// they would need too much.
     pub beyond: Vec<String>,
+}
+
+impl Choice {
+    /// The place and what is chosen there, in Markdown: `RTE on base: lora, 0.7000`.
+    fn sentence(&self) -> String {
+        let place = text(&format!("{} on {}", self.task, self.model));
+        match (&self.name, self.score) {
+            (Some(name), Some(score)) => format!("{place}: {}, {score:.4}", code(name)),
+            _ => format!("{place}: no method"),
+        }
+    }
+}
+
+/// What a budget comes to, as a section of a page in Markdown.
+pub(crate) fn markdown(budget: &Budget, choices: &[Choice]) -> String {
+    let mut page = format!("\n## Within the budget\n\nThe budget: {budget}.\n\n");
+    for choice in choices {
+        page += &format!("- {}\n", choice.sentence());
+        for line in choice.why.iter().chain(&choice.beyond) {
+            page += &format!("  - {}\n", text(line));
+        }
+    }
+    page
 }
 
 /// Plans are true to this share: what may be within the budget is run.
@@ -210,13 +252,18 @@ fn why(within: &[&Row]) -> Vec<String> {
     let mut line = format!("next is {}, {:.4}", next.name, next.score.mean);
     let probability = chosen.probability_of_equality(next);
     if let Some(p) = probability {
-        line += &format!(", p = {p:.2} (paired t-test over seeds)");
+        let p = match shown(p) {
+            small if small.starts_with('<') => format!("p {small}"),
+            other => format!("p = {other}"),
+        };
+        line += &format!(", {p} (paired t-test over seeds)");
     }
     why.push(line);
-    // With one seed, nothing says that a difference is more than chance.
+    // Without a test, nothing says that a difference is more than chance.
     let as_good = |row: &&&Row| {
         let p = chosen.probability_of_equality(row);
-        p.is_some_and(|p| p >= UNLIKELY) && row.stored_bytes < chosen.stored_bytes
+        let is_equal = row.score.mean == chosen.score.mean;
+        (is_equal || p.is_some_and(|p| p >= UNLIKELY)) && row.stored_bytes < chosen.stored_bytes
     };
     let smallest = others
         .iter()
@@ -249,6 +296,12 @@ mod tests {
             }
         );
         assert_eq!("-,-,-".parse(), Ok(Budget::default()));
+        assert_eq!(
+            budget.to_string(),
+            "at most 1 MB of storage, 4 GB of memory, 1800.0 s a run"
+        );
+        let error = "50MB".parse::<Budget>().unwrap_err();
+        assert!(error.contains("`1MB,-,-`"), "{error}");
         for wrong in ["1MB", "1,2,3", "1MB,4XB,1h", "-1MB,-,-", "1MB,1MB,1GB"] {
             wrong.parse::<Budget>().unwrap_err();
         }

@@ -63,6 +63,39 @@ pub enum CompareError {
         /// The other.
         other: PathBuf,
     },
+    /// A directory that is to be merged has results of something else.
+    #[error(
+        "`{}` holds {found}, and nothing of the suite `{suite}`: give the output directories of its shards",
+        path.display()
+    )]
+    Foreign {
+        /// The directory.
+        path: PathBuf,
+        /// A result that it has.
+        found: String,
+        /// The suite.
+        suite: String,
+    },
+    /// What was merged has no results of some runs.
+    #[error(
+        "the directories that were merged have no results of {}: merge those of the missing shards too, or run the \
+         same command without --merge, which makes the runs that are missing",
+        methods.join(", ")
+    )]
+    Missing {
+        /// The methods, with the tasks where not all are missing.
+        methods: Vec<String>,
+    },
+    /// The data of a task are not as its runs need them.
+    #[error("task `{task}` on model `{model}`: {problem}")]
+    Task {
+        /// The task.
+        task: String,
+        /// The model.
+        model: String,
+        /// What is wrong.
+        problem: String,
+    },
     /// A file is no published result.
     #[error(
         "`{}` is no result of HF PEFT's method_comparison: {reason}; give one of its `results/*.json`",

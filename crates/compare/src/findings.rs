@@ -1,32 +1,40 @@
 //! What a comparison found, in sentences: `findings.md`. Every number in it follows from the runs.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use epiphyte_train::scoring::metrics::regression;
 
+use crate::budget::markdown as within_budget;
+use crate::markdown::{code, prose, text as escaped};
+use crate::output::Compared;
 use crate::report::{Judgment, bytes, claims_of, judge, peak_of_full};
-use crate::result::{RunResult, Status};
+use crate::result::Status;
 use crate::statistics::UNLIKELY;
 use crate::suite::Suite;
-use crate::summary::{Comparison, Row, Summary};
+use crate::summary::{Comparison, Row, Summary, signed};
+use crate::tuning;
 
 /// The page of findings.
-pub(crate) fn findings(suite: &Suite, results: &[RunResult], summary: &Summary) -> String {
-    let finished = results.iter().filter(|it| it.status == Status::Finished);
+pub(crate) fn findings(compared: &Compared<'_>) -> String {
+    let (suite, summary) = (compared.suite, &compared.summary);
+    let finished = compared
+        .results
+        .iter()
+        .filter(|it| it.status == Status::Finished);
     let mut text = format!(
         "# Findings: {}\n\n{}\n\nWritten by `epiphyte compare {}` from {} finished runs; the figures are in \
-         `results.json`, charts and tables in `report.html`. The baseline is `{}`. A difference is called one if its \
+         `results.json`, charts and tables in `report.html`. The baseline is {}. A difference is called one if its \
          probability by chance, corrected for the number of methods, is below {UNLIKELY}.\n",
-        suite.title,
-        suite.about.trim(),
+        escaped(&suite.title),
+        prose(&suite.about),
         suite.name,
         finished.count(),
-        suite.baseline
+        code(&suite.baseline)
     );
     for place in summary.places() {
         let rows = summary.of_place(place);
-        let _ = writeln!(text, "\n## {} on {}\n", place.1, place.0);
+        let (task, model) = (escaped(place.1), escaped(place.0));
+        let _ = writeln!(text, "\n## {task} on {model}\n");
         let best = rows[0].score.mean;
         if rows.len() > 1 && rows.iter().all(|row| row.score.mean == best) {
             let _ = writeln!(
@@ -46,16 +54,19 @@ pub(crate) fn findings(suite: &Suite, results: &[RunResult], summary: &Summary) 
         text += "\n## Over all tasks\n\n";
         overall(summary, &mut text);
     }
+    if let Some(budget) = &compared.budget {
+        text += &within_budget(budget, &compared.choices);
+    }
     text += "\n## Claims\n\n";
     claims(summary, &mut text);
     text += "\n## What this does not show\n\n";
-    limits(suite, summary, &mut text);
+    limits(compared, &mut text);
     text
 }
 
 /// Names as code, separated by commas.
 fn listed<'a>(names: impl Iterator<Item = &'a str>) -> String {
-    let names = names.map(|name| format!("`{name}`"));
+    let names = names.map(code);
     names.collect::<Vec<String>>().join(", ")
 }
 
@@ -66,8 +77,8 @@ fn scores(rows: &[&Row], suite: &Suite, text: &mut String) {
     });
     let _ = writeln!(
         text,
-        "- `{}` has the best {} of {} methods: {:.4}{interval}, with {} trainable parameters.",
-        best.name,
+        "- {} has the best {} of {} methods: {:.4}{interval}, with {} trainable parameters.",
+        code(&best.name),
         best.score_name,
         rows.len(),
         best.score.mean,
@@ -82,7 +93,13 @@ fn scores(rows: &[&Row], suite: &Suite, text: &mut String) {
         .filter_map(|row| row.comparison?.corrected)
         .count();
     if tested == 0 {
-        *text += "- With one seed, no difference can be told from chance.\n";
+        *text += match suite.seeds.len() {
+            1 => "- With one seed, no difference can be told from chance.\n",
+            _ => {
+                "- No difference could be tested: no method differs from the baseline by more in one seed than in \
+                 another.\n"
+            }
+        };
         return;
     }
     for (sign, word) in [(1.0, "better"), (-1.0, "worse")] {
@@ -90,13 +107,13 @@ fn scores(rows: &[&Row], suite: &Suite, text: &mut String) {
         let _ = match names.is_empty() {
             true => writeln!(
                 text,
-                "- No method is {word} than `{}` beyond chance.",
-                suite.baseline
+                "- No method is {word} than {} beyond chance.",
+                code(&suite.baseline)
             ),
             false => writeln!(
                 text,
-                "- Methods {word} than `{}` beyond chance: {names}.",
-                suite.baseline
+                "- Methods {word} than {} beyond chance: {names}.",
+                code(&suite.baseline)
             ),
         };
     }
@@ -133,11 +150,11 @@ fn sizes(rows: &[&Row], text: &mut String) {
         let full = rows[rank];
         let _ = writeln!(
             text,
-            "- Full fine-tuning is number {} of {}: {:.4}. `{}` reaches {:.4} with {:.3} % of the parameters trained.",
+            "- Full fine-tuning is number {} of {}: {:.4}. {} reaches {:.4} with {:.3} % of the parameters trained.",
             rank + 1,
             rows.len(),
             full.score.mean,
-            rows[0].name,
+            code(&rows[0].name),
             rows[0].score.mean,
             100.0 * rows[0].declared.trainable_parameters as f64
                 / rows[0].declared.base_parameters.max(1) as f64
@@ -153,11 +170,11 @@ fn costs(rows: &[&Row], text: &mut String) {
     if let Some(((least, low), (most, high))) = least.zip(most) {
         let _ = writeln!(
             text,
-            "- Peak memory of training is between {} (`{}`) and {} (`{}`).",
+            "- Peak memory of training is between {} ({}) and {} ({}).",
             bytes(*low),
-            least.name,
+            code(&least.name),
             bytes(*high),
-            most.name
+            code(&most.name)
         );
     }
     let slow = rows.iter().filter_map(|row| Some((*row, row.slowdown?)));
@@ -165,8 +182,8 @@ fn costs(rows: &[&Row], text: &mut String) {
     if let Some((row, slowdown)) = slowest {
         let _ = writeln!(
             text,
-            "- A forward pass takes longest, {slowdown:.2} times the base's, with `{}`.",
-            row.name
+            "- A forward pass takes longest, {slowdown:.2} times the base's before merging, with {}.",
+            code(&row.name)
         );
     }
 }
@@ -185,8 +202,12 @@ fn forgetting(rows: &[&Row], text: &mut String) {
     if let Some((least, most)) = least.zip(most) {
         let _ = writeln!(
             text,
-            "- The {} of the base's own task moves least with `{}`, by {:+.4}, and most with `{}`, by {:+.4}.",
-            least.1, least.0.name, least.2, most.0.name, most.2
+            "- The {} of the base's own task moves least with {}, by {}, and most with {}, by {}.",
+            least.1,
+            code(&least.0.name),
+            signed(least.2),
+            code(&most.0.name),
+            signed(most.2)
         );
     }
 }
@@ -203,10 +224,11 @@ fn overall(summary: &Summary, text: &mut String) {
         let rows: Vec<_> = rows.collect();
         let order = rows
             .iter()
-            .map(|row| format!("`{}` {:.4}", row.name, row.score));
+            .map(|row| format!("{} {:.4}", code(&row.name), row.score));
         let _ = writeln!(
             text,
-            "- On {model}, mean over {} tasks: {}.",
+            "- On {}, mean over {} tasks: {}.",
+            escaped(model),
             rows[0].tasks,
             order.collect::<Vec<String>>().join(", ")
         );
@@ -248,8 +270,11 @@ fn claims(summary: &Summary, text: &mut String) {
                 match (agrees, claimed) {
                     (Some(true), _) => held += 1,
                     (Some(false), Some(claimed)) => not_held.push(format!(
-                        "- {cost} of `{}` ({} on {}): claimed {claimed} ({}), measured {measured}.",
-                        row.name, place.1, place.0, claims.source
+                        "- {cost} of {} ({} on {}): claimed {claimed} ({}), measured {measured}.",
+                        code(&row.name),
+                        escaped(place.1),
+                        escaped(place.0),
+                        claims.source
                     )),
                     _ => {}
                 }
@@ -274,41 +299,23 @@ fn claims(summary: &Summary, text: &mut String) {
     }
 }
 
-fn limits(suite: &Suite, summary: &Summary, text: &mut String) {
-    let distinct = |mut budgets: Vec<(usize, Option<u64>)>| {
-        budgets.sort_unstable();
-        budgets.dedup();
-        budgets
-    };
-    let mut of_task = BTreeMap::<(&str, &str), Vec<(usize, Option<u64>)>>::new();
-    for group in &suite.groups {
-        let task = of_task.entry((&group.model, &group.task)).or_default();
-        task.push(group.tuning_budget());
-    }
-    let of_task: Vec<_> = of_task.into_values().map(distinct).collect();
-    let is_equal = of_task.iter().all(|budgets| budgets.len() == 1);
-    let budgets = distinct(of_task.concat());
-    let tuning = match budgets[..] {
-        [(trials, _), .., (same, _)] if is_equal && trials == same => format!(
-            "The settings of every method were chosen by {trials} trials for each task, which all methods have alike."
-        ),
-        [(0, _)] => "Every method has the settings that the suite gives it, mostly its defaults: another choice may \
-                     change the order."
-            .to_owned(),
-        [(trials, Some(steps))] => format!(
-            "The settings of every method were chosen by {trials} trials of {steps} optimizer steps together."
-        ),
-        [(trials, None)] => {
-            format!("The settings of every method were chosen by {trials} trials.")
-        }
-        _ => "The methods' settings were chosen with different budgets: see `tried` in the tables.".to_owned(),
-    };
+fn limits(compared: &Compared<'_>, text: &mut String) {
+    let (suite, summary) = (compared.suite, &compared.summary);
+    let tuning = tuning::sentence(suite);
     let _ = writeln!(text, "- {tuning}");
     let _ = writeln!(
         text,
         "- Seeds: {}. Intervals over seeds say nothing of other data or bases.",
         suite.seeds.len()
     );
+    if !compared.merged.is_empty() {
+        let _ = writeln!(
+            text,
+            "- Results were merged from {}. Where their runs were made at the same time on one machine, times are \
+             those of a machine that several share.",
+            listed(compared.merged.iter().map(String::as_str))
+        );
+    }
     let steps = suite.groups.iter().flat_map(|group| &group.points);
     let steps = steps.flat_map(|point| point.runs.values().filter_map(|run| run.max_steps));
     if let Some(most) = steps.max() {

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use epiphyte_io::FileError;
+use epiphyte_methods::file::CONFIG_FILE;
 use epiphyte_methods::{ParameterCounts, by_name};
 use epiphyte_train::report::account::{Change, Cost, RunAccount};
 use epiphyte_train::report::journal::{self, Record};
@@ -85,6 +86,9 @@ pub struct RunResult {
     pub scores: Vec<(u64, f64)>,
     /// The settings of the run.
     pub settings: Map<String, Value>,
+    /// The adapter's configuration as its file has it, with what the settings leave to the base.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub adapter_config: Map<String, Value>,
 }
 
 impl RunResult {
@@ -111,6 +115,7 @@ impl RunResult {
             losses: Vec::new(),
             scores: Vec::new(),
             settings: Map::new(),
+            adapter_config: Map::new(),
         }
     }
 
@@ -152,6 +157,7 @@ impl RunResult {
             losses: Vec::new(),
             scores: Vec::new(),
             settings: Map::new(),
+            adapter_config: Map::new(),
         };
         if let Some(last) = result.read_log(directory)? {
             result.score = last.get(&result.score_name);
@@ -185,6 +191,12 @@ impl RunResult {
             }
         }
         Ok(last)
+    }
+
+    /// Takes the adapter's configuration from a run's directory, if it has one.
+    pub(crate) fn read_adapter(&mut self, directory: &Path) {
+        let text = epiphyte_io::read_regular(&directory.join(CONFIG_FILE)).unwrap_or_default();
+        self.adapter_config = serde_json::from_slice(&text).unwrap_or_default();
     }
 
     /// The one whose result is known.

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use epiphyte_io::FileError;
+use epiphyte_io::{FileError, sha256};
 use epiphyte_methods::MethodError;
 use epiphyte_train::training::checkpoints::Checkpoints;
 use epiphyte_train::{
@@ -38,7 +38,7 @@ pub struct Shard {
 
 impl Shard {
     /// Whether the runs of a method, by its number, are of this shard.
-    fn has(self, method: usize) -> bool {
+    pub(crate) fn has(self, method: usize) -> bool {
         method % self.count == self.number - 1
     }
 }
@@ -74,6 +74,8 @@ pub struct RunSuite<'a> {
     pub keep_adapters: bool,
     /// What a run may need: a method that is planned to need more is not run.
     pub budget: Option<Budget>,
+    /// Take every run from its result, as merged shards have left it: one without is an error.
+    pub from_results: bool,
     /// Where tensors live.
     pub options: RunOptions,
 }
@@ -107,26 +109,16 @@ impl RunSuite<'_> {
         interrupt: &Interrupt,
         observer: &mut dyn SuiteObserver,
     ) -> Result<Carried, CompareError> {
+        self.check_names()?;
+        let groups = self.suite.of_shard(self.shard);
+        if !self.from_results {
+            self.check_tasks(&groups)?;
+        }
         let options = RunOptions {
             shared_base: Some(SharedBase::default()),
             measure_inference: true,
             ..self.options.clone()
         };
-        self.check_names()?;
-        // A method's runs on a model are of one shard, because some choose the settings of others.
-        let mut methods: Vec<(&str, &str)> = Vec::new();
-        let mut groups: Vec<&Group> = Vec::new();
-        for group in &self.suite.groups {
-            let method = (&group.model[..], &group.name[..]);
-            let at = methods.iter().position(|other| *other == method);
-            let at = at.unwrap_or(methods.len());
-            if at == methods.len() {
-                methods.push(method);
-            }
-            if self.shard.is_none_or(|shard| shard.has(at)) {
-                groups.push(group);
-            }
-        }
         let total = groups.iter().map(|group| self.suite.runs_of(group)).sum();
         let mut runner = Runner {
             suite: self,
@@ -138,26 +130,63 @@ impl RunSuite<'_> {
             results: Vec::new(),
             inputs: Inputs::default(),
         };
-        for group in groups {
-            if !runner.group(group)? {
-                return Ok(Carried::Interrupted);
+        let mut missing: Vec<&Group> = Vec::new();
+        for group in &groups {
+            match runner.group(group) {
+                Err(CompareError::Missing { .. }) => missing.push(group),
+                has_ended => {
+                    if !has_ended? {
+                        return Ok(Carried::Interrupted);
+                    }
+                }
             }
         }
-        Ok(Carried::Out(runner.results))
+        match missing.is_empty() {
+            true => Ok(Carried::Out(runner.results)),
+            false => Err(CompareError::Missing {
+                methods: by_method(&missing, &groups),
+            }),
+        }
     }
 }
 
+/// The methods of these groups, with their tasks where `all` has others of theirs.
+fn by_method(groups: &[&Group], all: &[&Group]) -> Vec<String> {
+    let mut names: Vec<&str> = groups.iter().map(|group| &group.name[..]).collect();
+    names.sort_unstable();
+    names.dedup();
+    let named = names.into_iter().map(|name| {
+        let own = groups.iter().filter(|group| group.name == name);
+        let places = own.map(|group| format!("{} on {}", group.task, group.model));
+        let places: Vec<String> = places.collect();
+        match places.len() == all.iter().filter(|group| group.name == name).count() {
+            true => format!("`{name}`"),
+            false => format!("`{name}` ({})", places.join(", ")),
+        }
+    });
+    named.collect()
+}
+
 impl RunSuite<'_> {
+    /// Whether a run that ended so is not made again.
+    pub(crate) fn has_ended(&self, status: Status) -> bool {
+        status.is_final() || (self.from_results && status == Status::Failed)
+    }
+
     /// Checks that no two names lead to one directory.
     fn check_names(&self) -> Result<(), CompareError> {
-        let mut names: HashMap<(&str, String), &str> = HashMap::new();
+        let mut names: HashMap<(String, String), &str> = HashMap::new();
         for group in &self.suite.groups {
-            for (what, name) in [
-                ("models", &group.model),
-                ("tasks", &group.task),
-                ("methods", &group.name),
-            ] {
-                let known = names.entry((what, file_name(name))).or_insert(name);
+            let points = group.points.iter();
+            let points = points.map(|it| (format!("settings of {}", group.name), &it.name));
+            let parts = [
+                ("models".to_owned(), &group.model),
+                ("tasks".to_owned(), &group.task),
+                ("methods".to_owned(), &group.name),
+            ];
+            for (what, name) in parts.into_iter().chain(points) {
+                let key = (what.clone(), file_name(name));
+                let known = names.entry(key).or_insert(name);
                 if known != name {
                     return Err(CompareError::Suite {
                         name: self.suite.name.clone(),
@@ -308,11 +337,16 @@ impl Runner<'_> {
             known.settings == settings || Some(&known.settings) == of_example.as_ref()
         };
         let result = match RunResult::read(&directory)? {
-            Some(known) if is_own(&known) && known.status.is_final() => known,
+            Some(known) if is_own(&known) && self.suite.has_ended(known.status) => known,
             Some(known) if !is_own(&known) && !self.suite.overwrite => {
                 return Err(CompareError::OtherSettings {
                     path: directory,
                     difference: difference(&known.settings, &settings),
+                });
+            }
+            _ if self.suite.from_results => {
+                return Err(CompareError::Missing {
+                    methods: vec![new.name],
                 });
             }
             _ => {
@@ -375,6 +409,7 @@ impl Runner<'_> {
                 result.declared = Some(report.account);
                 (result.change, result.cost) = (report.change, Some(report.cost));
                 result.read_log(directory)?;
+                result.read_adapter(directory);
                 if result.score.is_none() {
                     result.status = Status::Failed;
                     let name = &result.score_name;
@@ -479,17 +514,31 @@ pub(crate) fn path_of(result: &RunResult) -> PathBuf {
     parts.map(|part| file_name(part)).collect()
 }
 
+/// The longest name of a directory; settings of many keys would make longer ones.
+const LONGEST: usize = 120;
+
 /// A name as a file system takes it.
 fn file_name(name: &str) -> String {
     let plain = |character: char| match character {
-        'a'..='z' | 'A'..='Z' | '0'..='9' | '-' | '_' | '.' | '+' => character,
+        '-' | '_' | '.' | '+' => character,
+        letter if letter.is_alphanumeric() => letter,
         _ => '_',
     };
-    let name: String = name.chars().map(plain).collect();
-    match name.trim_start_matches('.') {
+    let plain: String = name.chars().map(plain).collect();
+    match plain.trim_start_matches('.') {
         "" => "_".to_owned(),
-        trimmed => trimmed.to_owned(),
+        trimmed => shortened(trimmed, LONGEST),
     }
+}
+
+/// The name of a file, with a hash in the place of what is beyond `longest` bytes.
+pub(crate) fn shortened(name: &str, longest: usize) -> String {
+    if name.len() <= longest {
+        return name.to_owned();
+    }
+    let hash = &sha256(name.as_bytes())[..16];
+    let end = name.floor_char_boundary(longest - hash.len() - 1);
+    format!("{}-{hash}", &name[..end])
 }
 
 /// Removes everything from a run's directory but its log and its account.
@@ -543,5 +592,9 @@ mod tests {
         assert_eq!(file_name("lora, rank 8"), "lora__rank_8");
         assert_eq!(file_name("../up"), "_up");
         assert_eq!(file_name(".."), "_");
+        let [one, other] = ["a", "b"].map(|end| file_name(&("x".repeat(300) + end)));
+        assert!(one.len() <= 120 && one != other, "{one}");
+        assert!(file_name(&"é".repeat(300)).len() <= 120);
+        assert_ne!(file_name("情感"), file_name("日志"));
     }
 }

@@ -47,7 +47,7 @@
 //! part of `max_steps`, and the best of them with more, the last with all (Jamieson and Talwalkar
 //! 2016). What each method's search took is in the report.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use epiphyte_methods::{Definition, METHODS, by_name};
 use epiphyte_ops::random;
@@ -57,6 +57,7 @@ use serde::Deserialize;
 use toml::{Table, Value};
 
 use crate::CompareError;
+use crate::run::Shard;
 
 /// What turns settings into a run: later tables override earlier ones.
 pub type Configure<'a> = dyn Fn(&[Table]) -> Result<RunConfig, String> + 'a;
@@ -154,8 +155,7 @@ struct File {
     models: Vec<Model>,
     tasks: Vec<Task>,
     methods: Vec<Method>,
-    #[serde(default)]
-    tuning: Tuning,
+    tuning: Option<Tuning>,
 }
 
 #[derive(Deserialize)]
@@ -202,20 +202,63 @@ struct Tuning {
     halving: Option<usize>,
 }
 
+/// The most settings that a method is tried with: far more would fill the memory before the first
+/// run.
+const MOST_POINTS: usize = 10_000;
+
+/// The most bytes of a name, which becomes the name of a directory.
+const MOST_BYTES: usize = 100;
+
+/// The largest seed: TOML has no larger integers.
+const MOST_SEED: u64 = i64::MAX as u64;
+
 impl Tuning {
     /// What is wrong with it, if anything is.
-    fn problem(&self) -> Option<&'static str> {
+    fn problem(&self) -> Option<String> {
         let factors = &self.learning_rate_factors;
         let is_wrong = |factor: &f64| !(*factor > 0.0 && factor.is_finite());
         if factors.iter().any(is_wrong) {
-            return Some("`learning_rate_factors` must be greater than 0");
+            return Some("`learning_rate_factors` must be greater than 0".to_owned());
         }
         match (self.draws, self.halving) {
-            (Some(0), _) => Some("`tuning.draws` must be at least 1"),
-            (_, Some(0 | 1)) => Some("`tuning.halving` must be at least 2: one in two goes on"),
-            _ => None,
+            (Some(0), _) => Some("`tuning.draws` must be at least 1".to_owned()),
+            (Some(draws), _) if draws > MOST_POINTS => Some(format!(
+                "`tuning.draws` is {draws}: give at most {MOST_POINTS}"
+            )),
+            (_, Some(0 | 1)) => {
+                Some("`tuning.halving` must be at least 2: one in two goes on".to_owned())
+            }
+            _ => first_twice(factors)
+                .map(|factor| format!("`learning_rate_factors` has {factor} twice: leave one out")),
         }
     }
+}
+
+/// The first of these that is equal to one before it.
+fn first_twice<T: PartialEq>(items: &[T]) -> Option<&T> {
+    let mut numbered = items.iter().enumerate();
+    let twice = numbered.find(|(at, item)| items[..*at].contains(item));
+    twice.map(|(_, item)| item)
+}
+
+/// What is wrong with the names of `models`, `tasks` or `methods`, if anything is.
+fn problem_of_names(what: &str, names: &[String]) -> Option<String> {
+    if names.iter().any(|name| name.trim().is_empty()) {
+        return Some(format!(
+            "one of the {what} has an empty `name`: give it one"
+        ));
+    }
+    if let Some(name) = names.iter().find(|name| name.len() > MOST_BYTES) {
+        let (length, start): (usize, String) = (name.len(), name.chars().take(20).collect());
+        return Some(format!(
+            "a name of the {what} has {length} bytes, but becomes that of a directory: give `{start}...` one of at \
+             most {MOST_BYTES}"
+        ));
+    }
+    let twice = first_twice(names)?;
+    Some(format!(
+        "two {what} are called `{twice}`: give each its own `name`"
+    ))
 }
 
 impl Suite {
@@ -245,16 +288,31 @@ impl Suite {
                 return Err(wrong(format!("`{key}` is empty: name at least one")));
             }
         }
-        if let Some(problem) = file.tuning.problem() {
-            return Err(wrong(problem.to_owned()));
+        let tunes = file.tuning.is_some();
+        let tuning = file.tuning.take().unwrap_or_default();
+        if let Some(problem) = tuning.problem() {
+            return Err(wrong(problem));
         }
         file.methods = with_all_others(file.methods);
         let names: Vec<String> = file.methods.iter().map(Method::name).collect();
-        for (at, name) in names.iter().enumerate() {
-            if names[..at].contains(name) {
-                let problem = format!("two methods are called `{name}`: give each its own `name`");
+        let models: Vec<String> = file.models.iter().map(|it| it.name.clone()).collect();
+        let tasks: Vec<String> = file.tasks.iter().map(|it| it.name.clone()).collect();
+        for (what, names) in [("models", &models), ("tasks", &tasks), ("methods", &names)] {
+            if let Some(problem) = problem_of_names(what, names) {
                 return Err(wrong(problem));
             }
+        }
+        if let Some(seed) = first_twice(&file.seeds) {
+            return Err(wrong(format!(
+                "`seeds` has {seed} twice: leave one out, the same seed gives the same run"
+            )));
+        }
+        let mut seeds = file.seeds.iter().copied().chain([tuning.seed]);
+        let too_large = seeds.find(|seed| *seed > MOST_SEED);
+        if let Some(seed) = too_large {
+            return Err(wrong(format!(
+                "the seed {seed} is too large: give one of at most {MOST_SEED}"
+            )));
         }
         let baseline = file.baseline.clone().unwrap_or_else(|| names[0].clone());
         if !names.contains(&baseline) {
@@ -270,7 +328,7 @@ impl Suite {
             }
         }
         let is_task = |name: &&String| file.tasks.iter().any(|task| task.name == **name);
-        if let Some(other) = file.tuning.task.iter().find(|name| !is_task(name)) {
+        if let Some(other) = tuning.task.iter().find(|name| !is_task(name)) {
             return Err(wrong(format!(
                 "`tuning.task` is `{other}`, which is none of the tasks"
             )));
@@ -293,12 +351,12 @@ impl Suite {
                         method: method.method.clone(),
                         score: task.score.clone(),
                         points: Vec::new(),
-                        halving: file.tuning.halving.unwrap_or(1),
+                        halving: tuning.halving.unwrap_or(1),
                     };
                     let context = Context {
                         layers: &layers,
                         seeds: &file.seeds,
-                        tuning: &file.tuning,
+                        tuning: &tuning,
                         tuning_eval_data: task.tuning_eval_data.as_deref(),
                         places,
                         configure,
@@ -311,6 +369,12 @@ impl Suite {
                 }
             }
         }
+        let is_choice = |group: &Group| group.points.len() > 1;
+        if tunes && tuning.learning_rate_factors.is_empty() && !groups.iter().any(is_choice) {
+            let problem = "`[tuning]` has nothing to choose from: give it `learning_rate_factors`, or a method a \
+                           `grid`, or leave it out";
+            return Err(wrong(problem.to_owned()));
+        }
         Ok(Self {
             name: name.to_owned(),
             title: Some(file.title)
@@ -319,10 +383,29 @@ impl Suite {
             about: file.about,
             baseline,
             seeds: file.seeds,
-            tuning_task: file.tuning.task,
+            tuning_task: tuning.task,
             groups,
             text: text.to_owned(),
         })
+    }
+
+    /// The groups of a shard, or all. A method's runs on a model are of one shard, because some
+    /// choose the settings of others.
+    pub fn of_shard(&self, shard: Option<Shard>) -> Vec<&Group> {
+        let mut methods: Vec<(&str, &str)> = Vec::new();
+        let mut groups: Vec<&Group> = Vec::new();
+        for group in &self.groups {
+            let method = (&group.model[..], &group.name[..]);
+            let at = methods.iter().position(|other| *other == method);
+            let at = at.unwrap_or(methods.len());
+            if at == methods.len() {
+                methods.push(method);
+            }
+            if shard.is_none_or(|shard| shard.has(at)) {
+                groups.push(group);
+            }
+        }
+        groups
     }
 
     /// The number of runs, if every method applies everywhere.
@@ -331,17 +414,18 @@ impl Suite {
     }
 
     /// The number of a group's runs.
-    pub(crate) fn runs_of(&self, group: &Group) -> usize {
-        let is_chosen_here = self
-            .tuning_task
-            .as_ref()
-            .is_none_or(|task| *task == group.task);
-        let trials = if is_chosen_here {
-            group.tuning_budget().0
-        } else {
-            0
+    pub fn runs_of(&self, group: &Group) -> usize {
+        let trials = match self.is_chosen_at(group) {
+            true => group.tuning_budget().0,
+            false => 0,
         };
         trials + self.seeds.len()
+    }
+
+    /// Whether a group has trials of its own, and not settings that were chosen on another task.
+    pub fn is_chosen_at(&self, group: &Group) -> bool {
+        let task = self.tuning_task.as_ref();
+        task.is_none_or(|task| *task == group.task)
     }
 
     /// The group whose trials choose the settings of `group`.
@@ -465,9 +549,7 @@ impl Method {
     /// What is chosen from.
     fn points(&self, context: &Context<'_>) -> Result<Vec<Point>, String> {
         let method = by_name(&self.method).map_err(|error| error.to_string())?;
-        if let Some((key, _)) = self.grid.iter().find(|(_, values)| values.is_empty()) {
-            return Err(format!("`grid.{key}` is empty: name its values"));
-        }
+        self.check_grid(context.tuning)?;
         let settings = match context.tuning.draws {
             None => self.combinations(context)?,
             Some(draws) => self.draws(draws, context)?,
@@ -501,6 +583,31 @@ impl Method {
         points.collect()
     }
 
+    /// Checks that the grid's values are there, differ, and do not make too many combinations.
+    fn check_grid(&self, tuning: &Tuning) -> Result<(), String> {
+        for (key, values) in &self.grid {
+            if values.is_empty() {
+                return Err(format!("`grid.{key}` is empty: name its values"));
+            }
+            if let Some(value) = first_twice(values) {
+                return Err(format!("`grid.{key}` has {value} twice: leave one out"));
+            }
+        }
+        let factors = match self.grid.contains_key(LEARNING_RATE) {
+            true => 1,
+            false => tuning.learning_rate_factors.len().max(1),
+        };
+        let lengths = self.grid.values().map(Vec::len);
+        let combinations = lengths.fold(factors, usize::saturating_mul);
+        if tuning.draws.is_none() && combinations > MOST_POINTS {
+            return Err(format!(
+                "its grid and learning rates have {combinations} combinations: leave some out until there are at \
+                 most {MOST_POINTS}, or draw some with `tuning.draws`"
+            ));
+        }
+        Ok(())
+    }
+
     /// Every combination of the grid's values, with every learning rate where the grid says none.
     fn combinations(&self, context: &Context<'_>) -> Result<Vec<Table>, String> {
         let mut settings = vec![Table::new()];
@@ -525,11 +632,18 @@ impl Method {
                 with_rates.push(context.with_rate(table, *factor)?);
             }
         }
-        Ok(with_rates)
+        let names: Vec<String> = with_rates.iter().map(point_name).collect();
+        match first_twice(&names) {
+            None => Ok(with_rates),
+            Some(name) => Err(format!(
+                "two of `learning_rate_factors` give `{name}`, because learning rates have three digits: leave one out"
+            )),
+        }
     }
 
     /// Settings drawn at random: each value of the grid, and the learning rate's logarithm, with
-    /// equal probability. Every method has the same draws of its learning rate's factor.
+    /// equal probability. Every method has the same draws of its learning rate's factor. What is
+    /// drawn twice is tried once.
     fn draws(&self, draws: usize, context: &Context<'_>) -> Result<Vec<Table>, String> {
         let factors = &context.tuning.learning_rate_factors;
         let ends = factors.iter().copied().reduce(f64::min);
@@ -548,15 +662,16 @@ impl Method {
                 table.insert(key.clone(), values[at.min(values.len() - 1)].clone());
             }
         }
-        let Some((low, high)) = ends else {
-            return Ok(settings);
-        };
-        let factors = uniform(LEARNING_RATE).into_iter();
-        let factors = factors.map(|at| low * (high / low).powf(f64::from(at)));
-        let tables = settings.iter().zip(factors);
-        tables
-            .map(|(table, factor)| context.with_rate(table, factor))
-            .collect()
+        if let Some((low, high)) = ends {
+            let factors = uniform(LEARNING_RATE).into_iter();
+            let factors = factors.map(|at| low * (high / low).powf(f64::from(at)));
+            for (table, factor) in settings.iter_mut().zip(factors) {
+                *table = context.with_rate(table, factor)?;
+            }
+        }
+        let mut names = BTreeSet::new();
+        settings.retain(|table| names.insert(point_name(table)));
+        Ok(settings)
     }
 }
 
@@ -720,6 +835,14 @@ mod tests {
     }
 
     #[test]
+    fn what_is_drawn_twice_is_tried_once() {
+        let lora = "[[methods]]\nmethod = \"lora\"\ngrid.rank = [2, 4]\n";
+        let suite = parse(&format!("{SUITE}{lora}[tuning]\ndraws = 9\n")).unwrap();
+        assert_eq!(suite.groups[0].points.len(), 2);
+        assert_eq!(suite.groups[0].tuning_budget().0, 2);
+    }
+
+    #[test]
     fn examples_stand_by_where_defaults_do_not_fit() {
         let method = "[[methods]]\nmethod = \"alora\"\nuse_examples = true\n";
         let suite = parse(&format!("{SUITE}{method}")).unwrap();
@@ -739,6 +862,63 @@ mod tests {
             (
                 format!("{SUITE}{lora}{lora}"),
                 "two methods are called `lora`",
+            ),
+            (
+                format!("{SUITE}{lora}[[models]]\nname = \"small\"\nmodel = \"other\""),
+                "two models are called `small`",
+            ),
+            (
+                format!("{SUITE}{lora}[[tasks]]\nname = \"two\"\nscore = \"loss\""),
+                "two tasks are called `two`",
+            ),
+            (
+                format!("{SUITE}{lora}[[tasks]]\nname = \" \"\nscore = \"loss\""),
+                "one of the tasks has an empty `name`",
+            ),
+            (
+                format!("{SUITE}{lora}name = \"{}\"", "é".repeat(51)),
+                "a name of the methods has 102 bytes",
+            ),
+            (
+                SUITE.replace("[5, 7]", "[5, 7, 5]") + lora,
+                "`seeds` has 5 twice",
+            ),
+            (
+                SUITE.replace("[5, 7]", "[9223372036854775808]") + lora,
+                "9223372036854775808",
+            ),
+            (
+                format!("{SUITE}{lora}grid.rank = [2, 4, 2]"),
+                "`grid.rank` has 2 twice",
+            ),
+            (
+                format!("{SUITE}{lora}[tuning]\nlearning_rate_factors = [1, 1.0]"),
+                "`learning_rate_factors` has 1 twice",
+            ),
+            (
+                format!("{SUITE}{lora}[tuning]\nlearning_rate_factors = [1, 1.0001]"),
+                "two of `learning_rate_factors` give `learning_rate 3e-3`",
+            ),
+            (
+                format!("{SUITE}{lora}[tuning]\nseed = 3"),
+                "`[tuning]` has nothing to choose from",
+            ),
+            (
+                format!("{SUITE}{lora}[tuning]\ndraws = 9"),
+                "`[tuning]` has nothing to choose from",
+            ),
+            (
+                format!("{SUITE}{lora}[tuning]\ndraws = 1_000_000_000"),
+                "`tuning.draws` is 1000000000: give at most 10000",
+            ),
+            (
+                format!(
+                    "{SUITE}{lora}{}",
+                    (0..9).fold(String::new(), |grid, key| {
+                        grid + &format!("grid.key{key} = [1, 2, 3, 4, 5]\n")
+                    })
+                ),
+                "1953125 combinations",
             ),
             (
                 format!("baseline = \"ia3\"{SUITE}{lora}"),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use epiphyte_methods::{Kind, ParameterCounts, by_name};
+use epiphyte_train::report::account::MemoryUse;
 use epiphyte_train::scoring::forgetting::Forgetting;
 use epiphyte_train::scoring::inference::Inference;
 use epiphyte_train::training::early_stopping::Selection;
@@ -44,8 +45,8 @@ pub struct Row {
     pub stored_bytes: u64,
     /// The most bytes in use in a training step.
     pub peak_bytes: Option<u64>,
-    /// Bytes of activations and gradients at that time.
-    pub activation_bytes: Option<u64>,
+    /// The bytes in use at that time, by what needs them.
+    pub memory: Option<MemoryUse>,
     /// Layers of the base through which gradients passed, of how many.
     pub gradient_layers: [usize; 2],
     /// Seconds of a run, evaluations included.
@@ -54,6 +55,8 @@ pub struct Row {
     pub tokens_per_second: Option<f64>,
     /// How many times longer a forward pass takes than the base's.
     pub slowdown: Option<f64>,
+    /// The same with the adapter merged, where it can be: the least of all runs.
+    pub merged_slowdown: Option<f64>,
     /// The pass of the run in which that was least.
     pub inference: Option<Inference>,
     /// The score of the base's own task before and after, the latter the mean over seeds.
@@ -67,9 +70,10 @@ pub struct Row {
 pub struct Comparison {
     /// The mean difference of the scores; positive is better than the baseline.
     pub difference: f64,
-    /// The probability of such a difference by chance; none for fewer than two pairs.
+    /// The probability of such a difference by chance; none for fewer than two pairs, or where all
+    /// pairs differ by the same.
     pub probability: Option<f64>,
-    /// The same, corrected for the number of methods compared.
+    /// The same, corrected for the number of methods that were tested.
     pub corrected: Option<f64>,
 }
 
@@ -210,6 +214,8 @@ impl Row {
             .and_then(|change| change.merged.as_ref());
         let cost = *costs.first()?;
         let inferences = costs.iter().filter_map(|cost| cost.inference);
+        let slowdowns = inferences.clone().filter_map(|it| it.merged_slowdown());
+        let merged_slowdown = slowdowns.min_by(f64::total_cmp);
         let least = |one: Inference, other: Inference| match other.slowdown() < one.slowdown() {
             true => other,
             false => one,
@@ -237,11 +243,12 @@ impl Row {
             measured_changed: merged.map(|merged| merged.changed_parameters),
             stored_bytes: cost.stored_bytes,
             peak_bytes: memory().map(|memory| memory.peak).max(),
-            activation_bytes: memory().map(|it| it.activations + it.gradients).max(),
+            memory: memory().max_by_key(|memory| memory.peak),
             gradient_layers: [cost.gradient_layers, cost.layers],
             seconds: mean(costs.iter().map(|cost| cost.seconds).collect())?,
             tokens_per_second: mean(costs.iter().filter_map(|it| it.tokens_per_second).collect()),
             slowdown: inference.map(|it| it.slowdown()),
+            merged_slowdown,
             inference,
             forgetting,
             comparison: None,
@@ -261,6 +268,22 @@ impl Row {
     /// Whether more of the score is better.
     pub fn greater_is_better(&self) -> bool {
         Selection::by(&self.score_name).greater_is_better
+    }
+}
+
+/// A number with its sign and four digits; what rounds to zero has no minus.
+pub(crate) fn signed(number: f64) -> String {
+    match format!("{number:+.4}") {
+        text if text == "-0.0000" => "+0.0000".to_owned(),
+        text => text,
+    }
+}
+
+/// A probability with three digits; one that these would show as zero is `<0.001`.
+pub(crate) fn probability(p: f64) -> String {
+    match format!("{p:.3}") {
+        text if text == "0.000" => "<0.001".to_owned(),
+        text => text,
     }
 }
 
@@ -299,6 +322,16 @@ fn compare(rows: &mut [Row], groups: &Groups<'_>, [model, task, baseline]: [&str
 }
 
 impl Comparison {
+    /// The difference with its sign and four digits: `+0.0123`.
+    pub fn signed(&self) -> String {
+        signed(self.difference)
+    }
+
+    /// The corrected probability with three digits: `0.012`, `<0.001`.
+    pub fn shown(&self) -> Option<String> {
+        self.corrected.map(probability)
+    }
+
     fn of(own: &[f64], other: &[f64], test: fn(&[f64], &[f64]) -> Option<f64>) -> Option<Self> {
         let differences = own.iter().zip(other).map(|(own, other)| own - other);
         let mean = Mean::of(&differences.collect::<Vec<f64>>())?;
@@ -366,4 +399,24 @@ fn overall(rows: &[Row], groups: &Groups<'_>, baseline: &str) -> Vec<Overall> {
         all.extend(methods);
     }
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{probability, signed};
+
+    #[test]
+    fn no_probability_is_shown_as_zero() {
+        assert_eq!(probability(0.0), "<0.001");
+        assert_eq!(probability(4.9e-4), "<0.001");
+        assert_eq!(probability(0.0316), "0.032");
+    }
+
+    #[test]
+    fn what_rounds_to_zero_has_no_minus() {
+        assert_eq!(signed(-0.00001), "+0.0000");
+        assert_eq!(signed(-0.0), "+0.0000");
+        assert_eq!(signed(-0.01234), "-0.0123");
+        assert_eq!(signed(0.5), "+0.5000");
+    }
 }

@@ -32,3 +32,4 @@ pub mod vector;
 
 pub use error::KernelError;
 pub use isa::Isa;
+pub use scratch::scratch_bytes;

@@ -4,6 +4,7 @@
 //! page faults would take longer than many kernels.
 
 use std::cell::RefCell;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytemuck::{Pod, Zeroable};
 
@@ -30,6 +31,16 @@ thread_local! {
     static IDLE: RefCell<Vec<Vec<Line>>> = const { RefCell::new(Vec::new()) };
 }
 
+/// Bytes of all threads' buffers.
+static BYTES: AtomicU64 = AtomicU64::new(0);
+
+/// Bytes that kernels keep for their next use, on all threads: they grow with the largest product
+/// and stay until the process ends.
+#[must_use]
+pub fn scratch_bytes() -> u64 {
+    BYTES.load(Ordering::Relaxed)
+}
+
 /// Calls `body` with memory for `words` words that starts at a cache line. Its contents are left
 /// over from earlier uses.
 ///
@@ -38,7 +49,10 @@ pub(crate) fn with<T>(words: usize, body: impl FnOnce(&mut [u32]) -> T) -> T {
     let mut buffer = IDLE.with_borrow_mut(|idle| idle.pop()).unwrap_or_default();
     let lines = words.div_ceil(Line::WORDS);
     if buffer.len() < lines {
+        let before = buffer.capacity();
         buffer.resize(lines, Line::zeroed());
+        let more = (buffer.capacity() - before) * size_of::<Line>();
+        BYTES.fetch_add(more as u64, Ordering::Relaxed);
     }
     let result = body(&mut bytemuck::cast_slice_mut(&mut buffer)[..words]);
     IDLE.with_borrow_mut(|idle| idle.push(buffer));
@@ -66,6 +80,17 @@ pub(crate) fn floats<T, const N: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_kept_is_counted() {
+        let before = scratch_bytes();
+        let grow = || {
+            with(1 << 20, |_| ());
+            with(1 << 20, |_| ());
+        };
+        std::thread::spawn(grow).join().unwrap();
+        assert!(scratch_bytes() >= before + (4 << 20));
+    }
 
     #[test]
     fn nested_uses_do_not_overlap_and_memory_is_kept() {

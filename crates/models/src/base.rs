@@ -345,6 +345,14 @@ impl Base {
         base
     }
 
+    /// Bytes of memory that the tensors take: matrices from when they are first used.
+    pub fn bytes(&self) -> u64 {
+        self.tensors
+            .values()
+            .map(|tensor| tensor.bytes() as u64)
+            .sum()
+    }
+
     /// The base as it is before its matrices are first used: those of one are in memory apart from
     /// those of the other.
     #[must_use]

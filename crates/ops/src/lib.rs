@@ -62,4 +62,5 @@ pub use epiphyte_kernels::allocator;
 pub use epiphyte_kernels::memory::keep_freed_memory;
 pub use epiphyte_kernels::quantized;
 pub use epiphyte_kernels::random;
+pub use epiphyte_kernels::scratch_bytes;
 pub use epiphyte_kernels::threads::{set_threads, threads};

@@ -9,7 +9,7 @@ use epiphyte_hub::Hub;
 use epiphyte_methods::file::{self, AdapterFile, AdapterMetadata, Provenance, TrainingExtent};
 use epiphyte_methods::{AdapterModule, ParameterCounts, StoredValues, by_name};
 use epiphyte_models::{Base, LoadOptions, ModelConfig};
-use epiphyte_ops::{Precision, Quantization, allocator};
+use epiphyte_ops::{Precision, Quantization, allocator, scratch_bytes};
 use serde::Serialize;
 
 use crate::interrupt::Interrupt;
@@ -63,7 +63,7 @@ pub struct SharedBase(Arc<Mutex<Shared>>);
 #[derive(Debug, Default)]
 struct Shared {
     base: Option<KeptBase>,
-    /// Bytes in use between runs, when there was the base and nothing else to speak of.
+    /// Bytes in use before the first run.
     held: Option<u64>,
 }
 
@@ -97,9 +97,6 @@ impl SharedBase {
 
     fn keep(&self, directory: &Path, load: &LoadOptions, base: &Base) {
         let mut shared = self.0.lock().expect("no holder of the lock panics");
-        if !(shared.base.as_ref()).is_some_and(|kept| kept.is(directory, load)) {
-            shared.held = None;
-        }
         shared.base = Some(KeptBase {
             directory: directory.to_owned(),
             precision: load.precision,
@@ -116,10 +113,14 @@ impl SharedBase {
         let value = Tensor::<1>::zeros([1], device).autodiff().require_grad();
         let _ = value.backward();
         let mut shared = self.0.lock().expect("no holder of the lock panics");
-        match allocator::live_bytes().filter(|_| shared.base.is_some()) {
-            Some(now) => now.saturating_sub(*shared.held.get_or_insert(now)),
-            None => 0,
-        }
+        let Some(live) = allocator::live_bytes() else {
+            return 0;
+        };
+        // What kernels keep for the next product, they keep for this run too.
+        let now = live.saturating_sub(scratch_bytes());
+        let held = *shared.held.get_or_insert(now);
+        let base = shared.base.as_ref().map_or(0, |kept| kept.base.bytes());
+        now.saturating_sub(held + base)
     }
 }
 
@@ -453,16 +454,22 @@ impl<'a> Prepared<'a> {
     fn nothing_learned(&self, majority: Majority) -> String {
         let (run, total) = (self.run, self.train.batches.per_epoch());
         let rate = run.peak_learning_rate().unwrap_or_default();
+        let usual = by_name(&run.method).map(|method| method.learning_rate);
+        let other = match usual {
+            // A higher rate than usual has led nowhere.
+            Ok(usual) if rate > usual => format!("{usual:e}"),
+            _ => format!("{:.0e}", 3.0 * rate),
+        };
         format!(
             "accuracy on `{}` is no better than always answering the most frequent class, `{}` \
              ({:.4}): more steps (--epochs, now {}; --batch-size, now {}, makes {total} batches an \
-             epoch) or another --learning-rate (now {rate:e}; try {:.0e}) may help",
+             epoch) or another --learning-rate (now {rate:e}; try {}) may help",
             run.eval_data.as_deref().unwrap_or(Path::new("")).display(),
             self.task_model.spec.labels[majority.class],
             majority.share,
             run.epochs,
             run.batch_size,
-            3.0 * rate,
+            other,
         )
     }
 

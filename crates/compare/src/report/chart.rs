@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::page::{Table, escape, short};
+use super::page::{Table, escape, figure as number, short};
 
 const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 400.0;
@@ -64,17 +64,24 @@ struct Scale {
     low: f64,
     high: f64,
     is_logarithmic: bool,
+    /// The value in whose place a logarithmic axis shows zero, if it has one.
+    zero: Option<f64>,
     marks: Vec<f64>,
 }
+
+/// The share of a logarithmic axis with a zero that lies below the smallest other value.
+const ZERO: f64 = 0.08;
 
 impl Scale {
     fn of(values: impl Iterator<Item = f64> + Clone, axis: &Axis) -> Self {
         let is_usable = |value: &f64| value.is_finite() && (!axis.is_logarithmic || *value > 0.0);
+        let has_zero = values.clone().any(|value| value == 0.0);
         let values = values.filter(is_usable);
         let low = values.clone().fold(f64::INFINITY, f64::min);
         let high = values.fold(f64::NEG_INFINITY, f64::max);
         let (low, high) = if low > high { (1.0, 2.0) } else { (low, high) };
         match axis.is_logarithmic {
+            true if has_zero => Self::logarithmic(low, high).with_zero(),
             true => Self::logarithmic(low, high),
             false => Self::linear(low, high),
         }
@@ -100,6 +107,7 @@ impl Scale {
             low,
             high,
             is_logarithmic: false,
+            zero: None,
             marks: (first..=last).map(|at| at as f64 * step).collect(),
         }
     }
@@ -117,12 +125,27 @@ impl Scale {
             low,
             high,
             is_logarithmic: true,
+            zero: None,
             marks: marks.filter(|mark| (low..=high).contains(mark)).collect(),
         }
     }
 
+    /// Makes room for zero, which has no logarithm, at the lower end.
+    fn with_zero(mut self) -> Self {
+        let room = (self.high / self.low).powf(ZERO).max(2.0);
+        let zero = self.low / room;
+        self.low = zero / room.sqrt();
+        self.zero = Some(zero);
+        self.marks.insert(0, 0.0);
+        self
+    }
+
     /// Where a value is, from 0 to 1.
     fn at(&self, value: f64) -> f64 {
+        let value = match self.zero {
+            Some(zero) if value == 0.0 => zero,
+            _ => value,
+        };
         match self.is_logarithmic {
             true => (value / self.low).ln() / (self.high / self.low).ln(),
             false => (value - self.low) / (self.high - self.low),
@@ -364,7 +387,7 @@ pub(super) fn curves(caption: &str, axes: [&Axis; 2], curves: &[Curve]) -> Strin
     );
     for curve in curves {
         let ys = || curve.points.iter().map(|it| it.1);
-        let show = |value: Option<f64>| value.map_or(String::new(), |value| format!("{value:.4}"));
+        let show = |value: Option<f64>| value.map_or(String::new(), number);
         table.row([
             curve.name.clone(),
             curve.points.len().to_string(),
@@ -437,6 +460,20 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn zero_is_at_the_lower_end_of_a_logarithmic_axis() {
+        let axis = Axis::logarithmic("trainable");
+        let scale = Scale::of([0.0, 100.0, 1e6].into_iter(), &axis);
+        assert_eq!(scale.marks[0], 0.0);
+        assert!((0.0..scale.at(100.0)).contains(&scale.at(0.0)));
+        let dots = [dot("head alone", 0.0, 0.5), dot("c", 1000.0, 0.7)];
+        let axes = [&axis, &Axis::linear("score")];
+        let html = scatter("Score", axes, &dots, &[(0, "additive")], false);
+        assert_eq!(html.matches("<g class=\"dot").count(), 2);
+        assert!(html.contains(">0</text>") && html.contains("head alone: 0, 0.5"));
+        assert!(!html.contains("inf") && !html.contains("NaN"), "{html}");
     }
 
     #[test]

@@ -8,19 +8,23 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use epiphyte_methods::{Kind, by_name};
+use epiphyte_train::report::account::MemoryUse;
 use epiphyte_train::report::journal::{self, Record, StepRecord};
 use epiphyte_train::scoring::inference::Pass;
 
 use self::chart::{Axis, Curve, Dot, curves, scatter};
 pub(crate) use self::page::bytes;
+pub(crate) use self::page::rank;
 use self::page::{Cell, Section, Table, count, escape, page, percent, prose, short};
 pub(crate) use self::taxonomy::{Judgment, claims_of, judge, peak_of_full};
-use crate::CompareError;
+use crate::budget::{Budget, Choice};
+use crate::output::Compared;
 use crate::published::Published;
 use crate::result::{RunResult, Status};
 use crate::statistics::UNLIKELY;
 use crate::suite::Suite;
-use crate::summary::{Row, Summary};
+use crate::summary::{Row, Summary, signed};
+use crate::{CompareError, summary, tuning};
 
 /// Curves that have a color; more could not be told apart.
 const COLORED: usize = 14;
@@ -44,12 +48,14 @@ fn style(kind: Kind) -> usize {
 }
 
 /// The report of a suite.
-pub(crate) fn suite_report(
-    suite: &Suite,
-    results: &[RunResult],
-    published: &[Published],
-    summary: &Summary,
-) -> String {
+pub(crate) fn suite_report(compared: &Compared<'_>) -> String {
+    let &Compared {
+        suite,
+        results,
+        published,
+        ref summary,
+        ..
+    } = compared;
     let methods = {
         let mut names: Vec<&str> = summary.rows.iter().map(|row| &row.name[..]).collect();
         names.sort_unstable();
@@ -81,9 +87,14 @@ pub(crate) fn suite_report(
             of_place(suite, results, summary, place),
         ));
     }
+    if let Some(budget) = &compared.budget {
+        let body = within_budget(budget, &compared.choices);
+        sections.push(Section::new("Within the budget", body));
+    }
     if !places.is_empty() {
         sections.push(Section::new("Claims and measurements", claims(summary)));
         sections.push(Section::new("Parameters", parameters(summary)));
+        sections.push(Section::new("Memory by part", memory(summary)));
         sections.push(Section::new("Inference", inference(summary)));
     }
     if summary.rows.iter().any(|row| row.forgetting.is_some()) {
@@ -103,7 +114,7 @@ pub(crate) fn suite_report(
     if !summary.absent.is_empty() {
         sections.push(Section::new("Without a score", absent(summary)));
     }
-    sections.push(Section::new("How this was made", made(suite)));
+    sections.push(Section::new("How this was made", made(compared)));
     page(&suite.title, &lead, &sections)
 }
 
@@ -130,9 +141,7 @@ fn overall(suite: &Suite, summary: &Summary) -> String {
             Cell::from(row.name.clone()),
             row.model.clone().into(),
             format!("{:.4}", row.score).into(),
-            comparison
-                .map_or(String::new(), |it| format!("{:+.4}", it.difference))
-                .into(),
+            comparison.map_or(String::new(), |it| it.signed()).into(),
             probability(comparison.and_then(|it| it.probability), false),
             probability(comparison.and_then(|it| it.corrected), true),
         ]);
@@ -146,9 +155,9 @@ fn probability(value: Option<f64>, decides: bool) -> Cell {
     match value {
         None => "".into(),
         Some(value) if decides && value < UNLIKELY => {
-            Cell::of_class(format!("{value:.3} *"), "differs")
+            Cell::of_class(format!("{} *", summary::probability(value)), "differs")
         }
-        Some(value) => format!("{value:.3}").into(),
+        Some(value) => summary::probability(value).into(),
     }
 }
 
@@ -165,7 +174,7 @@ fn of_place(
         let dots = rows.iter().filter_map(|row| {
             Some(Dot {
                 name: row.name.clone(),
-                x: x(row).filter(|x| *x > 0.0)?,
+                x: x(row)?,
                 y: row.score.mean,
                 style: style(row.kind),
                 is_marked: rows.len() <= FEW || row.name == suite.baseline,
@@ -192,7 +201,7 @@ fn of_place(
         }
     };
     let value = |number: usize| Some(number as f64);
-    add("trainable parameters", "", &|row| {
+    add("trainable parameters", ", the head not counted", &|row| {
         value(row.declared.trainable_parameters)
     });
     add("peak memory of training", " (bytes)", &|row| {
@@ -267,7 +276,7 @@ fn scores_table(suite: &Suite, rows: &[&Row]) -> Table {
         let interval = row.score.interval;
         let interval = interval.map(|[low, high]| format!("{low:.4} to {high:.4}"));
         let comparison = row.comparison;
-        let difference = comparison.map(|it| format!("{:+.4}", it.difference));
+        let difference = comparison.map(|it| it.signed());
         table.row([
             Cell::from(row.name.clone()),
             format!("{:.4}", row.score.mean).into(),
@@ -321,10 +330,7 @@ fn parameters(summary: &Summary) -> String {
         );
         for row in summary.of_place(place) {
             let declared = &row.declared;
-            let rank = row.largest_rank.map(|rank| match rank {
-                64 => "64 or more".to_owned(),
-                rank => rank.to_string(),
-            });
+            let rank = row.largest_rank.map(|it| rank(it, "64 or more"));
             table.row([
                 row.name.clone(),
                 count(declared.trainable_parameters),
@@ -344,10 +350,10 @@ fn parameters(summary: &Summary) -> String {
 }
 
 fn inference(summary: &Summary) -> String {
-    let mut html = "<p>Forward passes over one micro-batch, with the base alone and with the adapter in turn; the \
-                    shortest of five counts. Memory is what a pass needs beyond the weights. A method that can be \
-                    merged leaves the base's own computation, with other values: its pass is then that of the \
-                    base.</p>\n"
+    let mut html = "<p>Forward passes over one micro-batch, with the base alone, with the adapter and with the adapter \
+                    merged in turn; the shortest of at least five counts. Memory is what a pass needs beyond the \
+                    weights. Unmerged, full fine-tuning computes with weights in 32 bits, whatever the base's format; \
+                    merged, with weights in the base's.</p>\n"
         .to_owned();
     for place in summary.places() {
         let mut table = Table::new(
@@ -360,7 +366,8 @@ fn inference(summary: &Summary) -> String {
                 ("times", true),
                 ("base, memory", true),
                 ("with adapter, memory", true),
-                ("merged", false),
+                ("merged, ms", true),
+                ("times", true),
             ],
         );
         for row in summary.of_place(place) {
@@ -376,11 +383,12 @@ fn inference(summary: &Summary) -> String {
                 format!("{:.2}", it.slowdown()),
                 memory(it.base),
                 memory(it.adapter),
-                match row.measured_changed {
-                    Some(_) => "as the base",
-                    None => "cannot be",
-                }
-                .to_owned(),
+                match (it.merged, row.measured_changed) {
+                    (Some(merged), _) => format!("{:.2}", 1e3 * merged.seconds),
+                    (None, Some(_)) => "not measured".to_owned(),
+                    (None, None) => "cannot be".to_owned(),
+                },
+                (it.merged_slowdown()).map_or(String::new(), |times| format!("{times:.2}")),
             ]);
         }
         html += &table.html();
@@ -421,7 +429,7 @@ fn forgetting(summary: &Summary) -> String {
                 it.after
                     .map_or("cannot act".to_owned(), |after| format!("{after:.4}")),
                 it.after
-                    .map_or(String::new(), |after| format!("{:+.4}", after - it.before)),
+                    .map_or(String::new(), |after| signed(after - it.before)),
             ]);
         }
         html += &table.html();
@@ -539,9 +547,7 @@ fn of_others(published: &[Published], summary: &Summary) -> String {
             it.method.unwrap_or(&it.peft_type).into(),
             it.model.clone().into(),
             format!("{:.4}", it.score).into(),
-            it.forgetting
-                .map_or(String::new(), |it| format!("{it:+.4}"))
-                .into(),
+            it.forgetting.map_or(String::new(), signed).into(),
             count(it.trainable_parameters as usize).into(),
             bytes(it.stored_bytes).into(),
             bytes(it.peak_bytes).into(),
@@ -580,38 +586,64 @@ fn absent(summary: &Summary) -> String {
     table.html()
 }
 
-fn made(suite: &Suite) -> String {
-    let threads = std::thread::available_parallelism().map_or(0, usize::from);
-    let mut budgets: Vec<(String, &str)> = Vec::new();
-    for group in &suite.groups {
-        let (trials, steps) = group.tuning_budget();
-        let steps = steps.map_or(String::new(), |steps| {
-            format!(" of {steps} optimizer steps together")
-        });
-        let budget = format!("{trials} trials{steps}");
-        if trials > 0 && !budgets.iter().any(|(known, _)| *known == budget) {
-            budgets.push((budget, &group.name));
-        }
+/// What the budget comes to: the choices with their reasons.
+fn within_budget(budget: &Budget, choices: &[Choice]) -> String {
+    let mut table = Table::new(
+        "The best method within the budget, why, and what more would buy",
+        &[
+            ("task", false),
+            ("model", false),
+            ("method", false),
+            ("score", true),
+            ("why", false),
+            ("beyond the budget", false),
+        ],
+    );
+    for choice in choices {
+        let score = choice.score.map(|score| format!("{score:.4}"));
+        table.row([
+            Cell::from(choice.task.clone()),
+            choice.model.clone().into(),
+            choice.name.clone().unwrap_or("none".to_owned()).into(),
+            score.unwrap_or_default().into(),
+            Cell::of_class(choice.why.join("; "), "wrap"),
+            Cell::of_class(choice.beyond.join("; "), "wrap"),
+        ]);
     }
-    let tuning = match &budgets[..] {
-        [] => "No settings were chosen by trials.".to_owned(),
-        [(budget, _)] => format!(
-            "Settings were chosen by {budget} for every method, with the seed of <code>[tuning]</code>."
+    format!("<p>The budget: {budget}.</p>\n{}", table.html())
+}
+
+/// Where memory goes, for each task.
+fn memory(summary: &Summary) -> String {
+    let mut html =
+        "<p>The bytes in use at the peak of an optimizer step, of the seed that needed most.</p>\n"
+            .to_owned();
+    for place in summary.places() {
+        let rows = summary.of_place(place).into_iter();
+        html += &memory_table(
+            format!("Memory by part: {} on {}", place.1, place.0),
+            "method",
+            rows.map(|row| (&row.name[..], row.memory)),
+        );
+    }
+    html
+}
+
+fn made(compared: &Compared<'_>) -> String {
+    let runs = match &compared.merged[..] {
+        [] => "Runs were made one after another.".to_owned(),
+        merged => format!(
+            "Results were merged from {}, each of which made its runs one after another. Where that was at the same \
+             time on one machine, times are those of a machine that several share.",
+            escape(&merged.join(", "))
         ),
-        several => {
-            let several = several.iter();
-            let several = several.map(|(budget, name)| format!("{budget} ({}, ...)", escape(name)));
-            format!(
-                "Methods had different tuning budgets: {}.",
-                several.collect::<Vec<String>>().join("; ")
-            )
-        }
     };
     format!(
-        "<p>Runs were made one after another on a machine with {threads} cores. Time and memory are those of each run \
-         alone: memory counts the bytes that the program has in use during optimizer steps, base included. {tuning} Every figure is in <code>results.json</code> and <code>results.csv</code> beside \
-         this file.</p>\n<details><summary>The suite</summary>\n<pre class=\"scroll\" tabindex=\"0\">{}</pre></details>\n",
-        escape(suite.text.trim())
+        "<p>{runs} Memory counts the bytes that the program has in use during optimizer steps, base included. {} Every \
+         figure is in <code>results.json</code> and <code>results.csv</code> beside this file.</p>\n\
+         <details><summary>The suite</summary>\n<pre class=\"scroll\" tabindex=\"0\">{}</pre></details>\n",
+        prose(&tuning::sentence(compared.suite)),
+        escape(compared.suite.text.trim())
     )
 }
 
@@ -681,10 +713,18 @@ pub fn run_report(directories: &[PathBuf]) -> Result<String, CompareError> {
     }
     html += "</div>\n";
     let results: Vec<&RunResult> = runs.iter().map(|(result, _)| result).collect();
+    let memory_of_runs = memory_table(
+        "Bytes in use at the peak of an optimizer step, by what needs them".to_owned(),
+        "run",
+        results.iter().map(|it| {
+            let memory = it.cost.as_ref().and_then(|cost| cost.memory);
+            (&it.name[..], memory)
+        }),
+    );
     let sections = [
         Section::new("Training", html),
         Section::new("Results", results_table(&results)),
-        Section::new("Memory", memory_table(&results)),
+        Section::new("Memory", memory_of_runs),
     ];
     let title = match &results[..] {
         [one] => format!("Training run {}", one.name),
@@ -727,7 +767,7 @@ fn results_table(results: &[&RunResult]) -> String {
             scores.trim_end().to_owned(),
             declared.map_or(String::new(), |it| count(it.trainable_parameters)),
             declared.map_or(String::new(), |it| count(it.changed_parameters)),
-            rank.map_or(String::new(), |rank| rank.to_string()),
+            rank.map_or(String::new(), |it| self::rank(it, "64 or more")),
             cost.map_or(String::new(), |it| bytes(it.stored_bytes)),
             cost.map_or(String::new(), |it| {
                 format!("{} of {} layers", it.gradient_layers, it.layers)
@@ -740,11 +780,15 @@ fn results_table(results: &[&RunResult]) -> String {
     table.html()
 }
 
-fn memory_table(results: &[&RunResult]) -> String {
+fn memory_table<'a>(
+    caption: String,
+    what: &'static str,
+    rows: impl Iterator<Item = (&'a str, Option<MemoryUse>)>,
+) -> String {
     let mut table = Table::new(
-        "Bytes in use at the peak of an optimizer step, by what needs them",
+        caption,
         &[
-            ("run", false),
+            (what, false),
             ("base", true),
             ("adapter and head", true),
             ("gradients", true),
@@ -754,8 +798,7 @@ fn memory_table(results: &[&RunResult]) -> String {
             ("peak", true),
         ],
     );
-    for result in results {
-        let memory = result.cost.as_ref().and_then(|cost| cost.memory);
+    for (name, memory) in rows {
         let cells = memory.map_or(vec!["not measured".to_owned()], |it| {
             let parts = [
                 it.base,
@@ -767,7 +810,7 @@ fn memory_table(results: &[&RunResult]) -> String {
             let parts = parts.into_iter().chain([it.other(), it.peak]);
             parts.map(bytes).collect()
         });
-        table.row([result.name.clone()].into_iter().chain(cells));
+        table.row([name.to_owned()].into_iter().chain(cells));
     }
     table.html()
 }

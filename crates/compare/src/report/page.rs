@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use epiphyte_train::display;
+use epiphyte_train::report::account;
 
 /// Text as HTML.
 pub(super) fn escape(text: &str) -> String {
@@ -211,6 +212,23 @@ fn three_digits(number: f64) -> String {
     }
 }
 
+/// A rank, or `more` where it is not told exactly.
+pub(crate) fn rank(rank: usize, more: &str) -> String {
+    match rank < account::LARGEST_RANK {
+        true => rank.to_string(),
+        false => more.to_owned(),
+    }
+}
+
+/// A number of a curve: four digits after the point, or three digits of a number that these would
+/// hide.
+pub(super) fn figure(number: f64) -> String {
+    match number != 0.0 && number.abs() < 0.01 {
+        true => three_digits(number),
+        false => format!("{number:.4}"),
+    }
+}
+
 /// A share as a percentage with three significant digits.
 pub(super) fn percent(part: usize, whole: usize) -> String {
     format!(
@@ -221,7 +239,7 @@ pub(super) fn percent(part: usize, whole: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{bytes, escape, percent, prose, short};
+    use super::{bytes, escape, figure, percent, prose, rank, short};
 
     #[test]
     fn numbers_have_three_digits() {
@@ -239,6 +257,20 @@ mod tests {
         assert_eq!(bytes(512), "512 B");
         assert_eq!(bytes(1_500_000), "1.5 MB");
         assert_eq!(percent(1, 3), "33.3 %");
+    }
+
+    #[test]
+    fn small_figures_are_not_zero() {
+        for (number, text) in [(0.0, "0.0000"), (3e-5, "0.00003"), (-2.5e-4, "-0.00025")] {
+            assert_eq!(figure(number), text);
+        }
+        assert_eq!(figure(0.85126), "0.8513");
+    }
+
+    #[test]
+    fn ranks_from_64_on_are_not_told_exactly() {
+        assert_eq!(rank(63, "64 or more"), "63");
+        assert_eq!(rank(64, "64 or more"), "64 or more");
     }
 
     #[test]

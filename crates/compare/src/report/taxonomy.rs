@@ -172,14 +172,17 @@ fn inference(row: &Row, claims: Option<Claims>) -> Judgment {
     let Some(slowdown) = row.slowdown else {
         return not_measured(cost);
     };
-    let merged = row.measured_changed.is_some();
-    let measured = match merged {
-        true => format!("{slowdown:.2} × unmerged, none merged"),
-        false => format!("{slowdown:.2} ×"),
+    let merged = row.merged_slowdown;
+    let measured = match (merged, row.measured_changed) {
+        (Some(merged), _) => format!("{slowdown:.2} × unmerged, {merged:.2} × merged"),
+        (None, Some(_)) => format!("{slowdown:.2} × unmerged, merged not measured"),
+        (None, None) => format!("{slowdown:.2} ×"),
     };
+    // A method that can be merged is claimed to cost nothing once it is.
+    let overhead = merged.or(row.measured_changed.is_none().then_some(slowdown));
     // Where an overhead is claimed, it may be too small to be noticed.
     let agrees = claims.and_then(|claims| match claims.inference {
-        "none" => Some(merged || slowdown < NOTICEABLE),
+        "none" => Some(overhead? < NOTICEABLE),
         _ => None,
     });
     Judgment {

@@ -12,6 +12,9 @@ use self::distributions::{normal_tail, t_quantile, t_tail};
 /// Up to this many pairs the signed-rank test has its exact distribution.
 const MOST_EXACT_PAIRS: usize = 50;
 
+/// A deviation of differences of at most this share of the largest value is rounding.
+const ROUNDING: f64 = 16.0 * f64::EPSILON;
+
 /// A difference whose probability by chance is below this is called one.
 pub(crate) const UNLIKELY: f64 = 0.05;
 
@@ -54,7 +57,9 @@ impl Mean {
 }
 
 /// The probability of a mean difference this large, or larger, if the two had the same mean: the
-/// paired t-test, two-sided. None for fewer than two pairs.
+/// paired t-test, two-sided. None for fewer than two pairs, and where all pairs differ by the same:
+/// without variance the test is not determined. (SciPy then divides by 0 or by the rounding of the
+/// differences, and returns nan or 0 with a warning.)
 ///
 /// # Panics
 /// If the numbers of values differ.
@@ -63,8 +68,10 @@ pub fn paired_t_test(one: &[f64], other: &[f64]) -> Option<f64> {
     let differences = one.iter().zip(other).map(|(one, other)| one - other);
     let mean = Mean::of(&differences.collect::<Vec<f64>>())?;
     let deviation = mean.deviation?;
-    if deviation == 0.0 {
-        return Some(if mean.mean == 0.0 { 1.0 } else { 0.0 });
+    let values = one.iter().chain(other);
+    let largest = values.fold(0.0, |most: f64, value| most.max(value.abs()));
+    if deviation <= ROUNDING * largest {
+        return None;
     }
     let error = deviation / (mean.count as f64).sqrt();
     Some(2.0 * t_tail((mean.mean / error).abs(), (mean.count - 1) as f64))
@@ -188,13 +195,27 @@ mod tests {
     }
 
     #[test]
+    fn differences_without_variance_are_not_tested() {
+        assert_eq!(paired_t_test(&[0.5, 0.5], &[0.5, 0.5]), None);
+        assert_eq!(paired_t_test(&[0.75, 0.5], &[0.5, 0.25]), None);
+        // The same difference of accuracies over 48 examples, but for the rounding of its bits.
+        let accuracies = |counts: [f64; 3]| counts.map(|count| count / 48.0);
+        let (one, other) = (
+            accuracies([35.0, 36.0, 12.0]),
+            accuracies([30.0, 31.0, 7.0]),
+        );
+        assert_ne!(one[0] - other[0], one[2] - other[2]);
+        assert_eq!(paired_t_test(&one, &other), None);
+        assert!(paired_t_test(&one, &accuracies([30.0, 31.0, 8.0])).is_some());
+    }
+
+    #[test]
     fn few_runs_say_little() {
         assert_eq!(Mean::of(&[]), None);
         assert_eq!(Mean::of(&[1.0, f64::NAN]), None);
         let one = Mean::of(&[0.5]).unwrap();
         assert_eq!((one.deviation, one.interval), (None, None));
         assert_eq!(paired_t_test(&[0.5], &[0.4]), None);
-        assert_eq!(paired_t_test(&[0.5, 0.5], &[0.5, 0.5]), Some(1.0));
         assert_eq!(signed_rank_test(&[0.5, 0.5], &[0.5, 0.5]), None);
         // Three pairs cannot be uneven enough for more.
         let ranks = signed_rank_test(&[3.0, 2.0, 1.0], &[0.0, 0.0, 0.0]);

@@ -53,6 +53,11 @@ fn suite() -> Workplace {
     here
 }
 
+/// The suite with the methods' own learning rates.
+fn untuned() -> String {
+    SUITE.split("[tuning]").next().unwrap().to_owned()
+}
+
 /// The runs of `results.json`, without figures of time and memory.
 fn runs(here: &Workplace, directory: &str) -> Vec<Value> {
     let results: Value =
@@ -96,6 +101,10 @@ fn a_suite_makes_a_report_of_every_run() {
         );
         assert!(row["peak_bytes"].as_u64().unwrap() > 0, "{row}");
         assert!(row["slowdown"].as_f64().unwrap() > 0.0, "{row}");
+        let memory = row["memory"].as_object().unwrap();
+        let parts = memory.iter().filter(|(name, _)| *name != "peak");
+        let parts: u64 = parts.map(|(_, bytes)| bytes.as_u64().unwrap()).sum();
+        assert!(parts <= memory["peak"].as_u64().unwrap(), "{row}");
     }
     let lora = rows
         .iter()
@@ -143,7 +152,14 @@ fn a_suite_makes_a_report_of_every_run() {
     let csv = here.read("out/results.csv");
     assert_eq!(csv.lines().count(), 1 + all.len());
     assert!(csv.contains("\"lora, rank 2\""));
-    assert!(here.read("out/results.md").contains("| lora, rank 2 |"));
+    assert!(csv.contains(",optimizer_bytes,activation_bytes,"));
+    let tables = here.read("out/results.md");
+    for words in ["| lora, rank 2 |", "| settings | tried |", "Memory by part"] {
+        assert!(tables.contains(words), "{words}: {tables}");
+    }
+    let config = &record["run_info"]["peft_config"];
+    assert!(config["target_modules"].is_array() || config["peft_type"] != "LORA");
+    assert_eq!(record["run_info"]["train_config"]["dtype"], "float32");
     check_report(
         &here.read("out/report.html"),
         &[
@@ -151,6 +167,8 @@ fn a_suite_makes_a_report_of_every_run() {
             "bitfit",
             "prefix-tuning",
             "2 trials of 12 optimizer steps",
+            "Memory by part",
+            "Runs were made one after another",
         ],
     );
     let findings = here.read("out/findings.md");
@@ -191,6 +209,16 @@ fn a_suite_makes_a_report_of_every_run() {
         bytes(least)
     ));
     assert_eq!(choices["choices"][0]["name"], least["name"], "{choices}");
+    // The choice and its reasons are in every file.
+    let results: Value = serde_json::from_str(&here.read("out/results.json")).unwrap();
+    assert_eq!(results["choices"], choices["choices"]);
+    assert_eq!(results["budget"]["seconds"], 3600.0);
+    for file in ["report.html", "findings.md", "results.md"] {
+        let text = here.read(&format!("out/{file}"));
+        for words in ["Within the budget", "s a run", "within the budget"] {
+            assert!(text.contains(words), "{file}: {words}");
+        }
+    }
     let text = here.succeed("compare suite.toml --output out --budget 1B,-,-");
     assert!(
         text.contains("no method") && text.contains("of storage"),
@@ -331,6 +359,30 @@ fn a_suite_that_is_killed_or_divided_gives_the_same_results() {
     let notes = String::from_utf8_lossy(&merged.stderr);
     assert!(merged.status.success() && !notes.contains("[1/"), "{notes}");
     assert_eq!(runs(&here, "merged"), whole);
+    for file in ["report.html", "findings.md"] {
+        let text = here.read(&format!("merged/{file}"));
+        assert!(text.contains("Results were merged from "), "{text}");
+        assert!(!text.contains("different tuning budgets"), "{text}");
+    }
+    // What no shard has is not made, unless it is asked for.
+    let error = here.fail(2, "compare suite.toml --merge part-1 --output half");
+    assert!(
+        error.contains("no results of `lora, rank 2`:") && error.contains("without --merge"),
+        "{error}"
+    );
+    let made = files(&here.path("half/runs")).into_iter();
+    assert_eq!(made.filter(|file| file.ends_with("log.jsonl")).count(), 0);
+    let half = here.run("compare suite.toml --output half");
+    let notes = String::from_utf8_lossy(&half.stderr);
+    assert!(
+        half.status.success() && notes.contains("lora, rank 2"),
+        "{notes}"
+    );
+    assert_eq!(runs(&here, "half"), whole);
+    let other = SUITE.replace("\"films\"", "\"other\"");
+    here.write("other.toml", other);
+    let error = here.fail(2, "compare other.toml --merge part-1,part-2 --output o");
+    assert!(error.contains("nothing of the suite `other`"), "{error}");
     here.write("dev.jsonl", here.read("dev.jsonl").replace("film", "play"));
     here.succeed("compare suite.toml --shard 2/2 --output part-3");
     let error = here.fail(2, "compare suite.toml --merge part-1,part-3 --output other");
@@ -473,12 +525,90 @@ fn what_is_beyond_a_budget_is_not_run() {
 }
 
 #[test]
+fn budgets_are_written_as_the_command_line_has_them() {
+    let here = suite();
+    let compare = "compare suite.toml --methods bitfit --output out --budget";
+    let text = here.succeed(&format!("{compare} -,50MB,-"));
+    assert!(
+        text.contains("Within the budget, films on bert: bitfit"),
+        "{text}"
+    );
+    let error = here.fail(2, &format!("{compare} 50MB"));
+    assert!(
+        error.contains("for one limit alone") && error.contains("-,4GB,-"),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_is_wrong_with_the_data_is_said_before_the_first_run() {
+    let here = suite();
+    let other = "[[tasks]]\nname = \"other\"\nscore = \"accuracy\"\n";
+    let with = |settings: &str| {
+        SUITE.replace(
+            "[[methods]]\nmethod = \"bitfit\"",
+            &format!("{other}{settings}\n[[methods]]\nmethod = \"bitfit\""),
+        )
+    };
+    for (text, words) in [
+        (with("eval_data = \"nope.jsonl\""), "nope.jsonl"),
+        (with("tuning_eval_data = \"nope.jsonl\""), "nope.jsonl"),
+        (with("text_columns = [\"txt\"]"), "`txt`"),
+        (
+            with("").replace(
+                "\"other\"\nscore = \"accuracy\"",
+                "\"other\"\nscore = \"bleu\"",
+            ),
+            "`score` is `bleu`, which is not measured for sequence-classification",
+        ),
+    ] {
+        here.write("suite.toml", text);
+        let output = here.run("compare suite.toml --output out");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{error}");
+        assert!(
+            error.contains("task `other` on model `bert`") && error.contains(words),
+            "{error}"
+        );
+        assert!(
+            !error.contains("[1/") && !here.path("out/runs").exists(),
+            "{error}"
+        );
+    }
+    let error = here.fail(2, "compare glue-mini --data . --model bert --output glue");
+    assert!(
+        error.contains("task `SST-2`") && error.contains("`./glue_sst2`"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_dry_run_says_what_would_be_run() {
+    let here = suite();
+    let dry = here.json("compare suite.toml --dry-run");
+    assert_eq!(dry["runs"], 3 * (2 + 2), "{dry}");
+    let groups = dry["groups"].as_array().unwrap();
+    assert_eq!(groups[1]["name"], "lora, rank 2");
+    assert_eq!(
+        (&groups[1]["trials"], &groups[1]["seeds"]),
+        (&2.into(), &serde_json::json!([0, 1]))
+    );
+    assert_eq!(groups[1]["points"].as_array().unwrap().len(), 2);
+    let text = here.succeed("compare suite.toml --dry-run --shard 1/2 --output out");
+    assert!(
+        text.contains("prefix-tuning") && text.contains("8 runs"),
+        "{text}"
+    );
+    let smoke = here.succeed("compare smoke --dry-run");
+    assert!(smoke.contains("Nothing was run"), "{smoke}");
+    assert!(!here.path("out").exists() && !here.path("smoke").exists());
+}
+
+#[test]
 fn a_method_whose_defaults_do_not_fit_has_its_example() {
     let here = suite();
-    let vblora = "[[methods]]\nmethod = \"vblora\"\n[tuning]";
     let compare = "compare suite.toml --methods vblora --output";
-    let tuning = "learning_rate_factors = [0.5, 2]";
-    let text = SUITE.replace("[tuning]", vblora).replace(tuning, "");
+    let text = untuned() + "[[methods]]\nmethod = \"vblora\"\n";
     here.write("suite.toml", &text);
     let summary = here.json(&format!("{compare} without"));
     let absent = summary["absent"].to_string();
@@ -510,12 +640,7 @@ fn a_run_that_fails_is_told_and_the_others_go_on() {
     let here = suite();
     let lora = "name = \"lora, rank 2\"\n";
     let wrong = format!("{lora}learning_rate = 1e30\n");
-    here.write(
-        "suite.toml",
-        SUITE
-            .replace(lora, &wrong)
-            .replace("learning_rate_factors = [0.5, 2]", ""),
-    );
+    here.write("suite.toml", untuned().replace(lora, &wrong));
     let output = here.run("compare suite.toml --output out");
     let notes = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{notes}");
@@ -660,15 +785,26 @@ fn memory_of_a_run_does_not_depend_on_the_runs_before_it() {
     let settings = settings.replace("baseline = \"lora\"\n", "");
     let suite = format!("{settings}[[tasks]]{task}{}", methods.concat());
     here.write("suite.toml", suite);
-    let summary = here.json("compare suite.toml --output out");
-    let peak = |name: &str| {
+    let peak = |summary: &Value, name: &str| {
         let rows = summary["rows"].as_array().unwrap();
         let row = rows.iter().find(|row| row["name"] == name).unwrap();
         row["peak_bytes"].as_f64().unwrap()
     };
-    let (before, after) = (peak("1"), peak("3"));
+    let close = |one: f64, other: f64| {
+        assert!((one / other - 1.0).abs() < 0.02, "{one} and {other}");
+    };
+    let summary = here.json("compare suite.toml --output out");
+    close(peak(&summary, "1"), peak(&summary, "3"));
+    // Nor on a plan before it: the base is part of both.
+    let planned = here.json("compare suite.toml --output planned --budget -,1GB,-");
+    for name in ["0", "1", "2", "3"] {
+        close(peak(&planned, name), peak(&summary, name));
+    }
+    let full = &summary["rows"].as_array().unwrap()[0];
+    let part = |key: &str| full["memory"][key].as_f64().unwrap();
+    let parts = ["base", "adapter", "gradients", "optimizer", "activations"];
     assert!(
-        (after / before - 1.0).abs() < 0.02,
-        "{before} before, {after} after"
+        parts.map(part).iter().sum::<f64>() <= part("peak"),
+        "{full}"
     );
 }

@@ -22,7 +22,7 @@ use crate::config::{
     LARGEST_SIZE, Labels, Rope, RopeDefaults, architectures, dropout, epsilon, hidden_act,
     in_range, num_hidden_layers, refuse_not_causal, size, sliding_layers, special_token, token,
 };
-use crate::heads::{Head, HeadKind};
+use crate::heads::{DecoderHeads, Head, HeadKind, TokenHeads};
 use crate::json::JsonObject;
 use crate::keys::KeyRules;
 use crate::model::Model;
@@ -34,6 +34,9 @@ pub(super) struct Architecture {
     pub(super) model_type: &'static str,
     /// The class of transformers with a language model's head, and the one for classification.
     pub(super) classes: [&'static str; 2],
+    /// The head that classifies tokens, and the one that finds answers, where transformers has one
+    /// over the same names of tensors.
+    pub(super) token_heads: TokenHeads,
     /// PEFT's default target modules.
     pub(super) targets: DefaultTargets,
     /// What precedes the names of the base model's tensors.
@@ -97,6 +100,7 @@ pub(super) const NAMES: LayerNames = LayerNames {
 pub(super) const LLAMA: Architecture = Architecture {
     model_type: "llama",
     classes: ["LlamaForCausalLM", "LlamaForSequenceClassification"],
+    token_heads: [Some("score"), None],
     targets: TARGETS,
     prefix: "model.",
     layers: "model.layers",
@@ -180,6 +184,8 @@ pub struct DecoderConfig {
     pub hidden_dropout: f64,
     /// Dropout after the embeddings.
     pub embedding_dropout: f64,
+    /// Dropout before a head that classifies tokens; default 0.1.
+    pub classifier_dropout: f64,
     /// For every layer, how many tokens a query sees, itself included; `None` is all before it.
     pub sliding_windows: Vec<Option<usize>>,
     /// The token that starts a text.
@@ -308,6 +314,7 @@ impl DecoderConfig {
             attention_dropout: dropout(json, "attention_dropout", 0.0)?,
             hidden_dropout: 0.0,
             embedding_dropout: 0.0,
+            classifier_dropout: dropout(json, "classifier_dropout", 0.1)?,
             sliding_windows: vec![None; num_hidden_layers],
             bos_token_id: special_token(json, "bos_token_id", defaults.bos_token_id, vocab_size)?,
             eos_token_ids: json.token_ids("eos_token_id", of_vocabulary(defaults.eos_token_id))?,
@@ -435,6 +442,7 @@ impl FamilyConfig for DecoderConfig {
             attention_dropout: p,
             hidden_dropout: of(dropout.is_some()),
             embedding_dropout: of(dropout.is_some_and(|(_, embeddings)| embeddings)),
+            classifier_dropout: p,
             ..self.clone()
         })
     }
@@ -456,7 +464,10 @@ impl FamilyConfig for DecoderConfig {
             HeadKind::Classification { .. } => classification,
             HeadKind::LanguageModel => language_model,
             HeadKind::Embedding(_) => "AutoModel",
-            _ => return None,
+            _ => {
+                head.path_in_decoder(self.architecture.token_heads)?;
+                return head.class_of(classification.strip_suffix("ForSequenceClassification")?);
+            }
         };
         Some(class.to_owned())
     }
@@ -471,7 +482,7 @@ impl FamilyConfig for DecoderConfig {
     }
 
     fn task_head(&self, head: HeadKind) -> Option<&'static str> {
-        head.outputs().map(|_| "score")
+        head.path_in_decoder(self.architecture.token_heads)
     }
 
     fn tied(&self) -> Option<[&'static str; 2]> {
@@ -557,9 +568,14 @@ impl FamilyConfig for DecoderConfig {
             .then(|| Norm::build(b, architecture.final_norm, size, self.norm()));
         let task_head = self.task_head(head);
         let tied = tied && self.tie_word_embeddings;
-        let padding = self.pad_token_id;
-        let (table, name) = (&embeddings.words, self.model_type());
-        let mut head = Head::of_decoder(b, name, head, path(lm_head), table, tied, padding)?;
+        let names = DecoderHeads {
+            model_type: self.model_type(),
+            language_model: path(lm_head),
+            task: task_head,
+            padding: self.pad_token_id,
+            dropout: self.classifier_dropout,
+        };
+        let mut head = Head::of_decoder(b, head, &names, &embeddings.words, tied)?;
         if let Head::LanguageModel(head) = &mut head {
             [_, head.softcap] = self.softcaps;
         }

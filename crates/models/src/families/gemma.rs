@@ -179,6 +179,7 @@ static GEMMA2: Architecture = Architecture {
 static GEMMA3: Architecture = Architecture {
     model_type: "gemma3_text",
     classes: ["Gemma3ForCausalLM", "Gemma3TextForSequenceClassification"],
+    token_heads: [None, None],
     targets: QWEN_TARGETS,
     norm_offset: 1.0,
     placement: NormPlacement::Around,

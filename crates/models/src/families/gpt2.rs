@@ -20,7 +20,7 @@ use crate::config::{
     LARGEST_SIZE, Labels, activation, architectures, dropout, epsilon, in_range, layer_count,
     refuse_not_causal, size, special_token, token,
 };
-use crate::heads::{Head, HeadKind};
+use crate::heads::{DecoderHeads, Head, HeadKind, TokenHeads};
 use crate::json::JsonObject;
 use crate::keys::KeyRules;
 use crate::model::Model;
@@ -66,6 +66,9 @@ const NAMES: LayerNames = LayerNames {
 
 const WORDS: &str = "transformer.wte.weight";
 
+/// The head that classifies tokens, and the one that finds answers.
+const TOKEN_HEADS: TokenHeads = [Some("classifier"), Some("qa_outputs")];
+
 /// The configuration of a GPT-2 decoder, under its own keys.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Gpt2Config {
@@ -91,6 +94,8 @@ pub struct Gpt2Config {
     pub embd_pdrop: f64,
     /// Dropout on attention probabilities; default 0.1.
     pub attn_pdrop: f64,
+    /// Dropout before a head that classifies tokens; default 0.1.
+    pub classifier_dropout: f64,
     /// Epsilon of the layer norms; default 1e-5.
     pub layer_norm_epsilon: f64,
     /// Standard deviation of newly initialized weights; default 0.02.
@@ -144,6 +149,7 @@ impl Gpt2Config {
             resid_pdrop: dropout(json, "resid_pdrop", 0.1)?,
             embd_pdrop: dropout(json, "embd_pdrop", 0.1)?,
             attn_pdrop: dropout(json, "attn_pdrop", 0.1)?,
+            classifier_dropout: dropout(json, "classifier_dropout", 0.1)?,
             layer_norm_epsilon: epsilon(json, "layer_norm_epsilon", 1e-5)?,
             initializer_range: epsilon(json, "initializer_range", 0.02)?,
             scale_attn_weights: json.get("scale_attn_weights", true)?,
@@ -205,6 +211,7 @@ impl FamilyConfig for Gpt2Config {
             resid_pdrop: p,
             embd_pdrop: p,
             attn_pdrop: p,
+            classifier_dropout: p,
             ..self.clone()
         })
     }
@@ -225,7 +232,10 @@ impl FamilyConfig for Gpt2Config {
             HeadKind::Classification { .. } => "GPT2ForSequenceClassification",
             HeadKind::LanguageModel => "GPT2LMHeadModel",
             HeadKind::Embedding(_) => "GPT2Model",
-            _ => return None,
+            _ => {
+                head.path_in_decoder(TOKEN_HEADS)?;
+                return head.class_of("GPT2");
+            }
         };
         Some(class.to_owned())
     }
@@ -240,7 +250,7 @@ impl FamilyConfig for Gpt2Config {
     }
 
     fn task_head(&self, head: HeadKind) -> Option<&'static str> {
-        head.outputs().map(|_| "score")
+        head.path_in_decoder(TOKEN_HEADS)
     }
 
     fn tied(&self) -> Option<[&'static str; 2]> {
@@ -310,9 +320,14 @@ impl FamilyConfig for Gpt2Config {
         let final_norm = Norm::build(b, "transformer.ln_f", size, self.norm());
         let task_head = self.task_head(head);
         let tied = tied && self.tie_word_embeddings;
-        let padding = self.pad_token_id;
-        let words = &embeddings.words;
-        let head = Head::of_decoder(b, "gpt2", head, "lm_head", words, tied, padding)?;
+        let names = DecoderHeads {
+            model_type: "gpt2",
+            language_model: "lm_head",
+            task: task_head,
+            padding: self.pad_token_id,
+            dropout: self.classifier_dropout,
+        };
+        let head = Head::of_decoder(b, head, &names, &embeddings.words, tied)?;
         let base = builder.finish(Summary {
             dimensions: Dimensions {
                 model_type: "gpt2".to_owned(),

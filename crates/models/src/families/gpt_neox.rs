@@ -51,6 +51,7 @@ fn read(json: &JsonObject) -> Result<DecoderConfig, ModelError> {
 static GPT_NEOX: Architecture = Architecture {
     model_type: "gpt_neox",
     classes: ["GPTNeoXForCausalLM", "GPTNeoXForSequenceClassification"],
+    token_heads: [Some("classifier"), Some("qa_outputs")],
     targets: DefaultTargets {
         lora: &["query_key_value"],
         adalora: &["query_key_value"],

@@ -29,6 +29,7 @@ pub(super) const FAMILY: Family = Family {
 static OLMO2: Architecture = Architecture {
     model_type: "olmo2",
     classes: ["Olmo2ForCausalLM", "Olmo2ForSequenceClassification"],
+    token_heads: [None, None],
     layer: LayerNames {
         attention_norm: "post_attention_layernorm",
         feed_forward_norm: "post_feedforward_layernorm",

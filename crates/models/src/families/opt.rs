@@ -67,6 +67,7 @@ fn read(json: &JsonObject) -> Result<DecoderConfig, ModelError> {
 static OPT: Architecture = Architecture {
     model_type: "opt",
     classes: ["OPTForCausalLM", "OPTForSequenceClassification"],
+    token_heads: [None, Some("qa_outputs")],
     targets: DefaultTargets {
         lora: &["q_proj", "v_proj"],
         adalora: &["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"],

@@ -108,6 +108,19 @@ impl HeadKind {
         }
     }
 
+    /// The path of the head in a decoder whose heads over tokens are called so; none of a language
+    /// model's, and of one that the decoder does not have.
+    pub(crate) fn path_in_decoder(self, [tokens, answers]: TokenHeads) -> Option<&'static str> {
+        match self {
+            Self::Classification { .. } => Some("score"),
+            Self::TokenClassification { .. } => tokens,
+            Self::QuestionAnswering => answers,
+            Self::MultipleChoice | Self::LanguageModel | Self::MaskedLm | Self::Embedding(_) => {
+                None
+            }
+        }
+    }
+
     /// Whether a class of transformers has a head that a task trains, and not this one.
     pub(crate) fn is_another_than_of(self, class: &str) -> bool {
         let own = self.class_ending();
@@ -144,24 +157,30 @@ pub enum Head {
 }
 
 impl Head {
-    /// The head of a decoder: `score` on the last token that is not `padding`, or the language
-    /// model's at `path`, which may be tied to the word embeddings.
+    /// The head of a decoder: a classifier of the last token that is no padding or of every token,
+    /// or the language model's, which may be tied to the word embeddings `words`.
     ///
     /// # Errors
     /// [`ModelError::NoHead`] for other heads.
     pub(crate) fn of_decoder(
         b: &mut Builder<'_>,
-        model_type: &str,
         kind: HeadKind,
-        path: &str,
+        names: &DecoderHeads,
         words: &Matrix,
         tied: bool,
-        padding: Option<u32>,
     ) -> Result<Self, ModelError> {
         let [_, size] = words.shape();
+        let refused = || ModelError::no_head(names.model_type, kind);
+        let of_tokens = |b: &mut Builder<'_>, outputs, dropout| {
+            let path = names.task.ok_or_else(refused)?;
+            let head = ClassificationHead::of_tokens(b, path, [outputs, size], dropout);
+            Ok::<Self, ModelError>(Self::Classification(head))
+        };
         Ok(match kind {
             HeadKind::Classification { labels } => Self::Classification(ClassificationHead {
-                pooling: Pooling::Last { padding },
+                pooling: Pooling::Last {
+                    padding: names.padding,
+                },
                 input_dropout: 0.0,
                 dense: None,
                 activation: Activation::Tanh,
@@ -169,13 +188,33 @@ impl Head {
                 dropout: 0.0,
                 output: b.linear("score", Role::Head, [labels, size], false),
             }),
+            HeadKind::TokenClassification { labels } => of_tokens(b, labels, names.dropout)?,
+            HeadKind::QuestionAnswering => of_tokens(b, 2, 0.0)?,
             HeadKind::LanguageModel => {
+                let path = names.language_model;
                 Self::LanguageModel(LanguageModelHead::build(b, path, words, tied, None))
             }
             HeadKind::Embedding(head) => Self::Embedding(head),
-            other => return Err(ModelError::no_head(model_type, other)),
+            HeadKind::MultipleChoice | HeadKind::MaskedLm => return Err(refused()),
         })
     }
+}
+
+/// The head of a decoder that classifies tokens, and the one that finds answers.
+pub(crate) type TokenHeads = [Option<&'static str>; 2];
+
+/// What a decoder's heads are called and read.
+pub(crate) struct DecoderHeads {
+    /// For errors.
+    pub(crate) model_type: &'static str,
+    /// The path of the language model's head.
+    pub(crate) language_model: &'static str,
+    /// The path of the head that a task trains, if the family has one for it.
+    pub(crate) task: Option<&'static str>,
+    /// The token that pads texts, which a classifier of texts passes over.
+    pub(crate) padding: Option<u32>,
+    /// Dropout before the head that classifies tokens.
+    pub(crate) dropout: f64,
 }
 
 /// A head with the modules of it that the checkpoint lacks, which start at random.

@@ -14,7 +14,7 @@ use crate::ModelError;
 use crate::checkpoint::Checkpoint;
 use crate::keys::TensorReader;
 
-/// Whether a checkpoint's tensor belongs to a quantized weight and has another name than the weight.
+/// Whether a checkpoint's tensor belongs to a quantized weight and has another name than that.
 pub fn is_beside_weight(name: &str) -> bool {
     bitsandbytes::is_beside_weight(name) || packed::is_part(name)
 }

@@ -28,7 +28,7 @@ use crate::scoring::inference::Inference;
 pub const ACCOUNT_FILE: &str = "account.json";
 
 /// Ranks up to this are told exactly.
-const LARGEST_RANK: usize = 64;
+pub const LARGEST_RANK: usize = 64;
 
 /// The account of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -11,8 +11,8 @@ use epiphyte::train::display::shell_command;
 use epiphyte::train::observer::Silent;
 use epiphyte::train::{Observer, RunOptions};
 use epiphyte_compare::{
-    Budget, Carried, Choice, CompareError, Published, RunResult, RunSuite, Shard, Status, Suite,
-    SuiteObserver, Summary, merge_shards, names_of_comparison, write,
+    Budget, Carried, Choice, CompareError, Compared, Group, Published, RunResult, RunSuite, Shard,
+    Status, Suite, SuiteObserver, Summary, merge_shards, names_of_comparison,
 };
 use serde::Serialize;
 
@@ -35,8 +35,9 @@ Examples:
     epiphyte compare glue-mini --data glue --model sentence-transformers/all-MiniLM-L6-v2 \\
         --output glue-mini
 
-  A suite of your own, from one that ships:
+  A suite of your own, from one that ships, and what it would run:
     epiphyte compare glue-mini --show > mine.toml
+    epiphyte compare mine.toml --dry-run
     epiphyte compare mine.toml --output mine
 
   On two machines, and the report of both:
@@ -45,7 +46,13 @@ Examples:
     epiphyte compare mine.toml --merge part-1,part-2 --output mine
 
   The same command goes on where one was stopped. DIR then holds report.html, findings.md,
-  results.json, results.csv and results.md.";
+  results.json, results.csv and results.md.
+
+A suite is a TOML file with [[models]], [[tasks]], [[methods]], seeds and baseline; [settings] of
+every run; grid, the values of a method's settings to choose from; and [tuning], how they are chosen:
+learning_rate_factors, draws, halving, task, seed. Its other keys are those of a run's file. In its
+texts, $model and $data are what --model and --data say, and $seed is the run's. docs/suites.md has
+every key and an example.";
 
 /// The suites that ship, by name.
 const SUITES: [(&str, &str); 6] = [
@@ -80,7 +87,7 @@ pub(crate) struct Arguments {
     /// Suite: a TOML file, or smoke, glue-mini, few-shot, nlg-mini, model-size or math-mini
     suite: String,
     /// Directory for runs, results and report
-    #[arg(long, value_name = "DIR", required_unless_present = "show")]
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["show", "dry_run"])]
     output: Option<PathBuf>,
     /// Directory of the data sets, which suites call $data
     #[arg(long, value_name = "DIR")]
@@ -94,17 +101,17 @@ pub(crate) struct Arguments {
     /// Run this part of the suite: 1/4 is the first of four
     #[arg(long, value_name = "I/N")]
     shard: Option<Shard>,
-    /// Take the results of these directories, the parts of the suite
+    /// Take the results of these directories, the parts of the suite, and make no run
     #[arg(
         long,
         value_name = "DIR,DIR",
         value_delimiter = ',',
-        conflicts_with = "shard"
+        conflicts_with_all = ["shard", "overwrite"]
     )]
     merge: Vec<PathBuf>,
     /// Run what fits into these limits on storage, memory and time of a run, by plans of a few
     /// steps, and say what to choose and why; - is no limit
-    #[arg(long, value_name = "1MB,4GB,30min")]
+    #[arg(long, value_name = "1MB,4GB,30min", allow_hyphen_values = true)]
     budget: Option<Budget>,
     /// Show these results of HF PEFT's method_comparison with those of the suite: files, or
     /// directories of them
@@ -119,6 +126,9 @@ pub(crate) struct Arguments {
     /// Print the suite's file
     #[arg(long)]
     show: bool,
+    /// Print the runs that would be made, and make none
+    #[arg(long, conflicts_with = "show")]
+    dry_run: bool,
 }
 
 /// The directory of the base that the suite `smoke` trains.
@@ -126,10 +136,17 @@ const QUICKSTART: &str = "quickstart";
 
 pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let (name, text) = suite_text(&arguments.suite)?;
-    let Some(output) = arguments.output.clone().filter(|_| !arguments.show) else {
+    if arguments.show {
         output::print(text.trim_end())?;
         return Ok(ExitCode::SUCCESS);
-    };
+    }
+    let directory = arguments.output.clone();
+    let output = directory.unwrap_or_else(|| PathBuf::from(&name));
+    if arguments.dry_run {
+        let suite = parse(&name, &text, &output, &arguments)?;
+        print_runs(&suite, arguments.shard, global)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let own = names_of_comparison(&output);
     outputs::check_own_directory(&output, "a comparison", |name| {
         name == QUICKSTART || own.contains(&name)
@@ -142,8 +159,9 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         let (runs, output) = (output::count(suite.runs() as u64), output.display());
         output::note(&format!("{}: {runs} runs, in `{output}`", suite.title));
     }
-    if !arguments.merge.is_empty() {
-        merge_shards(&arguments.merge, &output).map_err(plain)?;
+    let merges = !arguments.merge.is_empty();
+    if merges {
+        merge_shards(&suite, &arguments.merge, &output).map_err(plain)?;
     }
     let interrupt = on_signals(global.quiet)?;
     let runs = RunSuite {
@@ -153,6 +171,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         overwrite: arguments.overwrite,
         keep_adapters: arguments.keep_adapters,
         budget: arguments.budget,
+        from_results: merges,
         options: RunOptions {
             device: global.device()?,
             ..RunOptions::default()
@@ -167,16 +186,19 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         ));
         return Ok(interrupted());
     };
-    let summary = write(&suite, &results, &published, &output).map_err(plain)?;
-    let choices = arguments.budget.map(|budget| budget.choose(&summary));
+    let compared = Compared::of(&suite, &results, &published, arguments.budget, &output);
+    compared.write(&output).map_err(plain)?;
+    let Compared {
+        summary, choices, ..
+    } = &compared;
     if global.json {
         output::json(&Shown {
-            summary: &summary,
-            choices: choices.as_deref(),
+            summary,
+            choices: arguments.budget.map(|_| &choices[..]),
         })?;
     } else {
-        print(&suite, &summary, &output)?;
-        choices.iter().flatten().try_for_each(print_choice)?;
+        print(&suite, summary, &output)?;
+        choices.iter().try_for_each(print_choice)?;
     }
     let failed = results
         .iter()
@@ -184,8 +206,9 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     match failed.count() {
         0 => Ok(ExitCode::SUCCESS),
         failed => {
+            let without = if merges { " without --merge" } else { "" };
             output::note(&format!(
-                "error: {failed} runs failed, for the reasons in the report; the same command runs them again"
+                "error: {failed} runs failed, for the reasons in the report; the same command{without} runs them again"
             ));
             Ok(ExitCode::FAILURE)
         }
@@ -206,6 +229,10 @@ struct Shown<'a> {
 fn plain(error: CompareError) -> anyhow::Error {
     match error {
         CompareError::Train(error) => error.into(),
+        // What the suite or the command line asks for is not there.
+        error @ (CompareError::Foreign { .. }
+        | CompareError::Missing { .. }
+        | CompareError::Task { .. }) => UsageError::Other(error.to_string()).into(),
         other => other.into(),
     }
 }
@@ -243,7 +270,9 @@ fn parse(name: &str, text: &str, output: &Path, arguments: &Arguments) -> Result
     }
     if text.contains("\"$quickstart/") {
         let directory = output.join(QUICKSTART);
-        quickstart::unpack_assets(&directory)?;
+        if !arguments.dry_run {
+            quickstart::unpack_assets(&directory)?;
+        }
         places.insert("quickstart", text_of(&directory));
     }
     let configure =
@@ -262,6 +291,70 @@ fn parse(name: &str, text: &str, output: &Path, arguments: &Arguments) -> Result
             .retain(|group| group.name == baseline || names.contains(&group.name));
     }
     Ok(suite)
+}
+
+/// The runs of a method for a task on a model, with `--dry-run --json`.
+#[derive(Serialize)]
+struct Planned<'a> {
+    model: &'a str,
+    task: &'a str,
+    name: &'a str,
+    method: &'a str,
+    score: &'a str,
+    /// The settings from which trials choose; one without a name if there is no choice.
+    points: Vec<&'a str>,
+    /// Runs that choose the settings.
+    trials: usize,
+    /// The seeds with which the chosen settings are run.
+    seeds: &'a [u64],
+}
+
+impl<'a> Planned<'a> {
+    fn of(suite: &'a Suite, group: &'a Group) -> Self {
+        Self {
+            model: &group.model,
+            task: &group.task,
+            name: &group.name,
+            method: &group.method,
+            score: &group.score,
+            points: group.points.iter().map(|point| &point.name[..]).collect(),
+            trials: suite.runs_of(group) - suite.seeds.len(),
+            seeds: &suite.seeds,
+        }
+    }
+
+    fn runs(&self) -> usize {
+        self.trials + self.seeds.len()
+    }
+}
+
+/// Prints the runs that a suite, or a part of it, would make.
+fn print_runs(suite: &Suite, shard: Option<Shard>, global: &Global) -> Result<()> {
+    let groups = suite.of_shard(shard).into_iter();
+    let planned: Vec<Planned<'_>> = groups.map(|group| Planned::of(suite, group)).collect();
+    let total: usize = planned.iter().map(Planned::runs).sum();
+    if global.json {
+        return output::json(&serde_json::json!({ "runs": total, "groups": planned }));
+    }
+    let header = [
+        "model", "task", "method", "settings", "trials", "seeds", "runs",
+    ];
+    let mut table = vec![header.map(str::to_owned).to_vec()];
+    table.extend(planned.iter().map(|it| {
+        let settings = match it.points[..] {
+            [one] => one.to_owned(),
+            ref several => format!("{} to choose from", several.len()),
+        };
+        let numbers = [it.trials, it.seeds.len(), it.runs()].map(|it| it.to_string());
+        let texts = [it.model, it.task, it.name, &settings].map(str::to_owned);
+        [&texts[..], &numbers].concat()
+    }));
+    output::table(
+        &table,
+        &[vec![Align::Left; 4], vec![Align::Right; 3]].concat(),
+    )?;
+    let total = output::count(total as u64);
+    output::print(&format!("{}: {total} runs. Nothing was run.", suite.title))
 }
 
 /// Tells of each run in a line when it has ended, with a bar meanwhile on a terminal.
@@ -345,12 +438,8 @@ fn print(suite: &Suite, summary: &Summary, directory: &Path) -> Result<()> {
             vec![
                 row.name.clone(),
                 format!("{:.4}", row.score.mean),
-                text(comparison.map(|it| format!("{:+.4}", it.difference))),
-                text(
-                    comparison
-                        .and_then(|it| it.corrected)
-                        .map(|p| format!("{p:.3}")),
-                ),
+                text(comparison.map(|it| it.signed())),
+                text(comparison.and_then(|it| it.shown())),
                 output::count(row.declared.trainable_parameters as u64),
                 text(row.peak_bytes.map(output::bytes)),
                 format!("{:.1}", row.seconds),
@@ -405,31 +494,79 @@ fn print_choice(choice: &Choice) -> Result<()> {
 mod tests {
     use std::path::Path;
 
+    use epiphyte_compare::Suite;
+    use serde_json::json;
+
     use super::{Arguments, SUITES, parse};
+
+    /// A suite that ships, with its files in `directory`.
+    fn shipped((name, text): (&str, &str), directory: &Path) -> Suite {
+        let arguments = Arguments {
+            suite: name.to_owned(),
+            output: None,
+            data: Some("data".into()),
+            // A directory is not looked for on the hub.
+            model: Some(std::env::temp_dir()),
+            methods: Vec::new(),
+            shard: None,
+            merge: Vec::new(),
+            budget: None,
+            published: Vec::new(),
+            overwrite: false,
+            keep_adapters: false,
+            show: false,
+            dry_run: false,
+        };
+        let suite = parse(name, text, directory, &arguments);
+        suite.unwrap_or_else(|error| panic!("{error:#}"))
+    }
 
     #[test]
     fn the_suites_that_ship_are_valid() {
         let directory = std::env::temp_dir().join("epiphyte-suites-that-ship");
-        for (name, text) in SUITES {
-            let arguments = Arguments {
-                suite: name.to_owned(),
-                output: None,
-                data: Some("data".into()),
-                // A directory is not looked for on the hub.
-                model: Some(std::env::temp_dir()),
-                methods: Vec::new(),
-                shard: None,
-                merge: Vec::new(),
-                budget: None,
-                published: Vec::new(),
-                overwrite: false,
-                keep_adapters: false,
-                show: false,
-            };
-            let suite = parse(name, text, Path::new(&directory), &arguments);
-            let suite = suite.unwrap_or_else(|error| panic!("{error:#}"));
+        for suite in SUITES {
+            let name = suite.0;
+            let suite = shipped(suite, &directory);
             assert!(!suite.about.is_empty() && suite.runs() >= 6, "{name}");
         }
         let _ = std::fs::remove_dir_all(directory);
+    }
+
+    /// What PEFT's published files say (method_comparison/MetaMathQA/results). Where they have no
+    /// weight decay, PyTorch's AdamW has its default.
+    #[test]
+    fn math_mini_has_the_settings_of_peft() {
+        let suite = SUITES.into_iter().find(|suite| suite.0 == "math-mini");
+        let suite = shipped(suite.unwrap(), &std::env::temp_dir());
+        let low_rank = |rank: usize, alpha: usize| json!({ "r": rank, "lora_alpha": alpha });
+        for (name, rate, decay, settings) in [
+            ("lora, rank 32", 1e-4, 0.1, low_rank(32, 64)),
+            ("lora, rank 64, rsLoRA", 1e-4, 0.1, low_rank(64, 64)),
+            ("dora", 1e-4, 0.1, low_rank(32, 64)),
+            (
+                "adalora",
+                1e-4,
+                0.1,
+                json!({ "init_r": 64, "target_r": 32, "tinit": 200 }),
+            ),
+            ("ia3", 1e-3, 0.01, json!({})),
+            ("vera", 1e-3, 0.01, json!({ "r": 256 })),
+            ("full", 1e-5, 0.01, json!({})),
+        ] {
+            let group = suite
+                .groups
+                .iter()
+                .find(|group| group.name == name)
+                .unwrap();
+            let run = &group.points[0].runs[&0];
+            assert_eq!(run.peak_learning_rate(), Some(rate), "{name}");
+            assert_eq!((run.weight_decay, run.warmup_ratio), (decay, 0.1), "{name}");
+            for (key, value) in settings.as_object().unwrap() {
+                let own = run.method_settings.get(key).and_then(|it| it.as_f64());
+                assert_eq!(own, value.as_f64(), "{name}: {key}");
+            }
+            let rank_stabilized = run.method_settings.get("use_rslora") == Some(&true.into());
+            assert_eq!(rank_stabilized, name.ends_with("rsLoRA"));
+        }
     }
 }
