@@ -38,7 +38,7 @@ impl LabelSet {
         // Only canonical integers count as numbers, so that `01` and `1` stay two labels in a
         // stable order.
         let number = |name: &String| {
-            name.parse::<i64>()
+            name.parse::<i128>()
                 .ok()
                 .filter(|number| number.to_string() == *name)
         };
@@ -288,7 +288,7 @@ impl LabelSet {
     pub fn id(&self, label: &str) -> Option<usize> {
         let by_name = self.names.iter().position(|name| name == label);
         by_name.or_else(|| {
-            let is_name = |name: &String| name.parse::<i64>().is_ok();
+            let is_name = |name: &String| name.parse::<i128>().is_ok();
             let ids_are_free = self.by_id && !self.names.iter().any(is_name);
             label
                 .parse()
@@ -425,6 +425,9 @@ fn is_a_word(label: &str) -> bool {
 }
 
 fn missing(table: &Table, row: usize, column: &str, found: String) -> DataError {
+    if let Some(error) = table.missing_in_file(row, column) {
+        return error;
+    }
     let (path, row) = table.place(row);
     DataError::MissingLabel {
         path,

@@ -141,7 +141,9 @@ fn json(value: &Value) -> Result<Json, Failure> {
     Ok(match value {
         Value::Null => Json::Null,
         Value::Bool(value) => Json::from(*value),
-        Value::Integer(value) => Json::from(*value),
+        Value::Integer(value) => serde_json::Number::from_i128(*value)
+            .map(Json::Number)
+            .ok_or_else(|| format!("{value} has more than 64 bits"))?,
         Value::Float(value) => serde_json::Number::from_f64(*value)
             .map(Json::Number)
             .ok_or_else(|| format!("{value} is no number in JSON"))?,
@@ -181,14 +183,15 @@ impl Typed {
             return Ok(Self::Bools(present, bools));
         }
         let integers = some().map(|value| match value {
-            Value::Integer(value) => Some(*value),
+            Value::Integer(value) => i64::try_from(*value).ok(),
             _ => None,
         });
         if let Some(integers) = integers.collect() {
             return Ok(Self::Integers(present, integers));
         }
         let floats = some().map(|value| match value {
-            Value::Integer(value) => Some(*value as f64),
+            // A number that would be rounded makes the column one of texts.
+            Value::Integer(value) => Some(*value as f64).filter(|it| *it as i128 == *value),
             Value::Float(value) => Some(*value),
             _ => None,
         });

@@ -245,6 +245,14 @@ pub enum TrainError {
         /// The directory.
         path: PathBuf,
     },
+    /// What is to become a directory is something else.
+    #[error("`{}` {is}: choose a directory as --output", path.display())]
+    OutputNoDirectory {
+        /// The path.
+        path: PathBuf,
+        /// What it is: "is a file".
+        is: &'static str,
+    },
     /// A run's file or directory is a link.
     #[error(
         "`{}` is a link, and what it points to would be changed: remove it, or choose another --output",
@@ -508,7 +516,7 @@ pub enum TrainError {
 
 impl TrainError {
     /// An error of data; if it is one of the columns, with the task that needs them.
-    pub(crate) fn of_columns(task: crate::TaskKind, source: epiphyte_data::DataError) -> Self {
+    pub fn of_columns(task: crate::TaskKind, source: epiphyte_data::DataError) -> Self {
         use epiphyte_data::DataError::{Columns, MissingColumn};
         match source {
             Columns { .. } | MissingColumn { .. } => Self::Columns { task, source },

@@ -99,6 +99,7 @@ pub use generate::{
 pub use gguf::{Exported, export_adapter, export_model};
 pub use interrupt::Interrupt;
 pub use label_words::{LabelWordSearch, LabelWords, find_label_words};
+pub use lock::{Lock, check_output_directory, lock_output};
 pub use merge::{
     CombinedModels, MergeOptions, Merged, Patch, Unmerged, WeightType, WithoutHead, combine_models,
     merge, unmerge, write_patch,

@@ -4,16 +4,49 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use epiphyte_io::FileError;
+use epiphyte_io::{FileError, clean_up_next_to, parent};
 
 use crate::TrainError;
 
 /// A file that this process holds a lock on until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Lock {
+pub struct Lock {
     path: PathBuf,
     /// Keeps the lock.
     _file: File,
+}
+
+/// Checks that `output` is a directory, or nothing yet.
+///
+/// # Errors
+/// [`TrainError::OutputNoDirectory`].
+pub fn check_output_directory(output: &Path) -> Result<(), TrainError> {
+    let is = match fs::metadata(output) {
+        Ok(metadata) if metadata.is_dir() => return Ok(()),
+        Ok(metadata) if metadata.is_file() => "is a file",
+        Ok(_) => "is no directory",
+        Err(_) if output.is_symlink() => "is a link to nothing",
+        // Whatever else is wrong is said by who makes the directory.
+        Err(_) => return Ok(()),
+    };
+    Err(TrainError::OutputNoDirectory {
+        path: output.to_owned(),
+        is,
+    })
+}
+
+/// Holds `output`, a file or a directory that appears whole, for one process at a time, by a file
+/// next to it, and removes what a killed process left there. The directory that it is in is made.
+///
+/// # Errors
+/// [`TrainError::OutputInUse`] if another process writes there; [`TrainError::File`].
+pub fn lock_output(output: &Path) -> Result<Lock, TrainError> {
+    let parent = parent(output);
+    fs::create_dir_all(parent).map_err(FileError::at("create", parent))?;
+    let name = output.file_name().unwrap_or_default().to_string_lossy();
+    let lock = Lock::take(&parent.join(format!(".epiphyte-lock-{name}")), output)?;
+    clean_up_next_to(output)?;
+    Ok(lock)
 }
 
 impl Lock {

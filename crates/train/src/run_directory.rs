@@ -12,7 +12,7 @@ use epiphyte_io::FileError;
 use epiphyte_methods::file;
 
 use crate::TrainError;
-use crate::lock::Lock;
+use crate::lock::{Lock, check_output_directory};
 use crate::report::account::ACCOUNT_FILE;
 use crate::report::run_log::{EVENTS_DIRECTORY, LOG_FILE};
 use crate::training::checkpoints::Checkpoints;
@@ -46,9 +46,9 @@ impl RunDirectory {
     /// Takes the directory `output` for a run, creating it where needed.
     ///
     /// # Errors
-    /// [`TrainError::OutputInUse`] if another process trains there, [`TrainError::OutputForeign`],
-    /// [`TrainError::OutputLink`], [`TrainError::OutputTaken`] or
-    /// [`TrainError::NothingToResume`] by what it holds.
+    /// [`TrainError::OutputNoDirectory`]; [`TrainError::OutputInUse`] if another process trains
+    /// there; [`TrainError::OutputForeign`], [`TrainError::OutputLink`],
+    /// [`TrainError::OutputTaken`] or [`TrainError::NothingToResume`] by what it holds.
     pub(crate) fn claim(output: &Path, start: Start) -> Result<Self, TrainError> {
         let (made, lock) = lock(output)?;
         let claimed = Self {
@@ -76,6 +76,7 @@ impl Drop for RunDirectory {
 
 /// Makes the directory and locks it; returns which directories were made.
 fn lock(output: &Path) -> Result<(Vec<PathBuf>, Lock), TrainError> {
+    check_output_directory(output)?;
     loop {
         let missing = output.ancestors().filter(|it| !it.as_os_str().is_empty());
         let made: Vec<PathBuf> = missing
@@ -96,6 +97,7 @@ fn lock(output: &Path) -> Result<(Vec<PathBuf>, Lock), TrainError> {
 /// # Errors
 /// As [`RunDirectory::claim`], but for another process that trains there.
 pub(crate) fn check(output: &Path, start: Start) -> Result<(), TrainError> {
+    check_output_directory(output)?;
     match output.exists() {
         true => Contents::of(output)?.check(output, start),
         false => Ok(()),

@@ -253,9 +253,9 @@ fn scores_table(suite: &Suite, rows: &[&Row]) -> Table {
     let score = &rows[0].score_name;
     let mut table = Table::new(
         format!(
-            "Mean {score} over seeds with its 95 % interval; difference from {} (more is better) with the paired t-test, corrected \
-             after Holm",
-            suite.baseline
+            "{} on {}: mean {score} over seeds with its 95 % interval; difference from {} (more is better) with the paired \
+             t-test, corrected after Holm",
+            rows[0].task, rows[0].model, suite.baseline
         ),
         &[
             ("method", false),

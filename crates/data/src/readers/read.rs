@@ -24,7 +24,7 @@ pub enum Format {
     /// One word a line with its tag, sentences separated by empty lines (`.conll`, `.conll.txt`,
     /// `.bio`, `.iob`, `.iob2`).
     Conll,
-    /// Plain text: the whole file is one row with one column `text` (`.txt`).
+    /// Plain text: the whole file is one row with one column, or each line is (`.txt`).
     Text,
 }
 
@@ -91,6 +91,10 @@ pub struct ReadOptions {
     /// CSV and TSV: the ASCII character between fields. If not given, a comma or a tab; a CSV file
     /// whose header has no comma, but semicolons or tabs, is read with those.
     pub delimiter: Option<char>,
+    /// Plain text: whether each line that is not blank is a row, in place of the whole file.
+    pub lines: bool,
+    /// Plain text: the name of the column.
+    pub text_column: String,
     /// Read only these columns, those of them that the file has; all if not given.
     pub columns: Option<Vec<String>>,
     /// Read at most this many rows.
@@ -109,6 +113,8 @@ impl Default for ReadOptions {
             header: true,
             quoting: None,
             delimiter: None,
+            lines: false,
+            text_column: "text".to_owned(),
             columns: None,
             limit: None,
             in_memory: IN_MEMORY,
@@ -171,15 +177,18 @@ impl Table {
                 let source = Source::read(path, options)?;
                 let text = source.text()?;
                 let mut table = TableBuilder::new(path, options, text.len());
-                if !text.trim().is_empty() {
-                    let index = table.named("text")?;
+                let whole = [text].into_iter().filter(|_| !options.lines);
+                let lines = text.lines().filter(|_| options.lines);
+                let rows = whole.chain(lines).filter(|row| !row.trim().is_empty());
+                for row in rows.take(options.limit.unwrap_or(usize::MAX)) {
+                    let index = table.named(&options.text_column)?;
                     if let Some(column) = index.and_then(|index| table.column(index)) {
-                        column.push_text(text);
+                        column.push_text(row);
                     }
                     table.end_rows(1)?;
                 }
                 let mut table = table.finish()?;
-                table.is_plain_text = true;
+                table.is_plain_text = !options.lines;
                 Ok(table)
             }
         }

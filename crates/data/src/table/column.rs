@@ -72,7 +72,7 @@ impl Mark {
 pub(crate) enum Cell<'a> {
     Null,
     Bool(bool),
-    Integer(i64),
+    Integer(i128),
     Float(f64),
     Text(&'a str),
     Json(&'a str),
@@ -278,7 +278,7 @@ mod tests {
             Value::Null,
             Value::Bool(true),
             Value::Bool(false),
-            Value::Integer(i64::MIN),
+            Value::Integer(i128::from(u64::MAX)),
             Value::Float(1.0),
             Value::Float(1e300),
             Value::Float(0.1),

@@ -14,16 +14,32 @@ pub(crate) type Weighted = (Table, f64);
 /// Where the rows of a table come from that has those of several files.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Origins {
-    files: Vec<PathBuf>,
+    files: Vec<File>,
     /// For each row its file, and its number there from 0.
     rows: Vec<(u32, u32)>,
 }
 
+/// A file with the names of its columns.
+#[derive(Debug, Clone, PartialEq)]
+struct File {
+    path: PathBuf,
+    columns: Vec<String>,
+}
+
 impl Origins {
+    /// The path and the columns of a row's file, if the file has no column `name`, which another
+    /// one has.
+    pub(super) fn without(&self, row: usize, name: &str) -> Option<(&PathBuf, &[String])> {
+        let &(file, _) = self.rows.get(row)?;
+        let File { path, columns } = &self.files[file as usize];
+        let has = columns.iter().any(|column| column == name);
+        (!has).then_some((path, columns.as_slice()))
+    }
+
     /// The file of a row and its number there, both from 0; none if there is only one file.
     pub(super) fn of(&self, row: usize) -> Option<(&PathBuf, usize)> {
         let &(file, row) = self.rows.get(row)?;
-        Some((&self.files[file as usize], row as usize))
+        Some((&self.files[file as usize].path, row as usize))
     }
 
     /// The origins of some rows.
@@ -89,6 +105,11 @@ impl Table {
             }
             columns.insert(name.clone(), Stored::Read(growing.finish()?));
         }
+        let file = |(table, _): &Weighted| File {
+            path: table.path.clone(),
+            columns: table.columns.keys().cloned().collect(),
+        };
+        let files = parts.iter().map(file).collect();
         let numbered = (0..).zip(&chosen);
         let rows =
             numbered.flat_map(|(file, rows)| rows.iter().map(move |&row| (file, row as u32)));
@@ -99,10 +120,7 @@ impl Table {
             rows: rows.len(),
             in_memory,
             is_plain_text: false,
-            origins: Origins {
-                files: parts.iter().map(|(table, _)| table.path.clone()).collect(),
-                rows,
-            },
+            origins: Origins { files, rows },
         })
     }
 }

@@ -34,9 +34,10 @@ pub enum Value {
     Null,
     /// True or false.
     Bool(bool),
-    /// A whole number.
-    Integer(i64),
-    /// A number with a fraction, or one too large for [`Value::Integer`].
+    /// A whole number of up to 64 bits, with a sign or without; JSON's larger ones are texts, which
+    /// keep each digit.
+    Integer(i128),
+    /// A number with a fraction or an exponent.
     Float(f64),
     /// A text.
     Text(String),
@@ -64,7 +65,7 @@ impl From<Json> for Value {
         match json {
             Json::Null => Self::Null,
             Json::Bool(value) => Self::Bool(value),
-            Json::Number(number) => match number.as_i64() {
+            Json::Number(number) => match number.as_i128() {
                 Some(integer) => Self::Integer(integer),
                 None => number.as_f64().map_or(Self::Null, Self::Float),
             },
@@ -197,13 +198,19 @@ impl Table {
                 column,
                 kind: kind.clone(),
             },
-            None => DataError::MissingColumn {
-                path,
-                column,
-                available: self.columns.keys().cloned().collect(),
-                nearest: nearest_name(name, self.column_names()).map(str::to_owned),
-            },
+            None => missing_column(path, column, self.columns.keys().cloned().collect()),
         })
+    }
+
+    /// The error for a column that the file of a row (from 0) lacks and another file has; none if
+    /// the file has it.
+    pub(crate) fn missing_in_file(&self, row: usize, name: &str) -> Option<DataError> {
+        let (path, columns) = self.origins.without(row, name)?;
+        Some(missing_column(
+            path.clone(),
+            name.to_owned(),
+            columns.to_vec(),
+        ))
     }
 
     /// The texts of a column, one per row.
@@ -349,6 +356,9 @@ impl Table {
 
     /// The error for a cell (`row` from 0) of a type other than the `expected` one.
     pub(crate) fn wrong_type(&self, row: usize, column: &str, expected: &'static str) -> DataError {
+        if let Some(error) = self.missing_in_file(row, column) {
+            return error;
+        }
         let found = match self.columns.get(column) {
             Some(Stored::Read(cells)) => cells.cell(row).describe(),
             _ => "nothing".to_owned(),
@@ -361,6 +371,17 @@ impl Table {
             expected,
             found,
         }
+    }
+}
+
+/// The error for a column that a file with others does not have.
+fn missing_column(path: PathBuf, column: String, available: Vec<String>) -> DataError {
+    let nearest = nearest_name(&column, available.iter().map(String::as_str));
+    DataError::MissingColumn {
+        nearest: nearest.map(str::to_owned),
+        path,
+        column,
+        available,
     }
 }
 
@@ -402,7 +423,7 @@ mod tests {
 
     #[test]
     fn shorter_columns_end_with_nulls_and_names_are_asked_for_once() {
-        let numbers = |numbers: &[i64]| numbers.iter().map(|&n| Value::Integer(n)).collect();
+        let numbers = |numbers: &[i128]| numbers.iter().map(|&n| Value::Integer(n)).collect();
         let columns = [("a", vec![1]), ("b", vec![1, 2]), ("b", vec![3, 4])];
         let columns = columns.map(|(name, values)| (name.to_owned(), numbers(&values)));
         let table = Table::from_columns("d.jsonl", columns).unwrap();

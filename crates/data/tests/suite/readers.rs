@@ -118,6 +118,120 @@ fn text_is_one_row() {
 }
 
 #[test]
+fn text_is_a_row_for_each_line_where_a_task_reads_rows() {
+    let lines = ReadOptions {
+        lines: true,
+        text_column: "sentence".to_owned(),
+        ..ReadOptions::default()
+    };
+    let table = read("a.txt", "\u{feff}one\r\n\n  \ntwo", &lines).unwrap();
+    assert_eq!(table.texts("sentence").unwrap(), ["one", "two"]);
+    assert_eq!(table.sample(1, 0).unwrap().len(), 1);
+    let first = ReadOptions {
+        limit: Some(1),
+        ..lines.clone()
+    };
+    let table = read("a.txt", "one\ntwo\n", &first).unwrap();
+    assert_eq!(table.texts("sentence").unwrap(), ["one"]);
+    let error = read("a.txt", " \n\n", &lines).unwrap_err();
+    assert!(matches!(error, DataError::EmptyFile { .. }), "{error}");
+}
+
+/// Whole numbers keep each digit: those of 64 bits as numbers, longer ones as texts.
+#[test]
+fn whole_numbers_of_any_size_keep_their_digits() {
+    let numbers = [
+        "9223372036854775807",
+        "-9223372036854775808",
+        "12345678901234567890",
+        "18446744073709551615",
+    ];
+    let long = [
+        "18446744073709551616",
+        "-9223372036854775809",
+        "123456789012345678901234567890",
+    ];
+    for (number, is_long) in
+        (numbers.iter().map(|it| (it, false))).chain(long.iter().map(|it| (it, true)))
+    {
+        let object = format!("{{\"a\": {number}, \"b\": [{number}], \"c\": \"{number}\"}}");
+        for (name, content) in [
+            ("a.jsonl", format!("{object}\n{object}\n")),
+            ("a.json", format!("[{object}]")),
+            (
+                "a.json",
+                format!("{{\n\"a\": {number}, \"c\": \"{number}\"}}\n{object}"),
+            ),
+            ("a.csv", format!("a,c\n{number},{number}\n")),
+        ] {
+            let table = read_default(name, &content).unwrap();
+            let found = table.column("a").unwrap().remove(0);
+            let digits = match &found {
+                Value::Integer(found) => found.to_string(),
+                Value::Text(found) => found.clone(),
+                other => panic!("{other:?} is rounded"),
+            };
+            assert_eq!(digits, *number, "{content}");
+            let is_text = is_long || name == "a.csv";
+            assert_eq!(matches!(found, Value::Text(_)), is_text, "{content}");
+            assert_eq!(table.texts("c").unwrap()[0], *number);
+            if name == "a.jsonl" {
+                assert_eq!(table.items("b", 0).unwrap(), [*number]);
+            }
+            let encoded = epiphyte_data::OutputFormat::JsonLines
+                .encode(&[("a".to_owned(), vec![found])])
+                .unwrap();
+            let expected = match is_text {
+                true => format!("{{\"a\":\"{number}\"}}\n"),
+                false => format!("{{\"a\":{number}}}\n"),
+            };
+            assert_eq!(String::from_utf8(encoded).unwrap(), expected);
+        }
+    }
+    // What is no whole number stays one with a fraction.
+    let table = read_default(
+        "a.jsonl",
+        "{\"a\": 0.12345678901234567890123}\n{\"a\": 1e30}\n",
+    );
+    let expected = [Value::Float(0.123_456_789_012_345_68), Value::Float(1e30)];
+    assert_eq!(table.unwrap().column("a").unwrap(), expected);
+}
+
+#[test]
+fn a_directory_says_which_file_lacks_a_column() {
+    let directory = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(directory.path().join(name), text).unwrap();
+    write("a.jsonl", "{\"text\": \"a\", \"label\": \"x\"}\n");
+    write("b.jsonl", "{\"sentence\": \"b\", \"labels\": \"y\"}\n");
+    let table = Table::read(directory.path(), &ReadOptions::default()).unwrap();
+    let errors = [
+        epiphyte_data::LabelSet::from_column(&table, "label").unwrap_err(),
+        table.texts("text").unwrap_err(),
+    ];
+    for (error, column) in errors.iter().zip(["label", "text"]) {
+        let DataError::MissingColumn {
+            path,
+            column: found,
+            available,
+            ..
+        } = error
+        else {
+            panic!("{error}");
+        };
+        assert!(path.ends_with("b.jsonl"), "{error}");
+        assert_eq!((&**found, available.len()), (column, 2), "{error}");
+    }
+    // A cell that is empty where the file has the column is another matter.
+    write("b.jsonl", "{\"text\": \"b\", \"label\": null}\n");
+    let table = Table::read(directory.path(), &ReadOptions::default()).unwrap();
+    let error = epiphyte_data::LabelSet::from_column(&table, "label").unwrap_err();
+    assert!(
+        matches!(error, DataError::MissingLabel { row: 1, .. }),
+        "{error}"
+    );
+}
+
+#[test]
 fn the_format_can_be_named() {
     let options = ReadOptions {
         format: Some(Format::Tsv),

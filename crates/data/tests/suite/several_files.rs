@@ -80,12 +80,12 @@ fn a_row_is_named_by_its_own_file() {
             format!("{name}{number}")
         );
     }
-    // A column that a file lacks is empty there.
+    // A column that a file lacks is empty there; who needs it hears which file that is.
     let here = directory(&[("a.csv", "text,label\na1,x\n"), ("b.csv", "text\nb1\n")]);
     let table = read(here.path(), "a.csv,b.csv").unwrap();
     let error = LabelSet::from_column(&table, "label").unwrap_err();
     assert!(
-        matches!(&error, DataError::MissingLabel { path, row: 1, .. } if path.ends_with("b.csv")),
+        matches!(&error, DataError::MissingColumn { path, .. } if path.ends_with("b.csv")),
         "{error:?}"
     );
 }

@@ -115,6 +115,14 @@ fn the_manual_has_a_page_for_each_command() {
             .contains("learning\\-rate")
     );
     assert!(!here.path("man1/epiphyte-help.1").exists());
+    for (words, name) in [("train", "train"), ("prompts words", "prompts-words")] {
+        let page = here.read(&format!("man1/epiphyte-{name}.1"));
+        assert_eq!(here.succeed(&format!("man {words}")), page);
+    }
+    let errors = here.fail(2, "man trian");
+    assert!(errors.contains("there is no command `trian`"), "{errors}");
+    let errors = here.fail(2, "man train --output man1");
+    assert!(errors.contains("cannot be used with"), "{errors}");
     // Pages are written again, but nothing else is replaced.
     here.succeed("man --output man1");
     here.write("man1/epiphyte.1", "mine");

@@ -209,7 +209,7 @@ fn names_that_match_nothing_stop_training() {
         ("--rank-pattern qeury=4", "no path of a target ends so"),
         (
             "--init-lora-weights loftq",
-            "starts from a base that it quantizes itself",
+            "starts from what quantization changes",
         ),
     ] {
         let errors = here.fail_any(&format!("{train} {flags}"));
@@ -260,7 +260,7 @@ fn a_merge_is_taken_back_to_the_bit() {
             fs::read_dir(here.path(&restored)).unwrap().count(),
             files.len()
         );
-        for file in files.iter().filter(|file| *file != "model.safetensors") {
+        for file in &files {
             let read = |model: &str| fs::read(here.path(model).join(file)).unwrap();
             assert_eq!(read(base), read(&restored), "{method}: {file:?}");
         }
@@ -482,4 +482,95 @@ fn models_that_do_not_fit_are_not_added() {
         assert!(errors.contains(words), "{errors}");
     }
     assert!(!here.path("sum").exists());
+}
+
+/// The adapter names its base; another place is said with --model.
+#[test]
+fn a_base_that_the_adapter_names_need_not_be_named() {
+    let here = classifier();
+    let task = "--adapter adapter --data dev.jsonl";
+    let named = here.succeed(&format!("predict --model bert {task} --output -"));
+    let output = here.run(&format!("predict {task} --output -"));
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        errors.contains("note: the base model is `bert`, which the adapter names"),
+        "{errors}"
+    );
+    assert_eq!(errors.matches("the base model is").count(), 1, "{errors}");
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), named);
+    here.succeed(&format!("eval {task}"));
+    here.succeed("merge --adapter adapter --output merged");
+    here.succeed(&format!("data preview {task}"));
+    here.succeed(&format!("{SPEAK} --max-steps 1 --output speaker"));
+    here.succeed("generate --adapter speaker --prompt good --max-new-tokens 1");
+    fs::rename(here.path("bert"), here.path("moved")).unwrap();
+    let errors = here.fail_any(&format!("eval {task}"));
+    assert!(
+        errors.contains("the base model `bert`") && errors.contains("pass --model"),
+        "{errors}"
+    );
+    here.succeed(&format!("eval --model moved {task}"));
+    let errors = here.fail(2, "eval --data dev.jsonl");
+    assert!(errors.contains("--model"), "{errors}");
+}
+
+/// What the metadata says is as much part of an adapter as its tensors.
+#[test]
+fn labels_that_were_edited_in_the_metadata_are_noticed() {
+    let here = classifier();
+    let path = here.path("adapter/adapter_model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let eval = "eval --model bert --adapter adapter --data dev.jsonl";
+    here.succeed(eval);
+    let labels = br#"\"labels\":[\"negative\",\"positive\"]"#;
+    let edited = br#"\"labels\":[\"positive\",\"negative\"]"#;
+    let at = bytes
+        .windows(labels.len())
+        .position(|it| it == labels)
+        .unwrap();
+    bytes[at..][..edited.len()].copy_from_slice(edited);
+    fs::write(&path, &bytes).unwrap();
+    let errors = here.fail(1, eval);
+    assert!(
+        errors.contains("metadata") && errors.contains("--allow-edited-adapter"),
+        "{errors}"
+    );
+    here.succeed(&format!(
+        "{eval} --allow-edited-adapter --labels positive,negative"
+    ));
+}
+
+/// A base of several files comes back as these files.
+#[test]
+fn a_merge_of_a_base_in_parts_is_taken_back_to_the_bit() {
+    let here = classifier();
+    let whole = Checkpoint::open(&here.path("bert")).unwrap();
+    let mut weight_map = serde_json::Map::new();
+    for (number, name) in [
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let names = whole.names().enumerate().filter(|(at, _)| at % 2 == number);
+        let tensors = names.map(|(_, tensor)| {
+            weight_map.insert(tensor.to_owned(), name.into());
+            let view = whole.tensor(tensor).unwrap();
+            (tensor, view.shape.to_vec(), move || view.to_f32().unwrap())
+        });
+        let tensors: Vec<_> = tensors.collect();
+        epiphyte::io::safetensors_file::write_f32(&here.path(&format!("bert/{name}")), tensors)
+            .unwrap();
+    }
+    let index = json!({ "metadata": { "total_size": 1 }, "weight_map": weight_map });
+    here.write("bert/model.safetensors.index.json", index.to_string());
+    fs::remove_file(here.path("bert/model.safetensors")).unwrap();
+    here.succeed("merge --model bert --adapter adapter --output merged --patch patch");
+    here.succeed("unmerge merged --patch patch --output restored");
+    for entry in fs::read_dir(here.path("bert")).unwrap() {
+        let name = entry.unwrap().file_name();
+        let read = |model: &str| fs::read(here.path(model).join(&name)).unwrap();
+        assert!(read("bert") == read("restored"), "{name:?}");
+    }
 }

@@ -341,7 +341,7 @@ fn texts_that_leave_no_room_for_virtual_tokens() {
 fn class_names_that_are_not_distinct() {
     let here = Workplace::new();
     let flags = "--task sequence-classification --text-columns text --data dev.jsonl --labels a,a";
-    let errors = here.fail(1, &format!("eval --model bert-head {flags}"));
+    let errors = here.fail(2, &format!("eval --model bert-head {flags}"));
     assert!(errors.contains("`a`"), "{errors}");
 }
 

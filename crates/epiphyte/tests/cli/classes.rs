@@ -367,3 +367,69 @@ fn a_head_is_trained_alone() {
     let merged = here.json("eval --model merged --text-columns text --data dev.jsonl");
     assert_eq!(merged["accuracy"], scores["accuracy"]);
 }
+
+/// One list of names is read alike by all commands.
+#[test]
+fn names_of_classes_are_read_alike_everywhere() {
+    let here = Workplace::new();
+    here.edit("bert-head/config.json", |config| {
+        config.as_object_mut().unwrap().remove("id2label");
+        config["num_labels"] = json!(2);
+    });
+    let data = "--task sequence-classification --text-columns text --data dev.jsonl --labels";
+    let run = |command: &str, labels: &str| here.command(command).arg(labels).output().unwrap();
+    let commands = [
+        format!("eval --model bert-head {data}"),
+        format!("predict --model bert-head --output - {data}"),
+        format!("data preview --model bert {data}"),
+        format!("{CLASSIFY} --max-steps 1 --overwrite --output adapter --labels"),
+    ];
+    for command in &commands {
+        let output = run(command, " negative, positive ");
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{command}: {errors}");
+        for (labels, problem) in [
+            (
+                "negative,positive,negative",
+                "`negative` twice, the second time for id 2",
+            ),
+            ("negative, negative", "`negative` twice"),
+            ("negative,", "no name for id 1"),
+            ("negative, ,positive", "no name for id 1"),
+        ] {
+            let output = run(command, labels);
+            let errors = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(
+                output.status.code(),
+                Some(2),
+                "{command} {labels}: {errors}"
+            );
+            assert!(errors.contains(problem), "{command} {labels}: {errors}");
+        }
+    }
+}
+
+#[test]
+fn labels_that_are_read_as_ids_of_a_base_are_told() {
+    let here = Workplace::new();
+    let ids = here
+        .read("dev.jsonl")
+        .replace("negative", "0")
+        .replace("positive", "1");
+    here.write("ids.jsonl", &ids);
+    let told = "the labels 0, 1 of the data are read as the class ids of the base model: \
+                0 = negative, 1 = positive";
+    let train = CLASSIFY.replace("--model bert", "--model bert-head");
+    let train = train
+        .replace("train.jsonl", "ids.jsonl")
+        .replace("dev.jsonl", "ids.jsonl");
+    for command in [
+        format!("{train} --max-steps 1 --output adapter"),
+        "eval --model bert-head --task sequence-classification --text-columns text --data ids.jsonl"
+            .to_owned(),
+    ] {
+        let output = here.run(&command);
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success() && errors.contains(told), "{command}: {errors}");
+    }
+}

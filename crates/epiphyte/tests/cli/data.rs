@@ -450,3 +450,56 @@ fn a_base_may_have_the_older_files_of_its_tokenizer() {
         "{errors}"
     );
 }
+
+/// The same flags mean the same task in `train`, `data preview` and `eval`, whatever the base was
+/// made for.
+#[test]
+fn a_label_makes_the_task_that_of_train() {
+    let here = Workplace::new();
+    here.edit("bert/config.json", |config| {
+        config["architectures"] = serde_json::json!(["BertModel"]);
+    });
+    let preview = "data preview --model bert --text-columns text";
+    for flags in ["--data dev.jsonl", "--data dev.jsonl --label-column label"] {
+        let output = here.run(&format!("{preview} {flags} --json"));
+        let errors = String::from_utf8(output.stderr).unwrap();
+        let shown: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(shown["task"], "sequence-classification", "{errors}");
+        assert!(
+            errors.contains("the task is sequence-classification, as in `train`"),
+            "{errors}"
+        );
+    }
+    let errors = here.fail_any("eval --model bert --text-columns text --data dev.jsonl");
+    assert!(
+        errors.contains("has no head for sequence-classification"),
+        "{errors}"
+    );
+    let shown = here.json(&format!("{preview} --data dev.jsonl --task masked-lm"));
+    assert_eq!(shown["task"], "masked-lm");
+    // Without a label there is nothing to classify.
+    here.write("plain.jsonl", "{\"text\": \"a good film\"}\n");
+    let shown = here.json("data preview --model llama --data plain.jsonl");
+    assert_eq!(shown["task"], "causal-lm");
+}
+
+/// The hint is about the columns of the task at hand.
+#[test]
+fn the_hint_names_the_columns_of_the_task() {
+    let here = Workplace::new();
+    here.write("other.jsonl", "{\"question\": \"a\", \"reply\": \"b\"}\n");
+    here.write("both.jsonl", "{\"text\": \"a\", \"messages\": []}\n");
+    for command in [
+        "eval --model llama --data",
+        "data preview --model llama --data",
+        "train --model llama --task causal-lm --output out --train-data",
+    ] {
+        for data in ["other.jsonl", "both.jsonl"] {
+            let errors = here.fail_any(&format!("{command} {data}"));
+            assert!(
+                errors.contains("hint: name the columns with --text-columns, or --prompt-column"),
+                "{command} {data}: {errors}"
+            );
+        }
+    }
+}

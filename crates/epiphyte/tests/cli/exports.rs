@@ -36,6 +36,14 @@ fn a_model_and_an_adapter_are_written_for_llama_cpp() {
     assert!(half < bytes.len() as u64);
     let errors = here.fail(2, f16);
     assert!(errors.contains("--overwrite"), "{errors}");
+    let lock = fs::File::create(here.path(".epiphyte-lock-half.gguf")).unwrap();
+    lock.lock().unwrap();
+    let errors = here.fail_any(&format!("{f16} --overwrite"));
+    assert!(
+        errors.contains("another process writes to `half.gguf`"),
+        "{errors}"
+    );
+    drop(lock);
     here.succeed(&format!("{f16} --overwrite"));
     let adapter =
         here.json("export --model llama --adapter adapter --to gguf --output adapter.gguf");

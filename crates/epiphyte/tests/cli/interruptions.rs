@@ -244,6 +244,11 @@ fn a_taken_directory_is_left_alone() {
         "{errors}"
     );
     here.json(&format!("{command} --overwrite"));
+    // A default that is named is the same setting.
+    here.succeed(&format!(
+        "{command} --resume --eval-batch-size 16 --labels negative,positive --label-column label \
+         --micro-batch-tokens 512 --metric-for-best-model loss --eval-steps 6 --quoting true"
+    ));
     let errors = here.fail(1, &format!("{command} --seed 1 --resume"));
     assert!(
         errors.contains("belongs to another run: `seed` was 0 and is 1"),

@@ -15,8 +15,9 @@ fn a_card_says_how_to_use_and_to_repeat_a_run() {
     assert!(!card.contains(root), "{card}");
     assert!(!card.contains("target/"), "{card}");
     for words in [
-        "base_model: \"bert\"",
-        "epiphyte predict --model bert --adapter ADAPTER",
+        "`BASE` that of the base model `bert`",
+        "epiphyte predict --model BASE --adapter ADAPTER",
+        "from_pretrained(\"BASE\")",
         "from peft import PeftModel",
         "AutoModelForSequenceClassification.from_pretrained(",
         "num_labels=2",
@@ -28,7 +29,7 @@ fn a_card_says_how_to_use_and_to_repeat_a_run() {
         "| `alpha` |",
         "| `learning_rate` | `0.01` |",
         concat!("| `epiphyte` | `", env!("CARGO_PKG_VERSION"), "` |"),
-        "epiphyte train --model bert --train-data=train.jsonl",
+        "epiphyte train --model BASE --train-data=train.jsonl",
     ] {
         assert!(card.contains(words), "{words}\n{card}");
     }
@@ -38,10 +39,21 @@ fn a_card_says_how_to_use_and_to_repeat_a_run() {
     ));
     let card = here.read("speaker/README.md");
     assert!(
-        card.contains("epiphyte generate --model llama --adapter ADAPTER --prompt"),
+        card.contains("epiphyte generate --model BASE --adapter ADAPTER --prompt"),
         "{card}"
     );
-    assert!(!card.contains("| `labels` |"), "{card}");
+    for unused in [
+        "labels",
+        "galore_rank",
+        "lisa_interval_steps",
+        "doc_stride",
+        "max_answer_length",
+    ] {
+        assert!(
+            !card.contains(&format!("| `{unused}` |")),
+            "{unused}\n{card}"
+        );
+    }
     assert!(
         !card.contains("peft import"),
         "HF PEFT has no such method\n{card}"

@@ -433,3 +433,94 @@ fn arguments_need_not_be_unicode() {
     assert!(!errors.contains("panicked"), "{errors}");
     assert!(matches!(output.status.code(), Some(1 | 2)), "{errors}");
 }
+
+/// A process that is killed or goes on elsewhere never meets half of another's files.
+#[test]
+fn an_output_that_another_process_writes_is_refused() {
+    let here = Workplace::new();
+    here.succeed(&format!("{CLASSIFY} --max-steps 3 --output adapter"));
+    here.succeed("merge --model bert --adapter adapter --output merged");
+    let adapter = "--model bert --adapter adapter";
+    for (output, command) in [
+        (
+            "lora",
+            format!("convert {adapter} --to lora --rank 2 --output lora"),
+        ),
+        (
+            "theirs",
+            format!("convert {adapter} --to adapterhub --output theirs"),
+        ),
+        (
+            "patch",
+            format!("merge {adapter} --output other --patch patch"),
+        ),
+        (
+            "both",
+            "merge --model bert --adapters adapter,adapter --output both".to_owned(),
+        ),
+        ("quick", "quickstart --steps 1 --output quick".to_owned()),
+    ] {
+        let path = here.path(&format!(".epiphyte-lock-{output}"));
+        let lock = File::create(&path).unwrap();
+        lock.lock().unwrap();
+        let errors = here.fail_any(&command);
+        let expected = format!("another process writes to `{output}`");
+        assert!(errors.contains(&expected), "{command}: {errors}");
+        assert!(!here.path(output).exists(), "{command}");
+        drop(lock);
+        fs::remove_file(path).unwrap();
+        if output == "lora" {
+            // What a killed process left there is no file of the user's.
+            here.write("lora/.epiphyte-tmp-adapter_model.safetensors", "half");
+            here.succeed(&command);
+            assert_eq!(fs::read_dir(here.path("lora")).unwrap().count(), 2);
+        }
+    }
+}
+
+#[test]
+fn a_file_and_a_link_to_nothing_are_no_directories() {
+    let here = Workplace::new();
+    here.succeed(&format!("{CLASSIFY} --max-steps 1 --output adapter"));
+    here.write("file", "mine");
+    let commands = [
+        format!("{CLASSIFY} --max-steps 1 --output"),
+        format!("{CLASSIFY} --dry-run --output"),
+        "merge --model bert --adapter adapter --output".to_owned(),
+        "convert --model bert --adapter adapter --to lora --rank 1 --output".to_owned(),
+        "quantize bert --to nf4 --output".to_owned(),
+        "quickstart --output".to_owned(),
+        "man --output".to_owned(),
+    ];
+    for command in &commands {
+        let errors = here.fail_any(&format!("{command} file"));
+        assert!(
+            errors.contains("`file` is a file: choose"),
+            "{command}: {errors}"
+        );
+    }
+    assert_eq!(here.read("file"), "mine");
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink("nowhere", here.path("link")).unwrap();
+        for command in &commands {
+            let errors = here.fail_any(&format!("{command} link"));
+            assert!(
+                errors.contains("`link` is a link to nothing"),
+                "{command}: {errors}"
+            );
+        }
+        assert!(!here.path("nowhere").exists());
+    }
+}
+
+/// A row of a result that says nothing is left out.
+#[test]
+fn a_merge_without_a_patch_has_no_line_for_it() {
+    let here = Workplace::new();
+    here.succeed(&format!("{CLASSIFY} --max-steps 1 --output adapter"));
+    let merge = "merge --model bert --adapter adapter --output";
+    assert!(!here.succeed(&format!("{merge} merged")).contains("patch"));
+    let with = here.succeed(&format!("{merge} other --patch patch"));
+    assert!(with.contains("patch"), "{with}");
+}

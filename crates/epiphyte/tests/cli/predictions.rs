@@ -191,3 +191,74 @@ fn an_evaluation_says_how_each_class_is_found() {
     );
     assert!(text.contains("confusion matrix"), "{text}");
 }
+
+/// The digits of a column that is copied.
+#[test]
+fn whole_numbers_are_copied_to_the_digit() {
+    let here = Workplace::new();
+    let ids = ["12345678901234567890", "9007199254740993", "-7"];
+    let rows = ids.map(|id| format!("{{\"id\": {id}, \"text\": \"good film\"}}\n"));
+    here.write("ids.jsonl", rows.concat());
+    let command = HEAD.replace("dev.jsonl", "ids.jsonl");
+    for output in ["out.jsonl", "out.csv"] {
+        here.succeed(&format!("predict {command} --columns id --output {output}"));
+        let written = here.read(output);
+        for (id, line) in ids
+            .iter()
+            .zip(written.lines().skip(usize::from(output == "out.csv")))
+        {
+            let begins = [format!("{{\"id\":{id},"), format!("{id},")];
+            assert!(begins.iter().any(|it| line.starts_with(it)), "{line}");
+        }
+    }
+    here.succeed(&format!(
+        "predict {command} --columns id --output out.parquet"
+    ));
+    let table = Table::read(here.path("out.parquet"), &ReadOptions::default()).unwrap();
+    assert_eq!(table.texts("id").unwrap(), ids);
+}
+
+/// A text on the command line, a line of standard input and a line of a file are the same row,
+/// whatever the column of the training data was called.
+#[test]
+fn a_few_texts_need_no_table() {
+    use std::io::Write as _;
+    use std::process::Stdio;
+    let here = Workplace::new();
+    let renamed = here.read("train.jsonl").replace("\"text\"", "\"sentence\"");
+    here.write("renamed.jsonl", renamed);
+    here.succeed(
+        "train --model bert --train-data renamed.jsonl --text-columns sentence --max-steps 1 \
+         --max-length 16 --output adapter",
+    );
+    here.write("lines.txt", "a good film\n\n--bad play\n");
+    let predict = "predict --model bert --adapter adapter --output -";
+    let of_file = here.succeed(&format!("{predict} --data lines.txt"));
+    assert_eq!(of_file.lines().count(), 2);
+    let texts = ["--text", "a good film", "--text", "--bad play"];
+    let output = here.command(predict).args(texts).output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), of_file);
+    let mut piped = here.command(&format!("{predict} --data - --format text"));
+    let mut piped = piped
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    piped
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(b"a good film\n--bad play\n")
+        .unwrap();
+    let output = piped.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), of_file);
+    let errors = here.fail(2, predict);
+    assert!(errors.contains("--data"), "{errors}");
+    let errors = here.fail(2, &format!("{predict} --data lines.txt --text a"));
+    assert!(errors.contains("cannot be used with"), "{errors}");
+}

@@ -361,3 +361,75 @@ fn help_says_everything() {
     }
     insta::assert_snapshot!("help", all);
 }
+
+/// A flag of another task, and names that other programs use.
+#[test]
+fn what_belongs_elsewhere_is_said() {
+    let here = Workplace::new();
+    let train = format!("{CLASSIFY} --output adapter --max-steps 1");
+    for flag in ["--doc-stride 4", "--max-answer-length 4"] {
+        let errors = here.fail(2, &format!("{train} {flag}"));
+        assert!(
+            errors.contains("no use for sequence-classification"),
+            "{errors}"
+        );
+        let name = flag.split(' ').next().unwrap();
+        let errors = here.fail(
+            2,
+            &format!(
+                "eval --model bert-head --task sequence-classification --text-columns text --data \
+                 dev.jsonl {flag}"
+            ),
+        );
+        assert!(
+            errors.contains(&format!("{name} has no use for")),
+            "{errors}"
+        );
+    }
+    here.write(
+        "numbers.jsonl",
+        here.read("train.jsonl")
+            .replace("\"positive\"", "1.5")
+            .replace("\"negative\"", "0.5"),
+    );
+    let regression = train
+        .replace("train.jsonl", "numbers.jsonl")
+        .replace("dev.jsonl", "numbers.jsonl");
+    let regression = format!("{regression} --task regression");
+    let errors = here.fail(2, &format!("{regression} --label-smoothing 0.1"));
+    assert!(errors.contains("no use for regression"), "{errors}");
+    let plan = here.succeed(&format!("{regression} --optimizer adafactor --dry-run"));
+    assert!(
+        !plan.contains("smoothing") && !plan.contains("adam_beta1"),
+        "{plan}"
+    );
+    let errors = here.fail(
+        2,
+        &format!("{train} --optimizer adafactor --adam-beta1 0.5"),
+    );
+    assert!(errors.contains("adafactor does not have it"), "{errors}");
+    let plan = here.succeed(&format!("{train} --dry-run"));
+    for unused in [
+        "galore",
+        "lisa",
+        "doc_stride",
+        "doc-stride",
+        "answer_length",
+        "answer-length",
+    ] {
+        assert!(!plan.contains(unused), "{unused}: {plan}");
+    }
+    let plan = here.succeed(&format!(
+        "{train} --dry-run --method full --optimizer galore"
+    ));
+    assert!(plan.contains("galore"), "{plan}");
+    for name in ["galore", "adamw", "lisa"] {
+        let errors = here.fail(2, &format!("{train} --method {name}"));
+        assert!(
+            errors.contains(&format!("pass --optimizer {name}")),
+            "{errors}"
+        );
+    }
+    let errors = here.fail(2, &format!("{train} --metric-for-best-model eval_accuracy"));
+    assert!(errors.contains("here it is called `accuracy`"), "{errors}");
+}

@@ -458,12 +458,8 @@ fn write(
         config.insert(key.to_owned(), value);
     }
     config.remove(record::KEY);
-    let record = first.provenance().map(|provenance| Record {
-        provenance: provenance.clone(),
-        settings_sha256: Some(record::settings_sha256(&config)),
-        tensors_sha256: Some(record::tensors_sha256(&tensors)),
-    });
-    let record = record.map(|it| serde_json::to_string(&it).expect("a record is plain values"));
+    let record = first.provenance();
+    let record = record.map(|provenance| Record::new(provenance, &config, &tensors).to_text());
     let metadata = record.iter().map(|record| (record::KEY, record.as_str()));
     let metadata: Vec<(&str, &str)> = metadata.collect();
     std::fs::create_dir_all(dir).map_err(|source| MethodError::File {

@@ -165,12 +165,7 @@ pub fn save_as(
     });
     let tensors: Tensors = tensors.collect();
     let config = config_json(module, base, named);
-    let record = provenance.map(|provenance| Record {
-        provenance: provenance.clone(),
-        settings_sha256: Some(record::settings_sha256(&config)),
-        tensors_sha256: Some(record::tensors_sha256(&tensors)),
-    });
-    let record = record.map(|it| serde_json::to_string(&it).expect("a record is plain values"));
+    let record = provenance.map(|provenance| Record::new(provenance, &config, &tensors).to_text());
     let record = record.iter().map(|record| (record::KEY, record.as_str()));
     let tensors = prepare_values(
         &dir.join(TENSORS_FILE),
@@ -371,6 +366,13 @@ impl AdapterFile {
 
     fn check_settings(&self) -> Result<(), MethodError> {
         let recorded = self.record.as_ref();
+        if recorded.is_some_and(|record| !record.is_as_written(&self.tensors)) {
+            return Err(MethodError::NotOneAdapter {
+                path: self.dir.join(TENSORS_FILE),
+                reason: "what its metadata says of the task and its labels is not what was written: \
+                         the file was damaged or edited",
+            });
+        }
         let recorded = recorded.and_then(|record| record.settings_sha256.as_deref());
         match recorded.is_none_or(|recorded| recorded == record::settings_sha256(&self.json)) {
             true => Ok(()),

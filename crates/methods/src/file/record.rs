@@ -42,9 +42,42 @@ pub(super) struct Record {
     /// SHA-256 of the tensors ([`Checkpoint::content_hash`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) tensors_sha256: Option<String>,
+    /// SHA-256 of the record itself, without this key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) record_sha256: Option<String>,
 }
 
 impl Record {
+    /// That of an adapter that is written with these settings and tensors.
+    pub(super) fn new(
+        provenance: &Provenance,
+        config: &Map<String, Value>,
+        tensors: &Tensors,
+    ) -> Self {
+        let mut record = Self {
+            provenance: provenance.clone(),
+            settings_sha256: Some(settings_sha256(config)),
+            tensors_sha256: Some(tensors_sha256(tensors)),
+            record_sha256: None,
+        };
+        record.record_sha256 = Some(sha256_of(&record.to_text()));
+        record
+    }
+
+    /// The value of the metadata.
+    pub(super) fn to_text(&self) -> String {
+        serde_json::to_string(self).expect("a record is plain values")
+    }
+
+    /// Whether the record in the tensors' metadata is as it was written, if it says so.
+    pub(super) fn is_as_written(&self, tensors: &Checkpoint) -> bool {
+        let (Some(recorded), Some(text)) = (&self.record_sha256, tensors.metadata().get(KEY))
+        else {
+            return true;
+        };
+        *recorded == sha256_of(text)
+    }
+
     /// The record of an adapter: in its tensors' metadata, or in the configuration of an earlier
     /// version; none in PEFT's own files.
     pub(super) fn read(
@@ -65,6 +98,14 @@ impl Record {
         let record = config.get(KEY).map(Self::deserialize).transpose();
         record.map_err(|error| malformed(config_path, error))
     }
+}
+
+/// SHA-256 of a record, whatever the order of its keys, without its own hash.
+fn sha256_of(text: &str) -> String {
+    let mut record: Map<String, Value> = serde_json::from_str(text).unwrap_or_default();
+    record.remove("record_sha256");
+    let text = sorted(&Value::Object(record)).to_string();
+    epiphyte_io::sha256(text.as_bytes())
 }
 
 /// SHA-256 of a configuration's settings, whatever the order of its keys.

@@ -198,7 +198,7 @@ fn wrong_values_name_the_file_and_the_key_in_plain_words() {
         ),
         (
             json!({ "init_lora_weights": "loftq" }),
-            "quantizes itself, which is not supported",
+            "quantizes the base by itself",
         ),
         (
             json!({ "layer_replication": [[0, 2], [1, 2]] }),

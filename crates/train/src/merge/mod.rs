@@ -31,7 +31,7 @@ use std::str::FromStr;
 use burn::tensor::{Device, Tensor};
 use epiphyte_data::Tokenizer;
 use epiphyte_io::safetensors_file::{Values, prepare_values};
-use epiphyte_io::{FileError, TEMPORARY, clean_up, clean_up_next_to, parent, write_directory};
+use epiphyte_io::{FileError, TEMPORARY, clean_up, write_directory};
 use epiphyte_methods::AdapterModule;
 use epiphyte_methods::file::AdapterFile;
 use epiphyte_models::checkpoint::TensorView;
@@ -46,7 +46,7 @@ use serde::Serialize;
 
 pub use self::models::{CombinedModels, combine_models};
 pub use self::patch::{Patch, Unmerged, unmerge, write_patch};
-use crate::lock::Lock;
+use crate::lock::lock_output;
 use crate::run::{LoadedAdapter, warn_if_interrupted, warn_if_otherwise_quantized, write_files};
 use crate::{TaskSpec, TrainError};
 
@@ -349,7 +349,7 @@ struct Part<'a> {
 
 impl Parts<'_> {
     fn merge(&self, output: &Path, options: &MergeOptions) -> Result<Merged, TrainError> {
-        let _lock = lock(output)?;
+        let _lock = lock_output(output)?;
         let copied = files::files_of(self.model_dir)?;
         let written = [config::FILE, WEIGHTS_FILE].map(Path::new).into_iter();
         let size = self.base.dimensions.hidden_size;
@@ -598,6 +598,22 @@ pub(crate) fn check_output<'a>(
     written: impl Iterator<Item = &'a Path>,
     overwrite: bool,
 ) -> Result<(), TrainError> {
+    check_output_of(output, written, overwrite, || is_marked(output))
+}
+
+/// Whether a directory has a model that this program wrote.
+pub(crate) fn is_marked(directory: &Path) -> bool {
+    let weights = Checkpoint::open_file(&directory.join(WEIGHTS_FILE));
+    weights.is_ok_and(|it| it.metadata().get(MARK.0).is_some_and(|mark| mark == MARK.1))
+}
+
+/// As [`check_output`], where `is_ours` says whether a model there may be replaced.
+pub(crate) fn check_output_of<'a>(
+    output: &Path,
+    written: impl Iterator<Item = &'a Path>,
+    overwrite: bool,
+    is_ours: impl Fn() -> bool,
+) -> Result<(), TrainError> {
     if !output.exists() {
         return Ok(());
     }
@@ -611,12 +627,7 @@ pub(crate) fn check_output<'a>(
         .filter_map(|file| file.iter().next()?.to_str())
         .collect();
     let foreign = entries.iter().find(|name| !written.contains(name.as_str()));
-    let weights = output.join(WEIGHTS_FILE);
-    let is_merged = Checkpoint::open_file(&weights).is_ok_and(|weights| {
-        let mark = weights.metadata().get(MARK.0);
-        mark.is_some_and(|mark| mark == MARK.1)
-    });
-    let foreign = match is_merged {
+    let foreign = match is_ours() {
         true => foreign,
         false => foreign.or(entries.first()),
     };
@@ -630,17 +641,6 @@ pub(crate) fn check_output<'a>(
             path: output.to_owned(),
         }),
     }
-}
-
-/// Holds `output` for one merge at a time, by a file next to it, and removes what a killed one left
-/// there.
-pub(crate) fn lock(output: &Path) -> Result<Lock, TrainError> {
-    let parent = parent(output);
-    fs::create_dir_all(parent).map_err(FileError::at("create", parent))?;
-    let name = output.file_name().unwrap_or_default().to_string_lossy();
-    let lock = Lock::take(&parent.join(format!(".epiphyte-lock-{name}")), output)?;
-    clean_up_next_to(output)?;
-    Ok(lock)
 }
 
 /// Writes a model's directory through `fill`, whole or not at all.

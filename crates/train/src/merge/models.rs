@@ -22,11 +22,12 @@ use epiphyte_models::{Checkpoint, ModelConfig, ModelError};
 use serde::Serialize;
 
 use super::{
-    MARK, MergeOptions, WEIGHTS_FILE, WeightType, check_output, config, files, head_of_files, lock,
+    MARK, MergeOptions, WEIGHTS_FILE, WeightType, check_output, config, files, head_of_files,
     write_model,
 };
 use crate::TrainError;
 use crate::convert::{DELTA, check_base_of_delta};
+use crate::lock::lock_output;
 
 /// What combining models did.
 #[derive(Clone, Debug, Serialize)]
@@ -77,7 +78,7 @@ pub fn combine_models(
     how.check_models()?;
     let first = models.iter().position(|(path, _)| path.is_dir());
     let first_dir = first.map_or(model_dir, |first| &models[first].0);
-    let _lock = lock(output)?;
+    let _lock = lock_output(output)?;
     let copied = files::files_of(first_dir)?;
     let written = [config::FILE, WEIGHTS_FILE].map(Path::new).into_iter();
     let written = written.chain(copied.iter().map(|file| &**file));

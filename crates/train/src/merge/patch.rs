@@ -8,6 +8,7 @@
 //! | `tensor.<name>` | a tensor of the base, whole |
 //! | `indices.<name>`, `values.<name>` | the entries of a tensor that differ, where they are few: positions (u32, row-major) and the base's values |
 //! | `file.<path>` | the bytes of a file of the base, such as `config.json`, that differs or is missing |
+//! | `header.<path>` | the header of a file of the base's weights, so that the file is the same again |
 //!
 //! The metadata says which tensors of the merged model the others are, which files the base had
 //! with their hashes, and the hashes of both models' tensors: a patch is applied to the model that
@@ -20,14 +21,20 @@ use std::path::{Component, Path};
 
 use epiphyte_io::safetensors_file::{Values, prepare_values};
 use epiphyte_io::{FileError, read_regular};
-use epiphyte_models::checkpoint::TensorView;
+use epiphyte_models::checkpoint::{INDEX_FILE, TensorView};
 use epiphyte_models::{Checkpoint, ModelError};
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use super::{MARK, WEIGHTS_FILE, check_output, config, files, lock, write_model};
+use super::{MARK, WEIGHTS_FILE, check_output_of, config, files, is_marked, write_model};
 use crate::TrainError;
+use crate::lock::lock_output;
 
+/// Begins the names of tensors that hold headers.
+const HEADER: &str = "header.";
+/// The key of a header that is no tensor.
+const METADATA: &str = "__metadata__";
 /// The key of the metadata.
 const KEY: &str = "epiphyte_patch";
 
@@ -110,8 +117,15 @@ pub fn write_patch(model_dir: &Path, merged: &Path, path: &Path) -> Result<Patch
             Changes::None => record.kept.extend(kept.map(|kept| (name.to_owned(), kept))),
         }
     }
+    for (name, header) in headers_of(&base) {
+        let bytes = Values::Bytes(Dtype::U8, header.into());
+        tensors.push((format!("{HEADER}{name}"), vec![header.len()], bytes));
+    }
     let mut names = files::files_of(model_dir)?;
     names.push(config::FILE.into());
+    if base.headers().count() > 1 {
+        names.push(INDEX_FILE.into());
+    }
     for name in names {
         let read = |dir: &Path| read_regular(&dir.join(&name));
         let own = read(model_dir).map_err(FileError::at("read", &model_dir.join(&name)))?;
@@ -152,7 +166,7 @@ pub fn unmerge(
         path: path.to_owned(),
         reason,
     };
-    let _lock = lock(output)?;
+    let _lock = lock_output(output)?;
     let patch = Checkpoint::open_file(path)?;
     let Some(record) = patch.metadata().get(KEY) else {
         return Err(TrainError::NoPatch {
@@ -174,8 +188,31 @@ pub fn unmerge(
     if !record.files.contains_key(config::FILE) {
         return Err(damaged(format!("it has no `{}` of the base", config::FILE)));
     }
+    let headers: BTreeMap<&str, &str> = patch
+        .names()
+        .filter_map(|tensor| Some((tensor.strip_prefix(HEADER)?, tensor)))
+        .collect();
+    let is_plain_name = |name: &&str| {
+        let mut parts = Path::new(name).components();
+        name.ends_with(".safetensors")
+            && matches!(
+                (parts.next(), parts.next()),
+                (Some(Component::Normal(_)), None)
+            )
+    };
+    if let Some(name) = headers.keys().find(|name| !is_plain_name(name)) {
+        return Err(damaged(format!("`{name}` is no name of a file of weights")));
+    }
     let files = record.files.keys().map(Path::new);
-    check_output(output, files.chain([Path::new(WEIGHTS_FILE)]), overwrite)?;
+    let weights = headers
+        .keys()
+        .map(Path::new)
+        .chain([Path::new(WEIGHTS_FILE)]);
+    // The base itself has no mark of ours, and may be replaced by itself.
+    let is_base =
+        || Checkpoint::open(output).is_ok_and(|it| it.content_hash() == record.base_sha256);
+    let is_ours = || is_marked(output) || is_base();
+    check_output_of(output, files.chain(weights), overwrite, is_ours)?;
     let model = Checkpoint::open(merged)?;
     if model.content_hash() != record.merged_sha256 {
         return Err(TrainError::OtherMerged {
@@ -226,13 +263,32 @@ pub fn unmerge(
         sha256: record.base_sha256.clone(),
     };
     write_model(output, |directory| {
-        let weights = directory.join(WEIGHTS_FILE);
-        let pending = prepare_values(&weights, tensors, &[MARK]).map_err(ModelError::from)?;
-        pending.put_in_place()?;
-        if Checkpoint::open(directory)?.content_hash() != record.base_sha256 {
-            return Err(damaged(
-                "it does not restore the base that it names".to_owned(),
-            ));
+        if headers.is_empty() {
+            // A patch of an earlier version, or of a base whose files hold more than its tensors.
+            let weights = directory.join(WEIGHTS_FILE);
+            let pending = prepare_values(&weights, tensors, &[MARK]).map_err(ModelError::from)?;
+            pending.put_in_place()?;
+        } else {
+            let values = tensors.into_iter().map(|(name, _, values)| (name, values));
+            let mut values: BTreeMap<&str, Values<'_>> = values.collect();
+            for (name, tensor) in &headers {
+                let header = patch.tensor(tensor).expect("the checkpoint lists it").bytes;
+                let names = names_in_order(header)
+                    .ok_or_else(|| damaged(format!("the header of `{name}` is malformed")))?;
+                let own = names.iter().map(|name| {
+                    let own = values.remove(name.as_str());
+                    own.ok_or_else(|| damaged(format!("it has no tensor `{name}` of the base")))
+                });
+                let own = own.collect::<Result<Vec<_>, _>>()?;
+                epiphyte_io::write_atomically(&directory.join(name), |file| {
+                    file.write_all(header)?;
+                    own.into_iter().try_for_each(|own| match own {
+                        Values::Bytes(_, bytes) => file.write_all(&bytes),
+                        Values::Made(_, bytes) => file.write_all(&bytes()),
+                        Values::F32(_) | Values::Rounded(..) => unreachable!("restored as bytes"),
+                    })
+                })?;
+            }
         }
         for (file, sha256) in &record.files {
             let target = directory.join(file);
@@ -252,9 +308,41 @@ pub fn unmerge(
                 )));
             }
         }
+        if Checkpoint::open(directory)?.content_hash() != record.base_sha256 {
+            return Err(damaged(
+                "it does not restore the base that it names".to_owned(),
+            ));
+        }
         Ok(())
     })?;
     Ok(unmerged)
+}
+
+/// The headers of a base's files by their names; none if a file has a tensor that is not the
+/// base's, so that its bytes do not follow from the base's tensors.
+fn headers_of(base: &Checkpoint) -> Vec<(String, &[u8])> {
+    let mut seen = BTreeSet::new();
+    let headers = base.headers().map(|(path, header)| {
+        let name = path.file_name()?.to_str()?.to_owned();
+        let mut tensors = names_in_order(header)?.into_iter();
+        let are_own = tensors.all(|tensor| base.contains(&tensor) && seen.insert(tensor));
+        are_own.then_some((name, header))
+    });
+    headers.collect::<Option<Vec<_>>>().unwrap_or_default()
+}
+
+/// The tensors' names in the order of their data, of the first bytes of a file.
+fn names_in_order(header: &[u8]) -> Option<Vec<String>> {
+    let header: serde_json::Map<String, Value> =
+        serde_json::from_slice(header.get(size_of::<u64>()..)?).ok()?;
+    let tensors = header.into_iter().filter(|(name, _)| name != METADATA);
+    let placed = tensors.map(|(name, entry)| {
+        let [start, end] = [0, 1].map(|at| entry["data_offsets"][at].as_u64());
+        Some((start?, end?, name))
+    });
+    let mut placed = placed.collect::<Option<Vec<_>>>()?;
+    placed.sort();
+    Some(placed.into_iter().map(|(_, _, name)| name).collect())
 }
 
 /// The tensor of the merged model that may be the base's `name`, with its name: heads give the

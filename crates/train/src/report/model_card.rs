@@ -32,6 +32,8 @@ use crate::scoring::metrics::Metrics;
 pub struct ModelCard {
     /// The base model: its name on the Hub, or that of its directory.
     pub base_model: String,
+    /// Whether it is a directory, which elsewhere has another path or is not there.
+    pub is_local_base: bool,
     /// The method, as `--method` names it.
     pub method: String,
     /// The task, as `--task` names it.
@@ -103,12 +105,12 @@ impl Display for ModelCard {
         self.write_front_matter(card)?;
         let (method, base) = (CodeSpan(&self.method), CodeSpan(&self.base_model));
         writeln!(card, "\n# {method} adapter for {base}\n")?;
-        let base = match self.counts.base > 0 && self.counts.trainable >= self.counts.base {
+        let frozen = match self.counts.base > 0 && self.counts.trainable >= self.counts.base {
             true => "All parameters of the base model were trained, and this adapter holds them.",
             false => "The base model is frozen and not part of this adapter.",
         };
         let task = CodeSpan(&self.task);
-        writeln!(card, "Trained by Epiphyte for the task {task}. {base}\n")?;
+        writeln!(card, "Trained by Epiphyte for the task {task}. {frozen}\n")?;
         if let Some(extent) = &self.unfinished {
             writeln!(
                 card,
@@ -116,7 +118,14 @@ impl Display for ModelCard {
             )?;
         }
         if !self.usage.is_empty() {
-            writeln!(card, "## Usage\n\n`ADAPTER` is this directory.\n")?;
+            writeln!(card, "## Usage\n")?;
+            match self.is_local_base {
+                true => writeln!(
+                    card,
+                    "`ADAPTER` is this directory, `BASE` that of the base model {base}.\n"
+                )?,
+                false => writeln!(card, "`ADAPTER` is this directory.\n")?,
+            }
         }
         for Snippet { language, code } in &self.usage {
             write_code_block(card, language, code)?;
@@ -174,21 +183,19 @@ impl ModelCard {
     }
 
     fn write_front_matter(&self, card: &mut Formatter<'_>) -> fmt::Result {
-        writeln!(
-            card,
-            "---\nbase_model: {}\nlibrary_name: peft",
-            YamlString(&self.base_model)
-        )?;
+        writeln!(card, "---")?;
+        // The Hub looks for a model of this name.
+        let name_on_hub = Some(&self.base_model).filter(|_| !self.is_local_base);
+        if let Some(name) = name_on_hub {
+            writeln!(card, "base_model: {}", YamlString(name))?;
+        }
+        writeln!(card, "library_name: peft")?;
         if let Some(pipeline_tag) = &self.pipeline_tag {
             writeln!(card, "pipeline_tag: {}", YamlString(pipeline_tag))?;
         }
-        let adapter_of = format!("base_model:adapter:{}", self.base_model);
-        let mut tags = [
-            adapter_of.as_str(),
-            "epiphyte",
-            self.method.as_str(),
-            "transformers",
-        ];
+        let adapter_of = name_on_hub.map(|name| format!("base_model:adapter:{name}"));
+        let mut tags = vec!["epiphyte", self.method.as_str(), "transformers"];
+        tags.extend(adapter_of.as_deref());
         tags.sort_unstable();
         writeln!(card, "tags:")?;
         for tag in tags {
@@ -335,6 +342,7 @@ mod tests {
         let text = |before: &str| format!("{before}{awkward}");
         ModelCard {
             base_model: text("models/bert"),
+            is_local_base: false,
             method: "lora".to_owned(),
             task: "sequence-classification".to_owned(),
             pipeline_tag: Some("text-classification".to_owned()),
@@ -382,6 +390,20 @@ mod tests {
             card("").to_string(),
             include_str!("../../tests/model_card.md")
         );
+    }
+
+    /// Elsewhere its directory has another path, and the Hub has no model of its name.
+    #[test]
+    fn a_base_in_a_directory_is_named_in_words_alone() {
+        let text = ModelCard {
+            is_local_base: true,
+            ..card("")
+        }
+        .to_string();
+        assert!(text.starts_with("---\nlibrary_name: peft\n"), "{text}");
+        assert!(!text.contains("base_model:"), "{text}");
+        let sentence = "`ADAPTER` is this directory, `BASE` that of the base model `models/bert`.";
+        assert!(text.contains(sentence), "{text}");
     }
 
     #[test]

@@ -19,6 +19,9 @@ const PATHS: [&str; 5] = [
     "forgetting_data",
 ];
 
+/// Stands for the directory of the base model.
+const BASE: &str = "BASE";
+
 /// The card of a run that wrote `report`.
 pub(crate) fn card(
     run: &RunConfig,
@@ -37,6 +40,7 @@ pub(crate) fn card(
     let eval = run.eval_data.as_ref().zip(examples.1);
     data.extend(eval.map(|(path, count)| source("evaluation", path, count)));
     let base_model = base_name(&run.model);
+    let is_local_base = run.model.is_dir();
     let version = ("epiphyte".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
     let settings = settings.iter().filter(|it| !PATHS.contains(&it.key));
     let settings = settings.map(|it| (it.name.clone(), it.text()));
@@ -48,7 +52,7 @@ pub(crate) fn card(
             let (done, total) = (report.steps, report.total_steps);
             format!("{done} of {total} steps")
         }),
-        usage: usage(run, spec, &base_model),
+        usage: usage(run, spec, if is_local_base { BASE } else { &base_model }),
         counts: Counts {
             base: report.account.base_parameters as u64,
             trainable: report.account.trainable_parameters as u64,
@@ -66,9 +70,10 @@ pub(crate) fn card(
             })
             .collect(),
         hyperparameters: [version].into_iter().chain(settings).collect(),
-        command: portable(command),
+        command: portable(command, is_local_base),
         data,
         base_model,
+        is_local_base,
     }
 }
 
@@ -88,13 +93,21 @@ fn last_component(path: &Path) -> String {
     name.map_or_else(String::new, |name| name.to_string_lossy().into_owned())
 }
 
-/// A command without the path of the program and without absolute paths.
-fn portable(command: &[String]) -> Vec<String> {
-    let words = command.iter().skip(1).map(|word| {
+/// A command without the path of the program and without absolute paths, for a run from its
+/// beginning; a base that is a directory is [`BASE`].
+fn portable(command: &[String], is_local_base: bool) -> Vec<String> {
+    let words = command.iter().skip(1).filter(|word| *word != "--resume");
+    let mut names_model = false;
+    let words = words.map(|word| {
         let (flag, value) = match word.split_once('=') {
             Some((flag, value)) if flag.starts_with("--") => (format!("{flag}="), value),
             _ => (String::new(), word.as_str()),
         };
+        let is_model = names_model || flag == "--model=";
+        names_model = word == "--model";
+        if is_model && is_local_base {
+            return format!("{flag}{BASE}");
+        }
         match Path::new(value).is_absolute() {
             true => format!("{flag}{}", last_component(Path::new(value))),
             false => word.clone(),
@@ -173,20 +186,25 @@ mod tests {
             "--train-data=/data/train.tsv",
             "--eval-data",
             "data/dev.tsv",
+            "--resume",
         ];
         assert_eq!(
-            portable(&command.map(str::to_owned)),
+            portable(&command.map(str::to_owned), true),
             [
                 "epiphyte",
                 "train",
                 "--model",
-                "bert",
+                "BASE",
                 "--train-data=train.tsv",
                 "--eval-data",
                 "data/dev.tsv",
             ]
         );
-        assert!(portable(&[]).is_empty());
+        assert!(portable(&[], true).is_empty());
+        let command = ["epiphyte", "train", "--model=org/tiny"].map(str::to_owned);
+        assert_eq!(portable(&command, false), command);
+        let local = portable(&command, true);
+        assert_eq!(local[2], "--model=BASE");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use crate::tasks::TaskSpec;
 use crate::training::config::RunConfig;
+use crate::training::optimizer::OptimizerKind;
 use crate::training::trainer::Plan;
 
 /// A setting of a run or of its method.
@@ -57,6 +58,11 @@ pub fn resolved_settings(
         "labels" => run.task.has_classes(),
         "packing" => matches!(fields, Ok(Fields::PlainText { .. })),
         "embedding_loss" | "pooling" | "normalize" => spec.embedding.is_some(),
+        "doc_stride" | "max_answer_length" => run.task.reads_windows(),
+        "label_smoothing" => run.task.smooths_targets(),
+        key if key.starts_with("adam_") => run.optimizer != OptimizerKind::Adafactor,
+        key if key.starts_with("galore_") => run.optimizer == OptimizerKind::Galore,
+        key if key.starts_with("lisa_") => run.optimizer == OptimizerKind::Lisa,
         _ => true,
     };
     let own = RunConfig::FLAGS.iter().filter(applies);
@@ -102,7 +108,7 @@ fn reads_label(run: &RunConfig, fields: Option<&Fields>) -> bool {
 }
 
 /// What settings that were not given come to in this run.
-fn computed(run: &RunConfig, spec: &TaskSpec, plan: Plan) -> Map<String, Value> {
+pub(crate) fn computed(run: &RunConfig, spec: &TaskSpec, plan: Plan) -> Map<String, Value> {
     let warmup = run.warmup().steps(plan.total).ok();
     let evaluates = run.eval_data.is_some();
     let values = json!({
@@ -125,7 +131,7 @@ fn computed(run: &RunConfig, spec: &TaskSpec, plan: Plan) -> Map<String, Value> 
 }
 
 /// Whether a value says anything: it is neither nothing nor empty.
-fn has_value(value: &Value) -> bool {
+pub(crate) fn has_value(value: &Value) -> bool {
     match value {
         Value::Null => false,
         Value::String(text) => !text.is_empty(),

@@ -14,7 +14,7 @@ const _: () = assert!(epiphyte_data::SOFT == epiphyte_models::SOFT_TOKEN);
 
 /// About how many tokens a micro-batch holds on a processor, if the run does not say. Products with
 /// this many rows are as fast as with more, and saved activations are in proportion to them.
-const MICRO_BATCH_TOKENS: usize = 512;
+pub(crate) const MICRO_BATCH_TOKENS: usize = 512;
 
 /// About how many tokens a micro-batch holds: as many as are `set`, else what suits the device. A
 /// GPU takes a batch whole.

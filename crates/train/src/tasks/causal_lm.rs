@@ -54,6 +54,10 @@ impl Task for CausalLm {
          --messages-column"
     }
 
+    fn reads_whole_files(&self) -> bool {
+        true
+    }
+
     fn layouts(&self) -> &'static [Layout] {
         DOCUMENTS
     }

@@ -104,6 +104,7 @@ pub fn for_training(
             false => found,
         };
         check_twice(names)?;
+        warn_of_ids("the base model", names, found);
         return Ok(ClassOrder {
             names: names.to_vec(),
             by_id: true,
@@ -152,6 +153,7 @@ pub fn for_prediction(
         let stored = &recorded.labels;
         if given.is_empty() && recorded.labels_by_id {
             check_numbers(stored, found)?;
+            warn_of_ids("the adapter", stored, found);
         }
         if !given.is_empty() && given != stored {
             return Err(TrainError::ClassOrder(format!(
@@ -194,6 +196,7 @@ pub fn for_prediction(
     if are_known || found.iter().all(is_id) {
         check_numbers(names, found)?;
         check_twice(names)?;
+        warn_of_ids("the base model", names, found);
         return Ok(order(names, true));
     }
     let (whose, have) = match (head.has_adapter, names == unnamed.names()) {
@@ -240,20 +243,63 @@ fn check_numbers(names: &[String], found: &[String]) -> Result<(), TrainError> {
     )))
 }
 
-/// Refuses a class without a name, as in `--labels ''` or `--labels a,,b`.
-fn check_named(given: &[String]) -> Result<(), TrainError> {
-    match given.iter().position(String::is_empty) {
-        Some(id) => Err(TrainError::ClassOrder(format!(
+/// Warns if labels of the data, none of which is a name, are read as ids of named classes.
+fn warn_of_ids(whose: &str, names: &[String], found: &[String]) {
+    if let Some(read_as) = read_as_ids(whose, names, found) {
+        tracing::warn!("{read_as}");
+    }
+}
+
+/// What labels of the data are read as, if they are ids of named classes.
+fn read_as_ids(whose: &str, names: &[String], found: &[String]) -> Option<String> {
+    const SHOWN: usize = 8;
+    if found.is_empty() || names == Labels::unnamed(names.len()).names() {
+        return None;
+    }
+    let class = |label: &String| {
+        let id: usize = label.parse().ok()?;
+        let name = names.get(id).filter(|_| !names.contains(label))?;
+        Some(format!("{label} = {name}"))
+    };
+    let read_as = found.iter().map(class).collect::<Option<Vec<_>>>()?;
+    let more = if found.len() > SHOWN { ", ..." } else { "" };
+    let first = &found[..found.len().min(SHOWN)];
+    let read_as = &read_as[..first.len()];
+    Some(format!(
+        "the labels {}{more} of the data are read as the class ids of {whose}: {}{more}",
+        first.join(", "),
+        read_as.join(", ")
+    ))
+}
+
+/// Refuses a class without a name, as in `--labels ''` or `--labels a,,b`, and a name that stands
+/// for two.
+///
+/// # Errors
+/// [`TrainError::ClassOrder`].
+pub fn check_named(given: &[String]) -> Result<(), TrainError> {
+    if let Some(id) = given.iter().position(String::is_empty) {
+        return Err(TrainError::ClassOrder(format!(
             "--labels has no name for id {id}: give the name of each class, separated by commas"
+        )));
+    }
+    match repeated(given) {
+        Some(id) => Err(TrainError::ClassOrder(format!(
+            "--labels has `{}` twice, the second time for id {id}: give each class a name of its own",
+            given[id]
         ))),
         None => Ok(()),
     }
 }
 
+/// The id of the first name that an id before it has.
+fn repeated(names: &[String]) -> Option<usize> {
+    (1..names.len()).find(|&id| names[..id].contains(&names[id]))
+}
+
 /// Refuses classes of one name, as a base's `id2label` may have them.
 fn check_twice(names: &[String]) -> Result<(), TrainError> {
-    let twice = (1..names.len()).find(|&id| names[..id].contains(&names[id]));
-    let Some(id) = twice else {
+    let Some(id) = repeated(names) else {
         return Ok(());
     };
     Err(TrainError::ClassOrder(format!(
@@ -320,6 +366,42 @@ mod tests {
 
     fn names(names: &[&str]) -> Vec<String> {
         names.iter().map(|&name| name.to_owned()).collect()
+    }
+
+    #[test]
+    fn labels_that_are_read_as_ids_are_told() {
+        let classes = names(&["routine", "urgent"]);
+        let told = |names: &[String], found: &[&str]| {
+            let found = found.iter().map(|&it| it.to_owned()).collect::<Vec<_>>();
+            read_as_ids("the base model", names, &found)
+        };
+        assert_eq!(
+            told(&classes, &["0", "1"]).unwrap(),
+            "the labels 0, 1 of the data are read as the class ids of the base model: 0 = routine, \
+             1 = urgent"
+        );
+        assert_eq!(told(&classes, &["routine", "urgent"]), None);
+        assert_eq!(told(&classes, &["0", "2"]), None);
+        assert_eq!(told(&names(&["0", "1"]), &["0", "1"]), None);
+        assert_eq!(told(Labels::unnamed(2).names(), &["0", "1"]), None);
+        assert_eq!(told(&classes, &[]), None);
+    }
+
+    #[test]
+    fn a_name_stands_for_one_class() {
+        let base = base(&["LABEL_0", "LABEL_1"], None);
+        for given in [["a", "a"], ["a", ""]] {
+            let error = for_training(&names(&given), &names(&["a"]), &base).unwrap_err();
+            assert!(matches!(error, TrainError::ClassOrder(_)), "{error}");
+            let head = TrainedHead {
+                recorded: None,
+                has_adapter: true,
+                outputs: Some(2),
+                base: &base,
+            };
+            let of_prediction = for_prediction(&head, &names(&given), None).unwrap_err();
+            assert_eq!(error.to_string(), of_prediction.to_string());
+        }
     }
 
     #[test]

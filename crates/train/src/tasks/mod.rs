@@ -10,7 +10,7 @@ mod masked_lm;
 mod multi_label_classification;
 mod multiple_choice;
 pub mod presets;
-mod question_answering;
+pub(crate) mod question_answering;
 mod regression;
 mod sentence_embedding;
 mod seq2seq;
@@ -23,7 +23,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use epiphyte_data::{
-    Columns, DataError, Fields, Layout, Masking, OutputColumn, OutputFormat, Table, Tokenizer,
+    Columns, DataError, Fields, Layout, Masking, OutputColumn, OutputFormat, ReadOptions, Table,
+    Tokenizer,
 };
 use epiphyte_models::config::ProblemType;
 use epiphyte_models::{HeadKind, Model, ModelConfig};
@@ -183,6 +184,37 @@ pub trait Task: fmt::Debug + Sync {
         let mut names = columns.to_read(self.layouts())?;
         names.extend(self.label_names().iter().map(|&name| name.to_owned()));
         Ok(names)
+    }
+
+    /// Whether its loss is a cross-entropy, in which targets may be smoothed.
+    fn smooths_targets(&self) -> bool {
+        let of_sums = [
+            ProblemType::Regression,
+            ProblemType::MultiLabelClassification,
+        ];
+        self.problem_type().is_none_or(|it| !of_sums.contains(&it))
+    }
+
+    /// Whether long texts are read in windows that overlap, and answers are parts of them.
+    fn reads_windows(&self) -> bool {
+        false
+    }
+
+    /// Whether a file of plain text is one row; else each of its lines is.
+    fn reads_whole_files(&self) -> bool {
+        false
+    }
+
+    /// How a file of plain text is read, in which any column of texts is found.
+    fn plain_text(&self, columns: &Columns) -> ReadOptions {
+        let mut options = ReadOptions {
+            lines: !self.reads_whole_files(),
+            ..ReadOptions::default()
+        };
+        if let [only] = columns.text_columns.as_slice() {
+            options.text_column.clone_from(only);
+        }
+        options
     }
 
     /// The names of the classes that a column has, sorted; none if the task has no classes.

@@ -15,7 +15,7 @@ use crate::scoring::metrics::{AnswerPair, DetailedScores, answer_scores};
 use crate::scoring::predictions;
 
 /// The longest answer in tokens, if nothing is set: that of transformers' `run_qa.py`.
-const MAX_ANSWER_LENGTH: usize = 30;
+pub(crate) const MAX_ANSWER_LENGTH: usize = 30;
 
 #[derive(Debug)]
 pub(super) struct QuestionAnswering;
@@ -47,6 +47,10 @@ impl Task for QuestionAnswering {
 
     fn default_max_length(&self) -> usize {
         384
+    }
+
+    fn reads_windows(&self) -> bool {
+        true
     }
 
     fn layouts(&self) -> &'static [Layout] {
@@ -117,7 +121,7 @@ impl Task for QuestionAnswering {
         let (mut texts, mut starts, mut probabilities) = (Vec::new(), Vec::new(), Vec::new());
         for (context, found) in answers(rows, &logits, may_be_absent)? {
             texts.push(Value::Text(found.text(context).to_owned()));
-            let start = found.part.map(|(start, _)| Value::Integer(start as i64));
+            let start = found.part.map(|(start, _)| Value::Integer(start as i128));
             starts.push(start.unwrap_or(Value::Null));
             probabilities.push(predictions::number(found.probability as f32));
         }

@@ -123,12 +123,13 @@ impl TaskSpec {
     /// # Errors
     /// If the prompt template is invalid.
     pub fn reading(&self) -> Result<ReadOptions, TrainError> {
+        let columns = self.task.columns_to_read(&self.columns);
         Ok(ReadOptions {
             header: !self.no_header,
             quoting: self.quoting,
             delimiter: self.delimiter,
-            columns: Some(self.task.columns_to_read(&self.columns)?),
-            ..ReadOptions::default()
+            columns: Some(columns.map_err(|error| TrainError::of_columns(self.task, error))?),
+            ..self.task.plain_text(&self.columns)
         })
     }
 

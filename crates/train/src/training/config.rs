@@ -35,7 +35,8 @@ epiphyte_methods::settings! {
         task: TaskKind = TaskKind::default(), as Text;
         /// Training examples: .jsonl, .json, .csv, .tsv, .parquet, .conll or .txt, the text formats
         /// also with .gz; a directory of such files, a pattern with * and ?, or several, separated
-        /// by commas, each with :N behind it if its rows count N times; - for standard input.
+        /// by commas, each with :N behind it if its rows count N times; - for standard input. Each
+        /// line of a .txt file is a row; for causal-lm the whole file is one.
         train_data: PathBuf = PathBuf::new();
         /// Evaluation examples.
         eval_data: Option<PathBuf> = None;
@@ -198,6 +199,20 @@ epiphyte_methods::settings! {
     }
 }
 
+/// What a metric is called here that other programs call `metric`.
+fn own_name<'m>(metric: &str, measured: &[&'m str]) -> Option<&'m str> {
+    let plain = metric.to_ascii_lowercase().replace([' ', '-'], "_");
+    let plain = plain.strip_prefix("eval_").unwrap_or(&plain);
+    let plain = match plain {
+        "acc" => "accuracy",
+        "ppl" => "perplexity",
+        "f1_score" => "f1",
+        "mcc" | "matthews_corrcoef" => "matthews_correlation",
+        other => other,
+    };
+    measured.iter().copied().find(|name| *name == plain)
+}
+
 impl RunConfig {
     /// A run from keys and values of a file and flags.
     ///
@@ -308,6 +323,17 @@ impl RunConfig {
                 return Err(unused(key, problem));
             }
         }
+        let betas = [
+            ("adam_beta1", self.adam_beta1 != defaults.adam_beta1),
+            ("adam_beta2", self.adam_beta2 != defaults.adam_beta2),
+            ("adam_epsilon", self.adam_epsilon != defaults.adam_epsilon),
+        ];
+        if let Some((key, _)) = betas.iter().find(|(_, is_set)| *is_set)
+            && self.optimizer == OptimizerKind::Adafactor
+        {
+            let problem = format!("--optimizer {} does not have it", self.optimizer);
+            return Err(unused(key, problem));
+        }
         if self.activation_cache_budget == 0.0 && self.activation_cache != ActivationCacheKind::Off
         {
             let problem = "0 keeps nothing: pass --activation-cache off".to_owned();
@@ -339,9 +365,11 @@ impl RunConfig {
             Some(metric) if !measured.contains(&metric.as_str()) => Err(TrainError::Setting {
                 key: "metric_for_best_model".to_owned(),
                 problem: format!(
-                    "`{metric}` is not measured for {}, but {} are",
+                    "`{metric}` is not measured for {}, but {} are{}",
                     self.task,
-                    measured.join(", ")
+                    measured.join(", "),
+                    own_name(metric, &measured)
+                        .map_or_else(String::new, |name| format!("; here it is called `{name}`"))
                 ),
             }),
             _ => Ok(()),
@@ -416,11 +444,21 @@ impl RunConfig {
     /// Checks that settings of some tasks were given to one of these.
     fn check_use_in(&self, spec: &TaskSpec) -> Result<(), TrainError> {
         let (embeds, has_words) = (spec.embedding.is_some(), !spec.verbalizer.is_empty());
+        let has_windows = self.task.reads_windows();
         let unused = [
             ("embedding_loss", self.embedding_loss.is_some() && !embeds),
             ("pooling", self.pooling.is_some() && !embeds),
             ("normalize", self.normalize.is_some() && !embeds),
             ("verbalizer", self.verbalizer.is_some() && !has_words),
+            ("doc_stride", self.doc_stride.is_some() && !has_windows),
+            (
+                "max_answer_length",
+                self.max_answer_length.is_some() && !has_windows,
+            ),
+            (
+                "label_smoothing",
+                self.label_smoothing > 0.0 && !self.task.smooths_targets(),
+            ),
         ];
         match unused.into_iter().find(|(_, unused)| *unused) {
             None => Ok(()),
@@ -461,7 +499,7 @@ impl RunConfig {
             quoting: self.quoting,
             delimiter: self.delimiter()?,
             columns: Some(self.columns_to_read()?),
-            ..ReadOptions::default()
+            ..self.task.plain_text(&self.columns())
         })
     }
 
@@ -584,6 +622,22 @@ mod tests {
         };
         let error = run.check().unwrap_err().to_string();
         assert!(error.contains("`perplexity` is not measured"), "{error}");
+        assert!(!error.contains("is called"), "{error}");
+        for (other, own) in [
+            ("eval_loss", "loss"),
+            ("eval_accuracy", "accuracy"),
+            ("acc", "accuracy"),
+        ] {
+            let run = RunConfig {
+                metric_for_best_model: Some(other.to_owned()),
+                ..run.clone()
+            };
+            let error = run.check().unwrap_err().to_string();
+            assert!(
+                error.contains(&format!("here it is called `{own}`")),
+                "{error}"
+            );
+        }
     }
 
     #[test]

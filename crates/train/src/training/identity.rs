@@ -13,8 +13,12 @@ use epiphyte_methods::{AdapterModule, METHODS};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::report::settings::{computed, has_value};
+use crate::scoring::model_input::MICRO_BATCH_TOKENS;
 use crate::tasks::TaskModel;
+use crate::tasks::question_answering::MAX_ANSWER_LENGTH;
 use crate::training::config::RunConfig;
+use crate::training::trainer::Plan;
 
 /// Settings that change no byte of the result, or whose effect the hashes of inputs show, or that
 /// the number of steps says.
@@ -25,8 +29,12 @@ const NOT_IDENTITY: &[&str] = &[
     "eval_data",
     "forgetting_data",
     "max_forgetting_rows",
+    "labels",
     "format",
     "delimiter",
+    "quoting",
+    "no_header",
+    "doc_stride",
     "epochs",
     "max_steps",
     "save_steps",
@@ -36,6 +44,30 @@ const NOT_IDENTITY: &[&str] = &[
     "activation_cache",
     "activation_cache_budget",
     "chat_template",
+];
+
+/// Settings that have a default which depends on the run: a run that names it is the same run. The
+/// states of earlier versions do not have it.
+const WITH_DEFAULT: &[&str] = &[
+    "text_columns",
+    "label_column",
+    "label_columns",
+    "choice_columns",
+    "prompt_column",
+    "prompt_template",
+    "completion_column",
+    "messages_column",
+    "source_column",
+    "target_column",
+    "embedding_loss",
+    "pooling",
+    "normalize",
+    "max_length",
+    "max_answer_length",
+    "eval_batch_size",
+    "micro_batch_tokens",
+    "eval_steps",
+    "metric_for_best_model",
 ];
 
 /// What decides the result of a run, but for the number of its steps.
@@ -63,10 +95,16 @@ impl Identity {
         train: &Batches,
         eval: Option<&Batches>,
     ) -> Self {
+        let defaults = defaults(run, task_model, train);
         let learning_rate = run.peak_learning_rate();
         let mut run = serde_json::to_value(run).expect("a run is plain values");
         // The method's own, if it is not set: another version may have another.
         run["learning_rate"] = learning_rate.into();
+        for key in WITH_DEFAULT {
+            if !has_value(&run[key]) {
+                run[key] = defaults.get(*key).cloned().unwrap_or_default();
+            }
+        }
         let run = run.as_object().cloned().unwrap_or_default().into_iter();
         let run = run.filter(|(key, _)| !NOT_IDENTITY.contains(&key.as_str()));
         let method = module.config().resolved(task_model.loaded.model.base());
@@ -101,8 +139,14 @@ impl Identity {
             .settings
             .keys()
             .filter(|key| !self.settings.contains_key(*key));
-        for key in keys.chain(added) {
+        let is_compared = |key: &&String| !NOT_IDENTITY.contains(&key.as_str());
+        for key in keys.chain(added).filter(is_compared) {
             let (then, now) = (self.settings.get(key), now.settings.get(key));
+            let is_of_earlier_version =
+                WITH_DEFAULT.contains(&key.as_str()) && !then.is_some_and(has_value);
+            if is_of_earlier_version {
+                continue;
+            }
             if then.unwrap_or(&Value::Null) != now.unwrap_or(&Value::Null) {
                 let (name, then, now) = (name(key), shown(then), shown(now));
                 differences.push(format!("`{name}` was {then} and is {now}"));
@@ -116,7 +160,7 @@ impl Identity {
         for input in inputs.chain(added) {
             match (self.inputs.get(input), now.inputs.get(input)) {
                 (Some(then), Some(now)) if then == now => {}
-                (Some(_), Some(_)) => differences.push(format!("another {input}")),
+                (Some(_), Some(_)) => differences.push(format!("{} {input}", other(input))),
                 (Some(_), None) => differences.push(format!("no {input} any more")),
                 (None, _) => differences.push(format!("{input}, of which there were none")),
             }
@@ -127,6 +171,33 @@ impl Identity {
         }
         differences
     }
+}
+
+/// The word for another input of this name.
+fn other(input: &str) -> &'static str {
+    match input.ends_with('s') {
+        true => "other",
+        false => "another",
+    }
+}
+
+/// What settings come to in a run that does not name them.
+fn defaults(run: &RunConfig, task_model: &TaskModel, train: &Batches) -> Map<String, Value> {
+    let spec = &task_model.spec;
+    let mut defaults = computed(run, spec, Plan::new(run, train.per_epoch()));
+    let columns = serde_json::to_value(&spec.columns).expect("columns are plain values");
+    let columns = columns.as_object().cloned().unwrap_or_default();
+    defaults.extend(columns);
+    // A GPU's default differs from it by rounding alone.
+    defaults.insert("micro_batch_tokens".to_owned(), MICRO_BATCH_TOKENS.into());
+    if run.task.reads_windows() {
+        let longest = spec.max_answer_length.unwrap_or(MAX_ANSWER_LENGTH);
+        defaults.insert("max_answer_length".to_owned(), longest.into());
+    }
+    if run.eval_data.is_some() {
+        defaults.insert("metric_for_best_model".to_owned(), "loss".into());
+    }
+    defaults
 }
 
 /// What users know a setting by: the name of its flag.
@@ -187,11 +258,33 @@ mod tests {
         assert_eq!(then.differences(&now), expected);
     }
 
-    /// A key of this list that no setting has would leave a renamed setting in the identity.
+    /// A state of an earlier version has no value for a setting that was not given.
+    #[test]
+    fn a_default_that_is_named_is_no_difference() {
+        let then = identity(
+            json!({ "max_length": null, "text_columns": [], "labels": [] }),
+            &[("training examples", "a")],
+            &["no", "yes"],
+        );
+        let now = identity(
+            json!({ "max_length": 128, "text_columns": ["text"], "labels": ["no", "yes"] }),
+            &[("training examples", "b")],
+            &["no", "yes"],
+        );
+        assert_eq!(then.differences(&now), ["other training examples"]);
+        let now = Identity {
+            settings: json!({ "max_length": 64 }).as_object().unwrap().clone(),
+            ..now
+        };
+        let differences = now.differences(&then);
+        assert_eq!(differences[0], "`max_length` was 64 and is not set");
+    }
+
+    /// A key of these lists that no setting has would leave a renamed setting in the identity.
     #[test]
     fn what_is_no_part_of_the_identity_is_a_setting() {
         let run = serde_json::to_value(RunConfig::default()).unwrap();
-        for key in NOT_IDENTITY {
+        for key in NOT_IDENTITY.iter().chain(WITH_DEFAULT) {
             assert!(run.get(key).is_some(), "{key}");
         }
     }

@@ -396,16 +396,16 @@ fn a_run_that_differs_is_not_continued_and_what_differs_is_named() {
         ),
         (
             data("a-word", text.replacen("w1", "w2", 1)),
-            "another training examples",
+            "other training examples",
         ),
-        (data("labels", swapped(&text)), "another training examples"),
+        (data("labels", swapped(&text)), "other training examples"),
         (
             data("order", reversed.join("\n")),
-            "another training examples",
+            "other training examples",
         ),
         (
             data("fewer", lines[1..].join("\n")),
-            "another training examples",
+            "other training examples",
         ),
         (
             RunConfig {
@@ -434,7 +434,7 @@ fn a_run_that_differs_is_not_continued_and_what_differs_is_named() {
                 eval_data: Some(world.opposite()),
                 ..run.clone()
             },
-            "another evaluation examples",
+            "other evaluation examples",
         ),
         (
             RunConfig {

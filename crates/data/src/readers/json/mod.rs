@@ -127,13 +127,66 @@ impl Reader<'_> {
     }
 }
 
-/// What `parse` makes of `text`; where it fails, of the text with `null` for the numbers that
-/// Python writes and JSON does not have.
+/// What `parse` makes of `text`, with quotes around whole numbers that no number here holds; where
+/// it fails, of the text with `null` for the numbers that Python writes and JSON does not have.
 fn with_nan<T, E>(text: &str, mut parse: impl FnMut(&str) -> Result<T, E>) -> Result<T, E> {
+    let text = &*with_quoted_numbers(text);
     parse(text).or_else(|error| match without_nan(text) {
         Cow::Owned(text) => parse(&text),
         Cow::Borrowed(_) => Err(error),
     })
+}
+
+/// Whole numbers with fewer digits have at most 64 bits.
+const DIGITS_OF_64_BITS: usize = 19;
+
+/// The text with quotes around the whole numbers outside of strings that have more than 64 bits and
+/// would be rounded.
+fn with_quoted_numbers(text: &str) -> Cow<'_, str> {
+    let bytes = text.as_bytes();
+    // Any such number has a digit at one of these places.
+    let may_have = || {
+        let places = (0..bytes.len()).step_by(DIGITS_OF_64_BITS);
+        places.into_iter().any(|at| {
+            let is_digit = |at: &usize| bytes[*at].is_ascii_digit();
+            let before = (0..at).rev().take_while(is_digit).count();
+            let from = (at..bytes.len()).take_while(is_digit).count();
+            from > 0 && before + from >= DIGITS_OF_64_BITS
+        })
+    };
+    if !may_have() {
+        return Cow::Borrowed(text);
+    }
+    let mut quoted = String::new();
+    let (mut kept, mut at, mut in_string) = (0, 0, false);
+    while let Some(byte) = bytes.get(at) {
+        match byte {
+            b'\\' if in_string => at += 1,
+            b'"' => in_string = !in_string,
+            b'-' | b'0'..=b'9' if !in_string => {
+                let is_of_number = |byte: &&u8| b"+-.eE0123456789".contains(byte);
+                let length = bytes[at..].iter().take_while(is_of_number).count();
+                let number = &text[at..at + length];
+                let digits = number.strip_prefix('-').unwrap_or(number);
+                let is_whole =
+                    digits.bytes().all(|byte| byte.is_ascii_digit()) && !digits.starts_with('0');
+                let fits = number.parse::<i64>().is_ok() || number.parse::<u64>().is_ok();
+                if is_whole && !digits.is_empty() && !fits {
+                    quoted += &text[kept..at];
+                    quoted += &format!("\"{number}\"");
+                    kept = at + length;
+                }
+                at += length;
+                continue;
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    match kept {
+        0 => Cow::Borrowed(text),
+        _ => Cow::Owned(quoted + &text[kept..]),
+    }
 }
 
 /// The text with `null` in place of `NaN`, `Infinity` and `-Infinity` outside of strings.

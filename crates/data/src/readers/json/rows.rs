@@ -172,12 +172,12 @@ impl<'de> Visitor<'de> for CellSeed<'_> {
     }
 
     fn visit_i64<E: Error>(self, number: i64) -> Result<(), E> {
-        self.0.push(Value::Integer(number));
+        self.0.push(Value::Integer(number.into()));
         Ok(())
     }
 
     fn visit_u64<E: Error>(self, number: u64) -> Result<(), E> {
-        self.0.push(Json::from(number).into());
+        self.0.push(Value::Integer(number.into()));
         Ok(())
     }
 

@@ -1,12 +1,13 @@
 //! The arguments that `eval` and `predict` share: a base model, an adapter or the base's own head,
 //! and a file of examples.
 
+use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use epiphyte::data::{Batches, DataFile, Order, ReadOptions, Table};
-use epiphyte::methods::file::AdapterFile;
+use epiphyte::data::{Batches, DataFile, Order, ReadOptions, Table, Value};
+use epiphyte::methods::file::{AdapterFile, CONFIG_FILE};
 use epiphyte::models::heads::EmbeddingPooling;
 use epiphyte::models::{HeadKind, LoadOptions, ModelConfig, head_outputs};
 use epiphyte::ops::{Precision, Quantization};
@@ -18,6 +19,7 @@ use epiphyte::train::{LoadedAdapter, TaskKind, TaskRows, TaskSpec, TrainError, o
 use crate::failure::UsageError;
 use crate::global::Global;
 use crate::hub;
+use crate::output;
 use crate::outputs::Input;
 
 /// The flags of `eval` and `predict`.
@@ -25,9 +27,12 @@ use crate::outputs::Input;
 pub(crate) struct DataArguments {
     /// Examples: .jsonl, .json, .csv, .tsv, .parquet, .conll or .txt, the text formats also with
     /// .gz; a directory of such files, a pattern with * and ?, or several, separated by commas; -
-    /// for standard input
-    #[arg(long, value_name = "FILE")]
-    data: PathBuf,
+    /// for standard input. Each line of a .txt file is a row; for causal-lm the whole file is one
+    #[arg(long, value_name = "FILE", required = true)]
+    data: Option<PathBuf>,
+    /// Texts in place of a file.
+    #[arg(skip)]
+    texts: Vec<String>,
     /// Use only N rows: `eval` a random sample, always the same; `predict` the first
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     max_rows: Option<u64>,
@@ -52,9 +57,10 @@ pub(crate) struct DataArguments {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct ModelArguments {
-    /// Directory of the base model, or its name on the hub
-    #[arg(long, value_name = "DIR")]
-    pub(crate) model: PathBuf,
+    /// Directory of the base model, or its name on the hub [default: the base that the adapter
+    /// names]
+    #[arg(long, value_name = "DIR", required_unless_present = "adapter")]
+    pub(crate) model: Option<PathBuf>,
     /// Directory of the adapter, or its name on the hub
     #[arg(long, value_name = "DIR")]
     pub(crate) adapter: Option<PathBuf>,
@@ -91,8 +97,14 @@ impl ModelArguments {
         [model].into_iter().chain(adapter).collect()
     }
 
-    /// Finds the base model's directory and reads the adapter's configuration.
-    pub(crate) fn locate(&self) -> Result<Located<'_>> {
+    /// Finds the base model's directory.
+    pub(crate) fn model_dir(&self) -> Result<PathBuf> {
+        model_dir(self.model.as_deref(), self.adapter.as_deref())
+    }
+
+    /// Finds the base model's directory, with a note if the adapter names it, and reads the
+    /// adapter's configuration.
+    pub(crate) fn locate(&self, global: &Global) -> Result<Located<'_>> {
         let adapter = self.adapter.as_deref().map(hub::resolve_adapter);
         let adapter = adapter.transpose()?;
         let open = match self.allow_edited_adapter {
@@ -100,12 +112,61 @@ impl ModelArguments {
             false => AdapterFile::open,
         };
         let adapter = adapter.as_deref().map(open);
+        let adapter = adapter.transpose()?;
+        let model = self.model_dir()?;
+        if self.model.is_none() && !global.quiet {
+            note_base(&model);
+        }
         Ok(Located {
             arguments: self,
-            adapter: adapter.transpose()?,
-            model: hub::resolve(&self.model)?,
+            adapter,
+            model,
         })
     }
+}
+
+/// The directory of a base model: of `model`, else of the base that the adapter names.
+pub(crate) fn model_dir(model: Option<&Path>, adapter: Option<&Path>) -> Result<PathBuf> {
+    if let Some(model) = model {
+        return Ok(hub::resolve(model)?);
+    }
+    let adapter = adapter.context("the command line demands --model or --adapter")?;
+    let file = hub::resolve_adapter(adapter)?.join(CONFIG_FILE);
+    let json = epiphyte::io::read_regular(&file);
+    let json = json.with_context(|| format!("cannot read `{}`", file.display()))?;
+    let json: serde_json::Value = serde_json::from_slice(&json).unwrap_or_default();
+    let name = json["base_model_name_or_path"].as_str().unwrap_or_default();
+    if name.is_empty() {
+        let problem = format!(
+            "`{}` does not name the base model: pass --model",
+            file.display()
+        );
+        return Err(UsageError::Other(problem).into());
+    }
+    hub::resolve(Path::new(name)).with_context(|| {
+        format!(
+            "the base model `{name}`, which `{}` names, was not found: pass --model",
+            file.display()
+        )
+    })
+}
+
+/// Says that the task is that of `train` and not that of the base.
+pub(crate) fn note_task(spec: &TaskSpec, global: &Global) {
+    if !global.quiet {
+        output::note(&format!(
+            "note: there is a label, so the task is {}, as in `train`; --task names another",
+            spec.task
+        ));
+    }
+}
+
+/// Says which base model was taken.
+pub(crate) fn note_base(model: &Path) {
+    output::note(&format!(
+        "note: the base model is `{}`, which the adapter names",
+        model.display()
+    ));
 }
 
 /// A base and an adapter that have been found, but not loaded.
@@ -140,22 +201,22 @@ pub(crate) struct TaskArguments {
         `epiphyte data sets`), whose directory --data takes", task_names().join(", ")))]
     task: Option<NamedTask>,
     /// Text column, or two for pairs
-    #[arg(long, value_name = "A,B", value_delimiter = ',')]
+    #[arg(long, value_name = "A,B", value_delimiter = ',', value_parser = trimmed)]
     text_columns: Option<Vec<String>>,
     /// Column of the label or number [default: label]
     #[arg(long, value_name = "COLUMN")]
     label_column: Option<String>,
     /// Multi-label classification: a column of 0 and 1 for each class
-    #[arg(long, value_name = "A,B,..", value_delimiter = ',')]
+    #[arg(long, value_name = "A,B,..", value_delimiter = ',', value_parser = trimmed)]
     label_columns: Option<Vec<String>>,
     /// Multiple choice: columns of the choices
-    #[arg(long, value_name = "A,B,..", value_delimiter = ',')]
+    #[arg(long, value_name = "A,B,..", value_delimiter = ',', value_parser = trimmed)]
     choice_columns: Option<Vec<String>>,
     /// Names of the classes in the order of their ids
-    #[arg(long, value_name = "A,B,..", value_delimiter = ',')]
+    #[arg(long, value_name = "A,B,..", value_delimiter = ',', value_parser = trimmed)]
     labels: Option<Vec<String>>,
     /// Language modeling: column of the prompt, or several, joined by a blank line
-    #[arg(long, value_name = "A,B", value_delimiter = ',')]
+    #[arg(long, value_name = "A,B", value_delimiter = ',', value_parser = trimmed)]
     prompt_column: Option<Vec<String>>,
     /// Language modeling: the prompt as a text with {column} in it, or alpaca
     #[arg(long, value_name = "TEXT")]
@@ -261,6 +322,11 @@ impl DataArguments {
         self.task.task = Some(NamedTask { kind, preset: None });
     }
 
+    /// Takes these texts, if there are any, in place of a file.
+    pub(crate) fn set_texts(&mut self, texts: Vec<String>) {
+        self.texts = texts;
+    }
+
     /// How many sequences are in a batch.
     pub(crate) fn batch_size(&self) -> usize {
         self.batch_size
@@ -268,12 +334,15 @@ impl DataArguments {
 
     /// The directory of the base model.
     pub(crate) fn model_dir(&self) -> Result<PathBuf> {
-        Ok(hub::resolve(&self.model.model)?)
+        self.model.model_dir()
     }
 
     /// The files of the data.
     pub(crate) fn files(&self) -> Result<Vec<PathBuf>> {
-        let given = self.task.file(&self.data)?;
+        let Some(data) = &self.data else {
+            return Ok(Vec::new());
+        };
+        let given = self.task.file(data)?;
         let options = ReadOptions {
             format: self.task.format,
             ..ReadOptions::default()
@@ -319,10 +388,15 @@ impl DataArguments {
         columns: &[String],
         global: &Global,
     ) -> Result<Unencoded> {
-        let located = self.model.locate()?;
+        let located = self.model.locate(global)?;
         let file = located.adapter.as_ref();
         let config = ModelConfig::open(&located.model)?;
         let mut spec = self.task.spec(file, &config, &located.model)?;
+        let mut of_training = match spec.task == TaskKind::embedding() {
+            true => self.task.of_training(file, &config, &located.model)?,
+            // The base has a head of its own, which is what is asked about.
+            false => None,
+        };
         if !labelled && spec.task.predicts_text() {
             let problem = TrainError::NoPredictions.to_string();
             return Err(UsageError::Other(problem).into());
@@ -332,12 +406,19 @@ impl DataArguments {
         reading.limit = rows.filter(|_| !labelled);
         if let Some(read) = &mut reading.columns {
             read.extend_from_slice(columns);
+            let others = of_training.as_ref().map(TaskSpec::reading).transpose()?;
+            read.extend(others.and_then(|it| it.columns).unwrap_or_default());
         }
-        let mut table = Table::read(self.task.file(&self.data)?, &reading)?;
+        let mut table = self.table(&reading)?;
+        if let Some(other) = of_training.take_if(|it| self.task.is_labelled(it, &table)) {
+            note_task(&other, global);
+            spec = other;
+        }
         if let Some(rows) = rows {
             table = table.sample(rows, 0)?;
         }
-        spec.columns = spec.task.columns(&spec.columns, &table)?;
+        let columns = spec.task.columns(&spec.columns, &table);
+        spec.columns = columns.map_err(|error| TrainError::of_columns(spec.task, error))?;
         if spec.task.has_classes() {
             let base = BaseClasses::open(&located.model, &config, spec.task)?;
             // Where an adapter names the classes, predictions do not depend on the data's labels.
@@ -377,6 +458,16 @@ impl DataArguments {
             loaded_adapter,
             table,
         })
+    }
+
+    /// The rows of the file, or of the texts in its place.
+    fn table(&self, reading: &ReadOptions) -> Result<Table> {
+        if let Some(data) = &self.data {
+            return Ok(Table::read(self.task.file(data)?, reading)?);
+        }
+        let texts = self.texts.iter().map(|text| Value::Text(text.clone()));
+        let column = (reading.text_column.clone(), texts.collect());
+        Ok(Table::from_columns("--text", [column])?)
     }
 
     /// The classes of the head: as the adapter records them, the base names them, or the user does.
@@ -470,6 +561,46 @@ impl TaskArguments {
                 task.ok_or_else(|| UsageError::Other(problem.to_owned()))?
             }
         };
+        self.spec_of(task, recorded, config, model)
+    }
+
+    /// The task that `train` would take, to be compared with that of the base's head, which is none
+    /// of the task's; none if they are the same, or the task is said.
+    pub(crate) fn of_training(
+        &self,
+        file: Option<&AdapterFile>,
+        config: &ModelConfig,
+        model: &Path,
+    ) -> Result<Option<TaskSpec>> {
+        let kind = TaskKind::default();
+        if self.task.is_some() || file.is_some() || TaskKind::of_base(config) == Some(kind) {
+            return Ok(None);
+        }
+        self.spec_of(kind, None, config, model).map(Some)
+    }
+
+    /// Whether the flags or the data name a label of a task.
+    pub(crate) fn is_labelled(&self, spec: &TaskSpec, table: &Table) -> bool {
+        self.label_column.is_some() || table.has_column(spec.columns.label())
+    }
+
+    /// The settings of a task.
+    fn spec_of(
+        &self,
+        task: TaskKind,
+        recorded: Option<TaskSpec>,
+        config: &ModelConfig,
+        model: &Path,
+    ) -> Result<TaskSpec> {
+        for (flag, is_given) in [
+            ("--doc-stride", self.doc_stride.is_some()),
+            ("--max-answer-length", self.max_answer_length.is_some()),
+        ] {
+            if is_given && !task.reads_windows() {
+                let problem = format!("{flag} has no use for {task}: leave it out");
+                return Err(UsageError::Other(problem).into());
+            }
+        }
         let default_length = task.default_max_length();
         let limit = config.facts().max_position_embeddings;
         let max_length = default_length.min(limit.unwrap_or(usize::MAX));
@@ -530,6 +661,11 @@ impl TaskArguments {
         spec.delimiter = self.delimiter.or(spec.delimiter);
         Ok(spec)
     }
+}
+
+/// A name of a list without the blanks around it, as `train` reads lists.
+pub(crate) fn trimmed(name: &str) -> Result<String, Infallible> {
+    Ok(name.trim().to_owned())
 }
 
 /// A pooling by its name.

@@ -9,6 +9,7 @@ use epiphyte::hub::HubError;
 use epiphyte::methods::file::CONFIG_FILE;
 use epiphyte::methods::{METHODS, MethodError};
 use epiphyte::train::TrainError;
+use epiphyte::train::training::optimizer::OptimizerKind;
 use epiphyte_compare::CompareError;
 
 use crate::output::note;
@@ -174,6 +175,11 @@ fn hint(error: &anyhow::Error, resumable: bool) -> Option<String> {
         (Some(MethodError::NoTarget { .. }), _) => {
             "`epiphyte inspect MODEL` lists the linear layers; --target-modules all-linear selects every one"
         }
+        (Some(MethodError::UnknownMethod { name, .. }), _) if is_optimizer(name) => {
+            return Some(format!(
+                "`{name}` is an optimizer: pass --optimizer {name}, for example with --method full"
+            ));
+        }
         (Some(MethodError::UnknownMethod { name, .. }), _) => {
             let near = nearest_name(name, METHODS.iter().map(|method| method.name));
             let near = near.map(|near| format!("did you mean `{near}`? "));
@@ -221,15 +227,19 @@ fn hint(error: &anyhow::Error, resumable: bool) -> Option<String> {
     Some(hint.to_owned())
 }
 
+/// Whether an optimizer has this name.
+fn is_optimizer(name: &str) -> bool {
+    serde_json::from_value::<OptimizerKind>(name.into()).is_ok()
+}
+
 /// What to do about a column that a file does not have.
 fn missing_column(error: &anyhow::Error, path: &Path, available: &[String]) -> String {
     let is_text = path
         .extension()
         .is_some_and(|it| it.eq_ignore_ascii_case("txt"));
     if let [only] = available {
-        if is_text && only == "text" {
-            return "a .txt file is one text, of the column `text`; --format tsv or csv says that it \
-                    has columns"
+        if is_text {
+            return "a .txt file has one column, of texts; --format tsv or csv says that it has more"
                 .to_owned();
         }
         if only.contains([',', ';', '\t', '|']) {

@@ -5,10 +5,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use epiphyte::io::{OutputKind, TEMPORARY, is_in_directory, is_same_file, output_kind};
+use epiphyte::io::{
+    FileError, OutputKind, TEMPORARY, clean_up, is_in_directory, is_same_file, output_kind,
+};
 use epiphyte::methods::file::CONFIG_FILE as ADAPTER_CONFIG;
-use epiphyte::train::holds_run;
 use epiphyte::train::training::checkpoints::Checkpoints;
+use epiphyte::train::{Lock, check_output_directory, holds_run, lock_output};
 
 use crate::failure::UsageError;
 use crate::output;
@@ -97,32 +99,43 @@ pub(crate) fn check_file(
         ));
     }
     if resolved.exists() && !overwrite {
-        let problem = format!(
-            "--output `{}` exists already: pass --overwrite to replace it, or choose another file",
-            output.display()
-        );
-        return Err(UsageError::Other(problem).into());
+        return Err(exists_already(output));
     }
     Ok(Destination::File)
 }
 
-/// As [`check_file`], for what cannot go to standard output or a stream; `flag` names it.
+/// The error for a file that is there and is not to be replaced.
+fn exists_already(output: &Path) -> anyhow::Error {
+    let problem = format!(
+        "--output `{}` exists already: pass --overwrite to replace it, or choose another file",
+        output.display()
+    );
+    UsageError::Other(problem).into()
+}
+
+/// As [`check_file`], for what cannot go to standard output or a stream; `flag` names it. The file
+/// is this process's until the lock is dropped.
 ///
 /// # Errors
-/// As [`check_file`]; if it is no file.
-pub(crate) fn check_plain_file(
+/// As [`check_file`]; if it is no file, or another process writes it.
+pub(crate) fn claim_plain_file(
     flag: &str,
     output: &Path,
     inputs: &[Input<'_>],
     overwrite: bool,
-) -> Result<()> {
-    match check_file(output, inputs, overwrite)? {
+) -> Result<Lock> {
+    let check = || match check_file(output, inputs, overwrite)? {
         Destination::File => Ok(()),
         Destination::StandardOutput | Destination::Stream => {
             let problem = format!("{flag} `{}` is no file", output.display());
-            Err(UsageError::Other(problem).into())
+            Err(anyhow::Error::from(UsageError::Other(problem)))
         }
-    }
+    };
+    check()?;
+    let lock = lock_output(output)?;
+    // The process that held the lock before may have written it.
+    check()?;
+    Ok(lock)
 }
 
 /// The path of an output file, and its other names in the directories of the inputs, such as a hard
@@ -204,8 +217,9 @@ fn directory_of(directory: &Path) -> Option<&'static str> {
 /// Checks the directory that `--output` names.
 ///
 /// # Errors
-/// If it is one of the inputs or holds one.
+/// If it is no directory, or one of the inputs, or holds one.
 pub(crate) fn check_directory(output: &Path, inputs: &[Input<'_>]) -> Result<()> {
+    check_output_directory(output)?;
     for Input { what, path } in inputs {
         let problem = if is_same_file(output, path) {
             format!("--output is {what} itself: choose another directory")
@@ -233,6 +247,7 @@ pub(crate) fn check_own_directory(
     what: &str,
     is_own: impl Fn(&str) -> bool,
 ) -> Result<()> {
+    check_output_directory(output)?;
     if !output.exists() {
         return Ok(());
     }
@@ -252,17 +267,30 @@ pub(crate) fn check_own_directory(
     Ok(())
 }
 
-/// Checks the directory of an adapter that is made without training: empty, or with an adapter that
-/// `overwrite` allows to replace, but not with a run.
+/// Takes the directory of an adapter that is made without training: empty, or with an adapter that
+/// `overwrite` allows to replace, but not with a run. It is this process's until the lock is
+/// dropped.
 ///
 /// # Errors
-/// If there is anything else.
-pub(crate) fn check_adapter_directory(output: &Path, overwrite: bool) -> Result<()> {
+/// As [`check_directory`]; if there is anything else, or another process writes there.
+pub(crate) fn claim_adapter_directory(
+    output: &Path,
+    inputs: &[Input<'_>],
+    overwrite: bool,
+) -> Result<Lock> {
+    check_directory(output, inputs)?;
+    let lock = lock_output(output)?;
     let problem = |problem: &str| {
         let problem = format!("`{}` {problem}", output.display());
         Err(UsageError::Other(problem).into())
     };
-    let occupied = output.is_dir() && output.read_dir()?.next().is_some();
+    let entries = match output.is_dir() {
+        true => output.read_dir()?.collect::<io::Result<Vec<_>>>()?,
+        false => Vec::new(),
+    };
+    // What a killed process left behind is removed below.
+    let is_left = |name: &std::ffi::OsStr| name.to_string_lossy().starts_with(TEMPORARY);
+    let occupied = entries.iter().any(|entry| !is_left(&entry.file_name()));
     if occupied && !(overwrite && output.join(ADAPTER_CONFIG).exists()) {
         return problem(
             "is not empty: choose another directory, or pass --overwrite to replace an adapter",
@@ -272,7 +300,10 @@ pub(crate) fn check_adapter_directory(output: &Path, overwrite: bool) -> Result<
     if output.join(LOG).exists() || !checkpoints.is_empty() {
         return problem("is the directory of a run: choose another directory");
     }
-    Ok(())
+    if !entries.is_empty() {
+        clean_up(output)?;
+    }
+    Ok(lock)
 }
 
 /// Whether a path means standard output.
@@ -295,11 +326,35 @@ pub(crate) fn write(
         return output::stream(contents);
     }
     match epiphyte::io::write_output(path, contents, overwrite) {
-        Err(epiphyte::io::FileError::Io { source, .. })
-            if source.kind() == io::ErrorKind::BrokenPipe =>
-        {
-            Ok(())
+        Err(FileError::Io { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        // Another process wrote it meanwhile.
+        Err(FileError::Io { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {
+            Err(exists_already(path))
         }
         written => Ok(written?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Another process may write the file between the check and the end of the computation.
+    #[test]
+    fn a_file_that_appeared_meanwhile_is_refused_as_one_that_was_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out.jsonl");
+        assert_eq!(check_file(&path, &[], false).unwrap(), Destination::File);
+        std::fs::write(&path, b"theirs").unwrap();
+        let error = write(Destination::File, &path, b"ours", false).unwrap_err();
+        assert!(error.is::<UsageError>(), "{error}");
+        let error = error.to_string();
+        assert!(
+            error.contains("exists already: pass --overwrite"),
+            "{error}"
+        );
+        assert_eq!(std::fs::read(&path).unwrap(), b"theirs");
+        write(Destination::File, &path, b"ours", true).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"ours");
     }
 }

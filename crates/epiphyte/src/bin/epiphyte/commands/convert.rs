@@ -13,7 +13,7 @@ use epiphyte::train::{
     adapter_to_adapterhub, convert_adapter, delta_of_adapter, delta_of_model, extract_lora,
 };
 
-use crate::data_arguments::{ModelArguments, spec_of_adapter};
+use crate::data_arguments::{ModelArguments, spec_of_adapter, trimmed};
 use crate::failure::UsageError;
 use crate::global::Global;
 use crate::hub;
@@ -71,6 +71,7 @@ pub(crate) struct Arguments {
         long,
         value_name = "A,B,..",
         value_delimiter = ',',
+        value_parser = trimmed,
         requires = "adapter"
     )]
     labels: Vec<String>,
@@ -92,7 +93,7 @@ enum Converted {
 }
 
 pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
-    let located = arguments.model.locate()?;
+    let located = arguments.model.locate(global)?;
     let model = located.model.clone();
     let tuned = arguments.tuned.as_deref().map(hub::resolve).transpose()?;
     let output = &arguments.output;
@@ -107,15 +108,13 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let theirs = arguments.adapterhub.as_deref();
     inputs.extend(theirs.map(|it| Input::new("the adapter", it)));
     arguments.check_forms()?;
-    match arguments.to {
+    let overwrite = arguments.overwrite;
+    let _lock = match arguments.to {
         Form::Lora | Form::Adapter | Form::Adapterhub => {
-            outputs::check_directory(output, &inputs)?;
-            outputs::check_adapter_directory(output, arguments.overwrite)?;
+            outputs::claim_adapter_directory(output, &inputs, overwrite)?
         }
-        Form::Delta => {
-            outputs::check_plain_file("--output", output, &inputs, arguments.overwrite)?;
-        }
-    }
+        Form::Delta => outputs::claim_plain_file("--output", output, &inputs, overwrite)?,
+    };
     if let Some(theirs) = theirs {
         let read = adapter_of_adapterhub(&model, theirs, output)?;
         report(&arguments, &Converted::Exchanged(read), global)?;

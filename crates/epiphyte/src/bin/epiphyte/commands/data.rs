@@ -9,12 +9,13 @@ use clap::{Args, Subcommand};
 use epiphyte::data::{Columns, Example, Examples, IGNORED, Table, Target, Tokenizer};
 use epiphyte::methods::file::AdapterFile;
 use epiphyte::models::ModelConfig;
-use epiphyte::train::TaskSpec;
+use epiphyte::train::tasks::class_order::check_named;
 use epiphyte::train::tasks::presets::PRESETS;
+use epiphyte::train::{TaskSpec, TrainError};
 use serde::Serialize;
 use serde_json::{Value as Json, json};
 
-use crate::data_arguments::TaskArguments;
+use crate::data_arguments::{TaskArguments, model_dir, note_base, note_task};
 use crate::global::Global;
 use crate::hub;
 use crate::output::{self, Align};
@@ -40,7 +41,7 @@ pub(crate) enum Command {
 pub(crate) struct Preview {
     /// Examples: .jsonl, .json, .csv, .tsv, .parquet or .txt, the text formats also with .gz; a
     /// directory of such files, a pattern with * and ?, or several, separated by commas; - for
-    /// standard input
+    /// standard input. Each line of a .txt file is a row; for causal-lm the whole file is one
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     /// Rows that are shown
@@ -49,9 +50,10 @@ pub(crate) struct Preview {
     /// Read only the first N rows
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     max_rows: Option<u64>,
-    /// Directory of the base model, or its name on the hub; its weights are not read
-    #[arg(long, value_name = "DIR")]
-    model: PathBuf,
+    /// Directory of the base model, or its name on the hub; its weights are not read [default: the
+    /// base that the adapter names]
+    #[arg(long, value_name = "DIR", required_unless_present = "adapter")]
+    model: Option<PathBuf>,
     /// Directory of an adapter that records its task and columns, or its name on the hub
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
@@ -121,17 +123,34 @@ fn preview(arguments: &Preview, global: &Global) -> Result<()> {
     let adapter = arguments.adapter.as_deref().map(hub::resolve_adapter);
     let adapter = adapter.transpose()?;
     let adapter = adapter.as_deref().map(AdapterFile::open).transpose()?;
-    let model = hub::resolve(&arguments.model)?;
+    let model = model_dir(arguments.model.as_deref(), arguments.adapter.as_deref())?;
+    if arguments.model.is_none() && !global.quiet {
+        note_base(&model);
+    }
     let config = ModelConfig::open(&model)?;
     let mut spec = arguments.task.spec(adapter.as_ref(), &config, &model)?;
+    let mut of_training = arguments
+        .task
+        .of_training(adapter.as_ref(), &config, &model)?;
     let mut reading = arguments.task.reading(&spec)?;
     reading.limit = arguments.max_rows.map(|rows| rows as usize);
+    if let Some(read) = &mut reading.columns {
+        let others = of_training.as_ref().map(TaskSpec::reading).transpose()?;
+        read.extend(others.and_then(|it| it.columns).unwrap_or_default());
+    }
     let table = Table::read(arguments.task.file(&arguments.data)?, &reading)?;
-    spec.columns = spec.task.columns(&spec.columns, &table)?;
+    if let Some(other) = of_training.take_if(|it| arguments.task.is_labelled(it, &table)) {
+        note_task(&other, global);
+        spec = other;
+    }
+    let columns = spec.task.columns(&spec.columns, &table);
+    spec.columns = columns.map_err(|error| TrainError::of_columns(spec.task, error))?;
     if spec.task.has_classes() && spec.labels.is_empty() {
         spec.labels = arguments.task.class_names();
+        check_named(&spec.labels)?;
         if spec.labels.is_empty() {
-            spec.labels = spec.task.classes(&spec.columns, &table)?;
+            let classes = spec.task.classes(&spec.columns, &table);
+            spec.labels = classes.map_err(|error| TrainError::of_columns(spec.task, error))?;
         }
     }
     let mut tokenizer = Tokenizer::load(&model)?;

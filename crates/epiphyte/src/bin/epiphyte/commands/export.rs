@@ -56,7 +56,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let mut inputs = vec![Input::new("the model", &model)];
     inputs.extend(adapter.as_deref().map(|it| Input::new("the adapter", it)));
     let output = &arguments.output;
-    outputs::check_plain_file("--output", output, &inputs, arguments.overwrite)?;
+    let _lock = outputs::claim_plain_file("--output", output, &inputs, arguments.overwrite)?;
     let Format::Gguf = arguments.to;
     let exported = match &adapter {
         Some(dir) => export_adapter(&model, &AdapterFile::open(dir)?, output, arguments.dtype)?,

@@ -61,7 +61,7 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let prompt = arguments.prompt()?;
-    let located = arguments.model.locate()?;
+    let located = arguments.model.locate(global)?;
     let model = located.model.clone();
     let config = ModelConfig::open(&model)?;
     let max_length = config.facts().max_position_embeddings;

@@ -9,7 +9,7 @@ use epiphyte::methods::file::AdapterFile;
 use epiphyte::methods::file::combine::{Combination, combine};
 use epiphyte::train::{MergeOptions, WeightType, WithoutHead, combine_models, merge, write_patch};
 
-use crate::data_arguments::{ModelArguments, spec_of_adapter};
+use crate::data_arguments::{ModelArguments, spec_of_adapter, trimmed};
 use crate::decoding_arguments::finite;
 use crate::failure::UsageError;
 use crate::global::Global;
@@ -41,7 +41,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "TYPE")]
     dtype: Option<WeightType>,
     /// Names of the classes in the order of their ids, for an adapter that does not record them
-    #[arg(long, value_name = "A,B,..", value_delimiter = ',')]
+    #[arg(long, value_name = "A,B,..", value_delimiter = ',', value_parser = trimmed)]
     labels: Vec<String>,
     /// Several adapters of lora to combine into one, which is written in place of a model
     #[arg(
@@ -111,7 +111,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     if !arguments.models.is_empty() {
         return sum_of_models(&arguments, global);
     }
-    let located = arguments.model.locate()?;
+    let located = arguments.model.locate(global)?;
     let Some(file) = &located.adapter else {
         return Err(
             UsageError::Other("there is nothing to merge: pass --adapter".to_owned()).into(),
@@ -120,9 +120,8 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     let model = located.model.clone();
     let output = &arguments.output;
     outputs::check_directory(output, &arguments.model.inputs(&model))?;
+    let mut _lock_of_patch = None;
     if let Some(patch) = &arguments.patch {
-        let inputs = arguments.model.inputs(&model);
-        outputs::check_plain_file("--patch", patch, &inputs, arguments.overwrite)?;
         let [file, directory] = [patch, output].map(|path| epiphyte::io::resolve(path));
         if file?.starts_with(directory?) {
             let problem = format!(
@@ -131,6 +130,9 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
             );
             return Err(UsageError::Other(problem).into());
         }
+        let inputs = arguments.model.inputs(&model);
+        let lock = outputs::claim_plain_file("--patch", patch, &inputs, arguments.overwrite)?;
+        _lock_of_patch = Some(lock);
     }
     let options = MergeOptions {
         dtype: arguments.dtype,
@@ -164,16 +166,12 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         }
         output::json(&result)?;
     } else {
-        let patch = match (patch, &written) {
-            (Some(path), Some(written)) => {
-                let megabytes = written.bytes as f64 / 1e6;
-                format!("{}, {megabytes:.1} MB", path.display())
-            }
-            _ => "-".to_owned(),
-        };
-        output::pairs(&[
-            ("output", output.display().to_string()),
-            ("patch", patch),
+        let mut pairs = vec![("output", output.display().to_string())];
+        if let (Some(path), Some(written)) = (patch, &written) {
+            let megabytes = written.bytes as f64 / 1e6;
+            pairs.push(("patch", format!("{}, {megabytes:.1} MB", path.display())));
+        }
+        pairs.extend([
             (
                 "changed tensors",
                 format!("{} of {}", merged.changed_tensors, merged.tensors),
@@ -195,7 +193,8 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
                     None => "-".to_owned(),
                 },
             ),
-        ])?;
+        ]);
+        output::pairs(&pairs)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -228,7 +227,7 @@ impl Arguments {
 /// Adds what several models learned to their base.
 fn sum_of_models(arguments: &Arguments, global: &Global) -> Result<ExitCode> {
     let weights = arguments.weights_of("--models", arguments.models.len())?;
-    let base = hub::resolve(&arguments.model.model)?;
+    let base = arguments.model.model_dir()?;
     let find = |path: &PathBuf| match path.is_file() {
         true => Ok(path.clone()),
         false => hub::resolve(path),
@@ -279,8 +278,7 @@ fn combined(arguments: &Arguments, global: &Global) -> Result<ExitCode> {
     let inputs: Vec<Input<'_>> = inputs
         .map(|it| Input::new("one of --adapters", it))
         .collect();
-    outputs::check_directory(output, &inputs)?;
-    outputs::check_adapter_directory(output, arguments.overwrite)?;
+    let _lock = outputs::claim_adapter_directory(output, &inputs, arguments.overwrite)?;
     let files = arguments.adapters.iter().map(|dir| AdapterFile::open(dir));
     let files = files.collect::<Result<Vec<_>, _>>()?;
     let adapters: Vec<(AdapterFile, f64)> = files.into_iter().zip(weights).collect();

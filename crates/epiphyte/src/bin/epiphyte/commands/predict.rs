@@ -8,7 +8,7 @@ use clap::Args;
 use epiphyte::data::{OutputColumn, OutputFormat, Table};
 use serde_json::json;
 
-use crate::data_arguments::DataArguments;
+use crate::data_arguments::{DataArguments, trimmed};
 use crate::failure::UsageError;
 use crate::global::Global;
 use crate::output;
@@ -18,6 +18,11 @@ use crate::progress::Progress;
 pub(crate) const EXAMPLES: &str = "\
 Examples:
   epiphyte predict --model bert-base-uncased --adapter adapter --data new.jsonl --output out.jsonl
+
+  A few texts, or one a line of standard input:
+    epiphyte predict --model bert-base-uncased --adapter adapter --text \"how nice\" --output -
+    echo \"how nice\" | epiphyte predict --model bert-base-uncased --adapter adapter --data - \\
+        --format text --output -
 
   With columns of the data in front, as a table:
     epiphyte predict --model bert-base-uncased --adapter adapter --data new.tsv \\
@@ -30,6 +35,7 @@ Examples:
   Of a regression there is the number alone, as label.";
 
 #[derive(Args, Debug)]
+#[command(mut_arg("data", |it| it.required(false).required_unless_present("text")))]
 pub(crate) struct Arguments {
     /// File for the predictions: .jsonl, .csv, .tsv or .parquet; - is standard output
     #[arg(long, value_name = "FILE")]
@@ -40,16 +46,27 @@ pub(crate) struct Arguments {
     output_format: Option<OutputFormat>,
     /// Columns of the data to copy in front of the predictions; one that is called as a column of
     /// the predictions gets `data_` before its name
-    #[arg(long, value_name = "A,B,..", value_delimiter = ',')]
+    #[arg(long, value_name = "A,B,..", value_delimiter = ',', value_parser = trimmed)]
     columns: Vec<String>,
     /// Replace the output if it exists
     #[arg(long)]
     overwrite: bool,
+    /// A text in place of --data; may be given several times
+    #[arg(
+        long,
+        value_name = "TEXT",
+        conflicts_with = "data",
+        allow_hyphen_values = true
+    )]
+    text: Vec<String>,
     #[command(flatten)]
     data: DataArguments,
 }
 
-pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
+pub(crate) fn run(mut arguments: Arguments, global: &Global) -> Result<ExitCode> {
+    arguments
+        .data
+        .set_texts(std::mem::take(&mut arguments.text));
     let output = &arguments.output;
     let model = arguments.data.model_dir()?;
     let files = arguments.data.files()?;

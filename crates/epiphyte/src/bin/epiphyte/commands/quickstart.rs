@@ -20,7 +20,8 @@ use epiphyte::models::generation_config::GenerationConfig;
 use epiphyte::train::display::shell_command;
 use epiphyte::train::observer::Silent;
 use epiphyte::train::{
-    Generation, Interrupt, LoadedAdapter, RunConfig, RunOptions, generate, open_adapter, train,
+    Generation, Interrupt, LoadedAdapter, RunConfig, RunOptions, check_output_directory, generate,
+    lock_output, open_adapter, train,
 };
 use serde::Serialize;
 
@@ -121,6 +122,8 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
             output::note(text);
         }
     };
+    check_output_directory(dir)?;
+    let _lock = lock_output(dir)?;
     check_output(dir, arguments.overwrite)?;
     unpack(dir)?;
     let configs = RUNS.map(|(method, _)| configure(dir, method));

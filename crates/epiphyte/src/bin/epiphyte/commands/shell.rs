@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Command, CommandFactory};
 use clap_complete::Shell;
 use clap_mangen::Man;
+use epiphyte::train::check_output_directory;
 
 use crate::failure::UsageError;
 use crate::output;
@@ -23,6 +24,8 @@ Examples:
 pub(crate) const MAN_EXAMPLES: &str = "\
 Examples:
   epiphyte man | man -l -
+  epiphyte man train | man -l -
+  epiphyte man prompts words | man -l -
   epiphyte man --output ~/.local/share/man/man1";
 
 #[derive(Args, Debug)]
@@ -34,8 +37,10 @@ pub(crate) struct Completions {
 
 #[derive(Args, Debug)]
 pub(crate) struct Manual {
-    /// Directory for a page of each command [default: the page of the program alone, on standard
-    /// output]
+    /// The command whose page is written to standard output, such as train [default: the program]
+    #[arg(value_name = "COMMAND", conflicts_with = "output")]
+    command: Vec<String>,
+    /// Directory for a page of each command
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
 }
@@ -52,17 +57,12 @@ pub(crate) fn manual(arguments: &Manual) -> Result<ExitCode> {
     let mut command = crate::arguments::Arguments::command();
     command.build();
     let Some(directory) = &arguments.output else {
-        output::stream(&page(command)?)?;
+        output::stream(&page(found(&command, &arguments.command)?)?)?;
         return Ok(ExitCode::SUCCESS);
     };
-    let mut pages = vec![("epiphyte.1".to_owned(), page(command.clone())?)];
-    for subcommand in command
-        .get_subcommands()
-        .filter(|it| it.get_name() != "help")
-    {
-        let name = format!("epiphyte-{}.1", subcommand.get_name());
-        pages.push((name, page(subcommand.clone())?));
-    }
+    check_output_directory(directory)?;
+    let mut pages = Vec::new();
+    add_pages(&command, "epiphyte", &mut pages)?;
     for (name, text) in &pages {
         check_page(&directory.join(name), text)?;
     }
@@ -72,6 +72,33 @@ pub(crate) fn manual(arguments: &Manual) -> Result<ExitCode> {
         epiphyte::io::write(&directory.join(name), &text)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The command below `command` that these words name.
+fn found<'a>(mut command: &'a Command, words: &[String]) -> Result<&'a Command> {
+    for word in words {
+        let subcommands = command.get_subcommands().map(Command::get_name);
+        let subcommands: Vec<&str> = subcommands.collect();
+        command = command.find_subcommand(word).ok_or_else(|| {
+            let known = subcommands.join(", ");
+            let problem = match known.is_empty() {
+                true => format!("`{}` has no commands of its own", command.get_name()),
+                false => format!("there is no command `{word}`, but {known}"),
+            };
+            UsageError::Other(problem)
+        })?;
+    }
+    Ok(command)
+}
+
+/// Adds the pages of a command, which is called `name`, and of those below it.
+fn add_pages(command: &Command, name: &str, pages: &mut Vec<(String, Vec<u8>)>) -> Result<()> {
+    pages.push((format!("{name}.1"), page(command)?));
+    let others = command.get_subcommands();
+    for other in others.filter(|it| it.get_name() != "help") {
+        add_pages(other, &format!("{name}-{}", other.get_name()), pages)?;
+    }
+    Ok(())
 }
 
 /// Checks that a page replaces nothing but a page.
@@ -94,8 +121,8 @@ fn is_page(text: &[u8]) -> bool {
 }
 
 /// A page in roff.
-fn page(command: Command) -> Result<Vec<u8>> {
+fn page(command: &Command) -> Result<Vec<u8>> {
     let mut page = Vec::new();
-    Man::new(command).render(&mut page)?;
+    Man::new(command.clone()).render(&mut page)?;
     Ok(page)
 }
