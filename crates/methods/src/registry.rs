@@ -505,8 +505,8 @@ mod tests {
             ),
             (
                 "lora",
-                json!({ "init_lora_weights": "loftq" }),
-                "which is not supported",
+                json!({ "init_lora_weights": "loft" }),
+                "corda, lora_ga and loftq are",
             ),
             (
                 "adalora",

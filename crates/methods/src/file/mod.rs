@@ -518,7 +518,15 @@ impl AdapterFile {
         };
         let in_file = self.whole_in_file(&whole, keys, base);
         let files: [&mut dyn StoredTensors; 3] = [&mut own, &mut head, &mut rest];
-        let module = AdapterModule::load(&*self.config, base, device, 0, in_file, files)?;
+        let module = AdapterModule::load(&*self.config, base, device, 0, in_file, files);
+        // A setting that cannot be read from a file is told with the file.
+        let module = module.map_err(|error| match error {
+            MethodError::Value { .. } => MethodError::Malformed {
+                path: self.dir.join(CONFIG_FILE),
+                reason: error.to_string(),
+            },
+            error => error,
+        })?;
         matcher.into_inner().finish(&self.dir.join(TENSORS_FILE))?;
         Ok(module)
     }

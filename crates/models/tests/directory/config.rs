@@ -362,7 +362,7 @@ fn what_is_not_implemented_is_refused_and_not_ignored() {
         ("bart", json!({"is_causal": false}), "is_causal"),
         (
             "llama",
-            json!({"quantization_config": {"quant_method": "gptq", "bits": 4}}),
+            json!({"quantization_config": {"quant_method": "hqq", "bits": 4}}),
             "quantization_config",
         ),
         (
