@@ -10,6 +10,7 @@
 )]
 
 use std::arch::x86_64::*;
+use std::mem::transmute;
 use std::ops::Range;
 
 use super::lanes::{Avx512, Avx512Bf16, Lanes};
@@ -142,30 +143,29 @@ unsafe fn rows<K: Kind, C: Codes, const M: usize>(
     left: &[u32],
     to: &mut [[f32; PANEL]],
 ) {
-    // SAFETY: `left` holds the words, and `runs` returns the codes of as many inputs as it says.
+    // No closures: they would be compiled without the instruction set.
+    // SAFETY: `left` holds the words, and a run's codes are those of its inputs.
     unsafe {
         let mut sums = [[K::Sums::zero(); 2]; M];
         let mut left = left.as_ptr();
-        squares.runs(panel, inputs, |bytes, scales| {
+        let mut input = inputs.start;
+        while input < inputs.end {
+            let run = squares.run(panel, input..inputs.end);
+            input += run.inputs;
             let scales = [
-                _mm512_loadu_ps(scales.as_ptr()),
-                _mm512_loadu_ps(scales.as_ptr().add(16)),
+                _mm512_loadu_ps(run.scales.as_ptr()),
+                _mm512_loadu_ps(run.scales.as_ptr().add(16)),
             ];
-            let values = |codes: C, at: *const u8| {
-                let [low, high] = codes.levels(at);
-                [
-                    _mm512_mul_ps(low, scales[0]),
-                    _mm512_mul_ps(high, scales[1]),
-                ]
-            };
-            let (mut at, end) = (bytes.as_ptr(), bytes.as_ptr_range().end);
-            while at < end {
+            let mut at = run.codes.as_ptr();
+            for word in 0..run.inputs.div_ceil(K::INPUTS) {
                 _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
-                let next = at.add(C::BYTES);
-                let columns = K::columns(values(codes, at), || match next < end {
-                    true => values(codes, next),
-                    false => [_mm512_setzero_ps(); 2],
-                });
+                let first = values(codes, at, scales);
+                let second = if K::INPUTS == 2 && 2 * word + 1 < run.inputs {
+                    values(codes, at.add(C::BYTES), scales)
+                } else {
+                    [_mm512_setzero_ps(); 2]
+                };
+                let columns = K::columns(first, second);
                 for (row, sums) in sums.iter_mut().enumerate() {
                     let factor = K::Sums::spread(left.add(row * ROW));
                     for (sum, column) in sums.iter_mut().zip(columns) {
@@ -175,11 +175,27 @@ unsafe fn rows<K: Kind, C: Codes, const M: usize>(
                 at = at.wrapping_add(K::INPUTS * C::BYTES);
                 left = left.add(1);
             }
-        });
+        }
         for (to, [low, high]) in to.iter_mut().zip(sums) {
             low.store(1.0, false, to.as_mut_ptr());
             high.store(1.0, false, to.as_mut_ptr().add(16));
         }
+    }
+}
+
+/// The values of 32 codes: their levels times the scales.
+///
+/// # Safety
+/// As for [`Codes::levels`].
+#[inline(always)]
+unsafe fn values<C: Codes>(codes: C, at: *const u8, scales: [__m512; 2]) -> [__m512; 2] {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        let [low, high] = codes.levels(at);
+        [
+            _mm512_mul_ps(low, scales[0]),
+            _mm512_mul_ps(high, scales[1]),
+        ]
     }
 }
 
@@ -208,7 +224,11 @@ impl Codes for Halves {
         unsafe {
             // Only the lowest four bits of each word choose a level.
             let low = _mm512_cvtepu8_epi32(_mm_loadu_si128(codes.cast()));
-            [low, _mm512_srli_epi32::<4>(low)].map(|codes| _mm512_permutexvar_ps(codes, self.0))
+            let high = _mm512_srli_epi32::<4>(low);
+            [
+                _mm512_permutexvar_ps(low, self.0),
+                _mm512_permutexvar_ps(high, self.0),
+            ]
         }
     }
 }
@@ -224,10 +244,12 @@ impl Codes for Bytes {
     unsafe fn levels(self, codes: *const u8) -> [__m512; 2] {
         // SAFETY: the caller has AVX-512, and 32 bytes there.
         unsafe {
-            [0, 16].map(|first| {
-                let codes = _mm_loadu_si128(codes.add(first).cast());
-                _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes))
-            })
+            let low = _mm_loadu_si128(codes.cast());
+            let high = _mm_loadu_si128(codes.add(16).cast());
+            [
+                _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(low)),
+                _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(high)),
+            ]
         }
     }
 }
@@ -244,10 +266,8 @@ trait Kind {
     const INPUTS: usize;
 
     /// The words of one input, or of two.
-    unsafe fn columns(
-        first: [__m512; 2],
-        second: impl FnOnce() -> [__m512; 2],
-    ) -> [<Self::Sums as Lanes>::Words; 2];
+    unsafe fn columns(first: [__m512; 2], second: [__m512; 2])
+    -> [<Self::Sums as Lanes>::Words; 2];
 }
 
 /// [`Factors::F32`].
@@ -258,7 +278,7 @@ impl Kind for F32 {
     const INPUTS: usize = 1;
 
     #[inline(always)]
-    unsafe fn columns(first: [__m512; 2], _second: impl FnOnce() -> [__m512; 2]) -> [__m512; 2] {
+    unsafe fn columns(first: [__m512; 2], _second: [__m512; 2]) -> [__m512; 2] {
         first
     }
 }
@@ -271,19 +291,28 @@ impl Kind for Rounded {
     const INPUTS: usize = 1;
 
     #[inline(always)]
-    unsafe fn columns(first: [__m512; 2], _second: impl FnOnce() -> [__m512; 2]) -> [__m512; 2] {
+    unsafe fn columns(first: [__m512; 2], _second: [__m512; 2]) -> [__m512; 2] {
         // SAFETY: the caller has AVX-512.
-        first.map(|values| unsafe {
-            // To nearest, ties to even, as `packing::round`.
-            let bits = _mm512_castps_si512(values);
-            let last = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-            let half = _mm512_add_epi32(last, _mm512_set1_epi32(0x7fff));
-            let nearest = _mm512_add_epi32(bits, half);
-            let is_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(values, values);
-            let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x0040_0000));
-            let bits = _mm512_mask_mov_epi32(nearest, is_nan, quiet);
-            _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(-0x1_0000)))
-        })
+        unsafe { [rounded(first[0]), rounded(first[1])] }
+    }
+}
+
+/// Values rounded to bf16, to nearest and ties to even, as `packing::round` does.
+///
+/// # Safety
+/// The processor has AVX-512.
+#[inline(always)]
+unsafe fn rounded(values: __m512) -> __m512 {
+    // SAFETY: the caller has AVX-512.
+    unsafe {
+        let bits = _mm512_castps_si512(values);
+        let last = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+        let half = _mm512_add_epi32(last, _mm512_set1_epi32(0x7fff));
+        let nearest = _mm512_add_epi32(bits, half);
+        let is_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(values, values);
+        let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x0040_0000));
+        let bits = _mm512_mask_mov_epi32(nearest, is_nan, quiet);
+        _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(-0x1_0000)))
     }
 }
 
@@ -308,17 +337,17 @@ impl Kind for Pairs {
     const INPUTS: usize = 2;
 
     #[inline(always)]
-    unsafe fn columns(first: [__m512; 2], second: impl FnOnce() -> [__m512; 2]) -> [__m512i; 2] {
-        let second = second();
+    unsafe fn columns(first: [__m512; 2], second: [__m512; 2]) -> [__m512i; 2] {
         // SAFETY: the caller has AVX-512 BW and BF16; there are 32 places; __m512bh and __m512i are
         // the same 64 bytes.
         unsafe {
             let places = _mm512_loadu_si512(PAIRS.as_ptr().cast());
-            [0, 1].map(|half| {
-                let rounded = _mm512_cvtne2ps_pbh(second[half], first[half]);
-                let rounded = std::mem::transmute::<__m512bh, __m512i>(rounded);
-                _mm512_permutexvar_epi16(places, rounded)
-            })
+            let low = _mm512_cvtne2ps_pbh(second[0], first[0]);
+            let high = _mm512_cvtne2ps_pbh(second[1], first[1]);
+            [
+                _mm512_permutexvar_epi16(places, transmute::<__m512bh, __m512i>(low)),
+                _mm512_permutexvar_epi16(places, transmute::<__m512bh, __m512i>(high)),
+            ]
         }
     }
 }

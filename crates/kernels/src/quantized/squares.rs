@@ -93,22 +93,16 @@ impl Squares {
         self.run % 2 == 1 && self.run < self.input
     }
 
-    /// Calls `each` with the codes of inputs that share their scales, in order, and the scales of
-    /// the outputs of a panel. Beyond the last output scales are zero.
-    pub(crate) fn runs(
-        &self,
-        panel: usize,
-        inputs: Range<usize>,
-        mut each: impl FnMut(&[u8], &[f32; SIDE]),
-    ) {
+    /// The first of the inputs `inputs` of a panel, as many as share their scales.
+    pub(crate) fn run(&self, panel: usize, inputs: Range<usize>) -> Run<'_> {
         let bytes = input_bytes(self.format);
         let first = panel * self.input.next_multiple_of(SIDE);
-        let codes = &bytemuck::cast_slice::<_, u8>(&self.codes)[first * bytes..];
-        let mut at = inputs.start;
-        while at < inputs.end {
-            let end = inputs.end.min((at / self.run + 1) * self.run);
-            each(&codes[at * bytes..end * bytes], &self.scales_of(panel, at));
-            at = end;
+        let end = inputs.end.min((inputs.start / self.run + 1) * self.run);
+        let codes = &bytemuck::cast_slice::<_, u8>(&self.codes);
+        Run {
+            inputs: end - inputs.start,
+            codes: &codes[(first + inputs.start) * bytes..(first + end) * bytes],
+            scales: self.scales_of(panel, inputs.start),
         }
     }
 
@@ -118,16 +112,16 @@ impl Squares {
         let inputs = square * SIDE..self.input.min((square + 1) * SIDE);
         let (to, beyond) = to.split_at_mut(inputs.len() * SIDE);
         beyond.fill(0.0);
-        let mut rest = to.as_chunks_mut().0;
-        self.runs(panel, inputs, |codes, scales| {
-            let count = codes.len() / input_bytes(self.format);
-            let (to, behind) = std::mem::take(&mut rest).split_at_mut(count);
+        let (mut input, mut rest) = (inputs.start, to.as_chunks_mut().0);
+        while input < inputs.end {
+            let run = self.run(panel, input..inputs.end);
+            let (to, behind) = rest.split_at_mut(run.inputs);
             match self.format.levels() {
-                Some(levels) => halves(levels, codes.as_chunks().0, scales, to),
-                None => whole_numbers(codes.as_chunks().0, scales, to),
+                Some(levels) => halves(levels, run.codes.as_chunks().0, &run.scales, to),
+                None => whole_numbers(run.codes.as_chunks().0, &run.scales, to),
             }
-            rest = behind;
-        });
+            (input, rest) = (input + run.inputs, behind);
+        }
     }
 
     /// Writes all values in row-major order.
@@ -177,6 +171,16 @@ impl Squares {
         }
         scales
     }
+}
+
+/// Inputs of a panel that share their scales.
+pub(crate) struct Run<'a> {
+    /// How many.
+    pub(crate) inputs: usize,
+    /// Their codes, one input after the other.
+    pub(crate) codes: &'a [u8],
+    /// The scale of each output. Beyond the last output it is zero.
+    pub(crate) scales: [f32; SIDE],
 }
 
 /// Bytes of the codes of one input in a square.
