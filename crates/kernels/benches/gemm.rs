@@ -5,11 +5,13 @@
 //! counts a multiplication and an addition as one element each.
 
 use std::hint::black_box;
+use std::ops::Range;
 
 use criterion::{
     BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime,
 };
 use epiphyte_kernels::gemm::{Epilogue, Operand, PackedWeight, Precision, matmul};
+use epiphyte_kernels::quantized::{Format, QuantizedWeight};
 
 /// Tokens, in, out.
 const SHAPES: [[usize; 3]; 10] = [
@@ -99,6 +101,46 @@ fn products(criterion: &mut Criterion) {
     }
 }
 
+/// Copies of a weight that one measurement reads: more than a cache holds.
+const COPIES: usize = 24;
+
+/// Few rows, as text generation has them, times weights in bf16 and quantized, `[4864, 896]`.
+/// Throughput counts weights.
+fn few_rows(criterion: &mut Criterion) {
+    let (input, out) = (896, 4864);
+    let weight = values(out * input);
+    let rows_of = |rows: Range<usize>| &weight[rows.start * input..rows.end * input];
+    let formats = [
+        ("bf16", None),
+        ("nf4", Some(Format::Nf4)),
+        ("int8", Some(Format::Int8)),
+        ("int4", Some(Format::Int4)),
+    ];
+    for (name, format) in formats {
+        let copy = |_| match format {
+            None => PackedWeight::pack_rows(rows_of, out, input, Precision::Bf16),
+            Some(format) => {
+                let weight = QuantizedWeight::quantize(rows_of, [out, input], format);
+                PackedWeight::quantized(&weight, Precision::Bf16)
+            }
+        };
+        let copies: Vec<PackedWeight> = (0..COPIES).map(copy).collect();
+        let mut group = criterion.benchmark_group(format!("few rows/{name}"));
+        group
+            .throughput(Throughput::Elements((COPIES * out * input) as u64))
+            .sample_size(10);
+        for rows in [1, 8] {
+            let (x, mut y) = (values(rows * input), vec![0.0; rows * out]);
+            measure(&mut group, &format!("{rows}"), || {
+                for copy in &copies {
+                    copy.forward(&x, Epilogue::default(), black_box(&mut y))
+                        .expect("the shapes fit");
+                }
+            });
+        }
+    }
+}
+
 /// The products of a low-rank path, r = 8.
 fn low_rank(criterion: &mut Criterion) {
     let (tokens, width, rank) = (2048, 768, 8);
@@ -137,5 +179,5 @@ fn low_rank(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, products, low_rank);
+criterion_group!(benches, products, few_rows, low_rank);
 criterion_main!(benches);
