@@ -1,5 +1,5 @@
-//! Weights that a checkpoint has in fewer bits: as [`bitsandbytes`] serializes them, or as programs
-//! that quantize a model for inference do, GPTQ and AWQ ([`packed`]).
+//! Weights that a checkpoint has in fewer bits: as bitsandbytes serializes them, or as programs
+//! that quantize a model for inference do, GPTQ and AWQ.
 
 mod bitsandbytes;
 mod packed;
