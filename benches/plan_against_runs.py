@@ -42,6 +42,7 @@ def main():
     parser.add_argument("--minilm", required=True, type=pathlib.Path)
     parser.add_argument("--data", required=True, type=pathlib.Path)
     parser.add_argument("--out", type=pathlib.Path)
+    parser.add_argument("--only", default="", help="models whose name has this in it")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
 
@@ -54,6 +55,8 @@ def main():
     spread = [name for first in range(7) for name in names[first::7]]
     lines, wrong = [], 0
     for model, run in runs(arguments).items():
+        if arguments.only not in model:
+            continue
         found = 0
         for name in spread:
             if found == METHODS:
