@@ -137,19 +137,16 @@ impl FrozenMatrix {
 
     /// A frozen matrix of a tensor's values, in f32.
     pub fn of_tensor(tensor: Tensor<2>) -> Self {
-        let (shape, tensor) = (tensor.dims(), tensor.inner());
-        let device = tensor.device();
-        let values = tensor.try_into_vec_as::<f32>();
-        let values = values.expect("an f32 tensor on a device that can be read");
-        Self::new(values, shape, Precision::F32, &device).expect("f32 values of this shape")
+        let tensor = tensor.inner();
+        let (shape, device) = (tensor.dims(), tensor.device());
+        Self::new(read(tensor), shape, Precision::F32, &device).expect("f32 values of this shape")
     }
 
     /// A frozen matrix of other values, in the number format of this one and not quantized.
     pub fn with_values(&self, values: Tensor<2>) -> Self {
-        let (shape, tensor) = (values.dims(), values.inner());
-        let values = tensor.try_into_vec_as::<f32>();
-        let values = values.expect("an f32 tensor on a device that can be read");
-        Self::new(values, shape, self.precision, &self.device).expect("a format of this device")
+        let shape = values.dims();
+        let matrix = Self::new(read(values.inner()), shape, self.precision, &self.device);
+        matrix.expect("a format of this device")
     }
 
     /// A frozen matrix that is quantized already.
@@ -184,8 +181,7 @@ impl FrozenMatrix {
             Origin::Quantized(_) => return Ok(self),
             Origin::Values(source) => Arc::clone(source),
             Origin::Given => {
-                let values = self.to_tensor().try_into_vec_as::<f32>();
-                let values = values.expect("an f32 tensor on a device that can be read");
+                let values = read(self.to_tensor());
                 Arc::new(move |range: Range<usize>| values[range].to_vec()) as Arc<Source>
             }
         };
@@ -353,6 +349,12 @@ impl FrozenMatrix {
             Values::Dense(_) => None,
         }
     }
+}
+
+/// The values of a tensor, row-major.
+fn read(tensor: Tensor<2>) -> Vec<f32> {
+    let values = tensor.try_into_vec_as::<f32>();
+    values.expect("an f32 tensor on a device that can be read")
 }
 
 impl fmt::Debug for FrozenMatrix {
