@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use epiphyte_io::FileError;
+use epiphyte_train::report::account::MemoryUse;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -316,7 +317,6 @@ fn csv(results: &[RunResult]) -> String {
             .as_ref()
             .and_then(|change| change.merged.as_ref());
         let cost = result.cost.as_ref();
-        let memory = cost.and_then(|it| it.memory);
         cells.extend([
             optional(declared.map(|it| it.trainable_parameters)),
             optional(declared.map(|it| it.changed_parameters)),
@@ -330,13 +330,9 @@ fn csv(results: &[RunResult]) -> String {
             optional(declared.map(|it| it.head_parameters)),
             optional(declared.map(|it| it.base_parameters)),
             optional(cost.map(|it| it.stored_bytes)),
-            optional(memory.map(|it| it.base)),
-            optional(memory.map(|it| it.adapter)),
-            optional(memory.map(|it| it.gradients)),
-            optional(memory.map(|it| it.optimizer)),
-            optional(memory.map(|it| it.activations)),
-            optional(memory.map(|it| it.other())),
-            optional(memory.map(|it| it.peak)),
+        ]);
+        cells.extend(parts(cost.and_then(|it| it.memory)));
+        cells.extend([
             optional(cost.map(|it| it.gradient_layers)),
             optional(cost.map(|it| it.layers)),
             optional(cost.map(|it| it.seconds)),
@@ -350,6 +346,14 @@ fn csv(results: &[RunResult]) -> String {
         text += &(cells.join(",") + "\n");
     }
     text
+}
+
+/// The bytes of each part of memory; empty cells where they were not measured.
+fn parts(memory: Option<MemoryUse>) -> [String; 7] {
+    match memory {
+        Some(memory) => memory.parts().map(|bytes| bytes.to_string()),
+        None => std::array::from_fn(|_| String::new()),
+    }
 }
 
 fn optional(value: Option<impl ToString>) -> String {
@@ -444,23 +448,14 @@ fn memory(rows: &[&Row], text: &mut String) {
     if rows.iter().all(|row| row.memory.is_none()) {
         return;
     }
-    *text += "\nMemory by part, in bytes at the peak of training:\n\n\
-              | method | base | adapter and head | gradients | optimizer | activations | other | peak |\n\
-              | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n";
+    let _ = writeln!(
+        text,
+        "\nMemory by part, in bytes at the peak of training:\n\n| method | {} |\n| --- |{}",
+        MemoryUse::PARTS.join(" | "),
+        " ---: |".repeat(MemoryUse::PARTS.len())
+    );
     for row in rows {
-        let cells = match row.memory {
-            Some(it) => [
-                it.base,
-                it.adapter,
-                it.gradients,
-                it.optimizer,
-                it.activations,
-                it.other(),
-                it.peak,
-            ]
-            .map(|bytes| bytes.to_string()),
-            None => std::array::from_fn(|_| String::new()),
-        };
+        let cells = parts(row.memory);
         let _ = writeln!(text, "| {} | {} |", name(&row.name), cells.join(" | "));
     }
 }

@@ -17,6 +17,7 @@ use crate::interrupt::Interrupt;
 use crate::observer::{EvaluationProgress, Observer, TrainingProgress};
 use crate::report::account::MemoryUse;
 use crate::run::{Report, RunOptions, train};
+use crate::scoring::model_input::MICRO_BATCH_TOKENS;
 use crate::training::config::RunConfig;
 
 /// What a run will take.
@@ -245,25 +246,25 @@ fn evaluation_seconds(run: &RunConfig, dry_run: &DryRun, report: &Report) -> f64
 
 /// Runs that take less memory, with the flags that make them so: alone, and all together.
 fn remedies(run: &RunConfig) -> Vec<(String, RunConfig)> {
-    let tokens = (run.micro_batch_tokens.unwrap_or(512) / 4).max(1);
-    let mut new = vec![
+    let tokens = (run.micro_batch_tokens.unwrap_or(MICRO_BATCH_TOKENS) / 4).max(1);
+    let mut new: Vec<(String, Change)> = vec![
         (
             format!("--micro-batch-tokens {tokens}"),
-            Change(Box::new(move |run| run.micro_batch_tokens = Some(tokens))),
+            Box::new(move |run| run.micro_batch_tokens = Some(tokens)),
         ),
         (
             "--gradient-checkpointing".to_owned(),
-            Change(Box::new(|run| run.gradient_checkpointing = true)),
+            Box::new(|run| run.gradient_checkpointing = true),
         ),
         (
             "--precision bf16".to_owned(),
-            Change(Box::new(|run| run.precision = Precision::Bf16)),
+            Box::new(|run| run.precision = Precision::Bf16),
         ),
         (
             "--quantization nf4".to_owned(),
-            Change(Box::new(|run| {
+            Box::new(|run| {
                 run.quantization.get_or_insert(Quantization::Nf4);
-            })),
+            }),
         ),
     ];
     if let Some(rank) = rank(run).filter(|rank| *rank > 1) {
@@ -271,11 +272,11 @@ fn remedies(run: &RunConfig) -> Vec<(String, RunConfig)> {
         let change = move |run: &mut RunConfig| {
             run.method_settings.insert(RANK.to_owned(), less.into());
         };
-        new.push((format!("--rank {less}"), Change(Box::new(change))));
+        new.push((format!("--rank {less}"), Box::new(change)));
     }
     let changed = |changes: &[&Change]| {
         let mut run = run.clone();
-        changes.iter().for_each(|change| change.0(&mut run));
+        changes.iter().for_each(|change| change(&mut run));
         run
     };
     new.retain(|(_, change)| changed(&[change]) != *run);
@@ -291,8 +292,8 @@ fn remedies(run: &RunConfig) -> Vec<(String, RunConfig)> {
     tried
 }
 
-/// What other settings make of a run.
-struct Change(Box<dyn Fn(&mut RunConfig)>);
+/// Changes a run's settings.
+type Change = Box<dyn Fn(&mut RunConfig)>;
 
 /// The key of a method's rank, whose flag is `--rank`.
 const RANK: &str = "r";

@@ -785,30 +785,11 @@ fn memory_table<'a>(
     what: &'static str,
     rows: impl Iterator<Item = (&'a str, Option<MemoryUse>)>,
 ) -> String {
-    let mut table = Table::new(
-        caption,
-        &[
-            (what, false),
-            ("base", true),
-            ("adapter and head", true),
-            ("gradients", true),
-            ("optimizer", true),
-            ("activations", true),
-            ("other", true),
-            ("peak", true),
-        ],
-    );
+    let parts = MemoryUse::PARTS.map(|part| (part, true));
+    let mut table = Table::new(caption, &[&[(what, false)], &parts[..]].concat());
     for (name, memory) in rows {
         let cells = memory.map_or(vec!["not measured".to_owned()], |it| {
-            let parts = [
-                it.base,
-                it.adapter,
-                it.gradients,
-                it.optimizer,
-                it.activations,
-            ];
-            let parts = parts.into_iter().chain([it.other(), it.peak]);
-            parts.map(bytes).collect()
+            it.parts().map(bytes).to_vec()
         });
         table.row([name.to_owned()].into_iter().chain(cells));
     }

@@ -32,33 +32,36 @@ pub(super) enum Factors {
     Pairs,
 }
 
-/// The sums of `sums.len()` packed rows times the inputs `inputs` of a panel. The processor has
-/// AVX-512, and for pairs its bf16 dot product.
+/// Packed rows, and what they are multiplied by.
+pub(super) struct Work<'a> {
+    pub(super) squares: &'a Squares,
+    pub(super) panel: usize,
+    /// Those of the panel's inputs that the rows hold.
+    pub(super) inputs: Range<usize>,
+    /// The rows, [`ROW`] words apart.
+    pub(super) left: &'a [u32],
+}
+
+/// The sums of `sums.len()` packed rows times inputs of a panel. The processor has AVX-512, and for
+/// pairs its bf16 dot product.
 ///
 /// False, and no sums, where two inputs of a pair have different scales.
-pub(super) fn multiply(
-    squares: &Squares,
-    panel: usize,
-    inputs: Range<usize>,
-    factors: Factors,
-    left: &[u32],
-    sums: &mut [[f32; PANEL]],
-) -> bool {
-    if factors == Factors::Pairs && squares.splits_pairs() {
+pub(super) fn multiply(work: &Work<'_>, factors: Factors, sums: &mut [[f32; PANEL]]) -> bool {
+    if factors == Factors::Pairs && work.squares.splits_pairs() {
         return false;
     }
     let words = match factors {
-        Factors::Pairs => inputs.len().div_ceil(2),
-        Factors::F32 | Factors::Rounded => inputs.len(),
+        Factors::Pairs => work.inputs.len().div_ceil(2),
+        Factors::F32 | Factors::Rounded => work.inputs.len(),
     };
     assert!((1..=FEW).contains(&sums.len()));
-    assert!(words <= ROW && left.len() >= (sums.len() - 1) * ROW + words);
+    assert!(words <= ROW && work.left.len() >= (sums.len() - 1) * ROW + words);
     // SAFETY: the caller checked for the instruction set; the left operand holds the rows.
     unsafe {
         match factors {
-            Factors::F32 => plain::<false>(squares, panel, inputs, left, sums),
-            Factors::Rounded => plain::<true>(squares, panel, inputs, left, sums),
-            Factors::Pairs => pairs(squares, panel, inputs, left, sums),
+            Factors::F32 => plain::<false>(work, sums),
+            Factors::Rounded => plain::<true>(work, sums),
+            Factors::Pairs => pairs(work, sums),
         }
     }
     true
@@ -67,19 +70,13 @@ pub(super) fn multiply(
 /// # Safety
 /// As for [`rows`], with AVX-512.
 #[target_feature(enable = "avx512f")]
-unsafe fn plain<const ROUNDED: bool>(
-    squares: &Squares,
-    panel: usize,
-    inputs: Range<usize>,
-    left: &[u32],
-    sums: &mut [[f32; PANEL]],
-) {
+unsafe fn plain<const ROUNDED: bool>(work: &Work<'_>, sums: &mut [[f32; PANEL]]) {
     // SAFETY: passed on to the caller.
     unsafe {
         if ROUNDED {
-            height::<Rounded>(squares, panel, inputs, left, sums);
+            height::<Rounded>(work, sums);
         } else {
-            height::<F32>(squares, panel, inputs, left, sums);
+            height::<F32>(work, sums);
         }
     }
 }
@@ -87,15 +84,9 @@ unsafe fn plain<const ROUNDED: bool>(
 /// # Safety
 /// As for [`rows`], with the bf16 dot product.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn pairs(
-    squares: &Squares,
-    panel: usize,
-    inputs: Range<usize>,
-    left: &[u32],
-    sums: &mut [[f32; PANEL]],
-) {
+unsafe fn pairs(work: &Work<'_>, sums: &mut [[f32; PANEL]]) {
     // SAFETY: passed on to the caller.
-    unsafe { height::<Pairs>(squares, panel, inputs, left, sums) }
+    unsafe { height::<Pairs>(work, sums) }
 }
 
 /// Calls [`rows`] for the format and for as many rows as there are.
@@ -103,24 +94,18 @@ unsafe fn pairs(
 /// # Safety
 /// As for [`rows`].
 #[inline(always)]
-unsafe fn height<K: Kind>(
-    squares: &Squares,
-    panel: usize,
-    inputs: Range<usize>,
-    left: &[u32],
-    sums: &mut [[f32; PANEL]],
-) {
+unsafe fn height<K: Kind>(work: &Work<'_>, sums: &mut [[f32; PANEL]]) {
     macro_rules! heights {
         ($codes:expr; $($rows:literal)*) => {
             match sums.len() {
-                $($rows => rows::<K, _, $rows>($codes, squares, panel, inputs, left, sums),)*
+                $($rows => rows::<K, _, $rows>($codes, work, sums),)*
                 _ => unreachable!("at most eight rows"),
             }
         };
     }
     // SAFETY: passed on to the caller; there are 16 levels.
     unsafe {
-        match squares.levels() {
+        match work.squares.levels() {
             Some(levels) => {
                 let codes = Halves(_mm512_loadu_ps(levels.as_ptr()));
                 heights!(codes; 1 2 3 4 5 6 7 8)
@@ -133,24 +118,21 @@ unsafe fn height<K: Kind>(
 /// The sums of `M` rows. Inlined into a function that enables the instruction set.
 ///
 /// # Safety
-/// The processor has it; `left` holds the factors of `M` rows, [`ROW`] words apart.
+/// The processor has it; the work holds the factors of `M` rows.
 #[inline(always)]
 unsafe fn rows<K: Kind, C: Codes, const M: usize>(
     codes: C,
-    squares: &Squares,
-    panel: usize,
-    inputs: Range<usize>,
-    left: &[u32],
+    work: &Work<'_>,
     to: &mut [[f32; PANEL]],
 ) {
     // No closures: they would be compiled without the instruction set.
     // SAFETY: `left` holds the words, and a run's codes are those of its inputs.
     unsafe {
         let mut sums = [[K::Sums::zero(); 2]; M];
-        let mut left = left.as_ptr();
-        let mut input = inputs.start;
-        while input < inputs.end {
-            let run = squares.run(panel, input..inputs.end);
+        let mut left = work.left.as_ptr();
+        let (mut input, end) = (work.inputs.start, work.inputs.end);
+        while input < end {
+            let run = work.squares.run(work.panel, input..end);
             input += run.inputs;
             let scales = [
                 _mm512_loadu_ps(run.scales.as_ptr()),

@@ -5,7 +5,7 @@ use std::ops::Range;
 use bytemuck::Zeroable;
 
 #[cfg(target_arch = "x86_64")]
-use super::coded::{self, Factors};
+use super::coded::{self, Factors, Work};
 use super::macrokernel::{Left, Product, Right, block_of};
 use super::microkernel::{Kernel, PANEL, ROW};
 use super::packing::{
@@ -642,7 +642,13 @@ impl Right for Panels<'_> {
             (Isa::Avx512Bf16, Words::Pairs) => Factors::Pairs,
             _ => return false,
         };
-        coded::multiply(squares, panel, self.inputs(words), factors, left, rows)
+        let work = Work {
+            squares,
+            panel,
+            inputs: self.inputs(words),
+            left,
+        };
+        coded::multiply(&work, factors, rows)
     }
 }
 

@@ -171,8 +171,9 @@ impl Head {
     ) -> Result<Self, ModelError> {
         let [_, size] = words.shape();
         let refused = || ModelError::no_head(names.model_type, kind);
+        let task = || names.task.ok_or_else(refused);
         let of_tokens = |b: &mut Builder<'_>, outputs, dropout| {
-            let path = names.task.ok_or_else(refused)?;
+            let path = task()?;
             let head = ClassificationHead::of_tokens(b, path, [outputs, size], dropout);
             Ok::<Self, ModelError>(Self::Classification(head))
         };
@@ -186,7 +187,7 @@ impl Head {
                 activation: Activation::Tanh,
                 norm: None,
                 dropout: 0.0,
-                output: b.linear("score", Role::Head, [labels, size], false),
+                output: b.linear(task()?, Role::Head, [labels, size], false),
             }),
             HeadKind::TokenClassification { labels } => of_tokens(b, labels, names.dropout)?,
             HeadKind::QuestionAnswering => of_tokens(b, 2, 0.0)?,

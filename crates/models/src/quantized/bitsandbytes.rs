@@ -17,6 +17,7 @@ use epiphyte_ops::quantized::{Format, Nested, QuantizedWeight, Scales};
 use safetensors::Dtype;
 use serde::Deserialize;
 
+use super::is_of_module;
 use crate::ModelError;
 use crate::checkpoint::{Checkpoint, TensorView};
 use crate::keys::TensorReader;
@@ -41,11 +42,7 @@ pub(super) fn is_beside_weight(name: &str) -> bool {
         let weight = name.strip_suffix(*end);
         weight.is_some_and(|weight| weight.ends_with(".weight"))
     };
-    let of_8_bits = |end: &&str| {
-        let module = name.strip_suffix(*end);
-        module.is_some_and(|module| module.ends_with('.'))
-    };
-    BESIDE_4_BITS.iter().any(of_4_bits) || BESIDE_8_BITS.iter().any(of_8_bits)
+    BESIDE_4_BITS.iter().any(of_4_bits) || is_of_module(name, &BESIDE_8_BITS)
 }
 
 /// The JSON beside a weight of 4 bits.

@@ -19,6 +19,12 @@ pub fn is_beside_weight(name: &str) -> bool {
     bitsandbytes::is_beside_weight(name) || packed::is_part(name)
 }
 
+/// Whether a tensor is one of these `parts` of a module.
+fn is_of_module(name: &str, parts: &[&str]) -> bool {
+    let mut modules = parts.iter().filter_map(|part| name.strip_suffix(part));
+    modules.any(|module| module.ends_with('.'))
+}
+
 /// A weight of fewer bits.
 pub enum Stored {
     /// It stays as it is.

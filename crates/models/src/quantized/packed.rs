@@ -26,7 +26,7 @@ use epiphyte_ops::quantized::{Format, QuantizedWeight, Scales};
 use half::f16;
 use safetensors::Dtype;
 
-use super::Stored;
+use super::{Stored, is_of_module};
 use crate::ModelError;
 use crate::checkpoint::{Checkpoint, TensorView};
 use crate::json::JsonObject;
@@ -41,11 +41,7 @@ const GROUPS: &str = "g_idx";
 
 /// Whether a checkpoint's tensor is part of such a weight.
 pub(super) fn is_part(name: &str) -> bool {
-    let of_module = |part: &&str| {
-        let module = name.strip_suffix(*part);
-        module.is_some_and(|module| module.ends_with('.'))
-    };
-    PARTS.iter().any(of_module)
+    is_of_module(name, &PARTS)
 }
 
 /// How a checkpoint's weights are packed.

@@ -133,6 +133,30 @@ pub struct MemoryUse {
 }
 
 impl MemoryUse {
+    /// The names of [`MemoryUse::parts`], for tables.
+    pub const PARTS: [&str; 7] = [
+        "base",
+        "adapter and head",
+        "gradients",
+        "optimizer",
+        "activations",
+        "other",
+        "peak",
+    ];
+
+    /// Bytes of each part, of what is none of them, and of all.
+    pub fn parts(&self) -> [u64; 7] {
+        [
+            self.base,
+            self.adapter,
+            self.gradients,
+            self.optimizer,
+            self.activations,
+            self.other(),
+            self.peak,
+        ]
+    }
+
     /// What is none of the other parts: examples, tokenizer, the program itself.
     pub fn other(&self) -> u64 {
         let parts = [

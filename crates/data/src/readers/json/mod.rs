@@ -157,57 +157,54 @@ fn with_quoted_numbers(text: &str) -> Cow<'_, str> {
     if !may_have() {
         return Cow::Borrowed(text);
     }
-    let mut quoted = String::new();
-    let (mut kept, mut at, mut in_string) = (0, 0, false);
-    while let Some(byte) = bytes.get(at) {
-        match byte {
-            b'\\' if in_string => at += 1,
-            b'"' => in_string = !in_string,
-            b'-' | b'0'..=b'9' if !in_string => {
-                let is_of_number = |byte: &&u8| b"+-.eE0123456789".contains(byte);
-                let length = bytes[at..].iter().take_while(is_of_number).count();
-                let number = &text[at..at + length];
-                let digits = number.strip_prefix('-').unwrap_or(number);
-                let is_whole =
-                    digits.bytes().all(|byte| byte.is_ascii_digit()) && !digits.starts_with('0');
-                let fits = number.parse::<i64>().is_ok() || number.parse::<u64>().is_ok();
-                if is_whole && !digits.is_empty() && !fits {
-                    quoted += &text[kept..at];
-                    quoted += &format!("\"{number}\"");
-                    kept = at + length;
-                }
-                at += length;
-                continue;
-            }
-            _ => {}
+    replaced_outside_strings(text, |rest| {
+        if !rest.starts_with(|first: char| first == '-' || first.is_ascii_digit()) {
+            return None;
         }
-        at += 1;
-    }
-    match kept {
-        0 => Cow::Borrowed(text),
-        _ => Cow::Owned(quoted + &text[kept..]),
-    }
+        let is_of_number = |byte: &u8| b"+-.eE0123456789".contains(byte);
+        let length = rest.bytes().take_while(is_of_number).count();
+        let number = &rest[..length];
+        let digits = number.strip_prefix('-').unwrap_or(number);
+        let is_whole = digits.bytes().all(|byte| byte.is_ascii_digit()) && !digits.starts_with('0');
+        let fits = number.parse::<i64>().is_ok() || number.parse::<u64>().is_ok();
+        let is_larger = is_whole && !digits.is_empty() && !fits;
+        // Of a number, no part is another number.
+        let quoted = is_larger.then(|| format!("\"{number}\"").into());
+        Some((length, quoted))
+    })
 }
 
 /// The text with `null` in place of `NaN`, `Infinity` and `-Infinity` outside of strings.
 fn without_nan(text: &str) -> Cow<'_, str> {
-    let mut cleaned = String::new();
-    let (mut kept, mut at) = (0, 0);
-    let (mut quoted, bytes) = (false, text.as_bytes());
+    replaced_outside_strings(text, |rest| {
+        let names = ["NaN", "Infinity", "-Infinity"];
+        let name = names.iter().find(|name| rest.starts_with(**name))?;
+        Some((name.len(), Some("null".into())))
+    })
+}
+
+/// The text with other words in some places outside of JSON's strings: `find` says of the rest of
+/// the text how many bytes it begins with that belong together, and what takes their place, if
+/// anything does.
+fn replaced_outside_strings(
+    text: &str,
+    find: impl Fn(&str) -> Option<(usize, Option<Cow<'static, str>>)>,
+) -> Cow<'_, str> {
+    let mut replaced = String::new();
+    let (mut kept, mut at, mut in_string) = (0, 0, false);
+    let bytes = text.as_bytes();
     while let Some(byte) = bytes.get(at) {
         match byte {
-            b'\\' if quoted => at += 1,
-            b'"' => quoted = !quoted,
-            b'N' | b'I' | b'-' if !quoted => {
-                let names = ["NaN", "Infinity", "-Infinity"];
-                let name = names
-                    .iter()
-                    .find(|name| bytes[at..].starts_with(name.as_bytes()));
-                if let Some(name) = name {
-                    cleaned += &text[kept..at];
-                    cleaned += "null";
-                    at += name.len();
-                    kept = at;
+            b'\\' if in_string => at += 1,
+            b'"' => in_string = !in_string,
+            byte if !in_string && byte.is_ascii() => {
+                if let Some((length, other)) = find(&text[at..]) {
+                    if let Some(other) = other {
+                        replaced += &text[kept..at];
+                        replaced += &other;
+                        kept = at + length;
+                    }
+                    at += length;
                     continue;
                 }
             }
@@ -217,6 +214,6 @@ fn without_nan(text: &str) -> Cow<'_, str> {
     }
     match kept {
         0 => Cow::Borrowed(text),
-        _ => Cow::Owned(cleaned + &text[kept..]),
+        _ => Cow::Owned(replaced + &text[kept..]),
     }
 }

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 use epiphyte::methods::ParameterCounts;
+use epiphyte::train::report::account::MemoryUse;
 use epiphyte::train::{RunOptions, RunPlan, plan};
 
 use crate::failure::UsageError;
@@ -112,17 +113,14 @@ fn print(plan: &RunPlan) -> Result<()> {
     ])?;
     if let Some(memory) = &plan.memory {
         output::print("memory at the peak of a step:")?;
-        let parts = [
-            ("  base", memory.base),
-            ("  adapter and head", memory.adapter),
-            ("  gradients", memory.gradients),
-            ("  optimizer", memory.optimizer),
-            ("  activations", memory.activations),
-            ("  examples and others", memory.other()),
-            ("  all", memory.peak),
-        ];
-        let rows = parts.map(|(name, size)| vec![name.to_owned(), output::bytes(size)]);
-        output::table(&rows, &[Align::Left, Align::Right])?;
+        let names = MemoryUse::PARTS.map(|name| match name {
+            "other" => "examples and others",
+            "peak" => "all",
+            name => name,
+        });
+        let parts = names.into_iter().zip(memory.parts());
+        let rows = parts.map(|(name, size)| vec![format!("  {name}"), output::bytes(size)]);
+        output::table(&rows.collect::<Vec<_>>(), &[Align::Left, Align::Right])?;
     }
     if let Some(resident) = plan.resident_bytes {
         output::print(&format!(
