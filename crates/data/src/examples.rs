@@ -345,7 +345,8 @@ impl Examples {
     ) -> Result<Self, DataError> {
         let mut all = GrowingExamples::new(table.in_memory);
         for chunk in chunks(table) {
-            let encoded: Vec<_> = chunk.into_par_iter().map(&encode).collect();
+            let encoded: Vec<_> = chunk.clone().into_par_iter().map(&encode).collect();
+            table.forget(chunk);
             for encoded in encoded {
                 let (examples, removed) = encoded?;
                 all.truncated += usize::from(removed > 0);
@@ -451,17 +452,19 @@ impl Examples {
     /// The largest token id, those of target sequences included and soft tokens left out.
     pub fn largest_id(&self) -> Option<u32> {
         let target = match &self.targets {
-            Targets::Sequences { labels, .. } => labels.iter().max().copied(),
+            Targets::Sequences { labels, .. } => labels.pieces().flatten().max().copied(),
             _ => None,
         };
         let target = target.and_then(|label| u32::try_from(label).ok());
-        let of_words = self.ids.iter().copied().filter(|&id| id != SOFT);
+        let ids = self.ids.pieces().flatten().copied();
+        let of_words = ids.filter(|&id| id != SOFT);
         of_words.max().max(target)
     }
 
     /// The largest segment id.
     pub fn largest_type_id(&self) -> u32 {
-        self.type_ids.iter().max().copied().unwrap_or(0).into()
+        let ids = self.type_ids.pieces().flatten();
+        ids.max().copied().unwrap_or(0).into()
     }
 
     /// The examples in the file's order.
@@ -484,8 +487,8 @@ impl Examples {
     /// targets.
     pub fn content_hash(&self) -> String {
         let mut hash = Sha256Hasher::default();
-        let ends = |ends: &[usize]| -> Vec<u64> { ends.iter().map(|&end| end as u64).collect() };
-        add(&mut hash, &ends(&self.ends), u64::to_le_bytes);
+        let end = |end: usize| (end as u64).to_le_bytes();
+        add(&mut hash, &self.ends, end);
         add(&mut hash, &self.ids, u32::to_le_bytes);
         add(&mut hash, &self.type_ids, u8::to_le_bytes);
         match &self.targets {
@@ -530,7 +533,7 @@ impl Examples {
             }
             Targets::Sequences { labels, ends: of } => {
                 hash.update(&[4]);
-                add(&mut hash, &ends(of), u64::to_le_bytes);
+                add(&mut hash, of, end);
                 add(&mut hash, labels, i32::to_le_bytes);
             }
         }
@@ -548,11 +551,17 @@ impl Examples {
 }
 
 /// Hashes how many values there are, and the values.
-fn add<T: Pod, const N: usize>(hash: &mut Sha256Hasher, values: &[T], bytes: fn(T) -> [u8; N]) {
+fn add<T: Pod, const N: usize>(
+    hash: &mut Sha256Hasher,
+    values: &Values<T>,
+    bytes: fn(T) -> [u8; N],
+) {
     hash.update(&(values.len() as u64).to_le_bytes());
-    for values in values.chunks(1 << 12) {
-        let values: Vec<u8> = values.iter().flat_map(|&value| bytes(value)).collect();
-        hash.update(&values);
+    for piece in values.pieces() {
+        for values in piece.chunks(1 << 12) {
+            let values: Vec<u8> = values.iter().flat_map(|&value| bytes(value)).collect();
+            hash.update(&values);
+        }
     }
 }
 

@@ -9,6 +9,7 @@
 //! ever padded. So is the `dropout` of a BPE model, which would give a text other tokens each
 //! time.
 
+mod division;
 mod guard;
 mod older_files;
 mod windows;
@@ -205,12 +206,17 @@ impl Tokenizer {
         max_length: Option<usize>,
     ) -> Result<Encoding, DataError> {
         if let Some(words) = &self.words {
-            let (ids, type_ids) = self.run(|| words.encode(&self.inner, text, pair))?;
-            if max_length.is_none_or(|max_length| ids.len() <= max_length) {
+            let (mut ids, mut type_ids) = self.run(|| words.encode(&self.inner, text, pair))?;
+            let removed = ids.len().saturating_sub(max_length.unwrap_or(usize::MAX));
+            let at_end = pair.is_none() && matches!(self.truncation, TruncationDirection::Right);
+            if let Some(max_length) = max_length.filter(|_| removed > 0 && at_end) {
+                words.truncate(&mut ids, &mut type_ids, self.room(max_length, false)?);
+            }
+            if removed == 0 || at_end {
                 return Ok(Encoding {
                     ids,
                     type_ids,
-                    removed: 0,
+                    removed,
                 });
             }
         }

@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::marker::PhantomData;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use bytemuck::Pod;
@@ -12,7 +12,7 @@ use epiphyte_io::{ScratchFile, ScratchMap};
 use crate::error::DataError;
 
 /// The bytes of one row of values that lie in memory, if nothing else is said.
-pub(crate) const IN_MEMORY: usize = 64 << 20;
+pub(crate) const IN_MEMORY: usize = 16 << 20;
 
 /// Once there is a scratch file, it gets values in pieces of this many bytes.
 const PIECE: usize = 1 << 20;
@@ -33,6 +33,27 @@ impl<T: Pod> Deref for Values<T> {
             // A map begins at a page, and whole values were written to it.
             Self::Mapped(map, _) => bytemuck::cast_slice(map),
         }
+    }
+}
+
+impl<T> Values<T> {
+    /// Says that values will not be read soon. Those of a scratch file no longer count as memory.
+    pub(crate) fn forget(&self, range: Range<usize>) {
+        if let Self::Mapped(map, _) = self {
+            map.forget(range.start * size_of::<T>()..range.end * size_of::<T>());
+        }
+    }
+}
+
+impl<T: Pod> Values<T> {
+    /// All values in pieces, in order, for one who reads each once: those before a piece will not
+    /// be read soon.
+    pub(crate) fn pieces(&self) -> impl Iterator<Item = &[T]> {
+        let size = PIECE / size_of::<T>();
+        (0..self.len()).step_by(size).map(move |start| {
+            self.forget(start.saturating_sub(size)..start);
+            &self[start..self.len().min(start + size)]
+        })
     }
 }
 
@@ -187,7 +208,22 @@ mod tests {
             assert_eq!(matches!(values, Values::Mapped(..)), is_mapped);
             assert!(values[..1000].iter().copied().eq(0..1000));
             assert_eq!(values[1000..], [7, 7]);
+            assert_eq!(values.pieces().collect::<Vec<_>>().concat(), *values);
         }
         assert!(Growing::<u32>::new(0).finish().unwrap().is_empty());
+        let mut growing = Growing::new(0);
+        growing.resize(3 * PIECE, 5_u8);
+        growing.last().push(6);
+        let values = growing.finish().unwrap();
+        let pieces: Vec<usize> = values.pieces().map(<[u8]>::len).collect();
+        assert_eq!(pieces, [PIECE, PIECE, PIECE, 1]);
+        assert_eq!(
+            values
+                .pieces()
+                .flatten()
+                .map(|&it| usize::from(it))
+                .sum::<usize>(),
+            15 * PIECE + 6
+        );
     }
 }

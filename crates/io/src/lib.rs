@@ -8,6 +8,7 @@ mod atomic_file;
 mod directory;
 mod error;
 mod file_kind;
+mod forget;
 pub mod gguf;
 mod paths;
 mod read;
@@ -21,6 +22,7 @@ pub use atomic_file::{
 pub use directory::{clean_up, clean_up_next_to, remove_directory, write_directory};
 pub use error::{FileError, HeaderProblem, SafetensorsError};
 pub use file_kind::mistaken_file;
+pub use forget::forget;
 pub use paths::{is_in_directory, is_same_file, parent, refuse_link, resolve};
 pub use read::{check_regular, read_regular, read_text};
 pub use scratch::{ScratchFile, ScratchMap};

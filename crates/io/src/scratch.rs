@@ -5,10 +5,12 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
+
+use crate::forget;
 
 /// A file without a name, to which bytes are appended.
 #[derive(Debug)]
@@ -86,6 +88,16 @@ impl ScratchFile {
             map,
             _file: self.file,
         })
+    }
+}
+
+impl ScratchMap {
+    /// As [`forget`].
+    ///
+    /// # Panics
+    /// If the range ends behind the map.
+    pub fn forget(&self, range: Range<usize>) {
+        forget(&self.map, range);
     }
 }
 

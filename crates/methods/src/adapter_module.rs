@@ -444,6 +444,10 @@ impl Adapter for AdapterModule {
         self.method.hidden(layer, hidden, cx)
     }
 
+    fn encoded(&self, hidden: Hidden, cx: &ForwardContext<'_>) -> Hidden {
+        self.method.encoded(hidden, cx)
+    }
+
     fn final_norm(
         &self,
         states: Tensor<2>,

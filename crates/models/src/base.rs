@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use epiphyte_ops::{FrozenMatrix, Quantization};
 
 use crate::adapter::{Role, Site};
-use crate::blocks::{LayerNames, LayerShape};
+use crate::blocks::{LayerNames, LayerShape, RelativeBiasShape};
 use crate::keys::is_below;
 use crate::rope::RotaryEmbedding;
 
@@ -236,7 +236,7 @@ pub struct Base {
     pub(crate) layer_shapes: Vec<LayerShape>,
     pub(crate) layer_names: Vec<(String, LayerNames)>,
     pub(crate) rotary: Option<RotaryEmbedding>,
-    pub(crate) relative_bias: bool,
+    pub(crate) relative_biases: Vec<RelativeBiasShape>,
 }
 
 impl Base {
@@ -314,9 +314,10 @@ impl Base {
         self.rotary.as_ref()
     }
 
-    /// Whether scores of attention have a bias by relative positions, which belongs to no layer.
-    pub fn has_relative_bias(&self) -> bool {
-        self.relative_bias
+    /// The biases of attention scores by relative positions, which belong to no layer, in the order
+    /// of the layers that read them: of an encoder-decoder one for each stack.
+    pub fn relative_biases(&self) -> &[RelativeBiasShape] {
+        &self.relative_biases
     }
 
     /// The number of values in the base, without the task's head.

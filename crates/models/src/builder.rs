@@ -10,7 +10,7 @@ use epiphyte_ops::{FrozenMatrix, Precision, Quantization, Source as Values};
 use crate::ModelError;
 use crate::adapter::{Role, Site};
 use crate::base::{Base, BaseTensor, BaseValues, DefaultTargets, Depth, Dimensions, LinearInfo};
-use crate::blocks::{LayerNames, LayerShape, Linear, Matrix, Vector};
+use crate::blocks::{LayerNames, LayerShape, Linear, Matrix, RelativeBiasShape, Vector};
 use crate::quantized::Stored;
 use crate::rope::RotaryEmbedding;
 
@@ -77,7 +77,7 @@ pub struct Builder<'a> {
     layer_shapes: Vec<LayerShape>,
     layer_names: Vec<(String, LayerNames)>,
     rotary: Option<RotaryEmbedding>,
-    relative_bias: bool,
+    relative_biases: Vec<RelativeBiasShape>,
     failures: Vec<ModelError>,
 }
 
@@ -98,7 +98,7 @@ impl<'a> Builder<'a> {
             layer_shapes: Vec::new(),
             layer_names: Vec::new(),
             rotary: None,
-            relative_bias: false,
+            relative_biases: Vec::new(),
             failures: Vec::new(),
         }
     }
@@ -154,9 +154,9 @@ impl<'a> Builder<'a> {
         self.rotary = Some(rotary.clone());
     }
 
-    /// Notes that scores of attention have a bias by relative positions.
-    pub(crate) fn relative_bias(&mut self) {
-        self.relative_bias = true;
+    /// Notes the bias of attention scores by relative positions, from this layer on.
+    pub(crate) fn relative_bias(&mut self, shape: RelativeBiasShape) {
+        self.relative_biases.push(shape);
     }
 
     /// Whether the source has a tensor.
@@ -330,7 +330,7 @@ impl<'a> Builder<'a> {
             layer_shapes: self.layer_shapes,
             layer_names: self.layer_names,
             rotary: self.rotary,
-            relative_bias: self.relative_bias,
+            relative_biases: self.relative_biases,
         })
     }
 

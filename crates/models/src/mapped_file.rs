@@ -40,29 +40,7 @@ impl MappedFile {
     /// keeps of it no longer counts as memory of this process. Reading it again is still right. A
     /// range of less than a page stays.
     pub(crate) fn forget(&self, range: Range<usize>) {
-        // A read brings neighboring pages in too, of parts that were forgotten before.
-        const AROUND: usize = 512 << 10;
-        #[cfg(unix)]
-        #[expect(
-            unsafe_code,
-            reason = "advice that may drop changes cannot be given without"
-        )]
-        if range.len() >= 4096 {
-            let start = range.start.saturating_sub(AROUND);
-            // SAFETY: the map is read-only and shared with the file, so there is nothing that is in
-            // memory alone; a page that is read again comes from the file.
-            let advised = unsafe {
-                let advice = memmap2::UncheckedAdvice::DontNeed;
-                self.map
-                    .unchecked_advise_range(advice, start, range.end - start)
-            };
-            // Without it the process only seems larger.
-            if let Err(error) = advised {
-                tracing::debug!(%error, "madvise");
-            }
-        }
-        #[cfg(not(unix))]
-        let _ = (range, AROUND);
+        epiphyte_io::forget(&self.map, range);
     }
 }
 

@@ -123,9 +123,11 @@ pub(super) fn packed(
     };
     for chunk in chunks(table) {
         let documents = chunk
+            .clone()
             .into_par_iter()
             .map(|row| document(texts.get(row), tokenizer, eos));
         let documents: Vec<_> = documents.collect();
+        table.forget(chunk);
         for document in documents {
             stream.extend(document?.ids);
         }

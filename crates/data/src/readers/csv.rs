@@ -10,6 +10,7 @@
 use std::path::Path;
 
 use super::read::ReadOptions;
+use super::source::Source;
 use crate::error::DataError;
 use crate::table::{Table, TableBuilder};
 
@@ -32,7 +33,7 @@ const GUARD: &str = "\nend";
 /// Reads the rows, every cell a text.
 pub(super) fn read(
     path: &Path,
-    text: &str,
+    (source, text): (&Source<'_>, &str),
     dialect: Dialect,
     options: &ReadOptions,
 ) -> Result<Table, DataError> {
@@ -51,7 +52,9 @@ pub(super) fn read(
     let mut record = ::csv::StringRecord::new();
     let mut first = true;
     loop {
-        let blank = blank_lines(text, reader.position().byte() as usize);
+        let read = reader.position().byte() as usize;
+        source.passed(read.min(text.len()));
+        let blank = blank_lines(text, read);
         let line = || 1 + text[..blank.end].matches('\n').count();
         if columns.len() == 1 {
             let rows = blank.lines.min(limit - table.rows());

@@ -156,7 +156,7 @@ impl Table {
         match format {
             Format::Json => {
                 let source = Source::read(path, options)?;
-                json::read(path, source.text()?, options)
+                json::read(path, &source, options)
             }
             Format::Csv | Format::Tsv => {
                 let source = Source::read(path, options)?;
@@ -166,7 +166,7 @@ impl Table {
                     quoting: options.quoting.unwrap_or(format == Format::Csv),
                     header: options.header,
                 };
-                csv::read(path, text, dialect, options)
+                csv::read(path, (&source, text), dialect, options)
             }
             Format::Conll => {
                 let source = Source::read(path, options)?;
@@ -178,7 +178,8 @@ impl Table {
                 let text = source.text()?;
                 let mut table = TableBuilder::new(path, options, text.len());
                 let whole = [text].into_iter().filter(|_| !options.lines);
-                let lines = text.lines().filter(|_| options.lines);
+                let lines = source.lines(text).map(|(_, line)| line);
+                let lines = lines.filter(|_| options.lines);
                 let rows = whole.chain(lines).filter(|row| !row.trim().is_empty());
                 for row in rows.take(options.limit.unwrap_or(usize::MAX)) {
                     let index = table.named(&options.text_column)?;

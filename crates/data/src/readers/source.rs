@@ -1,5 +1,6 @@
 //! A text file's text: standard input, gzip, UTF-16 and the byte order mark.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -27,6 +28,8 @@ const PIECE: usize = 1 << 20;
 pub(super) struct Source<'a> {
     path: &'a Path,
     bytes: Values<u8>,
+    /// How many bytes will not be read soon.
+    passed: Cell<usize>,
 }
 
 impl<'a> Source<'a> {
@@ -63,7 +66,11 @@ impl<'a> Source<'a> {
             [0xfe, 0xff, units @ ..] => decode_utf16(path, units, u16::from_be_bytes, in_memory)?,
             _ => bytes,
         };
-        Ok(Self { path, bytes })
+        Ok(Self {
+            path,
+            bytes,
+            passed: Cell::new(0),
+        })
     }
 
     /// The text, without its byte order mark.
@@ -80,7 +87,25 @@ impl<'a> Source<'a> {
                 offset,
             }
         })?;
+        self.bytes.forget(0..self.bytes.len());
         Ok(text.strip_prefix('\u{feff}').unwrap_or(text))
+    }
+
+    /// Lines of the text in order, with their numbers; those before will not be read soon.
+    pub(super) fn lines<'t>(&'t self, text: &'t str) -> impl Iterator<Item = (usize, &'t str)> {
+        let lines = text.lines().enumerate();
+        lines.inspect(|(_, line)| {
+            self.passed(line.as_ptr() as usize - self.bytes.as_ptr() as usize);
+        })
+    }
+
+    /// Says that what lies before a byte will not be read soon.
+    pub(super) fn passed(&self, at: usize) {
+        let before = self.passed.get();
+        if at.saturating_sub(before) >= PIECE {
+            self.bytes.forget(before..at);
+            self.passed.set(at);
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 //! Both are [`Values`], so that a column may be larger than memory.
 
 use std::fmt::Write as _;
+use std::ops::Range;
 
 use serde_json::Value as Json;
 
@@ -161,12 +162,21 @@ impl Column {
         self.spelling(row).len()
     }
 
+    /// Says that the cells of some rows will not be read soon.
+    pub(crate) fn forget(&self, rows: Range<usize>) {
+        self.spellings
+            .forget(self.end(rows.start)..self.end(rows.end));
+        self.cells.forget(rows);
+    }
+
     fn spelling(&self, row: usize) -> &[u8] {
-        let start = match row.checked_sub(1) {
-            Some(before) => Mark(self.cells[before]).end(),
-            None => 0,
-        };
-        &self.spellings[start..Mark(self.cells[row]).end()]
+        &self.spellings[self.end(row)..self.end(row + 1)]
+    }
+
+    /// Where the spellings of the first `rows` cells end.
+    fn end(&self, rows: usize) -> usize {
+        rows.checked_sub(1)
+            .map_or(0, |last| Mark(self.cells[last]).end())
     }
 }
 

@@ -5,6 +5,7 @@ mod builder;
 mod column;
 mod joined;
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
@@ -298,6 +299,16 @@ impl Table {
         self.origins.select(&rows);
         self.rows = count;
         Ok(self)
+    }
+
+    /// Says that some rows will not be read soon: what of them lies in scratch files no longer
+    /// counts as memory.
+    pub(crate) fn forget(&self, rows: Range<usize>) {
+        for stored in self.columns.values() {
+            if let Stored::Read(column) = stored {
+                column.forget(rows.clone());
+            }
+        }
     }
 
     /// The bytes of a row's cells, from 0.

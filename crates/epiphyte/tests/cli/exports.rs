@@ -49,6 +49,14 @@ fn a_model_and_an_adapter_are_written_for_llama_cpp() {
         here.json("export --model llama --adapter adapter --to gguf --output adapter.gguf");
     // A and B of two targets in two layers.
     assert_eq!(adapter["tensors"], 8);
+    let named = "export --adapter adapter --to gguf --output named.gguf";
+    assert_eq!(
+        here.json(named)["tensors"],
+        8,
+        "over the base that the adapter names"
+    );
+    let errors = here.fail(2, "export --to gguf --output none.gguf");
+    assert!(errors.contains("--model"), "{errors}");
 }
 
 #[test]

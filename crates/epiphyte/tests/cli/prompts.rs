@@ -29,7 +29,7 @@ fn prompts_are_compared_and_start_others() {
         assert!(word[0]["cosine"].as_f64().unwrap() > 0.99, "{word}");
         assert_eq!(word.as_array().unwrap().len(), 2);
     }
-    let table = here.succeed("prompts nearest one --model bert --top-k 1");
+    let table = here.succeed("prompts nearest one --top-k 1");
     assert_eq!(table.lines().count(), 3, "{table}");
 
     let spot = "--source-prompts one,other --target-prompt one --output spot --learning-rate 1e-9";

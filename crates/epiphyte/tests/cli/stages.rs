@@ -101,9 +101,17 @@ fn what_moves_is_shown_layer_by_layer() {
         table.contains("mean change, by layer:") && table.contains(&query),
         "{table}"
     );
+    let named = here.json("inspect adapter --changes");
+    assert_eq!(
+        named["changes"], summary["changes"],
+        "of the base that the adapter names"
+    );
     fs::remove_dir_all(here.path("bert")).unwrap();
-    let errors = here.fail(2, "inspect adapter --changes");
-    assert!(errors.contains("--model"), "{errors}");
+    let errors = here.fail(1, "inspect adapter --changes");
+    assert!(
+        errors.contains("the base model `bert`, which") && errors.contains("pass --model"),
+        "{errors}"
+    );
 }
 
 /// The smallest dimension that reaches a share of full fine-tuning's score; the search goes on

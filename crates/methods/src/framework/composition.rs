@@ -167,6 +167,12 @@ impl<L: Adapters> Adapter for Chain<L> {
             .fold(hidden, |hidden, adapter| adapter.hidden(layer, hidden, cx))
     }
 
+    fn encoded(&self, hidden: Hidden, cx: &ForwardContext<'_>) -> Hidden {
+        self.0
+            .adapters()
+            .fold(hidden, |hidden, adapter| adapter.encoded(hidden, cx))
+    }
+
     fn final_norm(
         &self,
         states: Tensor<2>,

@@ -8,7 +8,9 @@
 //!
 //! Where this differs from that code: rows of queries, keys and values are chosen within each head,
 //! so that a kept row of a query still meets that of its key, query heads that share keys keep the
-//! same rows, and with rotary positions both rows of a pair are kept.
+//! same rows, and with rotary positions both rows of a pair are kept. Both stacks of an
+//! encoder-decoder begin with the channels of the embeddings, and keys and values of
+//! cross-attention read what the encoder's last layer kept.
 
 use std::collections::BTreeMap;
 
@@ -45,9 +47,14 @@ impl Pruning {
         };
         let words = path.scores(&base.word_embeddings);
         let size = small.first().map_or(0, |shape| shape.hidden_size);
-        let mut channels = largest(&words.sums_of_columns(), size);
+        let embedded = largest(&words.sums_of_columns(), size);
+        let encoder_layers = base.dimensions.encoder_layers;
+        let (mut channels, mut encoded) = (embedded.clone(), Vec::new());
         for (index, small) in small.iter().enumerate() {
-            channels = path.layer(index, small, channels);
+            if index > 0 && index == encoder_layers {
+                encoded = std::mem::replace(&mut channels, embedded.clone());
+            }
+            channels = path.layer(index, small, channels, &encoded);
         }
         Self(path.kept)
     }
@@ -160,24 +167,48 @@ impl IndexPath<'_> {
         Matrix::new(self.base, name, (self.importance)(name, tensor))
     }
 
-    /// One layer, whose input has these channels; returns those of its output.
-    fn layer(&mut self, index: usize, small: &LayerShape, channels: Vec<usize>) -> Vec<usize> {
+    /// One layer, whose input has these channels, as the encoder's output has `encoded`; returns
+    /// those of its output.
+    fn layer(
+        &mut self,
+        index: usize,
+        small: &LayerShape,
+        channels: Vec<usize>,
+        encoded: &[usize],
+    ) -> Vec<usize> {
         let (path, names) = &self.base.layer_names()[index];
         let large = &self.base.layer_shapes()[index];
         let at = |name: &str| format!("{path}.{name}");
         let placement = large.placement;
 
-        if placement == NormPlacement::Before {
-            self.keep(&at(names.attention_norm), &channels, None);
+        let self_attention = (
+            &names.attention,
+            names.attention_norm,
+            [Some(&large.attention), Some(&small.attention)],
+            None,
+        );
+        let cross = names.cross_attention.as_ref().map(|(attention, norm)| {
+            let shapes = [large, small].map(|shape| shape.cross_attention.as_ref());
+            (attention, *norm, shapes, Some(encoded))
+        });
+        let mut channels = channels;
+        for (attention, norm, shapes, read) in [Some(self_attention), cross].into_iter().flatten() {
+            let [Some(large), Some(small_attention)] = shapes else {
+                continue;
+            };
+            if placement == NormPlacement::Before {
+                self.keep(&at(norm), &channels, None);
+            }
+            let inputs = [attention.query, attention.key, attention.value].map(at);
+            let read = read.unwrap_or(&channels);
+            let heads = self.attention(&inputs, [large, small_attention], [&channels, read]);
+            let output = at(attention.output);
+            channels = self.keep_largest(&[&output], small.hidden_size, &heads);
+            if placement == NormPlacement::After {
+                self.keep(&at(norm), &channels, None);
+            }
         }
-        let attention = &names.attention;
-        let inputs = [attention.query, attention.key, attention.value].map(at);
-        let heads = self.attention(&inputs, [&large.attention, &small.attention], &channels);
-        let output = at(attention.output);
-        let channels = self.keep_largest(&[&output], small.hidden_size, &heads);
-        if placement == NormPlacement::After {
-            self.keep(&at(names.attention_norm), &channels, None);
-        } else {
+        if placement == NormPlacement::Before {
             self.keep(&at(names.feed_forward_norm), &channels, None);
         }
 
@@ -195,12 +226,13 @@ impl IndexPath<'_> {
         channels
     }
 
-    /// Queries, keys and values; returns the kept rows of the queries, which the output reads.
+    /// Queries, which read the first `channels`, keys and values, which read the second; returns
+    /// the kept rows of the queries, which the output reads.
     fn attention(
         &mut self,
         [query, key, value]: &[String; 3],
         [large, small]: [&AttentionShape; 2],
-        channels: &[usize],
+        [channels, read]: [&[usize]; 2],
     ) -> Vec<usize> {
         let fused = large.projections == Projections::FusedConv1d;
         let (q_size, kv_size) = (large.query_size(), large.kv_size());
@@ -223,8 +255,8 @@ impl IndexPath<'_> {
                 let heads = kv_head * group..(kv_head + 1) * group;
                 let products = heads.flat_map(|head| {
                     let q = q.row(starts[0] + head * dim + at, channels);
-                    let k = k.row(starts[1] + shared, channels);
-                    let v = v.row(starts[2] + shared, channels);
+                    let k = k.row(starts[1] + shared, read);
+                    let v = v.row(starts[2] + shared, read);
                     q.zip(k).zip(v).map(|((q, k), v)| q * k * v)
                 });
                 products.sum()
@@ -253,8 +285,9 @@ impl IndexPath<'_> {
         if fused {
             self.keep(query, &rows.concat(), Some(channels));
         } else {
-            for (name, rows) in [query, key, value].into_iter().zip(rows) {
-                self.keep(name, &rows, Some(channels));
+            let inputs = [channels, read, read];
+            for ((name, rows), inputs) in [query, key, value].into_iter().zip(rows).zip(inputs) {
+                self.keep(name, &rows, Some(inputs));
             }
         }
         queries

@@ -16,6 +16,11 @@
 //!   where the base's norms come after the blocks, the last side layer has normalized and there is
 //!   no `Norm`
 //!
+//! Each stack of an encoder-decoder has a `Down` and a `Norm` of its own; cross-attention of the
+//! decoder's side layers reads the side encoder's `Dropout(Norm(s))`. Where the base's attention has
+//! a bias by relative positions, the side layers of a stack have a table of their own for theirs,
+//! which starts as the base's.
+//!
 //! `Down`, `Down_i` and `Up` have biases and start normal with standard deviation 0.01. Side layers
 //! start as parts of the base's layers ([structural pruning](crate::parts::structural_pruning)), by
 //! the magnitude of weights or, as in the paper, by their Fisher information on training examples;
@@ -27,22 +32,26 @@
 //! | | |
 //! | --- | --- |
 //! | trains, changes | a side layer each (`4 d_s² + 2 d_s ff_s` + biases, norms), `d d_s + d_s + 1` for each, `2 d d_s + d_s + d` |
-//! | file | `side_first_downsample`, `side_downsamples.<i>`, `side_gate_params.<i>`, `side_block.<i>.<the base layer's names>`, `final_side_layer_norm`, `side_final_upsample` |
+//! | file | `side_first_downsample`, `side_downsamples.<i>`, `side_gate_params.<i>`, `side_block.<i>.<the base layer's names>`, `side_block.<the first>.relative_attention_bias`, `final_side_layer_norm`, `side_final_upsample`; of an encoder-decoder `encoder.` or `decoder.` stands before the first and the norm |
 //! | merges | no |
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use burn::tensor::activation::sigmoid;
 use burn::tensor::{Device, Tensor};
 use epiphyte_models::adapter::name_id;
-use epiphyte_models::blocks::{Layer, LayerInput, LayerShape, Norm, NormPlacement, Projections};
+use epiphyte_models::blocks::{
+    AttentionShape, Layer, LayerInput, LayerShape, Norm, NormPlacement, Projections, RelativeBias,
+    RelativeBiasShape,
+};
 use epiphyte_models::rope::RotaryEmbedding;
 use epiphyte_models::{
     Adapter, AdapterBatch, Base, BaseTensor, Builder, Depth, Entry, ForwardContext, Hidden, Hook,
     RandomSource, Stream,
 };
-use epiphyte_ops::{Precision, dropout};
+use epiphyte_ops::{Precision, Sequences, dropout};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -88,6 +97,9 @@ const TEMPERATURE: f64 = 0.1;
 /// The name of the stream that holds the side network's states.
 const SIDE_STREAM: &str = "side";
 
+/// The name of the stream that holds the side encoder's output, which the side decoder reads.
+const SIDE_ENCODED: &str = "side encoder";
+
 impl LadderSideTuningConfig {
     fn not_applicable(base: &Base, reason: String) -> MethodError {
         MethodError::NotApplicable {
@@ -124,12 +136,6 @@ impl LadderSideTuningConfig {
     fn shapes(&self, base: &Base) -> Result<Vec<LayerShape>, MethodError> {
         let not_applicable = |reason: &str| Self::not_applicable(base, reason.to_owned());
         let shapes = base.layer_shapes();
-        if shapes.iter().any(|shape| shape.cross_attention.is_some()) {
-            return Err(not_applicable(
-                "side layers for the decoder of an encoder-decoder do not exist yet; LoRA or an \
-                 adapter acts on both stacks",
-            ));
-        }
         if base.layer_names().len() != shapes.len() || shapes.is_empty() {
             return Err(not_applicable(
                 "its layers are of a kind of its own, of which no smaller copies can be made",
@@ -161,9 +167,15 @@ impl LadderSideTuningConfig {
         };
         let mut small = shape.clone();
         small.hidden_size = divided("hidden size", shape.hidden_size)?;
-        small.attention.head_dim = divided("head size", shape.attention.head_dim)?;
-        // Scores are sums of fewer products, and are divided by a smaller root accordingly.
-        small.attention.scale = shape.attention.scale * (factor as f32).sqrt();
+        for attention in [Some(&mut small.attention), small.cross_attention.as_mut()] {
+            let Some(attention) = attention else { continue };
+            attention.head_dim = divided("head size", attention.head_dim)?;
+            // Scores are sums of fewer products, and are divided by a smaller root accordingly;
+            // those of T5 are not divided.
+            if attention.scale != 1.0 {
+                attention.scale *= (factor as f32).sqrt();
+            }
+        }
         small.feed_forward.intermediate_size =
             divided("intermediate size", shape.feed_forward.intermediate_size)?;
         if shape.attention.rotary {
@@ -184,22 +196,26 @@ impl LadderSideTuningConfig {
 
 /// How many values a layer of this shape holds.
 fn count_layer(shape: &LayerShape) -> usize {
-    let (attention, feed_forward, size) =
-        (&shape.attention, &shape.feed_forward, shape.hidden_size);
-    let (q, kv) = (attention.query_size(), attention.kv_size());
+    let (feed_forward, size) = (&shape.feed_forward, shape.hidden_size);
     let bias = |has: bool, count: usize| if has { count } else { 0 };
-    let fused = attention.projections == Projections::FusedConv1d;
+    let attention = |attention: &AttentionShape| {
+        let (q, kv) = (attention.query_size(), attention.kv_size());
+        let fused = attention.projections == Projections::FusedConv1d;
+        size * (2 * q + 2 * kv)
+            + bias(attention.qkv_bias || fused, q + 2 * kv)
+            + bias(attention.output_bias || fused, size)
+            + count_norm(shape)
+    };
     let up = if feed_forward.gated { 2 } else { 1 };
     let intermediate = feed_forward.intermediate_size;
-    size * (2 * q + 2 * kv)
-        + bias(attention.qkv_bias || fused, q + 2 * kv)
-        + bias(attention.output_bias || fused, size)
+    attention(&shape.attention)
+        + shape.cross_attention.as_ref().map_or(0, attention)
         + size * intermediate * (up + 1)
         + bias(
             feed_forward.bias || feed_forward.conv1d,
             up * intermediate + size,
         )
-        + 2 * count_norm(shape)
+        + count_norm(shape)
 }
 
 fn count_norm(shape: &LayerShape) -> usize {
@@ -259,10 +275,19 @@ impl MethodConfig for LadderSideTuningConfig {
             let layer = Layer::build(builder, &side_path(index), names, &shapes[index]);
             layers.insert(index, layer);
         }
-        let norm = (first.placement == NormPlacement::Before).then(|| {
-            let builder = builder.at(Depth::Head);
-            Norm::build(builder, "final_side_layer_norm", side, first.norm)
-        });
+        let stacks: Vec<_> = stacks(base)
+            .map(|(prefix, layers)| {
+                let norm = (first.placement == NormPlacement::Before).then(|| {
+                    let name = format!("{prefix}final_side_layer_norm");
+                    Norm::build(builder.at(Depth::Head), &name, side, first.norm)
+                });
+                let bias = bias_of(base, &kept, &layers).map(|(table, shape)| {
+                    let builder = builder.at(Depth::Layer(layers.start));
+                    RelativeBias::build(builder, &table, shape.heads, shape.buckets)
+                });
+                (prefix, layers, norm, bias)
+            })
+            .collect();
         let tensors = builder.into_tensors()?;
         let pruned = Arc::new(Pruned {
             base: base.clone(),
@@ -270,12 +295,24 @@ impl MethodConfig for LadderSideTuningConfig {
             by_magnitude: OnceLock::new(),
         });
         let of_base = names_in_base(base, &kept, tensors.keys());
-        let init = |name: &str, tensor: &BaseTensor| match (self.side_init, of_base.get(name)) {
-            (SideInit::Magnitude, Some(name)) => {
-                let (pruned, name) = (pruned.clone(), name.clone());
-                Init::Computed(Arc::new(move || pruned.by_magnitude(&name)))
+        let biases: BTreeMap<String, &str> = stacks
+            .iter()
+            .filter_map(|(_, layers, ..)| bias_of(base, &kept, layers))
+            .map(|(table, shape)| (table, &*shape.table))
+            .collect();
+        let init = |name: &str, tensor: &BaseTensor| {
+            let of_base = of_base.get(name);
+            match (self.side_init, of_base, biases.get(name)) {
+                (SideInit::Magnitude, Some(name), _) => {
+                    let (pruned, name) = (pruned.clone(), name.clone());
+                    Init::Computed(Arc::new(move || pruned.by_magnitude(&name)))
+                }
+                (SideInit::Magnitude | SideInit::Fisher, _, Some(table)) => {
+                    let table = base.tensors()[*table].clone();
+                    Init::Computed(Arc::new(move || table.to_vec()))
+                }
+                _ => random(name, tensor),
             }
-            _ => random(name, tensor),
         };
         let side_tensors = Replaced::added(&tensors, parameters, init);
         let rungs = layers.into_iter().map(|(index, layer)| {
@@ -288,19 +325,30 @@ impl MethodConfig for LadderSideTuningConfig {
             (index, rung)
         });
         let rungs = rungs.collect();
-        let [first_down, up] = [
-            ("side_first_downsample", [side, size]),
-            ("side_final_upsample", [size, side]),
-        ]
-        .map(|(path, shape)| Dense::declare(parameters, path, shape, projection()));
+        let stacks = stacks.into_iter().map(|(prefix, layers, norm, bias)| {
+            let path = format!("{prefix}side_first_downsample");
+            Side {
+                layers,
+                down: Dense::declare(parameters, &path, [side, size], projection()),
+                norm,
+                dropout: first.dropout,
+                dropout_site: name_id(&format!("{prefix}final_side_layer_norm")),
+                bias,
+            }
+        });
+        let stacks = stacks.collect();
+        let up = Dense::declare(
+            parameters,
+            "side_final_upsample",
+            [size, side],
+            projection(),
+        );
         let rotates = shapes.iter().any(|shape| shape.attention.rotary);
         let rotary = base.rotary().filter(|_| rotates);
         Ok(Box::new(LadderSideTuning {
             layers: base.dimensions.layers,
-            down: first_down,
+            stacks,
             rungs,
-            norm,
-            dropout: first.dropout,
             up,
             side_tensors,
             rotary: rotary.map(|rotary| rotary.with_head_dim(first.attention.head_dim)),
@@ -325,7 +373,11 @@ impl MethodConfig for LadderSideTuningConfig {
             NormPlacement::Before => count_norm(&shapes[0]),
             _ => 0,
         };
-        Ok(layers.sum::<usize>() + down + Dense::count([size, side]) + norm)
+        let stacks = stacks(base).map(|(_, layers)| {
+            let bias = bias_of(base, &kept, &layers);
+            down + norm + bias.map_or(0, |(_, shape)| shape.buckets.count * shape.heads)
+        });
+        Ok(layers.sum::<usize>() + stacks.sum::<usize>() + Dense::count([size, side]))
     }
 
     fn resolved(&self, base: &Base) -> Self {
@@ -342,6 +394,30 @@ impl MethodConfig for LadderSideTuningConfig {
             ..self.clone()
         }
     }
+}
+
+/// The stacks of the base: what stands before their own names, and their layers.
+fn stacks(base: &Base) -> impl Iterator<Item = (&'static str, Range<usize>)> {
+    let (all, encoder) = (base.dimensions.layers, base.dimensions.encoder_layers);
+    let both = [("encoder.", 0..encoder), ("decoder.", encoder..all)];
+    let one = [("", 0..all)];
+    let two = encoder > 0;
+    let stacks = both.into_iter().filter(move |_| two);
+    stacks.chain(one.into_iter().filter(move |_| !two))
+}
+
+/// The table of relative positions that the side layers of a stack share, which is named after the
+/// first of them, and that of the base; none where the base has none, or the stack no side layer.
+fn bias_of<'b>(
+    base: &'b Base,
+    kept: &[usize],
+    layers: &Range<usize>,
+) -> Option<(String, &'b RelativeBiasShape)> {
+    let first = kept.iter().find(|layer| layers.contains(layer))?;
+    let mut biases = base.relative_biases().iter().rev();
+    let shape = biases.find(|shape| shape.first_layer <= layers.start)?;
+    let table = format!("{}.relative_attention_bias.weight", side_path(*first));
+    Some((table, shape))
 }
 
 /// Where the tensors of a side layer are.
@@ -366,7 +442,9 @@ fn names_in_base<'a>(
         let mut layers = of_layers.iter();
         let found = layers.find_map(|(side, path)| Some((path, name.strip_prefix(side)?)));
         let (path, rest) = found?;
-        Some((name.clone(), format!("{path}.{rest}")))
+        let of_base = format!("{path}.{rest}");
+        base.tensor(&of_base)?;
+        Some((name.clone(), of_base))
     });
     of_base.collect()
 }
@@ -461,19 +539,30 @@ impl Fisher {
 struct LadderSideTuning {
     /// The base's layers.
     layers: usize,
-    down: Dense,
+    /// One, or those of an encoder-decoder.
+    stacks: Vec<Side>,
     /// By the number of the base's layer whose output each reads.
     rungs: BTreeMap<usize, Rung>,
-    norm: Option<Norm>,
-    /// Dropout after the norm.
-    dropout: f64,
     up: Dense,
-    /// The tensors of the side layers and of the norm, trained.
+    /// The tensors of the side layers and of the norms, trained.
     side_tensors: Replaced,
     /// Rotary positions for the side layers' heads.
     rotary: Option<RotaryEmbedding>,
     fisher: Option<Fisher>,
     changed: usize,
+}
+
+/// What the side layers of a stack share.
+#[derive(Debug)]
+struct Side {
+    /// The base's layers.
+    layers: Range<usize>,
+    down: Dense,
+    norm: Option<Norm>,
+    /// Dropout after the norm.
+    dropout: f64,
+    dropout_site: u64,
+    bias: Option<RelativeBias>,
 }
 
 /// A side layer, with what feeds it.
@@ -499,29 +588,53 @@ impl Rung {
 }
 
 impl LadderSideTuning {
-    /// Runs a side layer.
-    fn run(&self, rung: &Rung, input: Hidden, cx: &ForwardContext<'_>) -> Tensor<2> {
+    /// The stack of a layer of the base.
+    fn stack(&self, layer: usize) -> &Side {
+        let found = self.stacks.iter().find(|it| it.layers.contains(&layer));
+        found.expect("every layer is in a stack")
+    }
+
+    /// The side states after the base's layer `layer`, whose output `hidden` is.
+    fn climb(&self, layer: usize, hidden: &mut Hidden, cx: &ForwardContext<'_>) -> Tensor<2> {
+        let side = hidden.take(SIDE_STREAM);
+        let side = side
+            .expect("the hook before a stack's first layer put it there")
+            .states;
+        let Some(rung) = self.rungs.get(&layer) else {
+            return side;
+        };
+        // No gradient enters the base, whatever acts on it besides.
+        let mixed = rung.mix(side, hidden.states.clone().inner());
+        let input = Hidden::new(mixed, hidden.rows.clone());
         let input = match &self.rotary {
             Some(rotary) => input.with_rotary(rotary, 0),
             None => input,
         };
-        let output = rung
-            .layer
-            .forward(input, LayerInput::default(), None, &self.batch(cx));
+        let encoded = hidden.stream(SIDE_ENCODED);
+        let beside = LayerInput {
+            bias: self.stack(layer).bias.as_ref(),
+            positions: None,
+            encoder: encoded.map(|stream| (stream.states.clone(), stream.rows.clone())),
+        };
+        let output = rung.layer.forward(input, beside, None, &self.batch(cx));
         output.states
     }
 
-    /// What the head reads, from the last side layer's output.
-    fn finish(&self, side: Hidden, cx: &ForwardContext<'_>) -> Tensor<2> {
-        let states = match &self.norm {
+    /// `Dropout(Norm(s))` after a stack.
+    fn finish(
+        &self,
+        stack: &Side,
+        side: Tensor<2>,
+        rows: &Sequences,
+        cx: &ForwardContext<'_>,
+    ) -> Tensor<2> {
+        match &stack.norm {
             Some(norm) => {
-                let states = norm.forward(side.states, &side.rows, &self.batch(cx));
-                let site = name_id("final_side_layer_norm");
-                dropout(states, self.dropout, site, &side.rows)
+                let states = norm.forward(side, rows, &self.batch(cx));
+                dropout(states, stack.dropout, stack.dropout_site, rows)
             }
-            None => side.states,
-        };
-        self.up.forward(states)
+            None => side,
+        }
     }
 
     /// The side layers' trained tensors, as the adapter that they are run with.
@@ -537,27 +650,27 @@ impl LadderSideTuning {
 
 impl Adapter for LadderSideTuning {
     fn hidden(&self, layer: usize, mut hidden: Hidden, cx: &ForwardContext<'_>) -> Hidden {
-        // No gradient enters the base, whatever acts on it besides.
-        let states = hidden.states.clone().inner();
-        let side = match layer.checked_sub(1) {
-            None => self.down.forward(states),
-            Some(below) => {
-                let side = hidden.take(SIDE_STREAM);
-                let side = side.expect("the hook before layer 0 put it there").states;
-                match self.rungs.get(&below) {
-                    Some(rung) => {
-                        let mixed = rung.mix(side, states);
-                        self.run(rung, Hidden::new(mixed, hidden.rows.clone()), cx)
-                    }
-                    None => side,
-                }
-            }
-        };
         let rows = hidden.rows.clone();
+        let begun = self.stacks.iter().find(|stack| stack.layers.start == layer);
+        let side = match begun {
+            Some(stack) => stack.down.forward(hidden.states.clone().inner()),
+            None => self.climb(layer - 1, &mut hidden, cx),
+        };
         if layer == self.layers {
-            return hidden.with(self.finish(Hidden::new(side, rows), cx));
+            let side = self.finish(self.stack(layer - 1), side, &rows, cx);
+            return hidden.with(self.up.forward(side));
         }
         let stream = Stream::of_adapter(SIDE_STREAM, side, rows);
+        hidden.carried.push(stream);
+        hidden
+    }
+
+    fn encoded(&self, mut hidden: Hidden, cx: &ForwardContext<'_>) -> Hidden {
+        let last = self.stacks[0].layers.end - 1;
+        let side = self.climb(last, &mut hidden, cx);
+        let rows = hidden.rows.clone();
+        let side = self.finish(self.stack(last), side, &rows, cx);
+        let stream = Stream::of_adapter(SIDE_ENCODED, side, rows);
         hidden.carried.push(stream);
         hidden
     }
@@ -568,14 +681,14 @@ impl Adapter for LadderSideTuning {
         norm: &dyn Fn(Tensor<2>) -> Tensor<2>,
         _cx: &ForwardContext<'_>,
     ) -> Tensor<2> {
-        match self.norm {
-            Some(_) => states,
-            None => norm(states),
+        match self.stacks.iter().any(|stack| stack.norm.is_some()) {
+            true => states,
+            false => norm(states),
         }
     }
 
     fn uses(&self, hook: Hook<'_>) -> bool {
-        matches!(hook, Hook::Hidden(_) | Hook::FinalNorm)
+        matches!(hook, Hook::Hidden(_) | Hook::Encoded | Hook::FinalNorm)
     }
 
     fn mixes_rows(&self, layer: usize) -> bool {
@@ -652,6 +765,16 @@ mod tests {
         model(config, HeadKind::LanguageModel)
     }
 
+    /// Two layers that encode and one that decodes, with biases by relative positions.
+    fn t5() -> Model {
+        let config = json!({
+            "model_type": "t5", "vocab_size": 30, "d_model": 16, "d_kv": 4, "d_ff": 24,
+            "num_layers": 2, "num_decoder_layers": 1, "num_heads": 4,
+            "relative_attention_num_buckets": 8, "relative_attention_max_distance": 6,
+        });
+        model(config, HeadKind::LanguageModel)
+    }
+
     fn build(model: &Model, settings: Value) -> (Box<dyn Method>, ParameterSet) {
         let settings: Map<String, Value> = settings.as_object().unwrap().clone();
         let config = crate::by_name("ladder-side-tuning").unwrap();
@@ -703,7 +826,7 @@ mod tests {
 
     #[test]
     fn the_base_computes_the_same_with_and_without_and_has_no_graph() {
-        for model in [bert(), llama(), gpt2()] {
+        for model in [bert(), llama(), gpt2(), t5()] {
             let (method, parameters) = build(&model, json!({ "side_reduction_factor": 2 }));
             let alone = Recorder::of(&model, &Identity);
             assert_eq!(alone.len(), 4);
@@ -815,11 +938,22 @@ mod tests {
             }),
             HeadKind::LanguageModel,
         );
+        let t5_base = model(
+            json!({
+                "model_type": "t5", "vocab_size": 8, "d_model": 768, "d_kv": 64, "d_ff": 3072,
+                "num_layers": 12, "num_heads": 12,
+            }),
+            HeadKind::LanguageModel,
+        );
         let nine = json!({ "side_layers": [1, 2, 3, 5, 6, 7, 9, 10, 11] });
+        let each_nine = json!({
+            "side_layers": [1, 2, 3, 5, 6, 7, 9, 10, 11, 13, 14, 15, 17, 18, 19, 21, 22, 23],
+        });
         for (model, settings, expected) in [
             (&bert_base, json!({}), 2_376_300),
             (&bert_base, nine, 1_819_308 - 3),
             (&llama_7b, json!({}), 172_545_056),
+            (&t5_base, each_nine, 3_878_712 - 6),
         ] {
             let (_, parameters) = build(model, settings);
             assert_eq!(parameters.count(), expected);
@@ -844,6 +978,51 @@ mod tests {
             }
             assert!(compared >= 27);
         }
+    }
+
+    /// Without reduction both stacks and the tables of relative positions start as the base's own,
+    /// and what the side encoder says reaches the decoder.
+    #[test]
+    fn an_encoder_decoder_has_a_side_encoder_and_a_side_decoder() {
+        let model = t5();
+        let (method, parameters) = build(&model, json!({ "side_reduction_factor": 1 }));
+        let base = model.base();
+        let of_side = |path: &str, side: usize| {
+            let mut compared = 0;
+            for (name, tensor) in base.tensors() {
+                let Some(rest) = name.strip_prefix(path) else {
+                    continue;
+                };
+                let rest = rest.replace("layer.0.SelfAttention.relative", "relative");
+                let key = format!("side_block.{side}{rest}");
+                assert_eq!(param(&parameters, &key).to_vec(), tensor.to_vec(), "{name}");
+                compared += 1;
+            }
+            compared
+        };
+        assert_eq!(of_side("encoder.block.0", 0), 4 + 2 + 2 + 1);
+        assert_eq!(of_side("encoder.block.1", 1), 4 + 2 + 2);
+        assert_eq!(of_side("decoder.block.0", 2), 4 + 4 + 2 + 3 + 1);
+        let before = states(&model, &*method);
+        for key in [
+            "encoder.side_first_downsample.bias",
+            "side_downsamples.1.weight",
+            "side_block.1.layer.0.SelfAttention.q.weight",
+            "side_block.0.relative_attention_bias.weight",
+            "encoder.final_side_layer_norm.weight",
+            "side_block.2.layer.1.EncDecAttention.k.weight",
+            "side_block.2.relative_attention_bias.weight",
+            "decoder.final_side_layer_norm.weight",
+        ] {
+            let param = param(&parameters, key);
+            let values = param.to_vec();
+            let changed = values.iter().enumerate();
+            let changed = changed.map(|(at, value)| value + (at % 5) as f32);
+            param.set_values(changed.collect());
+            assert_ne!(states(&model, &*method), before, "{key}");
+            param.set_values(values);
+        }
+        assert_eq!(states(&model, &*method), before);
     }
 
     #[test]

@@ -112,7 +112,7 @@ impl LetsConfig {
                  copies of single layers can be made",
             ));
         }
-        if base.has_relative_bias() {
+        if !base.relative_biases().is_empty() {
             return Err(not_applicable(
                 "its attention has a bias by relative positions, which copies of layers do not \
                  have; LoRA acts on it",

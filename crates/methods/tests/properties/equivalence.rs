@@ -203,6 +203,10 @@ impl Adapter for NoPromises<'_> {
         self.0.hidden(layer, hidden, cx)
     }
 
+    fn encoded(&self, hidden: Hidden, cx: &ForwardContext<'_>) -> Hidden {
+        self.0.encoded(hidden, cx)
+    }
+
     fn final_norm(
         &self,
         states: Tensor<2>,

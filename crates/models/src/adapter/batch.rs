@@ -228,12 +228,30 @@ impl<'a> AdapterBatch<'a> {
 
     /// Calls [`Adapter::hidden`] of each adapter with its own rows and streams.
     pub(crate) fn hidden(&self, layer: usize, hidden: Hidden) -> Hidden {
-        if !self.uses(Hook::Hidden(layer)) {
+        self.see(Hook::Hidden(layer), hidden, |adapter, hidden, cx| {
+            adapter.hidden(layer, hidden, cx)
+        })
+    }
+
+    /// Calls [`Adapter::encoded`] of each adapter with its own rows and streams.
+    pub(crate) fn encoded(&self, hidden: Hidden) -> Hidden {
+        self.see(Hook::Encoded, hidden, |adapter, hidden, cx| {
+            adapter.encoded(hidden, cx)
+        })
+    }
+
+    fn see(
+        &self,
+        hook: Hook<'_>,
+        hidden: Hidden,
+        see: impl Fn(&dyn Adapter, Hidden, &ForwardContext<'_>) -> Hidden,
+    ) -> Hidden {
+        if !self.uses(hook) {
             return hidden;
         }
         if let [only] = &self.entries[..] {
             let rows = hidden.rows.clone();
-            return only.adapter.hidden(layer, hidden, &only.context(&rows));
+            return see(only.adapter, hidden, &only.context(&rows));
         }
         let angles = hidden.angles.clone();
         let parts: Vec<Hidden> = self
@@ -241,7 +259,7 @@ impl<'a> AdapterBatch<'a> {
             .map(|(number, entry, sequences)| {
                 let part = hidden.part(sequences, Owner::Adapter(number));
                 let rows = part.rows.clone();
-                let seen = entry.adapter.hidden(layer, part, &entry.context(&rows));
+                let seen = see(entry.adapter, part, &entry.context(&rows));
                 seen.owned_by(number)
             })
             .collect();

@@ -18,6 +18,7 @@
 //! | [`Adapter::sublayer`] | Houlsby, Pfeiffer, parallel adapters, Compacter, AdaMix, adaption prompts |
 //! | [`Adapter::after_block`] | Adapter+ |
 //! | [`Adapter::hidden`] | side networks, Attention Fusion, ReFT, invertible adapters |
+//! | [`Adapter::encoded`] | side networks over an encoder-decoder |
 //! | [`Adapter::final_norm`] | side networks with a norm of their own |
 //! | [`Adapter::first_pass`] | X-LoRA, which reads final states before it acts |
 //!
@@ -137,6 +138,8 @@ pub enum Hook<'a> {
     Sublayer(usize, Block),
     /// [`Adapter::hidden`] before this layer; the number of layers stands for after the last.
     Hidden(usize),
+    /// [`Adapter::encoded`].
+    Encoded,
     /// [`Adapter::final_norm`].
     FinalNorm,
 }
@@ -266,6 +269,13 @@ pub trait Adapter: Send + Sync {
     /// After the last layer only the rows that the head reads are left, unless
     /// [`Adapter::mixes_rows`] says otherwise for it.
     fn hidden(&self, _layer: usize, hidden: Hidden, _cx: &ForwardContext<'_>) -> Hidden {
+        hidden
+    }
+
+    /// The states after the last layer of an encoder-decoder's encoder, before its norm; as
+    /// [`Adapter::hidden`], which is next called before the decoder's first layer, with the
+    /// decoder's states.
+    fn encoded(&self, hidden: Hidden, _cx: &ForwardContext<'_>) -> Hidden {
         hidden
     }
 

@@ -5,6 +5,7 @@
 //! stream, and the encoder's output travels as [`ENCODER_STREAM`] to every layer of the decoder.
 //! Behind a [`Cache`](crate::Cache) of a text that was begun, only the decoder runs.
 
+use burn::tensor::Tensor;
 use epiphyte_ops::{IGNORED, Sequences, dropout};
 
 use super::embeddings::{EmbeddingInput, Embeddings};
@@ -56,9 +57,23 @@ impl HalfStack {
             Some(norm) => norm.forward(states, &hidden.rows, batch),
             None => states,
         };
-        let id = name_id(self.path);
-        let states = dropout(states, self.final_dropout, id, &hidden.rows);
+        let states = self.dropout(states, &hidden.rows);
         hidden.with(states)
+    }
+
+    /// As [`HalfStack::finish`], for the head.
+    fn finish_last(&self, hidden: Hidden, batch: &AdapterBatch<'_>) -> Hidden {
+        let states = hidden.states.clone();
+        let dropout = |states: Tensor<2>, rows: &Sequences| self.dropout(states, rows);
+        let states = match &self.final_norm {
+            Some(norm) => norm.forward_final(states, &hidden.rows, batch, dropout),
+            None => dropout(states, &hidden.rows),
+        };
+        hidden.with(states)
+    }
+
+    fn dropout(&self, states: Tensor<2>, rows: &Sequences) -> Tensor<2> {
+        dropout(states, self.final_dropout, name_id(self.path), rows)
     }
 }
 
@@ -176,13 +191,13 @@ impl Backbone for EncoderDecoder {
         };
         let hidden = self.encoder.layers[index].forward(hidden, input, None, batch);
         match index + 1 == encoder_layers {
-            true => self.begin_decoder(hidden, batch),
+            true => self.begin_decoder(batch.encoded(hidden), batch),
             false => hidden,
         }
     }
 
     fn finish(&self, hidden: Hidden, batch: &AdapterBatch<'_>) -> Hidden {
-        self.decoder.finish(hidden, batch)
+        self.decoder.finish_last(hidden, batch)
     }
 
     fn decoder_input(&self, labels: &[i64], rows: &Sequences) -> Option<Vec<u32>> {

@@ -25,7 +25,7 @@ pub use self::feed_forward::FeedForward;
 pub use self::layer::{AttentionNames, FeedForwardNames, Layer, LayerInput, LayerNames};
 pub use self::linear::{Linear, Matrix, Vector};
 pub use self::norm::Norm;
-pub use self::relative_bias::{RelativeBias, RelativeBuckets};
+pub use self::relative_bias::{RelativeBias, RelativeBiasShape, RelativeBuckets};
 pub use self::shape::{
     AttentionShape, FeedForwardShape, LayerShape, NormPlacement, NormShape, Projections,
     QueryKeyNorms,

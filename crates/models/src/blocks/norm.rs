@@ -50,18 +50,20 @@ impl Norm {
         })
     }
 
-    /// `Norm(x)` after the last layer, where an adapter may have a norm of its own
-    /// ([`Adapter::final_norm`]).
+    /// `Norm(x)` after the last layer, and what `then` makes of it, where an adapter may have a
+    /// norm of its own ([`Adapter::final_norm`]).
     pub fn forward_final(
         &self,
         x: Tensor<2>,
         rows: &Sequences,
         batch: &AdapterBatch<'_>,
+        then: impl Fn(Tensor<2>, &Sequences) -> Tensor<2>,
     ) -> Tensor<2> {
         let mut hooks = self.hooks();
         hooks.push(Hook::FinalNorm);
         batch.map(&hooks, [x], rows, |[x], adapter, cx| {
-            adapter.final_norm(x, &|x| self.apply(x, adapter), cx)
+            let norm = |x| then(self.apply(x, adapter), cx.rows);
+            adapter.final_norm(x, &norm, cx)
         })
     }
 

@@ -15,6 +15,19 @@ pub struct RelativeBias {
     buckets: RelativeBuckets,
 }
 
+/// A table of biases and the layers that read it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RelativeBiasShape {
+    /// The table's name.
+    pub table: String,
+    /// The first layer that reads it; so do those behind it, up to the next table's first.
+    pub first_layer: usize,
+    /// Heads of the attention, each with a column of its own.
+    pub heads: usize,
+    /// Which distances share a row.
+    pub buckets: RelativeBuckets,
+}
+
 /// Which distances share a bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RelativeBuckets {
@@ -29,13 +42,18 @@ pub struct RelativeBuckets {
 
 impl RelativeBias {
     /// Reads the table `name`, `[buckets, heads]`.
-    pub(crate) fn build(
+    pub fn build(
         builder: &mut Builder<'_>,
         name: &str,
         heads: usize,
         buckets: RelativeBuckets,
     ) -> Self {
-        builder.relative_bias();
+        builder.relative_bias(RelativeBiasShape {
+            table: name.to_owned(),
+            first_layer: builder.layer().unwrap_or(0),
+            heads,
+            buckets,
+        });
         Self {
             table: builder.matrix(name, [buckets.count, heads]),
             buckets,

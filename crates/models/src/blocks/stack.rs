@@ -78,7 +78,8 @@ impl Backbone for Stack {
     fn finish(&self, hidden: Hidden, batch: &AdapterBatch<'_>) -> Hidden {
         match &self.final_norm {
             Some(norm) => {
-                let states = norm.forward_final(hidden.states.clone(), &hidden.rows, batch);
+                let states = hidden.states.clone();
+                let states = norm.forward_final(states, &hidden.rows, batch, |x, _| x);
                 hidden.with(states)
             }
             None => hidden,

@@ -13,20 +13,25 @@ use serde_json::{Map, Value as Json};
 
 use self::rows::Rows;
 use super::read::ReadOptions;
+use super::source::Source;
 use crate::error::DataError;
 use crate::table::{Table, TableBuilder};
 
 /// Reads the rows. Blank lines between objects are skipped; keys missing from a row are null, and
 /// so is Python's `NaN`.
-pub(super) fn read(path: &Path, text: &str, options: &ReadOptions) -> Result<Table, DataError> {
-    let reader = Reader { path, options };
+pub(super) fn read(
+    path: &Path,
+    source: &Source<'_>,
+    options: &ReadOptions,
+) -> Result<Table, DataError> {
+    let (text, reader) = (source.text()?, Reader { path, options });
     if text.trim_start().starts_with('[') {
         return with_nan(text, |text| reader.array(text));
     }
     let mut lines = text.lines().filter(|line| !line.trim().is_empty());
     let has_lines = lines.nth(1).is_some();
     let of_lines = match has_lines {
-        true => match reader.lines(text) {
+        true => match reader.lines(source, text) {
             Ok(table) => return Ok(table),
             Err(error) => Some(error),
         },
@@ -62,9 +67,9 @@ impl Reader<'_> {
     }
 
     /// One object a line.
-    fn lines(&self, text: &str) -> Result<Table, DataError> {
+    fn lines(&self, source: &Source<'_>, text: &str) -> Result<Table, DataError> {
         let mut rows = self.rows(text);
-        let lines = text.lines().enumerate();
+        let lines = source.lines(text);
         let lines = lines.filter(|(_, line)| !line.trim().is_empty());
         for (number, line) in lines.take(self.limit()) {
             let row = with_nan(line, |line| {

@@ -113,10 +113,7 @@ impl ModelArguments {
         };
         let adapter = adapter.as_deref().map(open);
         let adapter = adapter.transpose()?;
-        let model = self.model_dir()?;
-        if self.model.is_none() && !global.quiet {
-            note_base(&model);
-        }
+        let model = base_dir(self.model.as_deref(), self.adapter.as_deref(), global)?;
         Ok(Located {
             arguments: self,
             adapter,
@@ -125,8 +122,24 @@ impl ModelArguments {
     }
 }
 
+/// The directory of a base model, with a note if it is that which the adapter names.
+pub(crate) fn base_dir(
+    model: Option<&Path>,
+    adapter: Option<&Path>,
+    global: &Global,
+) -> Result<PathBuf> {
+    let directory = model_dir(model, adapter)?;
+    if model.is_none() && !global.quiet {
+        output::note(&format!(
+            "note: the base model is `{}`, which the adapter names",
+            directory.display()
+        ));
+    }
+    Ok(directory)
+}
+
 /// The directory of a base model: of `model`, else of the base that the adapter names.
-pub(crate) fn model_dir(model: Option<&Path>, adapter: Option<&Path>) -> Result<PathBuf> {
+fn model_dir(model: Option<&Path>, adapter: Option<&Path>) -> Result<PathBuf> {
     if let Some(model) = model {
         return Ok(hub::resolve(model)?);
     }
@@ -159,14 +172,6 @@ pub(crate) fn note_task(spec: &TaskSpec, global: &Global) {
             spec.task
         ));
     }
-}
-
-/// Says which base model was taken.
-pub(crate) fn note_base(model: &Path) {
-    output::note(&format!(
-        "note: the base model is `{}`, which the adapter names",
-        model.display()
-    ));
 }
 
 /// A base and an adapter that have been found, but not loaded.

@@ -15,7 +15,7 @@ use epiphyte::train::{TaskSpec, TrainError};
 use serde::Serialize;
 use serde_json::{Value as Json, json};
 
-use crate::data_arguments::{TaskArguments, model_dir, note_base, note_task};
+use crate::data_arguments::{TaskArguments, base_dir, note_task};
 use crate::global::Global;
 use crate::hub;
 use crate::output::{self, Align};
@@ -123,10 +123,8 @@ fn preview(arguments: &Preview, global: &Global) -> Result<()> {
     let adapter = arguments.adapter.as_deref().map(hub::resolve_adapter);
     let adapter = adapter.transpose()?;
     let adapter = adapter.as_deref().map(AdapterFile::open).transpose()?;
-    let model = model_dir(arguments.model.as_deref(), arguments.adapter.as_deref())?;
-    if arguments.model.is_none() && !global.quiet {
-        note_base(&model);
-    }
+    let (model, adapter_dir) = (arguments.model.as_deref(), arguments.adapter.as_deref());
+    let model = base_dir(model, adapter_dir, global)?;
     let config = ModelConfig::open(&model)?;
     let mut spec = arguments.task.spec(adapter.as_ref(), &config, &model)?;
     let mut of_training = arguments

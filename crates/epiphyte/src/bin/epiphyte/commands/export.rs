@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use epiphyte::methods::file::AdapterFile;
 use epiphyte::train::{WeightType, export_adapter, export_model};
 
+use crate::data_arguments::base_dir;
 use crate::global::Global;
 use crate::hub;
 use crate::output;
@@ -15,7 +16,7 @@ use crate::outputs::{self, Input};
 
 pub(crate) const EXAMPLES: &str = "\
 Examples:
-  epiphyte export --model meta-llama/Llama-3.2-1B --adapter adapter --to gguf --output adapter.gguf
+  epiphyte export --adapter adapter --to gguf --output adapter.gguf
   epiphyte merge --model meta-llama/Llama-3.2-1B --adapter adapter --output merged
   epiphyte export --model merged --to gguf --dtype f16 --output merged.gguf";
 
@@ -28,10 +29,11 @@ enum Format {
 
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
-    /// Directory of the model, such as a merged one, or its name on the hub
-    #[arg(long, value_name = "DIR")]
-    model: PathBuf,
-    /// Directory of an adapter of lora over --model: it is written, and not the model
+    /// Directory of the model, such as a merged one, or its name on the hub [default: the base that
+    /// --adapter names]
+    #[arg(long, value_name = "DIR", required_unless_present = "adapter")]
+    model: Option<PathBuf>,
+    /// Directory of an adapter of lora over the model: it is written, and not the model
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
     /// Format of the file
@@ -50,7 +52,8 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
-    let model = hub::resolve(&arguments.model)?;
+    let (model, adapter) = (arguments.model.as_deref(), arguments.adapter.as_deref());
+    let model = base_dir(model, adapter, global)?;
     let adapter = arguments.adapter.as_deref().map(hub::resolve_adapter);
     let adapter = adapter.transpose()?;
     let mut inputs = vec![Input::new("the model", &model)];

@@ -19,7 +19,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::shape;
-use crate::data_arguments::{classification_head, is_weight_of, spec_of_adapter};
+use crate::data_arguments::{base_dir, classification_head, is_weight_of, spec_of_adapter};
 use crate::failure::UsageError;
 use crate::global::Global;
 use crate::hub;
@@ -29,7 +29,7 @@ pub(crate) const EXAMPLES: &str = "\
 Examples:
   epiphyte inspect adapter
   epiphyte inspect peft-adapter --model bert-base-uncased
-  epiphyte inspect adapter --model bert-base-uncased --changes   # which biases BitFit moved
+  epiphyte inspect adapter --changes   # which biases BitFit moved
   epiphyte inspect bert-base-uncased        # the linear layers that --target-modules may name
   epiphyte inspect --shape llama-7b         # what each method would train, without any weights
   epiphyte inspect --shape bert-base-uncased --method lora --rank 16";
@@ -39,12 +39,12 @@ pub(crate) struct Arguments {
     /// Directory of an adapter or a base model, or a base model's name on the hub
     #[arg(required_unless_present = "shape")]
     path: Option<PathBuf>,
-    /// The adapter's base model, for parameter counts that an adapter of HF PEFT does not record
+    /// The adapter's base model, for parameter counts that an adapter of HF PEFT does not record, and
+    /// for --changes [default: the base that the adapter names]
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// Show how far each tensor of the base --model moves in each layer: the mean magnitude of its
-    /// change
-    #[arg(long, requires = "model")]
+    /// Show how far each tensor of the base moves in each layer: the mean magnitude of its change
+    #[arg(long)]
     changes: bool,
     #[command(flatten)]
     shape: shape::Shape,
@@ -133,12 +133,12 @@ fn adapter(dir: &Path, model: Option<&Path>, changes: bool, global: &Global) -> 
     }
     let tensors = tensors(file.tensors());
     let account = account(&file, model, global)?;
-    let changes = match model.filter(|_| changes) {
-        Some(model) => {
-            let (base, module) = opened(&file, &hub::resolve(model)?)?;
+    let changes = match changes {
+        true => {
+            let (base, module) = opened(&file, &base_dir(model, Some(dir), global)?)?;
             Some(tensor_changes(&module, &base)?)
         }
-        None => None,
+        false => None,
     };
     let definition = file.config().definition();
     let task = match file.provenance() {

@@ -17,7 +17,7 @@ use epiphyte::train::{
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::data_arguments::{DataArguments, Unencoded};
+use crate::data_arguments::{DataArguments, Unencoded, base_dir};
 use crate::failure::UsageError;
 use crate::global::Global;
 use crate::hub;
@@ -27,7 +27,7 @@ use crate::progress::Progress;
 
 const NEAREST_EXAMPLES: &str = "\
 Examples:
-  epiphyte prompts nearest adapter --model bert-base-uncased
+  epiphyte prompts nearest adapter
   epiphyte prompts nearest adapter --model gpt2 --top-k 3 --json";
 
 const SIMILARITY_EXAMPLES: &str = "\
@@ -74,9 +74,10 @@ pub(crate) enum Command {
 pub(crate) struct Nearest {
     /// Directory of the adapter of a prompt
     adapter: PathBuf,
-    /// Directory of its base model, or the base model's name on the hub
+    /// Directory of its base model, or the base model's name on the hub [default: the base that
+    /// the adapter names]
     #[arg(long, value_name = "DIR")]
-    model: PathBuf,
+    model: Option<PathBuf>,
     /// Words for each vector
     #[arg(long, value_name = "K", default_value_t = 5)]
     top_k: usize,
@@ -154,7 +155,7 @@ struct Word {
 
 fn nearest(arguments: &Nearest, global: &Global) -> Result<()> {
     let prompt = TrainedPrompt::read(&arguments.adapter)?;
-    let model = hub::resolve(&arguments.model)?;
+    let model = base_dir(arguments.model.as_deref(), Some(&arguments.adapter), global)?;
     let tokenizer = Tokenizer::load(&model)?;
     let config = ModelConfig::open(&model)?;
     let language = HeadKind::LanguageModel;
