@@ -512,7 +512,8 @@ pub enum TrainError {
     },
     /// A prompt of the data has no text to compare with.
     #[error(
-        "row {row} of `{}` has no text that would be right, with which `metrics` (--metrics) compares: name its          column, as --completion-column, --target-column or --messages-column, or for `epiphyte eval` as \
+        "row {row} of `{}` has no text that would be right, with which `metrics` (--metrics) compares: name its \
+         column, as --completion-column, --target-column or --messages-column, or for `epiphyte eval` as \
          --references",
         path.display()
     )]

@@ -653,6 +653,9 @@ fn methods_are_compared_by_what_they_write() {
     assert!(mean("full") > mean("lora"), "{summary}");
     let findings = here.read("whole/findings.md");
     assert!(findings.contains("`full` has the best chrf"), "{findings}");
+    let tables = here.read("whole/results.md");
+    let others = "| method | cider | e2e_bleu | e2e_rouge_l | loss | nist | perplexity |";
+    assert!(tables.contains(others), "{tables}");
     for score in ["chrf", "cider", "e2e_bleu"] {
         assert!(here.read("whole/report.html").contains(score), "{score}");
     }

@@ -8,6 +8,7 @@
 //! | gradients through the base | | layers whose input got a gradient |
 //! | memory | | bytes in use during optimizer steps, by what needs them |
 //! | inference | | time and memory of a forward pass with the adapter and without |
+//! | writing | | texts, tokens and time of an evaluation that writes |
 //! | forgetting | | the score of the base's own task with the adapter and without |
 //!
 //! A declaration that the measurement contradicts is an error of the method, and the run fails.

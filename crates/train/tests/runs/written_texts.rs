@@ -140,6 +140,7 @@ fn a_run_that_is_stopped_after_every_step_ends_with_the_same_bytes() {
         let asked = Interrupt::default();
         asked.request();
         let reports = (0..40).map(|step| trained(pieces, step > 0, &asked));
+        let reports: Vec<Report> = reports.collect();
         let last = reports.last().unwrap();
         assert_eq!(last.status, "finished");
         assert_eq!(last.metrics, whole.metrics);
