@@ -76,18 +76,21 @@ impl RunSuite<'_> {
                 error @ (TrainError::Data(_)
                 | TrainError::Columns { .. }
                 | TrainError::File(_)
-                | TrainError::Hub(_)),
+                | TrainError::Hub(_)
+                | TrainError::WritesNoText { .. }
+                | TrainError::NoReference { .. }),
             ) => return Err(wrong(error.to_string())),
             Err(_) => return Ok(false),
         };
         let classes = found.first().map(|it| it.labels.len());
-        let scores = run.task.scores(classes.filter(|classes| *classes > 0));
+        let scores = run.scores(classes.filter(|classes| *classes > 0));
         if !scores.contains(&&group.score[..]) {
             return Err(wrong(format!(
-                "`score` is `{}`, which is not measured for {}: choose one of {}",
+                "`score` is `{}`, which is not measured for {}: choose one of {}{}",
                 group.score,
                 run.task,
-                scores.join(", ")
+                scores.join(", "),
+                run.advice_on_score(&group.score)
             )));
         }
         Ok(true)

@@ -7,6 +7,8 @@ use epiphyte_io::{FileError, sha256, sha256_of_file};
 use epiphyte_train::RunConfig;
 use serde_json::{Map, Value};
 
+use crate::CompareError;
+
 /// The setting of a result that holds the hashes, each under the name of the setting that names the
 /// files.
 pub(crate) const INPUTS: &str = "inputs";
@@ -21,78 +23,44 @@ impl Inputs {
     /// The hashes of what a run reads: its data, and a base that is a directory.
     ///
     /// # Errors
-    /// If a file cannot be read.
-    pub(crate) fn of(&mut self, run: &RunConfig) -> Result<Map<String, Value>, FileError> {
+    /// If a file cannot be found or read.
+    pub(crate) fn of(&mut self, run: &RunConfig) -> Result<Map<String, Value>, CompareError> {
         let mut inputs = Map::new();
-        let data = [
-            ("train_data", Some(&run.train_data)),
-            ("eval_data", run.eval_data.as_ref()),
-            ("forgetting_data", run.forgetting_data.as_ref()),
-        ];
-        for (name, path) in data {
-            if let Some(path) = path {
-                inputs.insert(name.to_owned(), self.hash(path, files_of)?.into());
-            }
+        for (setting, files) in run.data_files()? {
+            inputs.insert(setting.to_owned(), self.hash(files)?.into());
         }
-        let model = Path::new(&run.model);
-        if model.is_dir() {
-            inputs.insert("model".to_owned(), self.hash(model, files_of_model)?.into());
+        if run.model.is_dir() {
+            let hash = self.hash(files_of_model(&run.model)?)?;
+            inputs.insert("model".to_owned(), hash.into());
         }
         Ok(inputs)
     }
 
-    /// The hash of the files that a path stands for.
-    fn hash(
-        &mut self,
-        path: &Path,
-        files: fn(&Path) -> Result<Vec<PathBuf>, FileError>,
-    ) -> Result<String, FileError> {
-        if let Some(hash) = self.known.get(path) {
-            return Ok(hash.clone());
-        }
+    /// The hash of these files together.
+    fn hash(&mut self, files: Vec<PathBuf>) -> Result<String, FileError> {
         let mut hashes = String::new();
-        for file in files(path)? {
-            hashes.push_str(&sha256_of_file(&file)?);
+        for file in files {
+            let hash = match self.known.get(&file) {
+                Some(hash) => hash.clone(),
+                None => sha256_of_file(&file)?,
+            };
+            hashes.push_str(&hash);
+            self.known.insert(file, hash);
         }
-        let hash = sha256(hashes.as_bytes());
-        self.known.insert(path.to_owned(), hash.clone());
-        Ok(hash)
+        Ok(sha256(hashes.as_bytes()))
     }
 }
 
-/// The files that a path of data may stand for: itself, those in a directory or beside a pattern,
-/// or those of several paths with their weights.
-fn files_of(path: &Path) -> Result<Vec<PathBuf>, FileError> {
-    if path.is_file() {
-        return Ok(vec![path.to_owned()]);
-    }
-    if path.is_dir() {
-        return files_in(path);
-    }
-    let text = path.to_string_lossy();
-    let mut files = Vec::new();
-    for part in text.split(',') {
-        let unweighted = part.rsplit_once(':').map_or(part, |(path, _)| path);
-        for path in [part, unweighted].map(Path::new) {
-            let parent = path.parent().filter(|it| !it.as_os_str().is_empty());
-            match (path.is_file(), part.contains(['*', '?'])) {
-                (true, _) => files.push(path.to_owned()),
-                (_, true) => files.extend(files_in(parent.unwrap_or(Path::new(".")))?),
-                _ => {}
-            }
-        }
-    }
-    files.dedup();
-    Ok(files)
-}
-
-/// The files in a directory, by name.
-fn files_in(directory: &Path) -> Result<Vec<PathBuf>, FileError> {
+/// The files of a model's directory that decide what it computes, by name.
+fn files_of_model(directory: &Path) -> Result<Vec<PathBuf>, FileError> {
     let failed = || FileError::at("read", directory);
     let mut files = Vec::new();
     for entry in std::fs::read_dir(directory).map_err(failed())? {
         let path = entry.map_err(failed())?.path();
-        if path.is_file() {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let decides =
+            name == "config.json" || name.contains("tokenizer") || name.ends_with(".safetensors");
+        if decides && path.is_file() {
             files.push(path);
         }
     }
@@ -100,12 +68,37 @@ fn files_in(directory: &Path) -> Result<Vec<PathBuf>, FileError> {
     Ok(files)
 }
 
-/// The files of a model's directory that decide what it computes.
-fn files_of_model(directory: &Path) -> Result<Vec<PathBuf>, FileError> {
-    let mut files = files_in(directory)?;
-    files.retain(|file| {
-        let name = file.file_name().unwrap_or_default().to_string_lossy();
-        name == "config.json" || name.contains("tokenizer") || name.ends_with(".safetensors")
-    });
-    Ok(files)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_train_reads_is_hashed_and_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let data = directory.path().join("data");
+        std::fs::create_dir(&data).unwrap();
+        let write = |name: &str, text: &str| std::fs::write(data.join(name), text).unwrap();
+        write("a.jsonl", "1");
+        let of = |train_data: &str| {
+            let run = RunConfig {
+                train_data: data.join(train_data),
+                ..RunConfig::default()
+            };
+            Inputs::default()
+                .of(&run)
+                .map(|it| it["train_data"].clone())
+        };
+        let one = of("").unwrap();
+        assert_eq!(of("a.jsonl").unwrap(), one);
+        assert_eq!(of("*.jsonl").unwrap(), one);
+        write("README.md", "of the data");
+        assert_eq!(of("").unwrap(), one);
+        write("b.jsonl", "2");
+        let two = of("").unwrap();
+        assert_ne!(two, one);
+        let weighted = format!("a.jsonl,{}:2", data.join("b.jsonl").display());
+        assert_eq!(of(&weighted).unwrap(), two);
+        let error = of("c.jsonl").unwrap_err().to_string();
+        assert!(error.contains("c.jsonl"), "{error}");
+    }
 }

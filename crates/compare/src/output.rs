@@ -19,7 +19,7 @@ use crate::report::{rank, suite_report};
 use crate::result::{RESULT_FILE, RunResult};
 use crate::run::{RUNS, path_of};
 use crate::suite::Suite;
-use crate::summary::{Row, Summary};
+use crate::summary::{Row, Summary, names_of_other_scores};
 use crate::{CompareError, peft};
 
 const FILES: [&str; 5] = [
@@ -403,6 +403,7 @@ fn page(compared: &Compared<'_>) -> String {
             name(place.0)
         );
         rows.iter().for_each(|row| text += &line(row));
+        other_scores(&rows, &mut text);
         memory(&rows, &mut text);
     }
     if let Some(budget) = &compared.budget {
@@ -441,6 +442,27 @@ fn line(row: &Row) -> String {
         name(&row.point),
         row.tried,
     )
+}
+
+/// The means over seeds of the scores that do not count, if there are any.
+fn other_scores(rows: &[&Row], text: &mut String) {
+    let names = names_of_other_scores(rows);
+    if names.is_empty() {
+        return;
+    }
+    let columns: Vec<&str> = names.iter().copied().collect();
+    let _ = writeln!(
+        text,
+        "\nMeans of the other scores over seeds:\n\n| method | {} |\n| --- |{}",
+        columns.join(" | "),
+        " ---: |".repeat(columns.len())
+    );
+    for row in rows {
+        let scores = names.iter().map(|name| row.other_scores.get(name));
+        let scores = scores.map(|score| optional(score.map(|score| format!("{score:.4}"))));
+        let scores: Vec<String> = scores.collect();
+        let _ = writeln!(text, "| {} | {} |", name(&row.name), scores.join(" | "));
+    }
 }
 
 /// The bytes in use at the peak, by what needs them, where they were measured.

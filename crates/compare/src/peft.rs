@@ -89,7 +89,7 @@ fn record(result: &RunResult, now: &str) -> Value {
             "metrics": [{
                 "step": cost.steps,
                 // PEFT's programs need the key, and take null for a score that there is not.
-                "test accuracy": result.metrics.get("accuracy"),
+                "test accuracy": result.metrics.get("accuracy").or(result.metrics.get("math_answer")),
                 "test score name": result.score_name,
                 "test score": result.score,
                 "train loss": result.losses.last().map(|last| last.1),
@@ -205,6 +205,11 @@ mod tests {
         let of_loss = metrics(&result("loss", &[("loss", 4.4)]));
         assert_eq!(of_loss.get("test accuracy"), Some(&Value::Null));
         assert_eq!(of_loss["test score"], 4.4);
+        let of_answers = metrics(&result(
+            "math_answer",
+            &[("math_answer", 0.4), ("loss", 1.2)],
+        ));
+        assert_eq!(of_answers["test accuracy"], 0.4);
         let of_f1 = metrics(&result("f1", &[("f1", 0.8), ("accuracy", 0.7)]));
         assert_eq!(of_f1["test accuracy"], 0.7);
     }

@@ -1,11 +1,12 @@
 //! What the runs of a suite come to: means over seeds, and how methods compare.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use epiphyte_methods::{Kind, ParameterCounts, by_name};
 use epiphyte_train::report::account::MemoryUse;
 use epiphyte_train::scoring::forgetting::Forgetting;
 use epiphyte_train::scoring::inference::Inference;
+use epiphyte_train::scoring::metrics::Metrics;
 use epiphyte_train::training::early_stopping::Selection;
 use serde::Serialize;
 
@@ -35,6 +36,8 @@ pub struct Row {
     pub scores: Vec<(u64, f64)>,
     /// The score over seeds.
     pub score: Mean,
+    /// The means over seeds of the other scores that every run measured.
+    pub other_scores: Metrics,
     /// The method's parameter counts.
     pub declared: ParameterCounts,
     /// The largest rank of the change of a matrix, where the method can be merged.
@@ -196,6 +199,24 @@ impl Summary {
     }
 }
 
+/// The means of the scores that do not count and that each of these runs measured.
+fn other_scores(runs: &[&RunResult]) -> Metrics {
+    let first = runs.iter().take(1).flat_map(|run| run.metrics.iter());
+    let others = first.filter(|(name, _)| *name != runs[0].score_name);
+    let means = others.filter_map(|(name, _)| {
+        let values = runs.iter().map(|run| run.metrics.get(name));
+        let values: Vec<f64> = values.collect::<Option<_>>()?;
+        Some((name, Mean::of(&values)?.mean))
+    });
+    means.collect()
+}
+
+/// The names of the other scores of any of these rows, sorted.
+pub(crate) fn names_of_other_scores<'a>(rows: &[&'a Row]) -> BTreeSet<&'a str> {
+    let scores = rows.iter().flat_map(|row| row.other_scores.iter());
+    scores.map(|(name, _)| name).collect()
+}
+
 impl Row {
     /// The row of finished runs that differ in their seed alone.
     fn of(runs: &[&RunResult], tried: usize) -> Option<Self> {
@@ -237,6 +258,7 @@ impl Row {
             },
             tried,
             score: Mean::of(&of_seeds)?,
+            other_scores: other_scores(&runs),
             scores,
             declared: first.declared?,
             largest_rank: merged.and_then(|merged| merged.largest_rank()),

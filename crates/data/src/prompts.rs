@@ -8,7 +8,7 @@ use serde_json::Value as Json;
 use crate::error::DataError;
 use crate::fields::Fields;
 use crate::messages::messages;
-use crate::prompt::{Prompt, before_blank};
+use crate::prompt::Prompt;
 use crate::table::{Cell, Table};
 use crate::tokenizer::Tokenizer;
 
@@ -81,11 +81,10 @@ impl WritingPrompt {
             let column = column(own);
             for row in 0..table.len() {
                 let text = prompts(row)?.into_owned();
-                let read = match limit {
-                    Some(_) => text.as_str(),
-                    None => before_blank(&text),
+                let ids = match limit {
+                    Some(_) => tokenizer.encode(&text, None, limit)?.ids,
+                    None => tokenizer.encode_prompt(&text)?,
                 };
-                let ids = tokenizer.encode(read, None, limit)?.ids;
                 add(row, text, ids, texts_of(table, column.as_deref(), row)?)?;
             }
             Ok(())

@@ -34,6 +34,7 @@ use self::words::Words;
 use crate::chat::{ChatTemplate, Day};
 use crate::error::DataError;
 use crate::panics::guarded;
+use crate::prompt::before_blank;
 
 /// A model without a limit writes a number like 1e30 as `model_max_length`.
 const NO_LIMIT: u64 = 1_000_000_000;
@@ -512,6 +513,21 @@ impl Tokenizer {
             (Err(_), Some(id)) if !self.special_tokens.contains_key("eos_token") => Ok(id),
             (id, _) => id,
         }
+    }
+
+    /// The tokens of a text that a decoder is to continue: up to a blank at its end, as
+    /// [`before_blank`] says, and without the `eos_token` that some tokenizers append, after which
+    /// a model has nothing to write.
+    ///
+    /// # Errors
+    /// Those of [`Tokenizer::encode`].
+    pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>, DataError> {
+        let mut ids = self.encode(before_blank(text), None, None)?.ids;
+        let ends = |ids: &[u32]| self.end_of_text().is_ok_and(|eos| ids.last() == Some(&eos));
+        if ids.len() > 1 && ends(&ids) && ends(&self.encode("", None, None)?.ids) {
+            ids.pop();
+        }
+        Ok(ids)
     }
 
     /// The special token that ends an assistant's turn in a chat; none if the template writes

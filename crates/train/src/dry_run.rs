@@ -29,6 +29,9 @@ pub struct DryRun {
     /// The evaluation data.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub evaluation: Option<DataSummary>,
+    /// Texts that the model writes at each evaluation; none if no texts are scored.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub texts: Option<usize>,
     /// Optimizer steps in an epoch.
     pub steps_per_epoch: u64,
     /// Optimizer steps in all.
@@ -102,15 +105,17 @@ fn of_run(prepared: &Prepared<'_>, module: &AdapterModule) -> Result<DryRun, Tra
         ..
     } = prepared;
     let (model, spec) = (&task_model.loaded.model, &task_model.spec);
-    let eval_batches = eval.as_ref().map(|eval| &eval.batches);
-    let plan = Plan::checked(run, model, module, &train.batches, eval_batches)?;
+    let data = prepared.evaluation_data();
+    let plan = Plan::checked(run, model, module, &train.batches, data)?;
     let evaluation = run.eval_data.as_ref().zip(eval.as_ref());
+    let texts = data.and_then(|data| data.texts);
     Ok(DryRun {
         output: run.output.clone(),
         settings: resolved_settings(run, spec, plan, module, model.base()),
         labels: spec.labels.clone(),
         training: summary(&run.train_data, train, spec),
         evaluation: evaluation.map(|(path, eval)| summary(path, eval, spec)),
+        texts: texts.map(|texts| texts.prompts().len()),
         steps_per_epoch: plan.per_epoch,
         steps: plan.total,
         account: module.counts(model.base()),

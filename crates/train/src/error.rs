@@ -504,6 +504,25 @@ pub enum TrainError {
         /// The longest text that the model can read.
         limit: usize,
     },
+    /// Texts were asked for of a model that writes none.
+    #[error("metrics score written texts, and {task} writes none: leave out `metrics` (--metrics)")]
+    WritesNoText {
+        /// The task.
+        task: crate::TaskKind,
+    },
+    /// A prompt of the data has no text to compare with.
+    #[error(
+        "row {row} of `{}` has no text that would be right, with which `metrics` (--metrics) compares: name its \
+         column, as --completion-column, --target-column or --messages-column, or for `epiphyte eval` as \
+         --references",
+        path.display()
+    )]
+    NoReference {
+        /// The file.
+        path: PathBuf,
+        /// The row, from 1.
+        row: usize,
+    },
     /// One of several prompts cannot be continued.
     #[error("prompt {number}: {source}")]
     OfPrompt {

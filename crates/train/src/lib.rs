@@ -33,6 +33,7 @@ pub mod scoring {
     pub mod metrics;
     pub(crate) mod model_input;
     pub(crate) mod predictions;
+    pub mod written_texts;
 }
 
 /// What a run writes about itself: log, TensorBoard events, model card.

@@ -234,14 +234,19 @@ impl Observer for StopAfter {
     }
 }
 
-/// Seconds of all evaluations of a run, from the time of a forward pass.
+/// Seconds of all evaluations of a run, from the time of a forward pass, and from that of the texts
+/// that the probe's last evaluation wrote. A trained model may end its texts earlier.
 fn evaluation_seconds(run: &RunConfig, dry_run: &DryRun, report: &Report) -> f64 {
     let Some((data, inference)) = dry_run.evaluation.as_ref().zip(report.cost.inference) else {
         return 0.0;
     };
+    let forward = inference.adapter.seconds * data.tokens as f64 / inference.tokens.max(1) as f64;
+    let writing = report.cost.writing.zip(dry_run.texts);
+    let writing = writing.map_or(0.0, |(probed, texts)| {
+        probed.seconds * texts as f64 / probed.texts.max(1) as f64
+    });
     let every = run.eval_steps.unwrap_or(dry_run.steps_per_epoch).max(1);
-    let each = inference.adapter.seconds * data.tokens as f64 / inference.tokens.max(1) as f64;
-    each * dry_run.steps.div_ceil(every) as f64
+    (forward + writing) * dry_run.steps.div_ceil(every) as f64
 }
 
 /// Runs that take less memory, with the flags that make them so: alone, and all together.

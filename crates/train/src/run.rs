@@ -25,6 +25,7 @@ use crate::scoring::forgetting::OwnTask;
 use crate::scoring::inference::Inference;
 use crate::scoring::majority::Majority;
 use crate::scoring::metrics::Metrics;
+use crate::scoring::written_texts::TextEvaluation;
 use crate::tasks::{TaskModel, TaskSpec};
 use crate::training::checkpoints::Checkpoints;
 use crate::training::config::RunConfig;
@@ -282,6 +283,8 @@ pub(crate) struct Prepared<'a> {
     pub(crate) eval: Option<Encoded>,
     /// The rows of the evaluation data, which some scores read.
     eval_table: Option<Table>,
+    /// What evaluations write about them.
+    texts: Option<TextEvaluation>,
     /// The base's own task.
     own_task: Option<OwnTask>,
 }
@@ -380,7 +383,7 @@ impl<'a> Prepared<'a> {
         }
         let train = Encoded::new(&task_model, &table, run.batch_size, run.order())?;
         drop(table);
-        let (eval, eval_table) = match &run.eval_data {
+        let (eval, eval_table, texts) = match &run.eval_data {
             Some(path) => {
                 let reading = ReadOptions {
                     format: reading.format,
@@ -390,9 +393,10 @@ impl<'a> Prepared<'a> {
                 let table = sampled(table, run.max_eval_rows, run.seed)?;
                 let size = run.eval_batch_size.unwrap_or(run.batch_size);
                 let eval = Encoded::new(&task_model, &table, size, Order::Sequential)?;
-                (Some(eval), Some(table))
+                let texts = TextEvaluation::of_run(run, &task_model, model_dir, &table)?;
+                (Some(eval), Some(table), texts)
             }
-            None => (None, None),
+            None => (None, None, None),
         };
         let own_task = run.forgetting_data.as_ref().map(|data| {
             let base = task_model.loaded.model.base().without_head();
@@ -404,17 +408,19 @@ impl<'a> Prepared<'a> {
             train,
             eval,
             eval_table,
+            texts,
             own_task: own_task.transpose()?,
         };
         Ok((prepared, module))
     }
 
     /// The evaluation data with its rows.
-    fn evaluation_data(&self) -> Option<EvaluationData<'_>> {
+    pub(crate) fn evaluation_data(&self) -> Option<EvaluationData<'_>> {
         let (eval, table) = self.eval.as_ref().zip(self.eval_table.as_ref())?;
         Some(EvaluationData {
             batches: &eval.batches,
             rows: self.task_model.rows(table),
+            texts: self.texts.as_ref(),
         })
     }
 
@@ -482,7 +488,7 @@ impl<'a> Prepared<'a> {
         observer: &mut dyn Observer,
     ) -> Result<Report, TrainError> {
         let (run, task_model) = (self.run, &self.task_model);
-        let mut metrics = outcome.metrics;
+        let (mut metrics, mut writing) = (outcome.metrics, outcome.writing);
         if run.load_best_model_at_end && outcome.end != End::Interrupted {
             trainer.load_best()?;
             metrics = None;
@@ -491,16 +497,11 @@ impl<'a> Prepared<'a> {
         // Who interrupts a run does not wait for an evaluation.
         let unmeasured = metrics.is_none() && outcome.end != End::Interrupted;
         if let (true, Some(eval)) = (unmeasured, self.evaluation_data()) {
-            let evaluation = Evaluation {
-                micro_batch_tokens: run.micro_batch_tokens,
-                ..Evaluation::new(model, module, eval.batches)
-            };
             // The run is trained: what it is worth can be measured again, with `epiphyte eval`.
-            let scores = run.task.evaluate(&evaluation, &eval.rows, observer);
-            metrics = scores
-                .inspect_err(|error| tracing::warn!("the adapter is saved without scores: {error}"))
-                .ok()
-                .map(|scores| scores.metrics);
+            match eval.scores(run, model, module, observer) {
+                Ok((scores, cost)) => (metrics, writing) = (Some(scores), cost),
+                Err(error) => tracing::warn!("the adapter is saved without scores: {error}"),
+            }
         }
         if let (Some(metrics), Some(eval)) = (&metrics, &self.eval)
             && let Some(majority) = Majority::of(eval.batches.examples())
@@ -555,6 +556,7 @@ impl<'a> Prepared<'a> {
             steps: outcome.steps,
             seconds: outcome.seconds,
             inference,
+            writing,
             forgetting,
         };
         let change = match outcome.end {

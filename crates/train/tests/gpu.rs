@@ -292,6 +292,7 @@ fn run(
         eval: Some(EvaluationData {
             batches: &batches,
             rows,
+            texts: None,
         }),
         device,
         identity: Identity::default(),

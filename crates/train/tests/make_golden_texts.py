@@ -1,12 +1,13 @@
 """Writes golden_texts.json: scores of written texts by the programs that the field uses.
 
-    python make_golden_texts.py --e2e-metrics DIR --e2e-nlg DIR
+    python make_golden_texts.py --e2e-metrics DIR --e2e-nlg DIR --peft DIR
 
-The directories are a checkout of tuetschek/e2e-metrics, and the E2E data. Needs Java (for Stanford's
+The directories are a checkout of tuetschek/e2e-metrics, the E2E data, and a checkout of huggingface/peft. Needs Java (for Stanford's
 tokenizer), and the packages sacrebleu 2.6.0, rouge-score 0.1.2, pycocoevalcap 1.2 and future.
 """
 
 import argparse
+import ast
 import csv
 import hashlib
 import json
@@ -15,7 +16,9 @@ import re
 import subprocess
 import sys
 import tempfile
+from decimal import Decimal, DivisionByZero, InvalidOperation
 from pathlib import Path
+from typing import Optional
 
 import pycocoevalcap
 from pycocoevalcap.cider.cider import Cider
@@ -69,6 +72,27 @@ ANSWERS = [
     ("#### five #### 5", ["#### 5"]),
     ("#### 6\n", ["#### 7", "#### 6"]),
     (" same text ", ["same text"]),
+]
+
+MATH_ANSWERS = [
+    ("3 + 4 = 7 apples.\n#### 7\nThe answer is: 7", "#### 7"),
+    ("The answer is: 7. Is it?\nThe answer is: 8.", "#### 8"),
+    ("So it is 8.\n\n#### 8", "#### 8.0"),
+    ("The answer is: 1,000", "#### 1000"),
+    ("The answer is: 1,000", "#### 1,000"),
+    ("The answer is: $50%!", "The answer is: 50"),
+    ("The final answer is 20/35", "The answer is 0.5714285714285714"),
+    ("The answer is: \\frac{1}{2}", "The answer is: \\frac{1}{2}"),
+    ("The answer is: 1/0", "The answer is: 1/0"),
+    ("The answer is: 1/2/3", "#### 1/2/3"),
+    ("The answer is: 5\n\nQuestion: another", "#### 5"),
+    ("The answer is:5", "#### 5"),
+    ("the answer is: 5", "#### 5"),
+    ("#### five", "#### 5"),
+    ("The final answer is: 6\n#### 7", "#### 6"),
+    ("The answer is: -3e2", "#### -300"),
+    ("The answer is: 1_000", "#### 1000"),
+    ("", "#### 0"),
 ]
 
 
@@ -147,6 +171,26 @@ def matches(texts):
     return {"final_answer": sum(final) / len(final), "exact_match": sum(exact) / len(exact)}
 
 
+def peft_accuracy(checkout):
+    """`get_accuracy` of method_comparison, whose module imports what only a GPU has."""
+    module = ast.parse((checkout / "method_comparison/MetaMathQA/utils.py").read_text(encoding="utf-8"))
+    names = {"parse_answer", "convert_to_decimal", "get_accuracy"}
+    module.body = [node for node in module.body if isinstance(node, ast.FunctionDef) and node.name in names]
+    scope = {"Optional": Optional, "Decimal": Decimal, "DivisionByZero": DivisionByZero, "InvalidOperation": InvalidOperation}
+    exec(compile(module, "utils.py", "exec"), scope)
+    return scope["get_accuracy"]
+
+
+def math_answers(checkout):
+    """A set for each text, so that each counts, and one of all."""
+    accuracy = peft_accuracy(checkout)
+    sets = [[pair] for pair in MATH_ANSWERS] + [MATH_ANSWERS]
+    for number, pairs in enumerate(sets):
+        score = accuracy(predictions=[text for text, _ in pairs], responses=[response for _, response in pairs])
+        texts = [(text, [response]) for text, response in pairs]
+        yield {"name": f"math answers {number}", "texts": texts, "scores": {"math_answer": score}}
+
+
 def references_of(directory):
     """The words of all different references of the E2E data: how many, and their hash."""
     texts = []
@@ -163,6 +207,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--e2e-metrics", required=True)
     parser.add_argument("--e2e-nlg", type=Path, required=True)
+    parser.add_argument("--peft", type=Path, required=True)
     arguments = parser.parse_args()
     sys.path.insert(0, arguments.e2e_metrics)
     from metrics import pymteval
@@ -179,6 +224,7 @@ def main():
         if name not in ("chinese", "answers", "summaries", "shuffled summaries"):
             scores |= e2e(texts, pymteval)
         golden.append({"name": name, "texts": texts, "scores": scores})
+    golden += math_answers(arguments.peft)
     lines = [part for text, references in RESTAURANTS + sets["shuffled restaurants"] for part in [text, *references]]
     words = [{"text": line.replace("\n", " "), "words": made.split()} for line, made in zip(lines, stanford(lines))]
     references = references_of(arguments.e2e_nlg)

@@ -23,7 +23,7 @@ use crate::published::Published;
 use crate::result::{RunResult, Status};
 use crate::statistics::UNLIKELY;
 use crate::suite::Suite;
-use crate::summary::{Row, Summary, signed};
+use crate::summary::{Row, Summary, names_of_other_scores, signed};
 use crate::{CompareError, summary, tuning};
 
 /// Curves that have a color; more could not be told apart.
@@ -222,6 +222,7 @@ fn of_place(
     }
     html += "</div>\n";
     html += &scores_table(suite, &rows).html();
+    html += &other_scores_table(&rows);
     html
 }
 
@@ -293,6 +294,27 @@ fn scores_table(suite: &Suite, rows: &[&Row]) -> Table {
         ]);
     }
     table
+}
+
+/// The means of the scores that do not count; empty if there are none.
+fn other_scores_table(rows: &[&Row]) -> String {
+    let names = names_of_other_scores(rows);
+    if names.is_empty() {
+        return String::new();
+    }
+    let columns = names.iter().map(|&name| (name, true));
+    let columns: Vec<(&str, bool)> = [("method", false)].into_iter().chain(columns).collect();
+    let caption = format!(
+        "{} on {}: means of the other scores over seeds",
+        rows[0].task, rows[0].model
+    );
+    let mut table = Table::new(caption, &columns);
+    for row in rows {
+        let scores = names.iter().map(|name| row.other_scores.get(name));
+        let scores = scores.map(|it| it.map_or(String::new(), |it| format!("{it:.4}")));
+        table.row([row.name.clone()].into_iter().chain(scores));
+    }
+    table.html()
 }
 
 fn claims(summary: &Summary) -> String {
@@ -782,7 +804,7 @@ fn results_table(results: &[&RunResult]) -> String {
 
 fn memory_table<'a>(
     caption: String,
-    what: &'static str,
+    what: &str,
     rows: impl Iterator<Item = (&'a str, Option<MemoryUse>)>,
 ) -> String {
     let parts = MemoryUse::PARTS.map(|part| (part, true));

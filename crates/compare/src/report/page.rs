@@ -84,7 +84,7 @@ impl Section {
 #[derive(Debug, Default)]
 pub(super) struct Table {
     caption: String,
-    header: Vec<(&'static str, bool)>,
+    header: Vec<(String, bool)>,
     rows: Vec<Vec<Cell>>,
 }
 
@@ -119,10 +119,13 @@ impl Cell {
 
 impl Table {
     /// A table with these columns, numbers if said so.
-    pub(super) fn new(caption: impl Into<String>, header: &[(&'static str, bool)]) -> Self {
+    pub(super) fn new(caption: impl Into<String>, header: &[(&str, bool)]) -> Self {
         Self {
             caption: caption.into(),
-            header: header.to_vec(),
+            header: header
+                .iter()
+                .map(|&(name, is_number)| (name.to_owned(), is_number))
+                .collect(),
             rows: Vec::new(),
         }
     }

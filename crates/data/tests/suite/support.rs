@@ -193,7 +193,12 @@ pub(crate) fn ending_tokenizer() -> Tokenizer {
         "pair": [sequence("A"), end, sequence("B"), end],
         "special_tokens": {"</s>": {"id": "</s>", "ids": [203], "tokens": ["</s>"]}},
     }));
-    Tokenizer::load(directory(&[("tokenizer.json", &file)]).path()).unwrap()
+    let config = json!({"eos_token": "</s>"});
+    let files = [
+        ("tokenizer.json", &file),
+        ("tokenizer_config.json", &config),
+    ];
+    Tokenizer::load(directory(&files).path()).unwrap()
 }
 
 fn added_token(id: usize, content: &str) -> serde_json::Value {

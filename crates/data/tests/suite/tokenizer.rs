@@ -7,7 +7,8 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use crate::support::{
-    character_file, character_tokenizer, directory, language_tokenizer, word_tokenizer,
+    character_file, character_tokenizer, directory, ending_tokenizer, language_tokenizer,
+    word_tokenizer,
 };
 
 #[test]
@@ -78,6 +79,18 @@ fn tokenizer_json_alone_decides_which_special_tokens_are_added() {
         language_tokenizer().encode("ab", None, None).unwrap().ids,
         [202, 97, 98]
     );
+}
+
+#[test]
+fn a_prompt_ends_where_the_model_goes_on() {
+    for (tokenizer, text, ids) in [
+        (ending_tokenizer(), "ab ", &[97, 98][..]),
+        (ending_tokenizer(), "", &[203]),
+        (language_tokenizer(), "ab", &[202, 97, 98]),
+        (language_tokenizer(), "ab</s>", &[202, 97, 98, 203]),
+    ] {
+        assert_eq!(tokenizer.encode_prompt(text).unwrap(), ids, "{text}");
+    }
 }
 
 #[test]

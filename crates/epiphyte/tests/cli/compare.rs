@@ -582,6 +582,115 @@ fn what_is_wrong_with_the_data_is_said_before_the_first_run() {
     );
 }
 
+/// Two methods that learn to write, scored by what they write.
+const WRITING: &str = r#"
+title = "Two methods that write"
+seeds = [0, 1]
+
+[settings]
+task = "causal-lm"
+prompt_column = "mr"
+completion_column = "ref"
+train_data = "restaurants.csv"
+eval_data = "restaurants.csv"
+batch_size = 4
+max_steps = 30
+eval_steps = 10
+
+[[models]]
+name = "llama"
+model = "llama"
+
+[[tasks]]
+name = "restaurants"
+score = "chrf"
+metrics = ["chrf", "e2e"]
+max_new_tokens = 6
+
+[[methods]]
+method = "lora"
+rank = 2
+
+[[methods]]
+method = "full"
+learning_rate = 1e-2
+"#;
+
+#[test]
+fn methods_are_compared_by_what_they_write() {
+    let here = Workplace::new();
+    here.write(
+        "restaurants.csv",
+        "mr,ref\nthe film, good film\nthe film, a film\na film, quite good\na play, very bad\n",
+    );
+    here.write("suite.toml", WRITING);
+    let summary = here.json("compare suite.toml --output whole");
+    let whole = runs(&here, "whole");
+    assert_eq!(whole.len(), 4);
+    for run in &whole {
+        assert_eq!(
+            (&run["status"], &run["score_name"]),
+            (&"finished".into(), &"chrf".into())
+        );
+        assert_eq!(run["score"], run["metrics"]["chrf"], "{run}");
+        for key in [
+            "cider",
+            "e2e_bleu",
+            "e2e_rouge_l",
+            "nist",
+            "loss",
+            "perplexity",
+        ] {
+            assert!(run["metrics"][key].is_f64(), "{key}: {run}");
+        }
+        assert_eq!(run["scores"].as_array().unwrap().len(), 3);
+    }
+    let rows = summary["rows"].as_array().unwrap();
+    let mean = |name: &str| {
+        let row = rows.iter().find(|row| row["name"] == name).unwrap();
+        row["score"]["mean"].as_f64().unwrap()
+    };
+    assert!(mean("full") > mean("lora"), "{summary}");
+    let findings = here.read("whole/findings.md");
+    assert!(findings.contains("`full` has the best chrf"), "{findings}");
+    let tables = here.read("whole/results.md");
+    let others = "| method | cider | e2e_bleu | e2e_rouge_l | loss | nist | perplexity |";
+    assert!(tables.contains(others), "{tables}");
+    for score in ["chrf", "cider", "e2e_bleu"] {
+        assert!(here.read("whole/report.html").contains(score), "{score}");
+    }
+
+    let mut killed = here.command("compare suite.toml --output killed");
+    let killed = killed.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut killed = killed.spawn().unwrap();
+    let (directory, started) = (here.path("killed/runs"), Instant::now());
+    let checkpoint = |file: &String| file.contains("checkpoint-10");
+    let has_begun = || directory.is_dir() && files(&directory).iter().any(checkpoint);
+    while !has_begun() && started.elapsed() < Duration::from_secs(120) {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    here.succeed("compare suite.toml --output killed");
+    assert_eq!(runs(&here, "killed"), whole);
+
+    for (from, to, words) in [
+        (
+            "\"chrf\"\nmetrics",
+            "\"rougel\"\nmetrics",
+            "; --metrics rouge measures `rougeL`",
+        ),
+        ("completion_column = \"ref\"\n", "", "`completion"),
+        ("causal-lm", "masked-lm", "masked-lm writes none"),
+        ("[\"chrf\", \"e2e\"]", "[\"meteor\"]", "no metric `meteor`"),
+    ] {
+        here.write("wrong.toml", WRITING.replace(from, to));
+        let error = here.fail(2, "compare wrong.toml --output wrong");
+        assert!(error.contains(words), "{to}: {error}");
+        assert!(!here.path("wrong/runs").exists(), "{to}");
+    }
+}
+
 #[test]
 fn a_dry_run_says_what_would_be_run() {
     let here = suite();
@@ -598,6 +707,21 @@ fn a_dry_run_says_what_would_be_run() {
     assert!(
         text.contains("prefix-tuning") && text.contains("8 runs"),
         "{text}"
+    );
+    let named = |flag: &str, name: &str| {
+        let mut command = here.command("compare suite.toml --dry-run --json --method bitfit");
+        command.args([flag, name]).output().unwrap()
+    };
+    let dry: Value = serde_json::from_slice(&named("--method", "lora, rank 2").stdout).unwrap();
+    let groups = dry["groups"].as_array().unwrap().iter();
+    assert!(
+        groups.map(|it| &it["name"]).eq(["bitfit", "lora, rank 2"]),
+        "{dry}"
+    );
+    let error = String::from_utf8(named("--methods", "lora, rank 2").stderr).unwrap();
+    assert!(
+        error.contains("no method `lora`; --method takes a name with a comma"),
+        "{error}"
     );
     let smoke = here.succeed("compare smoke --dry-run");
     assert!(smoke.contains("Nothing was run"), "{smoke}");

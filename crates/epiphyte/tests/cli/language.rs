@@ -566,6 +566,58 @@ fn written_texts_are_scored_once_for_each_prompt() {
 }
 
 #[test]
+fn a_run_has_the_scores_of_texts_that_eval_then_has() {
+    let here = Workplace::new();
+    here.write(
+        "restaurants.csv",
+        "mr,ref\nthe film, good film\nthe film, a film\na film, quite good\na play, very bad\n",
+    );
+    let writing = "--metrics bleu,e2e,exact-match --max-new-tokens 8";
+    let run = format!(
+        "train --model llama --task causal-lm --prompt-column mr --completion-column ref \
+         --train-data restaurants.csv --eval-data restaurants.csv --method full --learning-rate \
+         3e-2 --batch-size 4 --max-steps 120 --eval-steps 40 {writing} --metric-for-best-model \
+         exact_match --load-best-model-at-end --output adapter"
+    );
+    let dry = here.succeed(&format!("{run} --dry-run"));
+    assert!(dry.contains("texts that the model writes  3"), "{dry}");
+    let trained = here.json(&run)["metrics"].clone();
+    assert!(trained["loss"].is_f64(), "{trained}");
+    let eval = format!("eval --model llama --adapter adapter --data restaurants.csv {writing}");
+    let scores = here.json(&eval);
+    assert_eq!(scores["examples"], 3);
+    for key in [
+        "bleu",
+        "cider",
+        "e2e_bleu",
+        "e2e_rouge_l",
+        "exact_match",
+        "nist",
+    ] {
+        assert!(scores[key].is_f64(), "{scores}");
+        assert_eq!(scores[key], trained[key], "{key}");
+    }
+    assert!(scores["exact_match"].as_f64().unwrap() > 0.0, "{scores}");
+
+    let classes = "train --model bert --train-data train.jsonl --eval-data dev.jsonl \
+                   --text-columns text --output classes";
+    for (flags, words) in [
+        ("--metrics bleu", "sequence-classification writes none"),
+        ("--metrics meteor", "no metric `meteor`"),
+        ("--task causal-lm --num-beams 2", "pass --metrics"),
+        (
+            "--task causal-lm --metrics bleu",
+            "row 1 of `dev.jsonl` has no text that would be right",
+        ),
+        ("--predict-with-generate", "here it is called `--metrics`"),
+    ] {
+        let model = flags.replace("--task causal-lm", "--task causal-lm --model llama");
+        let errors = here.fail(2, &format!("{classes} {model}"));
+        assert!(errors.contains(words), "{flags}: {errors}");
+    }
+}
+
+#[test]
 fn the_models_own_settings_of_sampling_are_defaults() {
     let here = Workplace::new();
     here.write("prompt.txt", "the film");

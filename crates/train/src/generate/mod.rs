@@ -7,7 +7,9 @@ mod text;
 
 use std::ops::ControlFlow;
 
-use epiphyte_models::{Adapter, Model};
+use epiphyte_data::Tokenizer;
+use epiphyte_models::generation_config::GenerationConfig;
+use epiphyte_models::{Adapter, Model, ModelConfig};
 use epiphyte_ops::random;
 
 use self::sampling::Draws;
@@ -47,6 +49,11 @@ pub struct Generation {
 }
 
 impl Generation {
+    /// New tokens where none are given.
+    pub const MAX_NEW_TOKENS: usize = 50;
+    /// The most beams that are searched with; each has its own keys and values.
+    pub const MOST_BEAMS: usize = 256;
+
     /// Greedy decoding of at most `max_new_tokens`, for a model that reads texts of `max_length`.
     pub fn greedy(max_new_tokens: usize, stop: Vec<u32>, max_length: usize) -> Self {
         Self {
@@ -61,6 +68,39 @@ impl Generation {
             forced_bos_token_id: None,
             forced_eos_token_id: None,
         }
+    }
+
+    /// Greedy decoding of [`Generation::MAX_NEW_TOKENS`] with the special tokens and the repetition
+    /// penalty of a model's files. Texts end at all tokens that these files and the tokenizer name,
+    /// since training appends the tokenizer's; in a `chat`, also at the one that ends the
+    /// assistant's turn.
+    ///
+    /// # Errors
+    /// In a chat, if the chat template is missing or invalid.
+    pub fn of_model(
+        special: &GenerationConfig,
+        config: &ModelConfig,
+        tokenizer: &Tokenizer,
+        chat: bool,
+    ) -> Result<Self, TrainError> {
+        let facts = config.facts();
+        let mut stop = special.eos_token_ids.clone();
+        stop.extend(&facts.eos_token_ids);
+        stop.extend(tokenizer.end_of_text().ok());
+        if chat {
+            stop.extend(tokenizer.end_of_turn()?);
+        }
+        let max_length = facts.max_position_embeddings.unwrap_or(usize::MAX);
+        Ok(Self {
+            sampling: Sampling {
+                repetition_penalty: special.repetition_penalty.unwrap_or(1.0),
+                ..Sampling::default()
+            },
+            decoder_start_token_id: special.decoder_start_token_id,
+            forced_bos_token_id: special.forced_bos_token_id,
+            forced_eos_token_id: special.forced_eos_token_id,
+            ..Self::greedy(Self::MAX_NEW_TOKENS, stop, max_length)
+        })
     }
 }
 
@@ -138,10 +178,11 @@ pub fn generate_batch(
 fn generate_from(
     model: &Model,
     adapter: &dyn Adapter,
-    prompts: &[Vec<u32>],
+    prompts: &[impl AsRef<[u32]>],
     how: &Generation,
     first: u64,
 ) -> Result<Vec<Generated>, TrainError> {
+    let prompts: Vec<&[u32]> = prompts.iter().map(AsRef::as_ref).collect();
     let rooms = prompts
         .iter()
         .map(|prompt| Room::new(model, adapter, prompt, how));
@@ -169,19 +210,14 @@ fn generate_from(
 pub fn generate_all(
     model: &Model,
     adapter: &dyn Adapter,
-    prompts: &[Vec<u32>],
+    prompts: &[impl AsRef<[u32]>],
     how: &Generation,
     at_once: usize,
     observer: &mut dyn Observer,
 ) -> Result<Vec<Generated>, TrainError> {
     let mut meter = EvaluationMeter::new(observer, prompts.len());
     let mut written = Vec::with_capacity(prompts.len());
-    for (number, prompt) in (1..).zip(prompts) {
-        Room::new(model, adapter, prompt, how).map_err(|source| TrainError::OfPrompt {
-            number,
-            source: Box::new(source),
-        })?;
-    }
+    check_prompts(model, adapter, prompts, how)?;
     for chunk in prompts.chunks(at_once.max(1)) {
         let first = written.len() as u64;
         let texts = generate_from(model, adapter, chunk, how, first)?;
@@ -190,6 +226,25 @@ pub fn generate_all(
         meter.advance(chunk.len(), tokens);
     }
     Ok(written)
+}
+
+/// Checks that every prompt leaves room for a token.
+///
+/// # Errors
+/// As [`generate_all`] before the first text.
+pub(crate) fn check_prompts(
+    model: &Model,
+    adapter: &dyn Adapter,
+    prompts: &[impl AsRef<[u32]>],
+    how: &Generation,
+) -> Result<(), TrainError> {
+    for (number, prompt) in (1..).zip(prompts) {
+        Room::new(model, adapter, prompt.as_ref(), how).map_err(|source| TrainError::OfPrompt {
+            number,
+            source: Box::new(source),
+        })?;
+    }
+    Ok(())
 }
 
 /// Writes texts to their ends, each with its draws, and tells `each` token that is chosen. A

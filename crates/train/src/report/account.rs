@@ -8,6 +8,7 @@
 //! | gradients through the base | | layers whose input got a gradient |
 //! | memory | | bytes in use during optimizer steps, by what needs them |
 //! | inference | | time and memory of a forward pass with the adapter and without |
+//! | writing | | texts, tokens and time of an evaluation that writes |
 //! | forgetting | | the score of the base's own task with the adapter and without |
 //!
 //! A declaration that the measurement contradicts is an error of the method, and the run fails.
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::TrainError;
 use crate::scoring::forgetting::Forgetting;
 use crate::scoring::inference::Inference;
+use crate::scoring::written_texts::WritingCost;
 
 /// The file of a run's account, in its output directory.
 pub const ACCOUNT_FILE: &str = "account.json";
@@ -110,6 +112,10 @@ pub struct Cost {
     /// Forward passes with the adapter and without, where they were asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inference: Option<Inference>,
+    /// The writing of texts in the last evaluation of the process that ended the run, where
+    /// evaluations write.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub writing: Option<WritingCost>,
     /// The score of the base's own task before and after, where there are data for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub forgetting: Option<Forgetting>,

@@ -60,6 +60,7 @@ pub fn resolved_settings(
         "embedding_loss" | "pooling" | "normalize" => spec.embedding.is_some(),
         "doc_stride" | "max_answer_length" => run.task.reads_windows(),
         "label_smoothing" => run.task.smooths_targets(),
+        "max_new_tokens" | "num_beams" => !run.metrics.is_empty(),
         key if key.starts_with("adam_") => run.optimizer != OptimizerKind::Adafactor,
         key if key.starts_with("galore_") => run.optimizer == OptimizerKind::Galore,
         key if key.starts_with("lisa_") => run.optimizer == OptimizerKind::Lisa,

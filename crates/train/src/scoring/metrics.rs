@@ -96,6 +96,21 @@ impl Metrics {
     }
 }
 
+impl Extend<(String, f64)> for Metrics {
+    fn extend<I: IntoIterator<Item = (String, f64)>>(&mut self, scores: I) {
+        self.0.extend(scores);
+    }
+}
+
+impl IntoIterator for Metrics {
+    type Item = (String, f64);
+    type IntoIter = std::collections::btree_map::IntoIter<String, f64>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
 impl<'a> FromIterator<(&'a str, f64)> for Metrics {
     fn from_iter<I: IntoIterator<Item = (&'a str, f64)>>(scores: I) -> Self {
         Self(

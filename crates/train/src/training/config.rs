@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use epiphyte_data::{
-    Columns, DataError, Fields, Format, Order, ReadOptions, Table, parse_delimiter,
+    Columns, DataError, DataFile, Fields, Format, Order, ReadOptions, Table, parse_delimiter,
 };
 use epiphyte_methods::by_name;
 use epiphyte_methods::framework::settings::{SettingError, Settings, parse};
@@ -15,6 +15,8 @@ use epiphyte_ops::{Precision, Quantization};
 use serde_json::{Map, Value};
 
 use crate::TrainError;
+use crate::generate::Generation;
+use crate::scoring::metrics::texts::TextMetric;
 use crate::tasks::class_order::{self, BaseClasses, ClassOrder};
 use crate::tasks::{TaskKind, TaskSpec};
 use crate::training::activation_cache::ActivationCacheKind;
@@ -180,6 +182,16 @@ epiphyte_methods::settings! {
         group_by_length: bool = false;
         /// Evaluate every N steps.
         eval_steps: Option<u64> = None, in Positive, unset "every epoch";
+        /// Language modeling and sequence to sequence: at each evaluation, have the model write a
+        /// text for each prompt of the evaluation data, and score the texts by bleu, bleu-zh,
+        /// chrf, rouge, rouge-stemmed, nist, e2e, exact-match, final-answer or math-answer, or
+        /// several: a,b (see `epiphyte eval --help`).
+        metrics: Vec<TextMetric> = Vec::new(), as Texts;
+        /// With --metrics: maximum number of new tokens of a text.
+        max_new_tokens: usize = Generation::MAX_NEW_TOKENS, in Positive;
+        /// With --metrics: beams of the search for the most likely text; 1 takes the most likely
+        /// token each time.
+        num_beams: usize = 1, alias "generation-num-beams", in Positive;
         /// Save a checkpoint every N steps.
         save_steps: Option<u64> = None, in Positive, unset "at every evaluation or epoch";
         /// Number of checkpoints to keep, not counting the best.
@@ -210,7 +222,8 @@ fn own_name<'m>(metric: &str, measured: &[&'m str]) -> Option<&'m str> {
         "mcc" | "matthews_corrcoef" => "matthews_correlation",
         other => other,
     };
-    measured.iter().copied().find(|name| *name == plain)
+    let mut measured = measured.iter().copied();
+    measured.find(|name| name.eq_ignore_ascii_case(plain))
 }
 
 impl RunConfig {
@@ -245,6 +258,9 @@ impl RunConfig {
         }
         Settings::check(self).map_err(|error| TrainError::Config(error.to_string()))?;
         self.reading()?;
+        if !self.metrics.is_empty() && !self.task.predicts_text() {
+            return Err(TrainError::WritesNoText { task: self.task });
+        }
         self.check_metric(None)?;
         if self.eval_data.is_none() {
             let evaluated = [
@@ -260,6 +276,7 @@ impl RunConfig {
                 ("eval_steps", self.eval_steps.is_some()),
                 ("eval_batch_size", self.eval_batch_size.is_some()),
                 ("max_eval_rows", self.max_eval_rows.is_some()),
+                ("metrics", !self.metrics.is_empty()),
             ];
             if let Some((key, _)) = evaluated.iter().find(|(_, is_set)| *is_set) {
                 return Err(TrainError::Config(format!(
@@ -334,6 +351,27 @@ impl RunConfig {
             let problem = format!("--optimizer {} does not have it", self.optimizer);
             return Err(unused(key, problem));
         }
+        for (key, is_set) in [
+            (
+                "max_new_tokens",
+                self.max_new_tokens != defaults.max_new_tokens,
+            ),
+            ("num_beams", self.num_beams != defaults.num_beams),
+        ] {
+            if is_set && self.metrics.is_empty() {
+                let problem = "it says how evaluations write texts, and none are written: pass \
+                               --metrics";
+                return Err(unused(key, problem.to_owned()));
+            }
+        }
+        if self.num_beams > Generation::MOST_BEAMS {
+            let problem = format!(
+                "it is {}, but must be at most {}",
+                self.num_beams,
+                Generation::MOST_BEAMS
+            );
+            return Err(unused("num_beams", problem));
+        }
         if self.activation_cache_budget == 0.0 && self.activation_cache != ActivationCacheKind::Off
         {
             let problem = "0 keeps nothing: pass --activation-cache off".to_owned();
@@ -358,9 +396,37 @@ impl RunConfig {
         }
     }
 
-    /// Checks that the task measures the metric for the best model, on data with this many classes.
+    /// The names of the scores that evaluations measure, sorted: those of the task, on data with
+    /// this many classes or all there may be, and those of written texts.
+    pub fn scores(&self, classes: Option<usize>) -> Vec<&'static str> {
+        let written = self.metrics.iter().flat_map(TextMetric::keys);
+        let mut scores = self.task.scores(classes);
+        scores.extend(written);
+        scores.sort_unstable();
+        scores.dedup();
+        scores
+    }
+
+    /// How the score `name`, which evaluations do not measure, would be measured, as the end of a
+    /// sentence; empty if it is none of ours.
+    pub fn advice_on_score(&self, name: &str) -> String {
+        let scores = self.scores(None);
+        if let Some(own) = own_name(name, &scores) {
+            return format!("; here it is called `{own}`");
+        }
+        let all = TextMetric::all()
+            .iter()
+            .filter(|_| self.task.predicts_text());
+        let mut found = all.filter_map(|metric| Some((metric, own_name(name, metric.keys())?)));
+        found.next().map_or_else(String::new, |(metric, key)| {
+            format!("; --metrics {} measures `{key}`", metric.name())
+        })
+    }
+
+    /// Checks that evaluations measure the metric for the best model, on data with this many
+    /// classes.
     fn check_metric(&self, classes: Option<usize>) -> Result<(), TrainError> {
-        let measured = self.task.scores(classes);
+        let measured = self.scores(classes);
         match &self.metric_for_best_model {
             Some(metric) if !measured.contains(&metric.as_str()) => Err(TrainError::Setting {
                 key: "metric_for_best_model".to_owned(),
@@ -368,8 +434,7 @@ impl RunConfig {
                     "`{metric}` is not measured for {}, but {} are{}",
                     self.task,
                     measured.join(", "),
-                    own_name(metric, &measured)
-                        .map_or_else(String::new, |name| format!("; here it is called `{name}`"))
+                    self.advice_on_score(metric)
                 ),
             }),
             _ => Ok(()),
@@ -501,6 +566,32 @@ impl RunConfig {
             columns: Some(self.columns_to_read()?),
             ..self.task.plain_text(&self.columns())
         })
+    }
+
+    /// The files of the run's data, under the key of the setting that names them.
+    ///
+    /// # Errors
+    /// As [`RunConfig::reading`] and [`DataFile::all`].
+    pub fn data_files(&self) -> Result<Vec<(&'static str, Vec<PathBuf>)>, TrainError> {
+        let own = self.reading()?;
+        // The base's own task recognizes its data.
+        let recognized = ReadOptions::default();
+        let data = [
+            ("train_data", Some(&self.train_data), &own),
+            ("eval_data", self.eval_data.as_ref(), &own),
+            (
+                "forgetting_data",
+                self.forgetting_data.as_ref(),
+                &recognized,
+            ),
+        ];
+        let named = data.into_iter();
+        let named = named.filter_map(|(key, path, reading)| Some((key, path?, reading)));
+        let files = named.map(|(key, path, reading)| {
+            let files = DataFile::all(path, reading)?.into_iter();
+            Ok((key, files.map(|file| file.path).collect()))
+        });
+        files.collect()
     }
 
     /// The peak learning rate: as set, or the method's own; none if there is no such method.
@@ -662,6 +753,79 @@ mod tests {
             let run: RunConfig = serde_json::from_value(run).unwrap();
             let error = run.check().unwrap_err().to_string();
             assert!(error.contains(message), "{error}");
+        }
+    }
+
+    #[test]
+    fn scores_of_written_texts_are_for_tasks_that_write_and_have_their_names() {
+        let run = json!({ "model": "m", "output": "o", "train_data": "t", "eval_data": "e" });
+        let checked = |settings: Value| {
+            let mut run = run.clone();
+            let settings = settings.as_object().unwrap().clone();
+            run.as_object_mut().unwrap().extend(settings);
+            let run: RunConfig = serde_json::from_value(run).unwrap();
+            run.check().map(|()| run)
+        };
+        let text = "causal-lm";
+        let run = checked(json!({
+            "task": text, "metrics": ["e2e", "nist"], "metric_for_best_model": "e2e_bleu",
+            "generation_num_beams": 3,
+        }));
+        let run = run.unwrap();
+        assert_eq!(
+            run.scores(None),
+            [
+                "cider",
+                "e2e_bleu",
+                "e2e_rouge_l",
+                "loss",
+                "nist",
+                "perplexity"
+            ]
+        );
+        assert!(run.selection().greater_is_better && run.num_beams == 3);
+        for (settings, words) in [
+            (
+                json!({ "metrics": ["bleu"] }),
+                "sequence-classification writes none",
+            ),
+            (
+                json!({ "task": text, "metrics": ["bleu"], "eval_data": null }),
+                "`metrics` needs evaluations",
+            ),
+            (
+                json!({ "task": text, "max_new_tokens": 9 }),
+                "pass --metrics",
+            ),
+            (json!({ "task": text, "num_beams": 2 }), "pass --metrics"),
+            (
+                json!({ "task": text, "metrics": ["bleu"], "num_beams": 257 }),
+                "it is 257, but must be at most 256",
+            ),
+            (
+                json!({ "task": text, "metric_for_best_model": "eval_rougel" }),
+                "; --metrics rouge measures `rougeL`",
+            ),
+            (
+                json!({ "task": text, "metrics": ["rouge"], "metric_for_best_model": "rougel" }),
+                "; here it is called `rougeL`",
+            ),
+        ] {
+            let error = checked(settings).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
+        let metrics = json!({ "metrics": ["meteor"] });
+        let error = RunConfig::parse(metrics.as_object().unwrap()).unwrap_err();
+        assert!(error.to_string().contains("no metric `meteor`"), "{error}");
+    }
+
+    #[test]
+    fn the_help_of_metrics_names_all_of_them() {
+        let mut flags = RunConfig::FLAGS.iter();
+        let help = flags.find(|flag| flag.key == "metrics").unwrap().help;
+        let mut words = help.split([' ', ',']);
+        for metric in TextMetric::all() {
+            assert!(words.any(|word| word == metric.name()), "{metric:?}");
         }
     }
 

@@ -67,6 +67,9 @@ const WITH_DEFAULT: &[&str] = &[
     "eval_batch_size",
     "micro_batch_tokens",
     "eval_steps",
+    "metrics",
+    "max_new_tokens",
+    "num_beams",
     "metric_for_best_model",
 ];
 

@@ -24,6 +24,7 @@ use crate::report::run_log::RunLog;
 use crate::scoring::evaluate::Evaluation;
 use crate::scoring::metrics::Metrics;
 use crate::scoring::model_input::{ModelInput, check_examples, micro_batch_tokens, targets};
+use crate::scoring::written_texts::{TextEvaluation, WritingCost};
 use crate::tasks::TaskRows;
 use crate::training::calibration::TrainingExamples;
 use crate::training::checkpoints::{Checkpoint, Checkpoints};
@@ -60,6 +61,38 @@ pub struct EvaluationData<'a> {
     pub batches: &'a Batches,
     /// The rows that they were made of.
     pub rows: TaskRows<'a>,
+    /// What the model writes about the rows, if its texts are scored.
+    pub texts: Option<&'a TextEvaluation>,
+}
+
+impl EvaluationData<'_> {
+    /// The scores of a model with an adapter: those of the task and those of the texts that it
+    /// writes, with what the writing took.
+    ///
+    /// # Errors
+    /// As [`Task::evaluate`](crate::Task::evaluate) and [`TextEvaluation::write`].
+    pub(crate) fn scores(
+        &self,
+        run: &RunConfig,
+        model: &Model,
+        adapter: &AdapterModule,
+        observer: &mut dyn Observer,
+    ) -> Result<(Metrics, Option<WritingCost>), TrainError> {
+        let evaluation = Evaluation {
+            micro_batch_tokens: run.micro_batch_tokens,
+            ..Evaluation::new(model, adapter, self.batches)
+        };
+        let scores = run.task.evaluate(&evaluation, &self.rows, observer)?;
+        let mut metrics = scores.metrics;
+        let Some(texts) = self.texts else {
+            return Ok((metrics, None));
+        };
+        let at_once = run.eval_batch_size.unwrap_or(run.batch_size);
+        let tokenizer = self.rows.tokenizer;
+        let (written, cost) = texts.evaluate(model, adapter, tokenizer, at_once, observer)?;
+        metrics.extend(written);
+        Ok((metrics, Some(cost)))
+    }
 }
 
 /// How training ended.
@@ -73,6 +106,8 @@ pub struct Outcome {
     pub loss: f64,
     /// The last evaluation.
     pub metrics: Option<Metrics>,
+    /// What the writing of its texts took, if there are any.
+    pub writing: Option<WritingCost>,
     /// Seconds spent, those before a resume included.
     pub seconds: f64,
     /// Training tokens a second, in this process; time spent evaluating and saving does not count.
@@ -120,16 +155,20 @@ impl Plan {
     /// The steps of a run of these examples, if they and its method's settings fit together.
     ///
     /// # Errors
-    /// If examples do not fit the model, or settings do not fit the number of steps.
+    /// If examples or prompts do not fit the model, or settings do not fit the number of steps.
     pub(crate) fn checked(
         run: &RunConfig,
         model: &Model,
         module: &AdapterModule,
         train: &Batches,
-        eval: Option<&Batches>,
+        eval: Option<EvaluationData<'_>>,
     ) -> Result<Self, TrainError> {
-        for batches in [Some(train), eval].into_iter().flatten() {
+        let evaluated = eval.map(|eval| eval.batches);
+        for batches in [Some(train), evaluated].into_iter().flatten() {
             check_examples(model, module, batches.examples())?;
+        }
+        if let Some(texts) = eval.and_then(|eval| eval.texts) {
+            texts.check(model, module)?;
         }
         let plan = Self::new(run, train.per_epoch());
         run.warmup().steps(plan.total)?;
@@ -163,6 +202,7 @@ pub struct Trainer<'a> {
     clock: Clock,
     last_loss: f64,
     metrics: Option<Metrics>,
+    writing: Option<WritingCost>,
     /// Whether the step's evaluation asks for a checkpoint.
     save_due: bool,
     end: End,
@@ -243,13 +283,7 @@ impl<'a> Trainer<'a> {
         resume: bool,
     ) -> Result<Self, TrainError> {
         let run = work.run;
-        let plan = Plan::checked(
-            run,
-            work.model,
-            &module,
-            work.train,
-            work.eval.map(|eval| eval.batches),
-        )?;
+        let plan = Plan::checked(run, work.model, &module, work.train, work.eval)?;
         if let Some(warmup) = run.warmup_steps.filter(|&warmup| warmup >= plan.total) {
             tracing::warn!(
                 "warm-up takes {warmup} steps and the run has {}: the learning rate never reaches its \
@@ -298,6 +332,7 @@ impl<'a> Trainer<'a> {
             accumulator: GradientAccumulator::default(),
             last_loss: f64::NAN,
             metrics: None,
+            writing: None,
             save_due: false,
             gradient_layers: 0,
             memory: StepMemory::default(),
@@ -368,6 +403,7 @@ impl<'a> Trainer<'a> {
             end: self.end,
             loss: self.last_loss,
             metrics: self.metrics.take(),
+            writing: self.writing,
             seconds: self.clock.elapsed(),
             tokens_per_second: (self.clock.tokens > 0).then(|| self.clock.tokens_per_second()),
             tokens: self.clock.tokens as u64,
@@ -728,16 +764,10 @@ impl<'a> Trainer<'a> {
             return Ok(());
         }
         self.module.track(false);
-        let run = self.work.run;
-        let evaluation = Evaluation {
-            micro_batch_tokens: run.micro_batch_tokens,
-            ..Evaluation::new(self.work.model, &self.module, eval.batches)
-        };
-        let scores = run
-            .task
-            .evaluate(&evaluation, &eval.rows, observer)?
-            .metrics;
+        let (run, model) = (self.work.run, self.work.model);
+        let (scores, writing) = eval.scores(run, model, &self.module, observer)?;
         self.module.track(true);
+        self.writing = writing;
         let verdict = match self.is_last_stage() {
             true => {
                 let early_stopping = &mut self.state.early_stopping;

@@ -13,3 +13,4 @@ mod merged;
 mod quantized;
 mod resume;
 mod world;
+mod written_texts;

@@ -2,8 +2,6 @@
 
 use anyhow::Result;
 use clap::Args;
-use epiphyte::data::Tokenizer;
-use epiphyte::models::ModelConfig;
 use epiphyte::models::generation_config::GenerationConfig;
 use epiphyte::train::{Generation, Sampling};
 
@@ -52,37 +50,26 @@ pub(crate) struct DecodingArguments {
     stop_at_eos: Option<bool>,
 }
 
-/// New tokens where none are given.
-const MAX_NEW_TOKENS: usize = 50;
-
 impl DecodingArguments {
-    /// How a model writes whose authors' settings are `special`; `ends` are the tokens that end a
-    /// text.
+    /// How a model writes whose authors' settings are `special`, and whose files say `own` of
+    /// tokens and lengths.
     ///
     /// # Errors
     /// If a flag would do nothing.
-    pub(crate) fn how(
-        &self,
-        special: &GenerationConfig,
-        ends: impl FnOnce() -> Result<Vec<u32>>,
-        max_length: usize,
-    ) -> Result<Generation> {
+    pub(crate) fn how(&self, special: &GenerationConfig, own: Generation) -> Result<Generation> {
         let sampling = self.sampling(special);
         self.check(&sampling)?;
         Ok(Generation {
-            max_new_tokens: self.max_new_tokens.unwrap_or(MAX_NEW_TOKENS),
+            max_new_tokens: self.max_new_tokens.unwrap_or(own.max_new_tokens),
             sampling,
-            seed: self.seed.unwrap_or(0),
-            num_beams: self.num_beams.unwrap_or(1),
-            length_penalty: self.length_penalty.unwrap_or(1.0),
+            seed: self.seed.unwrap_or(own.seed),
+            num_beams: self.num_beams.unwrap_or(own.num_beams),
+            length_penalty: self.length_penalty.unwrap_or(own.length_penalty),
             stop: match self.stop_at_eos {
                 Some(false) => Vec::new(),
-                _ => ends()?,
+                _ => own.stop.clone(),
             },
-            max_length,
-            decoder_start_token_id: special.decoder_start_token_id,
-            forced_bos_token_id: special.forced_bos_token_id,
-            forced_eos_token_id: special.forced_eos_token_id,
+            ..own
         })
     }
 
@@ -195,23 +182,6 @@ impl DecodingArguments {
     }
 }
 
-/// The tokens that end a text: all that the model's files and its tokenizer name, since training
-/// appends the tokenizer's; in a chat, also the one that ends the assistant's turn.
-pub(crate) fn stop_tokens(
-    special: &GenerationConfig,
-    config: &ModelConfig,
-    tokenizer: &Tokenizer,
-    chat: bool,
-) -> Result<Vec<u32>> {
-    let mut stop = special.eos_token_ids.clone();
-    stop.extend(&config.facts().eos_token_ids);
-    stop.extend(tokenizer.end_of_text().ok());
-    if chat {
-        stop.extend(tokenizer.end_of_turn()?);
-    }
-    Ok(stop)
-}
-
 fn count(text: &str) -> Result<usize, String> {
     match text.parse::<usize>() {
         Ok(count @ 1..) => Ok(count),
@@ -219,13 +189,10 @@ fn count(text: &str) -> Result<usize, String> {
     }
 }
 
-/// The most beams that are searched with; each has its own keys and values.
-const MOST_BEAMS: usize = 256;
-
 fn beams(text: &str) -> Result<usize, String> {
     let count = text.parse().ok();
-    let count = count.filter(|count| (1..=MOST_BEAMS).contains(count));
-    count.ok_or_else(|| format!("use a whole number from 1 to {MOST_BEAMS}"))
+    let count = count.filter(|count| (1..=Generation::MOST_BEAMS).contains(count));
+    count.ok_or_else(|| format!("use a whole number from 1 to {}", Generation::MOST_BEAMS))
 }
 
 pub(crate) fn finite(text: &str) -> Result<f64, String> {

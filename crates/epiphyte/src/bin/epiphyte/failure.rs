@@ -110,7 +110,13 @@ pub(crate) fn report(error: &anyhow::Error, resumable: bool) -> ExitCode {
 fn is_usage(error: &anyhow::Error) -> bool {
     let is_setting = matches!(
         error.downcast_ref(),
-        Some(TrainError::Config(_) | TrainError::Setting { .. } | TrainError::ClassOrder(_))
+        Some(
+            TrainError::Config(_)
+                | TrainError::Setting { .. }
+                | TrainError::ClassOrder(_)
+                | TrainError::WritesNoText { .. }
+                | TrainError::NoReference { .. }
+        )
     );
     let is_suite = matches!(
         error.downcast_ref(),

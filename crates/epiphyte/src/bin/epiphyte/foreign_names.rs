@@ -164,6 +164,8 @@ const NAMES: &[(&[&str], &str)] = &[
         "load_best_model_at_end",
     ),
     (&["early_stopping", "patience"], "early_stopping_patience"),
+    (&["predict_with_generate"], "metrics"),
+    (&["generation_max_length"], "max_new_tokens"),
     (&["random_seed", "data_seed"], "seed"),
     (&["lora_r", "lora_rank", "lora_dim"], "rank"),
     (&["lora_scaling"], "alpha"),

@@ -2,17 +2,18 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 use epiphyte::data::{OutputColumn, OutputFormat, Value, WritingPrompt};
 use epiphyte::models::generation_config::GenerationConfig;
 use epiphyte::train::scoring::metrics::Metrics;
-use epiphyte::train::scoring::metrics::texts::{ScoredText, TextMetric};
-use epiphyte::train::{Generated, GenerationEnd, generate_all};
+use epiphyte::train::scoring::metrics::texts::TextMetric;
+use epiphyte::train::scoring::written_texts::{TextEvaluation, WrittenText};
+use epiphyte::train::{Generation, GenerationEnd, TaskModel};
 use serde_json::Value as Json;
 
 use crate::data_arguments::{DataArguments, Unencoded};
-use crate::decoding_arguments::{DecodingArguments, stop_tokens};
+use crate::decoding_arguments::DecodingArguments;
 use crate::failure::UsageError;
 use crate::global::Global;
 use crate::output;
@@ -88,77 +89,42 @@ impl WritingArguments {
             loaded_adapter,
             table,
         } = data.open_unencoded(true, &columns, global)?;
-        let task_model = &loaded_adapter.task_model;
-        let (tokenizer, spec) = (&task_model.tokenizer, &task_model.spec);
-        if !spec.task.predicts_text() {
-            let problem = format!(
-                "--metrics scores written texts, and {} writes none",
-                spec.task
-            );
-            return Err(UsageError::Other(problem).into());
-        }
-        let config = &task_model.loaded.config;
-        let special = GenerationConfig::open(&model_dir, config)?;
+        let TaskModel {
+            loaded,
+            tokenizer,
+            spec,
+        } = &loaded_adapter.task_model;
+        let special = GenerationConfig::open(&model_dir, &loaded.config)?;
         let chat = spec.columns.messages_column.is_some();
-        let max_length = config.facts().max_position_embeddings.unwrap_or(usize::MAX);
-        let ends = || stop_tokens(&special, config, tokenizer, chat);
-        let how = self.decoding.how(&special, ends, max_length)?;
-        let references = self.references.as_deref();
-        let prompts = spec.prompts(&table, tokenizer, references)?;
+        let own = Generation::of_model(&special, &loaded.config, tokenizer, chat)?;
+        let generation = self.decoding.how(&special, own)?;
+        let max_new_tokens = generation.max_new_tokens;
+        let evaluation = TextEvaluation::new(
+            &loaded_adapter.task_model.rows(&table),
+            self.references.as_deref(),
+            generation,
+            self.decoding.stop.clone(),
+            self.metrics.clone(),
+        )?;
         if !global.quiet {
             self.decoding.say_defaults(&special);
         }
-        let alone = prompts.iter().find(|prompt| prompt.references.is_empty());
-        if let Some(prompt) = alone {
-            let problem = format!(
-                "row {} of `{}` has no text that would be right: pass --references COLUMN",
-                prompt.row + 1,
-                table.path().display()
-            );
-            return Err(UsageError::Other(problem).into());
-        }
-        let ids: Vec<Vec<u32>> = prompts.iter().map(|prompt| prompt.ids.clone()).collect();
         let mut progress = Progress::new(global);
-        let (model, adapter) = (&task_model.loaded.model, loaded_adapter.adapter());
+        let (model, adapter) = (&loaded.model, loaded_adapter.adapter());
         let at_once = data.batch_size();
-        let written = generate_all(model, adapter, &ids, &how, at_once, &mut progress)?;
+        let written = evaluation.write(model, adapter, tokenizer, at_once, &mut progress)?;
         progress.finish();
-        let texts = written
-            .iter()
-            .map(|it| self.text(tokenizer.decode(&it.ids, true)));
-        let texts: Vec<String> = texts.collect::<Result<_>>()?;
         if let Some((path, destination, format)) = destination {
-            let encoded = format.encode(&columns_of(&prompts, &texts, format))?;
-            outputs::write(destination, path, &encoded, self.overwrite)?;
+            let columns = columns_of(evaluation.prompts(), &written, format);
+            outputs::write(destination, path, &format.encode(&columns)?, self.overwrite)?;
         }
         if !global.quiet {
-            say_unfinished(&written, how.max_new_tokens);
-        }
-        let scored = prompts.iter().zip(&texts).map(|(prompt, text)| ScoredText {
-            text,
-            references: &prompt.references,
-        });
-        let scored: Vec<ScoredText<'_>> = scored.collect();
-        let mut metrics = Metrics::default();
-        for metric in &self.metrics {
-            for (name, value) in metric.scores(&scored)?.iter() {
-                metrics.insert(name, value);
-            }
+            say_unfinished(&written, max_new_tokens);
         }
         Ok(WrittenScores {
-            texts: texts.len(),
-            metrics,
+            texts: written.len(),
+            metrics: evaluation.scores(&written)?,
         })
-    }
-
-    /// A text up to where it stops.
-    fn text(&self, decoded: Result<String, epiphyte::data::DataError>) -> Result<String> {
-        let mut text = decoded.context("the tokenizer cannot read what the model wrote")?;
-        let stops = self.decoding.stop.iter();
-        if let Some(end) = stops.filter_map(|stop| text.find(stop)).min() {
-            text.truncate(end);
-        }
-        Ok(text)
     }
 }
 
@@ -180,7 +146,7 @@ fn output_format(path: &std::path::Path) -> Result<OutputFormat> {
 /// The prompts with what was written and what would be right.
 fn columns_of(
     prompts: &[WritingPrompt],
-    texts: &[String],
+    written: &[WrittenText],
     format: OutputFormat,
 ) -> Vec<OutputColumn> {
     let text = |text: &String| Value::Text(text.clone());
@@ -200,14 +166,17 @@ fn columns_of(
             "prompt".to_owned(),
             prompts.iter().map(|it| text(&it.text)).collect(),
         ),
-        ("text".to_owned(), texts.iter().map(text).collect()),
+        (
+            "text".to_owned(),
+            written.iter().map(|it| text(&it.text)).collect(),
+        ),
         ("references".to_owned(), references.collect()),
     ]
 }
 
 /// Says how many texts have no end of their own.
-fn say_unfinished(written: &[Generated], max_new_tokens: usize) {
-    let is_cut = |it: &&Generated| it.end != GenerationEnd::Stop;
+fn say_unfinished(written: &[WrittenText], max_new_tokens: usize) {
+    let is_cut = |it: &&WrittenText| it.end != GenerationEnd::Stop;
     let cut = written.iter().filter(is_cut).count();
     if cut > 0 {
         output::note(&format!(

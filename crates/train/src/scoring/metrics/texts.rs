@@ -11,6 +11,7 @@
 //! | `e2e` | `e2e_bleu`, `e2e_rouge_l`, `nist`, `cider` | the E2E challenge's scripts |
 //! | `exact-match` | `exact_match` | texts without the spaces around them are the same |
 //! | `final-answer` | `final_answer` | GSM8K's: the numbers behind `####` are the same |
+//! | `math-answer` | `math_answer` | HF PEFT's `method_comparison`: the answers behind `The answer is` or `####` are the same |
 //!
 //! Every key but `nist` and `cider` is a share of 1 or, for `bleu` and `chrf`, of 100, as the
 //! programs print it. METEOR is not among them: it counts synonyms and paraphrases of WordNet and
@@ -28,6 +29,8 @@
 
 use std::fmt;
 use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{Metrics, bleu, chrf, e2e, exact_match, nist, rouge};
 use crate::error::MetricError;
@@ -49,6 +52,7 @@ type Scores = fn(&[ScoredText<'_>]) -> Vec<(&'static str, f64)>;
 pub struct TextMetric {
     name: &'static str,
     summary: &'static str,
+    keys: &'static [&'static str],
     scores: Scores,
 }
 
@@ -57,47 +61,68 @@ const METRICS: &[TextMetric] = &[
     TextMetric {
         name: "bleu",
         summary: "BLEU of sacreBLEU",
+        keys: &["bleu"],
         scores: bleu::western,
     },
     TextMetric {
         name: "bleu-zh",
         summary: "BLEU of sacreBLEU for Chinese",
+        keys: &["bleu_zh"],
         scores: bleu::chinese,
     },
     TextMetric {
         name: "chrf",
         summary: "chrF2 of sacreBLEU",
+        keys: &["chrf"],
         scores: chrf::scores,
     },
     TextMetric {
         name: "rouge",
         summary: "ROUGE-1, -2, -L and -Lsum of rouge-score",
+        keys: &["rouge1", "rouge2", "rougeL", "rougeLsum"],
         scores: rouge::plain,
     },
     TextMetric {
         name: "rouge-stemmed",
         summary: "the same over Porter's stems",
+        keys: &[
+            "rouge1_stemmed",
+            "rouge2_stemmed",
+            "rougeL_stemmed",
+            "rougeLsum_stemmed",
+        ],
         scores: rouge::stemmed,
     },
     TextMetric {
         name: "nist",
         summary: "NIST of the E2E challenge",
+        keys: &["nist"],
         scores: nist::scores,
     },
     TextMetric {
         name: "e2e",
         summary: "BLEU, NIST, ROUGE-L and CIDEr of the E2E challenge",
+        keys: &["e2e_bleu", "nist", "e2e_rouge_l", "cider"],
         scores: e2e::scores,
     },
     TextMetric {
         name: "exact-match",
         summary: "share of texts that equal a reference",
+        keys: &["exact_match"],
         scores: exact_match::whole_texts,
     },
     TextMetric {
         name: "final-answer",
         summary: "share of texts with the reference's answer behind ####, as for GSM8K",
+        keys: &["final_answer"],
         scores: exact_match::final_answers,
+    },
+    TextMetric {
+        name: "math-answer",
+        summary: "share of texts with the reference's answer behind `The answer is` or ####, as HF PEFT reads \
+                  MetaMath's and GSM8K's",
+        keys: &["math_answer"],
+        scores: exact_match::math_answers,
     },
 ];
 
@@ -115,6 +140,11 @@ impl TextMetric {
     /// What it is, in a few words.
     pub fn summary(&self) -> &'static str {
         self.summary
+    }
+
+    /// The names of its scores. More of each is better.
+    pub fn keys(&self) -> &'static [&'static str] {
+        self.keys
     }
 
     /// The scores of texts.
@@ -155,11 +185,29 @@ impl FromStr for TextMetric {
     }
 }
 
+impl PartialEq for TextMetric {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Serialize for TextMetric {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name)
+    }
+}
+
+impl<'de> Deserialize<'de> for TextMetric {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        name.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use serde::Deserialize;
-
     use super::*;
+    use crate::training::early_stopping::Selection;
 
     #[derive(Deserialize)]
     struct Golden {
@@ -208,6 +256,25 @@ mod tests {
             for (key, _) in metric.scores(&one).unwrap().iter() {
                 assert!(compared.contains(key), "`{key}` was compared with nothing");
             }
+        }
+    }
+
+    #[test]
+    fn scores_have_the_names_that_are_promised_and_more_of_each_is_better() {
+        let one = [ScoredText {
+            text: "a",
+            references: &["a".to_owned()],
+        }];
+        for metric in TextMetric::all() {
+            let measured = metric.scores(&one).unwrap();
+            let mut keys = metric.keys().to_vec();
+            keys.sort_unstable();
+            assert!(measured.iter().map(|(key, _)| key).eq(keys), "{metric:?}");
+            let of_keys = metric.keys().iter();
+            let is_greater = |key: &&str| Selection::by(key).greater_is_better;
+            assert!(of_keys.copied().all(|key| is_greater(&key)), "{metric:?}");
+            let json = serde_json::to_value(metric).unwrap();
+            assert_eq!(&serde_json::from_value::<TextMetric>(json).unwrap(), metric);
         }
     }
 

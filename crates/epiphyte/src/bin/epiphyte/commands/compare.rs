@@ -98,6 +98,10 @@ pub(crate) struct Arguments {
     /// Run these methods only, by their names in the suite, and the baseline
     #[arg(long, value_name = "A,B", value_delimiter = ',')]
     methods: Vec<String>,
+    /// Run this method, by its name in the suite, and the baseline; may be given several times, for
+    /// names with a comma in them
+    #[arg(long, value_name = "NAME")]
+    method: Vec<String>,
     /// Run this part of the suite: 1/4 is the first of four
     #[arg(long, value_name = "I/N")]
     shard: Option<Shard>,
@@ -278,17 +282,23 @@ fn parse(name: &str, text: &str, output: &Path, arguments: &Arguments) -> Result
     let configure =
         |tables: &[toml::Table]| run_of_tables(tables).map_err(|error| format!("{error:#}"));
     let mut suite = Suite::parse(name, text, &places, &configure).map_err(plain)?;
-    let names = &arguments.methods;
+    let (lists, singles) = (&arguments.methods, &arguments.method);
+    let names: Vec<&String> = lists.iter().chain(singles).collect();
     if !names.is_empty() {
         let known = |name: &&String| suite.groups.iter().any(|group| group.name == **name);
-        if let Some(unknown) = names.iter().find(|name| !known(name)) {
-            let problem = format!("--methods: the suite has no method `{unknown}`");
+        if let Some(unknown) = names.iter().copied().find(|name| !known(name)) {
+            let has_comma = |group: &Group| group.name.contains(',');
+            let hint = match lists.contains(unknown) && suite.groups.iter().any(has_comma) {
+                true => "; --method takes a name with a comma",
+                false => "",
+            };
+            let problem = format!("the suite has no method `{unknown}`{hint}");
             return Err(UsageError::Other(problem).into());
         }
         let baseline = suite.baseline.clone();
         suite
             .groups
-            .retain(|group| group.name == baseline || names.contains(&group.name));
+            .retain(|group| group.name == baseline || names.contains(&&group.name));
     }
     Ok(suite)
 }
@@ -508,6 +518,7 @@ mod tests {
             // A directory is not looked for on the hub.
             model: Some(std::env::temp_dir()),
             methods: Vec::new(),
+            method: Vec::new(),
             shard: None,
             merge: Vec::new(),
             budget: None,

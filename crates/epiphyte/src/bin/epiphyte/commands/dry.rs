@@ -49,6 +49,9 @@ fn print(Shown { plan, places }: &Shown) -> Result<()> {
     if let Some(evaluation) = &plan.evaluation {
         print_data("evaluation data", evaluation, &plan.labels)?;
     }
+    if let Some(texts) = plan.texts {
+        output::pairs(&[("  texts that the model writes", output::count(texts as u64))])?;
+    }
     let count = |number: usize| output::count(number as u64);
     let ParameterCounts {
         base_parameters,

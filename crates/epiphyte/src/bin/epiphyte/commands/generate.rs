@@ -7,14 +7,14 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use epiphyte::data::{Columns, Prompt, Tokenizer, before_blank};
+use epiphyte::data::{Columns, Prompt, Tokenizer};
 use epiphyte::models::ModelConfig;
 use epiphyte::models::generation_config::GenerationConfig;
-use epiphyte::train::{GenerationEnd, TaskKind, TaskSpec, generate};
+use epiphyte::train::{Generation, GenerationEnd, TaskKind, TaskSpec, generate};
 use serde_json::json;
 
 use crate::data_arguments::{ModelArguments, read_template, spec_of_adapter};
-use crate::decoding_arguments::{DecodingArguments, stop_tokens};
+use crate::decoding_arguments::DecodingArguments;
 use crate::failure::UsageError;
 use crate::global::Global;
 use crate::output;
@@ -103,7 +103,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
                 .ids
         }
         false if is_encoder_decoder => tokenizer.encode(&prompt, None, None)?.ids,
-        false => tokenizer.encode(before_blank(&prompt), None, None)?.ids,
+        false => tokenizer.encode_prompt(&prompt)?,
     };
     if ids.is_empty() {
         return Err(UsageError::Other(
@@ -111,8 +111,8 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
         )
         .into());
     }
-    let ends = || stop_tokens(&special, &config, tokenizer, arguments.chat);
-    let how = arguments.decoding.how(&special, ends, max_length)?;
+    let own = Generation::of_model(&special, &config, tokenizer, arguments.chat)?;
+    let how = arguments.decoding.how(&special, own)?;
     if !global.quiet {
         arguments.decoding.say_defaults(&special);
     }

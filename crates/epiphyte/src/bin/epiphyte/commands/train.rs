@@ -6,7 +6,6 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use epiphyte::data::DataFile;
 use epiphyte::train::display::{curve, shell_command};
 use epiphyte::train::report::journal::{self, Record};
 use epiphyte::train::{Report, RunConfig, RunOptions, check_runs, dry_run, train_several};
@@ -161,16 +160,16 @@ fn has_turns(run: &RunConfig) -> bool {
 fn check_outputs(runs: &[RunConfig], model: Option<&Path>) -> Result<()> {
     let model = model.map(|model| Input::new("the base model", model));
     for run in runs {
-        let reading = run.reading()?;
-        let files = |path: &Path| DataFile::all(path, &reading);
-        let train = files(&run.train_data)?;
-        let eval = run.eval_data.as_deref().map(files).transpose()?;
-        let train = train
-            .iter()
-            .map(|it| Input::new("the training data", &it.path));
-        let eval = eval.iter().flatten();
-        let eval = eval.map(|it| Input::new("the evaluation data", &it.path));
-        let inputs: Vec<Input<'_>> = model.into_iter().chain(train).chain(eval).collect();
+        let data = run.data_files()?;
+        let data = data.iter().flat_map(|(key, files)| {
+            let name = match *key {
+                "train_data" => "the training data",
+                "eval_data" => "the evaluation data",
+                _ => "the forgetting data",
+            };
+            files.iter().map(move |file| Input::new(name, file))
+        });
+        let inputs: Vec<Input<'_>> = model.into_iter().chain(data).collect();
         runs.iter()
             .try_for_each(|other| outputs::check_directory(&other.output, &inputs))?;
     }
