@@ -55,7 +55,7 @@ texts, $model and $data are what --model and --data say, and $seed is the run's.
 every key and an example.";
 
 /// The suites that ship, by name.
-const SUITES: [(&str, &str); 6] = [
+const SUITES: [(&str, &str); 7] = [
     (
         "smoke",
         include_str!("../../../../assets/suites/smoke.toml"),
@@ -63,6 +63,10 @@ const SUITES: [(&str, &str); 6] = [
     (
         "glue-mini",
         include_str!("../../../../assets/suites/glue-mini.toml"),
+    ),
+    (
+        "learning",
+        include_str!("../../../../assets/suites/learning.toml"),
     ),
     (
         "few-shot",
@@ -84,7 +88,7 @@ const SUITES: [(&str, &str); 6] = [
 
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
-    /// Suite: a TOML file, or smoke, glue-mini, few-shot, nlg-mini, model-size or math-mini
+    /// Suite: a TOML file, or smoke, glue-mini, learning, few-shot, nlg-mini, model-size or math-mini
     suite: String,
     /// Directory for runs, results and report
     #[arg(long, value_name = "DIR", required_unless_present_any = ["show", "dry_run"])]
