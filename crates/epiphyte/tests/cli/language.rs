@@ -572,6 +572,11 @@ fn a_run_has_the_scores_of_texts_that_eval_then_has() {
         "restaurants.csv",
         "mr,ref\nthe film, good film\nthe film, a film\na film, quite good\na play, very bad\n",
     );
+    // A run takes the most likely token also where the model's authors draw.
+    here.write(
+        "llama/generation_config.json",
+        r#"{"do_sample": true, "temperature": 2.0}"#,
+    );
     let writing = "--metrics bleu,e2e,exact-match --max-new-tokens 8";
     let run = format!(
         "train --model llama --task causal-lm --prompt-column mr --completion-column ref \
@@ -584,7 +589,7 @@ fn a_run_has_the_scores_of_texts_that_eval_then_has() {
     let trained = here.json(&run)["metrics"].clone();
     assert!(trained["loss"].is_f64(), "{trained}");
     let eval = format!("eval --model llama --adapter adapter --data restaurants.csv {writing}");
-    let scores = here.json(&eval);
+    let scores = here.json(&format!("{eval} --temperature 0"));
     assert_eq!(scores["examples"], 3);
     for key in [
         "bleu",
