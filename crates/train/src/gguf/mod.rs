@@ -18,7 +18,7 @@ mod vocabulary;
 use std::path::Path;
 
 use epiphyte_data::Tokenizer;
-use epiphyte_io::gguf::{GgufTensor, GgufValue, prepare_gguf};
+use epiphyte_io::gguf::{GgufValue, TensorToWrite, prepare_gguf};
 use epiphyte_io::safetensors_file::is_finite_as;
 use epiphyte_methods::file::AdapterFile;
 use epiphyte_methods::file::combine::{LowRankChange, low_rank_changes};
@@ -117,7 +117,7 @@ pub fn export_model(
         }
         let rows = architecture.row_order(&name.hugging_face, shape[0]);
         let offset = architecture.norm_offset(&name.hugging_face);
-        tensors.push(GgufTensor {
+        tensors.push(TensorToWrite {
             name: name.gguf,
             dtype,
             shape,
@@ -132,7 +132,7 @@ pub fn export_model(
         return Err(refused(&format!("llama.cpp has no place for `{extra}`")));
     }
     if let Some(factors) = architecture.rope_factors() {
-        tensors.push(GgufTensor {
+        tensors.push(TensorToWrite {
             name: "rope_freqs.weight".to_owned(),
             shape: vec![factors.len()],
             dtype: Dtype::F32,
@@ -190,7 +190,7 @@ pub fn export_adapter(
         let rows = architecture.row_order(&name.hugging_face, outputs);
         let b = b.clone() * rest;
         for (end, matrix, rows) in [("lora_a", a, None), ("lora_b", b, rows)] {
-            tensors.push(GgufTensor {
+            tensors.push(TensorToWrite {
                 name: format!("{}.{end}", name.gguf),
                 shape: matrix.dims().to_vec(),
                 dtype: matrices,
@@ -231,7 +231,7 @@ fn write(
     path: &Path,
     architecture: &'static str,
     metadata: &[(String, GgufValue)],
-    tensors: Vec<GgufTensor<'_>>,
+    tensors: Vec<TensorToWrite<'_>>,
 ) -> Result<Exported, TrainError> {
     let count = tensors.len();
     let sizes = tensors
