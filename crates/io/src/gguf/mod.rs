@@ -9,6 +9,7 @@
 //!
 //! Source: ggml's `docs/gguf.md`; PyPI's `gguf` 0.19.
 
+pub mod keys;
 mod reader;
 mod tensor_type;
 mod writer;

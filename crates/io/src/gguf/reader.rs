@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -98,6 +98,21 @@ impl GgufFile {
     /// The tensors, in the order of their names in the header.
     pub fn tensors(&self) -> &[GgufTensor] {
         &self.tensors
+    }
+
+    /// The bytes of a tensor.
+    ///
+    /// # Errors
+    /// [`GgufError::File`] if they cannot be read.
+    pub fn read(&self, tensor: &GgufTensor) -> Result<Vec<u8>, GgufError> {
+        let read = || {
+            let mut file = File::open(&self.path)?;
+            file.seek(SeekFrom::Start(tensor.bytes.start as u64))?;
+            let mut bytes = vec![0; tensor.bytes.len()];
+            file.read_exact(&mut bytes)?;
+            Ok(bytes)
+        };
+        Ok(read().map_err(FileError::at("read", &self.path))?)
     }
 
     /// A text of the metadata; none if there is no such key.

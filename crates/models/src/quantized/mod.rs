@@ -1,17 +1,18 @@
 //! Weights that a checkpoint has in fewer bits: as bitsandbytes serializes them, or as programs
-//! that quantize a model for inference do, GPTQ and AWQ.
+//! that quantize a model for inference do, GPTQ, AWQ and llama.cpp.
 
 mod bitsandbytes;
 mod packed;
 
 use std::sync::Arc;
 
-use epiphyte_ops::Source as Values;
 use epiphyte_ops::quantized::QuantizedWeight;
+use epiphyte_ops::{Quantization, Source as Values};
 
 pub(crate) use self::packed::Packing;
 use crate::ModelError;
 use crate::checkpoint::Checkpoint;
+use crate::gguf::Encoding;
 use crate::keys::TensorReader;
 
 /// Whether a checkpoint's tensor belongs to a quantized weight and has another name than that.
@@ -33,7 +34,8 @@ pub enum Stored {
     Values(Arc<Values>),
 }
 
-/// The wanted weight `[out, in]`, if the checkpoint has it in fewer bits.
+/// The wanted weight `[out, in]`, if the checkpoint has it in fewer bits. One in a GGUF file's blocks
+/// is quantized anew where another format is `asked` for, from its values.
 ///
 /// # Errors
 /// [`ModelError::Quantized`] if parts of it are missing or do not fit.
@@ -41,9 +43,20 @@ pub(crate) fn open(
     checkpoint: &Arc<Checkpoint>,
     reader: &mut TensorReader<'_>,
     packing: Option<Packing>,
+    asked: Option<Quantization>,
     name: &str,
     shape: [usize; 2],
 ) -> Result<Option<Stored>, ModelError> {
+    if let Some(view) = reader.tensor(name).filter(|view| view.shape == shape)
+        && let Some(format) = view.encoding().and_then(Encoding::format)
+    {
+        let is_asked = asked.is_none_or(|asked| asked == Quantization::from(format));
+        let weight = is_asked.then(|| view.quantized(shape)).flatten();
+        if weight.is_some() {
+            reader.skip(name);
+        }
+        return Ok(weight.map(Stored::Quantized));
+    }
     if let Some(packing) = packing
         && let Some(stored) = packed::open(checkpoint, reader, packing, name, shape)?
     {

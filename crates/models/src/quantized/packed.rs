@@ -183,7 +183,7 @@ impl Packed {
             }
         };
         let words = |view: TensorView<'_>, part: &str| match view.dtype {
-            Dtype::I32 | Dtype::U32 => Ok(words_of(view.bytes)),
+            Dtype::I32 | Dtype::U32 => Ok(words_of(&view.bytes())),
             other => Err(format!("`{module}{part}` is {other:?}, not I32")),
         };
         let codes = packing.codes();

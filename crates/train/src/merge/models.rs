@@ -23,7 +23,7 @@ use serde::Serialize;
 
 use super::{
     MARK, MergeOptions, WEIGHTS_FILE, WeightType, check_output, config, files, head_of_files,
-    write_model,
+    stored_values, write_model,
 };
 use crate::TrainError;
 use crate::convert::{DELTA, check_base_of_delta};
@@ -163,7 +163,7 @@ pub fn combine_models(
                 }
                 match dtype.filter(|dtype| own.is_float() && *dtype != own.dtype) {
                     Some(dtype) => Values::Rounded(dtype, Box::new(move || to_f32(&own))),
-                    None => Values::Bytes(own.dtype, own.bytes.into()),
+                    None => stored_values(own),
                 }
             }
             Some(of_base) => {
