@@ -88,7 +88,7 @@ impl WritingPrompt {
                 let ids = tokenizer.encode(read, None, limit)?.ids;
                 add(row, text, ids, texts_of(table, column.as_deref(), row)?)?;
             }
-            Ok(())
+            Ok::<_, DataError>(())
         };
         match fields {
             Fields::PlainText { text } => {

@@ -1,7 +1,7 @@
 //! llama.cpp's architectures: how they name tensors and what their metadata says of a
 //! configuration, in both directions. Whoever reads and whoever writes a file goes by these tables.
 
-use epiphyte_io::gguf::{GgufFile, GgufValue};
+use epiphyte_io::gguf::{GgufFile, GgufValue, keys};
 use epiphyte_ops::Activation;
 use serde_json::{Map, Value, json};
 
@@ -204,8 +204,7 @@ impl Architecture {
     /// # Errors
     /// [`ModelError::UnknownArchitecture`] if it is none of those here; if the file has no name.
     pub(super) fn of_file(file: &GgufFile) -> Result<&'static Self, ModelError> {
-        let key = "general.architecture";
-        let name = file.required(key, file.text(key)?)?;
+        let name = file.required(keys::ARCHITECTURE, file.text(keys::ARCHITECTURE)?)?;
         let known = ARCHITECTURES.iter().find(|it| it.name == name);
         known.ok_or_else(|| ModelError::UnknownArchitecture {
             path: file.path().to_owned(),

@@ -2,7 +2,7 @@
 //!
 //! The layout is that of llama.cpp's own converters (`convert_hf_to_gguf.py` and
 //! `convert_lora_to_gguf.py`): its names of tensors and metadata
-//! ([`Architecture`], by which files are read too), its vocabulary ([`vocabulary`]). Two things are more than names:
+//! ([`Architecture`]), its vocabulary ([`vocabulary`]), by which files are read too. Two things are more than names:
 //!
 //! | | |
 //! | --- | --- |
@@ -12,12 +12,11 @@
 //! An adapter has `lora_a [r, in]` and `lora_b [out, r]` of each layer and one alpha for all; where
 //! layers differ in their scaling (`alpha_pattern`, `use_rslora`), B is multiplied by the rest.
 
-mod vocabulary;
-
 use std::path::Path;
 
-use epiphyte_data::Tokenizer;
-use epiphyte_io::gguf::{GgufValue, TensorToWrite, prepare_gguf};
+use epiphyte_data::gguf::{self as vocabulary, VocabularyOfModel};
+use epiphyte_data::{DataError, Tokenizer};
+use epiphyte_io::gguf::{GgufValue, TensorToWrite, keys, prepare_gguf};
 use epiphyte_io::safetensors_file::is_finite_as;
 use epiphyte_methods::file::AdapterFile;
 use epiphyte_methods::file::combine::{LowRankChange, low_rank_changes};
@@ -135,14 +134,25 @@ pub fn export_model(
         });
     }
     let mut metadata = vec![
-        text("general.architecture", architecture.name),
+        text(keys::ARCHITECTURE, architecture.name),
         text("general.type", "model"),
         text("general.name", &name_of(model_dir)),
     ];
     metadata.extend(architecture.metadata(&decoder));
     metadata.extend(file_type(matrices));
     metadata.push(("general.quantization_version".to_owned(), GgufValue::U32(2)));
-    metadata.extend(vocabulary::metadata(&tokenizer, &decoder)?);
+    let of_model = VocabularyOfModel {
+        size: decoder.vocab_size,
+        bos_token_id: decoder.bos_token_id,
+        eos_token_id: decoder.eos_token_ids.first().copied(),
+        pad_token_id: decoder.pad_token_id,
+    };
+    metadata.extend(
+        vocabulary::metadata(&tokenizer, &of_model).map_err(|error| match error {
+            DataError::NotGguf { reason } => refused(&reason),
+            other => other.into(),
+        })?,
+    );
     write(path, architecture.name, &metadata, tensors)
 }
 
@@ -195,7 +205,7 @@ pub fn export_adapter(
         }
     }
     let mut metadata = vec![
-        text("general.architecture", architecture.name),
+        text(keys::ARCHITECTURE, architecture.name),
         text("general.type", "adapter"),
         text("general.name", &name_of(adapter.directory())),
         text("adapter.type", "lora"),
