@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use epiphyte_io::gguf::model_file;
 use epiphyte_io::{FileError, sha256, sha256_of_file};
 use epiphyte_train::RunConfig;
 use serde_json::{Map, Value};
@@ -18,7 +19,7 @@ pub(crate) struct Inputs {
 }
 
 impl Inputs {
-    /// The hashes of what a run reads: its data, and a base that is a directory.
+    /// The hashes of what a run reads: its data, and a base that is here.
     ///
     /// # Errors
     /// If a file cannot be read.
@@ -35,7 +36,7 @@ impl Inputs {
             }
         }
         let model = Path::new(&run.model);
-        if model.is_dir() {
+        if model.exists() {
             inputs.insert("model".to_owned(), self.hash(model, files_of_model)?.into());
         }
         Ok(inputs)
@@ -100,8 +101,12 @@ fn files_in(directory: &Path) -> Result<Vec<PathBuf>, FileError> {
     Ok(files)
 }
 
-/// The files of a model's directory that decide what it computes.
+/// The files of a model's directory that decide what it computes; a GGUF file alone.
 fn files_of_model(directory: &Path) -> Result<Vec<PathBuf>, FileError> {
+    let file = model_file(directory).map_err(FileError::at("read", directory))?;
+    if let Some(file) = file {
+        return Ok(vec![file]);
+    }
     let mut files = files_in(directory)?;
     files.retain(|file| {
         let name = file.file_name().unwrap_or_default().to_string_lossy();

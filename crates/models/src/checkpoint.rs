@@ -518,16 +518,12 @@ impl ContentHash {
     /// Adds the next tensor.
     pub fn add(&mut self, name: &str, tensor: &TensorView<'_>) {
         let Self(hash) = self;
-        let of_blocks = tensor.encoding.filter(|it| it.is_of_blocks());
-        let (type_name, bytes) = match of_blocks {
-            Some(encoding) => (
-                encoding.type_name().to_owned(),
-                encoding.in_order(tensor.stored, tensor.shape),
-            ),
-            None => (tensor.dtype.to_string(), tensor.bytes()),
+        let bytes = match tensor.encoding.filter(|it| it.is_of_blocks()) {
+            Some(encoding) => encoding.in_order(tensor.stored, tensor.shape),
+            None => tensor.bytes(),
         };
         hash_sized(hash, name.as_bytes());
-        hash_sized(hash, type_name.as_bytes());
+        hash_sized(hash, tensor.type_name().as_bytes());
         hash.update(&(tensor.shape.len() as u64).to_le_bytes());
         for &size in tensor.shape {
             hash.update(&(size as u64).to_le_bytes());
@@ -569,6 +565,14 @@ impl<'a> TensorView<'a> {
     /// [`TensorView::bytes`], if the file has the elements as they are.
     pub fn plain_bytes(&self) -> Option<&'a [u8]> {
         self.encoding.is_none().then_some(self.stored)
+    }
+
+    /// The name of the type in the file: `F32`, or `Q4_K` of what a GGUF file has in blocks.
+    pub fn type_name(&self) -> String {
+        match self.encoding.filter(|it| it.is_of_blocks()) {
+            Some(encoding) => encoding.type_name().to_owned(),
+            None => self.dtype.to_string(),
+        }
     }
 
     /// Bytes that the tensor takes in its file.
