@@ -275,6 +275,14 @@ pub enum GgufProblem {
         /// What is wrong with it, and what to do.
         problem: String,
     },
+    /// A tensor that does not fit what the metadata say.
+    #[error("tensor `{tensor}`: {problem}")]
+    InvalidTensor {
+        /// The tensor.
+        tensor: String,
+        /// What does not fit.
+        problem: String,
+    },
     /// Two tensors have the same name.
     #[error("tensor `{tensor}` is listed twice")]
     DuplicateTensor {

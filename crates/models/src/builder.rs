@@ -218,8 +218,10 @@ impl<'a> Builder<'a> {
         let mut unpacked = None;
         if is_linear {
             match self.source.quantized(name, shape) {
-                Ok(Some(Stored::Quantized(weight))) => {
-                    let matrix = FrozenMatrix::from_quantized(weight, self.precision, &self.device);
+                Ok(Some(Stored::Quantized(format, weight))) => {
+                    let (precision, device) = (self.precision, &self.device);
+                    let matrix =
+                        FrozenMatrix::from_quantized(weight, shape, format, precision, device);
                     return matrix.expect(CHECKED);
                 }
                 Ok(Some(Stored::Values(values))) => unpacked = Some(values),

@@ -377,9 +377,13 @@ impl Checkpoint {
         let count = location.shape.iter().product::<usize>();
         let map = &self.shards[location.shard].map;
         if let Some(encoding) = location.encoding {
+            if range.start > range.end || range.end > count {
+                return None;
+            }
             let stored = &map[location.bytes.clone()];
-            let fits = range.start <= range.end && range.end <= count;
-            return fits.then(|| encoding.values(stored, &location.shape, range));
+            let values = encoding.values(stored, &location.shape, range);
+            map.forget(location.bytes.clone());
+            return Some(values);
         }
         let size = location.bytes.len() / count.max(1);
         let start = location.bytes.start;
@@ -391,6 +395,17 @@ impl Checkpoint {
         let values = part.to_f32()?;
         map.forget(bytes);
         Some(values)
+    }
+
+    /// A weight `[out, in]` of a GGUF file as a kernel keeps it in few bits, if one has its values.
+    /// What was read of the file is not kept in memory.
+    pub(crate) fn quantized(&self, name: &str, shape: [usize; 2]) -> Option<QuantizedWeight> {
+        let location = self.tensors.get(name)?;
+        let map = &self.shards[location.shard].map;
+        let stored = &map[location.bytes.clone()];
+        let weight = location.encoding?.quantized(stored, shape);
+        map.forget(location.bytes.clone());
+        weight
     }
 
     /// Whether there is a tensor of this name and shape whose elements are floating-point numbers.
@@ -583,11 +598,6 @@ impl<'a> TensorView<'a> {
     /// How a GGUF file has the elements, if not as they are.
     pub(crate) fn encoding(&self) -> Option<Encoding> {
         self.encoding
-    }
-
-    /// The weight `[out, in]` as a kernel keeps it in few bits, if its encoding has a format.
-    pub(crate) fn quantized(&self, shape: [usize; 2]) -> Option<QuantizedWeight> {
-        self.encoding?.quantized(self.stored, shape)
     }
 
     /// The elements as `f32`; `None` where the type is not F64, F32, F16 or BF16.

@@ -217,6 +217,14 @@ impl GgufFile {
         })
     }
 
+    /// The error that a tensor does not fit the metadata.
+    pub fn invalid_tensor(&self, tensor: &str, problem: impl Into<String>) -> GgufError {
+        self.problem(GgufProblem::InvalidTensor {
+            tensor: tensor.to_owned(),
+            problem: problem.into(),
+        })
+    }
+
     fn get<'a, T>(
         &'a self,
         key: &str,

@@ -32,7 +32,6 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use epiphyte_io::gguf::GgufFile;
 use serde_json::{Map, Value};
 
 use crate::ModelError;
@@ -232,9 +231,9 @@ impl ModelConfig {
         Ok(Self::json_of(dir)?.into_entries())
     }
 
-    /// The configuration of a GGUF file.
-    pub(crate) fn of_gguf(file: &GgufFile) -> Result<Self, ModelError> {
-        Self::from_json(&JsonObject::new(file.path(), gguf::config(file)?))
+    /// A configuration of these keys, which were made of the file at `path`.
+    pub(crate) fn of_entries(path: &Path, entries: Map<String, Value>) -> Result<Self, ModelError> {
+        Self::from_json(&JsonObject::new(path, entries))
     }
 
     fn json_of(dir: &Path) -> Result<JsonObject, ModelError> {

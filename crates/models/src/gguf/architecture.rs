@@ -16,8 +16,6 @@ pub struct Architecture {
     pub name: &'static str,
     /// Hugging Face's `model_type`s that are the same to llama.cpp; a file is read as the first.
     model_types: &'static [&'static str],
-    /// The class of transformers that a file is read as.
-    class: &'static str,
     /// The activation of the feed-forward, which no file states.
     activation: Activation,
     /// Whether it reads biases of linear layers.
@@ -38,7 +36,6 @@ pub struct Architecture {
 const LLAMA: Architecture = Architecture {
     name: "llama",
     model_types: &["llama", "mistral"],
-    class: "LlamaForCausalLM",
     activation: Activation::Silu,
     has_biases: true,
     turns_neighbors: true,
@@ -50,7 +47,6 @@ const LLAMA: Architecture = Architecture {
 const GEMMA: Architecture = Architecture {
     name: "gemma",
     model_types: &["gemma"],
-    class: "GemmaForCausalLM",
     activation: Activation::GeluTanh,
     has_biases: false,
     turns_neighbors: false,
@@ -64,14 +60,12 @@ static ARCHITECTURES: [Architecture; 6] = [
     Architecture {
         name: "qwen2",
         model_types: &["qwen2"],
-        class: "Qwen2ForCausalLM",
         turns_neighbors: false,
         ..LLAMA
     },
     Architecture {
         name: "qwen3",
         model_types: &["qwen3"],
-        class: "Qwen3ForCausalLM",
         has_biases: false,
         turns_neighbors: false,
         ..LLAMA
@@ -80,7 +74,6 @@ static ARCHITECTURES: [Architecture; 6] = [
     Architecture {
         name: "gemma2",
         model_types: &["gemma2"],
-        class: "Gemma2ForCausalLM",
         window_pattern: Some(2),
         scale_of_layers: Some(46),
         ..GEMMA
@@ -88,15 +81,17 @@ static ARCHITECTURES: [Architecture; 6] = [
     Architecture {
         name: "gemma3",
         model_types: &["gemma3_text"],
-        class: "Gemma3ForCausalLM",
         window_pattern: Some(6),
         scale_of_layers: Some(62),
         ..GEMMA
     },
 ];
 
-/// Sizes: llama.cpp's key, Hugging Face's, and the value.
-const SIZES: [(&str, &str, fn(&DecoderConfig) -> usize); 8] = [
+/// A size: llama.cpp's key, Hugging Face's, and the value.
+type Size = (&'static str, &'static str, fn(&DecoderConfig) -> usize);
+
+/// The sizes of a model.
+const SIZES: [Size; 8] = [
     ("vocab_size", "vocab_size", |it| it.vocab_size),
     ("context_length", "max_position_embeddings", |it| {
         it.max_position_embeddings
@@ -443,7 +438,6 @@ impl Architecture {
         let mut config = Map::new();
         let mut set = |key: &str, value: Value| config.insert(key.to_owned(), value);
         set("model_type", json!(self.model_types[0]));
-        set("architectures", json!([self.class]));
         let required = |key: &str| {
             let key = full(key);
             let size = file.count(&key)?.filter(|size| *size > 0);

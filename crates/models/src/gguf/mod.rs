@@ -11,6 +11,7 @@ mod architecture;
 mod blocks;
 mod encoding;
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use epiphyte_io::gguf::{GgufFile, GgufTensor, TensorType, keys, model_file};
@@ -24,6 +25,7 @@ use crate::ModelError;
 use crate::error::TensorProblems;
 use crate::families::ModelConfig;
 use crate::families::decoder::DecoderConfig;
+use crate::heads::HeadKind;
 
 /// The header of the GGUF file that a model is; none for a Hugging Face directory.
 ///
@@ -76,6 +78,9 @@ pub(crate) fn config(file: &GgufFile) -> Result<Map<String, Value>, ModelError> 
         _ => json!(ends),
     };
     config.insert("eos_token_id".to_owned(), ends);
+    let parsed = ModelConfig::of_entries(file.path(), config.clone())?;
+    let class = parsed.family().class_name(HeadKind::LanguageModel);
+    config.insert("architectures".to_owned(), json!([class]));
     let mut types = file.tensors().iter().map(|it| it.tensor_type);
     let of_matrices = match types.find(|it| *it != TensorType::F32) {
         Some(TensorType::F16) => "float16",
@@ -98,22 +103,18 @@ fn rope_factors(
     let head_dim = config.get("head_dim").and_then(Value::as_u64);
     let pairs = head_dim.unwrap_or_default() as usize / 2;
     if tensor.shape != [pairs] || tensor.tensor_type != TensorType::F32 {
-        return Err(unusable(
-            file,
-            ROPE_FACTORS,
-            format!("it is not F32 [{pairs}], one factor for each pair of a head's dimensions"),
-        ));
+        let problem =
+            format!("it is not F32 [{pairs}], one factor for each pair of a head's dimensions");
+        return Err(file.invalid_tensor(ROPE_FACTORS, problem).into());
     }
     let mut factors = Vec::new();
     blocks::decode(TensorType::F32, &file.read(tensor)?, &mut factors);
     let is_usable = |factor: &f32| factor.is_finite() && *factor > 0.0;
     match factors.iter().all(is_usable) {
         true => Ok(Some(factors)),
-        false => Err(unusable(
-            file,
-            ROPE_FACTORS,
-            "a factor is not above 0".to_owned(),
-        )),
+        false => Err(file
+            .invalid_tensor(ROPE_FACTORS, "a factor is not above 0")
+            .into()),
     }
 }
 
@@ -123,13 +124,12 @@ fn rope_factors(
 /// As [`config`]; [`ModelError::Tensors`] for tensors that the architecture does not have.
 pub(crate) fn tensors(file: &GgufFile) -> Result<Vec<(String, &GgufTensor, Encoding)>, ModelError> {
     let architecture = Architecture::of_file(file)?;
-    let config = ModelConfig::of_gguf(file)?;
+    let config = ModelConfig::of_entries(file.path(), config(file)?)?;
     let decoder = config.of_family::<DecoderConfig>();
     let decoder = decoder.expect("llama.cpp's architectures here are decoders");
-    let mut known = std::collections::HashMap::new();
-    for names in architecture.tensors(decoder) {
-        known.insert(names.gguf.clone(), names);
-    }
+    let names = architecture.tensors(decoder).into_iter();
+    let mut known: HashMap<String, TensorNames> =
+        names.map(|names| (names.gguf.clone(), names)).collect();
     let (mut tensors, mut extra) = (Vec::new(), Vec::new());
     for tensor in file.tensors().iter().filter(|it| it.name != ROPE_FACTORS) {
         let Some(names) = known.remove(&tensor.name) else {
@@ -137,19 +137,16 @@ pub(crate) fn tensors(file: &GgufFile) -> Result<Vec<(String, &GgufTensor, Encod
             continue;
         };
         if tensor.shape != names.shape {
-            return Err(unusable(
-                file,
-                &tensor.name,
-                format!(
-                    "its shape is {:?}, and {:?} by the metadata",
-                    tensor.shape, names.shape
-                ),
-            ));
+            let problem = format!(
+                "its shape is {:?}, and {:?} by the metadata",
+                tensor.shape, names.shape
+            );
+            return Err(file.invalid_tensor(&tensor.name, problem).into());
         }
         let encoding = Encoding::new(tensor.tensor_type, &names);
         let encoding = encoding.ok_or_else(|| {
-            let problem = "a vector in blocks cannot be put in another order".to_owned();
-            unusable(file, &tensor.name, problem)
+            let problem = "a vector in blocks cannot be put in another order";
+            file.invalid_tensor(&tensor.name, problem)
         })?;
         tensors.push((names.hugging_face, tensor, encoding));
     }
@@ -162,14 +159,6 @@ pub(crate) fn tensors(file: &GgufFile) -> Result<Vec<(String, &GgufTensor, Encod
             extra,
             ..TensorProblems::default()
         }))),
-    }
-}
-
-fn unusable(file: &GgufFile, tensor: &str, problem: String) -> ModelError {
-    ModelError::Quantized {
-        path: file.path().to_owned(),
-        tensor: tensor.to_owned(),
-        problem,
     }
 }
 

@@ -7,7 +7,7 @@ mod packed;
 use std::sync::Arc;
 
 use epiphyte_ops::quantized::QuantizedWeight;
-use epiphyte_ops::{Quantization, Source as Values};
+use epiphyte_ops::{Quantization, QuantizedSource, Source as Values};
 
 pub(crate) use self::packed::Packing;
 use crate::ModelError;
@@ -28,10 +28,17 @@ fn is_of_module(name: &str, parts: &[&str]) -> bool {
 
 /// A weight of fewer bits.
 pub enum Stored {
-    /// It stays as it is.
-    Quantized(QuantizedWeight),
+    /// It stays as it is, in this format.
+    Quantized(Quantization, Arc<QuantizedSource>),
     /// No kernel multiplies it so: its values, row-major, which are read when they are used.
     Values(Arc<Values>),
+}
+
+impl From<QuantizedWeight> for Stored {
+    fn from(weight: QuantizedWeight) -> Self {
+        let format = Quantization::from(weight.format());
+        Self::Quantized(format, Arc::new(move || weight.clone()))
+    }
 }
 
 /// The wanted weight `[out, in]`, if the checkpoint has it in fewer bits. One in a GGUF file's blocks
@@ -50,12 +57,19 @@ pub(crate) fn open(
     if let Some(view) = reader.tensor(name).filter(|view| view.shape == shape)
         && let Some(format) = view.encoding().and_then(Encoding::format)
     {
-        let is_asked = asked.is_none_or(|asked| asked == Quantization::from(format));
-        let weight = is_asked.then(|| view.quantized(shape)).flatten();
-        if weight.is_some() {
-            reader.skip(name);
+        let format = Quantization::from(format);
+        if asked.is_some_and(|asked| asked != format) {
+            return Ok(None);
         }
-        return Ok(weight.map(Stored::Quantized));
+        let stored = reader.claim(name, &shape)?;
+        let checkpoint = checkpoint.clone();
+        return Ok(Some(Stored::Quantized(
+            format,
+            Arc::new(move || {
+                let weight = checkpoint.quantized(&stored, shape);
+                weight.expect("type and shape were checked when the tensor was claimed")
+            }),
+        )));
     }
     if let Some(packing) = packing
         && let Some(stored) = packed::open(checkpoint, reader, packing, name, shape)?
@@ -63,5 +77,5 @@ pub(crate) fn open(
         return Ok(Some(stored));
     }
     let weight = bitsandbytes::open(checkpoint, reader, name, shape)?;
-    Ok(weight.map(Stored::Quantized))
+    Ok(weight.map(Stored::from))
 }

@@ -307,7 +307,7 @@ impl Packed {
             ),
         };
         let weight = QuantizedWeight::new(format, self.shape, Arc::new(codes), group, scales);
-        Stored::Quantized(weight.expect("codes and scales of this shape"))
+        weight.expect("codes and scales of this shape").into()
     }
 }
 

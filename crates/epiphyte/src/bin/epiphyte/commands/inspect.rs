@@ -37,7 +37,7 @@ Examples:
 
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
-    /// Directory of an adapter or a base model, or a base model's name on the hub
+    /// Directory of an adapter or a base model, a GGUF file, or a base model's name on the hub
     #[arg(required_unless_present = "shape")]
     path: Option<PathBuf>,
     /// The adapter's base model, for parameter counts that an adapter of HF PEFT does not record

@@ -74,7 +74,7 @@ pub(crate) enum Command {
 pub(crate) struct Nearest {
     /// Directory of the adapter of a prompt
     adapter: PathBuf,
-    /// Directory of its base model, or the base model's name on the hub
+    /// Directory or GGUF file of its base model, or the base model's name on the hub
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// Words for each vector
