@@ -4,7 +4,8 @@
 //! folder only. It follows `transformers` 5: where there is a tokenizer.json, it alone decides how
 //! a text becomes ids and which special tokens surround it (`add_bos_token` in
 //! tokenizer_config.json is ignored); where there is none, one is made of older files
-//! (`older_files`) or of a GGUF file ([`gguf`]). Truncation is `longest_first` on the configured side. Truncation and padding
+//! (`older_files`) or of a GGUF file ([`gguf`]). Truncation is `longest_first` on the configured
+//! side. Truncation and padding
 //! stored in tokenizer.json are ignored, as `transformers` ignores them by default; nothing is
 //! ever padded. So is the `dropout` of a BPE model, which would give a text other tokens each
 //! time.
@@ -587,8 +588,8 @@ impl Source {
     }
 }
 
-/// The files that a Hugging Face directory would have of the tokenizer in a GGUF file, each with its
-/// content; none for a model that is a directory with files of its own.
+/// The files that a Hugging Face directory would have of the tokenizer in a GGUF file, each with
+/// its content; none for a model that is a directory with files of its own.
 ///
 /// # Errors
 /// As [`Tokenizer::load`].

@@ -2,8 +2,8 @@
 //! fine-tuning method acts.
 //!
 //! [`load`] reads `config.json` and the safetensors of a directory, or a GGUF file of llama.cpp's
-//! ([`gguf`]), checks every tensor, and returns a [`Model`]: tokens in, logits or a loss out. The model calls an [`Adapter`] at each hook
-//! ([`adapter`]); [`Identity`] leaves the base as it is.
+//! ([`gguf`]), checks every tensor, and returns a [`Model`]: tokens in, logits or a loss out. The
+//! model calls an [`Adapter`] at each hook ([`adapter`]); [`Identity`] leaves the base as it is.
 //!
 //! ```no_run
 //! use burn::tensor::Device;

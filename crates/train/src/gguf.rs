@@ -2,7 +2,8 @@
 //!
 //! The layout is that of llama.cpp's own converters (`convert_hf_to_gguf.py` and
 //! `convert_lora_to_gguf.py`): its names of tensors and metadata
-//! ([`Architecture`]), its vocabulary ([`vocabulary`]), by which files are read too. Two things are more than names:
+//! ([`Architecture`]), its vocabulary ([`vocabulary`]), by which files are read too. Two things are
+//! more than names:
 //!
 //! | | |
 //! | --- | --- |

@@ -20,8 +20,8 @@ pub struct Architecture {
     activation: Activation,
     /// Whether it reads biases of linear layers.
     has_biases: bool,
-    /// Whether it turns neighboring dimensions of a head and not its two halves, so that the rows of
-    /// queries and keys are in another order.
+    /// Whether it turns neighboring dimensions of a head and not its two halves, so that the rows
+    /// of queries and keys are in another order.
     turns_neighbors: bool,
     /// Whether the head is always the table of words.
     is_tied: bool,

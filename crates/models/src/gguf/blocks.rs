@@ -1,8 +1,8 @@
-//! Values of ggml's blocks, bit for bit those of PyPI's `gguf` (`gguf.quants.dequantize`), and those
+//! Values of ggml's blocks, bit for bit those of PyPI's `gguf` (`gguf.quants.dequantize`), and the
 //! types whose values a quantized kernel has as they are.
 //!
-//! d and m are a block's numbers in f16, s and t whole numbers of 4 or 6 bits for a group of values,
-//! q the code of a value.
+//! d and m are a block's numbers in f16, s and t whole numbers of 4 to 8 bits for a group of
+//! values, q the code of a value.
 //!
 //! | type | values | of a value | as |
 //! | --- | --- | --- | --- |
@@ -25,6 +25,8 @@ use half::{bf16, f16};
 
 /// The most values of a block.
 const LONGEST: usize = 256;
+/// The most groups of a block that have a scale each.
+const MOST_GROUPS: usize = 16;
 
 /// Decodes whole blocks: appends their values to `to`.
 pub(super) fn decode(tensor_type: TensorType, bytes: &[u8], to: &mut Vec<f32>) {
@@ -47,41 +49,50 @@ fn decode_block(tensor_type: TensorType, block: &[u8], to: &mut Vec<f32>) {
         TensorType::Q4K => of_groups(block, &block[16..], None, to),
         TensorType::Q5K => of_groups(block, &block[48..], Some(&block[16..48]), to),
         _ => {
-            let mut wholes = [0; LONGEST];
+            let (mut scales, mut wholes) = ([0.0; MOST_GROUPS], [0; LONGEST]);
             let wholes = &mut wholes[..tensor_type.block_values()];
-            let scales = whole_numbers(tensor_type, block, wholes);
-            let group = wholes.len() / scales.len();
-            for (scale, wholes) in scales.iter().zip(wholes.chunks(group)) {
+            let groups = whole_numbers(tensor_type, block, &mut scales, wholes);
+            let of_groups = wholes.chunks(wholes.len() / groups);
+            for (scale, wholes) in scales.iter().zip(of_groups) {
                 to.extend(wholes.iter().map(|whole| scale * f32::from(*whole)));
             }
         }
     }
 }
 
-/// The scale of each group of values of a block, and the whole numbers that it multiplies.
+/// The scale of each group of values of a block, and the whole numbers that it multiplies. Returns
+/// the number of groups.
 ///
 /// # Panics
 /// For types that are none of scales and whole numbers.
-fn whole_numbers(tensor_type: TensorType, block: &[u8], wholes: &mut [i8]) -> Vec<f32> {
+fn whole_numbers(
+    tensor_type: TensorType,
+    block: &[u8],
+    scales: &mut [f32; MOST_GROUPS],
+    wholes: &mut [i8],
+) -> usize {
     match tensor_type {
+        TensorType::Q3K => {
+            q3_k(block, scales, wholes);
+            return MOST_GROUPS;
+        }
+        TensorType::Q6K => {
+            q6_k(block, scales, wholes);
+            return MOST_GROUPS;
+        }
         TensorType::Q4_0 => {
             let codes = halves_of_bytes(&block[2..]);
             fill(wholes, codes.map(|code| code as i8 - 8));
-            vec![half_at(block, 0)]
         }
         TensorType::Q5_0 => {
             let codes = with_fifth_bits(&block[6..], Some(&block[2..6]));
             fill(wholes, codes.map(|code| code as i8 - 16));
-            vec![half_at(block, 0)]
         }
-        TensorType::Q8_0 => {
-            fill(wholes, block[2..].iter().map(|code| *code as i8));
-            vec![half_at(block, 0)]
-        }
-        TensorType::Q3K => q3_k(block, wholes),
-        TensorType::Q6K => q6_k(block, wholes),
+        TensorType::Q8_0 => fill(wholes, block[2..].iter().map(|code| *code as i8)),
         other => unreachable!("{other} is not of scales and whole numbers"),
     }
+    scales[0] = half_at(block, 0);
+    1
 }
 
 /// A weight `[out, in]` as a kernel keeps it in few bits; none if no kernel has the same values.
@@ -95,14 +106,14 @@ pub(super) fn quantized<'b>(
     let [out, input] = shape;
     let mut codes = Vec::with_capacity(out * input * format.bits() / 8);
     let mut scales = Vec::new();
-    let mut buffer = [0; LONGEST];
-    let wholes = &mut buffer[..tensor_type.block_values()];
+    let (mut of_block, mut wholes) = ([0.0; MOST_GROUPS], [0; LONGEST]);
+    let wholes = &mut wholes[..tensor_type.block_values()];
     let mut group = wholes.len();
     for row in 0..out {
         for block in rows(row).chunks_exact(tensor_type.block_bytes()) {
-            let of_block = whole_numbers(tensor_type, block, wholes);
-            group = wholes.len() / of_block.len();
-            scales.extend(of_block);
+            let groups = whole_numbers(tensor_type, block, &mut of_block, wholes);
+            group = wholes.len() / groups;
+            scales.extend(&of_block[..groups]);
             match format {
                 // Two a byte, the first in the high half, 8 for 0.
                 Format::Int4 => {
@@ -195,24 +206,23 @@ fn q2_k(block: &[u8], to: &mut Vec<f32>) {
 }
 
 /// Codes of 2 bits; in bit i of the first 32 bytes the third bits of 32 values.
-fn q3_k(block: &[u8], wholes: &mut [i8]) -> Vec<f32> {
+fn q3_k(block: &[u8], scales: &mut [f32; MOST_GROUPS], wholes: &mut [i8]) {
     let (third, packed) = (&block[..32], &block[96..108]);
     for (at, (to, code)) in wholes.iter_mut().zip(two_bits(&block[32..96])).enumerate() {
         let third = third[at % 32] >> (at / 32) & 1;
         *to = (code | third << 2) as i8 - 4;
     }
     let scale = half_at(block, 108);
-    let of_group = |group: usize| {
+    for (group, to) in scales.iter_mut().enumerate() {
         let low = packed[group % 8] >> (group / 8 * 4) & 15;
         let high = packed[8 + group % 4] >> (group / 4 * 2) & 3;
-        scale * f32::from((low | high << 4) as i8 - 32)
-    };
-    (0..16).map(of_group).collect()
+        *to = scale * f32::from((low | high << 4) as i8 - 32);
+    }
 }
 
 /// Codes of 4 bits, 64 bytes to 128 values, and their two high bits, 32 bytes to 128 values.
-fn q6_k(block: &[u8], wholes: &mut [i8]) -> Vec<f32> {
-    let (low, scales) = (&block[..128], &block[192..208]);
+fn q6_k(block: &[u8], scales: &mut [f32; MOST_GROUPS], wholes: &mut [i8]) {
+    let (low, packed) = (&block[..128], &block[192..208]);
     for (at, (to, high)) in wholes
         .iter_mut()
         .zip(two_bits(&block[128..192]))
@@ -223,8 +233,9 @@ fn q6_k(block: &[u8], wholes: &mut [i8]) -> Vec<f32> {
         *to = (low | high << 4) as i8 - 32;
     }
     let scale = half_at(block, 208);
-    let of_group = |it: &u8| scale * f32::from(*it as i8);
-    scales.iter().map(of_group).collect()
+    for (to, packed) in scales.iter_mut().zip(packed) {
+        *to = scale * f32::from(*packed as i8);
+    }
 }
 
 /// Codes of 2 bits, 32 bytes to 128 values: the lowest bits of all bytes come first.

@@ -30,7 +30,8 @@ impl Encoding {
         })
     }
 
-    /// The type that the values have in safetensors: the file's own, or F32 where they are computed.
+    /// The type that the values have in safetensors: the file's own, or F32 where they are
+    /// computed.
     pub(crate) fn dtype(self) -> Dtype {
         match self.tensor_type {
             TensorType::F16 if self.offset == 0.0 => Dtype::F16,

@@ -41,8 +41,8 @@ impl From<QuantizedWeight> for Stored {
     }
 }
 
-/// The wanted weight `[out, in]`, if the checkpoint has it in fewer bits. One in a GGUF file's blocks
-/// is quantized anew where another format is `asked` for, from its values.
+/// The wanted weight `[out, in]`, if the checkpoint has it in fewer bits. One in a GGUF file's
+/// blocks is quantized anew where another format is `asked` for, from its values.
 ///
 /// # Errors
 /// [`ModelError::Quantized`] if parts of it are missing or do not fit.

@@ -69,8 +69,8 @@ fn logits(loaded: &Loaded, tokens: &[u32]) -> Vec<f32> {
     logits.inner().try_into_vec_as::<f32>().unwrap()
 }
 
-/// Bit for bit those of `gguf.quants.dequantize`, of each type that is read, in the order of Hugging
-/// Face's rows. Only Gemma's norms are rounded: 1 was added to them, and is subtracted.
+/// Bit for bit those of `gguf.quants.dequantize`, of each type that is read, in the order of
+/// Hugging Face's rows. Only Gemma's norms are rounded: 1 was added to them, and is subtracted.
 #[test]
 fn values_are_those_of_gguf() {
     for case in CASES {

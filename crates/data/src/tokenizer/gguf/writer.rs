@@ -1,5 +1,5 @@
-//! From a tokenizer to the metadata of a GGUF file. Scores of SentencePiece's kind are less the number
-//! of the first merge that makes a token.
+//! From a tokenizer to the metadata of a GGUF file. Scores of SentencePiece's kind are less the
+//! number of the first merge that makes a token.
 
 use std::collections::BTreeMap;
 

@@ -87,9 +87,9 @@ pub(in crate::tokenizer) fn of_pieces(
     })
 }
 
-/// The pairs of a SentencePiece vocabulary, which has no list of them: two pieces are joined if both
-/// and the whole are pieces, those first whose whole has the highest score, and of these those whose
-/// first piece is the longest (`generate_merges` of `convert_slow_tokenizer.py`).
+/// The pairs of a SentencePiece vocabulary, which has no list of them: two pieces are joined if
+/// both and the whole are pieces, those first whose whole has the highest score, and of these those
+/// whose first piece is the longest (`generate_merges` of `convert_slow_tokenizer.py`).
 pub(in crate::tokenizer) fn merges_by_score<'p, P: Borrow<str> + Hash + Eq>(
     pieces: impl Iterator<Item = (&'p str, f32)>,
     ids: &IndexMap<P, u32>,
