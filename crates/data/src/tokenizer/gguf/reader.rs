@@ -80,20 +80,6 @@ impl<'f> Vocabulary<'f> {
             let problem = format!("{} kinds for {} tokens", kinds.len(), tokens.len());
             return Err(file.invalid(keys::TOKEN_TYPES, problem).into());
         }
-        let mut ids = IndexMap::new();
-        let mut kinds = Vec::new();
-        for (id, token) in tokens.iter().enumerate() {
-            let kind = all_kinds.map_or(NORMAL, |kinds| kinds[id]);
-            // Rows of the model's table beyond the tokenizer's.
-            if kind == UNUSED {
-                continue;
-            }
-            if ids.insert(token.as_str(), id as u32).is_some() {
-                let problem = format!("token {id}, `{token}`, is there twice");
-                return Err(file.invalid(keys::TOKENS, problem).into());
-            }
-            kinds.push(kind);
-        }
         let mut named = BTreeMap::new();
         for (key, name) in [
             (keys::BOS_TOKEN_ID, "bos_token"),
@@ -101,15 +87,27 @@ impl<'f> Vocabulary<'f> {
             (keys::UNKNOWN_TOKEN_ID, "unk_token"),
             (keys::PADDING_TOKEN_ID, "pad_token"),
         ] {
-            let Some(id) = file.count(key)? else {
-                continue;
-            };
-            let token = tokens.get(id).and_then(|token| ids.get(token.as_str()));
-            if token != Some(&(id as u32)) {
-                let problem = format!("{id} is no token of {}", tokens.len());
-                return Err(file.invalid(key, problem).into());
+            if let Some(id) = file.count(key)? {
+                if id >= tokens.len() {
+                    let problem = format!("{id} is no token of {}", tokens.len());
+                    return Err(file.invalid(key, problem).into());
+                }
+                named.insert(name, id as u32);
             }
-            named.insert(name, id as u32);
+        }
+        let mut ids = IndexMap::new();
+        let mut kinds = Vec::new();
+        for (token, id) in tokens.iter().zip(0..) {
+            let kind = all_kinds.map_or(NORMAL, |kinds| kinds[id as usize]);
+            // Rows of the model's table beyond the tokenizer's.
+            if kind == UNUSED && !named.values().any(|named| *named == id) {
+                continue;
+            }
+            if ids.insert(token.as_str(), id).is_some() {
+                let problem = format!("token {id}, `{token}`, is there twice");
+                return Err(file.invalid(keys::TOKENS, problem).into());
+            }
+            kinds.push(kind);
         }
         Ok(Self {
             ids,
