@@ -135,3 +135,44 @@ impl Encoding {
         &stored[row * bytes..(row + 1) * bytes]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ranges that begin and end inside of blocks, in rows of another order.
+    #[test]
+    fn parts_are_those_of_the_whole() {
+        let shape = [8, 512];
+        for tensor_type in [TensorType::Q4K, TensorType::Q8_0, TensorType::F16] {
+            let encoding = Encoding {
+                tensor_type,
+                rows: RowOrder::HalvesInTurn { head_dim: 4 },
+                offset: 1.0,
+            };
+            let bytes = 8 * 512 / tensor_type.block_values() * tensor_type.block_bytes();
+            let stored: Vec<u8> = (0..bytes).map(|at| (at * 37 % 59) as u8).collect();
+            let whole = encoding.values(&stored, &shape, 0..8 * 512);
+            assert_eq!(whole.len(), 8 * 512);
+            for range in [
+                0..1,
+                5..300,
+                255..257,
+                500..1600,
+                1024..2048,
+                4095..4096,
+                7..7,
+            ] {
+                let part = encoding.values(&stored, &shape, range.clone());
+                assert_eq!(part, whole[range]);
+            }
+            // The rows of a head: first, third, second and fourth.
+            let plain = Encoding {
+                rows: RowOrder::Same,
+                ..encoding
+            };
+            let second = plain.values(&stored, &shape, 2 * 512..3 * 512);
+            assert_eq!(whole[512..1024], second);
+        }
+    }
+}

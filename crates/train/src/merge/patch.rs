@@ -337,7 +337,7 @@ fn headers_of(base: &Checkpoint) -> Vec<(String, &[u8])> {
     let mut seen = BTreeSet::new();
     let headers = base.headers().map(|(path, header)| {
         let name = path.file_name()?.to_str()?.to_owned();
-        let mut tensors = names_in_order(&header)?.into_iter();
+        let mut tensors = names_in_order(header)?.into_iter();
         let are_own = tensors.all(|tensor| base.contains(&tensor) && seen.insert(tensor));
         are_own.then_some((name, header))
     });
