@@ -1,15 +1,20 @@
-"""Compare GGUF files of `epiphyte export` with PyPI's `gguf`, which reads them as llama.cpp does.
+"""Compare GGUF files that `epiphyte` writes and reads with PyPI's `gguf`, which does so as llama.cpp.
 
 Tiny seeded models of each family are exported, and adapters that HF PEFT saves over them. Names of
 tensors are those of `gguf`'s own table, values what the definition of each family says, metadata
 what its keys are for. The tokens of a real SentencePiece vocabulary are joined by the scores in the
 file, as llama.cpp does, and compared with the tokenizer's own.
 
+Each file is read again too: its losses are those of the directory from which it was exported. The
+quickstart's base is quantized by `gguf`; losses over each file are those of a directory with the
+values of `gguf.quants.dequantize`, also after a few steps of LoRA.
+
     cargo build --workspace
     python gguf_live.py ../../target/debug/epiphyte [STORIES260K]
 """
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,8 +22,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from gguf import GGUFReader, MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
+from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter, MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
+from gguf.quants import dequantize, quantize
 from peft import LoraConfig, get_peft_model
+from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers import Gemma2Config, Gemma3TextConfig, GemmaConfig, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 from tokenizers import Tokenizer, models, pre_tokenizers, decoders
@@ -44,9 +51,27 @@ CASES = {
 }  # fmt: skip
 
 
+QUICKSTART = Path(__file__).parents[2] / "crates/epiphyte/assets/quickstart"
+QUANTIZED = ["F16", "BF16", "Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1"]
+
+
 def run(*arguments):
     done = subprocess.run([sys.argv[1], *map(str, arguments)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def loss(*arguments):
+    """The loss of texts over a base or an adapter."""
+    score = run("eval", "--data", QUICKSTART / "eval.jsonl", "--task", "causal-lm", "--text-columns", "text",
+                "--max-length", 64, "--json", *arguments)  # fmt: skip
+    return json.loads(score)["loss"]
+
+
+def read_again(case, base, file):
+    # Gemma's norms are rounded once more.
+    expected, found = loss("--model", base), loss("--model", file)
+    assert abs(found - expected) < (1e-5 if "gemma" in case else 1e-9), (case, found, expected)
 
 
 def byte_level_tokenizer(directory):
@@ -96,6 +121,7 @@ def compare(case, config, arch, root):
     model.save_pretrained(base)
     tokenizer = byte_level_tokenizer(base)
     run("export", "--model", base, "--to", "gguf", "--output", root / f"{case}.gguf")
+    read_again(case, base, root / f"{case}.gguf")
     reader = GGUFReader(root / f"{case}.gguf")
     names = get_tensor_name_map(arch, config.num_hidden_layers)
     state = dict(model.state_dict())
@@ -202,11 +228,70 @@ def stories(directory, root):
         assert [tokens[part] for part in joined(text, tokens, scores)] == expected_ids, text
 
 
+def rewritten(source, path, kind):
+    """A copy of a file with its matrices in a type; the values of each tensor."""
+    reader = GGUFReader(source)
+    writer = GGUFWriter(path, value(reader, "general.architecture"))
+    for key, field in reader.fields.items():
+        if key.startswith("GGUF.") or key == "general.architecture":
+            continue
+        sub_type = field.types[-1] if field.types[0] == GGUFValueType.ARRAY else None
+        writer.add_key_value(key, field.contents(), field.types[0], sub_type)
+    values = {}
+    for tensor in reader.tensors:
+        own = kind if len(tensor.shape) > 1 else GGMLQuantizationType.F32
+        data = quantize(tensor.data.astype(np.float32), own)
+        writer.add_tensor(tensor.name, data, raw_dtype=own)
+        values[tensor.name] = dequantize(data, own).astype(np.float32)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return values
+
+
+def turned_back(weight, heads):
+    return weight.reshape(heads, weight.shape[0] // heads // 2, 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+
+
+def quickstart(root):
+    base = QUICKSTART / "base"
+    config = json.loads((base / "config.json").read_text())
+    run("export", "--model", base, "--to", "gguf", "--output", root / "base.gguf")
+    read_again("quickstart", base, root / "base.gguf")
+    names = get_tensor_name_map(MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+    for kind in QUANTIZED:
+        file = root / f"base-{kind}.gguf"
+        values = rewritten(root / "base.gguf", file, GGMLQuantizationType[kind])
+        directory = root / f"base-{kind}"
+        shutil.copytree(base, directory)
+        tensors = {}
+        for name in load_file(base / "model.safetensors"):
+            tensor = values[names.get_name(name, try_suffixes=(".weight", ".bias"))]
+            order = heads.get(name.split(".")[-2])
+            tensors[name] = np.ascontiguousarray(turned_back(tensor, order) if order else tensor)
+        save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+        expected, found = loss("--model", directory), loss("--model", file)
+        assert abs(found - expected) < 1e-6, (kind, found, expected)
+        trained = {}
+        for model in (directory, file):
+            adapter = root / f"{model.name}-lora"
+            run("train", "--model", model, "--task", "causal-lm", "--train-data", QUICKSTART / "train.jsonl",
+                "--text-columns", "text", "--max-length", 64, "--batch-size", 8, "--max-steps", 12,
+                "--learning-rate", 5e-3, "--output", adapter)  # fmt: skip
+            trained[model] = loss("--model", model, "--adapter", adapter)
+        assert abs(trained[file] - trained[directory]) < 1e-4, (kind, trained)
+        assert trained[file] < found - 0.2, (kind, found, trained)
+        print(f"quickstart in {kind} agrees: loss {found:.4f}, {trained[file]:.4f} after 12 steps")
+
+
 def main():
     with tempfile.TemporaryDirectory() as folder:
         for case, (config, arch) in CASES.items():
             compare(case, config, arch, Path(folder))
             print(case, "agrees")
+        quickstart(Path(folder))
         if len(sys.argv) > 2:
             stories(Path(sys.argv[2]), Path(folder))
             print("vocabulary of stories260K agrees")

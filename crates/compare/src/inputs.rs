@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use epiphyte_io::gguf::model_file;
 use epiphyte_io::{FileError, sha256, sha256_of_file};
 use epiphyte_train::RunConfig;
 use serde_json::{Map, Value};
@@ -20,7 +21,7 @@ pub(crate) struct Inputs {
 }
 
 impl Inputs {
-    /// The hashes of what a run reads: its data, and a base that is a directory.
+    /// The hashes of what a run reads: its data, and a base that is here.
     ///
     /// # Errors
     /// If a file cannot be found or read.
@@ -29,7 +30,7 @@ impl Inputs {
         for (setting, files) in run.data_files()? {
             inputs.insert(setting.to_owned(), self.hash(files)?.into());
         }
-        if run.model.is_dir() {
+        if run.model.exists() {
             let hash = self.hash(files_of_model(&run.model)?)?;
             inputs.insert("model".to_owned(), hash.into());
         }
@@ -51,9 +52,12 @@ impl Inputs {
     }
 }
 
-/// The files of a model's directory that decide what it computes, by name.
+/// The files of a model's directory that decide what it computes, by name; a GGUF file alone.
 fn files_of_model(directory: &Path) -> Result<Vec<PathBuf>, FileError> {
     let failed = || FileError::at("read", directory);
+    if let Some(file) = model_file(directory).map_err(failed())? {
+        return Ok(vec![file]);
+    }
     let mut files = Vec::new();
     for entry in std::fs::read_dir(directory).map_err(failed())? {
         let path = entry.map_err(failed())?.path();

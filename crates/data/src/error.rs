@@ -5,6 +5,8 @@
 
 use std::path::PathBuf;
 
+use epiphyte_io::{FileError, GgufError, GgufProblem};
+
 use crate::chat::TemplateLimit;
 
 /// Data, a tokenizer or a chat template that cannot be used.
@@ -488,6 +490,23 @@ pub enum DataError {
         reason: String,
     },
 
+    /// A GGUF file cannot be trusted, or its tokenizer is not supported.
+    #[error("`{}` is not a usable GGUF file", path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        problem: Box<GgufProblem>,
+    },
+
+    /// llama.cpp does not have such a tokenizer.
+    #[error("the tokenizer cannot be written to GGUF: {reason}")]
+    NotGguf {
+        /// What llama.cpp does not have.
+        reason: String,
+    },
+
     /// A file of the tokenizer does not exist.
     #[error(
         "`{}` has no `{file}`: copy `{file}` of the base model into that directory{}",
@@ -744,5 +763,24 @@ fn advice(label: &str, known: &[String]) -> &'static str {
         "nothing names the classes of this model: name them in the order of their ids with --labels"
     } else {
         "correct the row, or train on data that has this label"
+    }
+}
+
+impl From<GgufError> for DataError {
+    fn from(error: GgufError) -> Self {
+        match error {
+            GgufError::Problem { path, problem } => Self::Gguf { path, problem },
+            GgufError::File(error) => error.into(),
+        }
+    }
+}
+
+impl From<FileError> for DataError {
+    fn from(error: FileError) -> Self {
+        match error {
+            FileError::StorageFull { path, source } | FileError::Io { path, source, .. } => {
+                Self::Io { path, source }
+            }
+        }
     }
 }

@@ -89,5 +89,7 @@ pub use prompts::WritingPrompt;
 pub use readers::{DataFile, Format, ReadOptions, parse_delimiter};
 pub use spelling::nearest_name;
 pub use table::{Answer, Table, Value};
-pub use tokenizer::{Alignment, Encoding, Tokenizer, Window, Windows, check_max_length};
+pub use tokenizer::{
+    Alignment, Encoding, Tokenizer, Window, Windows, check_max_length, gguf, tokenizer_files,
+};
 pub use writer::{OutputColumn, OutputFormat};

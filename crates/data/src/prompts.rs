@@ -87,7 +87,7 @@ impl WritingPrompt {
                 };
                 add(row, text, ids, texts_of(table, column.as_deref(), row)?)?;
             }
-            Ok(())
+            Ok::<_, DataError>(())
         };
         match fields {
             Fields::PlainText { text } => {

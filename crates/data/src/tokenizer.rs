@@ -4,12 +4,14 @@
 //! folder only. It follows `transformers` 5: where there is a tokenizer.json, it alone decides how
 //! a text becomes ids and which special tokens surround it (`add_bos_token` in
 //! tokenizer_config.json is ignored); where there is none, one is made of older files
-//! (`older_files`). Truncation is `longest_first` on the configured side. Truncation and padding
+//! (`older_files`) or of a GGUF file ([`gguf`]). Truncation is `longest_first` on the configured
+//! side. Truncation and padding
 //! stored in tokenizer.json are ignored, as `transformers` ignores them by default; nothing is
 //! ever padded. So is the `dropout` of a BPE model, which would give a text other tokens each
 //! time.
 
 mod division;
+pub mod gguf;
 mod guard;
 mod older_files;
 mod windows;
@@ -19,7 +21,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use epiphyte_io::{mistaken_file, read_regular, sha256};
+use epiphyte_io::gguf::{GgufFile, model_file};
+use epiphyte_io::{FileError, mistaken_file, read_regular, sha256};
 use indexmap::IndexMap;
 use serde_json::{Map, Value as Json};
 use tokenizers::processors::template::TemplateProcessing;
@@ -106,26 +109,17 @@ impl Tokenizer {
     /// Loads `tokenizer.json` from a model directory, or makes one of the older files `vocab.txt`,
     /// `vocab.json` with `merges.txt`, or a SentencePiece model. Reads, if they exist,
     /// `tokenizer_config.json`, `special_tokens_map.json`, `chat_template.jinja`, and
-    /// `eos_token_id` of `config.json`.
+    /// `eos_token_id` of `config.json`. Of a GGUF file, all of it is in the file.
     ///
     /// # Errors
     /// [`DataError::TokenizerMissing`] if there is none of these files;
     /// [`DataError::TokenizerClass`] if it is not known what the older files mean;
-    /// [`DataError::TokenizerInvalid`] with the file that cannot be parsed;
+    /// [`DataError::TokenizerInvalid`] with the file that cannot be parsed; [`DataError::Gguf`];
     /// [`DataError::TokenizerDamaged`]; [`DataError::Io`].
     pub fn load(directory: impl AsRef<Path>) -> Result<Self, DataError> {
         let directory = directory.as_ref();
-        let path = directory.join("tokenizer.json");
-        let bytes = read_optional(&path)?;
-        let config = read_object(&directory.join("tokenizer_config.json"))?;
-        let map = read_object(&directory.join("special_tokens_map.json"))?;
-        let (path, bytes, special_tokens) = match bytes {
-            Some(bytes) => (path, bytes, special_tokens(&config, &map)),
-            None => {
-                let made = older_files::tokenizer_json(directory, &config, &map)?;
-                (made.path, made.bytes, made.special_tokens)
-            }
-        };
+        let source = Source::of(directory)?;
+        let (path, bytes) = (&source.path, &source.bytes);
         let invalid = |error: tokenizers::Error| DataError::TokenizerInvalid {
             path: path.clone(),
             reason: error.to_string(),
@@ -134,14 +128,14 @@ impl Tokenizer {
             path: path.clone(),
             reason,
         };
-        let malformed = |error| match mistaken_file(&bytes) {
+        let malformed = |error| match mistaken_file(bytes) {
             Some(kind) => invalid(kind.into()),
             None => invalid(error),
         };
-        let sizes = serde_json::from_slice::<Sizes>(&bytes);
+        let sizes = serde_json::from_slice::<Sizes>(bytes);
         let sizes = sizes.map_err(|error| malformed(error.into()))?;
         sizes.check().map_err(damaged)?;
-        let inner = guarded(|| tokenizers::Tokenizer::from_bytes(&bytes)).map_err(damaged)?;
+        let inner = guarded(|| tokenizers::Tokenizer::from_bytes(bytes)).map_err(damaged)?;
         let mut inner = inner.map_err(malformed)?;
         inner.with_truncation(None).map_err(invalid)?;
         inner.with_padding(None);
@@ -159,38 +153,27 @@ impl Tokenizer {
             inner.with_post_processor(Some(plain.map_err(|error| invalid(error.into()))?));
         }
 
-        let template_path = directory.join("chat_template.jinja");
-        let chat_template = match read_optional(&template_path)? {
-            Some(bytes) => {
-                Some(
-                    String::from_utf8(bytes).map_err(|error| DataError::TokenizerInvalid {
-                        path: template_path,
-                        reason: error.to_string(),
-                    })?,
-                )
-            }
-            None => configured_template(&config),
-        };
         let words = guarded(|| Words::of(&inner)).map_err(damaged)?;
         Ok(Self {
             words: words.map(Arc::new),
             inner,
             directory: directory.to_owned(),
-            path,
-            content_hash: sha256(&bytes),
-            eos_of_model: eos_of_model(directory)?,
-            special_tokens,
-            chat_template,
+            content_hash: sha256(bytes),
+            eos_of_model: source.eos_of_model,
+            special_tokens: source.special_tokens,
+            chat_template: source.chat_template,
             today: Day::today(),
-            model_max_length: config
+            model_max_length: source
+                .config
                 .get("model_max_length")
                 .and_then(Json::as_u64)
                 .filter(|length| *length < NO_LIMIT)
                 .map(|length| length as usize),
-            truncation: match config.get("truncation_side").and_then(Json::as_str) {
+            truncation: match source.config.get("truncation_side").and_then(Json::as_str) {
                 Some("left") => TruncationDirection::Left,
                 _ => TruncationDirection::Right,
             },
+            path: source.path,
         })
     }
 
@@ -567,6 +550,93 @@ impl Tokenizer {
             })?;
         Ok(ChatTemplate::new(source, &self.special_tokens)?.on(self.today))
     }
+}
+
+/// What a model's files say of its tokenizer.
+struct Source {
+    /// The file with the vocabulary.
+    path: PathBuf,
+    /// The content of a `tokenizer.json`, read or made.
+    bytes: Vec<u8>,
+    /// Special tokens by their Hugging Face names.
+    special_tokens: IndexMap<String, String>,
+    chat_template: Option<String>,
+    /// The model's first `eos_token_id`.
+    eos_of_model: Option<u32>,
+    /// `tokenizer_config.json`; empty if there is none.
+    config: Map<String, Json>,
+}
+
+impl Source {
+    fn of(model: &Path) -> Result<Self, DataError> {
+        match model_file(model).map_err(FileError::at("read", model))? {
+            Some(path) => gguf::read(&GgufFile::open(&path)?),
+            None => Self::of_directory(model),
+        }
+    }
+
+    fn of_directory(directory: &Path) -> Result<Self, DataError> {
+        let path = directory.join("tokenizer.json");
+        let bytes = read_optional(&path)?;
+        let config = read_object(&directory.join("tokenizer_config.json"))?;
+        let map = read_object(&directory.join("special_tokens_map.json"))?;
+        let (path, bytes, special_tokens) = match bytes {
+            Some(bytes) => (path, bytes, special_tokens(&config, &map)),
+            None => {
+                let made = older_files::tokenizer_json(directory, &config, &map)?;
+                (made.path, made.bytes, made.special_tokens)
+            }
+        };
+        let template_path = directory.join("chat_template.jinja");
+        let chat_template = match read_optional(&template_path)? {
+            Some(bytes) => {
+                Some(
+                    String::from_utf8(bytes).map_err(|error| DataError::TokenizerInvalid {
+                        path: template_path,
+                        reason: error.to_string(),
+                    })?,
+                )
+            }
+            None => configured_template(&config),
+        };
+        Ok(Self {
+            path,
+            bytes,
+            special_tokens,
+            chat_template,
+            eos_of_model: eos_of_model(directory)?,
+            config,
+        })
+    }
+}
+
+/// The files that a Hugging Face directory would have of the tokenizer in a GGUF file, each with
+/// its content; none for a model that is a directory with files of its own.
+///
+/// # Errors
+/// As [`Tokenizer::load`].
+pub fn tokenizer_files(model: &Path) -> Result<Vec<(&'static str, Vec<u8>)>, DataError> {
+    let path = model_file(model).map_err(FileError::at("read", model))?;
+    let Some(path) = path else {
+        return Ok(Vec::new());
+    };
+    let source = gguf::read(&GgufFile::open(&path)?)?;
+    let mut config = Map::new();
+    config.insert(
+        "tokenizer_class".to_owned(),
+        "PreTrainedTokenizerFast".into(),
+    );
+    for (name, token) in source.special_tokens {
+        config.insert(name, token.into());
+    }
+    if let Some(template) = source.chat_template {
+        config.insert("chat_template".to_owned(), template.into());
+    }
+    let config = serde_json::to_vec_pretty(&config).expect("JSON values print");
+    Ok(vec![
+        ("tokenizer.json", source.bytes),
+        ("tokenizer_config.json", config),
+    ])
 }
 
 /// Checks a maximum length against the model's limit (`max_position_embeddings`), both in tokens.

@@ -20,7 +20,7 @@ pub enum HubError {
         kind: &'static str,
     },
     /// A file where a directory is needed.
-    #[error("`{}` is {kind}, and a model is a directory", path.display())]
+    #[error("`{}` is {kind}, and a model is a directory or a GGUF file", path.display())]
     File {
         /// The requested path.
         path: PathBuf,
@@ -226,10 +226,10 @@ impl HubError {
                   adapter_model.safetensors, or a name on the hub with its owner"
                 .to_owned(),
             Self::NoDirectory { .. } => {
-                format!("give the path of a directory that holds {files}")
+                format!("give the path of a directory that holds {files}, or of a GGUF file")
             }
             Self::File { path, .. } => match path.extension().and_then(|it| it.to_str()) {
-                Some("gguf" | "bin" | "pt" | "pth" | "ckpt" | "onnx" | "h5") => format!(
+                Some("bin" | "pt" | "pth" | "ckpt" | "onnx" | "h5") => format!(
                     "this format is not read: pass the directory of the model in Hugging Face's \
                      format, with {files} (`save_pretrained` of transformers writes all three)"
                 ),

@@ -92,7 +92,7 @@ impl Hub {
         }
     }
 
-    /// The directory of a model, given as that directory or by its name, such as
+    /// The directory or the GGUF file of a model, given by its path or by the model's name, such as
     /// `google-bert/bert-base-uncased`. A name without owner may also be one of
     /// `sentence-transformers`. Events are logged.
     ///
@@ -135,8 +135,10 @@ impl Hub {
         kind: Kind,
         report: &mut dyn FnMut(&Event<'_>),
     ) -> Result<PathBuf, HubError> {
-        // An adapter may be given by its configuration's path, which its reader understands.
-        if path.is_dir() || (kind == Kind::Adapter && path.exists()) {
+        // An adapter may be given by its configuration's path, which its reader understands; a GGUF
+        // file is a model.
+        let may_be_file = kind == Kind::Adapter || is_gguf(path);
+        if path.is_dir() || (may_be_file && path.exists()) {
             return Ok(path.to_owned());
         }
         if path.exists() {
@@ -310,10 +312,15 @@ fn found(given: Name<'_>, name: Name<'_>, report: &mut dyn FnMut(&Event<'_>)) {
     }
 }
 
+/// Whether a path is named as GGUF files are.
+fn is_gguf(path: &Path) -> bool {
+    path.extension()
+        .is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"))
+}
+
 /// What kind of file stands where a model's directory was expected.
 fn kind_of_file(path: &Path) -> &'static str {
     match path.extension().and_then(|it| it.to_str()) {
-        Some("gguf") => "a GGUF file",
         Some("bin" | "pt" | "pth" | "ckpt") => "a file of PyTorch",
         Some("onnx") => "an ONNX file",
         Some("safetensors") => "a file of weights",
@@ -397,10 +404,13 @@ mod tests {
         assert!(error.to_string().contains("`./absent`"), "{error}");
         assert!(error.hint().contains("config.json"), "{}", error.hint());
 
-        let file = cache.path().join("model.gguf");
+        let model = cache.path().join("model.gguf");
+        fs::write(&model, "").unwrap();
+        assert_eq!(hub.resolve(&model).unwrap(), model);
+        let file = cache.path().join("model.onnx");
         fs::write(&file, "").unwrap();
         let error = hub.resolve(&file).unwrap_err();
-        assert!(error.to_string().contains("is a GGUF file"), "{error}");
+        assert!(error.to_string().contains("is an ONNX file"), "{error}");
         assert!(
             error.hint().contains("this format is not read"),
             "{}",

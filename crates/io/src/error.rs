@@ -184,3 +184,169 @@ pub enum HeaderProblem {
         bytes: usize,
     },
 }
+
+/// A GGUF file could not be read.
+#[derive(Debug, Error)]
+pub enum GgufError {
+    /// The header of the file cannot be trusted, or says what is not supported.
+    #[error("`{}` is not a usable GGUF file", path.display())]
+    Problem {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        problem: Box<GgufProblem>,
+    },
+    /// The file system refused.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+/// What is wrong with a GGUF file.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum GgufProblem {
+    /// The file is of another kind than its name promises.
+    #[error("{}", kind.unwrap_or("it does not begin with `GGUF`: download it again"))]
+    OtherKind {
+        /// What it is, and what to do, if its first bytes show it.
+        kind: Option<&'static str>,
+    },
+    /// A version that is not read.
+    #[error("it has version {found}, and 2 and 3 are read: convert it anew with llama.cpp")]
+    Version {
+        /// The version.
+        found: u32,
+    },
+    /// The file is for computers with the other order of bytes.
+    #[error("its numbers are big-endian: take the file for little-endian computers")]
+    BigEndian,
+    /// A length or a count leaves the file.
+    #[error("its header needs more than the {length} bytes of the file (a cut-off download?)")]
+    CutOff {
+        /// Length of the file.
+        length: u64,
+    },
+    /// The header is longer than any that makes sense.
+    #[error("its header needs more than {limit} bytes")]
+    TooLarge {
+        /// The longest header that is read.
+        limit: u64,
+    },
+    /// A key, a text or a name is not UTF-8.
+    #[error("{what} is not UTF-8")]
+    NotUtf8 {
+        /// What.
+        what: String,
+    },
+    /// A value of a type that the format does not have.
+    #[error("key `{key}` has a value of the unknown type {found}")]
+    ValueType {
+        /// The key.
+        key: String,
+        /// The number of its type.
+        found: u32,
+    },
+    /// Two entries have the same key.
+    #[error("key `{key}` is there twice")]
+    DuplicateKey {
+        /// The key.
+        key: String,
+    },
+    /// A key that is needed is not there.
+    #[error("key `{key}` is missing")]
+    MissingKey {
+        /// The key.
+        key: String,
+    },
+    /// A key has a value of another type.
+    #[error("key `{key}` is not {expected}")]
+    WrongType {
+        /// The key.
+        key: String,
+        /// What it has to be.
+        expected: &'static str,
+    },
+    /// A value makes no sense or is not supported.
+    #[error("key `{key}`: {problem}")]
+    InvalidValue {
+        /// The key.
+        key: String,
+        /// What is wrong with it, and what to do.
+        problem: String,
+    },
+    /// A tensor that does not fit what the metadata say.
+    #[error("tensor `{tensor}`: {problem}")]
+    InvalidTensor {
+        /// The tensor.
+        tensor: String,
+        /// What does not fit.
+        problem: String,
+    },
+    /// Two tensors have the same name.
+    #[error("tensor `{tensor}` is listed twice")]
+    DuplicateTensor {
+        /// The tensor.
+        tensor: String,
+    },
+    /// A tensor with more dimensions than the format allows.
+    #[error("tensor `{tensor}` has {dimensions} dimensions")]
+    Dimensions {
+        /// The tensor.
+        tensor: String,
+        /// How many.
+        dimensions: u32,
+    },
+    /// A type of tensors that is not read.
+    #[error(
+        "tensor `{tensor}` is of type {found}, which is not read (read are {}): take another \
+         quantization of the model",
+        crate::gguf::TensorType::names().join(", ")
+    )]
+    TensorType {
+        /// The tensor.
+        tensor: String,
+        /// The name of its type, or its number.
+        found: String,
+    },
+    /// A shape that its type cannot have.
+    #[error(
+        "tensor `{tensor}`, {tensor_type} {shape:?}, is no whole number of blocks, or too large"
+    )]
+    Size {
+        /// The tensor.
+        tensor: String,
+        /// The name of its type.
+        tensor_type: &'static str,
+        /// Its shape.
+        shape: Vec<u64>,
+    },
+    /// A tensor whose data is not where the alignment allows it.
+    #[error("tensor `{tensor}` lies at byte {offset} of the data, which is not aligned")]
+    NotAligned {
+        /// The tensor.
+        tensor: String,
+        /// Where it starts.
+        offset: u64,
+    },
+    /// A tensor that leaves the file: the data is cut off.
+    #[error(
+        "tensor `{tensor}` ends at byte {end} of the data, which has {available} (a cut-off download?)"
+    )]
+    OutOfRange {
+        /// The tensor.
+        tensor: String,
+        /// Where it ends.
+        end: usize,
+        /// Bytes of data in the file.
+        available: usize,
+    },
+    /// Two tensors share bytes.
+    #[error("tensors `{first}` and `{second}` share bytes")]
+    Overlap {
+        /// One tensor.
+        first: String,
+        /// The other.
+        second: String,
+    },
+}

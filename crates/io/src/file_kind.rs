@@ -15,7 +15,8 @@ pub fn mistaken_file(bytes: &[u8]) -> Option<&'static str> {
         repository, or download the file";
     const PAGE: &str = "it is a web page and not the file: download the file itself";
     const MESSAGE: &str = "it is a server's error message and not the file: download it again";
-    const GGUF: &str = "it is a GGUF file, which is not supported: use the model's safetensors";
+    const GGUF: &str = "it is a GGUF file under this name: give it one that ends with .gguf, and \
+        pass its path as the model";
     const PICKLE: &str = "it is a PyTorch checkpoint under this name: load it in Python with \
         transformers and call save_pretrained, which writes safetensors";
     const HDF5: &str = "it is an HDF5 file, for TensorFlow: load it in Python with transformers \

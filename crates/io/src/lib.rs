@@ -1,4 +1,4 @@
-//! Files that appear whole or not at all, and the safetensors format.
+//! Files that appear whole or not at all, and the formats safetensors and GGUF.
 //!
 //! Every crate of the project that writes a file writes it with [`write`](write()),
 //! [`write_atomically`], [`write_output`], [`PendingFile`], [`write_directory`] or the functions of
@@ -20,7 +20,7 @@ pub use atomic_file::{
     OutputKind, PendingFile, TEMPORARY, output_kind, write, write_atomically, write_output,
 };
 pub use directory::{clean_up, clean_up_next_to, remove_directory, write_directory};
-pub use error::{FileError, HeaderProblem, SafetensorsError};
+pub use error::{FileError, GgufError, GgufProblem, HeaderProblem, SafetensorsError};
 pub use file_kind::mistaken_file;
 pub use forget::forget;
 pub use paths::{is_in_directory, is_same_file, parent, refuse_link, resolve};

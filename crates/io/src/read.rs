@@ -27,9 +27,14 @@ pub fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
 /// Checks that a path leads to a regular file.
 ///
 /// # Errors
-/// If there is none, or it is something else.
+/// [`io::ErrorKind::NotFound`] if there is none, also where the path goes through a file as if it
+/// were a directory: a model may be a file, which has no others in it. If it is something else.
 pub fn check_regular(path: &Path) -> io::Result<()> {
-    match fs::metadata(path)?.is_file() {
+    let found = fs::metadata(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotADirectory => io::ErrorKind::NotFound.into(),
+        _ => error,
+    })?;
+    match found.is_file() {
         true => Ok(()),
         false => Err(io::Error::other("it is no regular file")),
     }

@@ -215,11 +215,23 @@ impl<'a> Builder<'a> {
     fn read_matrix(&mut self, name: &str, shape: [usize; 2], kind: MatrixKind) -> FrozenMatrix {
         const CHECKED: &str = "precision and quantization were checked";
         let is_linear = kind != MatrixKind::Table;
-        let mut unpacked = None;
+        let mut unpacked: Option<Arc<Values>> = None;
         if is_linear {
             match self.source.quantized(name, shape) {
-                Ok(Some(Stored::Quantized(weight))) => {
-                    let matrix = FrozenMatrix::from_quantized(weight, self.precision, &self.device);
+                // A GPU has no kernel for codes.
+                Ok(Some(Stored::Quantized(format, weight)))
+                    if format.check(&self.device).is_err() =>
+                {
+                    unpacked = Some(Arc::new(move |range: Range<usize>| {
+                        let mut values = vec![0.0; range.len()];
+                        weight().decode(range.start, &mut values);
+                        values
+                    }));
+                }
+                Ok(Some(Stored::Quantized(format, weight))) => {
+                    let (precision, device) = (self.precision, &self.device);
+                    let matrix =
+                        FrozenMatrix::from_quantized(weight, shape, format, precision, device);
                     return matrix.expect(CHECKED);
                 }
                 Ok(Some(Stored::Values(values))) => unpacked = Some(values),

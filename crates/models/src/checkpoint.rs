@@ -1,4 +1,4 @@
-//! The weights of a Hugging Face directory, memory-mapped.
+//! The weights of a Hugging Face directory or of a GGUF file, memory-mapped.
 //!
 //! [`Checkpoint::open`] reads headers only; a tensor's bytes are touched when they are asked for,
 //! so opening a model of many gigabytes costs milliseconds and no memory. Every header is checked
@@ -7,19 +7,23 @@
 //! What a *model* needs of a checkpoint — prefixes, old names, what may be missing — is the
 //! business of [`crate::keys`].
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
+use epiphyte_io::gguf::GgufFile;
 use epiphyte_io::safetensors_file::Header;
-use epiphyte_io::{HeaderProblem, Sha256Hasher, check_regular};
+use epiphyte_io::{GgufProblem, HeaderProblem, Sha256Hasher, check_regular};
+use epiphyte_ops::quantized::QuantizedWeight;
 use half::{bf16, f16};
 use safetensors::Dtype;
 
 use crate::ModelError;
 use crate::error::{TensorProblems, WrongDtype, WrongShape};
+use crate::gguf::{self, Encoding};
 use crate::json::JsonObject;
 use crate::mapped_file::MappedFile;
 use crate::quantized::is_beside_weight;
@@ -82,17 +86,20 @@ struct Location {
     dtype: Dtype,
     shape: Vec<usize>,
     bytes: Range<usize>,
+    encoding: Option<Encoding>,
 }
 
 /// A tensor of a checkpoint, as it is stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TensorView<'a> {
-    /// Data type of the elements.
+    /// Data type of the elements; F32 for those that a GGUF file has in blocks.
     pub dtype: Dtype,
     /// Shape, outermost dimension first.
     pub shape: &'a [usize],
-    /// The elements in row-major order, little-endian, at any alignment.
-    pub bytes: &'a [u8],
+    /// As the file has them.
+    stored: &'a [u8],
+    /// How the elements follow from that; none if they are the elements.
+    encoding: Option<Encoding>,
 }
 
 /// The bytes of a tensor in a mapped file, which they keep open.
@@ -110,12 +117,17 @@ impl AsRef<[u8]> for SharedBytes {
 }
 
 impl Checkpoint {
-    /// Opens `model.safetensors`, or the shards of `model.safetensors.index.json`, in `dir`.
+    /// Opens `model.safetensors`, or the shards of `model.safetensors.index.json`, in `dir`; or a
+    /// GGUF file, whose tensors get Hugging Face's names.
     ///
     /// # Errors
     /// [`ModelError::MissingDirectory`], [`ModelError::MissingFile`], [`ModelError::MissingShard`],
-    /// [`ModelError::Header`] and the other errors of files, each with the path of the file.
+    /// [`ModelError::Header`], [`ModelError::Gguf`] and the other errors of files, each with the
+    /// path of the file.
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
+        if let Some(file) = gguf::open(dir)? {
+            return Self::open_gguf(dir, &file);
+        }
         if !dir.is_dir() {
             return Err(ModelError::MissingDirectory {
                 dir: dir.to_owned(),
@@ -149,6 +161,34 @@ impl Checkpoint {
     pub fn open_file(path: &Path) -> Result<Self, ModelError> {
         let mut checkpoint = Self::empty(path);
         checkpoint.add_shard(path, &|_| None)?;
+        Ok(checkpoint)
+    }
+
+    fn open_gguf(model: &Path, file: &GgufFile) -> Result<Self, ModelError> {
+        let mut checkpoint = Self::empty(model);
+        let map = map_file(file.path())?;
+        let length = map.len() as u64;
+        for (name, tensor, encoding) in gguf::tensors(file)? {
+            // The file may have changed since its header was read.
+            if map.get(tensor.bytes.clone()).is_none() {
+                return Err(ModelError::Gguf {
+                    path: file.path().to_owned(),
+                    problem: Box::new(GgufProblem::CutOff { length }),
+                });
+            }
+            let location = Location {
+                shard: 0,
+                dtype: encoding.dtype(),
+                shape: tensor.shape.clone(),
+                bytes: tensor.bytes.clone(),
+                encoding: Some(encoding).filter(|it| !it.is_plain()),
+            };
+            checkpoint.tensors.insert(name, location);
+        }
+        checkpoint.shards.push(Shard {
+            path: file.path().to_owned(),
+            map,
+        });
         Ok(checkpoint)
     }
 
@@ -219,6 +259,7 @@ impl Checkpoint {
                 dtype: info.dtype,
                 shape: info.shape,
                 bytes: header.data_start + start..header.data_start + end,
+                encoding: None,
             };
             if let Some(other) = self.tensors.get(&name) {
                 return Err(ModelError::TensorInTwoShards {
@@ -302,7 +343,8 @@ impl Checkpoint {
         TensorView {
             dtype: location.dtype,
             shape: &location.shape,
-            bytes: &self.shards[location.shard].map[location.bytes.clone()],
+            stored: &self.shards[location.shard].map[location.bytes.clone()],
+            encoding: location.encoding,
         }
     }
 
@@ -332,20 +374,38 @@ impl Checkpoint {
     /// or as [`TensorView::to_f32`]. What was read of the file is not kept in memory.
     pub(crate) fn part_as_f32(&self, name: &str, range: Range<usize>) -> Option<Vec<f32>> {
         let location = self.tensors.get(name)?;
-        let size = location.bytes.len() / location.shape.iter().product::<usize>().max(1);
+        let count = location.shape.iter().product::<usize>();
+        let map = &self.shards[location.shard].map;
+        if let Some(encoding) = location.encoding {
+            if range.start > range.end || range.end > count {
+                return None;
+            }
+            let stored = &map[location.bytes.clone()];
+            let values = encoding.values(stored, &location.shape, range);
+            map.forget(location.bytes.clone());
+            return Some(values);
+        }
+        let size = location.bytes.len() / count.max(1);
         let start = location.bytes.start;
         let bytes = start + range.start * size..start + range.end * size;
-        let map = &self.shards[location.shard].map;
-        let part = TensorView {
-            dtype: location.dtype,
-            shape: &[range.len()],
-            bytes: map
-                .get(bytes.clone())
-                .filter(|_| bytes.end <= location.bytes.end)?,
-        };
+        let stored = map.get(bytes.clone());
+        let stored = stored.filter(|_| bytes.end <= location.bytes.end)?;
+        let shape = [range.len()];
+        let part = TensorView::new(location.dtype, &shape, stored);
         let values = part.to_f32()?;
         map.forget(bytes);
         Some(values)
+    }
+
+    /// A weight `[out, in]` of a GGUF file as a kernel keeps it in few bits, if one has its values.
+    /// What was read of the file is not kept in memory.
+    pub(crate) fn quantized(&self, name: &str, shape: [usize; 2]) -> Option<QuantizedWeight> {
+        let location = self.tensors.get(name)?;
+        let map = &self.shards[location.shard].map;
+        let stored = &map[location.bytes.clone()];
+        let weight = location.encoding?.quantized(stored, shape);
+        map.forget(location.bytes.clone());
+        weight
     }
 
     /// Whether there is a tensor of this name and shape whose elements are floating-point numbers.
@@ -408,7 +468,9 @@ impl Checkpoint {
     /// | number of dimensions, each dimension | `u64`, `u64`… |
     /// | number of bytes, the bytes as stored | `u64`, bytes |
     ///
-    /// with every `u64` little-endian. The first call reads every tensor, at about a gigabyte per
+    /// with every `u64` little-endian. Of a GGUF file, tensors in blocks have ggml's name of their
+    /// type and their blocks, in the order of Hugging Face's rows; others are as safetensors would
+    /// have them. The first call reads every tensor, at about a gigabyte per
     /// second and more; the result is kept for the next.
     pub fn content_hash(&self) -> &str {
         &self.content().hash
@@ -416,7 +478,8 @@ impl Checkpoint {
 
     /// Whether any weight is quantized.
     pub fn is_quantized(&self) -> bool {
-        self.names().any(is_beside_weight)
+        let mut encodings = self.tensors.values().filter_map(|it| it.encoding);
+        self.names().any(is_beside_weight) || encodings.any(Encoding::is_of_blocks)
     }
 
     /// The names of the tensors that hold a NaN or an infinity, sorted. Found while the content is
@@ -441,7 +504,7 @@ impl Checkpoint {
                     non_finite.push(name.clone());
                 }
                 self.shards[location.shard].map.forget(location.bytes.clone());
-                done += tensor.bytes.len();
+                done += location.bytes.len();
                 if done - said >= WORTH_A_LOG_LINE {
                     said = done;
                     tracing::info!(done, bytes = total, "hashing the base model");
@@ -470,13 +533,17 @@ impl ContentHash {
     /// Adds the next tensor.
     pub fn add(&mut self, name: &str, tensor: &TensorView<'_>) {
         let Self(hash) = self;
+        let bytes = match tensor.encoding.filter(|it| it.is_of_blocks()) {
+            Some(encoding) => encoding.in_order(tensor.stored, tensor.shape),
+            None => tensor.bytes(),
+        };
         hash_sized(hash, name.as_bytes());
-        hash_sized(hash, tensor.dtype.to_string().as_bytes());
+        hash_sized(hash, tensor.type_name().as_bytes());
         hash.update(&(tensor.shape.len() as u64).to_le_bytes());
         for &size in tensor.shape {
             hash.update(&(size as u64).to_le_bytes());
         }
-        hash_sized(hash, tensor.bytes);
+        hash_sized(hash, &bytes);
     }
 
     /// The hash, as 64 hexadecimal digits.
@@ -491,10 +558,55 @@ fn hash_sized(hash: &mut Sha256Hasher, bytes: &[u8]) {
     hash.update(bytes);
 }
 
-impl TensorView<'_> {
+impl<'a> TensorView<'a> {
+    /// A tensor of these elements, in row-major order, little-endian, at any alignment.
+    pub fn new(dtype: Dtype, shape: &'a [usize], bytes: &'a [u8]) -> Self {
+        Self {
+            dtype,
+            shape,
+            stored: bytes,
+            encoding: None,
+        }
+    }
+
+    /// The elements in row-major order, little-endian, at any alignment.
+    pub fn bytes(&self) -> Cow<'a, [u8]> {
+        match self.encoding {
+            Some(encoding) => encoding.bytes(self.stored, self.shape),
+            None => self.stored.into(),
+        }
+    }
+
+    /// [`TensorView::bytes`], if the file has the elements as they are.
+    pub fn plain_bytes(&self) -> Option<&'a [u8]> {
+        self.encoding.is_none().then_some(self.stored)
+    }
+
+    /// The name of the type in the file: `F32`, or `Q4_K` of what a GGUF file has in blocks.
+    pub fn type_name(&self) -> String {
+        match self.encoding.filter(|it| it.is_of_blocks()) {
+            Some(encoding) => encoding.type_name().to_owned(),
+            None => self.dtype.to_string(),
+        }
+    }
+
+    /// Bytes that the tensor takes in its file.
+    pub fn stored_bytes(&self) -> usize {
+        self.stored.len()
+    }
+
+    /// How a GGUF file has the elements, if not as they are.
+    pub(crate) fn encoding(&self) -> Option<Encoding> {
+        self.encoding
+    }
+
     /// The elements as `f32`; `None` where the type is not F64, F32, F16 or BF16.
     pub fn to_f32(&self) -> Option<Vec<f32>> {
-        let bytes = self.bytes;
+        if let Some(encoding) = self.encoding {
+            let count = self.shape.iter().product();
+            return Some(encoding.values(self.stored, self.shape, 0..count));
+        }
+        let bytes = self.stored;
         Some(match self.dtype {
             Dtype::F32 => elements(bytes, f32::from_le_bytes),
             Dtype::F64 => elements(bytes, |b| f64::from_le_bytes(b) as f32),
@@ -507,7 +619,7 @@ impl TensorView<'_> {
     /// The elements as `bf16`, by way of `f32` and rounded to nearest even, as PyTorch does it;
     /// `None` where the type is not F64, F32, F16 or BF16.
     pub fn to_bf16(&self) -> Option<Vec<bf16>> {
-        let bytes = self.bytes;
+        let bytes = &self.bytes();
         Some(match self.dtype {
             Dtype::BF16 => elements(bytes, bf16::from_le_bytes),
             Dtype::F32 => elements(bytes, |b| bf16::from_f32(f32::from_le_bytes(b))),
@@ -520,7 +632,10 @@ impl TensorView<'_> {
     /// Whether every element is finite as an `f32`; true where the type is none of
     /// [`TensorView::to_f32`]'s.
     pub fn is_finite(&self) -> bool {
-        let bytes = self.bytes;
+        if let Some(encoding) = self.encoding {
+            return encoding.is_finite(self.stored);
+        }
+        let bytes = self.stored;
         match self.dtype {
             Dtype::F32 => all(bytes, |b| f32::from_le_bytes(b).is_finite()),
             Dtype::F64 => all(bytes, |b| (f64::from_le_bytes(b) as f32).is_finite()),
@@ -532,12 +647,12 @@ impl TensorView<'_> {
 
     /// The elements as 32-bit integers; none for other types.
     pub fn to_i32(&self) -> Option<Vec<i32>> {
-        (self.dtype == Dtype::I32).then(|| elements(self.bytes, i32::from_le_bytes))
+        (self.dtype == Dtype::I32).then(|| elements(self.stored, i32::from_le_bytes))
     }
 
     /// The elements as integers; none for types other than U8, I16, I32 and I64.
     pub fn to_integers(&self) -> Option<Vec<i64>> {
-        let bytes = self.bytes;
+        let bytes = self.stored;
         Some(match self.dtype {
             Dtype::U8 => bytes.iter().map(|&byte| i64::from(byte)).collect(),
             Dtype::I16 => elements(bytes, |b| i64::from(i16::from_le_bytes(b))),
@@ -581,7 +696,7 @@ fn other_weights(dir: &Path) -> Option<(String, &'static str)> {
     const RENAME: &str = "if these are the whole model's weights, rename the file to \
         model.safetensors; if they are one of several shards, download all of them and \
         model.safetensors.index.json";
-    const GGUF: &str = "GGUF is not supported; get the model's safetensors";
+    const GGUF: &str = "a GGUF file is a model by itself: pass its path";
     const ADAPTER: &str = "this is the directory of an adapter; pass it as --adapter, and the \
         directory of its base as --model";
     let entries = std::fs::read_dir(dir).ok()?;

@@ -8,7 +8,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use epiphyte_io::{FileError, HeaderProblem, SafetensorsError};
+use epiphyte_io::{FileError, GgufProblem, HeaderProblem, SafetensorsError};
 use epiphyte_ops::Quantization;
 use safetensors::Dtype;
 
@@ -19,7 +19,7 @@ pub enum ModelError {
     /// The model directory itself is not there.
     #[error(
         "there is no model directory at `{}`: give the path of a directory that holds config.json, \
-         model.safetensors and tokenizer.json",
+         model.safetensors and tokenizer.json, or of a GGUF file",
         dir.display()
     )]
     MissingDirectory {
@@ -170,6 +170,16 @@ pub enum ModelError {
         /// What is wrong with the header.
         #[source]
         problem: Box<HeaderProblem>,
+    },
+
+    /// A GGUF file cannot be trusted, or says what is not supported.
+    #[error("`{}` is not a usable GGUF file", path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        problem: Box<GgufProblem>,
     },
 
     /// `model.safetensors.index.json` names a shard that is not in the directory.

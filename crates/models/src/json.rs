@@ -62,12 +62,22 @@ impl JsonObject {
                 problem: error.to_string(),
             })
         })?;
-        Ok(Self {
+        Ok(Self::new(path, entries))
+    }
+
+    /// An object that was made of the file at `path`.
+    pub(crate) fn new(path: &Path, entries: Map<String, Value>) -> Self {
+        Self {
             path: path.to_owned(),
             prefix: String::new(),
             entries,
             aliases: Vec::new(),
-        })
+        }
+    }
+
+    /// The entries.
+    pub(crate) fn into_entries(self) -> Map<String, Value> {
+        self.entries
     }
 
     /// The same with keys of a family's own under the names that other families have for them, the

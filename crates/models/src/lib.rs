@@ -1,10 +1,9 @@
 //! Transformer families from Hugging Face directories, with a hook at every place where a
 //! fine-tuning method acts.
 //!
-//! [`load`] reads `config.json` and the safetensors of a directory, checks every tensor, and
-//! returns a
-//! [`Model`]: tokens in, logits or a loss out. The model calls an [`Adapter`] at each hook
-//! ([`adapter`]); [`Identity`] leaves the base as it is.
+//! [`load`] reads `config.json` and the safetensors of a directory, or a GGUF file of llama.cpp's
+//! ([`gguf`]), checks every tensor, and returns a [`Model`]: tokens in, logits or a loss out. The
+//! model calls an [`Adapter`] at each hook ([`adapter`]); [`Identity`] leaves the base as it is.
 //!
 //! ```no_run
 //! use burn::tensor::Device;
@@ -30,6 +29,7 @@ pub mod config;
 pub mod error;
 pub mod families;
 pub mod generation_config;
+pub mod gguf;
 pub mod heads;
 mod json;
 pub mod keys;

@@ -1,4 +1,4 @@
-//! From a Hugging Face directory, or from nothing, to a model.
+//! From a Hugging Face directory, a GGUF file, or from nothing, to a model.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -50,7 +50,7 @@ pub struct LoadOptions {
     pub new_head: bool,
 }
 
-/// Reads the model of a Hugging Face directory, with this head.
+/// Reads the model of a Hugging Face directory or of a GGUF file, with this head.
 ///
 /// A head that the checkpoint does not have, or has for another task or another number of classes,
 /// starts at random from `seed`, as transformers starts it: normal with the configuration's
@@ -124,6 +124,7 @@ fn read(
         checkpoint: checkpoint.clone(),
         reader: TensorReader::new(&checkpoint, rules),
         packing: config.packing(),
+        quantization: options.quantization,
         task_head: family.task_head(head),
         outputs: head.outputs(),
         new_head: options.new_head || config.is_for_another_task(head),
@@ -271,6 +272,7 @@ struct FromCheckpoint<'c> {
     checkpoint: Arc<Checkpoint>,
     reader: TensorReader<'c>,
     packing: Option<Packing>,
+    quantization: Option<Quantization>,
     task_head: Option<&'static str>,
     outputs: Option<usize>,
     new_head: bool,
@@ -355,6 +357,7 @@ impl Source for FromCheckpoint<'_> {
                 &self.checkpoint,
                 &mut self.reader,
                 self.packing,
+                self.quantization,
                 name,
                 shape,
             ),

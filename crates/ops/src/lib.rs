@@ -44,7 +44,7 @@ pub use dropout::{Dropout, dropout};
 pub use error::OpsError;
 pub use fused::{composed, fork, on_processor, pull_back, split_off};
 pub use hadamard::hadamard;
-pub use linear::{FrozenMatrix, Precision, Source, Weight, linear, rows};
+pub use linear::{FrozenMatrix, Precision, QuantizedSource, Source, Weight, linear, rows};
 pub use loss::{
     IGNORED, binary_cross_entropy, cross_entropy, language_model_loss, mean_squared_error,
     span_cross_entropy, symmetric_divergence,

@@ -72,12 +72,16 @@ enum Origin {
     /// They were given, and are in memory.
     Given,
     Values(Arc<Source>),
-    Quantized(QuantizedWeight),
+    Quantized(Arc<QuantizedSource>),
 }
 
 /// A function that returns a range of the row-major values of a frozen matrix, whole rows, the same
 /// on each call.
 pub type Source = dyn Fn(Range<usize>) -> Vec<f32> + Send + Sync;
+
+/// A function that returns a quantized weight, the same on each call. In use its codes are in
+/// another order; so nothing keeps what it returns.
+pub type QuantizedSource = dyn Fn() -> QuantizedWeight + Send + Sync;
 
 /// On the CPU packed once, for the forward and the backward pass; elsewhere a tensor.
 #[derive(Debug)]
@@ -149,24 +153,26 @@ impl FrozenMatrix {
         matrix.expect("a format of this device")
     }
 
-    /// A frozen matrix that is quantized already.
+    /// A frozen matrix that is quantized already: `source` returns the weight of this shape and
+    /// format when it is needed, the same on each call.
     ///
     /// # Errors
     /// As [`Precision::check`] and [`Quantization::check`].
     pub fn from_quantized(
-        weight: QuantizedWeight,
+        source: Arc<QuantizedSource>,
+        shape: [usize; 2],
+        quantization: Quantization,
         precision: Precision,
         device: &Device,
     ) -> Result<Self, OpsError> {
-        let quantization = Quantization::from(weight.format());
         precision.check(device)?;
         quantization.check(device)?;
         Ok(Self {
-            shape: weight.shape(),
+            shape,
             precision,
             quantization: Some(quantization),
             device: device.clone().inner(),
-            source: Origin::Quantized(weight),
+            source: Origin::Quantized(source),
             values: Arc::default(),
         })
     }
@@ -228,7 +234,7 @@ impl FrozenMatrix {
     /// The quantized weight, if the matrix is quantized.
     pub fn to_quantized(&self) -> Option<QuantizedWeight> {
         match &self.source {
-            Origin::Quantized(weight) => Some(weight.clone()),
+            Origin::Quantized(source) => Some(source()),
             Origin::Values(source) => {
                 let values = |range: Range<usize>| source(range);
                 Some(self.quantize(values, self.quantization?))
@@ -297,9 +303,9 @@ impl FrozenMatrix {
         match &self.source {
             Origin::Given => unreachable!("values that were given are in memory"),
             Origin::Values(source) => self.packed_from(|range| source(range)),
-            Origin::Quantized(weight) => {
+            Origin::Quantized(source) => {
                 let precision = self.precision.into();
-                Values::Packed(PackedWeight::quantized(weight, precision))
+                Values::Packed(PackedWeight::quantized(&source(), precision))
             }
         }
     }

@@ -369,7 +369,7 @@ impl Source {
         for extra in reader.extra() {
             let [own, changed] = [files, &self.checkpoint].map(|it| it.tensor(extra));
             match (own, changed) {
-                (Some(own), Some(changed)) if !self.is_delta && own.bytes == changed.bytes => {}
+                (Some(own), Some(changed)) if !self.is_delta && own.bytes() == changed.bytes() => {}
                 (Some(_), _) => {
                     return Err(TrainError::Config(format!(
                         "`{}` changes `{extra}`, which is of the head, and LoRA has no place for \

@@ -84,7 +84,7 @@ pub fn quantize(
         match weights.get(name) {
             Some((weight, _)) => tensors.extend(parts(name, weight, view.dtype)),
             None => {
-                let values = Values::Bytes(view.dtype, view.bytes.into());
+                let values = merge::stored_values(view);
                 tensors.push((name.to_owned(), view.shape.to_vec(), values));
             }
         }
@@ -94,7 +94,7 @@ pub fn quantize(
         .names()
         .filter(|name| !weights.contains_key(*name));
     let kept = kept.filter_map(|name| checkpoint.tensor(name));
-    let bytes_of_kept: usize = kept.map(|view| view.bytes.len()).sum();
+    let bytes_of_kept: usize = kept.map(|view| view.stored_bytes()).sum();
     let relative_error = relative_error(weights.values());
     if !relative_error.is_finite() {
         return Err(TrainError::NotFinite {

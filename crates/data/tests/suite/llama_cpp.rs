@@ -4,6 +4,8 @@
 use std::path::Path;
 
 use epiphyte_data::Tokenizer;
+use epiphyte_data::gguf::{VocabularyOfModel, metadata};
+use epiphyte_io::gguf::{GgufFile, keys, prepare_gguf};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -76,21 +78,45 @@ fn word_pieces_and_byte_pairs_are_those_of_llama_cpp() {
     check("roberta-bpe", directory(&files, "RobertaTokenizer").path());
 }
 
-/// The SentencePiece model of Llama 2, whose pieces are in a GGUF file.
+/// The vocabulary of GPT-2 as `epiphyte export` writes it.
+#[test]
+#[ignore = "needs ../shared/data"]
+fn what_is_written_to_gguf_has_the_ids_of_llama_cpp() {
+    let gpt2 = "gpt2/tokenizer.json";
+    let directory = directory(&[("tokenizer.json", gpt2)], "");
+    let tokenizer = Tokenizer::load(directory.path()).unwrap();
+    let model = VocabularyOfModel {
+        size: 50_257,
+        bos_token_id: None,
+        eos_token_id: Some(50_256),
+        pad_token_id: None,
+    };
+    let metadata = metadata(&tokenizer, &model).unwrap();
+    let path = directory.path().join("vocabulary.gguf");
+    let file = prepare_gguf(&path, &metadata, Vec::new()).unwrap();
+    file.put_in_place().unwrap();
+    check("gpt-2", &path);
+}
+
+/// The SentencePiece model of Llama 2, whose pieces are in a GGUF file: read as it is, and as the
+/// model that it was made of.
 #[test]
 #[ignore = "needs ../shared/data"]
 fn llamas_sentence_pieces_are_those_of_llama_cpp() {
     let file = shared_data("tokenizers/llama_cpp_vocab/ggml-vocab-llama-spm.gguf");
-    let bytes = std::fs::read(file).unwrap();
-    let vocabulary = Gguf(&bytes).vocabulary();
-    assert_eq!(vocabulary.len(), 32_000);
+    check("llama-spm", &file);
+    let file = GgufFile::open(&file).unwrap();
+    let texts = file.texts(keys::TOKENS).unwrap().unwrap();
+    let scores = file.numbers(keys::SCORES).unwrap().unwrap();
+    let kinds = file.integers(keys::TOKEN_TYPES).unwrap().unwrap();
+    assert_eq!(texts.len(), 32_000);
     let mut model = Vec::new();
-    for (text, score, kind) in vocabulary {
+    for ((text, score), kind) in texts.iter().zip(scores).zip(kinds) {
         let mut piece = vec![0x0a, u8::try_from(text.len()).unwrap()];
-        piece.extend(text);
+        piece.extend(text.as_bytes());
         piece.push(0x15);
         piece.extend(score.to_le_bytes());
-        piece.extend([0x18, kind]);
+        piece.extend([0x18, u8::try_from(*kind).unwrap()]);
         model.extend([0x0a, u8::try_from(piece.len()).unwrap()]);
         model.extend(piece);
     }
@@ -99,71 +125,4 @@ fn llamas_sentence_pieces_are_those_of_llama_cpp() {
     let directory = directory(&[], "LlamaTokenizer");
     std::fs::write(directory.path().join("tokenizer.model"), model).unwrap();
     check("llama-spm", directory.path());
-}
-
-/// What is left of a GGUF file.
-struct Gguf<'a>(&'a [u8]);
-
-impl<'a> Gguf<'a> {
-    fn take(&mut self, length: usize) -> &'a [u8] {
-        let (taken, rest) = self.0.split_at(length);
-        self.0 = rest;
-        taken
-    }
-
-    fn u32(&mut self) -> u32 {
-        u32::from_le_bytes(self.take(4).try_into().unwrap())
-    }
-
-    fn u64(&mut self) -> usize {
-        u64::from_le_bytes(self.take(8).try_into().unwrap()) as usize
-    }
-
-    fn string(&mut self) -> &'a [u8] {
-        let length = self.u64();
-        self.take(length)
-    }
-
-    /// A value of a type as a list of its elements' bytes.
-    fn value(&mut self, kind: u32) -> Vec<&'a [u8]> {
-        match kind {
-            0 | 1 | 7 => vec![self.take(1)],
-            2 | 3 => vec![self.take(2)],
-            4..=6 => vec![self.take(4)],
-            8 => vec![self.string()],
-            9 => {
-                let (kind, length) = (self.u32(), self.u64());
-                (0..length).flat_map(|_| self.value(kind)).collect()
-            }
-            10..=12 => vec![self.take(8)],
-            other => panic!("type {other}"),
-        }
-    }
-
-    /// Pieces with scores and types.
-    fn vocabulary(mut self) -> Vec<(&'a [u8], f32, u8)> {
-        assert_eq!(self.take(4), b"GGUF");
-        let _version = self.u32();
-        let _tensors = self.u64();
-        let (mut texts, mut scores, mut kinds) = (Vec::new(), Vec::new(), Vec::new());
-        for _ in 0..self.u64() {
-            let key = self.string();
-            let kind = self.u32();
-            let value = self.value(kind);
-            match key {
-                b"tokenizer.ggml.tokens" => texts = value,
-                b"tokenizer.ggml.scores" => scores = value,
-                b"tokenizer.ggml.token_type" => kinds = value,
-                _ => {}
-            }
-        }
-        let scores = scores
-            .iter()
-            .map(|it| f32::from_le_bytes((*it).try_into().unwrap()));
-        let kinds = kinds.iter().map(|it| it[0]);
-        let pieces = texts.into_iter().zip(scores).zip(kinds);
-        pieces
-            .map(|((text, score), kind)| (text, score, kind))
-            .collect()
-    }
 }

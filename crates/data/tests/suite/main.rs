@@ -4,6 +4,7 @@ mod batches;
 mod chat;
 mod examples;
 mod fixtures;
+mod gguf;
 mod golden;
 mod large;
 mod llama_cpp;

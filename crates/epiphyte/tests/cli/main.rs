@@ -13,6 +13,7 @@ mod dry_run;
 mod exports;
 #[cfg(target_os = "linux")]
 mod faults;
+mod gguf;
 mod interruptions;
 mod kills;
 mod language;

@@ -317,6 +317,31 @@ fn chat_template() {
     survives(&path, || tokenize(&dir));
 }
 
+/// Files that PyPI's `gguf` wrote, and one of ours: metadata, tensors in all types, vocabularies.
+#[test]
+fn gguf() {
+    let here = Workplace::new();
+    let crates = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    for file in [
+        "models/tests/golden/gguf/blocks.gguf",
+        "models/tests/golden/gguf/gemma2.gguf",
+        "data/tests/golden/gguf/llama-bpe.gguf",
+        "data/tests/golden/gguf/sentence-pieces.gguf",
+    ] {
+        let path = here.path("model.gguf");
+        fs::copy(crates.join(file), &path).unwrap();
+        survives(&path, || {
+            tokenize(&path);
+            let device = Device::flex();
+            let options = LoadOptions::default();
+            if let Ok(loaded) = load(&path, HeadKind::LanguageModel, &device, &options) {
+                let tensors = loaded.model.base().tensors();
+                tensors.values().for_each(|tensor| drop(tensor.to_vec()));
+            }
+        });
+    }
+}
+
 /// Files of examples, each with every type of value. pyarrow wrote the Parquet file: texts, numbers
 /// and nested messages, dictionaries, Snappy.
 #[test]

@@ -149,15 +149,7 @@ pub(super) fn tensors_sha256(tensors: &Tensors) -> String {
             ),
             StoredValues::Integers(kind, values) => kind.bytes(values),
         };
-        let (shape, bytes) = (shape.as_slice(), bytes.as_slice());
-        hash.add(
-            name,
-            &TensorView {
-                dtype,
-                shape,
-                bytes,
-            },
-        );
+        hash.add(name, &TensorView::new(dtype, shape, &bytes));
     }
     hash.finish()
 }

@@ -58,7 +58,7 @@ impl Source for Quantized<'_> {
 
     fn quantized(&mut self, name: &str, _shape: [usize; 2]) -> Result<Option<Stored>, ModelError> {
         let weight = self.weight(name).filter(|_| !self.decoded);
-        Ok(weight.map(Stored::Quantized))
+        Ok(weight.map(Stored::from))
     }
 }
 

@@ -30,7 +30,7 @@ use crate::rope::RotaryEmbedding;
 
 /// What a decoder is beyond the values of its `config.json`: names, and how it computes.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Architecture {
+pub(crate) struct Architecture {
     pub(super) model_type: &'static str,
     /// The class of transformers with a language model's head, and the one for classification.
     pub(super) classes: [&'static str; 2],
@@ -42,11 +42,11 @@ pub(super) struct Architecture {
     /// What precedes the names of the base model's tensors.
     pub(super) prefix: &'static str,
     /// What precedes a layer's number in its path.
-    pub(super) layers: &'static str,
-    pub(super) layer: LayerNames,
-    pub(super) final_norm: &'static str,
+    pub(crate) layers: &'static str,
+    pub(crate) layer: LayerNames,
+    pub(crate) final_norm: &'static str,
     /// The word embeddings and the language model's head, which may be tied.
-    pub(super) words_and_head: [&'static str; 2],
+    pub(crate) words_and_head: [&'static str; 2],
     /// What checkpoints may hold for models with a language model's head, and for classification.
     pub(super) ignorable: [&'static [&'static str]; 2],
     /// The key of the norms' epsilon.
@@ -56,10 +56,10 @@ pub(super) struct Architecture {
     /// Whether norms divide by the root mean square, without centering.
     pub(super) rms: bool,
     /// Added to the stored scales of norms.
-    pub(super) norm_offset: f32,
+    pub(crate) norm_offset: f32,
     pub(super) placement: NormPlacement,
     /// Whether queries and keys are normalized, and if so, head by head.
-    pub(super) normalizes_heads: Option<bool>,
+    pub(crate) normalizes_heads: Option<bool>,
     pub(super) projections: Projections,
     pub(super) gated: bool,
     pub(super) packed: bool,
@@ -125,7 +125,7 @@ pub(super) const LLAMA: Architecture = Architecture {
 /// The configuration of a decoder.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DecoderConfig {
-    pub(super) architecture: &'static Architecture,
+    pub(crate) architecture: &'static Architecture,
     /// The transformers classes that saved the model.
     pub architectures: Vec<String>,
     /// Rows of the embeddings and of the head.

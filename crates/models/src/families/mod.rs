@@ -37,6 +37,7 @@ use serde_json::{Map, Value};
 use crate::ModelError;
 use crate::builder::Builder;
 use crate::config::Labels;
+use crate::gguf;
 use crate::heads::{HeadKind, MaskedLmNames};
 use crate::json::JsonObject;
 use crate::keys::KeyRules;
@@ -212,13 +213,33 @@ const ADAPTER_ADVICE: &str = "this is the directory of an adapter; pass it as --
     directory of its base as --model";
 
 impl ModelConfig {
-    /// Reads `config.json` in a model directory.
+    /// Reads `config.json` in a model directory, or makes it of a GGUF file.
     ///
     /// # Errors
     /// [`ModelError::MissingDirectory`], [`ModelError::MissingFile`], [`ModelError::NotUtf8`],
-    /// [`ModelError::Json`], [`ModelError::UnknownArchitecture`], [`ModelError::InvalidConfig`] and
-    /// [`ModelError::UnsupportedConfig`].
+    /// [`ModelError::Json`], [`ModelError::UnknownArchitecture`], [`ModelError::InvalidConfig`],
+    /// [`ModelError::UnsupportedConfig`] and [`ModelError::Gguf`].
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
+        Self::from_json(&Self::json_of(dir)?)
+    }
+
+    /// The content of a model's `config.json`, or what a GGUF file says under its keys.
+    ///
+    /// # Errors
+    /// As [`ModelConfig::open`], except for what the keys say.
+    pub fn read_json(dir: &Path) -> Result<Map<String, Value>, ModelError> {
+        Ok(Self::json_of(dir)?.into_entries())
+    }
+
+    /// A configuration of these keys, which were made of the file at `path`.
+    pub(crate) fn of_entries(path: &Path, entries: Map<String, Value>) -> Result<Self, ModelError> {
+        Self::from_json(&JsonObject::new(path, entries))
+    }
+
+    fn json_of(dir: &Path) -> Result<JsonObject, ModelError> {
+        if let Some(file) = gguf::open(dir)? {
+            return Ok(JsonObject::new(file.path(), gguf::config(&file)?));
+        }
         if !dir.is_dir() {
             return Err(ModelError::MissingDirectory {
                 dir: dir.to_owned(),
@@ -226,7 +247,7 @@ impl ModelConfig {
         }
         let is_adapter = dir.join("adapter_config.json").exists();
         let advice = if is_adapter { ADAPTER_ADVICE } else { ADVICE };
-        Self::from_json(&JsonObject::read(&dir.join(FILE), advice)?)
+        JsonObject::read(&dir.join(FILE), advice)
     }
 
     /// Parses the bytes of a `config.json`; `path` is for messages.

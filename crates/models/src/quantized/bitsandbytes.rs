@@ -89,7 +89,7 @@ pub(super) fn open(
     let of_8_bits = |tensor: TensorView<'_>| tensor.dtype == Dtype::I8;
     let (format, block, scales) = match state {
         Some((format, state)) => {
-            let state: State = serde_json::from_slice(state.bytes)
+            let state: State = serde_json::from_slice(&state.bytes())
                 .map_err(|error| problem(format!("its quant_state is no such JSON: {error}")))?;
             if state.shape != shape {
                 return Err(problem(format!(
@@ -100,7 +100,7 @@ pub(super) fn open(
             let absmax = format!("{stored}.absmax");
             let scales = match required(&absmax)?.dtype {
                 Dtype::U8 => Scales::Nested(Nested {
-                    codes: required(&absmax)?.bytes.to_vec(),
+                    codes: required(&absmax)?.bytes().into_owned(),
                     map: floats(&format!("{stored}.nested_quant_map"))?,
                     scales: floats(&format!("{stored}.nested_absmax"))?,
                     block: state.nested_blocksize.unwrap_or(256),
@@ -114,7 +114,7 @@ pub(super) fn open(
             let module = stored.strip_suffix("weight").unwrap_or(&stored);
             let scales = floats(&format!("{module}SCB"))?;
             if let Some(layout) = checkpoint.tensor(&format!("{module}weight_format"))
-                && layout.bytes != [0]
+                && *layout.bytes() != [0]
             {
                 return Err(problem(
                     "its weight_format is not row-major: save it with a newer bitsandbytes"

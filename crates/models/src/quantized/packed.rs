@@ -183,7 +183,7 @@ impl Packed {
             }
         };
         let words = |view: TensorView<'_>, part: &str| match view.dtype {
-            Dtype::I32 | Dtype::U32 => Ok(words_of(view.bytes)),
+            Dtype::I32 | Dtype::U32 => Ok(words_of(&view.bytes())),
             other => Err(format!("`{module}{part}` is {other:?}, not I32")),
         };
         let codes = packing.codes();
@@ -307,7 +307,7 @@ impl Packed {
             ),
         };
         let weight = QuantizedWeight::new(format, self.shape, Arc::new(codes), group, scales);
-        Stored::Quantized(weight.expect("codes and scales of this shape"))
+        weight.expect("codes and scales of this shape").into()
     }
 }
 

@@ -3,6 +3,7 @@
 mod checkpoint;
 mod company;
 mod config;
+mod gguf;
 mod keys;
 mod loading;
 mod packed;

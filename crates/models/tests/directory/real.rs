@@ -147,7 +147,7 @@ fn files_saved_by_peft_are_rewritten_byte_for_byte() {
                     name,
                     dtype: tensor.dtype,
                     shape: tensor.shape,
-                    bytes: tensor.bytes,
+                    bytes: tensor.plain_bytes().expect("a tensor of safetensors"),
                 }
             })
             .collect();

@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use epiphyte_data::Tokenizer;
-use epiphyte_io::FileError;
 use epiphyte_models::{Base, ModelConfig};
 use serde_json::{Map, Value, json};
 
@@ -15,14 +14,9 @@ pub(crate) const FILE: &str = "config.json";
 /// The key that says how the weights are quantized.
 pub(crate) const QUANTIZATION: &str = "quantization_config";
 
-/// The base's `config.json`, parsed.
+/// The base's `config.json`, parsed, or what a GGUF file has in its place.
 pub(crate) fn read(base: &Path) -> Result<Map<String, Value>, TrainError> {
-    let path = base.join(FILE);
-    let bytes = epiphyte_io::read_regular(&path).map_err(FileError::at("read", &path))?;
-    serde_json::from_slice(&bytes).map_err(|error| TrainError::State {
-        path,
-        reason: error.to_string(),
-    })
+    Ok(ModelConfig::read_json(base)?)
 }
 
 /// Says which class of transformers the model is, and its classes.

@@ -5,8 +5,10 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use epiphyte_data::tokenizer_files;
 use epiphyte_io::FileError;
 
+use super::is_gguf;
 use crate::TrainError;
 
 /// Files that are copied. `config.json` is not among them: it is written anew.
@@ -67,6 +69,10 @@ fn is_file_of_folder(name: &str) -> bool {
 /// of the base's: a link to elsewhere, a pipe, a device.
 pub(crate) fn files_of(base: &Path) -> Result<Vec<PathBuf>, TrainError> {
     let mut files = Vec::new();
+    if is_gguf(base)? {
+        let made = names_made(base)?.into_iter();
+        return Ok(made.map(PathBuf::from).collect());
+    }
     for name in names_in(base)? {
         let path = base.join(&name);
         if FILES.contains(&name.as_str()) || TOKENIZER_FILES.contains(&name.as_str()) {
@@ -91,7 +97,11 @@ pub(crate) fn files_of(base: &Path) -> Result<Vec<PathBuf>, TrainError> {
 /// # Errors
 /// As [`files_of`]; if a file cannot be written.
 pub(crate) fn copy_tokenizer(base: &Path, to: &Path) -> Result<(), TrainError> {
-    for name in names_in(base)? {
+    let names = match is_gguf(base)? {
+        true => names_made(base)?,
+        false => names_in(base)?,
+    };
+    for name in names {
         if TOKENIZER_FILES.contains(&name.as_str()) {
             copy(base, Path::new(&name), to)?;
         }
@@ -99,11 +109,15 @@ pub(crate) fn copy_tokenizer(base: &Path, to: &Path) -> Result<(), TrainError> {
     Ok(())
 }
 
-/// Copies a file of the model in `base`.
+/// Copies a file of the model in `base`, or writes what a GGUF file has in its place.
 ///
 /// # Errors
 /// [`TrainError::NotCopied`] if it is no regular file of the model's; if it cannot be written.
 pub(crate) fn copy(base: &Path, file: &Path, to: &Path) -> Result<(), TrainError> {
+    let made = tokenizer_files(base)?;
+    if let Some((_, content)) = made.iter().find(|(name, _)| file == Path::new(name)) {
+        return Ok(epiphyte_io::write(&to.join(file), content)?);
+    }
     check(base, &base.join(file))?;
     let target = to.join(file);
     if let Some(parent) = target.parent() {
@@ -113,6 +127,12 @@ pub(crate) fn copy(base: &Path, file: &Path, to: &Path) -> Result<(), TrainError
     let mut source = fs::File::open(&from).map_err(FileError::at("read", &from))?;
     epiphyte_io::write_atomically(&target, |file| io::copy(&mut source, file).map(|_| ()))?;
     Ok(())
+}
+
+/// The names of what is made of a GGUF file.
+fn names_made(base: &Path) -> Result<Vec<String>, TrainError> {
+    let made = tokenizer_files(base)?.into_iter();
+    Ok(made.map(|(name, _)| name.to_owned()).collect())
 }
 
 /// The names in a directory that are UTF-8.

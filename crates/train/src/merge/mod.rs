@@ -30,6 +30,7 @@ use std::str::FromStr;
 
 use burn::tensor::{Device, Tensor};
 use epiphyte_data::Tokenizer;
+use epiphyte_io::gguf::model_file;
 use epiphyte_io::safetensors_file::{Values, prepare_values};
 use epiphyte_io::{FileError, TEMPORARY, clean_up, write_directory};
 use epiphyte_methods::AdapterModule;
@@ -576,7 +577,7 @@ fn write_tensors(
                     values.expect("weights are f32 and can be read")
                 }),
             ),
-            (None, Some(view), _) if view.dtype == dtype => Values::Bytes(dtype, view.bytes.into()),
+            (None, Some(view), _) if view.dtype == dtype => stored_values(view),
             (None, Some(view), _) => Values::Rounded(
                 dtype,
                 Box::new(move || view.to_f32().expect("the type was checked")),
@@ -592,6 +593,15 @@ fn write_tensors(
     Ok(pending.put_in_place()?)
 }
 
+/// A tensor's elements in their own type. Those that a GGUF file has in another form are made when
+/// they are written.
+pub(crate) fn stored_values(view: TensorView<'_>) -> Values<'_> {
+    match view.plain_bytes() {
+        Some(bytes) => Values::Bytes(view.dtype, bytes.into()),
+        None => Values::Made(view.dtype, Box::new(move || view.bytes().into_owned())),
+    }
+}
+
 /// Checks that the output directory is empty, or an earlier merged model that may be replaced.
 pub(crate) fn check_output<'a>(
     output: &Path,
@@ -599,6 +609,12 @@ pub(crate) fn check_output<'a>(
     overwrite: bool,
 ) -> Result<(), TrainError> {
     check_output_of(output, written, overwrite, || is_marked(output))
+}
+
+/// Whether a base is a GGUF file.
+pub(crate) fn is_gguf(base: &Path) -> Result<bool, TrainError> {
+    let file = model_file(base).map_err(FileError::at("read", base))?;
+    Ok(file.is_some())
 }
 
 /// Whether a directory has a model that this program wrote.

@@ -23,7 +23,7 @@ use serde::Serialize;
 
 use super::{
     MARK, MergeOptions, WEIGHTS_FILE, WeightType, check_output, config, files, head_of_files,
-    write_model,
+    is_gguf, stored_values, write_model,
 };
 use crate::TrainError;
 use crate::convert::{DELTA, check_base_of_delta};
@@ -76,7 +76,7 @@ pub fn combine_models(
     options: &MergeOptions,
 ) -> Result<CombinedModels, TrainError> {
     how.check_models()?;
-    let first = models.iter().position(|(path, _)| path.is_dir());
+    let first = models.iter().position(|(path, _)| !is_delta(path));
     let first_dir = first.map_or(model_dir, |first| &models[first].0);
     let _lock = lock_output(output)?;
     let copied = files::files_of(first_dir)?;
@@ -88,7 +88,7 @@ pub fn combine_models(
         .family()
         .key_rules(head_of_files(first_dir, &model_config)?);
     let of_base = ModelConfig::open(model_dir)?;
-    for (path, _) in models.iter().filter(|(path, _)| path.is_dir()) {
+    for (path, _) in models.iter().filter(|(path, _)| !is_delta(path)) {
         let config = ModelConfig::open(path)?;
         if let Some(difference) = difference(&config, &of_base, &model_config) {
             return Err(TrainError::OfOtherBase {
@@ -98,7 +98,7 @@ pub fn combine_models(
         }
     }
     let open = |dir: &Path| -> Result<Checkpoint, TrainError> {
-        let checkpoint = match dir.is_file() {
+        let checkpoint = match is_delta(dir) {
             true => open_delta(dir)?,
             false => Checkpoint::open(dir)?,
         };
@@ -124,7 +124,7 @@ pub fn combine_models(
         path,
         checkpoint,
         reader: TensorReader::new(checkpoint, rules),
-        is_delta: path.is_file(),
+        is_delta: is_delta(path),
     });
     let members: Vec<Member<'_>> = members.collect();
     let first = first.map_or(base.checkpoint, |first| &checkpoints[first]);
@@ -163,7 +163,7 @@ pub fn combine_models(
                 }
                 match dtype.filter(|dtype| own.is_float() && *dtype != own.dtype) {
                     Some(dtype) => Values::Rounded(dtype, Box::new(move || to_f32(&own))),
-                    None => Values::Bytes(own.dtype, own.bytes.into()),
+                    None => stored_values(own),
                 }
             }
             Some(of_base) => {
@@ -344,6 +344,11 @@ fn open_delta(path: &Path) -> Result<Checkpoint, TrainError> {
 }
 
 /// Values of a tensor whose type was checked.
+/// Whether a path is that of a delta: a file that is no model by itself.
+fn is_delta(path: &Path) -> bool {
+    path.is_file() && !is_gguf(path).is_ok_and(|it| it)
+}
+
 fn to_f32(view: &TensorView<'_>) -> Vec<f32> {
     view.to_f32().expect("the type was checked")
 }

@@ -27,7 +27,10 @@ use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{MARK, WEIGHTS_FILE, check_output_of, config, files, is_marked, write_model};
+use super::{
+    MARK, WEIGHTS_FILE, check_output_of, config, files, is_gguf, is_marked, stored_values,
+    write_model,
+};
 use crate::TrainError;
 use crate::lock::lock_output;
 
@@ -77,6 +80,13 @@ pub struct Unmerged {
 /// # Errors
 /// If a file cannot be read or written.
 pub fn write_patch(model_dir: &Path, merged: &Path, path: &Path) -> Result<Patch, TrainError> {
+    if is_gguf(model_dir)? {
+        return Err(TrainError::Config(format!(
+            "`{}` is a GGUF file, which merging leaves as it is: a patch restores the files of a \
+             Hugging Face directory",
+            model_dir.display()
+        )));
+    }
     let base = Checkpoint::open(model_dir)?;
     let other = Checkpoint::open(merged)?;
     let mut record = Record {
@@ -98,13 +108,13 @@ pub fn write_patch(model_dir: &Path, merged: &Path, path: &Path) -> Result<Patch
             Changes::Whole => tensors.push((
                 format!("tensor.{name}"),
                 view.shape.to_vec(),
-                Values::Bytes(view.dtype, view.bytes.into()),
+                stored_values(view),
             )),
             Changes::Few(indices) => {
-                let size = element_size(&view);
+                let (size, bytes) = (element_size(&view), view.bytes());
                 let values = indices
                     .iter()
-                    .flat_map(|&at| &view.bytes[at as usize * size..][..size]);
+                    .flat_map(|&at| &bytes[at as usize * size..][..size]);
                 let values: Vec<u8> = values.copied().collect();
                 let count = vec![indices.len()];
                 let positions: Vec<u8> = indices.iter().flat_map(|at| at.to_le_bytes()).collect();
@@ -236,15 +246,15 @@ pub fn unmerge(
                     view.dtype,
                     Box::new(move || {
                         let size = element_size(&view);
-                        let mut bytes = view.bytes.to_vec();
-                        for (value, at) in values.bytes.chunks(size).zip(places) {
+                        let mut bytes = view.bytes().into_owned();
+                        for (value, at) in values.bytes().chunks(size).zip(places) {
                             bytes[at * size..][..size].copy_from_slice(value);
                         }
                         bytes
                     }),
                 )
             }
-            _ => Values::Bytes(view.dtype, view.bytes.into()),
+            _ => stored_values(view),
         };
         tensors.push((name.as_str(), view.shape.to_vec(), values));
     }
@@ -253,7 +263,7 @@ pub fn unmerge(
             restored.insert(name);
             let view = patch.tensor(&format!("tensor.{name}"));
             let view = view.expect("the checkpoint lists it");
-            let values = Values::Bytes(view.dtype, view.bytes.into());
+            let values = stored_values(view);
             tensors.push((name, view.shape.to_vec(), values));
         }
     }
@@ -272,8 +282,11 @@ pub fn unmerge(
             let values = tensors.into_iter().map(|(name, _, values)| (name, values));
             let mut values: BTreeMap<&str, Values<'_>> = values.collect();
             for (name, tensor) in &headers {
-                let header = patch.tensor(tensor).expect("the checkpoint lists it").bytes;
-                let names = names_in_order(header)
+                let header = patch
+                    .tensor(tensor)
+                    .expect("the checkpoint lists it")
+                    .bytes();
+                let names = names_in_order(&header)
                     .ok_or_else(|| damaged(format!("the header of `{name}` is malformed")))?;
                 let own = names.iter().map(|name| {
                     let own = values.remove(name.as_str());
@@ -281,7 +294,7 @@ pub fn unmerge(
                 });
                 let own = own.collect::<Result<Vec<_>, _>>()?;
                 epiphyte_io::write_atomically(&directory.join(name), |file| {
-                    file.write_all(header)?;
+                    file.write_all(&header)?;
                     own.into_iter().try_for_each(|own| match own {
                         Values::Bytes(_, bytes) => file.write_all(&bytes),
                         Values::Made(_, bytes) => file.write_all(&bytes()),
@@ -297,7 +310,7 @@ pub fn unmerge(
                     if let Some(parent) = target.parent() {
                         fs::create_dir_all(parent).map_err(FileError::at("create", parent))?;
                     }
-                    epiphyte_io::write(&target, view.bytes)?;
+                    epiphyte_io::write(&target, &view.bytes())?;
                 }
                 None => files::copy(merged, Path::new(file), directory)?,
             }
@@ -377,16 +390,17 @@ enum Changes {
 
 impl Changes {
     fn between(base: &TensorView<'_>, merged: &TensorView<'_>) -> Self {
-        if base.bytes == merged.bytes {
+        let size = element_size(base);
+        let (base, merged) = (base.bytes(), merged.bytes());
+        if base == merged {
             return Self::None;
         }
-        let size = element_size(base);
-        if size == 0 || base.bytes.len() / size > u32::MAX as usize {
+        if size == 0 || base.len() / size > u32::MAX as usize {
             return Self::Whole;
         }
         // An entry takes its own bytes and four of its position.
-        let most = base.bytes.len() / (size + 4);
-        let pairs = base.bytes.chunks(size).zip(merged.bytes.chunks(size));
+        let most = base.len() / (size + 4);
+        let pairs = base.chunks(size).zip(merged.chunks(size));
         let changed = pairs.enumerate().filter(|(_, (a, b))| a != b);
         let changed: Vec<u32> = changed.map(|(at, _)| at as u32).take(most + 1).collect();
         match changed.len() <= most {
@@ -410,14 +424,14 @@ fn places(
     values: &TensorView<'_>,
     tensor: &TensorView<'_>,
 ) -> Option<Vec<usize>> {
-    let size = element_size(tensor);
-    let places = indices.bytes.chunks_exact(4);
+    let (size, bytes) = (element_size(tensor), indices.bytes());
+    let places = bytes.chunks_exact(4);
     let places = places.map(|it| u32::from_le_bytes([it[0], it[1], it[2], it[3]]) as usize);
     let places: Vec<usize> = places.collect();
     let fits = indices.dtype == Dtype::U32
         && values.dtype == tensor.dtype
-        && values.bytes.len() == places.len() * size
+        && values.bytes().len() == places.len() * size
         && size > 0
-        && places.iter().all(|at| at * size < tensor.bytes.len());
+        && places.iter().all(|at| at * size < tensor.bytes().len());
     fits.then_some(places)
 }

@@ -40,7 +40,7 @@ pub(crate) fn card(
     let eval = run.eval_data.as_ref().zip(examples.1);
     data.extend(eval.map(|(path, count)| source("evaluation", path, count)));
     let base_model = base_name(&run.model);
-    let is_local_base = run.model.is_dir();
+    let is_local_base = run.model.exists();
     let version = ("epiphyte".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
     let settings = settings.iter().filter(|it| !PATHS.contains(&it.key));
     let settings = settings.map(|it| (it.name.clone(), it.text()));
@@ -77,9 +77,9 @@ pub(crate) fn card(
     }
 }
 
-/// A base model's name: that on the hub, or the last component of its directory.
+/// A base model's name: that on the hub, or the last component of its path.
 pub(crate) fn base_name(model: &Path) -> String {
-    match model.is_dir() {
+    match model.exists() {
         true => last_component(model),
         false => model.display().to_string(),
     }
@@ -94,7 +94,7 @@ fn last_component(path: &Path) -> String {
 }
 
 /// A command without the path of the program and without absolute paths, for a run from its
-/// beginning; a base that is a directory is [`BASE`].
+/// beginning; a base that is here is [`BASE`].
 fn portable(command: &[String], is_local_base: bool) -> Vec<String> {
     let words = command.iter().skip(1).filter(|word| *word != "--resume");
     let mut names_model = false;

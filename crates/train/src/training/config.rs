@@ -27,8 +27,8 @@ use crate::training::schedule::{ScheduleKind, Warmup};
 epiphyte_methods::settings! {
     /// A run: model, data, method, optimization, output.
     pub struct RunConfig {
-        /// Directory of the base model (config.json, *.safetensors, tokenizer.json), or its name on
-        /// the hub.
+        /// Directory of the base model (config.json, *.safetensors, tokenizer.json), its GGUF file,
+        /// or its name on the hub.
         model: PathBuf = PathBuf::new();
         /// Directory for the adapter, the log and the checkpoints.
         output: PathBuf = PathBuf::new();

@@ -216,7 +216,7 @@ impl RunState {
                 if view.dtype == Dtype::U8 {
                     of_optimizer
                         .codes
-                        .insert(name.to_owned(), view.bytes.to_vec());
+                        .insert(name.to_owned(), view.bytes().into_owned());
                 } else {
                     let tensor = read(name, view.shape.iter().product())?;
                     of_optimizer.tensors.insert(name.to_owned(), tensor);

@@ -109,7 +109,7 @@ fn a_quantized_directory_is_the_base_quantized_when_it_is_loaded() {
             let tensors = Checkpoint::open_file(&run.output.join("adapter_model.safetensors"));
             let tensors = tensors.unwrap();
             let names = tensors.names().map(str::to_owned);
-            let values = |name: String| tensors.tensor(&name).unwrap().bytes.to_vec();
+            let values = |name: String| tensors.tensor(&name).unwrap().bytes().into_owned();
             names
                 .map(|name| (name.clone(), values(name)))
                 .collect::<Vec<_>>()
@@ -221,7 +221,7 @@ fn what_cannot_be_quantized_is_refused_with_the_reason() {
         let file = Checkpoint::open_file(&weights).unwrap();
         let tensors = file.names().filter(|name| leave(name)).map(|name| {
             let tensor = file.tensor(name).unwrap();
-            let (mut shape, mut bytes) = (tensor.shape.to_vec(), tensor.bytes.to_vec());
+            let (mut shape, mut bytes) = (tensor.shape.to_vec(), tensor.bytes().into_owned());
             if let cut @ 1.. = cut(name) {
                 shape[0] -= cut;
                 bytes.truncate(bytes.len() - cut);

@@ -1,11 +1,14 @@
 //! `vocab.json` and `merges.txt`: pieces with their ids, and the pairs of pieces that are joined,
 //! the first pair first.
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::fmt;
+use std::hash::Hash;
 use std::path::Path;
 
 use indexmap::IndexMap;
+use serde::Serialize;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::{Value as Json, json};
 
@@ -34,7 +37,7 @@ pub(super) fn read_pair(directory: &Path) -> Result<Vocabulary, DataError> {
     let merges = merges(directory, &ids)?;
     Ok(Vocabulary {
         path,
-        model: model(&ids, &merges),
+        model: of_bytes(&ids, &merges, false),
         size: ids.len(),
         ids,
         symbols: Vec::new(),
@@ -42,8 +45,13 @@ pub(super) fn read_pair(directory: &Path) -> Result<Vocabulary, DataError> {
     })
 }
 
-/// A byte-level model without an unknown token.
-fn model(ids: &IndexMap<String, u32>, merges: &[[String; 2]]) -> Json {
+/// A byte-level model, which has no unknown token. It may take words that are pieces whole, without
+/// joining pairs.
+pub(in crate::tokenizer) fn of_bytes(
+    ids: &impl Serialize,
+    merges: &impl Serialize,
+    ignore_merges: bool,
+) -> Json {
     json!({
         "type": "BPE",
         "dropout": null,
@@ -52,10 +60,52 @@ fn model(ids: &IndexMap<String, u32>, merges: &[[String; 2]]) -> Json {
         "end_of_word_suffix": "",
         "fuse_unk": false,
         "byte_fallback": false,
+        "ignore_merges": ignore_merges,
+        "vocab": ids,
+        "merges": merges,
+    })
+}
+
+/// The model of a SentencePiece vocabulary, which may have a piece for each byte.
+pub(in crate::tokenizer) fn of_pieces(
+    ids: &impl Serialize,
+    merges: &impl Serialize,
+    unknown: Option<&str>,
+    byte_fallback: bool,
+) -> Json {
+    json!({
+        "type": "BPE",
+        "dropout": null,
+        "unk_token": unknown,
+        "continuing_subword_prefix": null,
+        "end_of_word_suffix": null,
+        "fuse_unk": true,
+        "byte_fallback": byte_fallback,
         "ignore_merges": false,
         "vocab": ids,
         "merges": merges,
     })
+}
+
+/// The pairs of a SentencePiece vocabulary, which has no list of them: two pieces are joined if
+/// both and the whole are pieces, those first whose whole has the highest score, and of these those
+/// whose first piece is the longest (`generate_merges` of `convert_slow_tokenizer.py`).
+pub(in crate::tokenizer) fn merges_by_score<'p, P: Borrow<str> + Hash + Eq>(
+    pieces: impl Iterator<Item = (&'p str, f32)>,
+    ids: &IndexMap<P, u32>,
+) -> Vec<[&'p str; 2]> {
+    let mut scored: Vec<(&str, f32)> = pieces.collect();
+    scored.sort_by(|(_, a), (_, b)| b.total_cmp(a));
+    let mut merges = Vec::new();
+    for (piece, _) in scored {
+        for (at, _) in piece.char_indices().rev().filter(|(at, _)| *at > 0) {
+            let (first, second) = piece.split_at(at);
+            if ids.contains_key(first) && ids.contains_key(second) {
+                merges.push([first, second]);
+            }
+        }
+    }
+    merges
 }
 
 /// The pairs of `merges.txt`.

@@ -8,8 +8,8 @@ use serde_json::{Value as Json, json};
 
 use super::added_tokens::{AddedTokens, Named};
 use super::pipeline::{
-    Pipeline, byte_level, decoders, metaspace, normalizers, pre_tokenizers, precompiled, replace,
-    replace_matches, template,
+    Pipeline, byte_level, bytes_and_spaces, decoders, metaspace, normalizers, pre_tokenizers,
+    precompiled, replace, replace_matches, template,
 };
 use super::sentence_piece::{Algorithm, SentencePieces, read_model};
 use super::settings::Settings;
@@ -398,9 +398,7 @@ fn deberta_v2_vocabulary(
     Ok(unigram(model.pieces.clone(), unknown, model))
 }
 
-/// Byte pairs of a SentencePiece model. It has no list of pairs: two pieces are joined if both and
-/// the whole are pieces, those first whose whole has the highest score, and of these those whose
-/// first piece is the longest (`generate_merges` of `convert_slow_tokenizer.py`).
+/// Byte pairs of a SentencePiece model.
 fn sentence_piece_pairs(
     directory: &Path,
     named: &Named,
@@ -409,32 +407,13 @@ fn sentence_piece_pairs(
     let model = read_model(directory, "tokenizer.model", Algorithm::BytePairs)?;
     let pieces = model.pieces.iter().zip(0..);
     let ids: IndexMap<String, u32> = pieces.map(|((piece, _), id)| (piece.clone(), id)).collect();
-    let mut merges = Vec::new();
-    let mut scored: Vec<&(String, f32)> = model.pieces.iter().collect();
-    scored.sort_by(|(_, a), (_, b)| b.total_cmp(a));
-    for (piece, _) in scored {
-        for (at, _) in piece.char_indices().rev().filter(|(at, _)| *at > 0) {
-            let (first, second) = piece.split_at(at);
-            if ids.contains_key(first) && ids.contains_key(second) {
-                merges.push([first, second]);
-            }
-        }
-    }
+    let pieces = model.pieces.iter().map(|(piece, score)| (&**piece, *score));
+    let merges = byte_pairs::merges_by_score(pieces, &ids);
+    let unknown = Some(text(named, "unk_token"));
     Ok(Vocabulary {
         path: model.path,
         size: ids.len(),
-        model: json!({
-            "type": "BPE",
-            "dropout": null,
-            "unk_token": text(named, "unk_token"),
-            "continuing_subword_prefix": null,
-            "end_of_word_suffix": null,
-            "fuse_unk": true,
-            "byte_fallback": true,
-            "ignore_merges": false,
-            "vocab": ids,
-            "merges": merges,
-        }),
+        model: byte_pairs::of_pieces(&ids, &merges, unknown, true),
         ids,
         symbols: model.symbols,
         replacements: model.replacements,
@@ -467,7 +446,7 @@ fn roberta_processing(
         let id = added
             .id(token)
             .ok_or_else(|| settings.unknown(name, token))?;
-        Ok(json!([token, id]))
+        Ok::<_, DataError>(json!([token, id]))
     };
     Ok(json!({
         "type": "RobertaProcessing",
@@ -806,13 +785,4 @@ fn gemma(
         post_processor: bos_and_eos(added, settings)?,
         decoder: decoders(bytes_and_spaces()),
     })
-}
-
-/// Decoders of `▁` and of pieces that stand for single bytes.
-fn bytes_and_spaces() -> Vec<Json> {
-    vec![
-        replace("▁", " "),
-        json!({"type": "ByteFallback"}),
-        json!({"type": "Fuse"}),
-    ]
 }

@@ -10,9 +10,9 @@
 //! their `tokenizer.json` and of llama.cpp (`tests/suite/llama_cpp.rs`).
 
 mod added_tokens;
-mod byte_pairs;
+pub(super) mod byte_pairs;
 mod classes;
-mod pipeline;
+pub(super) mod pipeline;
 mod sentence_piece;
 mod settings;
 mod word_pieces;

@@ -20,22 +20,22 @@ fn sequence(name: &str, steps: Vec<Json>) -> Json {
 }
 
 /// Normalizers in a row.
-pub(super) fn normalizers(steps: Vec<Json>) -> Json {
+pub(in crate::tokenizer) fn normalizers(steps: Vec<Json>) -> Json {
     sequence("normalizers", steps)
 }
 
 /// Pre-tokenizers in a row.
-pub(super) fn pre_tokenizers(steps: Vec<Json>) -> Json {
+pub(in crate::tokenizer) fn pre_tokenizers(steps: Vec<Json>) -> Json {
     sequence("pretokenizers", steps)
 }
 
 /// Decoders in a row.
-pub(super) fn decoders(steps: Vec<Json>) -> Json {
+pub(in crate::tokenizer) fn decoders(steps: Vec<Json>) -> Json {
     sequence("decoders", steps)
 }
 
 /// A normalizer or decoder that replaces a text.
-pub(super) fn replace(text: &str, content: &str) -> Json {
+pub(in crate::tokenizer) fn replace(text: &str, content: &str) -> Json {
     json!({"type": "Replace", "pattern": {"String": text}, "content": content})
 }
 
@@ -63,13 +63,26 @@ pub(super) fn metaspace(prepend_scheme: &str, split: bool) -> Json {
 }
 
 /// GPT-2's letters for bytes, as a pre-tokenizer and as a decoder.
-pub(super) fn byte_level(add_prefix_space: bool, trim_offsets: bool, use_regex: bool) -> Json {
+pub(in crate::tokenizer) fn byte_level(
+    add_prefix_space: bool,
+    trim_offsets: bool,
+    use_regex: bool,
+) -> Json {
     json!({
         "type": "ByteLevel",
         "add_prefix_space": add_prefix_space,
         "trim_offsets": trim_offsets,
         "use_regex": use_regex,
     })
+}
+
+/// Decoders of `▁` and of pieces that stand for single bytes.
+pub(in crate::tokenizer) fn bytes_and_spaces() -> Vec<Json> {
+    vec![
+        replace("▁", " "),
+        json!({"type": "ByteFallback"}),
+        json!({"type": "Fuse"}),
+    ]
 }
 
 /// A post-processor that writes special tokens around one text and around two. A part is `$A`, `$B`

@@ -57,8 +57,8 @@ pub(crate) struct DataArguments {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct ModelArguments {
-    /// Directory of the base model, or its name on the hub [default: the base that the adapter
-    /// names]
+    /// Directory or GGUF file of the base model, or its name on the hub [default: the base that the
+    /// adapter names]
     #[arg(long, value_name = "DIR", required_unless_present = "adapter")]
     pub(crate) model: Option<PathBuf>,
     /// Directory of the adapter, or its name on the hub
@@ -97,7 +97,7 @@ impl ModelArguments {
         [model].into_iter().chain(adapter).collect()
     }
 
-    /// Finds the base model's directory.
+    /// Finds the base model's directory or file.
     pub(crate) fn model_dir(&self) -> Result<PathBuf> {
         model_dir(self.model.as_deref(), self.adapter.as_deref())
     }
@@ -122,7 +122,7 @@ impl ModelArguments {
     }
 }
 
-/// The directory of a base model, with a note if it is that which the adapter names.
+/// The directory or file of a base model, with a note if it is that which the adapter names.
 pub(crate) fn base_dir(
     model: Option<&Path>,
     adapter: Option<&Path>,
@@ -138,7 +138,7 @@ pub(crate) fn base_dir(
     Ok(directory)
 }
 
-/// The directory of a base model: of `model`, else of the base that the adapter names.
+/// The directory or file of a base model: of `model`, else of the base that the adapter names.
 fn model_dir(model: Option<&Path>, adapter: Option<&Path>) -> Result<PathBuf> {
     if let Some(model) = model {
         return Ok(hub::resolve(model)?);

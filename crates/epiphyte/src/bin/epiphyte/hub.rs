@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::output;
 
-/// The directory of a base model, given as that directory or by its name.
+/// The directory or GGUF file of a base model, given by its path or by its name.
 ///
 /// # Errors
 /// Those of [`Hub::resolve`].

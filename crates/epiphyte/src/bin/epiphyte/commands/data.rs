@@ -50,8 +50,8 @@ pub(crate) struct Preview {
     /// Read only the first N rows
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     max_rows: Option<u64>,
-    /// Directory of the base model, or its name on the hub; its weights are not read [default: the
-    /// base that the adapter names]
+    /// Directory or GGUF file of the base model, or its name on the hub; its weights are not read
+    /// [default: the base that the adapter names]
     #[arg(long, value_name = "DIR", required_unless_present = "adapter")]
     model: Option<PathBuf>,
     /// Directory of an adapter that records its task and columns, or its name on the hub

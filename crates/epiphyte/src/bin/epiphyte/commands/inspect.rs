@@ -8,6 +8,7 @@ use anyhow::Result;
 use clap::Args;
 use epiphyte::Device;
 use epiphyte::data::Tokenizer;
+use epiphyte::io::gguf::model_file;
 use epiphyte::methods::file::changes::{TensorChange, tensor_changes};
 use epiphyte::methods::file::{AdapterFile, CONFIG_FILE, TENSORS_FILE, TrainingExtent};
 use epiphyte::methods::{AdapterModule, ParameterCounts};
@@ -36,7 +37,7 @@ Examples:
 
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
-    /// Directory of an adapter or a base model, or a base model's name on the hub
+    /// Directory of an adapter or a base model, a GGUF file, or a base model's name on the hub
     #[arg(required_unless_present = "shape")]
     path: Option<PathBuf>,
     /// The adapter's base model, for parameter counts that an adapter of HF PEFT does not record, and
@@ -64,9 +65,10 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Result<ExitCode> {
     } else if arguments.changes {
         let problem = "--changes are those of an adapter: pass its directory";
         return Err(UsageError::Other(problem.to_owned()).into());
-    } else if given.exists() && !path.join("config.json").exists() {
+    } else if given.exists() && !path.join("config.json").exists() && model_file(&path)?.is_none() {
         let problem = format!(
-            "`{}` is neither an adapter nor a model: it has no {CONFIG_FILE} and no config.json",
+            "`{}` is neither an adapter nor a model: it has no {CONFIG_FILE} and no config.json, and \
+             is no GGUF file",
             path.display()
         );
         return Err(UsageError::Other(problem).into());
@@ -99,7 +101,7 @@ fn tensors(checkpoint: &Checkpoint) -> Vec<TensorSummary> {
         .filter(|(_, view)| view.is_float())
         .map(|(name, view)| TensorSummary {
             name: name.to_owned(),
-            dtype: view.dtype.to_string(),
+            dtype: view.type_name(),
             shape: view.shape.to_vec(),
         })
         .collect()
@@ -236,7 +238,7 @@ fn account(
     let named = file
         .base_model()
         .map(PathBuf::from)
-        .filter(|path| path.is_dir());
+        .filter(|path| path.exists());
     let given = model.map(hub::resolve);
     let Some(model) = given.transpose()?.or(named) else {
         if !global.quiet {

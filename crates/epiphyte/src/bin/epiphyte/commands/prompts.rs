@@ -20,7 +20,6 @@ use serde_json::{Map, Value};
 use crate::data_arguments::{DataArguments, Unencoded, base_dir};
 use crate::failure::UsageError;
 use crate::global::Global;
-use crate::hub;
 use crate::output::{self, Align};
 use crate::outputs;
 use crate::progress::Progress;
@@ -74,8 +73,8 @@ pub(crate) enum Command {
 pub(crate) struct Nearest {
     /// Directory of the adapter of a prompt
     adapter: PathBuf,
-    /// Directory of its base model, or the base model's name on the hub [default: the base that
-    /// the adapter names]
+    /// Directory or GGUF file of its base model, or the base model's name on the hub [default: the
+    /// base that the adapter names]
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// Words for each vector

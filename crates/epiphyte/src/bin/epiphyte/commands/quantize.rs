@@ -20,7 +20,7 @@ Examples:
 
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
-    /// Directory of the base model, or its name on the hub
+    /// Directory or GGUF file of the base model, or its name on the hub
     #[arg(value_name = "MODEL")]
     model: PathBuf,
     /// Format of the linear layers' weights: nf4, fp4 or int8, as bitsandbytes has them

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 use epiphyte::Device;
+use epiphyte::io::gguf::model_file;
 use epiphyte::methods::{AdapterModule, AnyConfig, Definition, METHODS, MethodError};
 use epiphyte::models::{Base, HeadKind, ModelConfig, random_model, shapes};
 use epiphyte::ops::Precision;
@@ -128,7 +129,7 @@ fn config(shape: &str) -> Result<ModelConfig> {
         return Ok(config?);
     }
     let path = Path::new(shape);
-    if path.is_dir() {
+    if path.is_dir() || model_file(path)?.is_some() {
         return Ok(ModelConfig::open(path)?);
     }
     if path.is_file() {

@@ -1,8 +1,9 @@
 //! Models and LoRA adapters as GGUF files, which llama.cpp reads.
 //!
 //! The layout is that of llama.cpp's own converters (`convert_hf_to_gguf.py` and
-//! `convert_lora_to_gguf.py`): its names of tensors ([`architecture`]), its metadata, its
-//! vocabulary ([`vocabulary`]). Two things are more than names:
+//! `convert_lora_to_gguf.py`): its names of tensors and metadata
+//! ([`Architecture`]), its vocabulary ([`vocabulary`]), by which files are read too. Two things are
+//! more than names:
 //!
 //! | | |
 //! | --- | --- |
@@ -12,23 +13,21 @@
 //! An adapter has `lora_a [r, in]` and `lora_b [out, r]` of each layer and one alpha for all; where
 //! layers differ in their scaling (`alpha_pattern`, `use_rslora`), B is multiplied by the rest.
 
-mod architecture;
-mod vocabulary;
-
 use std::path::Path;
 
-use epiphyte_data::Tokenizer;
-use epiphyte_io::gguf::{GgufTensor, GgufValue, prepare_gguf};
+use epiphyte_data::gguf::{self as vocabulary, VocabularyOfModel};
+use epiphyte_data::{DataError, Tokenizer};
+use epiphyte_io::gguf::{GgufValue, TensorToWrite, keys, prepare_gguf};
 use epiphyte_io::safetensors_file::is_finite_as;
 use epiphyte_methods::file::AdapterFile;
 use epiphyte_methods::file::combine::{LowRankChange, low_rank_changes};
 use epiphyte_models::families::decoder::DecoderConfig;
+use epiphyte_models::gguf::{Architecture, ROPE_FACTORS, RowOrder};
 use epiphyte_models::keys::TensorReader;
 use epiphyte_models::{Checkpoint, HeadKind, ModelConfig};
 use safetensors::Dtype;
 use serde::Serialize;
 
-use self::architecture::Architecture;
 use crate::{TrainError, WeightType};
 
 /// A file that was written.
@@ -52,8 +51,7 @@ pub fn export_model(
     path: &Path,
     dtype: Option<WeightType>,
 ) -> Result<Exported, TrainError> {
-    let (config, decoder) = open(model_dir)?;
-    let architecture = Architecture::of(&decoder)?;
+    let (config, decoder, architecture) = open(model_dir)?;
     let checkpoint = Checkpoint::open(model_dir)?;
     if checkpoint.is_quantized() {
         return Err(refused(
@@ -85,8 +83,7 @@ pub fn export_model(
         _ => Dtype::F32,
     };
     let mut tensors = Vec::new();
-    let wanted = architecture.names();
-    for name in &wanted {
+    for name in architecture.tensors(&decoder) {
         let view = reader.tensor(&name.hugging_face);
         let Some(view) = view.filter(|view| view.is_float()) else {
             match name.optional {
@@ -95,12 +92,11 @@ pub fn export_model(
             }
         };
         reader.skip(&name.hugging_face);
-        let (shape, name) = (view.shape.to_vec(), name.clone());
-        let expected = architecture.shape(&name.hugging_face);
-        if shape != expected {
+        let shape = name.shape;
+        if shape != view.shape {
             return Err(refused(&format!(
-                "`{}` has the shape {shape:?}, and {expected:?} by config.json",
-                name.hugging_face
+                "`{}` has the shape {:?}, and {shape:?} by config.json",
+                name.hugging_face, view.shape
             )));
         }
         let dtype = match shape.len() {
@@ -115,15 +111,14 @@ pub fn export_model(
                 });
             }
         }
-        let rows = architecture.row_order(&name.hugging_face, shape[0]);
-        let offset = architecture.norm_offset(&name.hugging_face);
-        tensors.push(GgufTensor {
+        let (rows, order, offset) = (shape[0], name.rows, name.offset);
+        tensors.push(TensorToWrite {
             name: name.gguf,
             dtype,
             shape,
             values: Box::new(move || {
                 let values = view.to_f32().expect("the type was checked");
-                let values = in_order(values, rows.as_deref());
+                let values = in_order(values, rows, order);
                 values.into_iter().map(|value| value + offset).collect()
             }),
         });
@@ -131,23 +126,34 @@ pub fn export_model(
     if let Some(extra) = reader.extra().next() {
         return Err(refused(&format!("llama.cpp has no place for `{extra}`")));
     }
-    if let Some(factors) = architecture.rope_factors() {
-        tensors.push(GgufTensor {
-            name: "rope_freqs.weight".to_owned(),
+    if let Some(factors) = architecture.rope_factors(&decoder) {
+        tensors.push(TensorToWrite {
+            name: ROPE_FACTORS.to_owned(),
             shape: vec![factors.len()],
             dtype: Dtype::F32,
             values: Box::new(|| factors),
         });
     }
     let mut metadata = vec![
-        text("general.architecture", architecture.name),
+        text(keys::ARCHITECTURE, architecture.name),
         text("general.type", "model"),
         text("general.name", &name_of(model_dir)),
     ];
-    metadata.extend(architecture.metadata());
+    metadata.extend(architecture.metadata(&decoder));
     metadata.extend(file_type(matrices));
     metadata.push(("general.quantization_version".to_owned(), GgufValue::U32(2)));
-    metadata.extend(vocabulary::metadata(&tokenizer, &decoder)?);
+    let of_model = VocabularyOfModel {
+        size: decoder.vocab_size,
+        bos_token_id: decoder.bos_token_id,
+        eos_token_id: decoder.eos_token_ids.first().copied(),
+        pad_token_id: decoder.pad_token_id,
+    };
+    metadata.extend(
+        vocabulary::metadata(&tokenizer, &of_model).map_err(|error| match error {
+            DataError::NotGguf { reason } => refused(&reason),
+            other => other.into(),
+        })?,
+    );
     write(path, architecture.name, &metadata, tensors)
 }
 
@@ -161,11 +167,10 @@ pub fn export_adapter(
     path: &Path,
     dtype: Option<WeightType>,
 ) -> Result<Exported, TrainError> {
-    let (_, decoder) = open(model_dir)?;
-    let architecture = Architecture::of(&decoder)?;
+    let (_, decoder, architecture) = open(model_dir)?;
     let (alpha, changes) = low_rank_changes(adapter)?;
     let matrices = dtype.map_or(Dtype::F32, WeightType::of_file);
-    let mut names = architecture.names();
+    let mut names = architecture.tensors(&decoder);
     names.retain(|name| name.hugging_face.ends_with(".weight"));
     let mut tensors = Vec::new();
     for change in changes {
@@ -186,23 +191,22 @@ pub fn export_adapter(
         } else {
             a.clone()
         };
-        let [outputs, _] = b.dims();
-        let rows = architecture.row_order(&name.hugging_face, outputs);
         let b = b.clone() * rest;
-        for (end, matrix, rows) in [("lora_a", a, None), ("lora_b", b, rows)] {
-            tensors.push(GgufTensor {
+        for (end, matrix, order) in [("lora_a", a, RowOrder::Same), ("lora_b", b, name.rows)] {
+            let [rows, _] = matrix.dims();
+            tensors.push(TensorToWrite {
                 name: format!("{}.{end}", name.gguf),
                 shape: matrix.dims().to_vec(),
                 dtype: matrices,
                 values: Box::new(move || {
                     let values = matrix.into_data().try_into_vec_as::<f32>();
-                    in_order(values.expect("matrices are f32"), rows.as_deref())
+                    in_order(values.expect("matrices are f32"), rows, order)
                 }),
             });
         }
     }
     let mut metadata = vec![
-        text("general.architecture", architecture.name),
+        text(keys::ARCHITECTURE, architecture.name),
         text("general.type", "adapter"),
         text("general.name", &name_of(adapter.directory())),
         text("adapter.type", "lora"),
@@ -215,23 +219,30 @@ pub fn export_adapter(
     write(path, architecture.name, &metadata, tensors)
 }
 
-fn open(model_dir: &Path) -> Result<(ModelConfig, DecoderConfig), TrainError> {
+/// A model's configuration, and its architecture if llama.cpp computes the same.
+fn open(
+    model_dir: &Path,
+) -> Result<(ModelConfig, DecoderConfig, &'static Architecture), TrainError> {
     let config = ModelConfig::open(model_dir)?;
+    let model_type = &config.facts().model_type;
+    let architecture = Architecture::of_model_type(model_type);
     let decoder = config.of_family::<DecoderConfig>().cloned();
-    let decoder = decoder.ok_or_else(|| {
-        let model_type = &config.facts().model_type;
-        refused(&format!(
+    let (Some(architecture), Some(decoder)) = (architecture, decoder) else {
+        return Err(refused(&format!(
             "`{model_type}` is none of the Llama, Qwen and Gemma families"
-        ))
-    })?;
-    Ok((config, decoder))
+        )));
+    };
+    architecture
+        .check(&decoder)
+        .map_err(|problem| refused(&problem))?;
+    Ok((config, decoder, architecture))
 }
 
 fn write(
     path: &Path,
     architecture: &'static str,
     metadata: &[(String, GgufValue)],
-    tensors: Vec<GgufTensor<'_>>,
+    tensors: Vec<TensorToWrite<'_>>,
 ) -> Result<Exported, TrainError> {
     let count = tensors.len();
     let sizes = tensors
@@ -277,12 +288,15 @@ fn name_of(dir: &Path) -> String {
         .into_owned()
 }
 
-/// Values with their rows in another order: row i is row `rows[i]` of before.
-fn in_order(values: Vec<f32>, rows: Option<&[usize]>) -> Vec<f32> {
-    let Some(rows) = rows else {
+/// Values in `rows` rows, put in the order that llama.cpp has.
+fn in_order(values: Vec<f32>, rows: usize, order: RowOrder) -> Vec<f32> {
+    if order == RowOrder::Same {
         return values;
+    }
+    let columns = values.len() / rows.max(1);
+    let row = |row: usize| {
+        let at = order.in_hugging_face(row) * columns;
+        values[at..at + columns].iter().copied()
     };
-    let columns = values.len() / rows.len().max(1);
-    let row = |at: &usize| &values[at * columns..(at + 1) * columns];
-    rows.iter().flat_map(|at| row(at).iter().copied()).collect()
+    (0..rows).flat_map(row).collect()
 }

@@ -1,43 +1,16 @@
-//! GGUF version 3, the format that llama.cpp reads: key-value metadata, then tensors.
-//!
-//! A file is `GGUF`, the version, the numbers of tensors and of metadata entries; each entry as
-//! key, type and value; each tensor's name, shape (innermost dimension first), type and place in
-//! the data; and from the next multiple of 32 bytes the data, each tensor padded to such a
-//! multiple. All numbers are little-endian.
+//! Writing a file: version 3, alignment 32.
 
 use std::io::{self, Write};
 use std::path::Path;
 
 use safetensors::Dtype;
 
+use super::{ALIGNMENT, GgufValue, MAGIC, TensorType, VERSION, value_type};
 use crate::safetensors_file::write_floats;
 use crate::{FileError, PendingFile};
 
-/// What each tensor's data is aligned to, in bytes.
-const ALIGNMENT: u64 = 32;
-const VERSION: u32 = 3;
-
-/// A value of the metadata.
-#[derive(Clone, Debug, PartialEq)]
-pub enum GgufValue {
-    /// An unsigned number.
-    U32(u32),
-    /// A number in single precision.
-    F32(f32),
-    /// Yes or no.
-    Bool(bool),
-    /// A text.
-    String(String),
-    /// Texts.
-    Strings(Vec<String>),
-    /// Signed numbers.
-    I32s(Vec<i32>),
-    /// Numbers in single precision.
-    F32s(Vec<f32>),
-}
-
 /// A tensor to be written.
-pub struct GgufTensor<'a> {
+pub struct TensorToWrite<'a> {
     /// Its name in the file.
     pub name: String,
     /// Its shape, outermost dimension first.
@@ -56,7 +29,7 @@ pub struct GgufTensor<'a> {
 pub fn prepare_gguf(
     path: &Path,
     metadata: &[(String, GgufValue)],
-    tensors: Vec<GgufTensor<'_>>,
+    tensors: Vec<TensorToWrite<'_>>,
 ) -> Result<PendingFile, FileError> {
     PendingFile::write(path, |file| write(file, metadata, tensors))
 }
@@ -64,9 +37,9 @@ pub fn prepare_gguf(
 fn write(
     file: &mut dyn Write,
     metadata: &[(String, GgufValue)],
-    tensors: Vec<GgufTensor<'_>>,
+    tensors: Vec<TensorToWrite<'_>>,
 ) -> io::Result<()> {
-    let mut header = b"GGUF".to_vec();
+    let mut header = MAGIC.to_vec();
     header.extend(VERSION.to_le_bytes());
     header.extend((tensors.len() as u64).to_le_bytes());
     header.extend((metadata.len() as u64).to_le_bytes());
@@ -102,16 +75,16 @@ fn write(
     Ok(())
 }
 
-fn bytes_of(tensor: &GgufTensor<'_>) -> usize {
+fn bytes_of(tensor: &TensorToWrite<'_>) -> usize {
     tensor.shape.iter().product::<usize>() * tensor.dtype.bitsize() / 8
 }
 
 /// ggml's number of a type.
 fn type_number(dtype: Dtype) -> io::Result<u32> {
     match dtype {
-        Dtype::F32 => Ok(0),
-        Dtype::F16 => Ok(1),
-        Dtype::BF16 => Ok(30),
+        Dtype::F32 => Ok(TensorType::F32.number()),
+        Dtype::F16 => Ok(TensorType::F16.number()),
+        Dtype::BF16 => Ok(TensorType::Bf16.number()),
         other => {
             let problem = format!("{other} is not written to GGUF");
             Err(io::Error::new(io::ErrorKind::InvalidInput, problem))
@@ -124,48 +97,38 @@ fn push_text(bytes: &mut Vec<u8>, text: &str) {
     bytes.extend(text.as_bytes());
 }
 
-/// Numbers of the types of metadata.
-const U32: u32 = 4;
-const I32: u32 = 5;
-const F32: u32 = 6;
-const BOOL: u32 = 7;
-const STRING: u32 = 8;
-const ARRAY: u32 = 9;
-
 fn push_value(bytes: &mut Vec<u8>, value: &GgufValue) {
-    let head = |bytes: &mut Vec<u8>, kind: u32| bytes.extend(kind.to_le_bytes());
+    let number = |bytes: &mut Vec<u8>, kind: u32, value: &[u8]| {
+        bytes.extend(kind.to_le_bytes());
+        bytes.extend(value);
+    };
     let array = |bytes: &mut Vec<u8>, kind: u32, length: usize| {
-        bytes.extend(ARRAY.to_le_bytes());
+        bytes.extend(value_type::ARRAY.to_le_bytes());
         bytes.extend(kind.to_le_bytes());
         bytes.extend((length as u64).to_le_bytes());
     };
     match value {
-        GgufValue::U32(value) => {
-            head(bytes, U32);
-            bytes.extend(value.to_le_bytes());
-        }
-        GgufValue::F32(value) => {
-            head(bytes, F32);
-            bytes.extend(value.to_le_bytes());
-        }
-        GgufValue::Bool(value) => {
-            head(bytes, BOOL);
-            bytes.push(u8::from(*value));
-        }
+        GgufValue::U32(value) => number(bytes, value_type::U32, &value.to_le_bytes()),
+        GgufValue::U64(value) => number(bytes, value_type::U64, &value.to_le_bytes()),
+        GgufValue::I32(value) => number(bytes, value_type::I32, &value.to_le_bytes()),
+        GgufValue::I64(value) => number(bytes, value_type::I64, &value.to_le_bytes()),
+        GgufValue::F32(value) => number(bytes, value_type::F32, &value.to_le_bytes()),
+        GgufValue::F64(value) => number(bytes, value_type::F64, &value.to_le_bytes()),
+        GgufValue::Bool(value) => number(bytes, value_type::BOOL, &[u8::from(*value)]),
         GgufValue::String(text) => {
-            head(bytes, STRING);
+            bytes.extend(value_type::STRING.to_le_bytes());
             push_text(bytes, text);
         }
         GgufValue::Strings(texts) => {
-            array(bytes, STRING, texts.len());
+            array(bytes, value_type::STRING, texts.len());
             texts.iter().for_each(|text| push_text(bytes, text));
         }
         GgufValue::I32s(values) => {
-            array(bytes, I32, values.len());
+            array(bytes, value_type::I32, values.len());
             bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
         }
         GgufValue::F32s(values) => {
-            array(bytes, F32, values.len());
+            array(bytes, value_type::F32, values.len());
             bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
         }
     }
