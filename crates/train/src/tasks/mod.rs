@@ -205,13 +205,25 @@ pub trait Task: fmt::Debug + Sync {
         false
     }
 
-    /// How a file of plain text is read, in which any column of texts is found.
+    /// How a file of plain text is read: as the column of texts that an example reads, if there is
+    /// one only.
     fn plain_text(&self, columns: &Columns) -> ReadOptions {
         let mut options = ReadOptions {
             lines: !self.reads_whole_files(),
             ..ReadOptions::default()
         };
-        if let [only] = columns.text_columns.as_slice() {
+        let targets = [
+            Some(columns.label()),
+            columns.target_column.as_deref(),
+            columns.completion_column.as_deref(),
+        ];
+        let mut inputs = self.columns_to_read(columns).unwrap_or_default();
+        inputs.retain(|column| {
+            let column = column.as_str();
+            !targets.contains(&Some(column)) && columns.label_columns.iter().all(|it| it != column)
+        });
+        inputs.dedup();
+        if let [only] = inputs.as_slice() {
             options.text_column.clone_from(only);
         }
         options
@@ -408,7 +420,48 @@ impl<'de> Deserialize<'de> for TaskKind {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn a_file_of_plain_text_is_the_column_that_an_example_reads() {
+        let read = |task: &str, columns: serde_json::Value| {
+            let task: TaskKind = task.parse().unwrap();
+            let columns: Columns = serde_json::from_value(columns).unwrap();
+            task.plain_text(&columns).text_column
+        };
+        for (task, columns, column) in [
+            ("sequence-classification", json!({}), "text"),
+            (
+                "sequence-classification",
+                json!({ "text_columns": ["review"] }),
+                "review",
+            ),
+            (
+                "sequence-classification",
+                json!({ "text_columns": ["a", "b"] }),
+                "text",
+            ),
+            (
+                "seq2seq",
+                json!({ "source_column": "article", "target_column": "summary" }),
+                "article",
+            ),
+            (
+                "cloze",
+                json!({ "prompt_template": "{sentence} It was {mask}." }),
+                "sentence",
+            ),
+            (
+                "cloze",
+                json!({ "prompt_template": "{a}? {mask}, {b}" }),
+                "text",
+            ),
+        ] {
+            assert_eq!(read(task, columns.clone()), column, "{task}: {columns}");
+        }
+    }
 
     #[test]
     fn names_are_read_back_and_former_ones_accepted() {
