@@ -42,7 +42,7 @@ use epiphyte_models::{
     Adapter, AdapterBatch, Base, BaseTensor, Checkpoint, DecoderTokens, HeadKind, Identity,
     LoadOptions, Model, ModelConfig, ModelError, Tokens, load,
 };
-use epiphyte_ops::Sequences;
+use epiphyte_ops::{FrozenMatrix, Sequences};
 use serde::Serialize;
 
 pub use self::models::{CombinedModels, combine_models};
@@ -427,9 +427,11 @@ impl Parts<'_> {
                     (true, Some(stored)) => stored,
                     _ => name.clone(),
                 },
-                // What was quantized is written as it was in use, dequantized.
+                // What was quantized here is written as it was in use, dequantized.
                 stored: view.filter(|view| {
-                    view.shape == shape && view.is_float() && tensor.quantization().is_none()
+                    let matrix = tensor.matrix();
+                    let quantized = matrix.is_some_and(FrozenMatrix::was_quantized_here);
+                    view.shape == shape && view.is_float() && !quantized
                 }),
                 shape,
                 base: Some(tensor),
