@@ -6,8 +6,9 @@ use anyhow::{Context, Result};
 use clap::Args;
 use epiphyte::data::{OutputColumn, OutputFormat, Value, WritingPrompt};
 use epiphyte::models::generation_config::GenerationConfig;
-use epiphyte::train::scoring::metrics::Metrics;
+use epiphyte::train::error::MetricError;
 use epiphyte::train::scoring::metrics::texts::{ScoredText, TextMetric};
+use epiphyte::train::scoring::metrics::{MeteorTables, Metrics};
 use epiphyte::train::{Generated, GenerationEnd, generate_all};
 use serde_json::Value as Json;
 
@@ -16,7 +17,7 @@ use crate::decoding_arguments::{DecodingArguments, stop_tokens};
 use crate::failure::UsageError;
 use crate::global::Global;
 use crate::output;
-use crate::outputs;
+use crate::outputs::{self, Input};
 use crate::progress::Progress;
 
 /// The flags of texts that are written for their scores.
@@ -29,6 +30,10 @@ pub(crate) struct WritingArguments {
     /// and each of their texts counts [default: the column that the model learns to write]
     #[arg(long, value_name = "COLUMN", requires = "metrics")]
     references: Option<String>,
+    /// Directory of METEOR's tables, meteor-1.5.jar and data/paraphrase-en.gz, which are not part
+    /// of epiphyte: `pip install pycocoevalcap` has them in its directory `meteor`
+    #[arg(long, value_name = "DIR", requires = "metrics")]
+    meteor_data: Option<PathBuf>,
     /// File for the written texts: .jsonl, .csv, .tsv or .parquet; - is standard output
     #[arg(long, value_name = "FILE", requires = "metrics")]
     output: Option<PathBuf>,
@@ -77,7 +82,10 @@ impl WritingArguments {
     pub(crate) fn run(&self, data: &DataArguments, global: &Global) -> Result<WrittenScores> {
         let model_dir = data.model_dir()?;
         let files = data.files()?;
-        let inputs = data.inputs(&model_dir, &files);
+        let tables = self.meteor_tables()?;
+        let mut inputs = data.inputs(&model_dir, &files);
+        let meteor = self.meteor_data.iter();
+        inputs.extend(meteor.map(|directory| Input::new("METEOR's tables", directory)));
         let destination = self.output.as_deref().map(|path| {
             let destination = outputs::check_file(path, &inputs, self.overwrite)?;
             Ok::<_, anyhow::Error>((path, destination, output_format(path)?))
@@ -141,7 +149,7 @@ impl WritingArguments {
         let scored: Vec<ScoredText<'_>> = scored.collect();
         let mut metrics = Metrics::default();
         for metric in &self.metrics {
-            for (name, value) in metric.scores(&scored)?.iter() {
+            for (name, value) in metric.scores(&scored, tables.as_ref())?.iter() {
                 metrics.insert(name, value);
             }
         }
@@ -149,6 +157,20 @@ impl WritingArguments {
             texts: texts.len(),
             metrics,
         })
+    }
+
+    /// METEOR's tables, if one of the metrics needs them.
+    fn meteor_tables(&self) -> Result<Option<MeteorTables>> {
+        let needed = self.metrics.iter().any(TextMetric::needs_meteor_tables);
+        match (&self.meteor_data, needed) {
+            (Some(directory), true) => Ok(Some(MeteorTables::open(directory)?)),
+            (None, false) => Ok(None),
+            (None, true) => Err(UsageError::Other(MetricError::NoMeteorTables.to_string()).into()),
+            (Some(_), false) => {
+                let problem = "--meteor-data has the tables of METEOR: add meteor to --metrics";
+                Err(UsageError::Other(problem.to_owned()).into())
+            }
+        }
     }
 
     /// A text up to where it stops.

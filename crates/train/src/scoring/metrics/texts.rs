@@ -8,13 +8,14 @@
 //! | `rouge` | `rouge1`, `rouge2`, `rougeL`, `rougeLsum` | rouge-score, mean F1 |
 //! | `rouge-stemmed` | the same with `_stemmed` | rouge-score with Porter's stemmer |
 //! | `nist` | `nist` | the E2E challenge's mteval |
+//! | `meteor` | `meteor` | METEOR 1.5 as the E2E challenge's scripts call it |
 //! | `e2e` | `e2e_bleu`, `e2e_rouge_l`, `nist`, `cider` | the E2E challenge's scripts |
 //! | `exact-match` | `exact_match` | texts without the spaces around them are the same |
 //! | `final-answer` | `final_answer` | GSM8K's: the numbers behind `####` are the same |
 //!
 //! Every key but `nist` and `cider` is a share of 1 or, for `bleu` and `chrf`, of 100, as the
-//! programs print it. METEOR is not among them: it counts synonyms and paraphrases of WordNet and
-//! of a table of 60 MB, without which another number comes out.
+//! programs print it. METEOR needs [`MeteorTables`], synonyms of WordNet and paraphrases, which
+//! come with its own program and are not part of this one.
 //!
 //! ```
 //! use epiphyte_train::scoring::metrics::texts::{ScoredText, TextMetric};
@@ -22,13 +23,14 @@
 //! let metric: TextMetric = "exact-match".parse()?;
 //! let references = ["a lamp".to_owned()];
 //! let texts = [ScoredText { text: " a lamp\n", references: &references }];
-//! assert_eq!(metric.scores(&texts)?.get("exact_match"), Some(1.0));
+//! assert_eq!(metric.scores(&texts, None)?.get("exact_match"), Some(1.0));
 //! # Ok::<(), epiphyte_train::error::MetricError>(())
 //! ```
 
 use std::fmt;
 use std::str::FromStr;
 
+use super::meteor::{self, MeteorTables};
 use super::{Metrics, bleu, chrf, e2e, exact_match, nist, rouge};
 use crate::error::MetricError;
 
@@ -41,8 +43,17 @@ pub struct ScoredText<'a> {
     pub references: &'a [String],
 }
 
-/// The scores of texts, as named values.
-type Scores = fn(&[ScoredText<'_>]) -> Vec<(&'static str, f64)>;
+/// Scores as named values.
+type Named = Vec<(&'static str, f64)>;
+
+/// How texts are scored.
+#[derive(Clone, Copy)]
+enum Scores {
+    /// By themselves.
+    Of(fn(&[ScoredText<'_>]) -> Named),
+    /// With METEOR's tables.
+    WithTables(fn(&[ScoredText<'_>], &MeteorTables) -> Result<Named, MetricError>),
+}
 
 /// A score, or a family of scores, of written texts.
 #[derive(Clone, Copy)]
@@ -57,47 +68,52 @@ const METRICS: &[TextMetric] = &[
     TextMetric {
         name: "bleu",
         summary: "BLEU of sacreBLEU",
-        scores: bleu::western,
+        scores: Scores::Of(bleu::western),
     },
     TextMetric {
         name: "bleu-zh",
         summary: "BLEU of sacreBLEU for Chinese",
-        scores: bleu::chinese,
+        scores: Scores::Of(bleu::chinese),
     },
     TextMetric {
         name: "chrf",
         summary: "chrF2 of sacreBLEU",
-        scores: chrf::scores,
+        scores: Scores::Of(chrf::scores),
     },
     TextMetric {
         name: "rouge",
         summary: "ROUGE-1, -2, -L and -Lsum of rouge-score",
-        scores: rouge::plain,
+        scores: Scores::Of(rouge::plain),
     },
     TextMetric {
         name: "rouge-stemmed",
         summary: "the same over Porter's stems",
-        scores: rouge::stemmed,
+        scores: Scores::Of(rouge::stemmed),
     },
     TextMetric {
         name: "nist",
         summary: "NIST of the E2E challenge",
-        scores: nist::scores,
+        scores: Scores::Of(nist::scores),
+    },
+    TextMetric {
+        name: "meteor",
+        summary: "METEOR 1.5 of the E2E challenge, with --meteor-data",
+        scores: Scores::WithTables(meteor::scores),
     },
     TextMetric {
         name: "e2e",
         summary: "BLEU, NIST, ROUGE-L and CIDEr of the E2E challenge",
-        scores: e2e::scores,
+        scores: Scores::Of(e2e::scores),
     },
     TextMetric {
         name: "exact-match",
         summary: "share of texts that equal a reference",
-        scores: exact_match::whole_texts,
+        scores: Scores::Of(exact_match::whole_texts),
     },
     TextMetric {
         name: "final-answer",
         summary: "share of texts with the reference's answer behind ####, as for GSM8K",
-        scores: exact_match::final_answers,
+        scores: Scores::Of(exact_match::final_answers),
     },
 ];
 
@@ -117,12 +133,22 @@ impl TextMetric {
         self.summary
     }
 
-    /// The scores of texts.
+    /// Whether it needs METEOR's tables.
+    pub fn needs_meteor_tables(&self) -> bool {
+        matches!(self.scores, Scores::WithTables(_))
+    }
+
+    /// The scores of texts; only METEOR reads its tables.
     ///
     /// # Errors
     /// [`MetricError::Empty`] if there are no texts; [`MetricError::NoReference`] if one has no
-    /// reference.
-    pub fn scores(&self, texts: &[ScoredText<'_>]) -> Result<Metrics, MetricError> {
+    /// reference; [`MetricError::NoMeteorTables`] and [`MetricError::MeteorTable`] if METEOR's
+    /// tables are needed and missing or cannot be read.
+    pub fn scores(
+        &self,
+        texts: &[ScoredText<'_>],
+        tables: Option<&MeteorTables>,
+    ) -> Result<Metrics, MetricError> {
         if texts.is_empty() {
             return Err(MetricError::Empty);
         }
@@ -130,7 +156,13 @@ impl TextMetric {
         if let Some(example) = alone {
             return Err(MetricError::NoReference { example });
         }
-        Ok(Metrics::from_iter((self.scores)(texts)))
+        let named = match self.scores {
+            Scores::Of(scores) => scores(texts),
+            Scores::WithTables(scores) => {
+                scores(texts, tables.ok_or(MetricError::NoMeteorTables)?)?
+            }
+        };
+        Ok(Metrics::from_iter(named))
     }
 }
 
@@ -174,6 +206,12 @@ mod tests {
         scores: std::collections::BTreeMap<String, f64>,
     }
 
+    /// The metrics but METEOR, whose file has its own test.
+    fn without_tables() -> impl Iterator<Item = &'static TextMetric> {
+        let all = TextMetric::all().iter();
+        all.filter(|metric| !metric.needs_meteor_tables())
+    }
+
     #[test]
     fn scores_are_those_of_the_programs_that_the_field_uses() {
         let golden: Golden =
@@ -185,8 +223,8 @@ mod tests {
                 .iter()
                 .map(|(text, references)| ScoredText { text, references })
                 .collect();
-            for metric in TextMetric::all() {
-                let found = metric.scores(&texts).unwrap();
+            for metric in without_tables() {
+                let found = metric.scores(&texts, None).unwrap();
                 for (key, value) in found.iter() {
                     let Some(expected) = set.scores.get(key) else {
                         continue;
@@ -204,8 +242,8 @@ mod tests {
             text: "a",
             references: &["a".to_owned()],
         }];
-        for metric in TextMetric::all() {
-            for (key, _) in metric.scores(&one).unwrap().iter() {
+        for metric in without_tables() {
+            for (key, _) in metric.scores(&one, None).unwrap().iter() {
                 assert!(compared.contains(key), "`{key}` was compared with nothing");
             }
         }
@@ -214,16 +252,25 @@ mod tests {
     #[test]
     fn texts_without_references_are_errors() {
         let metric: TextMetric = "bleu".parse().unwrap();
-        assert_eq!(metric.scores(&[]), Err(MetricError::Empty));
+        assert_eq!(metric.scores(&[], None), Err(MetricError::Empty));
         let texts = [ScoredText {
             text: "a",
             references: &[],
         }];
         assert_eq!(
-            metric.scores(&texts),
+            metric.scores(&texts, None),
             Err(MetricError::NoReference { example: 0 })
         );
-        let error = "meteor".parse::<TextMetric>().unwrap_err().to_string();
+        let texts = [ScoredText {
+            text: "a",
+            references: &["a".to_owned()],
+        }];
+        let metric: TextMetric = "meteor".parse().unwrap();
+        assert_eq!(
+            metric.scores(&texts, None),
+            Err(MetricError::NoMeteorTables)
+        );
+        let error = "meteors".parse::<TextMetric>().unwrap_err().to_string();
         assert!(error.contains("bleu, bleu-zh, chrf"), "{error}");
     }
 }
