@@ -1,8 +1,10 @@
 //! One stack of layers: encoders like BERT, decoders like Llama and GPT-2.
 
+use epiphyte_ops::dropout;
+
 use super::embeddings::{EmbeddingInput, Embeddings};
 use super::{Layer, LayerInput, Norm, RelativeBias, RelativeEmbeddings};
-use crate::adapter::{AdapterBatch, Entry, Hidden};
+use crate::adapter::{AdapterBatch, Entry, Hidden, name_id};
 use crate::backbone::Backbone;
 use crate::rope::RotaryEmbedding;
 
@@ -19,6 +21,8 @@ pub struct Stack {
     pub positions: Option<RelativeEmbeddings>,
     /// The norm after the last layer.
     pub final_norm: Option<Norm>,
+    /// Dropout after the norm.
+    pub final_dropout: f64,
     /// Rotary positions; of several, each layer says which it has.
     pub rotary: Vec<RotaryEmbedding>,
     /// Whether any dropout of the base is on during training.
@@ -76,12 +80,13 @@ impl Backbone for Stack {
     }
 
     fn finish(&self, hidden: Hidden, batch: &AdapterBatch<'_>) -> Hidden {
-        match &self.final_norm {
-            Some(norm) => {
-                let states = norm.forward_final(hidden.states.clone(), &hidden.rows, batch);
-                hidden.with(states)
-            }
-            None => hidden,
-        }
+        let states = hidden.states.clone();
+        let states = match &self.final_norm {
+            Some(norm) => norm.forward_final(states, &hidden.rows, batch),
+            None => states,
+        };
+        let id = name_id("final_dropout");
+        let states = dropout(states, self.final_dropout, id, &hidden.rows);
+        hidden.with(states)
     }
 }
