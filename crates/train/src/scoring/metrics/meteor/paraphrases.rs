@@ -43,9 +43,9 @@ impl Paraphrases {
         Ok(read)
     }
 
-    /// Each phrase of `from` with the places of its paraphrases in `to`: by where it begins, then by
-    /// its length, then in the order of the table.
-    pub(super) fn pairs(&self, from: &'_ [String], to: &'_ [String]) -> impl Iterator<Item = Pair> {
+    /// Each phrase of `from` with the places of its paraphrases in `to`: by where it begins, then
+    /// by its length, then in the order of the table.
+    pub(super) fn pairs(&self, from: &[String], to: &[String]) -> impl Iterator<Item = Pair> {
         let phrases = (0..from.len()).flat_map(move |start| {
             let longest = self.longest.min(from.len() - start);
             (1..=longest).map(move |length| (start, length))
