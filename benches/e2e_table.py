@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
-"""Text from data with the small decoder that ships with the project: four methods on the E2E NLG challenge, one table.
+r"""Text from data with the small decoder that ships with the project: four methods on the E2E NLG challenge, one table.
 
 Each method is tried at three learning rates for a fifth of the steps, the best by its loss on 500 rows of the
 development set, and then trained with three seeds; the texts for the test set's 630 inputs are scored as the challenge
-does. METEOR is not among the scores: its tables of synonyms and paraphrases are not part of the project.
+does. METEOR is among the scores with --meteor-data, the directory `meteor` of PyPI's package pycocoevalcap: its tables of
+synonyms and paraphrases are not part of the project.
 
     cargo build --release -p epiphyte --features cli
-    python benches/e2e_table.py --epiphyte target/release/epiphyte --data e2e_nlg --out e2e_table.md
+    pip install pycocoevalcap
+    python benches/e2e_table.py --epiphyte target/release/epiphyte --data e2e_nlg --out e2e_table.md \
+        --meteor-data "$(python -c 'import pycocoevalcap; print(pycocoevalcap.__path__[0])')/meteor"
 """
 
 import argparse
@@ -25,7 +28,7 @@ METHODS = {
     "prefix-tuning": ("--num-virtual-tokens 20", [3e-3, 1e-2, 3e-2]),
     "houlsby": ("", [1e-3, 3e-3, 1e-2]),
 }
-SCORES = ["e2e_bleu", "nist", "e2e_rouge_l", "cider"]
+SCORES = {"e2e_bleu": "BLEU", "nist": "NIST", "meteor": "METEOR", "e2e_rouge_l": "ROUGE-L", "cider": "CIDEr"}
 SEEDS = [0, 1, 2]
 
 
@@ -36,8 +39,13 @@ def main():
     parser.add_argument("--out", required=True, type=pathlib.Path)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--meteor-data", type=pathlib.Path, help="directory of METEOR's tables [default: no METEOR]")
     arguments = parser.parse_args()
     data = arguments.data
+    scores = {key: name for key, name in SCORES.items() if key != "meteor" or arguments.meteor_data}
+    metrics = ["--metrics", "e2e"]
+    if arguments.meteor_data:
+        metrics = ["--metrics", "e2e,meteor", "--meteor-data", str(arguments.meteor_data)]
 
     def epiphyte(command, *words):
         words = [str(arguments.epiphyte.resolve()), *command.split(), *words]
@@ -54,8 +62,8 @@ def main():
             f"--method {method} {flags} --learning-rate {rate} --seed {seed} --output {output} --overwrite",
             "--prompt-template", "{mr}\\n")
 
-    lines = ["| method | trainable | learning rate | loss | BLEU | NIST | ROUGE-L | CIDEr |",
-             "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"]
+    lines = ["| method | trainable | learning rate | loss | " + " | ".join(scores.values()) + " |",
+             "| --- | ---: | ---: | ---: |" + " ---: |" * len(scores)]
     with tempfile.TemporaryDirectory() as directory:
         for method, (flags, rates) in METHODS.items():
             tried = {rate: train(method, flags, rate, arguments.steps // 5, 100, f"{directory}/{method}")
@@ -67,8 +75,8 @@ def main():
                 output = f"{directory}/{method}-{seed}"
                 run = train(method, flags, rate, arguments.steps, seed, output)
                 scored = epiphyte(
-                    f"eval --model {BASE} --adapter {output} --data {data}/testset_w_refs.csv --metrics e2e "
-                    "--max-new-tokens 100 --batch-size 64")
+                    f"eval --model {BASE} --adapter {output} --data {data}/testset_w_refs.csv "
+                    "--max-new-tokens 100 --batch-size 64", *metrics)
                 runs.append((run, scored))
                 print(method, seed, run["metrics"]["loss"], scored, flush=True)
 
@@ -79,7 +87,7 @@ def main():
             lines.append(
                 f"| {method} | {runs[0][0]['trainable_parameters']:,} | {rate:g} "
                 f"| {of(run['metrics']['loss'] for run, _ in runs)} | "
-                + " | ".join(of(scores[name] for _, scores in runs) for name in SCORES) + " |")
+                + " | ".join(of(scored[key] for _, scored in runs) for key in scores) + " |")
             print(lines[-1], flush=True)
     arguments.out.write_text("\n".join(lines) + "\n")
 

@@ -346,7 +346,7 @@ def hidden_states(model, base: Base, batch: dict) -> dict[str, torch.Tensor]:
         return torch.cat([row[:n] for row, n in zip(states, lengths)])
 
     inputs = to_torch(batch)
-    if not model.config.is_encoder_decoder:
+    if not model.config.is_encoder_decoder or base.reads == "tokens":
         inputs = {key: inputs[key] for key in inputs if key not in ("labels", "start_positions", "end_positions")}
         states = model.base_model(**inputs, output_hidden_states=True).hidden_states
         return {f"hidden_states/{i}": unpadded(state, base.lengths) for i, state in enumerate(states)}

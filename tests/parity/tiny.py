@@ -14,6 +14,7 @@ from transformers import (
     AlbertForTokenClassification,
     BartConfig,
     BartForConditionalGeneration,
+    BartForQuestionAnswering,
     BartForSequenceClassification,
     BertConfig,
     BertForMultipleChoice,
@@ -60,12 +61,14 @@ from transformers import (
     GPTNeoXForQuestionAnswering,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaForQuestionAnswering,
     LlamaForSequenceClassification,
     LlamaForTokenClassification,
     MBartConfig,
     MBartForConditionalGeneration,
     MistralConfig,
     MistralForCausalLM,
+    MistralForQuestionAnswering,
     ModernBertConfig,
     ModernBertForMultipleChoice,
     ModernBertForQuestionAnswering,
@@ -102,7 +105,9 @@ from transformers import (
     XLMRobertaForSequenceClassification,
     T5Config,
     T5ForConditionalGeneration,
+    T5ForQuestionAnswering,
     T5ForSequenceClassification,
+    T5ForTokenClassification,
 )
 
 import peft_methods
@@ -372,6 +377,12 @@ def t5(model_class, config_class=T5Config, own_head=False, **changes):
         return model
 
     return make
+
+
+def small_t5(model_class, **changes):
+    """A still smaller encoder-decoder of the T5 family, its stacks of different depth."""
+    settings = {"vocab_size": 40, "d_model": 16, "d_kv": 3, "d_ff": 24, "num_decoder_layers": 1}
+    return t5(model_class, **settings, **changes)
 
 
 # transformers makes NaN of a padded query whose window holds padding only.
@@ -833,10 +844,15 @@ BASES = [
         )
         for name, reads, make, model_class, names in [
             ("llama", "tokens", small_decoder(LlamaConfig), LlamaForTokenClassification, LLAMA),
+            ("llama", "answers", small_decoder(LlamaConfig), LlamaForQuestionAnswering, LLAMA),
+            ("mistral", "answers", small_decoder(MistralConfig), MistralForQuestionAnswering, LLAMA),
             ("gpt2", "tokens", gpt2, GPT2ForTokenClassification, GPT2),
             ("gpt2", "answers", gpt2, GPT2ForQuestionAnswering, GPT2),
             ("gpt_neox", "tokens", small_gpt_neox, GPTNeoXForTokenClassification, GPT_NEOX),
             ("gpt_neox", "answers", small_gpt_neox, GPTNeoXForQuestionAnswering, GPT_NEOX),
+            ("t5", "tokens", small_t5, T5ForTokenClassification, T5),
+            ("t5", "answers", small_t5, T5ForQuestionAnswering, T5),
+            ("bart", "answers", bart, BartForQuestionAnswering, BART),
         ]
     ],
     Base(

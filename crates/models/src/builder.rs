@@ -11,6 +11,7 @@ use crate::ModelError;
 use crate::adapter::{Role, Site};
 use crate::base::{Base, BaseTensor, BaseValues, DefaultTargets, Depth, Dimensions, LinearInfo};
 use crate::blocks::{LayerNames, LayerShape, Linear, Matrix, RelativeBiasShape, Vector};
+use crate::keys::KeyRules;
 use crate::quantized::Stored;
 use crate::rope::RotaryEmbedding;
 
@@ -65,7 +66,7 @@ pub(crate) struct Summary<'a> {
 pub struct Builder<'a> {
     source: &'a mut dyn Source,
     shared: Option<&'a Base>,
-    base_prefix: &'static str,
+    rules: KeyRules,
     device: Device,
     precision: Precision,
     quantization: Option<Quantization>,
@@ -87,7 +88,10 @@ impl<'a> Builder<'a> {
         Self {
             source,
             shared: None,
-            base_prefix: "",
+            rules: KeyRules {
+                base_prefix: "",
+                ignorable: &[],
+            },
             device: device.clone().inner(),
             precision,
             quantization: None,
@@ -113,11 +117,11 @@ impl<'a> Builder<'a> {
     }
 
     /// Takes the tensors of `shared`, except its task's head, instead of reading them. Models with
-    /// different heads may have or lack `base_prefix` before the names of the same tensors.
-    pub(crate) fn sharing(self, shared: Option<&'a Base>, base_prefix: &'static str) -> Self {
+    /// different heads may have or lack a prefix before the names of the same tensors.
+    pub(crate) fn sharing(self, shared: Option<&'a Base>, rules: KeyRules) -> Self {
         Self {
             shared,
-            base_prefix,
+            rules,
             ..self
         }
     }
@@ -377,13 +381,10 @@ impl<'a> Builder<'a> {
     /// The tensor of the base whose tensors are shared.
     fn shared_tensor(&self, name: &str) -> Option<&'a BaseValues> {
         let shared = self.shared?;
-        let bare = name.strip_prefix(self.base_prefix).unwrap_or(name);
-        let full = format!("{}{bare}", self.base_prefix);
-        let name = [bare, &full]
-            .into_iter()
-            .find(|name| shared.tensor(name).is_some())?;
-        let tensor = shared.tensor(name).filter(|_| !shared.is_of_head(name));
-        tensor.map(|tensor| &tensor.values)
+        let names = self.rules.spellings(name).into_iter();
+        let mut found = names.filter_map(|name| Some((shared.tensor(&name)?, name)));
+        let (tensor, name) = found.next()?;
+        (!shared.is_of_head(&name)).then_some(&tensor.values)
     }
 
     /// Opens a tensor of the source. A failure is noted and zeros stand in, so that all are

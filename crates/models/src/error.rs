@@ -12,6 +12,8 @@ use epiphyte_io::{FileError, GgufProblem, HeaderProblem, SafetensorsError};
 use epiphyte_ops::Quantization;
 use safetensors::Dtype;
 
+use crate::heads::HeadKind;
+
 /// What can go wrong between a Hugging Face directory and hidden states.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -114,13 +116,18 @@ pub enum ModelError {
 
     /// The family has no such head.
     #[error(
-        "a {model_type} model cannot have {head} here: take a base of another family for this task"
+        "a {model_type} model cannot have {head}{}: take a base of another family for this task",
+        class_ending
+            .map(|it| format!(", for transformers has no class of it that ends with `{it}`"))
+            .unwrap_or_default()
     )]
     NoHead {
         /// The family.
         model_type: String,
         /// The head.
         head: String,
+        /// How transformers ends the name of a class with this head.
+        class_ending: Option<&'static str>,
     },
 
     /// A value in a configuration file is meaningful, but not implemented.
@@ -360,10 +367,12 @@ pub struct WrongDtype {
 
 impl ModelError {
     /// A family has no such head.
-    pub(crate) fn no_head(model_type: &str, head: impl ToString) -> Self {
+    pub(crate) fn no_head(model_type: &str, head: HeadKind) -> Self {
+        let is_task = head.outputs().is_some();
         Self::NoHead {
             model_type: model_type.to_owned(),
             head: head.to_string(),
+            class_ending: head.class_ending().filter(|_| is_task),
         }
     }
 

@@ -62,12 +62,22 @@ impl KeyRules {
         })
     }
 
+    /// A name of the base's without what precedes it in checkpoints with a head.
+    fn bare<'n>(&self, name: &'n str) -> &'n str {
+        let mut prefixes = [self.base_prefix, OTHER_PREFIX].into_iter();
+        let bare = prefixes.find_map(|prefix| name.strip_prefix(prefix));
+        bare.unwrap_or(name)
+    }
+
     /// The names under which a wanted tensor may be stored, the most likely first.
-    fn spellings(&self, wanted: &str) -> Vec<String> {
+    pub(crate) fn spellings(&self, wanted: &str) -> Vec<String> {
+        let bare = self.bare(wanted);
         let mut names = vec![wanted.to_owned()];
-        let bare = wanted.strip_prefix(self.base_prefix);
-        names.extend(bare.map(str::to_owned));
-        names.push(format!("{OTHER_PREFIX}{}", bare.unwrap_or(wanted)));
+        // A head has no prefix of the base's.
+        if bare != wanted {
+            names.extend([bare.to_owned(), format!("{}{bare}", self.base_prefix)]);
+        }
+        names.push(format!("{OTHER_PREFIX}{bare}"));
         for (today, then) in LEGACY_SPELLINGS {
             if wanted.ends_with(today) {
                 let old: Vec<_> = names.iter().map(|name| name.replace(today, then)).collect();
@@ -98,7 +108,7 @@ pub struct TensorReader<'c> {
     checkpoint: &'c Checkpoint,
     rules: KeyRules,
     used: BTreeSet<String>,
-    /// For a wanted tensor that is stored under another's name: that name.
+    /// For a wanted tensor that is stored under another's name: that name, by its own bare one.
     stand_ins: BTreeMap<String, String>,
 }
 
@@ -119,7 +129,8 @@ impl<'c> TensorReader<'c> {
         if !self.contains(wanted)
             && let Some(stored) = tied.iter().find_map(|name| self.stored_name(name))
         {
-            self.stand_ins.insert(wanted.to_owned(), stored);
+            let bare = self.rules.bare(wanted).to_owned();
+            self.stand_ins.insert(bare, stored);
         }
     }
 
@@ -127,7 +138,7 @@ impl<'c> TensorReader<'c> {
     pub fn stored_name(&self, wanted: &str) -> Option<String> {
         let mut spellings = self.rules.spellings(wanted).into_iter();
         let stored = spellings.find(|name| self.checkpoint.contains(name));
-        stored.or_else(|| self.stand_ins.get(wanted).cloned())
+        stored.or_else(|| self.stand_ins.get(self.rules.bare(wanted)).cloned())
     }
 
     /// Whether the checkpoint has a wanted tensor, such as a task's head.
@@ -182,14 +193,8 @@ impl<'c> TensorReader<'c> {
 
     /// Marks what the checkpoint has below a module as used: not every head reads it.
     pub(crate) fn pass_over(&mut self, module: &str) {
-        let bare = module.strip_prefix(self.rules.base_prefix);
-        let modules = [Some(module), bare];
-        let below = |name: &&str| {
-            modules
-                .into_iter()
-                .flatten()
-                .any(|it| is_below(Some(it), name))
-        };
+        let modules = [module, self.rules.bare(module)];
+        let below = |name: &&str| modules.iter().any(|it| is_below(Some(it), name));
         let names = self.checkpoint.names().filter(below);
         self.used.extend(names.map(str::to_owned));
     }

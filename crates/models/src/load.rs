@@ -138,9 +138,7 @@ fn read(
         absent: Vec::new(),
     };
     if let [words, tied @ ..] = family.tied_embeddings() {
-        let bare = words.strip_prefix(rules.base_prefix).unwrap_or(words);
         source.reader.stand_in(words, tied);
-        source.reader.stand_in(bare, tied);
     }
     let masked_lm = family.masked_lm().filter(|_| head == HeadKind::MaskedLm);
     let masked_lm = masked_lm.map(|names| format!("{}.weight", names.decoder));
@@ -151,10 +149,9 @@ fn read(
             .tied()
             .is_some_and(|[copy, original]| source.reader.is_tied(copy, original)),
     };
-    let prefix = rules.base_prefix;
     let builder = Builder::new(&mut source, device, options.precision)
         .quantized(options.quantization)
-        .sharing(shared, prefix);
+        .sharing(shared, rules);
     let mut model = family.build(head, tied, builder)?;
     let quantized = || {
         model

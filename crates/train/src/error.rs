@@ -94,6 +94,24 @@ pub enum MetricError {
         /// The names there are, separated by commas.
         available: String,
     },
+    /// METEOR is to be computed without its tables.
+    #[error(
+        "METEOR compares words by WordNet's synonyms and by a table of paraphrases, which are not \
+         part of this program: get them with `pip install pycocoevalcap`, and name its directory \
+         `meteor` (--meteor-data .../site-packages/pycocoevalcap/meteor)"
+    )]
+    NoMeteorTables,
+    /// A file of METEOR's tables cannot be used.
+    #[error(
+        "`{path}`: {problem}; METEOR's tables are a directory with meteor-1.5.jar and \
+         data/paraphrase-en.gz, such as `meteor` of PyPI's pycocoevalcap"
+    )]
+    MeteorTable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// The metric to select the best checkpoint by is not measured by this task.
     #[error(
         "metric `{name}` is not among the evaluation's results ({available}): choose one of these"

@@ -1,5 +1,8 @@
 //! Language models: training lowers the loss, `generate` continues texts.
 
+use std::fs;
+use std::path::Path;
+
 use serde_json::Value;
 
 use crate::workplace::{SPEAK, Workplace};
@@ -539,17 +542,35 @@ fn written_texts_are_scored_once_for_each_prompt() {
     let scores = here.json(&format!("{lists} --references right --batch-size 1"));
     assert_eq!(scores["exact_match"], 1.0);
 
+    // METEOR, with the small tables of its own test.
+    let tables = Path::new(env!("CARGO_MANIFEST_DIR")).join("../train/tests/meteor");
+    fs::create_dir_all(here.path("meteor/data")).unwrap();
+    for file in ["meteor-1.5.jar", "data/paraphrase-en.gz"] {
+        fs::copy(tables.join(file), here.path("meteor").join(file)).unwrap();
+    }
+    let meteor = format!("{lists} --references right --metrics meteor --meteor-data meteor");
+    assert_eq!(here.json(&meteor)["meteor"], 1.0);
+    let errors = here.fail(
+        2,
+        &format!("{meteor} --output meteor/meteor-1.5.jar --overwrite"),
+    );
+    assert!(errors.contains("METEOR's tables"), "{errors}");
+
     for (flags, words) in [
         (
             "--num-beams 2",
             "--num-beams says how texts are written, and none are: pass --metrics",
         ),
-        ("--metrics meteor", "there is no metric `meteor`"),
+        ("--metrics meteors", "there is no metric `meteors`"),
+        ("--metrics meteor", "`pip install pycocoevalcap`"),
+        ("--metrics bleu --meteor-data .", "add meteor to --metrics"),
         ("--metrics bleu --output texts.txt", "another extension"),
     ] {
         let errors = here.fail(2, &format!("{ask} {flags}"));
         assert!(errors.contains(words), "{flags}: {errors}");
     }
+    let errors = here.fail_any(&format!("{ask} --metrics meteor --meteor-data ."));
+    assert!(errors.contains("meteor-1.5.jar"), "{errors}");
     here.write("prompts.csv", "mr\nthe film\n");
     let errors = here.fail(2, &writing.replace("restaurants.csv", "prompts.csv"));
     assert!(

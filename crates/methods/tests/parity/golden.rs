@@ -147,7 +147,7 @@ impl Base {
         };
         let backbone = self.model.backbone();
         let decoder = match &self.inputs.labels {
-            Labels::Tokens(tokens) => {
+            Labels::Tokens(tokens) if reads.is_none() => {
                 let target = sequences_of(&tokens[rows.clone()]);
                 let ids = backbone.decoder_input(&tokens[rows].concat(), &target);
                 ids.map(|ids| (ids, target))

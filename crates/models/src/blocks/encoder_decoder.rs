@@ -9,7 +9,7 @@ use burn::tensor::Tensor;
 use epiphyte_ops::{IGNORED, Sequences, dropout};
 
 use super::embeddings::{EmbeddingInput, Embeddings};
-use super::{Layer, LayerInput, Norm, RelativeBias};
+use super::{Layer, LayerInput, Norm, RelativeBias, Stack};
 use crate::adapter::{AdapterBatch, Entry, Hidden, Owner, Stream, name_id};
 use crate::backbone::Backbone;
 use crate::model::{DECODER_STREAM, ENCODER_STREAM};
@@ -51,6 +51,20 @@ pub struct HalfStack {
 }
 
 impl HalfStack {
+    /// The stack as a model of its own: an encoder without a decoder.
+    pub(crate) fn alone(self, has_dropout: bool) -> Stack {
+        Stack {
+            embeddings: self.embeddings,
+            layers: self.layers,
+            bias: self.bias,
+            positions: None,
+            final_norm: self.final_norm,
+            final_dropout: self.final_dropout,
+            rotary: Vec::new(),
+            has_dropout,
+        }
+    }
+
     fn finish(&self, hidden: Hidden, batch: &AdapterBatch<'_>) -> Hidden {
         let states = hidden.states.clone();
         let states = match &self.final_norm {

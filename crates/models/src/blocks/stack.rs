@@ -1,8 +1,11 @@
 //! One stack of layers: encoders like BERT, decoders like Llama and GPT-2.
 
+use burn::tensor::Tensor;
+use epiphyte_ops::{Sequences, dropout};
+
 use super::embeddings::{EmbeddingInput, Embeddings};
 use super::{Layer, LayerInput, Norm, RelativeBias, RelativeEmbeddings};
-use crate::adapter::{AdapterBatch, Entry, Hidden};
+use crate::adapter::{AdapterBatch, Entry, Hidden, name_id};
 use crate::backbone::Backbone;
 use crate::rope::RotaryEmbedding;
 
@@ -19,6 +22,8 @@ pub struct Stack {
     pub positions: Option<RelativeEmbeddings>,
     /// The norm after the last layer.
     pub final_norm: Option<Norm>,
+    /// Dropout after the norm.
+    pub final_dropout: f64,
     /// Rotary positions; of several, each layer says which it has.
     pub rotary: Vec<RotaryEmbedding>,
     /// Whether any dropout of the base is on during training.
@@ -76,13 +81,14 @@ impl Backbone for Stack {
     }
 
     fn finish(&self, hidden: Hidden, batch: &AdapterBatch<'_>) -> Hidden {
-        match &self.final_norm {
-            Some(norm) => {
-                let states = hidden.states.clone();
-                let states = norm.forward_final(states, &hidden.rows, batch, |x, _| x);
-                hidden.with(states)
-            }
-            None => hidden,
-        }
+        let states = hidden.states.clone();
+        let id = name_id("final_dropout");
+        let dropout =
+            |states: Tensor<2>, rows: &Sequences| dropout(states, self.final_dropout, id, rows);
+        let states = match &self.final_norm {
+            Some(norm) => norm.forward_final(states, &hidden.rows, batch, dropout),
+            None => dropout(states, &hidden.rows),
+        };
+        hidden.with(states)
     }
 }

@@ -23,7 +23,7 @@ use crate::config::{
     Labels, activation, architectures, dropout, epsilon, layer_count, refuse_not_causal, size,
     special_token, token,
 };
-use crate::heads::{ClassificationHead, Head, HeadKind, LanguageModelHead};
+use crate::heads::{EncoderDecoderHeads, Head, HeadKind, LanguageModelHead};
 use crate::json::JsonObject;
 use crate::keys::KeyRules;
 use crate::model::Model;
@@ -90,6 +90,9 @@ const fn names(decoder: bool) -> LayerNames {
         output_norms: None,
     }
 }
+
+/// The head that classifies tokens: transformers has no class with one.
+const TOKEN_HEAD: Option<&str> = None;
 
 const WORDS: &str = "model.shared.weight";
 /// The first token's row of the learned positions.
@@ -249,7 +252,7 @@ impl FamilyConfig for BartConfig {
 
     fn class_name(&self, head: HeadKind) -> Option<String> {
         let stem = if self.multilingual { "MBart" } else { "Bart" };
-        head.class_of_encoder_decoder(stem)
+        head.class_of_encoder_decoder(stem, TOKEN_HEAD)
     }
 
     fn adapterhub_site(&self, module: &str) -> Option<String> {
@@ -261,7 +264,7 @@ impl FamilyConfig for BartConfig {
     }
 
     fn task_head(&self, head: HeadKind) -> Option<&'static str> {
-        head.outputs().map(|_| "classification_head")
+        head.path_in_encoder_decoder(TOKEN_HEAD)
     }
 
     fn tied(&self) -> Option<[&'static str; 2]> {
@@ -321,18 +324,16 @@ impl FamilyConfig for BartConfig {
         let decoder = self.stack(b, true, &words);
         b.at(Depth::Head);
         let task_head = self.task_head(head);
-        let head = match head {
-            HeadKind::Classification { labels } => {
-                let dropout = self.classifier_dropout;
-                let head = ClassificationHead::of_encoder_decoder(b, size, labels, dropout);
-                Head::Classification(head)
-            }
-            HeadKind::LanguageModel => {
-                let tied = tied && self.tie_word_embeddings;
-                Head::LanguageModel(LanguageModelHead::build(b, "lm_head", &words, tied, None))
-            }
-            other => return Err(ModelError::no_head(self.model_type(), other)),
+        let names = EncoderDecoderHeads {
+            model_type: self.model_type(),
+            task: task_head,
+            hidden_size: size,
+            dropout: self.classifier_dropout,
         };
+        let tied = tied && self.tie_word_embeddings;
+        let head = Head::of_encoder_decoder(b, head, &names, |b| {
+            LanguageModelHead::build(b, "lm_head", &words, tied, None)
+        })?;
         let base = builder.finish(Summary {
             dimensions: Dimensions {
                 model_type: self.model_type().to_owned(),

@@ -498,6 +498,7 @@ impl BertConfig {
             bias: options.bias,
             positions: relative,
             final_norm: None,
+            final_dropout: 0.0,
             rotary: Vec::new(),
             has_dropout: self.hidden_dropout_prob > 0.0 || self.attention_probs_dropout_prob > 0.0,
         })

@@ -41,6 +41,8 @@ pub(crate) struct Architecture {
     pub(super) targets: DefaultTargets,
     /// What precedes the names of the base model's tensors.
     pub(super) prefix: &'static str,
+    /// What precedes them in the class that finds answers.
+    pub(super) prefix_of_answers: &'static str,
     /// What precedes a layer's number in its path.
     pub(crate) layers: &'static str,
     pub(crate) layer: LayerNames,
@@ -100,9 +102,10 @@ pub(super) const NAMES: LayerNames = LayerNames {
 pub(super) const LLAMA: Architecture = Architecture {
     model_type: "llama",
     classes: ["LlamaForCausalLM", "LlamaForSequenceClassification"],
-    token_heads: [Some("score"), None],
+    token_heads: [Some("score"), Some("qa_outputs")],
     targets: TARGETS,
     prefix: "model.",
+    prefix_of_answers: "transformer.",
     layers: "model.layers",
     layer: NAMES,
     final_norm: "model.norm",
@@ -535,15 +538,23 @@ impl FamilyConfig for DecoderConfig {
     ) -> Result<Model, ModelError> {
         let (size, architecture) = (self.hidden_size, self.architecture);
         let b = &mut builder;
+        let prefix = match head {
+            HeadKind::QuestionAnswering => architecture.prefix_of_answers,
+            _ => architecture.prefix,
+        };
+        let named = |name: &str| {
+            let bare = name.strip_prefix(architecture.prefix).unwrap_or(name);
+            format!("{prefix}{bare}")
+        };
         let [words, lm_head] = architecture.words_and_head;
         let path = |weight: &'static str| weight.strip_suffix(".weight").unwrap_or(weight);
         let positions = self.learned_positions.map(|[rows, first]| Positions {
-            table: b.matrix(&words.replace("tokens", "positions"), [rows, size]),
+            table: b.matrix(&named(words).replace("tokens", "positions"), [rows, size]),
             first,
             padding: None,
         });
         let embeddings = Embeddings {
-            words: b.matrix(words, [self.vocab_size, size]),
+            words: b.matrix(&named(words), [self.vocab_size, size]),
             scale: self.embedding_scale,
             positions,
             segments: None,
@@ -554,7 +565,7 @@ impl FamilyConfig for DecoderConfig {
         };
         let mut layers = Vec::new();
         for index in 0..self.num_hidden_layers {
-            let path = format!("{}.{index}", architecture.layers);
+            let path = format!("{}.{index}", named(architecture.layers));
             let builder = b.at(Depth::Layer(index));
             let shape = self.layer_shape(index);
             layers.push(Layer::build(builder, &path, &architecture.layer, &shape));
@@ -565,7 +576,7 @@ impl FamilyConfig for DecoderConfig {
         b.at(Depth::Head);
         let final_norm = self
             .has_final_norm
-            .then(|| Norm::build(b, architecture.final_norm, size, self.norm()));
+            .then(|| Norm::build(b, &named(architecture.final_norm), size, self.norm()));
         let task_head = self.task_head(head);
         let tied = tied && self.tie_word_embeddings;
         let names = DecoderHeads {
@@ -593,8 +604,8 @@ impl FamilyConfig for DecoderConfig {
                 max_positions: Some(self.max_position_embeddings),
             },
             default_targets: architecture.targets,
-            word_embeddings: words,
-            prefix: architecture.prefix,
+            word_embeddings: &named(words),
+            prefix,
             task_head,
             new_modules: Vec::new(),
         })?;
@@ -609,6 +620,7 @@ impl FamilyConfig for DecoderConfig {
             bias: None,
             positions: None,
             final_norm,
+            final_dropout: 0.0,
             rotary: self.rope.clone(),
             has_dropout: dropouts.iter().any(|&p| p > 0.0),
         };

@@ -161,6 +161,7 @@ fn softcap(json: &JsonObject, key: &str, default: Option<f64>) -> Result<Option<
 static GEMMA: Architecture = Architecture {
     model_type: "gemma",
     classes: ["GemmaForCausalLM", "GemmaForSequenceClassification"],
+    token_heads: [Some("score"), None],
     targets: QWEN_TARGETS,
     norm_offset: 1.0,
     ..LLAMA
@@ -169,6 +170,7 @@ static GEMMA: Architecture = Architecture {
 static GEMMA2: Architecture = Architecture {
     model_type: "gemma2",
     classes: ["Gemma2ForCausalLM", "Gemma2ForSequenceClassification"],
+    token_heads: [Some("score"), None],
     targets: QWEN_TARGETS,
     norm_offset: 1.0,
     placement: NormPlacement::Around,

@@ -52,6 +52,7 @@ fn read(
 static GLM: Architecture = Architecture {
     model_type: "glm",
     classes: ["GlmForCausalLM", "GlmForSequenceClassification"],
+    token_heads: [Some("score"), None],
     layer: PACKED,
     packed: true,
     ..LLAMA
@@ -60,6 +61,7 @@ static GLM: Architecture = Architecture {
 static GLM4: Architecture = Architecture {
     model_type: "glm4",
     classes: ["Glm4ForCausalLM", "Glm4ForSequenceClassification"],
+    token_heads: [Some("score"), None],
     layer: LayerNames {
         output_norms: Some(["post_self_attn_layernorm", "post_mlp_layernorm"]),
         ..PACKED

@@ -354,6 +354,7 @@ impl FamilyConfig for Gpt2Config {
             bias: None,
             positions: None,
             final_norm: Some(final_norm),
+            final_dropout: 0.0,
             rotary: Vec::new(),
             has_dropout: dropouts.iter().any(|&p| p > 0.0),
         };

@@ -59,6 +59,7 @@ static GPT_NEOX: Architecture = Architecture {
         ia3_feedforward: &["dense_4h_to_h"],
     },
     prefix: "gpt_neox.",
+    prefix_of_answers: "gpt_neox.",
     layers: "gpt_neox.layers",
     layer: LayerNames {
         attention: AttentionNames {

@@ -3,7 +3,8 @@
 //!
 //! Decoder with norms before the blocks: `x₁ = x + Attn(N(x))`, `x₂ = x₁ + FF(N(x₁))` with RMS
 //! norms, rotary positions, grouped heads and a gated feed-forward. Tensor names are those of
-//! Hugging Face's `LlamaForCausalLM` and `LlamaForSequenceClassification`.
+//! Hugging Face's `LlamaForCausalLM` and `LlamaForSequenceClassification`; below `transformer.`
+//! those of `LlamaForQuestionAnswering` and `Qwen2ForQuestionAnswering`.
 //!
 //! The members differ in defaults, in which linear layers have a bias and in which layers have a
 //! sliding window (transformers' `models/{llama,mistral,qwen2}/configuration_*.py`).
@@ -41,6 +42,7 @@ pub(super) const FAMILY: Family = Family {
 static MISTRAL: Architecture = Architecture {
     model_type: "mistral",
     classes: ["MistralForCausalLM", "MistralForSequenceClassification"],
+    prefix_of_answers: "model.",
     ..LLAMA
 };
 

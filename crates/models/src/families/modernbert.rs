@@ -490,6 +490,7 @@ impl FamilyConfig for ModernBertConfig {
             bias: None,
             positions: None,
             final_norm: Some(final_norm),
+            final_dropout: 0.0,
             rotary: self.rope.to_vec(),
             has_dropout: self.dropout_values().iter().any(|&(_, p)| p > 0.0),
         };

@@ -74,6 +74,7 @@ static OPT: Architecture = Architecture {
         ia3: &["q_proj", "k_proj", "fc2"],
         ia3_feedforward: &["fc2"],
     },
+    prefix_of_answers: "model.",
     layers: "model.decoder.layers",
     layer: LayerNames {
         attention: AttentionNames {

@@ -38,6 +38,7 @@ pub(super) const FAMILY: Family = Family {
 static PHI3: Architecture = Architecture {
     model_type: "phi3",
     classes: ["Phi3ForCausalLM", "Phi3ForSequenceClassification"],
+    token_heads: [Some("score"), None],
     targets: PACKED_TARGETS,
     layer: PACKED,
     dropout: Some(("resid_pdrop", false)),

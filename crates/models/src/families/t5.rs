@@ -12,13 +12,16 @@
 //!
 //! Tensor names are those of Hugging Face's `T5ForConditionalGeneration` and, below `transformer.`,
 //! `T5ForSequenceClassification`. The latter reads the input text in its decoder too and classifies
-//! by the state of its last token, which is `</s>`.
+//! by the state of its last token, which is `</s>`; `T5ForQuestionAnswering` reads each of the
+//! decoder's states, and `T5ForTokenClassification`, below `transformer.`, those of the encoder,
+//! without a decoder.
 
 use epiphyte_ops::Activation;
 use serde_json::{Value, json};
 
 use super::{ConfigFacts, Family, FamilyConfig};
 use crate::ModelError;
+use crate::backbone::Backbone;
 use crate::base::{DefaultTargets, Depth, Dimensions};
 use crate::blocks::{
     AttentionNames, AttentionShape, Embeddings, EncoderDecoder, FeedForwardNames, FeedForwardShape,
@@ -30,7 +33,7 @@ use crate::config::{
     self, Labels, MOST_LAYERS, architectures, dropout, epsilon, in_range, refuse_not_causal, size,
     token,
 };
-use crate::heads::{ClassificationHead, Head, HeadKind, LanguageModelHead};
+use crate::heads::{EncoderDecoderHeads, Head, HeadKind, LanguageModelHead};
 use crate::json::JsonObject;
 use crate::keys::KeyRules;
 use crate::model::Model;
@@ -38,8 +41,9 @@ use crate::model::Model;
 pub(super) const FAMILY: Family = Family {
     name: "T5, Flan-T5, mT5",
     model_types: &["t5", "mt5"],
-    // Heads of 3 make the queries' size 12, unlike the hidden size; the stacks differ in depth.
-    // GELU, since finite differences, with which gradients are tested, stumble over ReLU's corner.
+    // Heads of 3 make the queries' size 12, unlike the hidden size; the stacks differ in depth, and
+    // the encoder, alone under one head, has as many layers as a method's example names. GELU,
+    // since finite differences, with which gradients are tested, stumble over ReLU's corner.
     examples: || {
         let small = json!({
             "model_type": "t5", "vocab_size": 30, "d_model": 16, "d_kv": 3, "d_ff": 24,
@@ -49,8 +53,6 @@ pub(super) const FAMILY: Family = Family {
             "feed_forward_proj": "gelu",
         });
         let mut gated = small.clone();
-        gated["num_layers"] = json!(1);
-        gated["num_decoder_layers"] = json!(2);
         gated["feed_forward_proj"] = json!("gated-gelu");
         gated["tie_word_embeddings"] = json!(false);
         vec![small, gated]
@@ -71,6 +73,9 @@ const MT5_TARGETS: DefaultTargets = DefaultTargets {
     ia3: &["k", "v", "wi_1"],
     ia3_feedforward: &[],
 };
+
+/// The head that classifies tokens, over the encoder alone.
+const TOKEN_HEAD: Option<&str> = Some("classifier");
 
 /// Names below `encoder.block.N` or `decoder.block.N`.
 const fn names(decoder: bool, gated: bool) -> LayerNames {
@@ -257,10 +262,12 @@ fn feed_forward(json: &JsonObject, default: &str) -> Result<(Activation, bool), 
     }
 }
 
-/// Refuses encoders and decoders alone.
+/// Refuses encoders and decoders alone, but for an encoder that classifies tokens.
 fn refuse_other_architectures(json: &JsonObject) -> Result<(), ModelError> {
+    let mut classes = architectures(json)?.into_iter();
+    let classifies_tokens = classes.any(|class| class.ends_with("ForTokenClassification"));
     for (key, usual) in [("is_encoder_decoder", true), ("is_decoder", false)] {
-        if json.flag(key, usual)? != usual {
+        if json.flag(key, usual)? != usual && !(usual && classifies_tokens) {
             let supported = "an encoder-decoder";
             return Err(json.unsupported(key, (!usual).to_string(), supported));
         }
@@ -304,6 +311,12 @@ impl FamilyConfig for T5Config {
                     "EncDecAttention.relative_attention_bias.weight",
                     "classification_head.",
                 ],
+                HeadKind::TokenClassification { .. } => &[
+                    "encoder.embed_tokens.weight",
+                    "decoder.",
+                    "transformer.decoder.",
+                    "lm_head.weight",
+                ],
                 _ => &[
                     "encoder.embed_tokens.weight",
                     "decoder.embed_tokens.weight",
@@ -319,7 +332,7 @@ impl FamilyConfig for T5Config {
             "mt5" => "MT5",
             _ => "T5",
         };
-        head.class_of_encoder_decoder(stem)
+        head.class_of_encoder_decoder(stem, TOKEN_HEAD)
     }
 
     fn adapterhub_site(&self, module: &str) -> Option<String> {
@@ -328,7 +341,7 @@ impl FamilyConfig for T5Config {
     }
 
     fn task_head(&self, head: HeadKind) -> Option<&'static str> {
-        head.outputs().map(|_| "classification_head")
+        head.path_in_encoder_decoder(TOKEN_HEAD)
     }
 
     /// transformers ties the head to the embeddings unless a checkpoint has both, whatever
@@ -383,7 +396,7 @@ impl FamilyConfig for T5Config {
         mut builder: Builder<'_>,
     ) -> Result<Model, ModelError> {
         let prefix = match head {
-            HeadKind::LanguageModel => "",
+            HeadKind::LanguageModel | HeadKind::QuestionAnswering => "",
             _ => "transformer.",
         };
         let size = self.d_model;
@@ -401,28 +414,29 @@ impl FamilyConfig for T5Config {
             path,
         };
         let encoder = self.stack(b, prefix, false, embeddings("encoder.embed_tokens"));
-        let decoder = self.stack(b, prefix, true, embeddings("decoder.embed_tokens"));
+        let decoder = match head {
+            HeadKind::TokenClassification { .. } => None,
+            _ => Some(self.stack(b, prefix, true, embeddings("decoder.embed_tokens"))),
+        };
         b.at(Depth::Head);
         let task_head = self.task_head(head);
-        let head = match head {
-            HeadKind::Classification { labels } => {
-                let dropout = self.classifier_dropout;
-                let head = ClassificationHead::of_encoder_decoder(b, size, labels, dropout);
-                Head::Classification(head)
-            }
-            HeadKind::LanguageModel => {
-                let tied = tied && (self.tie_word_embeddings || !b.has("lm_head.weight"));
-                let scaled = self.scale_decoder_outputs;
-                let scale = scaled.then(|| 1.0 / (size as f64).sqrt());
-                Head::LanguageModel(LanguageModelHead::build(b, "lm_head", &table, tied, scale))
-            }
-            other => return Err(ModelError::no_head(&self.model_type, other)),
+        let names = EncoderDecoderHeads {
+            model_type: &self.model_type,
+            task: task_head,
+            hidden_size: size,
+            dropout: self.classifier_dropout,
         };
+        let head = Head::of_encoder_decoder(b, head, &names, |b| {
+            let tied = tied && (self.tie_word_embeddings || !b.has("lm_head.weight"));
+            let scaled = self.scale_decoder_outputs;
+            let scale = scaled.then(|| 1.0 / (size as f64).sqrt());
+            LanguageModelHead::build(b, "lm_head", &table, tied, scale)
+        })?;
         let base = builder.finish(Summary {
             dimensions: Dimensions {
                 model_type: self.model_type.clone(),
-                layers: self.num_layers + self.num_decoder_layers,
-                encoder_layers: self.num_layers,
+                layers: self.num_layers + decoder.as_ref().map_or(0, |it| it.layers.len()),
+                encoder_layers: decoder.as_ref().map_or(0, |_| self.num_layers),
                 hidden_size: size,
                 heads: self.num_heads,
                 kv_heads: self.num_heads,
@@ -440,15 +454,19 @@ impl FamilyConfig for T5Config {
             task_head,
             new_modules: Vec::new(),
         })?;
-        let stacks = EncoderDecoder {
-            encoder,
-            decoder,
-            decoder_start_token: Some(self.decoder_start_token_id),
-            begins_with_last: false,
-            pad_token: self.pad_token_id.unwrap_or(self.decoder_start_token_id),
-            has_dropout: self.dropout_rate > 0.0,
+        let has_dropout = self.dropout_rate > 0.0;
+        let stacks: Box<dyn Backbone> = match decoder {
+            Some(decoder) => Box::new(EncoderDecoder {
+                encoder,
+                decoder,
+                decoder_start_token: Some(self.decoder_start_token_id),
+                begins_with_last: false,
+                pad_token: self.pad_token_id.unwrap_or(self.decoder_start_token_id),
+                has_dropout,
+            }),
+            None => Box::new(encoder.alone(has_dropout)),
         };
-        Ok(Model::new(base, Box::new(stacks), head))
+        Ok(Model::new(base, stacks, head))
     }
 }
 

@@ -31,19 +31,19 @@ impl ClassificationHead {
     /// The `classification_head` of encoder-decoders: BART's and T5's.
     pub(crate) fn of_encoder_decoder(
         builder: &mut Builder<'_>,
-        hidden_size: usize,
-        labels: usize,
+        path: &str,
+        [labels, hidden_size]: [usize; 2],
         dropout: f64,
     ) -> Self {
-        let (dense, output) = ("classification_head.dense", "classification_head.out_proj");
+        let [dense, output] = ["dense", "out_proj"].map(|name| format!("{path}.{name}"));
         Self {
             pooling: Pooling::Last { padding: None },
             input_dropout: dropout,
-            dense: Some(builder.linear(dense, Role::Head, [hidden_size, hidden_size], true)),
+            dense: Some(builder.linear(&dense, Role::Head, [hidden_size, hidden_size], true)),
             activation: Activation::Tanh,
             norm: None,
             dropout,
-            output: builder.linear(output, Role::Head, [labels, hidden_size], true),
+            output: builder.linear(&output, Role::Head, [labels, hidden_size], true),
         }
     }
 

@@ -88,12 +88,18 @@ impl HeadKind {
     }
 
     /// The class of transformers with such a head, of an encoder-decoder whose classes begin with
-    /// `stem`.
-    pub(crate) fn class_of_encoder_decoder(self, stem: &str) -> Option<String> {
+    /// `stem` and whose head that classifies tokens is called `tokens`.
+    pub(crate) fn class_of_encoder_decoder(
+        self,
+        stem: &str,
+        tokens: Option<&'static str>,
+    ) -> Option<String> {
         match self {
-            Self::Classification { .. } => self.class_of(stem),
             Self::LanguageModel => Some(format!("{stem}ForConditionalGeneration")),
-            _ => None,
+            _ => {
+                self.path_in_encoder_decoder(tokens)?;
+                self.class_of(stem)
+            }
         }
     }
 
@@ -105,6 +111,22 @@ impl HeadKind {
             Self::Classification { .. }
             | Self::TokenClassification { .. }
             | Self::MultipleChoice => Some("classifier"),
+        }
+    }
+
+    /// The path of the head in an encoder-decoder whose head that classifies tokens is called
+    /// `tokens`; none of a language model's, and of one that it does not have.
+    pub(crate) fn path_in_encoder_decoder(
+        self,
+        tokens: Option<&'static str>,
+    ) -> Option<&'static str> {
+        match self {
+            Self::Classification { .. } => Some("classification_head"),
+            Self::TokenClassification { .. } => tokens,
+            Self::QuestionAnswering => Some("qa_outputs"),
+            Self::MultipleChoice | Self::LanguageModel | Self::MaskedLm | Self::Embedding(_) => {
+                None
+            }
         }
     }
 
@@ -199,6 +221,38 @@ impl Head {
             HeadKind::MultipleChoice | HeadKind::MaskedLm => return Err(refused()),
         })
     }
+
+    /// The head of an encoder-decoder: a classifier of the decoder's last token, one that finds
+    /// answers by each of its tokens, one of each token of an encoder alone, or the language
+    /// model's, which `language_model` builds.
+    ///
+    /// # Errors
+    /// [`ModelError::NoHead`] for other heads.
+    pub(crate) fn of_encoder_decoder(
+        b: &mut Builder<'_>,
+        kind: HeadKind,
+        names: &EncoderDecoderHeads<'_>,
+        language_model: impl FnOnce(&mut Builder<'_>) -> LanguageModelHead,
+    ) -> Result<Self, ModelError> {
+        let (size, dropout) = (names.hidden_size, names.dropout);
+        let refused = || ModelError::no_head(names.model_type, kind);
+        let task = || names.task.ok_or_else(refused);
+        Ok(Self::Classification(match kind {
+            HeadKind::Classification { labels } => {
+                ClassificationHead::of_encoder_decoder(b, task()?, [labels, size], dropout)
+            }
+            HeadKind::TokenClassification { labels } => {
+                ClassificationHead::of_tokens(b, task()?, [labels, size], dropout)
+            }
+            HeadKind::QuestionAnswering => {
+                ClassificationHead::of_tokens(b, task()?, [2, size], 0.0)
+            }
+            HeadKind::LanguageModel => return Ok(Self::LanguageModel(language_model(b))),
+            HeadKind::MultipleChoice | HeadKind::MaskedLm | HeadKind::Embedding(_) => {
+                return Err(refused());
+            }
+        }))
+    }
 }
 
 /// The head of a decoder that classifies tokens, and the one that finds answers.
@@ -215,6 +269,18 @@ pub(crate) struct DecoderHeads {
     /// The token that pads texts, which a classifier of texts passes over.
     pub(crate) padding: Option<u32>,
     /// Dropout before the head that classifies tokens.
+    pub(crate) dropout: f64,
+}
+
+/// What an encoder-decoder's heads are called and read.
+pub(crate) struct EncoderDecoderHeads<'a> {
+    /// For errors.
+    pub(crate) model_type: &'a str,
+    /// The path of the head that a task trains, if the family has one for it.
+    pub(crate) task: Option<&'static str>,
+    /// Size of the hidden states.
+    pub(crate) hidden_size: usize,
+    /// Dropout in a classification head, and before one that classifies tokens.
     pub(crate) dropout: f64,
 }
 

@@ -417,6 +417,61 @@ fn a_base_under_another_prefix_is_the_same_base() {
     }
 }
 
+/// The head of `LlamaForQuestionAnswering` over the checkpoint of a language model, whose tied
+/// embeddings may be stored as its head alone.
+#[test]
+fn a_head_that_names_the_base_otherwise_reads_the_same_base() {
+    let config = llama();
+    let own = tensors(&config, HeadKind::LanguageModel);
+    let mut as_head = own.clone();
+    let words = as_head.remove("model.embed_tokens.weight").unwrap();
+    as_head.insert("lm_head.weight".to_owned(), words);
+    let language_model = open(&directory(&config, &own), HeadKind::LanguageModel).unwrap();
+    for stored in [own, as_head] {
+        let dir = directory(&config, &stored);
+        let head = HeadKind::QuestionAnswering;
+        let loaded = open(&dir, head).unwrap();
+        for name in language_model.model.base().tensors().keys() {
+            let bare = name.strip_prefix("model.").unwrap_or(name);
+            let renamed = format!("transformer.{bare}");
+            assert_eq!(
+                values(&language_model, name),
+                values(&loaded, &renamed),
+                "{name}"
+            );
+        }
+    }
+}
+
+#[test]
+fn heads_that_transformers_lacks_are_refused_by_name() {
+    let bart = json!({
+        "model_type": "bart", "vocab_size": 20, "d_model": 8, "encoder_layers": 1,
+        "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
+    });
+    let mut gemma = llama();
+    gemma["model_type"] = json!("gemma");
+    gemma["num_key_value_heads"] = json!(1);
+    for (config, head, words) in [
+        (
+            bart,
+            HeadKind::TokenClassification { labels: 2 },
+            "`ForTokenClassification`",
+        ),
+        (gemma, HeadKind::QuestionAnswering, "`ForQuestionAnswering`"),
+        (llama(), HeadKind::MultipleChoice, "`ForMultipleChoice`"),
+    ] {
+        let text = config.to_string();
+        let config = ModelConfig::parse("config.json".as_ref(), text.as_bytes()).unwrap();
+        let built = random_model(&config, head, &Device::default(), Precision::F32, 0);
+        let error = built.unwrap_err().to_string();
+        assert!(
+            error.contains(words) && config.family().class_name(head).is_none(),
+            "{error}"
+        );
+    }
+}
+
 #[test]
 fn a_checkpoint_without_a_language_model_head_says_so() {
     let mut config = llama();

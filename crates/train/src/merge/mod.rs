@@ -305,21 +305,28 @@ impl WithoutHead {
     }
 }
 
-/// The head with which a checkpoint loads when nothing says a task: a language model's where it is
-/// one, else one that is not used.
+/// The head with which a checkpoint loads when nothing says a task: that of the class which saved
+/// it, a language model's where it has one, else one that is not used.
 pub(crate) fn head_of_files(
     model_dir: &Path,
     config: &ModelConfig,
 ) -> Result<HeadKind, TrainError> {
-    let class = config.family().class_name(HeadKind::LanguageModel);
-    let is_named = class.as_ref().is_some_and(|class| {
-        let architectures = &config.facts().architectures;
-        architectures
-            .iter()
-            .any(|architecture| architecture == class)
-    });
-    let has_head = class.is_some() && Checkpoint::open(model_dir)?.contains("lm_head.weight");
-    Ok(match is_named || has_head {
+    let labels = config.facts().labels.num_labels();
+    let class = |head: &HeadKind| config.family().class_name(*head);
+    let heads = [
+        HeadKind::LanguageModel,
+        HeadKind::TokenClassification { labels },
+        HeadKind::QuestionAnswering,
+    ];
+    let architectures = &config.facts().architectures;
+    let mut heads = heads.into_iter();
+    let saved = heads.find(|head| class(head).is_some_and(|class| architectures.contains(&class)));
+    if let Some(head) = saved {
+        return Ok(head);
+    }
+    let has_class = class(&HeadKind::LanguageModel).is_some();
+    let has_head = has_class && Checkpoint::open(model_dir)?.contains("lm_head.weight");
+    Ok(match has_head {
         true => HeadKind::LanguageModel,
         false => HeadKind::Classification { labels: 1 },
     })

@@ -37,6 +37,7 @@ mod class_table;
 mod confusion;
 mod e2e;
 mod exact_match;
+mod meteor;
 mod ngrams;
 mod nist;
 mod penn_treebank;
@@ -56,6 +57,7 @@ use crate::error::MetricError;
 pub use class_sets::class_set_scores;
 pub use class_table::{ClassRow, ClassTable};
 pub use confusion::{ClassScores, ConfusionMatrix};
+pub use meteor::MeteorTables;
 pub use spans::span_scores;
 pub use squad::{AnswerPair, answer_scores};
 

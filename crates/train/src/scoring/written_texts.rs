@@ -3,6 +3,7 @@
 //! Rows with the same prompt are written about once, and the text of each of them is a reference.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use epiphyte_data::{Table, Tokenizer, WritingPrompt};
@@ -12,8 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::generate::{Generation, GenerationEnd, check_prompts, generate_all};
 use crate::observer::Observer;
-use crate::scoring::metrics::Metrics;
 use crate::scoring::metrics::texts::{ScoredText, TextMetric};
+use crate::scoring::metrics::{MeteorTables, Metrics};
 use crate::tasks::{TaskModel, TaskRows};
 use crate::{RunConfig, TrainError};
 
@@ -28,6 +29,8 @@ pub struct TextEvaluation {
     stop: Vec<String>,
     /// What scores the texts.
     metrics: Vec<TextMetric>,
+    /// The tables that METEOR needs.
+    tables: Option<Arc<MeteorTables>>,
 }
 
 /// A text that a model wrote.
@@ -67,6 +70,7 @@ impl TextEvaluation {
         generation: Generation,
         stop: Vec<String>,
         metrics: Vec<TextMetric>,
+        tables: Option<MeteorTables>,
     ) -> Result<Self, TrainError> {
         let TaskRows {
             table,
@@ -87,6 +91,7 @@ impl TextEvaluation {
                 generation,
                 stop,
                 metrics,
+                tables: tables.map(Arc::new),
             }),
         }
     }
@@ -119,7 +124,9 @@ impl TextEvaluation {
             ..Generation::of_model(&special, &loaded.config, tokenizer, chat)?
         };
         let rows = task_model.rows(table);
-        Self::new(&rows, None, generation, Vec::new(), run.metrics.clone()).map(Some)
+        let tables = run.meteor_data.as_deref().map(MeteorTables::open);
+        let (tables, metrics) = (tables.transpose()?, run.metrics.clone());
+        Self::new(&rows, None, generation, Vec::new(), metrics, tables).map(Some)
     }
 
     /// The prompts, in the order in which texts are written.
@@ -177,7 +184,7 @@ impl TextEvaluation {
         let scored: Vec<ScoredText<'_>> = scored.collect();
         let mut scores = Metrics::default();
         for metric in &self.metrics {
-            scores.extend(metric.scores(&scored)?);
+            scores.extend(metric.scores(&scored, self.tables.as_deref())?);
         }
         Ok(scores)
     }

@@ -15,6 +15,7 @@ use epiphyte_ops::{Precision, Quantization};
 use serde_json::{Map, Value};
 
 use crate::TrainError;
+use crate::error::MetricError;
 use crate::generate::Generation;
 use crate::scoring::metrics::texts::TextMetric;
 use crate::tasks::class_order::{self, BaseClasses, ClassOrder};
@@ -184,9 +185,12 @@ epiphyte_methods::settings! {
         eval_steps: Option<u64> = None, in Positive, unset "every epoch";
         /// Language modeling and sequence to sequence: at each evaluation, have the model write a
         /// text for each prompt of the evaluation data, and score the texts by bleu, bleu-zh,
-        /// chrf, rouge, rouge-stemmed, nist, e2e, exact-match, final-answer or math-answer, or
-        /// several: a,b (see `epiphyte eval --help`).
+        /// chrf, rouge, rouge-stemmed, nist, meteor, e2e, exact-match, final-answer or math-answer,
+        /// or several: a,b (see `epiphyte eval --help`).
         metrics: Vec<TextMetric> = Vec::new(), as Texts;
+        /// With --metrics meteor: directory of METEOR's tables, such as `meteor` of PyPI's
+        /// pycocoevalcap.
+        meteor_data: Option<PathBuf> = None;
         /// With --metrics: maximum number of new tokens of a text.
         max_new_tokens: usize = Generation::MAX_NEW_TOKENS, in Positive;
         /// With --metrics: beams of the search for the most likely text; 1 takes the most likely
@@ -363,6 +367,18 @@ impl RunConfig {
                                --metrics";
                 return Err(unused(key, problem.to_owned()));
             }
+        }
+        let needs_tables = self.metrics.iter().any(TextMetric::needs_meteor_tables);
+        match (needs_tables, &self.meteor_data) {
+            (true, None) => {
+                let problem = MetricError::NoMeteorTables.to_string();
+                return Err(unused("metrics", problem));
+            }
+            (false, Some(_)) => {
+                let problem = "it has the tables of METEOR: add meteor to --metrics".to_owned();
+                return Err(unused("meteor_data", problem));
+            }
+            _ => {}
         }
         if self.num_beams > Generation::MOST_BEAMS {
             let problem = format!(

@@ -29,6 +29,7 @@ const NOT_IDENTITY: &[&str] = &[
     "eval_data",
     "forgetting_data",
     "max_forgetting_rows",
+    "meteor_data",
     "labels",
     "format",
     "delimiter",

@@ -4,10 +4,13 @@ use std::ops::ControlFlow::{Break, Continue};
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
+use epiphyte_io::safetensors_file::write_f32;
 use epiphyte_methods::AdapterModule;
 use epiphyte_methods::file::AdapterFile;
 use epiphyte_models::generation_config::GenerationConfig;
-use epiphyte_models::{Adapter, HeadKind, Identity, LoadOptions, Model, ModelConfig, load};
+use epiphyte_models::{
+    Adapter, Checkpoint, HeadKind, Identity, LoadOptions, Model, ModelConfig, load,
+};
 use epiphyte_train::{Generation, GenerationEnd, TrainError, generate, generate_batch};
 use serde::Deserialize;
 
@@ -15,6 +18,8 @@ use serde::Deserialize;
 #[derive(Deserialize)]
 struct Golden {
     prompt: Vec<u32>,
+    /// How many positions the models get for the texts of the cases.
+    positions: usize,
     ends: Vec<u32>,
     repetition_penalty: f64,
     cases: Vec<Case>,
@@ -52,6 +57,36 @@ fn open(base: &str) -> Model {
     loaded.unwrap().model
 }
 
+/// The same model with more positions: a table of learned ones repeats its rows.
+fn longer(base: &str, positions: usize) -> Model {
+    let dir = folder().join(base).join("base");
+    let text = std::fs::read_to_string(dir.join("config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let keys = ["max_position_embeddings", "n_positions"].into_iter();
+    let mut more = 0;
+    if let Some(key) = keys.into_iter().find(|key| config.get(key).is_some()) {
+        more = positions - config[key].as_u64().unwrap() as usize;
+        config[key] = positions.into();
+    }
+    let checkpoint = Checkpoint::open(&dir).unwrap();
+    let tensors = checkpoint.names().map(|name| {
+        let view = checkpoint.tensor(name).unwrap();
+        let (mut shape, mut values) = (view.shape.to_vec(), view.to_f32().unwrap());
+        if name.ends_with("embed_positions.weight") || name.ends_with("wpe.weight") {
+            shape[0] += more;
+            let rows = values.iter().copied().cycle();
+            values = rows.take(shape.iter().product()).collect();
+        }
+        (name, shape, move || values.clone())
+    });
+    let longer = tempfile::tempdir().unwrap();
+    std::fs::write(longer.path().join("config.json"), config.to_string()).unwrap();
+    write_f32(&longer.path().join("model.safetensors"), tensors).unwrap();
+    let (device, options) = (Device::default(), LoadOptions::default());
+    let loaded = load(longer.path(), HeadKind::LanguageModel, &device, &options);
+    loaded.unwrap().model
+}
+
 impl Case {
     fn module(&self, model: &Model) -> Option<AdapterModule> {
         let dir = folder().join(&self.base).join(self.adapter.as_ref()?);
@@ -85,7 +120,7 @@ fn tokens_are_those_of_transformers() {
     }
     for case in &golden.cases {
         let name = format!("{} {:?}", case.base, case.adapter);
-        let model = open(&case.base);
+        let model = longer(&case.base, golden.positions);
         let module = case.module(&model);
         let adapter = module.as_ref().map_or(&Identity as &dyn Adapter, |it| it);
         let run = |how: &Generation| {
@@ -93,7 +128,12 @@ fn tokens_are_those_of_transformers() {
                 .unwrap()
                 .ids
         };
-        assert_eq!(run(&golden.how(&case.base, &[])), case.greedy, "{name}");
+        let greedy = Generation {
+            max_new_tokens: 64,
+            ..golden.how(&case.base, &[])
+        };
+        assert_eq!(case.greedy.len(), 64, "{name}");
+        assert_eq!(run(&greedy), case.greedy, "{name}");
         for beams in &case.beams {
             let how = Generation {
                 num_beams: beams.num_beams,

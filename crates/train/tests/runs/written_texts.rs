@@ -105,7 +105,8 @@ fn scores_are_those_of_the_texts_that_the_saved_adapter_writes() {
             ..Generation::of_model(&special, config, tokenizer, false).unwrap()
         };
         let rows = task_model.rows(&table);
-        let texts = TextEvaluation::new(&rows, None, generation, Vec::new(), Vec::new()).unwrap();
+        let texts =
+            TextEvaluation::new(&rows, None, generation, Vec::new(), Vec::new(), None).unwrap();
         let model = &task_model.loaded.model;
         let written = texts.write(model, loaded.adapter(), tokenizer, 1, &mut Silent);
         let written = written.unwrap();
@@ -119,7 +120,7 @@ fn scores_are_those_of_the_texts_that_the_saved_adapter_writes() {
         let scored: Vec<ScoredText<'_>> = scored.collect();
         assert_eq!(scored.len(), 3);
         for metric in &run.metrics {
-            for (name, value) in metric.scores(&scored).unwrap().iter() {
+            for (name, value) in metric.scores(&scored, None).unwrap().iter() {
                 assert_eq!(scores.get(name), Some(value), "{}: {name}", run.task);
             }
         }

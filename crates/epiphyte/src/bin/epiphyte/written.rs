@@ -6,8 +6,9 @@ use anyhow::Result;
 use clap::Args;
 use epiphyte::data::{OutputColumn, OutputFormat, Value, WritingPrompt};
 use epiphyte::models::generation_config::GenerationConfig;
-use epiphyte::train::scoring::metrics::Metrics;
+use epiphyte::train::error::MetricError;
 use epiphyte::train::scoring::metrics::texts::TextMetric;
+use epiphyte::train::scoring::metrics::{MeteorTables, Metrics};
 use epiphyte::train::scoring::written_texts::{TextEvaluation, WrittenText};
 use epiphyte::train::{Generation, GenerationEnd, TaskModel};
 use serde_json::Value as Json;
@@ -17,7 +18,7 @@ use crate::decoding_arguments::DecodingArguments;
 use crate::failure::UsageError;
 use crate::global::Global;
 use crate::output;
-use crate::outputs;
+use crate::outputs::{self, Input};
 use crate::progress::Progress;
 
 /// The flags of texts that are written for their scores.
@@ -30,6 +31,10 @@ pub(crate) struct WritingArguments {
     /// and each of their texts counts [default: the column that the model learns to write]
     #[arg(long, value_name = "COLUMN", requires = "metrics")]
     references: Option<String>,
+    /// Directory of METEOR's tables, meteor-1.5.jar and data/paraphrase-en.gz, which are not part
+    /// of epiphyte: `pip install pycocoevalcap` has them in its directory `meteor`
+    #[arg(long, value_name = "DIR", requires = "metrics")]
+    meteor_data: Option<PathBuf>,
     /// File for the written texts: .jsonl, .csv, .tsv or .parquet; - is standard output
     #[arg(long, value_name = "FILE", requires = "metrics")]
     output: Option<PathBuf>,
@@ -78,7 +83,10 @@ impl WritingArguments {
     pub(crate) fn run(&self, data: &DataArguments, global: &Global) -> Result<WrittenScores> {
         let model_dir = data.model_dir()?;
         let files = data.files()?;
-        let inputs = data.inputs(&model_dir, &files);
+        let tables = self.meteor_tables()?;
+        let mut inputs = data.inputs(&model_dir, &files);
+        let meteor = self.meteor_data.iter();
+        inputs.extend(meteor.map(|directory| Input::new("METEOR's tables", directory)));
         let destination = self.output.as_deref().map(|path| {
             let destination = outputs::check_file(path, &inputs, self.overwrite)?;
             Ok::<_, anyhow::Error>((path, destination, output_format(path)?))
@@ -105,6 +113,7 @@ impl WritingArguments {
             generation,
             self.decoding.stop.clone(),
             self.metrics.clone(),
+            tables,
         )?;
         if !global.quiet {
             self.decoding.say_defaults(&special);
@@ -125,6 +134,20 @@ impl WritingArguments {
             texts: written.len(),
             metrics: evaluation.scores(&written)?,
         })
+    }
+
+    /// METEOR's tables, if one of the metrics needs them.
+    fn meteor_tables(&self) -> Result<Option<MeteorTables>> {
+        let needed = self.metrics.iter().any(TextMetric::needs_meteor_tables);
+        match (&self.meteor_data, needed) {
+            (Some(directory), true) => Ok(Some(MeteorTables::open(directory)?)),
+            (None, false) => Ok(None),
+            (None, true) => Err(UsageError::Other(MetricError::NoMeteorTables.to_string()).into()),
+            (Some(_), false) => {
+                let problem = "--meteor-data has the tables of METEOR: add meteor to --metrics";
+                Err(UsageError::Other(problem.to_owned()).into())
+            }
+        }
     }
 }
 

@@ -1,5 +1,5 @@
-//! The scores of the E2E challenge (`tuetschek/e2e-metrics`) but METEOR: BLEU and NIST of its
-//! `pymteval.py`, ROUGE-L and CIDEr of MS-COCO's caption scores.
+//! The scores of the E2E challenge (`tuetschek/e2e-metrics`) but METEOR, which needs tables: BLEU
+//! and NIST of its `pymteval.py`, ROUGE-L and CIDEr of MS-COCO's caption scores.
 
 use super::penn_treebank::words;
 use super::texts::ScoredText;

@@ -8,14 +8,15 @@
 //! | `rouge` | `rouge1`, `rouge2`, `rougeL`, `rougeLsum` | rouge-score, mean F1 |
 //! | `rouge-stemmed` | the same with `_stemmed` | rouge-score with Porter's stemmer |
 //! | `nist` | `nist` | the E2E challenge's mteval |
+//! | `meteor` | `meteor` | METEOR 1.5 as the E2E challenge's scripts call it |
 //! | `e2e` | `e2e_bleu`, `e2e_rouge_l`, `nist`, `cider` | the E2E challenge's scripts |
 //! | `exact-match` | `exact_match` | texts without the spaces around them are the same |
 //! | `final-answer` | `final_answer` | GSM8K's: the numbers behind `####` are the same |
 //! | `math-answer` | `math_answer` | HF PEFT's `method_comparison`: the answers behind `The answer is` or `####` are the same |
 //!
 //! Every key but `nist` and `cider` is a share of 1 or, for `bleu` and `chrf`, of 100, as the
-//! programs print it. METEOR is not among them: it counts synonyms and paraphrases of WordNet and
-//! of a table of 60 MB, without which another number comes out.
+//! programs print it. METEOR needs [`MeteorTables`], synonyms of WordNet and paraphrases, which
+//! come with its own program and are not part of this one.
 //!
 //! ```
 //! use epiphyte_train::scoring::metrics::texts::{ScoredText, TextMetric};
@@ -23,17 +24,17 @@
 //! let metric: TextMetric = "exact-match".parse()?;
 //! let references = ["a lamp".to_owned()];
 //! let texts = [ScoredText { text: " a lamp\n", references: &references }];
-//! assert_eq!(metric.scores(&texts)?.get("exact_match"), Some(1.0));
+//! assert_eq!(metric.scores(&texts, None)?.get("exact_match"), Some(1.0));
 //! # Ok::<(), epiphyte_train::error::MetricError>(())
 //! ```
 
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
+use super::meteor::{self, MeteorTables};
 use super::{Metrics, bleu, chrf, e2e, exact_match, nist, rouge};
 use crate::error::MetricError;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A written text and the texts that would be right, one or several.
 #[derive(Clone, Copy, Debug)]
@@ -44,8 +45,17 @@ pub struct ScoredText<'a> {
     pub references: &'a [String],
 }
 
-/// The scores of texts, as named values.
-type Scores = fn(&[ScoredText<'_>]) -> Vec<(&'static str, f64)>;
+/// Scores as named values.
+type Named = Vec<(&'static str, f64)>;
+
+/// How texts are scored.
+#[derive(Clone, Copy)]
+enum Scores {
+    /// By themselves.
+    Of(fn(&[ScoredText<'_>]) -> Named),
+    /// With METEOR's tables.
+    WithTables(fn(&[ScoredText<'_>], &MeteorTables) -> Result<Named, MetricError>),
+}
 
 /// A score, or a family of scores, of written texts.
 #[derive(Clone, Copy)]
@@ -62,25 +72,25 @@ const METRICS: &[TextMetric] = &[
         name: "bleu",
         summary: "BLEU of sacreBLEU",
         keys: &["bleu"],
-        scores: bleu::western,
+        scores: Scores::Of(bleu::western),
     },
     TextMetric {
         name: "bleu-zh",
         summary: "BLEU of sacreBLEU for Chinese",
         keys: &["bleu_zh"],
-        scores: bleu::chinese,
+        scores: Scores::Of(bleu::chinese),
     },
     TextMetric {
         name: "chrf",
         summary: "chrF2 of sacreBLEU",
         keys: &["chrf"],
-        scores: chrf::scores,
+        scores: Scores::Of(chrf::scores),
     },
     TextMetric {
         name: "rouge",
         summary: "ROUGE-1, -2, -L and -Lsum of rouge-score",
         keys: &["rouge1", "rouge2", "rougeL", "rougeLsum"],
-        scores: rouge::plain,
+        scores: Scores::Of(rouge::plain),
     },
     TextMetric {
         name: "rouge-stemmed",
@@ -91,38 +101,44 @@ const METRICS: &[TextMetric] = &[
             "rougeL_stemmed",
             "rougeLsum_stemmed",
         ],
-        scores: rouge::stemmed,
+        scores: Scores::Of(rouge::stemmed),
     },
     TextMetric {
         name: "nist",
         summary: "NIST of the E2E challenge",
         keys: &["nist"],
-        scores: nist::scores,
+        scores: Scores::Of(nist::scores),
+    },
+    TextMetric {
+        name: "meteor",
+        summary: "METEOR 1.5 of the E2E challenge, with --meteor-data",
+        keys: &["meteor"],
+        scores: Scores::WithTables(meteor::scores),
     },
     TextMetric {
         name: "e2e",
         summary: "BLEU, NIST, ROUGE-L and CIDEr of the E2E challenge",
         keys: &["e2e_bleu", "nist", "e2e_rouge_l", "cider"],
-        scores: e2e::scores,
+        scores: Scores::Of(e2e::scores),
     },
     TextMetric {
         name: "exact-match",
         summary: "share of texts that equal a reference",
         keys: &["exact_match"],
-        scores: exact_match::whole_texts,
+        scores: Scores::Of(exact_match::whole_texts),
     },
     TextMetric {
         name: "final-answer",
         summary: "share of texts with the reference's answer behind ####, as for GSM8K",
         keys: &["final_answer"],
-        scores: exact_match::final_answers,
+        scores: Scores::Of(exact_match::final_answers),
     },
     TextMetric {
         name: "math-answer",
         summary: "share of texts with the reference's answer behind `The answer is` or ####, as HF PEFT reads \
                   MetaMath's and GSM8K's",
         keys: &["math_answer"],
-        scores: exact_match::math_answers,
+        scores: Scores::Of(exact_match::math_answers),
     },
 ];
 
@@ -147,12 +163,22 @@ impl TextMetric {
         self.keys
     }
 
-    /// The scores of texts.
+    /// Whether it needs METEOR's tables.
+    pub fn needs_meteor_tables(&self) -> bool {
+        matches!(self.scores, Scores::WithTables(_))
+    }
+
+    /// The scores of texts; only METEOR reads its tables.
     ///
     /// # Errors
     /// [`MetricError::Empty`] if there are no texts; [`MetricError::NoReference`] if one has no
-    /// reference.
-    pub fn scores(&self, texts: &[ScoredText<'_>]) -> Result<Metrics, MetricError> {
+    /// reference; [`MetricError::NoMeteorTables`] and [`MetricError::MeteorTable`] if METEOR's
+    /// tables are needed and missing or cannot be read.
+    pub fn scores(
+        &self,
+        texts: &[ScoredText<'_>],
+        tables: Option<&MeteorTables>,
+    ) -> Result<Metrics, MetricError> {
         if texts.is_empty() {
             return Err(MetricError::Empty);
         }
@@ -160,7 +186,13 @@ impl TextMetric {
         if let Some(example) = alone {
             return Err(MetricError::NoReference { example });
         }
-        Ok(Metrics::from_iter((self.scores)(texts)))
+        let named = match self.scores {
+            Scores::Of(scores) => scores(texts),
+            Scores::WithTables(scores) => {
+                scores(texts, tables.ok_or(MetricError::NoMeteorTables)?)?
+            }
+        };
+        Ok(Metrics::from_iter(named))
     }
 }
 
@@ -222,6 +254,12 @@ mod tests {
         scores: std::collections::BTreeMap<String, f64>,
     }
 
+    /// The metrics but METEOR, whose file has its own test.
+    fn without_tables() -> impl Iterator<Item = &'static TextMetric> {
+        let all = TextMetric::all().iter();
+        all.filter(|metric| !metric.needs_meteor_tables())
+    }
+
     #[test]
     fn scores_are_those_of_the_programs_that_the_field_uses() {
         let golden: Golden =
@@ -233,8 +271,8 @@ mod tests {
                 .iter()
                 .map(|(text, references)| ScoredText { text, references })
                 .collect();
-            for metric in TextMetric::all() {
-                let found = metric.scores(&texts).unwrap();
+            for metric in without_tables() {
+                let found = metric.scores(&texts, None).unwrap();
                 for (key, value) in found.iter() {
                     let Some(expected) = set.scores.get(key) else {
                         continue;
@@ -252,8 +290,8 @@ mod tests {
             text: "a",
             references: &["a".to_owned()],
         }];
-        for metric in TextMetric::all() {
-            for (key, _) in metric.scores(&one).unwrap().iter() {
+        for metric in without_tables() {
+            for (key, _) in metric.scores(&one, None).unwrap().iter() {
                 assert!(compared.contains(key), "`{key}` was compared with nothing");
             }
         }
@@ -266,10 +304,13 @@ mod tests {
             references: &["a".to_owned()],
         }];
         for metric in TextMetric::all() {
-            let measured = metric.scores(&one).unwrap();
-            let mut keys = metric.keys().to_vec();
-            keys.sort_unstable();
-            assert!(measured.iter().map(|(key, _)| key).eq(keys), "{metric:?}");
+            // METEOR's own test has tables and its key.
+            if !metric.needs_meteor_tables() {
+                let measured = metric.scores(&one, None).unwrap();
+                let mut keys = metric.keys().to_vec();
+                keys.sort_unstable();
+                assert!(measured.iter().map(|(key, _)| key).eq(keys), "{metric:?}");
+            }
             let of_keys = metric.keys().iter();
             let is_greater = |key: &&str| Selection::by(key).greater_is_better;
             assert!(of_keys.copied().all(|key| is_greater(&key)), "{metric:?}");
@@ -281,16 +322,25 @@ mod tests {
     #[test]
     fn texts_without_references_are_errors() {
         let metric: TextMetric = "bleu".parse().unwrap();
-        assert_eq!(metric.scores(&[]), Err(MetricError::Empty));
+        assert_eq!(metric.scores(&[], None), Err(MetricError::Empty));
         let texts = [ScoredText {
             text: "a",
             references: &[],
         }];
         assert_eq!(
-            metric.scores(&texts),
+            metric.scores(&texts, None),
             Err(MetricError::NoReference { example: 0 })
         );
-        let error = "meteor".parse::<TextMetric>().unwrap_err().to_string();
+        let texts = [ScoredText {
+            text: "a",
+            references: &["a".to_owned()],
+        }];
+        let metric: TextMetric = "meteor".parse().unwrap();
+        assert_eq!(
+            metric.scores(&texts, None),
+            Err(MetricError::NoMeteorTables)
+        );
+        let error = "meteors".parse::<TextMetric>().unwrap_err().to_string();
         assert!(error.contains("bleu, bleu-zh, chrf"), "{error}");
     }
 }
