@@ -18,7 +18,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "against_pytorch"))
 from decode import save_model  # noqa: E402
 
-STEPS, LENGTH = 4, 128
+LENGTH = 128
 
 
 def main():
@@ -32,7 +32,9 @@ def main():
         shutil.copy(arguments.tokenizer, base / "tokenizer.json")
         (base / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
     data.mkdir(exist_ok=True)
-    shutil.copy(arguments.text, data / "text.txt")
+    text = arguments.text.read_text()
+    rows = [json.dumps({"text": text[at:at + 1000]}) for at in range(0, len(text), 1000)]
+    (data / "text.jsonl").write_text("\n".join(rows))
     report = arguments.work / "report"
     subprocess.run([arguments.epiphyte, "compare", HERE / "method_batch_precision.toml", "--model", base,
                     "--data", data, "--output", report], check=True)
