@@ -77,6 +77,7 @@ impl RunSuite<'_> {
                 | TrainError::Columns { .. }
                 | TrainError::File(_)
                 | TrainError::Hub(_)
+                | TrainError::Metric(_)
                 | TrainError::WritesNoText { .. }
                 | TrainError::NoReference { .. }),
             ) => return Err(wrong(error.to_string())),

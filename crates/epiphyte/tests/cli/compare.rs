@@ -682,7 +682,12 @@ fn methods_are_compared_by_what_they_write() {
         ),
         ("completion_column = \"ref\"\n", "", "`completion"),
         ("causal-lm", "masked-lm", "masked-lm writes none"),
-        ("[\"chrf\", \"e2e\"]", "[\"meteor\"]", "no metric `meteor`"),
+        ("[\"chrf\", \"e2e\"]", "[\"stars\"]", "no metric `stars`"),
+        (
+            "[\"chrf\", \"e2e\"]",
+            "[\"meteor\"]",
+            "pip install pycocoevalcap",
+        ),
     ] {
         here.write("wrong.toml", WRITING.replace(from, to));
         let error = here.fail(2, "compare wrong.toml --output wrong");

@@ -629,7 +629,15 @@ fn a_run_has_the_scores_of_texts_that_eval_then_has() {
                    --text-columns text --output classes";
     for (flags, words) in [
         ("--metrics bleu", "sequence-classification writes none"),
-        ("--metrics meteor", "no metric `meteor`"),
+        ("--metrics stars", "no metric `stars`"),
+        (
+            "--task causal-lm --metrics meteor",
+            "`pip install pycocoevalcap`",
+        ),
+        (
+            "--task causal-lm --metrics bleu --meteor-data tables",
+            "add meteor to --metrics",
+        ),
         ("--task causal-lm --num-beams 2", "pass --metrics"),
         (
             "--task causal-lm --metrics bleu",

@@ -129,6 +129,19 @@ impl LadderSideTuningConfig {
                 ),
             });
         }
+        let encoder_layers = base.dimensions.encoder_layers;
+        if sorted.iter().all(|&at| at < encoder_layers) {
+            return Err(MethodError::Value {
+                method: Self::NAME,
+                key: "side_layers",
+                value: format!("{kept:?}"),
+                expected: format!(
+                    "a layer of the decoder must be among them, from {encoder_layers} to {}: \
+                     nothing else reads the side encoder",
+                    layers - 1
+                ),
+            });
+        }
         Ok(sorted)
     }
 
@@ -246,8 +259,7 @@ impl MethodConfig for LadderSideTuningConfig {
             json!({ "side_reduction_factor": 2 }),
             json!({ "side_reduction_factor": 1, "side_layers": [1], "side_init": "random" }),
             json!({
-                "side_reduction_factor": 1, "side_layers": [0], "side_init": "fisher",
-                "side_fisher_samples": 3,
+                "side_reduction_factor": 1, "side_init": "fisher", "side_fisher_samples": 3,
             }),
         ]
     }
@@ -1054,5 +1066,10 @@ mod tests {
             let error = config.count(llama().base()).unwrap_err().to_string();
             assert!(error.contains(message), "{error}");
         }
+        let encoder_alone = json!({ "side_reduction_factor": 2, "side_layers": [0, 1] });
+        let config: LadderSideTuningConfig =
+            crate::framework::settings::parse(encoder_alone.as_object().unwrap()).unwrap();
+        let error = config.count(t5().base()).unwrap_err().to_string();
+        assert!(error.contains("from 2 to 2: nothing else reads"), "{error}");
     }
 }

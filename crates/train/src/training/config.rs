@@ -370,10 +370,7 @@ impl RunConfig {
         }
         let needs_tables = self.metrics.iter().any(TextMetric::needs_meteor_tables);
         match (needs_tables, &self.meteor_data) {
-            (true, None) => {
-                let problem = MetricError::NoMeteorTables.to_string();
-                return Err(unused("metrics", problem));
-            }
+            (true, None) => return Err(MetricError::NoMeteorTables.into()),
             (false, Some(_)) => {
                 let problem = "it has the tables of METEOR: add meteor to --metrics".to_owned();
                 return Err(unused("meteor_data", problem));
@@ -830,9 +827,14 @@ mod tests {
             let error = checked(settings).unwrap_err().to_string();
             assert!(error.contains(words), "{error}");
         }
-        let metrics = json!({ "metrics": ["meteor"] });
+        let metrics = json!({ "metrics": ["stars"] });
         let error = RunConfig::parse(metrics.as_object().unwrap()).unwrap_err();
-        assert!(error.to_string().contains("no metric `meteor`"), "{error}");
+        assert!(error.to_string().contains("no metric `stars`"), "{error}");
+        let meteor =
+            |tables: Value| json!({ "task": text, "metrics": ["meteor"], "meteor_data": tables });
+        let error = checked(meteor(Value::Null)).unwrap_err().to_string();
+        assert!(error.contains("pip install pycocoevalcap"), "{error}");
+        checked(meteor(json!("meteor"))).unwrap();
     }
 
     #[test]

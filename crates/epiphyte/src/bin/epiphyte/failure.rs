@@ -9,6 +9,7 @@ use epiphyte::hub::HubError;
 use epiphyte::methods::file::CONFIG_FILE;
 use epiphyte::methods::{METHODS, MethodError};
 use epiphyte::train::TrainError;
+use epiphyte::train::error::MetricError;
 use epiphyte::train::training::optimizer::OptimizerKind;
 use epiphyte_compare::CompareError;
 
@@ -116,6 +117,7 @@ fn is_usage(error: &anyhow::Error) -> bool {
                 | TrainError::ClassOrder(_)
                 | TrainError::WritesNoText { .. }
                 | TrainError::NoReference { .. }
+                | TrainError::Metric(MetricError::NoMeteorTables)
         )
     );
     let is_suite = matches!(

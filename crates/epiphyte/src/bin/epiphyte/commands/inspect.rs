@@ -311,8 +311,13 @@ fn base(dir: &Path, global: &Global) -> Result<()> {
             .iter()
             .any(|tensor| is_weight_of(&tensor.name, head))
     });
-    let head = HeadKind::Classification {
-        labels: facts.labels.names().len().max(1),
+    let labels = facts.labels.names().len().max(1);
+    let of_tokens = HeadKind::TokenClassification { labels };
+    // An encoder-decoder that classifies tokens is saved without its decoder.
+    let class = config.family().class_name(of_tokens);
+    let head = match class.is_some_and(|class| facts.architectures.contains(&class)) {
+        true => of_tokens,
+        false => HeadKind::Classification { labels },
     };
     let loaded = load(dir, head, &Device::flex(), &LoadOptions::default())?;
     let summary = BaseSummary {
