@@ -14,6 +14,7 @@
 //! assert_eq!(squares[999], 998001.0);
 //! ```
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::{Isa, KernelError};
@@ -85,6 +86,41 @@ where
     });
 }
 
+/// Runs `body` with all threads awake, for many short kernels in a row: none has to be woken, which
+/// takes longer than a small product. What `body` computes is the same. While it does nothing, the
+/// other threads offer their cores to the system.
+///
+/// ```
+/// use epiphyte_kernels::threads::{awake, for_each};
+///
+/// let mut counts = [0; 8];
+/// awake(|| for_each(counts.iter_mut(), |count| *count += 1));
+/// assert_eq!(counts, [1; 8]);
+/// ```
+pub fn awake<T: Send>(body: impl FnOnce() -> T + Send) -> T {
+    let (done, isa) = (AtomicBool::new(false), Isa::current());
+    /// Says that the work is done, also if it panics.
+    struct Done<'a>(&'a AtomicBool);
+    impl Drop for Done<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Release);
+        }
+    }
+    rayon::scope(|scope| {
+        for _ in 1..threads() {
+            scope.spawn(|_| {
+                while !done.load(Ordering::Acquire) {
+                    if rayon::yield_now() != Some(rayon::Yield::Executed) {
+                        std::thread::yield_now();
+                    }
+                }
+            });
+        }
+        let _done = Done(&done);
+        isa.with(body)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -120,6 +156,32 @@ mod tests {
         in_pool(2, || {
             Isa::Portable.with(|| for_each(0..100, |_| assert_eq!(Isa::current(), Isa::Portable)));
         });
+    }
+
+    #[test]
+    fn awake_threads_take_parts_and_end_with_the_work() {
+        for threads in [1, 2, 8] {
+            in_pool(threads, || {
+                Isa::Portable.with(|| {
+                    let sum = awake(|| {
+                        let mut sum = 0;
+                        for round in 0..100 {
+                            let mut parts = vec![0; 8];
+                            for_each(parts.iter_mut(), |part| {
+                                assert_eq!(Isa::current(), Isa::Portable);
+                                *part = round;
+                            });
+                            sum += parts.iter().sum::<usize>();
+                        }
+                        sum
+                    });
+                    assert_eq!(sum, 8 * 4950);
+                });
+                let panics = || awake(|| for_each(0..8, |part| assert_ne!(part, 3)));
+                assert!(std::panic::catch_unwind(panics).is_err());
+                assert_eq!(awake(|| 7), 7);
+            });
+        }
     }
 
     #[test]

@@ -63,4 +63,4 @@ pub use epiphyte_kernels::memory::keep_freed_memory;
 pub use epiphyte_kernels::quantized;
 pub use epiphyte_kernels::random;
 pub use epiphyte_kernels::scratch_bytes;
-pub use epiphyte_kernels::threads::{set_threads, threads};
+pub use epiphyte_kernels::threads::{awake, set_threads, threads};

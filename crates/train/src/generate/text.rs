@@ -1,13 +1,16 @@
 //! A text that grows, and the logits of its next token.
 
 use epiphyte_models::{Adapter, AdapterBatch, Cache, DecoderTokens, Entry, Mode, Model, Tokens};
-use epiphyte_ops::Sequences;
+use epiphyte_ops::{Sequences, awake};
 
 use super::{Generated, Generation, GenerationEnd, Room};
 use crate::TrainError;
 
 /// How many tokens of a prompt are read at once, which bounds memory.
 const PROMPT_CHUNK: usize = 512;
+
+/// Passes over this many rows and fewer are made of products that are shorter than waking a thread.
+const FEW_ROWS: usize = 32;
 
 /// The tokens chosen so far behind those that the text begins with, and what the model keeps of
 /// those that it has read.
@@ -185,7 +188,12 @@ pub(super) fn next_logits(
         mode: Mode::Evaluation,
         streams: &[],
     });
-    let logits = model.batch_logits(&AdapterBatch::new(entries));
+    let batch = AdapterBatch::new(entries);
+    let rows: usize = tokens.iter().map(|tokens| tokens.sequences.tokens()).sum();
+    let logits = match rows <= FEW_ROWS {
+        true => awake(|| model.batch_logits(&batch)),
+        false => model.batch_logits(&batch),
+    };
     let vocabulary = logits.dims()[1];
     let logits = logits
         .inner()
