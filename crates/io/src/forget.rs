@@ -15,7 +15,7 @@ const AROUND: usize = 512 << 10;
 /// ```
 /// let file = std::fs::File::open("Cargo.toml")?;
 /// # #[expect(unsafe_code, reason = "a map cannot be made without")]
-/// // SAFETY: nobody writes to this file.
+/// // SAFETY: no process writes to this file meanwhile.
 /// let map = unsafe { memmap2::Mmap::map(&file) }?;
 /// let before = map.to_vec();
 /// epiphyte_io::forget(&map, 0..map.len());

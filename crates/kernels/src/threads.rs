@@ -166,7 +166,7 @@ mod tests {
                     let sum = awake(|| {
                         let mut sum = 0;
                         for round in 0..100 {
-                            let mut parts = vec![0; 8];
+                            let mut parts = [0; 8];
                             for_each(parts.iter_mut(), |part| {
                                 assert_eq!(Isa::current(), Isa::Portable);
                                 *part = round;

@@ -322,6 +322,20 @@ impl<'a> Prepared<'a> {
             let beside = beside.map(|(first, _)| first.task_model.loaded.model.base().clone());
             prepared.push(Self::new(run, options, beside)?);
         }
+        let layers = |(it, _): &(Self, AdapterModule)| {
+            let dimensions = &it.task_model.loaded.model.base().dimensions;
+            (dimensions.layers, dimensions.encoder_layers)
+        };
+        let first = prepared.first();
+        let mut others = prepared.iter();
+        let other = others.find(|it| first.is_some_and(|first| layers(first) != layers(it)));
+        if let (Some((first, _)), Some((other, _))) = (first, other) {
+            return Err(TrainError::Config(format!(
+                "{} and {} read other layers of this base, so their runs do not share a pass: train \
+                 them apart",
+                first.run.task, other.run.task
+            )));
+        }
         Ok(prepared)
     }
 

@@ -17,9 +17,9 @@
 //!   no `Norm`
 //!
 //! Each stack of an encoder-decoder has a `Down` and a `Norm` of its own; cross-attention of the
-//! decoder's side layers reads the side encoder's `Dropout(Norm(s))`. Where the base's attention has
-//! a bias by relative positions, the side layers of a stack have a table of their own for theirs,
-//! which starts as the base's.
+//! decoder's side layers reads the side encoder's `Dropout(Norm(s))`. Where attention in the base
+//! has a bias by relative positions, the side layers of a stack have a table of their own for
+//! theirs, which starts as the base's.
 //!
 //! `Down`, `Down_i` and `Up` have biases and start normal with standard deviation 0.01. Side layers
 //! start as parts of the base's layers ([structural pruning](crate::parts::structural_pruning)), by
@@ -131,16 +131,12 @@ impl LadderSideTuningConfig {
         }
         let encoder_layers = base.dimensions.encoder_layers;
         if sorted.iter().all(|&at| at < encoder_layers) {
-            return Err(MethodError::Value {
-                method: Self::NAME,
-                key: "side_layers",
-                value: format!("{kept:?}"),
-                expected: format!(
-                    "a layer of the decoder must be among them, from {encoder_layers} to {}: \
-                     nothing else reads the side encoder",
-                    layers - 1
-                ),
-            });
+            let reason = format!(
+                "none of the layers {kept:?} is of its decoder, which has those from \
+                 {encoder_layers} to {}: nothing else reads the side encoder; set `side_layers`",
+                layers - 1
+            );
+            return Err(Self::not_applicable(base, reason));
         }
         Ok(sorted)
     }

@@ -139,6 +139,29 @@ fn several_runs_over_one_base() {
     assert!(different.is_empty(), "{different:#?}");
 }
 
+/// A classifier of tokens over T5 has its encoder alone, and a pass over both stacks is another.
+#[test]
+fn runs_that_read_other_layers_of_a_base_are_trained_apart() {
+    let world = World::new();
+    let both_stacks = world.seq2seq_run("both", "lora", &json!({}));
+    let row = json!({ "tokens": ["good", "bad"], "tags": ["A", "B"] });
+    let encoder_alone = RunConfig {
+        model: both_stacks.model.clone(),
+        task: "token-classification".parse().unwrap(),
+        train_data: world.write_data("tags.jsonl", &vec![row; 8]),
+        text_columns: vec!["tokens".to_owned()],
+        label_column: Some("tags".to_owned()),
+        output: both_stacks.output.with_extension("encoder"),
+        max_length: Some(8),
+        ..RunConfig::default()
+    };
+    let runs = [both_stacks, encoder_alone];
+    let options = RunOptions::default();
+    let error = train_several(&runs, &options, &Interrupt::default(), &mut Silent);
+    let error = error.expect_err("two kinds of passes").to_string();
+    assert!(error.contains("read other layers of this base"), "{error}");
+}
+
 /// Stopped after each number of steps and resumed, with the method's state.
 #[test]
 fn resumed_after_every_step() {

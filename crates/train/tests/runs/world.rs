@@ -29,7 +29,8 @@ pub(crate) struct World {
 /// that are no language model's in what they read of the last layer.
 fn structure(config: &ModelConfig, head: HeadKind) -> (usize, bool, BTreeSet<Role>) {
     let head = match head {
-        HeadKind::LanguageModel => head,
+        // An encoder-decoder classifies tokens with its encoder alone.
+        HeadKind::LanguageModel | HeadKind::TokenClassification { .. } => head,
         _ => HeadKind::Classification { labels: 2 },
     };
     let model = random_model(config, head, &Device::default(), Precision::F32, 0);

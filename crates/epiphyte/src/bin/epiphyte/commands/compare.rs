@@ -88,7 +88,8 @@ const SUITES: [(&str, &str); 7] = [
 
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
-    /// Suite: a TOML file, or smoke, glue-mini, learning, few-shot, nlg-mini, model-size or math-mini
+    /// Suite: a TOML file, or smoke, glue-mini, learning, few-shot, nlg-mini, model-size or
+    /// math-mini
     suite: String,
     /// Directory for runs, results and report
     #[arg(long, value_name = "DIR", required_unless_present_any = ["show", "dry_run"])]

@@ -40,8 +40,8 @@ pub(crate) struct Arguments {
     /// Directory of an adapter or a base model, a GGUF file, or a base model's name on the hub
     #[arg(required_unless_present = "shape")]
     path: Option<PathBuf>,
-    /// The adapter's base model, for parameter counts that an adapter of HF PEFT does not record, and
-    /// for --changes [default: the base that the adapter names]
+    /// The adapter's base model, for --changes and for parameter counts that an adapter of HF PEFT
+    /// does not record [default: the base that the adapter names]
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// Show how far each tensor of the base moves in each layer: the mean magnitude of its change
