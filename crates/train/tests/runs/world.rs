@@ -29,8 +29,7 @@ pub(crate) struct World {
 /// that are no language model's in what they read of the last layer.
 fn structure(config: &ModelConfig, head: HeadKind) -> (usize, bool, BTreeSet<Role>) {
     let head = match head {
-        // An encoder-decoder classifies tokens with its encoder alone.
-        HeadKind::LanguageModel | HeadKind::TokenClassification { .. } => head,
+        HeadKind::LanguageModel => head,
         _ => HeadKind::Classification { labels: 2 },
     };
     let model = random_model(config, head, &Device::default(), Precision::F32, 0);
@@ -161,6 +160,12 @@ impl World {
                     ModelConfig::parse("config.json".as_ref(), config.to_string().as_bytes());
                 let parsed = parsed.expect("a family's example");
                 if parsed.family().class_name(head).is_none() {
+                    continue;
+                }
+                // What an encoder-decoder's encoder does alone, other encoders do.
+                let model = random_model(&parsed, head, &Device::default(), Precision::F32, 0);
+                let layers = model.expect("the family has the head").layers();
+                if layers != parsed.facts().num_hidden_layers {
                     continue;
                 }
                 // Where a task trains no head, it differs from others in its loss alone.
