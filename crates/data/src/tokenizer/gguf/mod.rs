@@ -2,8 +2,8 @@
 //!
 //! llama.cpp has two kinds of byte-pair encoding. That of SentencePiece (`llama`) joins the pair
 //! whose token has the highest score. That of GPT-2 (`gpt2`) has the pairs, and a name for the rule
-//! that splits texts before they are joined ([`Split`]). [`reader`] makes a `tokenizer.json` of
-//! such a vocabulary, [`writer`] does the reverse.
+//! that splits texts before they are joined (`Split`). `reader` makes a `tokenizer.json` of
+//! such a vocabulary, `writer` does the reverse.
 
 mod reader;
 mod writer;
