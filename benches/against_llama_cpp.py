@@ -14,7 +14,6 @@ new tokens a second after the first.
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -65,9 +64,7 @@ def main():
         sys.path.insert(0, str(HERE / "against_pytorch"))
         from decode import save_model
 
-        save_model(model)
-    shutil.copy(given.tokenizer, model / "tokenizer.json")
-    (model / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
+        save_model(model, given.tokenizer)
     files = {name: given.work / f"{name}.gguf" for name, *_ in FORMATS}
     if not files["bf16"].exists():
         subprocess.run([given.epiphyte, "export", "--model", model, "--to", "gguf", "--output", files["bf16"]],

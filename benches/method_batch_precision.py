@@ -9,7 +9,6 @@ shape of a 0.5B Llama with random weights. The comparison is `method_batch_preci
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,9 +27,7 @@ def main():
     arguments = parser.parse_args()
     base, data = arguments.work / "base", arguments.work / "data"
     if not base.exists():
-        save_model(base)
-        shutil.copy(arguments.tokenizer, base / "tokenizer.json")
-        (base / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
+        save_model(base, arguments.tokenizer)
     data.mkdir(exist_ok=True)
     text = arguments.text.read_text()
     rows = [json.dumps({"text": text[at:at + 1000]}) for at in range(0, len(text), 1000)]

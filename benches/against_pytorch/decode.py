@@ -12,6 +12,7 @@ first, and the largest resident memory.
 import argparse
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -22,13 +23,17 @@ SHAPE = {"vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "n
          "max_position_embeddings": 4096}
 
 
-def save_model(directory: Path):
+def save_model(directory: Path, tokenizer: Path | None = None):
+    """The model, and with it the tokenizer.json of GPT-2 where a tokenizer is needed."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(0)
     model = Qwen2ForCausalLM._from_config(Qwen2Config(**SHAPE), dtype=torch.bfloat16)
     model.save_pretrained(directory)
+    if tokenizer:
+        shutil.copy(tokenizer, directory / "tokenizer.json")
+        (directory / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
 
 
 def torch_side(directory: Path, prompt: int, new: int, batch: int):

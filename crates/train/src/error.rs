@@ -101,6 +101,9 @@ pub enum MetricError {
          `meteor` (--meteor-data .../site-packages/pycocoevalcap/meteor)"
     )]
     NoMeteorTables,
+    /// METEOR's tables are named, and METEOR is not to be computed.
+    #[error("--meteor-data has the tables of METEOR: add meteor to --metrics")]
+    UnusedMeteorTables,
     /// A file of METEOR's tables cannot be used.
     #[error(
         "`{path}`: {problem}; METEOR's tables are a directory with meteor-1.5.jar and \

@@ -326,14 +326,13 @@ impl<'a> Prepared<'a> {
             let dimensions = &it.task_model.loaded.model.base().dimensions;
             (dimensions.layers, dimensions.encoder_layers)
         };
-        let first = prepared.first();
-        let mut others = prepared.iter();
-        let other = others.find(|it| first.is_some_and(|first| layers(first) != layers(it)));
-        if let (Some((first, _)), Some((other, _))) = (first, other) {
+        if let Some((first, others)) = prepared.split_first()
+            && let Some((other, _)) = others.iter().find(|it| layers(it) != layers(first))
+        {
             return Err(TrainError::Config(format!(
                 "{} and {} read other layers of this base, so their runs do not share a pass: train \
                  them apart",
-                first.run.task, other.run.task
+                first.0.run.task, other.run.task
             )));
         }
         Ok(prepared)

@@ -236,14 +236,9 @@ fn golden_adapters_are_written_again_as_they_were() {
             HeadKind::LanguageModel,
             HeadKind::MaskedLm,
         ];
-        let architectures = &config.facts().architectures;
-        let is_saved = |head: &HeadKind| {
-            let class = config.family().class_name(*head);
-            class.is_some_and(|class| architectures.contains(&class))
-        };
         let task = heads
             .into_iter()
-            .find(is_saved)
+            .find(|head| config.is_saved_with(*head))
             .expect("a head of a family");
         let loaded = load(&base, task, &Device::default(), &LoadOptions::default());
         let loaded = loaded.unwrap_or_else(|error| panic!("{error}"));

@@ -333,6 +333,13 @@ impl ModelConfig {
         }
     }
 
+    /// Whether `architectures` names the class of transformers that has this head: a model with it
+    /// was saved.
+    pub fn is_saved_with(&self, head: HeadKind) -> bool {
+        let class = self.family.class_name(head);
+        class.is_some_and(|class| self.facts.architectures.contains(&class))
+    }
+
     /// Whether `architectures` says that the checkpoint's head is another one that a task trains:
     /// it may have the names and the shape of this one.
     pub fn is_for_another_task(&self, head: HeadKind) -> bool {

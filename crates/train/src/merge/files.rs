@@ -70,8 +70,8 @@ fn is_file_of_folder(name: &str) -> bool {
 pub(crate) fn files_of(base: &Path) -> Result<Vec<PathBuf>, TrainError> {
     let mut files = Vec::new();
     if is_gguf(base)? {
-        let made = names_made(base)?.into_iter();
-        return Ok(made.map(PathBuf::from).collect());
+        let made = tokenizer_files(base)?.into_iter();
+        return Ok(made.map(|(name, _)| PathBuf::from(name)).collect());
     }
     for name in names_in(base)? {
         let path = base.join(&name);
@@ -97,11 +97,13 @@ pub(crate) fn files_of(base: &Path) -> Result<Vec<PathBuf>, TrainError> {
 /// # Errors
 /// As [`files_of`]; if a file cannot be written.
 pub(crate) fn copy_tokenizer(base: &Path, to: &Path) -> Result<(), TrainError> {
-    let names = match is_gguf(base)? {
-        true => names_made(base)?,
-        false => names_in(base)?,
-    };
-    for name in names {
+    if is_gguf(base)? {
+        for (name, content) in tokenizer_files(base)? {
+            epiphyte_io::write(&to.join(name), &content)?;
+        }
+        return Ok(());
+    }
+    for name in names_in(base)? {
         if TOKENIZER_FILES.contains(&name.as_str()) {
             copy(base, Path::new(&name), to)?;
         }
@@ -127,12 +129,6 @@ pub(crate) fn copy(base: &Path, file: &Path, to: &Path) -> Result<(), TrainError
     let mut source = fs::File::open(&from).map_err(FileError::at("read", &from))?;
     epiphyte_io::write_atomically(&target, |file| io::copy(&mut source, file).map(|_| ()))?;
     Ok(())
-}
-
-/// The names of what is made of a GGUF file.
-fn names_made(base: &Path) -> Result<Vec<String>, TrainError> {
-    let made = tokenizer_files(base)?.into_iter();
-    Ok(made.map(|(name, _)| name.to_owned()).collect())
 }
 
 /// The names in a directory that are UTF-8.

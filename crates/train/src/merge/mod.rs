@@ -312,19 +312,19 @@ pub(crate) fn head_of_files(
     config: &ModelConfig,
 ) -> Result<HeadKind, TrainError> {
     let labels = config.facts().labels.num_labels();
-    let class = |head: &HeadKind| config.family().class_name(*head);
     let heads = [
         HeadKind::LanguageModel,
         HeadKind::TokenClassification { labels },
         HeadKind::QuestionAnswering,
     ];
-    let architectures = &config.facts().architectures;
     let mut heads = heads.into_iter();
-    let saved = heads.find(|head| class(head).is_some_and(|class| architectures.contains(&class)));
-    if let Some(head) = saved {
+    if let Some(head) = heads.find(|head| config.is_saved_with(*head)) {
         return Ok(head);
     }
-    let has_class = class(&HeadKind::LanguageModel).is_some();
+    let has_class = config
+        .family()
+        .class_name(HeadKind::LanguageModel)
+        .is_some();
     let has_head = has_class && Checkpoint::open(model_dir)?.contains("lm_head.weight");
     Ok(match has_head {
         true => HeadKind::LanguageModel,

@@ -15,7 +15,6 @@ use epiphyte_ops::{Precision, Quantization};
 use serde_json::{Map, Value};
 
 use crate::TrainError;
-use crate::error::MetricError;
 use crate::generate::Generation;
 use crate::scoring::metrics::texts::TextMetric;
 use crate::tasks::class_order::{self, BaseClasses, ClassOrder};
@@ -368,15 +367,7 @@ impl RunConfig {
                 return Err(unused(key, problem.to_owned()));
             }
         }
-        let needs_tables = self.metrics.iter().any(TextMetric::needs_meteor_tables);
-        match (needs_tables, &self.meteor_data) {
-            (true, None) => return Err(MetricError::NoMeteorTables.into()),
-            (false, Some(_)) => {
-                let problem = "it has the tables of METEOR: add meteor to --metrics".to_owned();
-                return Err(unused("meteor_data", problem));
-            }
-            _ => {}
-        }
+        TextMetric::check_meteor_data(&self.metrics, self.meteor_data.as_deref())?;
         if self.num_beams > Generation::MOST_BEAMS {
             let problem = format!(
                 "it is {}, but must be at most {}",

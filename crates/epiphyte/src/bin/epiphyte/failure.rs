@@ -117,7 +117,7 @@ fn is_usage(error: &anyhow::Error) -> bool {
                 | TrainError::ClassOrder(_)
                 | TrainError::WritesNoText { .. }
                 | TrainError::NoReference { .. }
-                | TrainError::Metric(MetricError::NoMeteorTables)
+                | TrainError::Metric(MetricError::NoMeteorTables | MetricError::UnusedMeteorTables)
         )
     );
     let is_suite = matches!(

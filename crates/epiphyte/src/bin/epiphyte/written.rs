@@ -6,7 +6,6 @@ use anyhow::Result;
 use clap::Args;
 use epiphyte::data::{OutputColumn, OutputFormat, Value, WritingPrompt};
 use epiphyte::models::generation_config::GenerationConfig;
-use epiphyte::train::error::MetricError;
 use epiphyte::train::scoring::metrics::texts::TextMetric;
 use epiphyte::train::scoring::metrics::{MeteorTables, Metrics};
 use epiphyte::train::scoring::written_texts::{TextEvaluation, WrittenText};
@@ -138,16 +137,10 @@ impl WritingArguments {
 
     /// METEOR's tables, if one of the metrics needs them.
     fn meteor_tables(&self) -> Result<Option<MeteorTables>> {
-        let needed = self.metrics.iter().any(TextMetric::needs_meteor_tables);
-        match (&self.meteor_data, needed) {
-            (Some(directory), true) => Ok(Some(MeteorTables::open(directory)?)),
-            (None, false) => Ok(None),
-            (None, true) => Err(UsageError::Other(MetricError::NoMeteorTables.to_string()).into()),
-            (Some(_), false) => {
-                let problem = "--meteor-data has the tables of METEOR: add meteor to --metrics";
-                Err(UsageError::Other(problem.to_owned()).into())
-            }
-        }
+        let directory = self.meteor_data.as_deref();
+        TextMetric::check_meteor_data(&self.metrics, directory)
+            .map_err(|error| UsageError::Other(error.to_string()))?;
+        Ok(directory.map(MeteorTables::open).transpose()?)
     }
 }
 

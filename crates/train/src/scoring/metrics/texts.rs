@@ -29,6 +29,7 @@
 //! ```
 
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
 
 use super::meteor::{self, MeteorTables};
@@ -166,6 +167,23 @@ impl TextMetric {
     /// Whether it needs METEOR's tables.
     pub fn needs_meteor_tables(&self) -> bool {
         matches!(self.scores, Scores::WithTables(_))
+    }
+
+    /// Checks that a directory of METEOR's tables is named where one of `metrics` needs it, and
+    /// only there.
+    ///
+    /// # Errors
+    /// [`MetricError::NoMeteorTables`]; [`MetricError::UnusedMeteorTables`].
+    pub fn check_meteor_data(
+        metrics: &[Self],
+        directory: Option<&Path>,
+    ) -> Result<(), MetricError> {
+        let needed = metrics.iter().any(Self::needs_meteor_tables);
+        match (needed, directory) {
+            (true, None) => Err(MetricError::NoMeteorTables),
+            (false, Some(_)) => Err(MetricError::UnusedMeteorTables),
+            _ => Ok(()),
+        }
     }
 
     /// The scores of texts; only METEOR reads its tables.

@@ -314,8 +314,7 @@ fn base(dir: &Path, global: &Global) -> Result<()> {
     let labels = facts.labels.names().len().max(1);
     let of_tokens = HeadKind::TokenClassification { labels };
     // An encoder-decoder that classifies tokens is saved without its decoder.
-    let class = config.family().class_name(of_tokens);
-    let head = match class.is_some_and(|class| facts.architectures.contains(&class)) {
+    let head = match config.is_saved_with(of_tokens) {
         true => of_tokens,
         false => HeadKind::Classification { labels },
     };

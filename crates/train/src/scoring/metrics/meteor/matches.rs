@@ -102,23 +102,23 @@ pub(super) fn all(
     words(Kind::Synonym, text.len(), &mut found, |t, r| {
         !same(t, r) && have_common(&text.synonyms[t], &reference.synonyms[r])
     });
-    for phrase in paraphrases.pairs(reference.words, text.words) {
-        found[phrase.from].push(Match {
+    // Where the phrase of the text begins and its length, and those of the reference's.
+    let mut add = |[text, text_length]: [usize; 2], [reference, reference_length]: [usize; 2]| {
+        found[reference].push(Match {
             kind: Kind::Paraphrase,
-            text: phrase.to,
-            text_length: phrase.to_length,
-            reference: phrase.from,
-            reference_length: phrase.from_length,
+            text,
+            text_length,
+            reference,
+            reference_length,
         });
+    };
+    for phrase in paraphrases.pairs(reference.words, text.words) {
+        let to = [phrase.to, phrase.to_length];
+        add(to, [phrase.from, phrase.from_length]);
     }
     for phrase in paraphrases.pairs(text.words, reference.words) {
-        found[phrase.to].push(Match {
-            kind: Kind::Paraphrase,
-            text: phrase.from,
-            text_length: phrase.from_length,
-            reference: phrase.to,
-            reference_length: phrase.to_length,
-        });
+        let from = [phrase.from, phrase.from_length];
+        add(from, [phrase.to, phrase.to_length]);
     }
     found
 }
